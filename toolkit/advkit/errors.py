@@ -1,0 +1,94 @@
+"""Every failure advkit reports: one sentence with the next step, and the exit code of the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdvkitError(Exception):
+    """Base of all errors whose text is meant for the user. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class OptionError(AdvkitError):
+    """A setting, plugin option or argument is unknown, malformed or out of range."""
+
+    exit_code = 2
+
+
+class HookConflict(AdvkitError):
+    """The chosen plugins can not be combined: two owners, or an answer that nobody consumes."""
+
+    exit_code = 2
+
+
+class AmbiguousOrder(HookConflict):
+    """Two plugins chain on one hook and neither says which comes first."""
+
+
+class UnknownHook(AdvkitError):
+    """A plugin is refused at registration: its hook methods do not fit the hook specification."""
+
+    exit_code = 2
+
+
+class PluginLoad(AdvkitError):
+    """A named plugin, model or data set does not exist, is ambiguous or may not be loaded."""
+
+    exit_code = 2
+
+
+class PluginImport(PluginLoad):
+    """A named plugin, model or data set exists, but importing or building it fails."""
+
+    exit_code = 4
+
+
+class ResumeMismatch(AdvkitError):
+    """A run is to be continued with settings, data or plugins other than those it was started with."""
+
+    exit_code = 2
+
+
+class HookContract(AdvkitError):
+    """A plugin answered a hook with the wrong shape, dtype or value, or ran passes it did not declare."""
+
+
+class PluginFailed(AdvkitError):
+    """An exception escaped from a plugin's hook; the original is its `__cause__`."""
+
+
+class NonFinite(AdvkitError):
+    """NaN or Inf appeared in a loss, an input gradient or a parameter gradient. The step was not applied."""
+
+
+class DataError(AdvkitError):
+    """Images, labels or files of a data set are absent, damaged or do not fit together."""
+
+    exit_code = 4
+
+
+class CheckpointError(AdvkitError):
+    """A checkpoint or run folder is absent, damaged or belongs to something else."""
+
+    exit_code = 4
+
+
+class Stopped(AdvkitError):
+    """The run was stopped by a signal after its state had been saved; `--resume` continues it."""
+
+    exit_code = 75
+
+
+class Interrupted(Stopped):
+    """As `Stopped`, by Ctrl-C."""
+
+    exit_code = 130
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' for a near miss, else ''. The same wording for every kind of name."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
