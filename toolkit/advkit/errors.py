@@ -56,10 +56,6 @@ class HookContract(AdvkitError):
     """A plugin answered a hook with the wrong shape, dtype or value, or ran passes it did not declare."""
 
 
-class PluginFailed(AdvkitError):
-    """An exception escaped from a plugin's hook; the original is its `__cause__`."""
-
-
 class NonFinite(AdvkitError):
     """NaN or Inf appeared in a loss, an input gradient or a parameter gradient. The step was not applied."""
 

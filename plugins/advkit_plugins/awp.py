@@ -1,0 +1,60 @@
+"""Adversarial weight perturbation: Wu, Xia, Wang (NeurIPS 2020); as ISEAT's Eq. 11 to 14 (Li and Spratling 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from advkit import Composition, Costs, Passes, Plugin, PluginOptions, Run, Schedule, hookimpl, option
+
+
+def layerwise(gradients: Mapping[str, Tensor], params: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
+    """v_l = gamma ||w_l|| g_l / ||g_l|| for each tensor; no entry where the gradient is 0."""
+    shift = {}
+    for name, gradient in gradients.items():
+        length = torch.linalg.vector_norm(gradient)
+        scale = gamma * torch.linalg.vector_norm(params[name]) / length
+        shift[name] = gradient * torch.where(length > 0, scale, torch.zeros_like(scale))
+    return shift
+
+
+class Awp(Plugin):
+    """Adversarial weight perturbation: the loss is taken at weights moved uphill, layer by layer (AWP)."""
+
+    name = "awp"
+
+    class Options(PluginOptions):
+        gamma: Schedule = option(0.01, help="||v_l|| / ||w_l||, by epoch; 0 switches the perturbation off")
+        loss: Literal["auto", "adv_ce", "objective"] = option(
+            "auto",
+            help="what v increases: cross-entropy on x_adv, or base loss and regularizers; auto: objective where a "
+            "plugin owns base_loss (TRADES-AWP), else adv_ce",
+        )
+        min_dim: int = option(2, ge=1, le=4, help="perturb tensors of so many dimensions; 2 spares biases and norms")
+
+    options: Options
+
+    def active(self, hook: str, epoch: int) -> bool:
+        return self.options.gamma.at(epoch) > 0
+
+    def passes(self, hook: str, costs: Costs) -> Passes:
+        return costs.objective if self.loss == "objective" else costs.adv_ce
+
+    def join(self, composition: Composition) -> list[str]:
+        self.loss = self.options.loss
+        if self.loss == "auto":
+            self.loss = "objective" if composition.owner("base_loss") != "core" else "adv_ce"
+        if composition.setting.attack_mode == "eval":
+            return ["the official AWP code attacks in train mode from a uniform start; this run attacks in eval mode"]
+        return []
+
+    @hookimpl
+    def weight_perturbation(
+        self, params: Mapping[str, Tensor], gradient_at: Callable[..., Mapping[str, Tensor]], run: Run
+    ) -> Mapping[str, Tensor]:
+        gradients = gradient_at(loss=self.loss)
+        perturbed = {name: gradients[name] for name, p in params.items() if p.dim() >= self.options.min_dim}
+        return layerwise(perturbed, params, self.options.gamma.at(run.epoch))

@@ -1,0 +1,71 @@
+"""ISEAT's regularizer: Li and Spratling 2023, Eq. 16 to 18, and the couplings of its Table 6."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from advkit import Composition, Plugin, PluginOptions, Run, Schedule, hookimpl, option
+
+
+def squared_l2(adv_logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """||f(x') - f(x)||_2^2, summed over classes (Eq. 16): (B,)."""
+    return (adv_logits - clean_logits).square().sum(dim=1)
+
+
+def kl_divergence(adv_logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """KL(p(x) || p(x')) (Eq. 17): (B,)."""
+    log_clean, log_adv = F.log_softmax(clean_logits, dim=1), F.log_softmax(adv_logits, dim=1)
+    return (log_clean.exp() * (log_clean - log_adv)).sum(dim=1)
+
+
+class Lsiw(Plugin):
+    """Logit stability against input and weight perturbation: lam ||f(x'; theta+v) - f(x; theta)||^2 (ISEAT)."""
+
+    name = "lsiw"
+    companions = {
+        "weight_perturbation": ("awp", {"gamma": 0.007, "loss": "adv_ce"}),
+        "instance_weight:lsiw": ("av-rank", {}),
+    }
+
+    class Options(PluginOptions):
+        lam: Schedule = option(0.1, help="lambda, by epoch; ISEAT on CIFAR: 0 until the first learning-rate decay")
+        distance: Literal["l2", "kl"] = option("l2", help="squared L2 of logits (Eq. 16) or KL (Eq. 17)")
+        adv_at: Literal["theta+v", "theta"] = option("theta+v", help="weights under the adversarial logits")
+        clean_at: Literal["theta+v", "theta"] = option(
+            "theta",
+            help="weights under the clean logits; Table 6: LSI theta/theta, TRADE-AWP theta+v/theta+v",
+        )
+
+    options: Options
+
+    def active(self, hook: str, epoch: int) -> bool:
+        return self.options.lam.at(epoch) > 0
+
+    def demands(self, hook: str, epoch: int) -> set[str]:
+        return {
+            "adv_logits" if self.options.adv_at == "theta+v" else "adv_logits_base",
+            "clean_logits" if self.options.clean_at == "theta+v" else "clean_logits_base",
+        }
+
+    def join(self, composition: Composition) -> list[str]:
+        if composition.setting.attack_mode == "eval":
+            return ["the official ISEAT code attacks in train mode; this run attacks in eval mode"]
+        return []
+
+    @hookimpl
+    def extra_regularizer(
+        self,
+        adv_logits: Tensor | None,
+        clean_logits: Tensor | None,
+        adv_logits_base: Tensor | None,
+        clean_logits_base: Tensor | None,
+        run: Run,
+    ) -> Tensor:
+        adversarial = adv_logits if adv_logits is not None else adv_logits_base
+        clean = clean_logits if clean_logits is not None else clean_logits_base
+        assert adversarial is not None and clean is not None  # `demands` asks for one of each
+        distance = squared_l2 if self.options.distance == "l2" else kl_divergence
+        return self.options.lam.at(run.epoch) * distance(adversarial, clean)

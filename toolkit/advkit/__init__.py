@@ -1,0 +1,103 @@
+"""advkit: adversarial training as composition.
+
+Everything public is importable from here; torch is imported only when something that needs it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .attack import Ball, L2Ball, LinfBall, pgd
+    from .compose import Composition
+    from .data.base import Dataset, DataSource, Splits
+    from .errors import AdvkitError, DataError, HookContract, NonFinite, OptionError
+    from .evaluate import evaluate
+    from .hookspec import Rule, hookimpl
+    from .models.base import DataSpec, ModelBuilder, Normalize
+    from .objective import soft_cross_entropy
+    from .options import Options, Real, Schedule, option
+    from .options import Options as PluginOptions
+    from .plugin import Budgets, Costs, Order, Plugin
+    from .rng import Draws
+    from .run import Run
+    from .step import Report, Step
+    from .train import train
+    from .types import AttackResult, Batch, Budget, BudgetScale, Mix, Passes
+
+_HOME = {
+    "attack": ("Ball", "L2Ball", "LinfBall", "pgd"),
+    "compose": ("Composition",),
+    "data.base": ("DataSource", "Dataset", "Splits"),
+    "errors": ("AdvkitError", "DataError", "HookContract", "NonFinite", "OptionError"),
+    "evaluate": ("evaluate",),
+    "hookspec": ("Rule", "hookimpl"),
+    "models.base": ("DataSpec", "ModelBuilder", "Normalize"),
+    "objective": ("soft_cross_entropy",),
+    "options": ("Options", "Real", "Schedule", "option"),
+    "plugin": ("Budgets", "Costs", "Order", "Plugin"),
+    "rng": ("Draws",),
+    "run": ("Run",),
+    "step": ("Report", "Step"),
+    "train": ("train",),
+    "types": ("AttackResult", "Batch", "Budget", "BudgetScale", "Mix", "Passes"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names} | {"PluginOptions": "options"}
+
+__all__ = [
+    "AdvkitError",
+    "AttackResult",
+    "Ball",
+    "Batch",
+    "Budget",
+    "BudgetScale",
+    "Budgets",
+    "Composition",
+    "Costs",
+    "DataError",
+    "DataSource",
+    "DataSpec",
+    "Dataset",
+    "Draws",
+    "HookContract",
+    "L2Ball",
+    "LinfBall",
+    "Mix",
+    "ModelBuilder",
+    "NonFinite",
+    "Normalize",
+    "OptionError",
+    "Options",
+    "Order",
+    "Passes",
+    "Plugin",
+    "PluginOptions",
+    "Real",
+    "Report",
+    "Rule",
+    "Run",
+    "Schedule",
+    "Splits",
+    "Step",
+    "evaluate",
+    "hookimpl",
+    "option",
+    "pgd",
+    "soft_cross_entropy",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'advkit' has no attribute {name!r}")
+    found = getattr(import_module(f".{_MODULE[name]}", __name__), "Options" if name == "PluginOptions" else name)
+    globals()[name] = found  # a submodule of the same name must not come back in its place
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

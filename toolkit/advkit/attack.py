@@ -1,0 +1,144 @@
+"""Projected gradient ascent on tensors: per-sample radii, one projection a step, no synchronisation.
+
+Nothing here knows plugins. A `Norm` says what a ball is; `pgd` walks in it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .rng import Draws
+from .types import AttackResult, Objective
+
+Init = Literal["zero", "uniform", "normal"]
+
+
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) viewed so that it broadcasts over images x (B, C, H, W)."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+class Ball(ABC):
+    """The points within `radius` (B,) of x (B, C, H, W) that are images in [0, 1]."""
+
+    def __init__(self, x: Tensor, radius: Tensor) -> None:
+        self.x, self.radius = x, radius
+
+    @abstractmethod
+    def project_(self, point: Tensor) -> Tensor:
+        """Move `point` into the ball and the box, in place."""
+
+    @abstractmethod
+    def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
+        """One ascent step of length `size` (B,) and the projection, in place; `gradient` is overwritten."""
+
+    @abstractmethod
+    def uniform(self, draws: Draws) -> Tensor:
+        """A random point of the ball."""
+
+
+class LinfBall(Ball):
+    """Box and ball are one pair of bounds, computed once. Step: size * sign(gradient) (Madry et al. 2018)."""
+
+    def __init__(self, x: Tensor, radius: Tensor) -> None:
+        super().__init__(x, radius)
+        wide = per_sample(radius, x)
+        self.lower, self.upper = (x - wide).clamp_(min=0), (x + wide).clamp_(max=1)
+
+    def project_(self, point: Tensor) -> Tensor:
+        return torch.clamp(point, self.lower, self.upper, out=point)
+
+    def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
+        return self.project_(point.addcmul_(gradient.sign_(), per_sample(size, point)))
+
+    def uniform(self, draws: Draws) -> Tensor:
+        noise = draws.uniform(*self.x.shape[1:], low=-1, high=1, dtype=self.x.dtype)
+        return self.project_(self.x + per_sample(self.radius, self.x) * noise)
+
+
+class L2Ball(Ball):
+    """Ball first, box second (Rice et al. 2020). Step: size * gradient / ||gradient||_2; none where it is 0."""
+
+    def project_(self, point: Tensor) -> Tensor:
+        shift = point - self.x
+        length = shift.flatten(1).norm(dim=1)
+        keep = torch.where(length > self.radius, self.radius / length, torch.ones_like(length))
+        return point.copy_(self.x + shift * per_sample(keep, point)).clamp_(0, 1)
+
+    def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
+        length = gradient.flatten(1).norm(dim=1)
+        pace = torch.where(length > 0, size / length, torch.zeros_like(length))
+        return self.project_(point.addcmul_(gradient, per_sample(pace, point)))
+
+    def uniform(self, draws: Draws) -> Tensor:
+        way = draws.normal(*self.x.shape[1:], dtype=self.x.dtype)
+        length = self.radius * draws.uniform(draw=1, dtype=self.x.dtype) / way.flatten(1).norm(dim=1)
+        return self.project_(self.x + way * per_sample(length, self.x))
+
+
+NORMS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
+
+
+class Observer(Protocol):
+    """Asked at every iterate, before its move, which samples go on: (B,) bool."""
+
+    def __call__(self, *, x_adv: Tensor, logits: Tensor, loss: Tensor, gradient: Tensor, step: int) -> Tensor: ...
+
+
+def start(ball: Ball, init: Init, draws: Callable[[], Draws]) -> Tensor:
+    """Where the attack begins: x itself, a random point of the ball, or x + 0.001 N(0, 1) as TRADES does."""
+    if init == "zero":
+        return ball.x.clone()
+    if init == "uniform":
+        return ball.uniform(draws())
+    noise = draws().normal(*ball.x.shape[1:], dtype=ball.x.dtype)
+    return ball.project_(ball.x + 0.001 * noise)
+
+
+def pgd(
+    model: Callable[[Tensor], Tensor],
+    ball: Ball,
+    begin: Tensor,
+    objective: Objective,
+    *,
+    steps: int,
+    step_size: Tensor,
+    limit: Tensor | None = None,
+    observe: Observer | None = None,
+) -> AttackResult:
+    """Increase `objective` for `steps` iterations from `begin`, inside `ball`; the last iterate counts.
+
+    `model` maps images to logits (B, K) with frozen parameters. `step_size` (B,) is in the unit of the radius.
+    `limit` (B,) int64 stops samples after that many moves; an `observe`r may stop them earlier. Everything is
+    per sample, so splitting a batch splits the result.
+    """
+    x_adv, rows = begin, begin.shape[0]
+    active = torch.ones(rows, dtype=torch.bool, device=begin.device)
+    moves = torch.zeros(rows, dtype=torch.int64, device=begin.device)
+    zero_gradients = torch.zeros_like(moves)
+    finite = torch.ones((), dtype=torch.bool, device=begin.device)
+    masked = limit is not None or observe is not None
+    for step in range(steps):
+        with torch.enable_grad():
+            x_adv.requires_grad_()
+            logits = model(x_adv)
+            loss = objective(logits)
+            (gradient,) = torch.autograd.grad(loss.sum(), x_adv)
+        x_adv = x_adv.detach()
+        # sign(NaN) is 0: without this check a broken gradient would silently be no attack at all.
+        peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)
+        finite &= peak.isfinite().all()
+        zero_gradients += peak == 0
+        if limit is not None:
+            active = active & (step < limit)
+        if observe is not None:
+            going = observe(x_adv=x_adv, logits=logits.detach(), loss=loss.detach(), gradient=gradient, step=step)
+            active = active & going
+        moves += active
+        ball.move_(x_adv, gradient, step_size * active if masked else step_size)
+    return AttackResult(x_adv, steps=moves, finite=finite, zero_gradients=zero_gradients)

@@ -1,0 +1,1 @@
+"""Data sets: what they are (`base`), the built-in ones, and transforms of training images (`transforms`)."""

@@ -1,0 +1,146 @@
+"""What a data set is: images and labels in memory, and a source that loads them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, OptionError, did_you_mean
+from .transforms import TRANSFORMS
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images (N, C, H, W) uint8 and labels (N,) int64, both on the CPU; `labels` are positions in `classes`.
+
+    The position of an image is its stable index: per-sample state and random draws are addressed by it.
+    Raises DataError where the parts do not fit together.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        images, labels, count = self.images, self.labels, len(self.classes)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.device.type != "cpu":
+            self._refuse(f"images are {_kind(images)}; give a uint8 tensor (N, C, H, W) on the CPU")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or labels.device.type != "cpu":
+            self._refuse(f"labels are {_kind(labels)}; give an int64 tensor ({len(images)},) on the CPU")
+        if images.numel() == 0:
+            self._refuse(f"images are empty, {tuple(images.shape)}; give at least one image")
+        if count < 2 or len(set(self.classes)) != count:
+            self._refuse(f"classes are {self.classes}; give two or more different names")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= count:
+            self._refuse(f"labels run from {low} to {high}; they must be 0 to {count - 1} for {count} classes")
+
+    def _refuse(self, reason: str) -> None:
+        raise DataError(f"Data set {self.name}: {reason}.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def fingerprint(self) -> str:
+        """SHA-256 of shape, classes, images and labels, in hex. The name does not enter."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
+        digest = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().astype("<i8").data)
+        return digest.hexdigest()
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, in [0, 1]; the latter is at least 1/255.
+
+        Sums are exact integers, so the result does not depend on threads or on the machine.
+        """
+        means, deviations = [], []
+        for channel in self.images.unbind(1):
+            counts = torch.bincount(channel.flatten(), minlength=256).tolist()
+            n = channel.numel()
+            total = sum(value * count for value, count in enumerate(counts))
+            squares = sum(value * value * count for value, count in enumerate(counts))
+            means.append(total / (255 * n))
+            deviations.append(max(sqrt(n * squares - total * total) / n, 1.0) / 255)
+        return tuple(means), tuple(deviations)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device.type}"
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A training and a test set of the same classes and image shape; `transform` names the default one."""
+
+    train: Dataset
+    test: Dataset
+    transform: str
+
+    def __post_init__(self) -> None:
+        train, test = self.train, self.test
+        if train.shape != test.shape or train.classes != test.classes:
+            raise DataError(
+                f"Data set {train.name}: training and test images differ in shape or classes, "
+                f"{train.shape} with {len(train.classes)} classes and {test.shape} with {len(test.classes)}; "
+                "make them equal."
+            )
+        if self.transform not in TRANSFORMS:
+            raise DataError(
+                f"Data set {train.name}: unknown transform {self.transform!r}."
+                f"{did_you_mean(self.transform, TRANSFORMS)} Known: {', '.join(TRANSFORMS)}."
+            )
+
+
+class DataSource(ABC):
+    """Loads a data set. The first line of a subclass's docstring is its summary; subclasses are final.
+
+    `name` is what `--data` takes. `defaults` are settings this data suggests, such as `{"attack.eps": 0.15}`.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, object]] = {}
+
+    @abstractmethod
+    def load(self, root: Path | None, limit: int | None) -> Splits:
+        """Both splits, from the folder or file `root` where the source needs one.
+
+        Images are ordered by `balanced`, and `limit` keeps the first so many of each split; no seed enters.
+        Raises DataError for absent or damaged files, OptionError for an impossible `root` or `limit`.
+        """
+
+
+def balanced(labels: Tensor, limit: int | None = None) -> Tensor:
+    """Positions of at most `limit` labels (N,): one of each class in turn, within a class in the given order.
+
+    Any prefix of the result is as class-balanced as it can be, so a smaller limit gives a prefix of a larger.
+    Raises OptionError for a limit below the number of classes.
+    """
+    counts = torch.bincount(labels)
+    present = int((counts > 0).sum())
+    if limit is not None and limit < present:
+        raise OptionError(f"A limit of {limit} images is below the number of classes; take at least {present}.")
+    grouped = labels.argsort(stable=True)
+    turn = torch.empty_like(labels)  # how many of its class come before
+    turn[grouped] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[grouped]]
+    return (turn * len(counts) + labels).argsort()[:limit]

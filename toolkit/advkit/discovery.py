@@ -1,0 +1,134 @@
+"""Finding plugins, data sets and models by entry point. Only what is named gets imported; the rest is read as text."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.machinery import PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from .errors import PluginImport, PluginLoad, did_you_mean
+
+GROUPS = {"plugin": "advkit.plugins", "data set": "advkit.datasets", "model": "advkit.models"}
+"""What can be registered, and the entry point group it is registered in."""
+
+ALLOWED = "ADVKIT_LOAD_PLUGINS"
+"""Environment variable: comma-separated names of the only plugins that may be loaded; empty allows none."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A registered name, without importing it. `hooks` and `summary` are None where there is no source to read."""
+
+    name: str
+    distribution: str
+    version: str
+    hooks: list[str] | None
+    summary: str | None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of a kind, sorted."""
+    return sorted({point.name for point in entry_points(group=GROUPS[kind])})
+
+
+def describe(kind: str) -> list[Description]:
+    """Everything registered of a kind, sorted by name; names that two distributions claim appear twice."""
+    found = [
+        Description(point.name, *_distribution(point), *_read(point)) for point in entry_points(group=GROUPS[kind])
+    ]
+    return sorted(found, key=lambda each: (each.name, each.distribution))
+
+
+def load(kind: str, name: str) -> type:
+    """Import the class registered as `name`.
+
+    Raises PluginLoad where it is unknown, claimed by two distributions or not allowed, PluginImport where the
+    import fails.
+    """
+    points = [point for point in entry_points(group=GROUPS[kind]) if point.name == name]
+    if not points:
+        command = "advkit plugins list" if kind == "plugin" else ", ".join(names(kind))
+        hint = f"`{command}` shows what is installed." if kind == "plugin" else f"Installed: {command}."
+        raise PluginLoad(f"Unknown {kind} {name}.{did_you_mean(name, names(kind))} {hint}")
+    if len(points) > 1:
+        owners = " and ".join(sorted(_distribution(point)[0] for point in points))
+        raise PluginLoad(f"The {kind} name {name} is registered by {owners}; uninstall one of them.")
+    allowed = os.environ.get(ALLOWED)
+    if kind == "plugin" and allowed is not None and name not in [each.strip() for each in allowed.split(",")]:
+        raise PluginLoad(f"The plugin {name} may not be loaded: {ALLOWED} allows only '{allowed}'.")
+    try:
+        found = points[0].load()
+    except Exception as error:
+        raise PluginImport(
+            f"The {kind} {name} of distribution {_distribution(points[0])[0]} can not be imported "
+            f"({type(error).__name__}: {error}); reinstall or repair it."
+        ) from error
+    if not isinstance(found, type) or getattr(found, "name", None) != name:
+        raise PluginImport(
+            f"The {kind} {name} is registered as {points[0].value}, which is not a class with name = '{name}'; "
+            "correct its entry point."
+        )
+    return found
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    if point.dist is None:
+        return "unknown", "unknown"
+    return point.dist.name, point.dist.version
+
+
+def _read(point: EntryPoint) -> tuple[list[str] | None, str | None]:
+    """Hooks and first docstring line of the entry point's class, from its source."""
+    path = _source(point.module)
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
+    except (OSError, SyntaxError, ValueError):
+        tree = None
+    if tree is None:
+        return None, None
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    chosen = classes.get(point.attr)
+    if chosen is None:
+        return None, None
+    hooks = {
+        member.name
+        for each in _with_bases(chosen, classes)
+        for member in each.body
+        if isinstance(member, ast.FunctionDef) and any(_is_hookimpl(mark) for mark in member.decorator_list)
+    }
+    lines = (ast.get_docstring(chosen) or "").splitlines()
+    return sorted(hooks), lines[0] if lines else ""
+
+
+def _with_bases(chosen: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
+    yield chosen
+    for base in chosen.bases:
+        if isinstance(base, ast.Name) and base.id in classes and base.id != chosen.name:
+            yield from _with_bases(classes[base.id], classes)
+
+
+def _is_hookimpl(mark: ast.expr) -> bool:
+    if isinstance(mark, ast.Call):
+        mark = mark.func
+    return (mark.id if isinstance(mark, ast.Name) else getattr(mark, "attr", "")) == "hookimpl"
+
+
+def _source(module: str) -> Path | None:
+    """Where a module's source lies, without importing it or its packages."""
+    path: list[str] | None = None
+    for depth, _ in enumerate(parts := module.split(".")):
+        try:
+            spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+        except (ImportError, ValueError):
+            return None
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or [])
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None

@@ -1,0 +1,221 @@
+"""The hooks. Keep this page open while you write a plugin; it holds the contract and no logic.
+
+A plugin's method lists the arguments it needs, in any order and never with defaults. Listing one of these
+makes the core compute it, and `advkit plan` show its cost; all other arguments are free:
+
+    adv_logits         f(x_train; theta+v)   update phase, train mode, with gradient
+    clean_logits       f(x; theta+v)         update phase; in hooks up to `commit_attack`, and in `target_label`:
+                                             f(x; theta) in the attack mode, without gradient
+    adv_logits_base    f(x_train; theta)     update phase; the same tensor as adv_logits when nothing perturbs
+    clean_logits_base  f(x; theta)           update phase; the same tensor as clean_logits when nothing perturbs
+    success            (B,) bool             argmax f(x_adv; theta) != y at the final iterate, in the attack mode
+    gradient_at        a callable            one forward and one full backward a call
+
+Shapes: B batch, K classes, N samples of the training set. Images are (B, C, H, W) in [0, 1]; budgets, radii and
+step sizes are in the same unit. Per-sample tensors are (B,), in the order of `batch.index`.
+v is the weight perturbation of this step; where nobody perturbs, theta+v is theta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .hookspec import Rule, hookspec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .data.base import Dataset
+    from .rng import Draws
+    from .run import Run
+    from .types import AttackResult, Batch, Budget, BudgetScale
+
+
+class Hooks:
+    """All questions the core asks, in the order of one run and one step."""
+
+    # ------------------------------------------------------------------ data (called by the training loop)
+
+    @hookspec(Rule.CHAIN)
+    def train_dataset(self, dataset: Dataset, run: Run) -> Dataset:
+        """The training set, once before the run. May add samples at the end; indices 0..len-1 stay stable."""
+
+    @hookspec(Rule.EXCLUSIVE)
+    def train_sampler(self, indices: Tensor, batch_size: int, epoch: int, run: Run) -> Sequence[Tensor]:
+        """The batches of an epoch: int64 index tensors, drawn from `indices` (n,), the samples to train on.
+
+        Called at the start of every epoch and again on resume: a pure function of its arguments. An index may
+        recur; the core numbers its occurrences, so that each visit has draws of its own.
+        """
+
+    @hookspec(Rule.EXCLUSIVE)
+    def train_transform(self, x: Tensor, draws: Draws, run: Run) -> Tensor:
+        """Augmented images, (B, C, H, W) in [0, 1] as `x`. `draws` are addressed by sample, epoch and occurrence."""
+
+    @hookspec(Rule.EXCLUSIVE)
+    def mix_batch(self, batch: Batch, run: Run) -> Batch:
+        """The batch with mixed `x` and `mix` = (partner position, ratio of the own image); y and index unchanged."""
+
+    # ------------------------------------------------------------------ attack: theta, no parameter gradients
+
+    @hookspec(Rule.EXCLUSIVE)
+    def perturbation_budget(self, batch: Batch, clean_logits: Tensor, run: Run) -> Budget:
+        """Budgets per sample: `attack` bounds x_adv, `label` is what target labels depend on; each (B,), >= 0.
+
+        `step_size` (B,) and `steps` (B,) int64, at most `attack.steps`, default to the run's settings.
+        """
+
+    @hookspec(Rule.PRODUCT)
+    def budget_scale(self, batch: Batch, clean_logits: Tensor, run: Run) -> BudgetScale:
+        """Factors () or (B,), >= 0, on the radius and on the step size, for warm-ups."""
+
+    @hookspec(Rule.CHAIN)
+    def target_label(
+        self, target: Tensor, batch: Batch, budget: Budget, phase: str, clean_logits: Tensor, run: Run
+    ) -> Tensor:
+        """Rows on the simplex, (B, K), from `target` (the one-hot labels or a neighbour's answer).
+
+        Called twice a step: phase "attack" before the attack, phase "train" after `commit_attack`.
+        """
+
+    @hookspec(Rule.EXCLUSIVE)
+    def attack_objective(
+        self, batch: Batch, target: Tensor, radius: Tensor, clean_logits: Tensor, run: Run
+    ) -> Callable[[Tensor], Tensor]:
+        """What the attack increases: a callable from logits (B, K) to (B,), built once per batch."""
+
+    @hookspec(Rule.EXCLUSIVE)
+    def inner_attack(
+        self,
+        model: Callable[[Tensor], Tensor],
+        batch: Batch,
+        target: Tensor,
+        radius: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        run: Run,
+    ) -> AttackResult:
+        """Adversarial examples inside ball and box. `model` has frozen parameters and books its passes.
+
+        Declare its cost in `Plugin.passes`. Name "attack_step" in `Plugin.honours` if it asks observers through
+        `run.attack_step(...)` at every iterate.
+        """
+
+    @hookspec(Rule.AND)
+    def attack_step(
+        self,
+        batch: Batch,
+        x_adv: Tensor,
+        logits: Tensor,
+        loss: Tensor,
+        gradient: Tensor,
+        step: int,
+        run: Run,
+    ) -> Tensor:
+        """(B,) bool: which samples go on moving. Called at every iterate, before its move; `step` counts from 0.
+
+        All tensors are detached and borrowed: read them, keep no reference, change nothing.
+        """
+
+    @hookspec(Rule.EXCLUSIVE)
+    def commit_attack(
+        self, batch: Batch, budget: Budget, attack: AttackResult, success: Tensor, run: Run
+    ) -> tuple[Budget, Tensor | None]:
+        """The budgets from here on, and the images to train on (None: `attack.x_adv`).
+
+        The only place that writes per-sample budgets; owned by whoever owns `perturbation_budget`.
+        """
+
+    # ------------------------------------------------------------------ update: train mode
+
+    @hookspec(Rule.EXCLUSIVE)
+    def weight_perturbation(
+        self, params: Mapping[str, Tensor], gradient_at: Callable[..., Mapping[str, Tensor]], run: Run
+    ) -> Mapping[str, Tensor]:
+        """The shift v, by parameter name; detached, shaped as the parameter; names left out are not shifted.
+
+        `gradient_at(shift=None, loss="adv_ce", select=None)` is the gradient of a batch loss at theta+shift:
+        "adv_ce", the mean soft cross-entropy on x_train, or "objective", base loss plus the regularizers that
+        demand no `_base` view, instance weights 1. `select(logits, y)` is a mask (B,); sums are divided by B.
+        """
+
+    @hookspec(Rule.EXCLUSIVE)
+    def base_loss(
+        self,
+        batch: Batch,
+        target: Tensor,
+        budget: Budget,
+        radius: Tensor,
+        attack: AttackResult,
+        x_train: Tensor,
+        adv_logits: Tensor,
+        clean_logits: Tensor,
+        adv_logits_base: Tensor,
+        clean_logits_base: Tensor,
+        run: Run,
+    ) -> Tensor:
+        """(B,), minimised in the mean. Its forwards move BatchNorm's running statistics; nobody else's do."""
+
+    @hookspec(Rule.SUM)
+    def extra_regularizer(
+        self,
+        batch: Batch,
+        target: Tensor,
+        budget: Budget,
+        radius: Tensor,
+        attack: AttackResult,
+        x_train: Tensor,
+        adv_logits: Tensor,
+        clean_logits: Tensor,
+        adv_logits_base: Tensor,
+        clean_logits_base: Tensor,
+        run: Run,
+    ) -> Tensor:
+        """(B,), its coefficient included; added to the base loss in the mean."""
+
+    @hookspec(Rule.PRODUCT)
+    def instance_weight(
+        self,
+        term: str,
+        batch: Batch,
+        target: Tensor,
+        budget: Budget,
+        radius: Tensor,
+        attack: AttackResult,
+        x_train: Tensor,
+        adv_logits: Tensor,
+        clean_logits: Tensor,
+        adv_logits_base: Tensor,
+        clean_logits_base: Tensor,
+        run: Run,
+    ) -> Tensor:
+        """(B,), detached, >= 0: the weights of one loss term, "base_loss" or the plugin that adds it.
+
+        Called for each active term that `Plugin.terms` names. Not renormalised.
+        """
+
+    @hookspec(Rule.NOTIFY)
+    def after_update(self, model: nn.Module, run: Run) -> None:
+        """After the optimizer's step: for averages of the weights."""
+
+    # ------------------------------------------------------------------ run
+
+    @hookspec(Rule.NOTIFY)
+    def setup(self, run: Run) -> None:
+        """Once, before the first step or a resume: claim per-sample state and tensors here."""
+
+    @hookspec(Rule.NOTIFY)
+    def epoch_start(self, epoch: int, run: Run) -> None:
+        """Before the first step of an epoch (not when resuming in its middle)."""
+
+    @hookspec(Rule.NOTIFY)
+    def epoch_end(self, epoch: int, metrics: Mapping[str, object], run: Run) -> None:
+        """After validation, before the epoch's checkpoint; `metrics` is the epoch's line in metrics.jsonl."""
+
+    @hookspec(Rule.NOTIFY)
+    def teardown(self, run: Run) -> None:
+        """Once, after the run, also when it failed."""
+
+    @hookspec(Rule.EXCLUSIVE)
+    def evaluation_weights(self, model: nn.Module, run: Run) -> Mapping[str, Tensor]:
+        """Parameters and buffers, by name, that validation and `best` use in place of the model's own."""

@@ -1,0 +1,111 @@
+"""Runs the model for one step: with which weights, moving which buffers, drawing which numbers, booked to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .errors import OptionError
+from .ledger import Ledger
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in train or eval mode; every submodule gets its own mode back."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+@contextmanager
+def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
+    """A scope in which models may draw (dropout), by a seeding function; global generators come back as they were."""
+    cuda = [device] if device.type == "cuda" else []
+
+    def seed(value: int) -> None:
+        torch.default_generator.manual_seed(value)
+        for each in cuda:
+            torch.cuda.default_generators[each.index or 0].manual_seed(value)
+
+    with torch.random.fork_rng(devices=cuda):
+        yield seed
+
+
+class Network:
+    """The model in one step. `seed(label)` seeds what it draws, so that no forward shifts another's dropout."""
+
+    def __init__(self, model: nn.Module, ledger: Ledger, seed: Callable[[str], None]) -> None:
+        self.model, self.ledger, self._seed = model, ledger, seed
+        self.params = dict(model.named_parameters())
+        self._frozen = {name: parameter.detach() for name, parameter in self.params.items()}
+
+    def forward(
+        self,
+        phase: str,
+        label: str,
+        owners: Iterable[str],
+        x: Tensor,
+        *,
+        params: Mapping[str, Tensor] | None = None,
+        moves_statistics: bool = False,
+        backward: str = "full_backward",
+        turn: int = 0,
+    ) -> Tensor:
+        """Logits (B, K) with some parameters replaced by `params`; the module itself is never changed.
+
+        Buffers stay as they are unless `moves_statistics`. `turn` tells calls of one label apart.
+        """
+        replaced = dict(params or {})
+        if not moves_statistics and self.model.training:
+            # Train mode updates buffers in place: on clones, which are dropped.
+            replaced |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self._seed(f"{phase} {label} {turn}")
+        logits = functional_call(self.model, replaced, (x,)) if replaced else self.model(x)
+        return self.ledger.forward(phase, label, owners, checked_logits(logits, len(x)), backward)
+
+    def attacked(self, owner: str, moves_statistics: bool) -> Callable[[Tensor], Tensor]:
+        """f(. ; theta) with frozen parameters, for an attack."""
+        turns = count()
+
+        def forward(x: Tensor) -> Tensor:
+            return self.forward(
+                "attack",
+                "iterates",
+                [owner],
+                x,
+                params=self._frozen,
+                moves_statistics=moves_statistics,
+                backward="input_backward",
+                turn=next(turns),
+            )
+
+        return forward
+
+    def judge(self, label: str, owners: Iterable[str], x: Tensor) -> Tensor:
+        """f(x; theta) in the attack phase, without gradient, moving nothing."""
+        with torch.no_grad():
+            return self.forward("attack", label, owners, x)
+
+    def shifted(self, shift: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """theta + v by name, for the parameters that v shifts."""
+        return {name: self.params[name] + value for name, value in shift.items()}
+
+
+def checked_logits(logits: object, rows: int) -> Tensor:
+    """Refuse a model whose output is not logits (B, K)."""
+    if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[0] == rows:
+        return logits
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise OptionError(
+        f"The model must return logits of shape (batch, classes), but it returned {found}; "
+        "wrap it in a module that does."
+    )

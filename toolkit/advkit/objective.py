@@ -1,0 +1,158 @@
+"""The update phase: the forwards that are demanded, the loss terms, their weights, one total.
+
+Sums are divided by the sample count that is passed in, so that a rank's share of a batch weighs what it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .compose import VIEWS, Answer, Interval
+from .contracts import Contract
+from .network import Network
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """-sum_k target_k log softmax(logits)_k: (B,) from (B, K) and rows on the simplex (B, K)."""
+    return -(target * F.log_softmax(logits, dim=1)).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the update phase computed. `raw` and `weighted` are each term's sum over the batch, detached."""
+
+    loss: Tensor
+    raw: Mapping[str, Tensor]
+    weighted: Mapping[str, Tensor]
+    logits: Mapping[str, Tensor]
+
+
+class Objective(nn.Module):
+    """mean(w_base * base_loss) + sum_k mean(w_k * regularizer_k), on one batch.
+
+    `known` holds the arguments of the hooks up to here, `runs` each plugin's Run.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        interval: Interval,
+        known: Mapping[str, Any],
+        runs: Mapping[str, Any],
+        contract: Contract,
+    ) -> None:
+        super().__init__()
+        self.network, self.interval, self.contract = network, interval, contract
+        self.known, self.runs = known, runs
+
+    def forward(self, shift: Mapping[str, Tensor], samples: int) -> Outcome:
+        """At theta + `shift` (v), averaged over `samples`."""
+        moved, logits = self.network.shifted(shift), {}
+        for name, view in self.interval.views.items():
+            with torch.set_grad_enabled(view.gradient):
+                logits[name] = self.network.forward(
+                    "update",
+                    name,
+                    view.owners,
+                    self._input(name),
+                    params=None if name.endswith("_base") else moved,
+                    moves_statistics=view.moves_statistics,
+                )
+        terms = self._terms(logits, self.interval.terms)
+        weighted = {name: self._weigh(name, term, logits).sum() for name, term in terms.items()}
+        return Outcome(
+            loss=_total(weighted.values()) / samples,
+            raw={name: term.detach().sum() for name, term in terms.items()},
+            weighted={name: term.detach() for name, term in weighted.items()},
+            logits={name: output.detach() for name, output in logits.items()},
+        )
+
+    def gradient_at(self, owner: str) -> Callable[..., Mapping[str, Tensor]]:
+        """The argument of that name (see `Hooks.weight_perturbation`).
+
+        Train mode; buffers, `.grad` and parameters stay untouched.
+        """
+        turns = count()
+        trained = {name: p for name, p in self.network.params.items() if p.requires_grad}
+
+        def gradient_at(
+            shift: Mapping[str, Tensor] | None = None,
+            loss: str = "adv_ce",
+            select: Callable[[Tensor, Tensor], Tensor] | None = None,
+        ) -> Mapping[str, Tensor]:
+            if loss not in ("adv_ce", "objective"):
+                raise ValueError(f'gradient_at knows the losses "adv_ce" and "objective", not {loss!r}')
+            turn = next(turns)
+            moved = trained | (self.network.shifted(shift) if shift else {})
+            views = ("adv_logits",) if loss == "adv_ce" else self.interval.objective_views
+            with torch.enable_grad():
+                logits = {
+                    name: self.network.forward(
+                        "update", f"gradient_at {name}", [owner], self._input(name), params=moved, turn=turn
+                    )
+                    for name in views
+                }
+                values = (
+                    soft_cross_entropy(logits["adv_logits"], self.known["target"])
+                    if loss == "adv_ce"
+                    else _total(self._terms(logits, self.interval.objective_terms).values())
+                )
+                if select is not None:
+                    judged = logits.get("adv_logits", next(iter(logits.values())))
+                    values = values * select(judged.detach(), self.known["batch"].y)
+                total = values.sum() / len(values)
+            found = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
+            return {
+                name: torch.zeros_like(trained[name]) if value is None else value
+                for name, value in zip(trained, found, strict=True)
+            }
+
+        return gradient_at
+
+    def _input(self, view: str) -> Tensor:
+        images: Tensor = self.known["x_train"] if view.startswith("adv") else self.known["batch"].x
+        return images
+
+    def _terms(self, logits: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+        """Loss terms (B,) by name, the base loss first."""
+        terms = {}
+        by_name = {answer.plugin.name: answer for answer in self.interval.answers["extra_regularizer"]}
+        for name in names:
+            answer = self.interval.owner("base_loss") if name == "base_loss" else by_name[name]
+            if answer is None:
+                terms[name] = soft_cross_entropy(logits["adv_logits"], self.known["target"])
+            else:
+                values = answer(self._arguments(answer, logits))
+                terms[name] = self.contract.term(answer.plugin.name, answer.hook, values)
+        return terms
+
+    def _weigh(self, term: str, values: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
+        for answer in self.interval.weights_of(term):
+            weight = answer(self._arguments(answer, logits) | {"term": term})
+            values = self.contract.weight(answer.plugin.name, weight) * values
+        return values
+
+    def _arguments(self, answer: Answer, logits: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A forward that the answer did not demand is None, whoever else had it computed."""
+        needs = self.interval.demands[answer.hook, answer.plugin.name]
+        detached = answer.detached(self.runs[answer.plugin.name].epoch)
+        arguments = dict(self.known) | {"run": self.runs[answer.plugin.name]}
+        for name in VIEWS:
+            output = logits.get(self.interval.aliases.get(name, name)) if name in needs else None
+            arguments[name] = output.detach() if output is not None and name in detached else output
+        return arguments
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    """Added in the order given."""
+    first, *others = terms
+    for term in others:
+        first = first + term
+    return first

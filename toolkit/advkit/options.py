@@ -1,0 +1,168 @@
+"""Options as frozen, validated data: of plugins, of models, and of the run itself.
+
+Numbers may be written as the papers write them: `8/255`, `0.159375 eps`, `eps/4`, `80/255/eps`, where `eps` is
+the run's perturbation budget. They are resolved once, when the options are validated.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import core_schema
+
+from .errors import OptionError, did_you_mean
+
+
+class Options(BaseModel):
+    """Base of every set of options: immutable, no unknown keys, no silent conversions, no NaN or Inf."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, validate_default=True)
+
+
+def option(default: Any, *, help: str, unit: str = "", **limits: Any) -> Any:
+    """One option with its default, meaning, unit and limits (`ge`, `gt`, `le`, `lt`)."""
+    return Field(default, description=help, json_schema_extra={"unit": unit} if unit else None, **limits)
+
+
+_TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)|(eps)|([*/]))")
+
+
+def parse_number(text: str, eps: float | None = None) -> float:
+    """The value of a product or quotient of numbers and `eps`, such as `8/255` or `0.25 eps`.
+
+    Evaluated exactly and rounded once. Raises ValueError for anything else.
+    """
+    value, operator, position = Fraction(1), "*", 0
+    sign = -1 if text.strip().startswith("-") else 1
+    body = text.strip().lstrip("+-")
+    expect_operand = True
+    while position < len(body):
+        match = _TOKEN.match(body, position)
+        if match is None or len(body) > 64:
+            raise ValueError("is not a number, a fraction such as 8/255, or a multiple of eps such as 'eps/4'")
+        position = match.end()
+        number, name, symbol = match.groups()
+        if symbol:
+            if expect_operand:
+                raise ValueError("has an operator without an operand")
+            operator, expect_operand = symbol, True
+            continue
+        if name and eps is None:
+            raise ValueError("is relative to eps, which is not known here")
+        operand = Fraction(eps if name else number)  # type: ignore[arg-type]
+        if operator == "/" and operand == 0:
+            raise ValueError("divides by zero")
+        value = value / operand if operator == "/" else value * operand
+        operator, expect_operand = "*", False
+    if expect_operand:
+        raise ValueError("is not a number")
+    return sign * float(value)
+
+
+def _number(value: object, info: ValidationInfo) -> object:
+    return parse_number(value, (info.context or {}).get("eps")) if isinstance(value, str) else value
+
+
+Real = Annotated[float, BeforeValidator(_number)]
+"""A finite float that may be written as a fraction or relative to eps."""
+
+
+class Schedule:
+    """A coefficient over epochs: piecewise constant, finite, not negative.
+
+    Written as a number, or as `[[epoch, value], ...]` with rising epochs that start at 0.
+    """
+
+    __slots__ = ("points",)
+
+    def __init__(self, points: float | tuple[tuple[int, float], ...]) -> None:
+        self.points = points if isinstance(points, tuple) else ((0, float(points)),)
+
+    def at(self, epoch: int) -> float:
+        """The value in force in `epoch` (0-based)."""
+        return [value for start, value in self.points if start <= epoch][-1]
+
+    def plain(self) -> float | list[list[float]]:
+        """As it is written in a file."""
+        return self.points[0][1] if len(self.points) == 1 else [[e, v] for e, v in self.points]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self.points == other.points
+
+    def __hash__(self) -> int:
+        return hash(self.points)
+
+    def __repr__(self) -> str:
+        return f"Schedule({self.plain()!r})"
+
+    @classmethod
+    def parse(cls, value: object, info: ValidationInfo) -> Schedule:
+        if isinstance(value, Schedule):
+            return value
+        pairs = value if isinstance(value, list | tuple) else [[0, value]]
+        points = []
+        for pair in pairs:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise ValueError("is not a number or a list of [epoch, value] pairs")
+            start, number = pair[0], _number(pair[1], info)
+            if isinstance(start, bool) or not isinstance(start, int):
+                raise ValueError("has an epoch that is not a whole number")
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise ValueError("has a value that is not a number")
+            if not math.isfinite(number) or number < 0:
+                raise ValueError("has a value that is not finite and >= 0")
+            points.append((start, float(number)))
+        epochs = [start for start, _ in points]
+        if not epochs or epochs[0] != 0 or epochs != sorted(set(epochs)):
+            raise ValueError("must start at epoch 0 and have rising epochs")
+        return cls(tuple(points))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls.plain)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        pair = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "number"}]}
+        return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "array", "items": pair}]}
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+def validate(kind: type[O], values: Mapping[str, object], *, where: str, eps: float | None = None) -> O:
+    """Build options of `kind`, or raise OptionError with one sentence. `where` prefixes the option's name."""
+    try:
+        return kind.model_validate(dict(values), context={"eps": eps})
+    except ValidationError as error:
+        raise OptionError(_sentence(kind, where, error)) from None
+
+
+def _sentence(kind: type[Options], where: str, error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    name = f"{where}.{key}" if key else where
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(kind.model_fields) or "it has none"
+        return f"Unknown option {name}.{did_you_mean(key, kind.model_fields)} Known: {known}."
+    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    verb = "" if message.startswith(("is ", "has ", "must ", "divides ")) else "must be "
+    return f"{name} = {first['input']!r} {verb}{message}."

@@ -1,0 +1,103 @@
+"""What a method is: a class with options, and methods marked `@hookimpl`. It declares no hook methods itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from .options import Options as PluginOptions
+from .types import Passes
+
+if TYPE_CHECKING:
+    from .compose import Composition
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which plugins come later (`before` them) and earlier (`after` them) on a chained hook."""
+
+    before: frozenset[str] = frozenset()
+    after: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a plugin's own passes are made of: the attack's step count, and one `gradient_at` call by its loss."""
+
+    steps: int
+    adv_ce: Passes
+    objective: Passes
+
+
+class Plugin:
+    """Base of all plugins. Class attributes are declarations; instances hold validated options.
+
+    The first line of the subclass's docstring is its summary in `advkit plugins list`.
+    """
+
+    name: ClassVar[str]
+    """Kebab-case, equal to the entry point's name."""
+
+    class Options(PluginOptions):
+        """None by default."""
+
+    prefers: ClassVar[Mapping[str, object]] = {}
+    """Settings the method is defined with, such as {"attack.init": "normal"}. Only owners of
+    perturbation_budget, attack_objective, inner_attack or base_loss may state any."""
+
+    companions: ClassVar[Mapping[str, tuple[str, Mapping[str, object]]]] = {}
+    """Who shall answer a hook ("weight_perturbation", "instance_weight:TERM") if no chosen plugin does, and with
+    which options: {"weight_perturbation": ("awp", {"gamma": 0.007})}."""
+
+    order: ClassVar[Mapping[str, Order]] = {}
+    """Places on chained hooks, by hook."""
+
+    honours: ClassVar[frozenset[str]] = frozenset()
+    """What an `inner_attack` consumes beyond its arguments: {"attack_step"}."""
+
+    def __init__(self, options: PluginOptions) -> None:
+        self.options: PluginOptions = options
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The loss terms that `instance_weight` weighs: "base_loss" or names of plugins that add one."""
+        return ()
+
+    def active(self, hook: str, epoch: int) -> bool:
+        """Whether the plugin answers `hook` in `epoch`. An inactive answer demands nothing."""
+        return True
+
+    def demands(self, hook: str, epoch: int) -> Collection[str] | None:
+        """Which of the demanding arguments it lists the method needs under its options; None: all.
+
+        Those left out arrive as None.
+        """
+        return None
+
+    def detached(self, hook: str, epoch: int) -> Collection[str]:
+        """Which of the logits it demands the method takes without gradient; the core detaches them."""
+        return ()
+
+    def passes(self, hook: str, costs: Costs) -> Passes:
+        """Passes that the hook runs by itself, through `gradient_at` or the attacked `model`."""
+        return Passes()
+
+    def largest_budget(self, eps: float) -> Budgets:
+        """The largest budgets that `perturbation_budget` can return, for plans and checks."""
+        return Budgets(attack=eps, label=eps)
+
+    def join(self, composition: Composition) -> Sequence[str]:
+        """Called once, when it is known who else is there: settle what an option leaves to the company.
+
+        Returns cautions, sentences on what this combination means. May raise OptionError to refuse it.
+        """
+        return ()
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Upper bounds of `Budget.attack` and `Budget.label`, in pixels in [0, 1]."""
+
+    attack: float
+    label: float

@@ -1,0 +1,350 @@
+"""From what was typed to what will run: plugins, their companions, and every setting with its origin.
+
+Precedence, lowest first: the core, the data set, plugins' unanimous preferences, recipe, file, command line.
+For options: the plugin, the plugin that asked for it as companion, recipe, file, command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from . import discovery
+from .compose import PREFERRING_HOOKS, Composition, Setting
+from .errors import HookConflict, OptionError, PluginLoad, did_you_mean
+from .options import Options, parse_number, validate
+from .plugin import Plugin
+from .registration import check, hooks_of
+from .settings import (
+    SECTIONS,
+    AttackSettings,
+    CheckpointSettings,
+    DataSettings,
+    OptimizerSettings,
+    RunSettings,
+    UpdateSettings,
+    ValidationSettings,
+    known_setting,
+)
+
+PluginChoice = str | type[Plugin] | Plugin
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings ("section.key") and options (by plugin) of one origin, as they were written."""
+
+    origin: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run that can start: validated settings, built plugins, and where each value came from."""
+
+    composition: Composition
+    sections: Mapping[str, Options]
+    model_name: str
+    model_options: Mapping[str, object]
+    chosen: tuple[str, ...]
+    no_companion: tuple[str, ...]
+    origins: Mapping[str, str]
+    cautions: tuple[str, ...]
+
+    @property
+    def run(self) -> RunSettings:
+        return cast(RunSettings, self.sections["run"])
+
+    @property
+    def data(self) -> DataSettings:
+        return cast(DataSettings, self.sections["data"])
+
+    @property
+    def attack(self) -> AttackSettings:
+        return cast(AttackSettings, self.sections["attack"])
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        return cast(OptimizerSettings, self.sections["optimizer"])
+
+    @property
+    def validation(self) -> ValidationSettings:
+        return cast(ValidationSettings, self.sections["validation"])
+
+    @property
+    def checkpoint(self) -> CheckpointSettings:
+        return cast(CheckpointSettings, self.sections["checkpoint"])
+
+    def values(self) -> dict[str, object]:
+        """Every setting and option in force: {"attack.eps": 0.15, "model.width": 32, "cat-eps.eta": 0.0239}."""
+        flat: dict[str, object] = {
+            f"{section}.{key}": value
+            for section, options in self.sections.items()
+            for key, value in options.model_dump().items()
+        }
+        flat["model.name"] = self.model_name
+        flat |= {f"model.{key}": value for key, value in self.model_options.items()}
+        flat |= {f"order.{hook}": list(names) for hook, names in self.composition.setting.order.items()}
+        for plugin in self.composition.plugins:
+            flat |= {f"{plugin.name}.{key}": value for key, value in plugin.options.model_dump().items()}
+        return flat
+
+
+def resolve(
+    plugins: Iterable[PluginChoice],
+    layers: Sequence[Layer] = (),
+    *,
+    no_companion: Iterable[str] = (),
+    model: bool = True,
+    data: bool = True,
+) -> Resolved:
+    """Check and build everything that does not need the images. Any failure is one sentence.
+
+    `model` and `data` say whether the run names them; a loop of one's own brings both.
+    """
+    declined = tuple(sorted(set(no_companion)))
+    built: dict[str, Plugin] = {}
+    kinds: dict[str, type[Plugin]] = {}
+    for choice in plugins:
+        kind = _class_of(choice)
+        if kind.name in kinds:
+            raise OptionError(f"Plugin {kind.name} is named twice in --plugins; name it once.")
+        kinds[kind.name] = kind
+        if isinstance(choice, Plugin):
+            built[kind.name] = choice
+    chosen = tuple(sorted(kinds))
+    raw_options, option_origins = _options_by_origin(layers)
+    added = _companions(kinds, declined, raw_options)
+    _refuse_options_of_strangers(raw_options, kinds)
+
+    raw, origins, cautions = _settings_by_origin(kinds, layers, data)
+    sections, eps = _sections(raw)
+    model_name, model_options = _model(raw, eps, named=model)
+    asked = _companion_options(kinds, declined)
+    for name, kind in sorted(kinds.items()):
+        defaults, asker = asked.get(name, ({}, ""))
+        given = raw_options.get(name, {})
+        if name in built:
+            if given:
+                raise OptionError(f"Plugin {name} was passed as an object; set its options on the object.")
+        else:
+            options = validate(kind.Options, {**defaults, **given}, where=name, eps=eps)
+            built[name] = kind(options)
+        origins |= {f"{name}.{key}": f"companion of {asker}" for key in defaults}
+        origins |= {f"{name}.{key}": option_origins[name, key] for key in given}
+
+    attack, run = cast(AttackSettings, sections["attack"]), cast(RunSettings, sections["run"])
+    composition = Composition(
+        built.values(),
+        Setting(
+            eps=attack.eps,
+            steps=attack.steps,
+            epochs=run.epochs,
+            attack_mode=attack.mode,
+            batch_norm=cast(UpdateSettings, sections["update"]).views,
+            order=_order(raw),
+        ),
+        added,
+    )
+    return Resolved(
+        composition=composition,
+        sections=sections,
+        model_name=model_name,
+        model_options=model_options,
+        chosen=chosen,
+        no_companion=declined,
+        origins=origins,
+        cautions=(*cautions, *composition.cautions),
+    )
+
+
+# ---------------------------------------------------------------------- plugins and companions
+
+
+def _class_of(choice: PluginChoice) -> type[Plugin]:
+    kind = discovery.load("plugin", choice) if isinstance(choice, str) else choice
+    kind = type(kind) if isinstance(kind, Plugin) else kind
+    check(kind)
+    return kind
+
+
+def _provided(wish: str, kinds: Mapping[str, type[Plugin]], raw_options: Mapping[str, Mapping[str, object]]) -> bool:
+    """Whether a chosen plugin answers a companion's wish: a hook, or "instance_weight:TERM"."""
+    hook, _, term = wish.partition(":")
+    for name, kind in kinds.items():
+        if hook not in hooks_of(kind):
+            continue
+        if not term or term in kind(validate(kind.Options, raw_options.get(name, {}), where=name, eps=1.0)).terms:
+            return True
+    return False
+
+
+def _companions(
+    kinds: dict[str, type[Plugin]],
+    declined: Sequence[str],
+    raw_options: Mapping[str, Mapping[str, object]],
+) -> dict[str, tuple[str, str]]:
+    """Add to `kinds` the companions that are missing: {name: (hook, asker)}. Companions add no companions."""
+    wishes: dict[str, list[tuple[str, str, Mapping[str, object]]]] = {}
+    for asker, kind in sorted(kinds.items()):
+        for wish, (name, options) in kind.companions.items():
+            wishes.setdefault(wish, []).append((asker, name, options))
+    unknown = [wish for wish in declined if wish not in wishes]
+    if unknown:
+        raise OptionError(
+            f"--no-companion {unknown[0]} declines nothing: "
+            + (
+                f"the companions of this run answer {', '.join(sorted(wishes))}."
+                if wishes
+                else "no plugin asks for one."
+            )
+            + did_you_mean(unknown[0], wishes)
+        )
+    before, added = dict(kinds), {}
+    for wish, askers in wishes.items():
+        if wish in declined or _provided(wish, before, raw_options):
+            continue
+        first = askers[0]
+        for other in askers[1:]:
+            if other[1:] != first[1:]:
+                raise HookConflict(
+                    f"Plugins {first[0]} and {other[0]} ask for different companions on {wish} "
+                    f"({first[1]} and {other[1]}); name the one you want in --plugins."
+                )
+        kinds[first[1]] = _class_of(first[1])
+        added[first[1]] = (wish, first[0])
+    return added
+
+
+def _companion_options(
+    kinds: Mapping[str, type[Plugin]], declined: Sequence[str]
+) -> dict[str, tuple[Mapping[str, object], str]]:
+    """Options that askers give their companions, also to one that the user named: {name: (options, asker)}."""
+    asked: dict[str, tuple[Mapping[str, object], str]] = {}
+    for asker, kind in sorted(kinds.items()):
+        for wish, (name, options) in kind.companions.items():
+            if wish in declined or name not in kinds or not options:
+                continue
+            if name in asked and asked[name][0] != options:
+                raise HookConflict(
+                    f"Plugins {asked[name][1]} and {asker} give {name} different options; "
+                    f"decline one with --no-companion {wish} and set -o {name}.KEY=VALUE."
+                )
+            asked[name] = (options, asker)
+    return asked
+
+
+def _refuse_options_of_strangers(
+    raw_options: Mapping[str, Mapping[str, object]], kinds: Mapping[str, type[Plugin]]
+) -> None:
+    for name in raw_options:
+        if name not in kinds:
+            run = ", ".join(sorted(kinds)) or "none"
+            raise OptionError(
+                f"Options are given for {name}, which is not in this run.{did_you_mean(name, kinds)} "
+                f"Its plugins: {run}."
+            )
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def _options_by_origin(
+    layers: Sequence[Layer],
+) -> tuple[dict[str, dict[str, object]], dict[tuple[str, str], str]]:
+    raw: dict[str, dict[str, object]] = {}
+    origins: dict[tuple[str, str], str] = {}
+    for layer in layers:
+        for name, options in layer.options.items():
+            for key, value in options.items():
+                raw.setdefault(name, {})[key] = value
+                origins[name, key] = layer.origin
+    return raw, origins
+
+
+def _settings_by_origin(
+    kinds: Mapping[str, type[Plugin]], layers: Sequence[Layer], data: bool
+) -> tuple[dict[str, object], dict[str, str], list[str]]:
+    given: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for key, value in layer.settings.items():
+            known_setting(key)
+            given[key], origins[key] = value, layer.origin
+    below: dict[str, object] = {}
+    if data:
+        name = str(given.get("data.name", DataSettings.model_fields["name"].default))
+        for key, value in getattr(discovery.load("data set", name), "defaults", {}).items():
+            below[key] = value
+            origins.setdefault(key, f"data set {name}")
+    preferred, cautions = _preferences(kinds, given)
+    for key, (value, owner) in preferred.items():
+        below[key] = value
+        if key not in given:
+            origins[key] = f"plugin {owner}"
+    return below | given, origins, cautions
+
+
+def _preferences(
+    kinds: Mapping[str, type[Plugin]], given: Mapping[str, object]
+) -> tuple[dict[str, tuple[object, str]], list[str]]:
+    """Unanimous preferences apply; where owners disagree the core's default stands, with a caution naming both."""
+    stated: dict[str, list[tuple[object, str]]] = {}
+    for name, kind in sorted(kinds.items()):
+        for key, value in kind.prefers.items():
+            if not set(hooks_of(kind)) & set(PREFERRING_HOOKS):
+                raise PluginLoad(
+                    f"Plugin {name} prefers {key}, but owns none of {', '.join(PREFERRING_HOOKS)}; "
+                    "it may only state a caution."
+                )
+            known_setting(key)
+            stated.setdefault(key, []).append((value, name))
+    agreed, cautions = {}, []
+    for key, wishes in stated.items():
+        different = next((wish for wish in wishes if wish[0] != wishes[0][0]), None)
+        if different is None:
+            agreed[key] = (wishes[0][0], ", ".join(name for _, name in wishes))
+        elif key not in given:
+            (one, first), (other, second) = wishes[0], different
+            cautions.append(
+                f"{first} prefers {key}={one} and {second} {key}={other}; "
+                f"the default stands, choose with --set {key}=..."
+            )
+    return agreed, cautions
+
+
+def _sections(raw: Mapping[str, object]) -> tuple[dict[str, Options], float]:
+    eps = raw.get("attack.eps", AttackSettings.model_fields["eps"].default)
+    try:
+        known: float | None = parse_number(eps) if isinstance(eps, str) else float(cast(Any, eps))
+    except (ValueError, TypeError):
+        known = None  # validation says what is wrong with it
+    sections = {}
+    for section, kind in SECTIONS.items():
+        given = {key.partition(".")[2]: v for key, v in raw.items() if key.partition(".")[0] == section}
+        sections[section] = validate(kind, given, where=section, eps=known)
+    return sections, cast(AttackSettings, sections["attack"]).eps
+
+
+def _model(raw: Mapping[str, object], eps: float, named: bool) -> tuple[str, dict[str, object]]:
+    given = {key.partition(".")[2]: v for key, v in raw.items() if key.startswith("model.")}
+    name = given.pop("name", "small-cnn" if named else "")
+    if not isinstance(name, str):
+        raise OptionError(f"model.name = {name!r} must be a name; installed: {', '.join(discovery.names('model'))}.")
+    if not named:
+        return name, {}
+    kind = cast(Any, discovery.load("model", name))
+    return name, validate(kind.Options, given, where="model", eps=eps).model_dump()
+
+
+def _order(raw: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+    order = {}
+    for key, value in raw.items():
+        if key.startswith("order."):
+            names = value.split(",") if isinstance(value, str) else value
+            if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+                raise OptionError(f"{key} = {value!r} must be plugin names, such as {key}=a,b.")
+            order[key.partition(".")[2]] = tuple(name.strip() for name in names)
+    return order

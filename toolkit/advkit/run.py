@@ -1,0 +1,136 @@
+"""What plugins see of the run: addressed randomness, per-sample state, and the facts of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import OptionError
+from .rng import Draws, derive_key
+from .settings import AttackSettings
+from .types import Batch
+
+if TYPE_CHECKING:
+    from .compose import Composition
+
+
+class RunState:
+    """The run's own facts and tensors; one for all plugins. Everything in `samples` and `tensors` is checkpointed."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_samples: int,
+        attack: AttackSettings,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.seed, self.num_samples, self.attack = seed, num_samples, attack
+        self.device, self.dtype = device, dtype
+        self.num_classes = 0
+        """0 until the first batch has been seen."""
+        self.epoch = 0
+        self.step = 0
+        """Within the epoch."""
+        self.samples: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
+
+    @contextmanager
+    def unless_failed(self, index: Tensor) -> Iterator[None]:
+        """Put the per-sample state of these samples back if the step fails."""
+        before = {name: values[index] for name, values in self.samples.items()}
+        try:
+            yield
+        except BaseException:
+            for name, values in before.items():
+                self.samples[name][index] = values
+            raise
+
+
+class Run:
+    """One plugin's view of the run: names are its own, so plugins never meet in state or randomness."""
+
+    def __init__(self, state: RunState, plugin: str, composition: Composition) -> None:
+        self._state, self._plugin, self._composition = state, plugin, composition
+        self._observe: Callable[..., Tensor] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, from 0."""
+        return self._state.epoch
+
+    @property
+    def step(self) -> int:
+        """The current step within the epoch, from 0."""
+        return self._state.step
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of indices of the training set."""
+        return self._state.num_samples
+
+    @property
+    def num_classes(self) -> int:
+        """K; known from the first batch on."""
+        return self._state.num_classes
+
+    @property
+    def attack(self) -> AttackSettings:
+        """The run's attack settings: norm, eps, step_size, steps, init, mode."""
+        return self._state.attack
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors of the step live."""
+        return self._state.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's floating dtype."""
+        return self._state.dtype
+
+    def owner(self, hook: str) -> str:
+        """Who owns an exclusive hook in this run, "core" where no plugin does."""
+        return self._composition.owner(hook)
+
+    def draws(self, purpose: str, batch: Batch, phase: str = "") -> Draws:
+        """Random numbers of `purpose`, a row for each sample of the batch.
+
+        Each is a function of (run seed, plugin, purpose, phase, epoch, sample id, occurrence, draw number), and of
+        nothing else: not of the batch, of other plugins, or of how often anybody drew before.
+        """
+        key = derive_key(self._state.seed, self._plugin, purpose, phase, self._state.epoch)
+        return Draws(key, batch.index, batch.occurrence)
+
+    def sample_state(self, name: str, fill: float = 0.0) -> Tensor:
+        """An (N,) tensor addressed by `batch.index`, in the model's floating dtype (float32 at least).
+
+        Claim it in `setup`; keep it and write in place. It is checkpointed and resumed.
+        """
+        dtype = torch.promote_types(self._state.dtype, torch.float32)
+        values = torch.full((self.num_samples,), fill, dtype=dtype, device=self.device)
+        return self._claim(self._state.samples, name, values)
+
+    def tensor_state(self, name: str, initial: Tensor) -> Tensor:
+        """A tensor of any shape, otherwise as `sample_state`: for averages and counts."""
+        return self._claim(self._state.tensors, name, initial.detach().to(self.device, copy=True))
+
+    def attack_step(
+        self, batch: Batch, x_adv: Tensor, logits: Tensor, loss: Tensor, gradient: Tensor, step: int
+    ) -> Tensor:
+        """For an `inner_attack` that honours "attack_step": which samples go on moving, (B,) bool."""
+        if self._observe is None:
+            return torch.ones(batch.x.shape[0], dtype=torch.bool, device=self.device)
+        return self._observe(x_adv=x_adv, logits=logits.detach(), loss=loss.detach(), gradient=gradient, step=step)
+
+    def _claim(self, store: dict[str, Tensor], name: str, initial: Tensor) -> Tensor:
+        full = f"{self._plugin}/{name}"
+        if full in store:
+            raise OptionError(f"Plugin {self._plugin} claims the state {name} twice; claim it once, in setup.")
+        store[full] = initial
+        return initial

@@ -1,0 +1,155 @@
+"""The run's settings: one frozen model a section. `advkit train --set section.key=value` reaches each of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from .errors import OptionError, did_you_mean
+from .options import Options, Real, option
+
+VIEW_NAMES = ("adv_logits", "clean_logits", "adv_logits_base", "clean_logits_base")
+
+
+class RunSettings(Options):
+    """How long, how large, from which seed, and where."""
+
+    seed: int = option(0, ge=0, lt=2**63, help="all random numbers derive from it")
+    epochs: int = option(20, ge=1, help="passes over the training set")
+    batch_size: int = option(64, ge=1, help="samples a step; the last batch of an epoch may be smaller")
+    device: str = option("cpu", help="a torch device, such as cpu or cuda:0")
+    threads: int = option(0, ge=0, help="intra-op threads; 0: as torch chooses, then recorded")
+    check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
+    precision: str = option("float32", help="float32; mixed precision is not supported yet")
+    compile: bool = option(False, help="torch.compile; not supported yet")
+
+    @field_validator("precision")
+    @classmethod
+    def _float32(cls, value: str) -> str:
+        if value != "float32":
+            raise ValueError("is not supported: advkit trains in float32 for now; leave run.precision out")
+        return value
+
+    @field_validator("compile")
+    @classmethod
+    def _eager(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("is not supported: advkit runs without torch.compile for now; leave run.compile out")
+        return value
+
+
+class DataSettings(Options):
+    """Which images."""
+
+    name: str = option("digits", help="a registered data set")
+    root: str = option("", help="folder or file of the data, where the data set needs one")
+    limit: int = option(0, ge=0, help="at most so many images a split, balanced over classes; 0: all")
+    transform: str = option("auto", help="per-sample training transform: auto (the data set's), none, crop-flip")
+
+
+class AttackSettings(Options):
+    """The inner attack, and the threat model the run is evaluated in."""
+
+    norm: Literal["linf", "l2"] = option("linf", help="the norm of the perturbation")
+    eps: Real = option("8/255", ge=0, le=1e3, unit="pixels in [0, 1]", help="perturbation budget")
+    step_size: Real = option("eps/4", ge=0, unit="pixels in [0, 1]", help="length of an attack step")
+    steps: int = option(10, ge=0, help="attack steps K; 0 is standard training: x_adv = x")
+    init: Literal["zero", "uniform", "normal"] = option("zero", help="start: x, uniform in the ball, x + 0.001 N(0, 1)")
+    mode: Literal["eval", "train", "train-frozen"] = option(
+        "eval",
+        help="the model's mode in the attack; train moves BatchNorm's running statistics, train-frozen not",
+    )
+
+
+class UpdateSettings(Options):
+    """The update phase."""
+
+    batch_norm: str = option(
+        "base_loss",
+        help="whose forwards move running statistics: base_loss, or forwards by name, such as adv_logits,clean_logits",
+    )
+
+    @field_validator("batch_norm")
+    @classmethod
+    def _views(cls, value: str) -> str:
+        stray = [name for name in value.split(",") if name not in VIEW_NAMES]
+        if value != "base_loss" and stray:
+            raise ValueError(f"must be base_loss or names out of {', '.join(VIEW_NAMES)}")
+        return value
+
+    @property
+    def views(self) -> tuple[str, ...] | None:
+        """The forwards named, None for those of base_loss."""
+        return None if self.batch_norm == "base_loss" else tuple(self.batch_norm.split(","))
+
+
+class OptimizerSettings(Options):
+    """SGD, and a learning rate that is a pure function of the epoch."""
+
+    lr: Real = option(0.1, gt=0, help="initial learning rate")
+    momentum: Real = option(0.9, ge=0, lt=1, help="momentum")
+    weight_decay: Real = option(5e-4, ge=0, help="weight decay")
+    nesterov: bool = option(False, help="Nesterov momentum")
+    milestones: list[float] = option(
+        [0.5, 0.75], help="shares of the epochs after which the learning rate is multiplied by `decay`"
+    )
+    decay: Real = option(0.1, gt=0, le=1, help="factor at every milestone")
+
+    @field_validator("milestones")
+    @classmethod
+    def _shares(cls, value: list[float]) -> list[float]:
+        if any(not 0 < share < 1 for share in value) or value != sorted(set(value)):
+            raise ValueError("must be rising shares of the run between 0 and 1, such as [0.5, 0.75]")
+        return value
+
+    def lr_at(self, epoch: int, epochs: int) -> float:
+        """The learning rate of an epoch (0-based)."""
+        # A milestone falls on the first epoch at or after its share; 1e-9 forgives 0.29 * 100 = 28.999...
+        passed = sum(epoch + 1e-9 >= share * epochs for share in self.milestones)
+        lr: float = self.lr
+        for _ in range(passed):
+            lr *= self.decay
+        return lr
+
+
+class ValidationSettings(Options):
+    """How the best checkpoint is chosen: by the lower of its PGD and margin-PGD accuracies at the run's eps."""
+
+    fraction: Real = option(0.1, ge=0, lt=1, help="share of the training split held out; 0: nothing is")
+    split: Literal["validation", "test"] = option(
+        "validation",
+        help="the images that choose; test makes every later test figure optimistic, and is reported",
+    )
+    steps: int = option(10, ge=1, help="steps of both attacks, from x, step size eps/4")
+    every_epochs: int = option(1, ge=1, help="validate every so many epochs, and after the last")
+
+
+class CheckpointSettings(Options):
+    """What a stopped run loses at most."""
+
+    every_steps: int = option(50, ge=1, help="a checkpoint every so many steps; also at every epoch's end")
+    keep: int = option(2, ge=1, help="newest checkpoints kept, beside the best")
+
+
+SECTIONS: dict[str, type[Options]] = {
+    "run": RunSettings,
+    "data": DataSettings,
+    "attack": AttackSettings,
+    "update": UpdateSettings,
+    "optimizer": OptimizerSettings,
+    "validation": ValidationSettings,
+    "checkpoint": CheckpointSettings,
+}
+"""`model.name`, the model's own options and `order.HOOK` come beside these."""
+
+
+def known_setting(key: str) -> None:
+    """Refuse a key that is no setting. `model.*` is checked by the model and `order.*` by the composition."""
+    section, _, field = key.partition(".")
+    if section in ("model", "order") and field:
+        return
+    if section in SECTIONS and field in SECTIONS[section].model_fields:
+        return
+    keys = [f"{name}.{each}" for name, kind in SECTIONS.items() for each in kind.model_fields]
+    raise OptionError(f"Unknown setting {key}.{did_you_mean(key, [*keys, 'model.name'])} `advkit plan` lists them all.")

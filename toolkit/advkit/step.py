@@ -1,0 +1,416 @@
+"""One step of adversarial training, as data flowing down: batch, budget, attack, target, shift, loss, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attack import NORMS, pgd, start
+from .compose import CORE, Answer, Composition, Interval
+from .contracts import Contract
+from .errors import HookConflict, HookContract, NonFinite, OptionError
+from .ledger import Ledger
+from .network import Network, checked_logits, mode, own_generator
+from .objective import Objective, Outcome, soft_cross_entropy
+from .plugin import Plugin
+from .resolve import Layer, Resolved, resolve
+from .rng import Draws, derive_key, derive_seed
+from .run import Run, RunState
+from .settings import AttackSettings
+from .types import AttackResult, Batch, Budget, BudgetScale, Passes
+
+LOOP_HOOKS = (
+    "train_dataset",
+    "train_sampler",
+    "train_transform",
+    "evaluation_weights",
+    "epoch_start",
+    "epoch_end",
+)
+"""Answered by `advkit.train`; a loop of one's own must do this itself."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step did. Tensors are detached and stay on the device: reading one synchronises.
+
+    `raw` and `weighted` are each loss term's sum over the batch. `adv_correct`, `clean_correct` (at the weights of
+    the loss) and `success` are counts, None where nothing demanded what they need. `shift_ratio` is
+    ||v|| / ||theta||.
+    """
+
+    epoch: int
+    step: int
+    count: int
+    loss: Tensor
+    raw: Mapping[str, Tensor]
+    weighted: Mapping[str, Tensor]
+    adv_correct: Tensor | None
+    clean_correct: Tensor | None
+    success: Tensor | None
+    zero_gradients: Tensor | None
+    radius: Tensor
+    shift_ratio: Tensor | None
+    x_train: Tensor
+    passes: Mapping[str, Passes]
+    demanded_by: Mapping[str, Sequence[str]]
+
+
+class Step:
+    """`report = step(x, y, index, epoch=e)`: one attack and one update of `model` by `optimizer`.
+
+    Args:
+        model: any module from images (B, C, H, W) in [0, 1] to logits (B, K); normalise inside it.
+        optimizer: any torch optimizer over the model's parameters.
+        plugins: names of installed plugins, plugin classes or instances, in any order.
+        num_samples: N; every `index` is below it.
+        options: {"cat-eps": {"eta": 0.005}}, by plugin.
+        settings: {"attack.steps": 10, "attack.init": "uniform"}, as `advkit train --set`.
+        eps, seed: short for the settings attack.eps and run.seed.
+        no_companion: hooks whose companions are declined.
+
+    Raises OptionError, HookConflict and their relatives before anything runs; NonFinite from a step whose loss or
+    gradients are not finite: parameters and per-sample state are then as they were before it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plugins: Iterable[str | type[Plugin] | Plugin] = (),
+        *,
+        num_samples: int,
+        options: Mapping[str, Mapping[str, object]] | None = None,
+        settings: Mapping[str, object] | None = None,
+        eps: float | str | None = None,
+        seed: int | None = None,
+        no_companion: Iterable[str] = (),
+    ) -> None:
+        short = {"attack.eps": eps, "run.seed": seed}
+        given = dict(settings or {}) | {key: value for key, value in short.items() if value is not None}
+        layer = Layer("python", given, options or {})
+        resolved = resolve(plugins, [layer], no_companion=no_companion, model=False, data=False)
+        for hook in LOOP_HOOKS:
+            if owners := resolved.composition.owners(hook):
+                raise HookConflict(
+                    f"Plugin {owners[0]} answers {hook}, which only advkit.train asks; "
+                    "train with advkit.train, or leave the plugin out."
+                )
+        self._start(model, optimizer, resolved, num_samples)
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer, resolved: Resolved, num_samples: int) -> Step:
+        """For a loop that answers the data hooks itself and has resolved the plugins already."""
+        step = cls.__new__(cls)
+        step._start(model, optimizer, resolved, num_samples)
+        return step
+
+    def _start(self, model: nn.Module, optimizer: torch.optim.Optimizer, resolved: Resolved, num_samples: int) -> None:
+        _refuse_wrapped(model)
+        trained = next((p for p in model.parameters() if p.requires_grad), None)
+        if trained is None:
+            raise OptionError("The model has no trainable parameter; nothing could be learnt.")
+        self.model, self.optimizer = model, optimizer
+        self.composition: Composition = resolved.composition
+        self.attack: AttackSettings = resolved.attack
+        self.check_hooks = resolved.run.check_hooks
+        self.state = RunState(
+            seed=resolved.run.seed,
+            num_samples=num_samples,
+            attack=self.attack,
+            device=trained.device,
+            dtype=trained.dtype,
+        )
+        self.runs = {p.name: Run(self.state, p.name, self.composition) for p in self.composition.plugins}
+        self._checked: set[int] = set()
+        self.notify("setup")
+
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Report:
+        """Attack x (B, C, H, W) with labels y (B,), then update the model.
+
+        `index` (B,) int64 is each sample's place in the training set. `occurrence` (B,) counts earlier visits of
+        an index in this epoch; leave it out where every index comes once.
+        """
+        batch = self._batch(x, y, index, epoch, occurrence)
+        interval = self.composition.at(epoch)
+        first = id(interval) not in self._checked
+        ledger = Ledger()
+        with (
+            self.state.unless_failed(batch.index),
+            own_generator(self.state.device) as seed,
+        ):
+            network = Network(self.model, ledger, lambda label: seed(self._seed(label)))
+            classes = self._classes(network, batch.x)
+            contract = Contract(batch, classes, self.attack.steps, values=first or self.check_hooks)
+            known = self._attack(batch, interval, network, contract)
+            outcome, shift = self._update(known, interval, network, contract)
+            passes = ledger.passes()
+            if first or self.check_hooks:
+                self._as_declared(interval, passes)
+            self.optimizer.step()
+        self._checked.add(id(interval))
+        self.notify("after_update", epoch, model=self.model)
+        report = self._report(known, outcome, shift, passes, ledger)
+        self.state.step += 1
+        return report
+
+    # ------------------------------------------------------------------ the two phases
+
+    def _attack(self, batch: Batch, interval: Interval, network: Network, contract: Contract) -> dict[str, Any]:
+        """theta, no parameter gradients, the attack mode. Returns the arguments of all later hooks."""
+        answers = interval.answers
+        with mode(self.model, training=self.attack.mode != "eval"), torch.no_grad():
+            if owner := interval.owner("mix_batch"):
+                batch = self._ask(owner, batch=batch)
+            clean = network.judge("clean_logits", interval.attack_view, batch.x) if interval.attack_view else None
+            known: dict[str, Any] = {"batch": batch, "clean_logits": clean}
+
+            budget = self._budget(interval, known, contract)
+            scale = self._scale(answers["budget_scale"], known, contract)
+            radius = budget.attack * scale.radius
+            known |= {"budget": budget, "radius": radius}
+            known["target"] = self._target(interval, known, "attack", contract)
+            attack = self._attacked(interval, known, scale, network, contract)
+
+            if interval.success:
+                final = network.judge("success", interval.success, attack.x_adv)
+                attack = replace(attack, success=final.argmax(1) != batch.y)
+            known |= {"attack": attack, "x_train": attack.x_adv}
+            if owner := interval.owner("commit_attack"):
+                budget, x_train = self._ask(owner, **known, success=attack.success)
+                known["budget"] = contract.budget(owner.plugin.name, "commit_attack", budget)
+                if x_train is not None:
+                    known["x_train"] = contract.images(
+                        owner.plugin.name, "commit_attack", x_train, radius, self.attack.norm
+                    )
+            known["target"] = self._target(interval, known, "train", contract)
+        return known
+
+    def _update(
+        self, known: Mapping[str, Any], interval: Interval, network: Network, contract: Contract
+    ) -> tuple[Outcome, Mapping[str, Tensor]]:
+        """Train mode: v, the loss at theta+v, and its gradient in `.grad`, all of it finite."""
+        objective = Objective(network, interval, known, self.runs, contract)
+        shift: Mapping[str, Tensor] = {}
+        with mode(self.model, training=True), torch.enable_grad():
+            if owner := interval.owner("weight_perturbation"):
+                params = {name: p.detach() for name, p in network.params.items() if p.requires_grad}
+                gradient_at = objective.gradient_at(owner.plugin.name)
+                with torch.no_grad():
+                    answer = self._ask(owner, params=params, gradient_at=gradient_at)
+                shift = contract.shift(owner.plugin.name, answer, params)
+            outcome = objective(shift, samples=len(known["batch"].y))
+            self.optimizer.zero_grad(set_to_none=True)
+            outcome.loss.backward()
+        self._finite(known["attack"], outcome)
+        return outcome, shift
+
+    # ------------------------------------------------------------------ one question each
+
+    def _ask(self, answer: Answer, **known: Any) -> Any:
+        return answer({**known, "run": self.runs[answer.plugin.name]})
+
+    def _budget(self, interval: Interval, known: Mapping[str, Any], contract: Contract) -> Budget:
+        if owner := interval.owner("perturbation_budget"):
+            budget = self._ask(owner, **known)
+            return contract.budget(owner.plugin.name, "perturbation_budget", budget)
+        eps = known["batch"].x.new_full((len(known["batch"].y),), self.attack.eps)
+        return Budget(attack=eps, label=eps)
+
+    def _scale(self, answers: Sequence[Answer], known: Mapping[str, Any], contract: Contract) -> BudgetScale:
+        total = BudgetScale()
+        for answer in answers:
+            scale = contract.scale(answer.plugin.name, self._ask(answer, **known))
+            total = BudgetScale(total.radius * scale.radius, total.step_size * scale.step_size)
+        return total
+
+    def _target(self, interval: Interval, known: Mapping[str, Any], phase: str, contract: Contract) -> Tensor:
+        """One-hot labels (B, K), through the chain of `target_label`."""
+        target = F.one_hot(known["batch"].y, self.state.num_classes).to(self.state.dtype)
+        for answer in interval.answers["target_label"]:
+            rows = self._ask(answer, **known | {"target": target, "phase": phase})
+            target = contract.target(answer.plugin.name, rows)
+        return target
+
+    def _attacked(
+        self,
+        interval: Interval,
+        known: Mapping[str, Any],
+        scale: BudgetScale,
+        network: Network,
+        contract: Contract,
+    ) -> AttackResult:
+        batch, budget, radius, target = known["batch"], known["budget"], known["radius"], known["target"]
+        owner = interval.owner("attack_objective")
+        objective: Callable[[Tensor], Tensor] = (
+            contract.objective(owner.plugin.name, self._ask(owner, **known))
+            if owner
+            else lambda logits: soft_cross_entropy(logits, target)
+        )
+        inner = interval.owner("inner_attack")
+        model = network.attacked(inner.plugin.name if inner else CORE, self.attack.mode == "train")
+        observe = self._observer(interval.answers["attack_step"], batch, contract)
+        if inner:
+            self.runs[inner.plugin.name]._observe = observe
+            with torch.enable_grad():
+                result = self._ask(inner, **known, model=model, objective=objective)
+            return contract.attack(inner.plugin.name, result, radius, self.attack.norm)
+        if self.attack.steps == 0:
+            return AttackResult(batch.x)
+        ball = NORMS[self.attack.norm](batch.x, radius)
+        step_size = budget.step_size if budget.step_size is not None else torch.full_like(radius, self.attack.step_size)
+        return pgd(
+            model,
+            ball,
+            start(ball, self.attack.init, lambda: self._draws("start", batch)),
+            objective,
+            steps=self.attack.steps,
+            step_size=step_size * scale.step_size,
+            limit=budget.steps,
+            observe=observe,
+        )
+
+    def _observer(self, answers: Sequence[Answer], batch: Batch, contract: Contract) -> Callable[..., Tensor] | None:
+        """The `attack_step` answers as one, and-ed; None where nobody observes, so that nothing is called."""
+        if not answers:
+            return None
+
+        def observe(**seen: Any) -> Tensor:
+            masks = [contract.mask(answer.plugin.name, self._ask(answer, batch=batch, **seen)) for answer in answers]
+            return torch.stack(masks).all(dim=0)
+
+        return observe
+
+    def notify(self, hook: str, epoch: int | None = None, **known: Any) -> None:
+        """Tell everybody who answers a NOTIFY hook; in `epoch`, only those active in it."""
+        answers = self.composition.answers if epoch is None else self.composition.at(epoch).answers
+        for answer in answers[hook]:
+            self._ask(answer, **known)
+
+    # ------------------------------------------------------------------ checks and bookkeeping
+
+    def _batch(self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None) -> Batch:
+        rows = len(x)
+        if y.shape != (rows,) or index.shape != (rows,) or y.dtype != torch.int64 or index.dtype != torch.int64:
+            raise OptionError(
+                f"A step takes x (B, C, H, W), y (B,) and index (B,), the last two int64; got {tuple(x.shape)}, "
+                f"{tuple(y.shape)} {y.dtype} and {tuple(index.shape)} {index.dtype}."
+            )
+        if x.dtype != self.state.dtype:
+            raise OptionError(f"x is {x.dtype} and the model {self.state.dtype}; convert x.")
+        if epoch != self.state.epoch:
+            self.state.epoch, self.state.step = epoch, 0
+        return Batch(x, y, index, torch.zeros_like(index) if occurrence is None else occurrence)
+
+    def _classes(self, network: Network, x: Tensor) -> int:
+        """K, from one eval forward of one image before the first step."""
+        if not self.state.num_classes:
+            with mode(self.model, training=False), torch.no_grad():
+                self.state.num_classes = checked_logits(self.model(x[:1]), 1).shape[1]
+        return self.state.num_classes
+
+    def _seed(self, label: str) -> int:
+        return derive_seed(self.state.seed, CORE, "model", f"{self.state.step} {label}", self.state.epoch)
+
+    def _draws(self, purpose: str, batch: Batch) -> Draws:
+        key = derive_key(self.state.seed, CORE, purpose, "attack", self.state.epoch)
+        return Draws(key, batch.index, batch.occurrence)
+
+    def _finite(self, attack: AttackResult, outcome: Outcome) -> None:
+        """Stop before the update if anything is not finite, and say what. One synchronisation a step."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flags = {"the loss": outcome.loss.isfinite()}
+        if attack.finite is not None:
+            flags["an input gradient of the attack"] = attack.finite
+        if gradients:
+            flags["a parameter gradient"] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
+        good = dict(zip(flags, torch.stack(list(flags.values())).tolist(), strict=True))
+        if all(good.values()):
+            return
+        what = next(name for name, fine in reversed(good.items()) if not fine)
+        terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
+        if not good["the loss"]:
+            what = "the loss" + (f" (term {', '.join(terms)})" if terms else "")
+        elif what == "a parameter gradient":
+            what += " (" + next(n for n, p in self.model.named_parameters() if not _finite_gradient(p)) + ")"
+        if not good.get("an input gradient of the attack", True):
+            what = "an input gradient of the attack"
+        self.optimizer.zero_grad(set_to_none=True)
+        raise NonFinite(
+            f"NaN or Inf in {what} at epoch {self.state.epoch}, step {self.state.step}. The step was not applied; "
+            "lower optimizer.lr or look at the options of the plugins in this run."
+        )
+
+    def _as_declared(self, interval: Interval, passes: Mapping[str, Passes]) -> None:
+        for phase, ran in passes.items():
+            if ran != interval.passes[phase]:
+                hook = "inner_attack" if phase == "attack" else "weight_perturbation"
+                owner = interval.owner(hook)
+                who = f"Plugin {owner.plugin.name}" if owner else f"The plugins {', '.join(self.runs)}"
+                raise HookContract(
+                    f"{who} ran other passes than declared: {ran.as_dict()} in the {phase} phase, where the plan says "
+                    f"{interval.passes[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached."
+                )
+
+    def _report(
+        self,
+        known: Mapping[str, Any],
+        outcome: Outcome,
+        shift: Mapping[str, Tensor],
+        passes: Mapping[str, Passes],
+        ledger: Ledger,
+    ) -> Report:
+        batch, attack, logits = known["batch"], known["attack"], outcome.logits
+
+        def correct(view: str) -> Tensor | None:
+            return (logits[view].argmax(1) == batch.y).sum() if view in logits else None
+
+        return Report(
+            epoch=self.state.epoch,
+            step=self.state.step,
+            count=len(batch.y),
+            loss=outcome.loss.detach(),
+            raw=outcome.raw,
+            weighted=outcome.weighted,
+            adv_correct=correct("adv_logits"),
+            clean_correct=correct("clean_logits" if "clean_logits" in logits else "clean_logits_base"),
+            success=None if attack.success is None else attack.success.sum(),
+            zero_gradients=None if attack.zero_gradients is None else attack.zero_gradients.sum(),
+            radius=known["radius"].sum(),
+            shift_ratio=_ratio(shift, self.model) if shift else None,
+            x_train=known["x_train"],
+            passes=passes,
+            demanded_by=ledger.demanded_by(),
+        )
+
+
+def _finite_gradient(parameter: Tensor) -> bool:
+    return parameter.grad is None or bool(parameter.grad.isfinite().all())
+
+
+def _ratio(shift: Mapping[str, Tensor], model: nn.Module) -> Tensor:
+    weights = [p.detach() for p in model.parameters() if p.requires_grad]
+    return nn.utils.get_total_norm(list(shift.values())) / nn.utils.get_total_norm(weights)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Wrappers that change what a forward is."""
+    kinds: Sequence[tuple[type, str]] = (
+        (
+            nn.parallel.DistributedDataParallel,
+            "Distributed training is not supported yet; pass the module itself.",
+        ),
+        (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
+        (
+            torch._dynamo.eval_frame.OptimizedModule,
+            "torch.compile is not supported yet; pass the module itself.",
+        ),
+    )
+    for kind, sentence in kinds:
+        if isinstance(model, kind):
+            raise OptionError(sentence)
