@@ -1,4 +1,4 @@
-"""Checkpoints under damage, kills, full disks and rivals. Each fault test has a control that shows the fault bites."""
+"""Checkpoints under damage, kills, full disks and rivals; controls show that each fault bites."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
         "conjugate": torch.tensor([1 + 2j], dtype=torch.complex64).conj(),
     }
     loaded, state = cp.load(cp.save(tmp_path / "made" / "here", 3, given, STATE))
-    assert list(loaded) == sorted(given) or set(loaded) == set(given)
+    assert set(loaded) == set(given)
     for name, before in given.items():
         after = loaded[name]
         assert (after.dtype, after.shape, after.device.type) == (before.dtype, before.shape, "cpu"), name
@@ -135,18 +135,17 @@ def test_nothing_to_store_is_fine(tmp_path: Path) -> None:
 
 
 def test_the_default_device_does_not_matter(tmp_path: Path) -> None:
+    given = {"a": torch.ones(2), "e": torch.empty(0)}
     with torch.device("meta"):
-        loaded, _ = cp.load(cp.save(tmp_path, 1, {"a": torch.ones(2, device="cpu"), "e": torch.empty(0)}, {}))
+        loaded, _ = cp.load(cp.save(tmp_path, 1, given, {}))
     assert {t.device.type for t in loaded.values()} == {"cpu"}
 
 
-leaves = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-)
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 trees = st.recursive(leaves, lambda t: st.lists(t, max_size=3) | st.dictionaries(st.text(), t, max_size=3))
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=st.dictionaries(st.text(), trees, max_size=4))
 def test_any_strict_json_returns_unchanged(tmp_path: Path, state: dict[str, Any]) -> None:
     assert repr(cp.load(cp.save(tmp_path, 1, {}, state))[1]) == repr(state)  # repr: 1 is not 1.0 is not True
@@ -232,18 +231,15 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_single_bit_flip_is_found(intact: Path, name: str) -> None:
-    file = intact / name
-    good = file.read_bytes()
-    try:
-        for bit in range(8 * len(good)):
-            bad = bytearray(good)
-            bad[bit // 8] ^= 1 << bit % 8
-            file.write_bytes(bad)
-            with pytest.raises(CheckpointError) as caught:
-                cp.load(intact)
-            assert str(intact) in str(caught.value)
-    finally:
-        file.write_bytes(good)
+    good = (intact / name).read_bytes()
+    with open(intact / name, "r+b", buffering=0) as file:  # in place: rewriting whole files is slow
+        for byte, value in enumerate(good):
+            for bit in range(8):
+                os.pwrite(file.fileno(), bytes([value ^ 1 << bit]), byte)
+                with pytest.raises(CheckpointError) as caught:
+                    cp.load(intact)
+                assert str(intact) in str(caught.value)
+            os.pwrite(file.fileno(), bytes([value]), byte)
     assert cp.verified(intact)
 
 
@@ -260,9 +256,7 @@ def test_control_safetensors_alone_finds_few_flips(intact: Path) -> None:
 
 @st.composite
 def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
-    kind = draw(
-        st.sampled_from(["truncate", "zero", "append", "insert", "delete", "swap", "noise", "double"])
-    )
+    kind = draw(st.sampled_from(["truncate", "zero", "append", "insert", "delete", "swap", "noise", "double"]))
     where, length = draw(st.floats(0, 1)), draw(st.integers(1, 64))
     noise = draw(st.binary(min_size=1, max_size=64))
 
@@ -395,9 +389,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("harm", "named"), HARMS.values(), ids=HARMS)
-def test_a_damaged_step_is_named_and_passed_over(
-    tmp_path: Path, harm: Callable[[Path], object], named: str
-) -> None:
+def test_a_damaged_step_is_named_and_passed_over(tmp_path: Path, harm: Callable[[Path], object], named: str) -> None:
     older, path = save(tmp_path, 6), save(tmp_path, 7)
     assert cp.newest(tmp_path) == path
     harm(path)
@@ -406,9 +398,7 @@ def test_a_damaged_step_is_named_and_passed_over(
     text = str(caught.value)
     assert named in text
     assert "\n" not in text
-    assert re.search(
-        r"; (remove step-00000007 or resume from an earlier checkpoint|check path, permissions)", text
-    )
+    assert re.search(r"; (remove step-00000007 or resume from an earlier checkpoint|check path, permissions)", text)
     assert not cp.verified(path)
     said: list[str] = []
     assert cp.newest(tmp_path, said.append) == older
@@ -420,9 +410,7 @@ def test_a_damaged_step_is_named_and_passed_over(
 def test_forging_works_at_all(tmp_path: Path) -> None:
     path = save(tmp_path, 7)
     forge(cp.STATE, b'{"a": 1}\n')(path)
-    assert cp.load(path)[1] == {
-        "a": 1
-    }  # control: the forged files above fail for their content, not their seal
+    assert cp.load(path)[1] == {"a": 1}  # control: the forged files above fail for their content, not their seal
 
 
 def test_a_renamed_copy_and_a_stray_file_are_fine(tmp_path: Path) -> None:
@@ -630,41 +618,48 @@ def test_sweep_knows_the_dead_from_the_living(tmp_path: Path) -> None:
 CALLS = ("open", "mkdir", "fsync", "rename", "replace", "symlink")
 
 
-def count_calls(patch: pytest.MonkeyPatch, at: int, strike: Callable[[], None], after: bool) -> list[str]:
-    """Make the `at`-th of all CALLS strike (before or after it happens); the list of calls grows as they come."""
+def strike_at(patch: pytest.MonkeyPatch, at: int, strike: Callable[[], None], after: bool) -> list[str]:
+    """Make the `at`-th of all CALLS and writes strike, before or after it happens; the list of calls so far."""
     calls: list[str] = []
-    for name in CALLS:
-        # Path.mkdir and Path.open go through os.mkdir and io.open
-        def wrapped(*args: Any, _real: Any = getattr(os, name), _name: str = name, **kw: Any) -> Any:
-            calls.append(_name)
+
+    def struck(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
             mine = len(calls) == at
             if mine and not after:
                 strike()
-            result = _real(*args, **kw)
-            if mine and after:
-                strike()
-            return result
+            try:
+                return real(*args, **kwargs)
+            finally:
+                if mine and after:
+                    strike()
 
-        patch.setattr(os, name, wrapped)
-    real_write = cp._write
+        return call
 
-    def write(file: Path, data: bytes) -> None:
+    def write(file: Path, data: bytes, real: Callable[..., None] = cp._write) -> None:
         calls.append("write")
         if len(calls) == at:
             file.write_bytes(data[: len(data) // 2])  # a short write
             strike()
-        real_write(file, data)
+        real(file, data)
 
+    for name in CALLS:
+        patch.setattr(os, name, struck(name, getattr(os, name)))
     patch.setattr(cp, "_write", write)
     return calls
 
 
-def fresh(folder: Path, replacing: bool) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def template(folder: Path, replacing: bool) -> Path:
     cp.point(folder, "last", save(folder, 1))
     cp.write_atomic(folder / "run.toml", b"old")
     if replacing:
         cp.save(folder, 2, tensors(2), {"step": 2, "seconds": 1.0})
+    return folder
+
+
+def fresh(source: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder, symlinks=True)
 
 
 def all_writes(folder: Path) -> None:
@@ -684,13 +679,13 @@ def check(folder: Path, replacing: bool) -> None:
 def test_a_kill_at_every_call_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacing: bool, after: bool
 ) -> None:
-    folder = tmp_path / "f"
+    folder, source = tmp_path / "f", template(tmp_path / "source", replacing)
     struck = dirty = 0
     for at in range(1, 200):
-        fresh(folder, replacing)
+        fresh(source, folder)
 
         def run(at: int = at) -> None:
-            count_calls(monkeypatch, at, lambda: os._exit(7), after)
+            strike_at(monkeypatch, at, lambda: os._exit(7), after)
             all_writes(folder)
 
         code = exit_code(in_child(run))
@@ -714,25 +709,28 @@ FAMILIES = (errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS, errno.EDQUOT)
 def test_a_fault_at_every_call_is_one_sentence_and_leaves_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacing: bool
 ) -> None:
-    folder = tmp_path / "f"
+    folder, source = tmp_path / "f", template(tmp_path / "source", replacing)
     reported = 0
     for at in range(1, 200):
-        fresh(folder, replacing)
+        fresh(source, folder)
         number = FAMILIES[at % len(FAMILIES)]
 
         def strike(number: int = number) -> None:
             raise OSError(number, os.strerror(number))
 
         with monkeypatch.context() as patch:
-            calls = count_calls(patch, at, strike, after=False)
+            calls = strike_at(patch, at, strike, after=False)
             try:
                 all_writes(folder)
             except CheckpointError as error:
+                said = str(error)
                 reported += 1
-                assert os.strerror(number) in str(error)
-                assert "free space" in str(error)
-                assert "\n" not in str(error)
-                assert hidden(folder) == [] or calls[-1] == "fsync"
+            else:
+                said = ""  # it struck in `prune` or `verified`, which never raise, or not at all
+        if said:
+            assert f"({os.strerror(number)}); check path, permissions and free space" in said
+            assert "\n" not in said
+            assert hidden(folder) == []
         check(folder, replacing)
         if len(calls) < at:
             break
@@ -789,7 +787,7 @@ def test_write_atomic(tmp_path: Path) -> None:
     for data in (b"one", b"", b"three" * 1000):
         cp.write_atomic(tmp_path / "run.toml", data)
         assert (tmp_path / "run.toml").read_bytes() == data
-    with pytest.raises(CheckpointError, match="absent/run.toml can not be used"):
+    with pytest.raises(CheckpointError, match=r"absent/run\.toml can not be used"):
         cp.write_atomic(tmp_path / "absent" / "run.toml", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["run.toml"]
 
@@ -840,28 +838,31 @@ def test_whatever_the_lock_file_says(tmp_path: Path, text: str) -> None:
 def test_of_simultaneous_starters_exactly_one_wins(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     for _ in range(20):
-        gate, go = os.pipe()
-        report, say = os.pipe()
+        pipes = gate, go, report, say, wait, end = (*os.pipe(), *os.pipe(), *os.pipe())
 
-        def start(gate: int = gate, go: int = go, say: int = say) -> None:
+        def start(gate: int = gate, go: int = go, say: int = say, wait: int = wait, end: int = end) -> None:
             os.close(go)
+            os.close(end)
             os.read(gate, 1)  # until the parent closes it
             try:
                 with cp.RunLock(lock):
-                    os.write(say, f"won {os.getpid()}\n".encode())
-                    time.sleep(0.1)
+                    os.write(say, f"won {os.getpid()};".encode())
+                    os.read(wait, 1)  # likewise
             except OptionError as error:
-                os.write(say, f"lost {re.findall('process ([0-9]+)', str(error))[0]}\n".encode())
+                os.write(say, f"lost {re.findall('process ([0-9]+)', str(error))[0]};".encode())
 
         children = [in_child(start) for _ in range(2)]
-        os.close(gate)
         os.close(go)
+        said = b""
+        while said.count(b";") < 2:
+            said += os.read(report, 100)
+        os.close(end)
         assert [exit_code(pid) for pid in children] == [0, 0]
-        os.close(say)
-        with os.fdopen(report) as lines:
-            lost, won = sorted(line.split() for line in lines)
-        assert (lost[0], won[0]) == ("lost", "won")
-        assert lost[1] == won[1]  # and the loser names the winner
+        for fd in {*pipes} - {go, end}:
+            os.close(fd)
+        lost, won = sorted(said.decode().split(";")[:2])
+        assert won.split()[0] == "won"
+        assert lost == won.replace("won", "lost")  # and the loser names the winner
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_dead_parent(tmp_path: Path) -> None:

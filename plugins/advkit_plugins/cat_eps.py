@@ -33,8 +33,8 @@ class CatEps(Plugin):
     def join(self, composition: Composition) -> list[str]:
         attack = self.largest_budget(0).attack
         return [
-            f"cat-eps caps eps_i after the attack, as Algorithm 1 prints: samples at eps_max {self.options.eps_max:.4g} "
-            f"are attacked with eps_max + eta = {attack:.4g}"
+            f"cat-eps caps eps_i after the attack, as Algorithm 1 prints: samples at eps_max "
+            f"({self.options.eps_max:.4g}) are attacked with eps_max + eta = {attack:.4g}"
         ]
 
     @hookimpl

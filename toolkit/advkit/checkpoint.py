@@ -333,8 +333,10 @@ def _publish(work: Path, final: Path) -> None:
         with suppress(FileNotFoundError):
             os.rename(old, final)
         raise
-    _sync_folder(final.parent)
-    _delete(old)
+    try:
+        _sync_folder(final.parent)
+    finally:
+        _delete(old)
 
 
 def _delete(path: Path) -> None:

@@ -103,7 +103,8 @@ class Contract:
             if norm == "linf":
                 return (shift.abs() <= per_sample(radius, shift) + slack).all(1)
             lengths = torch.linalg.vector_norm(shift, dim=1)
-            return lengths <= radius * (1 + slack) + slack * shift.shape[1] ** 0.5
+            inside_l2: Tensor = lengths <= radius * (1 + slack) + slack * shift.shape[1] ** 0.5
+            return inside_l2
 
         self._true(who, hook, lambda: ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1), "images leave [0, 1]")
         self._true(who, hook, inside, "images leave the ball of the budget")

@@ -233,7 +233,7 @@ class Step:
         """One-hot labels (B, K), through the chain of `target_label`."""
         target = F.one_hot(known["batch"].y, self.state.num_classes).to(self.state.dtype)
         for answer in interval.answers["target_label"]:
-            rows = self._ask(answer, **known | {"target": target, "phase": phase})
+            rows = self._ask(answer, **{**known, "target": target, "phase": phase})
             target = contract.target(answer.plugin.name, rows)
         return target
 
