@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from advkit import checkpoint as cp
-from advkit.errors import CheckpointError, OptionError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from advkit import checkpoint as cp
+from advkit.errors import CheckpointError, OptionError
 
 FILES = (cp.TENSORS, cp.STATE, cp.MANIFEST)
 STATE: dict[str, Any] = {
@@ -276,7 +277,7 @@ def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return harm
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.sampled_from(FILES), harm=damage())
 def test_no_damage_loads_and_no_other_exception_escapes(intact: Path, name: str, harm: Any) -> None:
     file = intact / name
@@ -582,7 +583,9 @@ def test_sweep_knows_the_dead_from_the_living(tmp_path: Path) -> None:
     dead = in_child(lambda: None)
     assert exit_code(dead) == 0
     living = in_child(functools.partial(time.sleep, 60))
-    zombie = in_child(lambda: None)
+    zombie = in_child(functools.partial(time.sleep, 60))
+    zombie_birth = cp._birth(zombie)
+    os.kill(zombie, signal.SIGKILL)
     os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
     try:
         birth = cp._birth(living)
@@ -596,7 +599,7 @@ def test_sweep_knows_the_dead_from_the_living(tmp_path: Path) -> None:
         gone = [
             leave(tmp_path, f"{host}@{dead}@{birth}"),
             leave(tmp_path, f"{host}@{dead}@{birth}", kind="trash"),
-            leave(tmp_path, f"{host}@{zombie}@{birth}"),
+            leave(tmp_path, f"{host}@{zombie}@{zombie_birth}"),
             leave(tmp_path, f"{host}@999999999@{birth}"),
             leave(tmp_path, f"{host}@{living}@{birth[:-1]}"),  # the pid was used again
             leave(tmp_path, f"{host}@{living}@0{birth[1:]}", kind="trash"),  # before a reboot
@@ -615,24 +618,19 @@ def test_sweep_knows_the_dead_from_the_living(tmp_path: Path) -> None:
 
 # --- faults and kills: every file operation in turn
 
-CALLS = ("open", "mkdir", "fsync", "rename", "replace", "symlink")
+CALLS = ("open", "mkdir", "fsync", "rename", "replace", "symlink", "unlink", "rmdir")
 
 
-def strike_at(patch: pytest.MonkeyPatch, at: int, strike: Callable[[], None], after: bool) -> list[str]:
-    """Make the `at`-th of all CALLS and writes strike, before or after it happens; the list of calls so far."""
+def strike_at(patch: pytest.MonkeyPatch, at: int, strike: Callable[[], None]) -> list[str]:
+    """Make the `at`-th of all CALLS and writes strike before it happens; the list of calls so far."""
     calls: list[str] = []
 
     def struck(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
-            mine = len(calls) == at
-            if mine and not after:
+            if len(calls) == at:
                 strike()
-            try:
-                return real(*args, **kwargs)
-            finally:
-                if mine and after:
-                    strike()
+            return real(*args, **kwargs)
 
         return call
 
@@ -675,17 +673,14 @@ def check(folder: Path, replacing: bool) -> None:
 
 
 @pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_kill_at_every_call_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacing: bool, after: bool
-) -> None:
+def test_a_kill_at_every_call_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacing: bool) -> None:
     folder, source = tmp_path / "f", template(tmp_path / "source", replacing)
     struck = dirty = 0
     for at in range(1, 200):
         fresh(source, folder)
 
         def run(at: int = at) -> None:
-            strike_at(monkeypatch, at, lambda: os._exit(7), after)
+            strike_at(monkeypatch, at, lambda: os._exit(7))
             all_writes(folder)
 
         code = exit_code(in_child(run))
@@ -700,6 +695,19 @@ def test_a_kill_at_every_call_loses_nothing(
     assert step_of(cp.newest(folder)) == 2
     assert 25 < struck < 199
     assert dirty > 10  # control: kills did come in the middle
+
+
+def test_a_rename_comes_after_every_fsync_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = strike_at(monkeypatch, -1, pytest.fail)
+    written, durable = ["write", "fsync"], ["fsync"]  # for power cuts, which no test here can make
+    path = save(tmp_path, 1)
+    cp.write_atomic(tmp_path / "run.toml", b"x")
+    cp.point(tmp_path, "last", path)
+    assert [name for name in calls if name not in ("open", "unlink")] == [
+        *("mkdir", *written * 3, *durable, "rename", *durable),
+        *(*written, "replace", *durable),
+        *("symlink", "replace", *durable),
+    ]
 
 
 FAMILIES = (errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS, errno.EDQUOT)
@@ -719,7 +727,7 @@ def test_a_fault_at_every_call_is_one_sentence_and_leaves_no_litter(
             raise OSError(number, os.strerror(number))
 
         with monkeypatch.context() as patch:
-            calls = strike_at(patch, at, strike, after=False)
+            calls = strike_at(patch, at, strike)
             try:
                 all_writes(folder)
             except CheckpointError as error:
@@ -826,12 +834,23 @@ def test_a_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "garbage \x00\xff", "elsewhere@1@x", "h@99999999999999@", "[" * 5000])
-def test_whatever_the_lock_file_says(tmp_path: Path, text: str) -> None:
+def test_whatever_the_lock_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     lock = tmp_path / "lock"
     lock.write_text(text)
     with cp.RunLock(lock):
         lock.write_text(text)
         with pytest.raises(OptionError, match=r"is in use by (another process|process 1 on host elsewhere);"):
+            cp.RunLock(lock).__enter__()
+
+
+def test_the_holder_is_not_mistaken_for_a_dead_predecessor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "lock"
+    with cp.RunLock(lock):
+        mine = lock.read_text()
+        lock.write_text(f"{cp._HOST}@999999999@0.1")  # as if the holder had not yet written its own
+        monkeypatch.setattr(time, "sleep", lambda seconds: lock.write_text(mine))
+        with pytest.raises(OptionError, match=f"process {os.getpid()} on"):
             cp.RunLock(lock).__enter__()
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
 from advkit.data import image_folder
 from advkit.data.base import Dataset, DataSource, Splits, balanced
 from advkit.data.digits import Digits
@@ -19,10 +25,6 @@ from advkit.data.image_folder import ImageFolder
 from advkit.data.transforms import TRANSFORMS, to_float
 from advkit.errors import DataError, OptionError
 from advkit.rng import Draws, derive_key
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from torch import Tensor
 
 KEY = derive_key(0, "data", "transform", "train", epoch=1)
 
@@ -164,9 +166,7 @@ def test_a_limit_is_a_prefix_and_at_least_one_per_class(labels: list[int], limit
         return
     with pytest.raises(OptionError) as error:
         balanced(torch.tensor(labels), limit)
-    assert message(error) == (
-        f"A limit of {limit} images is below the number of classes; take at least {classes}."
-    )
+    assert message(error) == (f"A limit of {limit} images is below the number of classes; take at least {classes}.")
 
 
 # --- digits
@@ -206,9 +206,7 @@ def test_digits_is_the_source_split_by_the_documented_rule() -> None:
 
 def test_no_test_digit_is_a_training_digit() -> None:
     splits = Digits().load(None, None)
-    train, test = (
-        {image.numpy().tobytes() for image in split.images} for split in (splits.train, splits.test)
-    )
+    train, test = ({image.numpy().tobytes() for image in split.images} for split in (splits.train, splits.test))
     assert len(train) == 1258
     assert not train & test
 
@@ -242,9 +240,7 @@ def test_digits_take_no_root() -> None:
 )
 def test_imports_stay_light(modules: str, forbidden: set[str]) -> None:
     code = f"import sys, {modules}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "advkit.models" in loaded
     assert not forbidden & set(loaded)
 
@@ -440,7 +436,15 @@ def test_hidden_and_other_files_are_ignored(pets: Path) -> None:
         (pets / name).write_bytes(b"not an image")
     (pets / "train/README.txt").write_text("hello")
     assert ImageFolder().load(pets, None).train.fingerprint() == expected
-    assert ImageFolder().load(zipped(pets, "top/"), None).train.fingerprint() == expected
+    archive = zipped(pets, "top/")
+    with zipfile.ZipFile(archive, "a") as file:  # as macOS packs a folder
+        file.writestr("__MACOSX/top/train/cat/0.png", b"not an image")
+    assert ImageFolder().load(archive, None).train.fingerprint() == expected
+
+
+def test_classes_are_sorted_by_their_names_alone(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{kind}/{n}.png" for kind in ("dog", "cat-2", "cat") for n in range(2)))  # "cat-2/" < "cat/"
+    assert ImageFolder().load(tmp_path, None).train.classes == ("cat", "cat-2", "dog")
 
 
 @pytest.mark.parametrize("pack", [lambda folder: folder, zipped], ids=["folder", "zip"])
@@ -485,11 +489,16 @@ def test_a_damaged_zip_member_is_refused(pets: Path) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (pets / "train/cat/1.png").write_bytes(bytes(3 << 20))
+    (pets / "train/cat/1.png").write_bytes(bytes(40 << 20))
     archive = zipped(pets)
     assert archive.stat().st_size < 1 << 16
     monkeypatch.setattr(image_folder, "MAX_BYTES", 2 << 20)
-    assert refusal(archive) == "image train/cat/1.png is larger than 2 MiB; shrink or remove it."
+    tracemalloc.start()
+    try:
+        assert refusal(archive) == "image train/cat/1.png is larger than 2 MiB; shrink or remove it."
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
     assert refusal(pets) == "image train/cat/1.png is larger than 2 MiB; shrink or remove it."
 
 

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from advkit.data.base import Dataset
 from advkit.data.digits import Digits
 from advkit.data.transforms import to_float
@@ -12,8 +15,6 @@ from advkit.models.base import DataSpec, ModelBuilder, Normalize
 from advkit.models.preact_resnet import PreActResNet18
 from advkit.models.small_cnn import SmallCnn
 from advkit.options import validate
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 CIFAR = DataSpec(3, 32, 32, 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 DIGITS = DataSpec(1, 8, 8, 10, (0.3,), (0.4,))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .compose import Composition
     from .data.base import Dataset, DataSource, Splits
     from .errors import AdvkitError, DataError, HookContract, NonFinite, OptionError
-    from .evaluate import evaluate
+    from .evaluation import evaluate
     from .hookspec import Rule, hookimpl
     from .models.base import DataSpec, ModelBuilder, Normalize
     from .objective import soft_cross_entropy
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .plugin import Budgets, Costs, Order, Plugin
     from .rng import Draws
     from .run import Run
+    from .runs import train
     from .step import Report, Step
-    from .train import train
     from .types import AttackResult, Batch, Budget, BudgetScale, Mix, Passes
 
 _HOME = {
@@ -33,7 +33,7 @@ _HOME = {
     "compose": ("Composition",),
     "data.base": ("DataSource", "Dataset", "Splits"),
     "errors": ("AdvkitError", "DataError", "HookContract", "NonFinite", "OptionError"),
-    "evaluate": ("evaluate",),
+    "evaluation": ("evaluate",),
     "hookspec": ("Rule", "hookimpl"),
     "models.base": ("DataSpec", "ModelBuilder", "Normalize"),
     "objective": ("soft_cross_entropy",),
@@ -42,7 +42,7 @@ _HOME = {
     "rng": ("Draws",),
     "run": ("Run",),
     "step": ("Report", "Step"),
-    "train": ("train",),
+    "runs": ("train",),
     "types": ("AttackResult", "Batch", "Budget", "BudgetScale", "Mix", "Passes"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names} | {"PluginOptions": "options"}

@@ -191,6 +191,7 @@ class Composition:
         signature = (
             *((hook, *(a.plugin.name for a in answers)) for hook, answers in active.items()),
             *demands.values(),
+            *(answer.detached(epoch) for answers in active.values() for answer in answers),
         )
         if signature not in self._intervals:
             self._intervals[signature] = self._interval(epoch, active, demands)

@@ -90,9 +90,9 @@ class Objective(nn.Module):
             if loss not in ("adv_ce", "objective"):
                 raise ValueError(f'gradient_at knows the losses "adv_ce" and "objective", not {loss!r}')
             turn = next(turns)
-            moved = trained | (self.network.shifted(shift) if shift else {})
             views = ("adv_logits",) if loss == "adv_ce" else self.interval.objective_views
             with torch.enable_grad():
+                moved = trained | (self.network.shifted(shift) if shift else {})
                 logits = {
                     name: self.network.forward(
                         "update", f"gradient_at {name}", [owner], self._input(name), params=moved, turn=turn

@@ -28,6 +28,9 @@ from .settings import (
     known_setting,
 )
 
+PASSED = "python:"
+"""Starts the name of a model or of data that were passed as objects, and that no file can bring back."""
+
 PluginChoice = str | type[Plugin] | Plugin
 
 
@@ -97,13 +100,8 @@ def resolve(
     layers: Sequence[Layer] = (),
     *,
     no_companion: Iterable[str] = (),
-    model: bool = True,
-    data: bool = True,
 ) -> Resolved:
-    """Check and build everything that does not need the images. Any failure is one sentence.
-
-    `model` and `data` say whether the run names them; a loop of one's own brings both.
-    """
+    """Check and build everything that does not need the images. Any failure is one sentence."""
     declined = tuple(sorted(set(no_companion)))
     built: dict[str, Plugin] = {}
     kinds: dict[str, type[Plugin]] = {}
@@ -119,9 +117,9 @@ def resolve(
     added = _companions(kinds, declined, raw_options)
     _refuse_options_of_strangers(raw_options, kinds)
 
-    raw, origins, cautions = _settings_by_origin(kinds, layers, data)
+    raw, origins, cautions = _settings_by_origin(kinds, layers)
     sections, eps = _sections(raw)
-    model_name, model_options = _model(raw, eps, named=model)
+    model_name, model_options = _model(raw, eps)
     asked = _companion_options(kinds, declined)
     for name, kind in sorted(kinds.items()):
         defaults, asker = asked.get(name, ({}, ""))
@@ -265,7 +263,7 @@ def _options_by_origin(
 
 
 def _settings_by_origin(
-    kinds: Mapping[str, type[Plugin]], layers: Sequence[Layer], data: bool
+    kinds: Mapping[str, type[Plugin]], layers: Sequence[Layer]
 ) -> tuple[dict[str, object], dict[str, str], list[str]]:
     given: dict[str, object] = {}
     origins: dict[str, str] = {}
@@ -274,8 +272,8 @@ def _settings_by_origin(
             known_setting(key)
             given[key], origins[key] = value, layer.origin
     below: dict[str, object] = {}
-    if data:
-        name = str(given.get("data.name", DataSettings.model_fields["name"].default))
+    name = str(given.get("data.name", DataSettings.model_fields["name"].default))
+    if not name.startswith(PASSED):
         for key, value in getattr(discovery.load("data set", name), "defaults", {}).items():
             below[key] = value
             origins.setdefault(key, f"data set {name}")
@@ -328,12 +326,12 @@ def _sections(raw: Mapping[str, object]) -> tuple[dict[str, Options], float]:
     return sections, cast(AttackSettings, sections["attack"]).eps
 
 
-def _model(raw: Mapping[str, object], eps: float, named: bool) -> tuple[str, dict[str, object]]:
+def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object]]:
     given = {key.partition(".")[2]: v for key, v in raw.items() if key.startswith("model.")}
-    name = given.pop("name", "small-cnn" if named else "")
+    name = given.pop("name", "small-cnn")
     if not isinstance(name, str):
         raise OptionError(f"model.name = {name!r} must be a name; installed: {', '.join(discovery.names('model'))}.")
-    if not named:
+    if name.startswith(PASSED):
         return name, {}
     kind = cast(Any, discovery.load("model", name))
     return name, validate(kind.Options, given, where="model", eps=eps).model_dump()

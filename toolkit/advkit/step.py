@@ -93,8 +93,9 @@ class Step:
     ) -> None:
         short = {"attack.eps": eps, "run.seed": seed}
         given = dict(settings or {}) | {key: value for key, value in short.items() if value is not None}
-        layer = Layer("python", given, options or {})
-        resolved = resolve(plugins, [layer], no_companion=no_companion, model=False, data=False)
+        own = {"model.name": "python:model", "data.name": "python:data"}
+        layer = Layer("python", own | given, options or {})
+        resolved = resolve(plugins, [layer], no_companion=no_companion)
         for hook in LOOP_HOOKS:
             if owners := resolved.composition.owners(hook):
                 raise HookConflict(
@@ -102,10 +103,11 @@ class Step:
                     "train with advkit.train, or leave the plugin out."
                 )
         self._start(model, optimizer, resolved, num_samples)
+        self.notify("setup")
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer, resolved: Resolved, num_samples: int) -> Step:
-        """For a loop that answers the data hooks itself and has resolved the plugins already."""
+        """For a loop that answers the data hooks itself, has resolved the plugins, and will notify `setup`."""
         step = cls.__new__(cls)
         step._start(model, optimizer, resolved, num_samples)
         return step
@@ -128,7 +130,6 @@ class Step:
         )
         self.runs = {p.name: Run(self.state, p.name, self.composition) for p in self.composition.plugins}
         self._checked: set[int] = set()
-        self.notify("setup")
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Report:
         """Attack x (B, C, H, W) with labels y (B,), then update the model.
@@ -286,9 +287,9 @@ class Step:
 
         return observe
 
-    def notify(self, hook: str, epoch: int | None = None, **known: Any) -> None:
-        """Tell everybody who answers a NOTIFY hook; in `epoch`, only those active in it."""
-        answers = self.composition.answers if epoch is None else self.composition.at(epoch).answers
+    def notify(self, hook: str, active_in: int | None = None, **known: Any) -> None:
+        """Tell everybody who answers a NOTIFY hook, or only those who are active in an epoch."""
+        answers = self.composition.answers if active_in is None else self.composition.at(active_in).answers
         for answer in answers[hook]:
             self._ask(answer, **known)
 

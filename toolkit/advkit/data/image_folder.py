@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import IO, final
 from zipfile import BadZipFile, ZipFile
@@ -181,15 +180,14 @@ def _is_image(name: str) -> bool:
 def _decode_all(files: Files, names: list[str]) -> Tensor:
     """(N, C, H, W) uint8; C is 1 if every image is gray, else 3."""
     pixels: list[NDArray[np.uint8]] = []
-    with ThreadPool(2) as pool:
-        for name, image in zip(names, pool.imap(lambda name: _decode(files, name), names, 64), strict=True):
-            pixels.append(image)
-            (height, width), (h, w) = pixels[0].shape[:2], image.shape[:2]
-            if (h, w) != (height, width):
-                raise DataError(
-                    f"{files.root}: {name} is {w}x{h} pixels, but {names[0]} is {width}x{height}; "
-                    "resize all images to one size."
-                )
+    for name in names:
+        pixels.append(_decode(files, name))
+        (height, width), (h, w) = pixels[0].shape[:2], pixels[-1].shape[:2]
+        if (h, w) != (height, width):
+            raise DataError(
+                f"{files.root}: {name} is {w}x{h} pixels, but {names[0]} is {width}x{height}; "
+                "resize all images to one size."
+            )
     if all(image.ndim == 2 for image in pixels):
         return torch.from_numpy(np.stack(pixels)).unsqueeze(1)
     colour = [image if image.ndim == 3 else np.stack([image] * 3, axis=-1) for image in pixels]

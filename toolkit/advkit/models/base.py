@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.base import Dataset
+from ..errors import CheckpointError
 from ..options import Options
 
 
@@ -66,3 +68,25 @@ class ModelBuilder(ABC):
 
         Weights are drawn by torch's default initialisation; the caller seeds it, inside `fork_rng`.
         """
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, averaged: bool = False) -> None:
+    """Copy the weights that a checkpoint stores as "model/NAME" into `model`.
+
+    `averaged` prefers those stored as "evaluated/NAME", where a plugin provided some. Raises CheckpointError if
+    they are another architecture's; `where` says whose they are.
+    """
+    weights = _stored(tensors, "model/")
+    own = model.state_dict()
+    fitting = {name for name in weights.keys() & own.keys() if weights[name].shape == own[name].shape}
+    different = sorted({*weights, *own} - fitting)
+    if different:
+        raise CheckpointError(
+            f"The weights of {where} do not fit this model (first difference: {different[0]}); "
+            "use the model and the data set they were trained with."
+        )
+    model.load_state_dict(weights | (_stored(tensors, "evaluated/") if averaged else {}))
+
+
+def _stored(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,57 @@
+"""Small deterministic models and batches. Nothing here reads or moves a global random generator for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+CHANNELS, SIDE, CLASSES = 2, 4, 3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """One process of pytest-xdist, one core."""
+    torch.set_num_threads(1)
+
+
+def _tiny_net(batch_norm: bool = False, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        net = nn.Sequential(
+            nn.Conv2d(CHANNELS, 4, 3, padding=1),
+            nn.BatchNorm2d(4) if batch_norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(4 * SIDE * SIDE, CLASSES),
+        ).to(dtype)
+    with torch.no_grad():
+        for layer in (net[0], net[5]):
+            for number, parameter in enumerate(layer.parameters()):
+                waves = torch.arange(1, parameter.numel() + 1, dtype=torch.float64).mul_(1.7 + number).sin_()
+                parameter.copy_(waves.view_as(parameter) / (parameter[0].numel() / 3) ** 0.5)
+    return net
+
+
+def _tiny_batch(rows: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn as float64 and rounded, so that both dtypes get the same images.
+    x = torch.rand(rows, CHANNELS, SIDE, SIDE, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.arange(rows) % CLASSES, torch.arange(rows)
+
+
+@pytest.fixture(scope="session")
+def tiny_net() -> Callable[..., nn.Sequential]:
+    """`tiny_net(batch_norm=False, *, dropout=0.0, dtype=torch.float32)`: (B, 2, 4, 4) to (B, 3), always the same.
+
+    Conv2d, BatchNorm2d or Identity, ReLU, Dropout, Flatten, Linear.
+    """
+    return _tiny_net
+
+
+@pytest.fixture(scope="session")
+def tiny_batch() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """`x, y, index = tiny_batch(rows=4, *, seed=0, dtype=torch.float32)`: the same images for a seed always."""
+    return _tiny_batch

@@ -1,0 +1,127 @@
+"""`advkit`: the group, its exit codes, and what every command shares."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from .. import __version__
+from ..errors import AdvkitError, OptionError, did_you_mean
+
+
+class Group(click.Group):
+    """Loads a command's module only when it is called, and turns every failure into one sentence on stderr."""
+
+    commands_in = {"train": "train", "plan": "plan", "evaluate": "evaluate", "plugins": "plugins"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands_in)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.commands_in:
+            return None
+        from importlib import import_module
+
+        found: click.Command = import_module(f".{self.commands_in[name]}", __package__).command
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands_in:
+            hint = did_you_mean(args[0], self.commands_in)
+            raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="advkit")
+def cli() -> None:
+    """Adversarial training as composition.
+
+    \b
+    advkit train --plugins cat-eps,dirichlet-ls,lsiw
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Exit codes: 0 ok, 1 the run failed, 2 what was typed, 4 data or files, 75 and 130 stopped."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; never a traceback."""
+    try:
+        result = cli.main(
+            args=list(arguments) if arguments is not None else None, prog_name="advkit", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except AdvkitError as error:
+        return _complain(str(error), error.exit_code)
+    except click.UsageError as error:
+        hint = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
+        return _complain(error.format_message() + hint, 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("Interrupted.", 130)
+    except click.ClickException as error:
+        return _complain(error.format_message(), 2)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("ADVKIT_TRACEBACK"):
+            raise
+        where = " ".join(getattr(error, "__notes__", ()))
+        return _complain(
+            f"{type(error).__name__}{f' {where}' if where else ''}: {error} (ADVKIT_TRACEBACK=1 shows where)", 1
+        )
+
+
+def _complain(sentence: str, code: int) -> int:
+    printable = "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in sentence)
+    prefix = "" if code in (75, 130) else "Error: "
+    click.echo(f"{prefix}{printable}", err=True)
+    return code
+
+
+def parse_value(text: str) -> object:
+    """A value as TOML would read it, else the text itself: `0.1`, `true`, `[[0, 0.0], [10, 0.1]]`, `8/255`."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+    except (ValueError, RecursionError):
+        return text
+
+
+def assignments(pairs: Iterable[str], flag: str, example: str) -> dict[str, object]:
+    """{"a.b": value} of repeated `a.b=value`."""
+    found: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not (equals and section and dot and name):
+            raise OptionError(f"{flag} {pair!r} is not of the form {example}.")
+        value = parse_value(text.strip())
+        if found.get(key.strip(), value) != value:
+            raise OptionError(f"{flag} gives {key.strip()} twice, {found[key.strip()]!r} and {value!r}; give it once.")
+        found[key.strip()] = value
+    return found
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """`a,b` as names; None where nothing was typed."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    import json
+
+    click.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -1,0 +1,79 @@
+"""`advkit plan`: who answers what, what it costs and where every setting comes from, before a minute is spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .main import print_json
+from .run_options import Typed, run_options
+
+
+@click.command("plan")
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool, **typed: Any) -> None:
+    """Show what a run would do and cost, without running it."""
+    from .. import config
+
+    resolved = Typed.of(**typed).resolve()
+    found = config.plan(resolved)
+    if as_json:
+        print_json(found)
+    else:
+        from .display import stdout
+
+        show_plan(stdout(), found)
+
+
+def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None:
+    """The plan as tables."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("hook", "owner", "rule"):
+        table.add_column(name)
+    added = plan["companions"]
+    quiet = ("setup", "commit_attack")
+    for hook, owners in plan["hooks"].items():
+        if hook in quiet:
+            continue
+        shown = [f"{owner} (added by {added[owner]['for']})" if owner in added else owner for owner in owners]
+        table.add_row(hook, Text(", ".join(shown)), plan["rules"][hook])
+    if "base_loss" not in plan["hooks"]:
+        table.add_row("base_loss", "core: soft cross-entropy on x_adv", "exclusive")
+    console.print(table)
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for interval in plan["intervals"]:
+        when = "per step" if len(plan["intervals"]) == 1 else f"per step, from epoch {interval['from_epoch']}"
+        facts.add_row(when, passes_text(interval["passes"]))
+    facts.add_row(
+        "cost", f"{plan['relative_cost']:.2f} x PGD-AT" + (" at its dearest" if len(plan["intervals"]) > 1 else "")
+    )
+    if plan["state"]:
+        facts.add_row("state", Text(", ".join(plan["state"]) + " (a number a training sample)"))
+    for caution in plan["cautions"]:
+        facts.add_row(Text("caution", style="yellow"), Text(caution))
+    console.print(facts)
+    if settings:
+        values = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("setting", "value", "from"):
+            values.add_column(name)
+        for key, each in plan["settings"].items():
+            values.add_row(Text(key), Text(_plain(each["value"])), Text(each["from"]))
+        console.print()
+        console.print(values)
+
+
+def passes_text(passes: dict[str, dict[str, int]]) -> str:
+    """attack 11 forward, 10 input backward | update 3 forward, 3 full backward"""
+    return " | ".join(
+        f"{phase} " + ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items())
+        for phase, kinds in passes.items()
+    )
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

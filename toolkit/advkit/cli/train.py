@@ -1,0 +1,165 @@
+"""`advkit train`: start a run, resume one, or only say what it would be."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import OptionError
+from .run_options import Typed, run_options
+
+if TYPE_CHECKING:
+    from ..loop import TrainResult
+    from ..resolve import Resolved
+
+
+@click.command("train")
+@run_options
+@click.option("--out", metavar="DIR", help="The run's new folder; runs/PLUGINS-N by default.")
+@click.option("--resume", metavar="DIR", help="Continue the run in DIR, bit for bit.")
+@click.option("--init-from", metavar="RUN", help="Start from the best weights of a run.")
+@click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
+@click.option("--check-hooks", is_flag=True, help="Check the values of every hook's answer at every step.")
+@click.option("--dry-run", is_flag=True, help="Run one step, show plan, size and time; write nothing.")
+@click.option("--print-config", is_flag=True, help="Print the resolved run file and stop.")
+def command(
+    out: str | None,
+    resume: str | None,
+    init_from: str | None,
+    progress: str,
+    check_hooks: bool,
+    dry_run: bool,
+    print_config: bool,
+    **typed: Any,
+) -> None:
+    """Train a model adversarially with any combination of plugins.
+
+    \b
+    advkit train --plugins cat-eps,dirichlet-ls,lsiw
+    advkit train --plugins lsiw -o 'lsiw.lam=[[0, 0.0], [10, 0.1]]' --eps 0.15
+    advkit train --resume runs/lsiw-1
+    """
+    if check_hooks:
+        typed["settings"] = (*typed["settings"], "run.check_hooks=true")
+    asked = Typed.of(**typed)
+    if resume is not None:
+        if out or init_from or dry_run or print_config:
+            raise OptionError("--resume continues a run as it is; leave --out, --init-from and the others out.")
+        _resume(Path(resume), asked, progress)
+        return
+    from .. import config
+
+    resolved = asked.resolve()
+    if print_config:
+        click.echo(config.dump(resolved), nl=False)
+    elif dry_run:
+        _dry_run(resolved)
+    else:
+        _start(resolved, out, init_from, progress)
+
+
+def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str) -> None:
+    from ..folder import fresh
+    from ..runs import build_model, load_data, on_this_machine, start
+    from .display import Signals, progress
+
+    resolved = on_this_machine(resolved)
+    folder = Path(out) if out else fresh(Path("runs"), resolved.chosen)
+    splits = load_data(resolved)
+    model = build_model(resolved, splits.train)
+    with Signals() as signals:
+        shown = progress(kind, signals)
+        _announce(resolved, kind)
+        try:
+            result = start(
+                resolved, splits, model, out=folder, init_from=Path(init_from) if init_from else None, progress=shown
+            )
+        finally:
+            shown.close()
+    _farewell(result, kind)
+
+
+def _resume(path: Path, asked: Typed, kind: str) -> None:
+    from ..folder import RunFolder
+    from ..runs import build_model, load_data, on_this_machine, resolve_folder, resume
+    from .display import Signals, progress
+
+    if asked.config is not None or asked.no_companion:
+        raise OptionError("--resume takes its settings from the run; leave --config and --no-companion out.")
+    folder = RunFolder.open(path)
+    stored = resolve_folder(folder) if asked.empty else resolve_folder(folder, asked.plugins, asked.layer)
+    resolved = on_this_machine(stored)
+    splits = load_data(resolved)
+    model = build_model(resolved, splits.train)
+    with Signals() as signals:
+        shown = progress(kind, signals)
+        try:
+            result = resume(folder, resolved, splits, model, shown)
+        finally:
+            shown.close()
+    _farewell(result, kind)
+
+
+def _announce(resolved: Resolved, kind: str) -> None:
+    """The plan in short, on stderr."""
+    if kind == "none":
+        return
+    from .. import config
+    from .display import stderr
+    from .plan import show_plan
+
+    show_plan(stderr(), config.plan(resolved), settings=False)
+
+
+def _farewell(result: TrainResult, kind: str) -> None:
+    if kind == "none":
+        return
+    from rich.text import Text
+
+    from .display import stderr
+
+    console, best = stderr(), result.best
+    if best and best["selected"] is not None:
+        note = " (chosen on the test split: test figures are optimistic)" if best["split"] == "test" else ""
+        console.print(
+            Text(
+                f"Best epoch {best['epoch'] + 1}: {best['selected']:.3f} on the {best['split']} split "
+                f"under attack{note}."
+            )
+        )
+    console.print(Text(f"Run folder: {result.folder}\nNext: advkit evaluate {result.folder}"))
+
+
+def _dry_run(resolved: Resolved) -> None:
+    """One step, and what follows from it."""
+    from rich.text import Text
+
+    from .. import config
+    from ..loop import Trainer
+    from ..runs import build_model, load_data, on_this_machine
+    from .display import stdout
+    from .plan import show_plan
+
+    resolved = on_this_machine(resolved)
+    splits = load_data(resolved)
+    trainer = Trainer(resolved, splits, build_model(resolved, splits.train))
+    batches = trainer.batches(0)
+    trainer.one_step(batches[0])  # the first pays for allocations
+    began = time.perf_counter()
+    trainer.one_step(batches[0])
+    seconds = time.perf_counter() - began
+    console = stdout()
+    show_plan(console, config.plan(resolved))
+    count = sum(p.numel() for p in trainer.model.parameters())
+    total = seconds * len(batches) * resolved.run.epochs
+    console.print(
+        Text(
+            f"\n{count:,} parameters; {len(trainer.training):,} images to train on, "
+            f"{len(trainer.validation):,} to validate"
+            f"\n{1000 * seconds:.0f} ms a step, {len(batches)} steps an epoch: about {total / 60:.1f} min for "
+            f"{resolved.run.epochs} epochs without validation; nothing was written"
+        )
+    )

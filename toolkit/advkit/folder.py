@@ -1,0 +1,133 @@
+"""A run's folder: run.toml (first), environment.json, metrics.jsonl, checkpoints/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import __version__, checkpoint, config, discovery
+from .errors import CheckpointError, OptionError
+from .resolve import Resolved
+
+
+class RunFolder:
+    """Paths and files of one run. `create` a new one, `open` an existing one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.lock = checkpoint.RunLock(path / "lock")
+
+    @classmethod
+    def create(cls, path: Path, resolved: Resolved) -> RunFolder:
+        """Write run.toml, then environment.json. A folder that holds anything is refused."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            hint = f"continue it with `advkit train --resume {path}`, or " if (path / "run.toml").exists() else ""
+            raise OptionError(f"{path} exists already; {hint}choose another --out.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OptionError(f"{path} can not be created ({error.strerror}); choose another --out.") from None
+        checkpoint.write_atomic(path / "run.toml", config.dump(resolved).encode())
+        text = json.dumps(environment(resolved), indent=2) + "\n"
+        checkpoint.write_atomic(path / "environment.json", text.encode())
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run; CheckpointError where there is none."""
+        if not (path / "run.toml").is_file():
+            raise CheckpointError(f"{path} is not a run folder: it has no run.toml. Give the --out of a run.")
+        return cls(path)
+
+    def file(self) -> config.RunFile:
+        """The run's own settings."""
+        try:
+            return config.load(self.path / "run.toml")
+        except OptionError as error:
+            raise CheckpointError(f"{error} It belongs to a run: restore it, or start a new run.") from None
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and state of the checkpoint that the link `name` ("best", "last") names."""
+        if not self.checkpoints.is_dir():
+            raise CheckpointError(f"{self.path} has no checkpoint yet; let it train until its first one.")
+        return checkpoint.load(checkpoint.resolve(self.checkpoints, name))
+
+    def truncate_metrics(self, size: int) -> None:
+        """Drop lines that were written after the checkpoint that is resumed."""
+        if self.metrics.exists():
+            os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
+
+    def append_metrics(self, row: Mapping[str, object]) -> int:
+        """Write one line; returns the file's size. Once it returns, the line survives a crash."""
+        with open(self.metrics, "ab") as stream:
+            stream.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+            return stream.tell()
+
+    def drift(self, resolved: Resolved) -> list[str]:
+        """How this machine and these versions differ from those the run was started with."""
+        try:
+            then = json.loads((self.path / "environment.json").read_text())
+        except (OSError, ValueError):
+            return ["environment.json is absent or damaged: what the run was started with is unknown"]
+        now = environment(resolved)
+        return [
+            f"{key}: {then.get(key)} then, {now.get(key)} now"
+            for key in sorted({*then, *now} - {"command"})
+            if then.get(key) != now.get(key)
+        ]
+
+
+def environment(resolved: Resolved) -> dict[str, Any]:
+    """What bits depend on beside run.toml."""
+    used = {plugin.name for plugin in resolved.composition.plugins}
+    owners = {each.name: f"{each.distribution} {each.version}" for each in discovery.describe("plugin")}
+    return {
+        "advkit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": _version("safetensors"),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if resolved.run.device.startswith("cuda") else None,
+        "plugins": {name: owners.get(name, "passed from Python") for name in sorted(used)},
+        "command": sys.argv[1:],
+    }
+
+
+def fresh(root: Path, plugins: tuple[str, ...]) -> Path:
+    """A folder below `root` that does not exist yet, named after the plugins."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", "+".join(plugins) or "pgd-at")[:60]
+    taken = (n for n in range(1, 10**6) if not (root / f"{name}-{n}").exists())
+    return root / f"{name}-{next(taken)}"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()

@@ -1,0 +1,218 @@
+"""Runs as a whole: start one, resume one, take the weights of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from . import checkpoint, config, discovery
+from .compose import CORE
+from .data.base import Dataset, DataSource, Splits
+from .errors import CheckpointError, DataError, OptionError, ResumeMismatch
+from .folder import RunFolder
+from .loop import Progress, Silent, Trainer, TrainResult
+from .models.base import DataSpec, ModelBuilder, load_weights
+from .network import own_generator
+from .resolve import PASSED, Layer, PluginChoice, Resolved, resolve
+from .rng import derive_seed
+
+
+def load_data(resolved: Resolved) -> Splits:
+    """The data set that the settings name."""
+    name = resolved.data.name
+    if name.startswith(PASSED):
+        raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
+    source = cast(type[DataSource], discovery.load("data set", name))()
+    root = Path(resolved.data.root) if resolved.data.root else None
+    return source.load(root, resolved.data.limit or None)
+
+
+def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
+    """The model that the settings name, initialised from the seed."""
+    name = resolved.model_name
+    if name.startswith(PASSED):
+        raise CheckpointError("This run trained a model passed from Python; pass it to advkit.evaluate.")
+    kind = cast(type[ModelBuilder], discovery.load("model", name))
+    builder = kind(kind.Options(**resolved.model_options))
+    with own_generator(torch.device("cpu")) as seed:
+        seed(derive_seed(resolved.run.seed, CORE, "init"))
+        return builder.build(DataSpec.of(train))
+
+
+def on_this_machine(resolved: Resolved) -> Resolved:
+    """Refuse what can not run here; put the number of threads in force where it was left open."""
+    import os
+    from dataclasses import replace
+
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise OptionError("Distributed training is not supported yet; start one process, without torchrun.")
+    try:
+        torch.empty(0, device=resolved.run.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"run.device = {resolved.run.device!r} can not be used here ({reason}).") from None
+    if resolved.run.threads:
+        torch.set_num_threads(resolved.run.threads)
+    run = resolved.run.model_copy(update={"threads": torch.get_num_threads()})
+    origins = dict(resolved.origins)
+    origins.setdefault("run.threads", "this machine")
+    return replace(resolved, sections={**resolved.sections, "run": run}, origins=origins)
+
+
+def start(
+    resolved: Resolved,
+    splits: Splits,
+    model: nn.Module,
+    *,
+    out: Path | None = None,
+    init_from: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train from the beginning, into the new folder `out`, or into none."""
+    if init_from is not None:
+        tensors, _ = RunFolder.open(init_from).load("best")
+        load_weights(model, tensors, str(init_from), averaged=True)
+    if out is None:
+        return Trainer(resolved, splits, model, None, progress).run()
+    trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing
+    trainer.folder = RunFolder.create(out, resolved)
+    with trainer.folder.lock:
+        return trainer.run()
+
+
+def resume(
+    folder: RunFolder,
+    resolved: Resolved,
+    splits: Splits,
+    model: nn.Module,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Go on from the newest checkpoint that verifies; from the beginning where there is none yet."""
+    seen = progress or Silent()
+    with folder.lock:
+        for sentence in folder.drift(resolved):
+            seen.warn(f"environment.json differs: {sentence}; bits may differ too")
+        checkpoint.sweep(folder.checkpoints)
+        trainer = Trainer(resolved, splits, model, folder, seen)
+        newest = checkpoint.newest(folder.checkpoints, seen.warn)
+        if newest is not None:
+            trainer.restore(*checkpoint.load(newest))
+        folder.truncate_metrics(trainer.position.metrics_size)
+        if folder.metrics.exists():
+            trainer.history = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+        if trainer.finished:
+            seen.warn(f"The run in {folder.path} is finished; nothing is left to do.")
+            return TrainResult(trainer.model, trainer.history, trainer.position.best, folder.path)
+        return trainer.run()
+
+
+def resolve_folder(folder: RunFolder, plugins: Sequence[str] | None = None, layer: Layer | None = None) -> Resolved:
+    """The run of a folder. What is given on top must not change it: ResumeMismatch lists the difference."""
+    file = folder.file()
+    stored = resolve(file.plugins or (), [file.layer], no_companion=file.no_companion)
+    config.same_companions(file.companions, stored, "run.toml")
+    if plugins is not None or layer is not None:
+        on_top = resolve(
+            plugins if plugins is not None else file.plugins or (),
+            [file.layer, *([layer] if layer else [])],
+            no_companion=file.no_companion,
+        )
+        refuse_difference(stored, on_top)
+    return stored
+
+
+def refuse_difference(stored: Resolved, wanted: Resolved) -> None:
+    """A run goes on as it began, or not at all."""
+    before, after = stored.values(), wanted.values()
+    if stored.chosen != wanted.chosen:
+        raise ResumeMismatch(
+            f"The run was started with the plugins {', '.join(stored.chosen) or 'none'}, not "
+            f"{', '.join(wanted.chosen) or 'none'}; start a new run with another --out."
+        )
+    changes = [
+        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+    if changes:
+        raise ResumeMismatch(
+            f"A run can not change its settings: {'; '.join(changes)}. Leave them out, or start a new run "
+            "with another --out."
+        )
+
+
+def train(
+    model: str | nn.Module = "small-cnn",
+    dataset: str | Splits = "digits",
+    plugins: Iterable[PluginChoice] = (),
+    *,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    settings: Mapping[str, object] | None = None,
+    eps: float | str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    resume_from: str | Path | None = None,
+    init_from: str | Path | None = None,
+    no_companion: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Adversarial training, as `advkit train` does it.
+
+    Args:
+        model: a registered name, or any module from images in [0, 1] to logits (B, K); it is trained in place.
+        dataset: a registered name, or `advkit.Splits`.
+        plugins: names, plugin classes or instances, in any order; none is PGD-AT.
+        options: by plugin, {"cat-eps": {"eta": 0.005}}.
+        settings: {"attack.steps": 10, "optimizer.lr": 0.05}, as `--set`.
+        eps, epochs, batch_size, seed: short for attack.eps, run.epochs, run.batch_size, run.seed.
+        out: a new folder for run.toml, metrics and checkpoints; None writes nothing.
+        resume_from: the folder of a stopped run of these very arguments.
+        init_from: the folder of a run whose best weights are the start.
+
+    Raises AdvkitError's subclasses, each one sentence.
+    """
+    short = {"attack.eps": eps, "run.epochs": epochs, "run.batch_size": batch_size, "run.seed": seed}
+    given: dict[str, object] = {
+        "model.name": model if isinstance(model, str) else f"{PASSED}{type(model).__name__}",
+        "data.name": dataset if isinstance(dataset, str) else f"{PASSED}{dataset.train.name}",
+    }
+    given |= {**(settings or {}), **{key: value for key, value in short.items() if value is not None}}
+    resolved = resolve(plugins, [Layer("python", given, options or {})], no_companion=no_companion)
+    resolved = on_this_machine(resolved)
+    splits = load_data(resolved) if isinstance(dataset, str) else dataset
+    net = build_model(resolved, splits.train) if isinstance(model, str) else model
+    if resume_from is None:
+        return start(
+            resolved,
+            splits,
+            net,
+            out=Path(out) if out else None,
+            init_from=Path(init_from) if init_from else None,
+            progress=progress,
+        )
+    folder = RunFolder.open(Path(resume_from))
+    refuse_difference(_as_stored(folder, plugins), resolved)
+    return resume(folder, resolved, splits, net, progress)
+
+
+def _as_stored(folder: RunFolder, plugins: Iterable[PluginChoice]) -> Resolved:
+    """The folder's run, its plugins taken from the caller: they may be classes that no name brings back."""
+    file = folder.file()
+    return resolve(plugins, [file.layer], no_companion=file.no_companion)
+
+
+def evaluate_folder(
+    folder: RunFolder, resolved: Resolved, splits: Splits, name: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The run's model with the weights of the checkpoint `name`, and that checkpoint's position."""
+    tensors, state = folder.load(name)
+    model = build_model(resolved, splits.train).to(resolved.run.device)
+    load_weights(model, tensors, str(folder.path), averaged=True)
+    return model, state["position"]
