@@ -149,14 +149,14 @@ class Step:
             classes = self._classes(network, batch.x)
             contract = Contract(batch, classes, self.attack.steps, values=first or self.check_hooks)
             known = self._attack(batch, interval, network, contract)
-            outcome, shift = self._update(known, interval, network, contract)
+            outcome, shift_ratio = self._update(known, interval, network, contract)
             passes = ledger.passes()
             if first or self.check_hooks:
                 self._as_declared(interval, passes)
             self.optimizer.step()
         self._checked.add(id(interval))
         self.notify("after_update", epoch, model=self.model)
-        report = self._report(known, outcome, shift, passes, ledger)
+        report = self._report(known, outcome, shift_ratio, passes, ledger)
         self.state.step += 1
         return report
 
@@ -194,8 +194,11 @@ class Step:
 
     def _update(
         self, known: Mapping[str, Any], interval: Interval, network: Network, contract: Contract
-    ) -> tuple[Outcome, Mapping[str, Tensor]]:
-        """Train mode: v, the loss at theta+v, and its gradient in `.grad`, all of it finite."""
+    ) -> tuple[Outcome, Tensor | None]:
+        """Train mode: v, the loss at theta+v, and its gradient in `.grad`, all of it finite.
+
+        Also returns ||v|| / ||theta||, None without v: theta is what it was when v was made only until the update.
+        """
         objective = Objective(network, interval, known, self.runs, contract)
         shift: Mapping[str, Tensor] = {}
         with mode(self.model, training=True), torch.enable_grad():
@@ -209,7 +212,7 @@ class Step:
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
         self._finite(known["attack"], outcome)
-        return outcome, shift
+        return outcome, _ratio(shift, self.model) if shift else None
 
     # ------------------------------------------------------------------ one question each
 
@@ -362,7 +365,7 @@ class Step:
         self,
         known: Mapping[str, Any],
         outcome: Outcome,
-        shift: Mapping[str, Tensor],
+        shift_ratio: Tensor | None,
         passes: Mapping[str, Passes],
         ledger: Ledger,
     ) -> Report:
@@ -383,7 +386,7 @@ class Step:
             success=None if attack.success is None else attack.success.sum(),
             zero_gradients=None if attack.zero_gradients is None else attack.zero_gradients.sum(),
             radius=known["radius"].sum(),
-            shift_ratio=_ratio(shift, self.model) if shift else None,
+            shift_ratio=shift_ratio,
             x_train=known["x_train"],
             passes=passes,
             demanded_by=ledger.demanded_by(),

@@ -1,0 +1,220 @@
+"""Trains and evaluates the runs of the results pages through the command line, and writes what was measured.
+
+    python docs/results/experiments.py digits
+    python docs/results/experiments.py pictures --data-root FOLDER_OR_ZIP
+
+Finished runs are kept under runs/results and not trained again; a stopped one is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RUNS = Path("runs/results")
+ATTACKS = ("clean", "pgd-20", "cw-20")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of a table: its name, and what it adds to the command."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+def methods(first_decay: int) -> dict[str, Method]:
+    """By key. ISEAT's lambda is 0 until the first decay of the learning rate."""
+    ramp = f"lsiw.lam=[[0, 0.0], [{first_decay}, 0.1]]"
+    return {
+        "standard": Method("standard training", ("--set", "attack.steps=0")),
+        "pgd-at": Method("PGD-AT", ()),
+        "cat-eps": Method("cat-eps", ("--plugins", "cat-eps")),
+        "awp": Method("awp", ("--plugins", "awp")),
+        "iseat": Method("ISEAT (lsiw, lambda from the first decay on)", ("--plugins", "lsiw", "-o", ramp)),
+        "sentence": Method("cat-eps,dirichlet-ls,lsiw", ("--plugins", "cat-eps,dirichlet-ls,lsiw")),
+    }
+
+
+def advkit(*arguments: str) -> str:
+    """Standard output of one command; its failure is ours."""
+    done = subprocess.run([sys.executable, "-m", "advkit", *arguments], check=False, text=True, stdout=subprocess.PIPE)
+    if done.returncode:
+        sys.exit(f"`advkit {' '.join(arguments)}` ended with exit code {done.returncode}")
+    return done.stdout
+
+
+def measure(folder: Path, method: Method, common: list[str], seed: int) -> dict[str, Any]:
+    """Train one run (or take up where it was), evaluate its best and last checkpoints."""
+    command = ["train", *method.arguments, *common, "--seed", str(seed)]
+    if (folder / "run.toml").exists():
+        advkit("train", "--resume", str(folder), "--progress", "plain")
+    else:
+        advkit(*command, "--out", str(folder), "--progress", "plain")
+    found: dict[str, Any] = {"method": method.name, "seed": seed, "command": "advkit " + _quoted(command)}
+    for which in ("best", "last"):
+        text = advkit("evaluate", str(folder), "--attacks", ",".join(ATTACKS), "--checkpoint", which, "--json")
+        result = json.loads(text)
+        del result["run"]
+        found[which] = result
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found["seconds_per_epoch"] = statistics.median(row["seconds"]["wall"] for row in rows)
+    found["cpu_seconds_per_epoch"] = statistics.median(row["seconds"]["cpu"] for row in rows)
+    found["mean_radius"] = rows[-1]["mean_radius"]
+    return found
+
+
+def accuracy(run: dict[str, Any], attack: str, which: str = "best") -> float:
+    """One figure of a measured run."""
+    return next(float(row["accuracy"]) for row in run[which]["attacks"] if row["name"] == attack)
+
+
+def interval(run: dict[str, Any], attack: str) -> str:
+    """Its 95 % interval over images."""
+    low, high = next(row["interval"] for row in run["best"]["attacks"] if row["name"] == attack)
+    return f"{low:.3f} to {high:.3f}"
+
+
+def suspect(runs: list[dict[str, Any]]) -> str:
+    """The mark of a line whose PGD and margin accuracies differ by more than 0.06 in any run."""
+    marked = [str(run["seed"]) for run in runs if run["best"]["suspect"]]
+    return f"**suspect** (seed {', '.join(marked)})" if marked else ""
+
+
+def digits(jobs: int) -> None:
+    """The issue's table on the embedded digits: six ways of training, three paired seeds."""
+    seeds = (0, 1, 2)
+    chosen = methods(first_decay=10)
+    common = ["--dataset", "digits", "--model", "small-cnn", "--epochs", "20", "--batch-size", "64", "--eps", "0.15"]
+    common += ["--set", "run.threads=1"]
+    tasks = [(key, seed) for seed in seeds for key in chosen]
+
+    def work(task: tuple[str, int]) -> dict[str, Any]:
+        key, seed = task
+        return measure(RUNS / "digits" / f"{key}-{seed}", chosen[key], common, seed)
+
+    runs = in_parallel(work, tasks, jobs)
+    lines = [
+        "# Digits: six ways of training the same net",
+        "",
+        "UCI digits (8x8, embedded), small-cnn, Linf eps 0.15, 10 attack steps of eps/4 from x, 20 epochs, batch 64;",
+        "the best checkpoint by the validation split; all 539 test images. `pgd-20` and `cw-20` are PGD from x with",
+        "step eps/5 on cross-entropy and on the margin. Each cell: mean over three paired seeds, and the seeds.",
+        "",
+        "| training | clean | pgd-20 | cw-20 | cw-20, paired difference to PGD-AT | CPU s an epoch | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    by_key = {key: [run for (k, _), run in zip(tasks, runs, strict=True) if k == key] for key in chosen}
+    for key, method in chosen.items():
+        mine, base = by_key[key], by_key["pgd-at"]
+        paired = [accuracy(a, "cw-20") - accuracy(b, "cw-20") for a, b in zip(mine, base, strict=True)]
+        cells = [_mean([accuracy(run, attack) for run in mine]) for attack in ATTACKS]
+        seconds = statistics.median(run["cpu_seconds_per_epoch"] for run in mine)
+        difference = "" if key == "pgd-at" else _mean(paired, sign=True)
+        lines.append(f"| {method.name} | {' | '.join(cells)} | {difference} | {seconds:.2f} | {suspect(mine)} |")
+    lines += ["", "An accuracy of 0.8 on 539 images has a 95 % interval of about +-0.034 (Wilson).", ""]
+    lines += _bars(by_key)
+    write("digits", lines, runs, f"{jobs} runs at a time, 1 thread each")
+
+
+def _bars(by_key: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Whether the figures that a correct PGD-AT must reach on this net are reached, seed by seed."""
+    at, standard = by_key["pgd-at"], by_key["standard"]
+    worst = {attack: min(accuracy(run, attack) for run in at) for attack in ATTACKS}
+    top = max(accuracy(run, "pgd-20") for run in standard)
+    return [
+        "What must hold for the worst seed, and what was measured:",
+        "",
+        f"- PGD-AT, clean >= 0.95: {worst['clean']:.3f}; pgd-20 >= 0.70: {worst['pgd-20']:.3f}; "
+        f"cw-20 >= 0.70: {worst['cw-20']:.3f}",
+        f"- standard training, pgd-20 <= 0.40: {top:.3f}",
+    ]
+
+
+def pictures(root: str, threads: int) -> None:
+    """PGD-AT, ISEAT and the whole sentence on 10,000 real pictures."""
+    chosen = {key: method for key, method in methods(first_decay=3).items() if key in ("pgd-at", "iseat", "sentence")}
+    common = ["--dataset", "image-folder", "--data-root", root, "--limit", "10000", "--model", "preact-resnet18"]
+    common += ["--set", "model.width=16", "--eps", "8/255", "--epochs", "5", "--batch-size", "128"]
+    common += ["--set", f"run.threads={threads}"]
+    runs = [measure(RUNS / "pictures" / key, method, common, 0) for key, method in chosen.items()]
+    for run in runs:
+        run["command"] = run["command"].replace(root, "FOLDER_OR_ZIP")
+    lines = [
+        "# Real pictures: 10,000 images of a class folder",
+        "",
+        "CIFAR-10 as JPEG files, 10,000 training images (1,000 of them held out to choose the checkpoint),",
+        "preact-resnet18 of width 16, Linf eps 8/255, 10 attack steps of 2/255 from x, 5 epochs, batch 128, seed 0;",
+        "the first 1,000 test images (100 of each class).",
+        "Five epochs are a check that everything works on real pictures, not a result about the methods.",
+        "",
+        "| training | clean | pgd-20 | cw-20 | s an epoch | CPU s an epoch | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        cells = [f"{accuracy(run, attack):.3f} ({interval(run, attack)})" for attack in ATTACKS]
+        lines.append(
+            f"| {run['method']} | {' | '.join(cells)} | {run['seconds_per_epoch']:.0f} | "
+            f"{run['cpu_seconds_per_epoch']:.0f} | {suspect([run])} |"
+        )
+    lines += ["", "Brackets: 95 % interval over the 1,000 images (Wilson). One seed, so nothing is said between seeds."]
+    write("pictures", lines, runs, f"one run at a time, {threads} thread(s)")
+
+
+def in_parallel(work: Callable[[Any], Any], tasks: list[Any], jobs: int) -> list[Any]:
+    """Results in the order of the tasks."""
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(work, tasks))
+
+
+def write(name: str, lines: list[str], runs: list[dict[str, Any]], how: str) -> None:
+    """NAME.md for people, NAME.json with everything."""
+    versions = {package: version(package) for package in ("advkit", "torch", "numpy")}
+    made = ", ".join(f"{package} {number}" for package, number in versions.items())
+    lines += [
+        "",
+        f"Measured with {made}, Python {platform.python_version()}, {os.cpu_count()} cores; {how}.",
+        "",
+        "Commands:",
+        "",
+    ]
+    lines += sorted({f"    {run['command']}" for run in runs})
+    (HERE / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (HERE / f"{name}.json").write_text(json.dumps({"versions": versions, "runs": runs}, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+def _mean(values: list[float], sign: bool = False) -> str:
+    form = "{:+.3f}" if sign else "{:.3f}"
+    return f"{form.format(statistics.fmean(values))} ({', '.join(form.format(v) for v in values)})"
+
+
+def _quoted(command: list[str]) -> str:
+    return " ".join(f"'{part}'" if " " in part else part for part in command)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["digits", "pictures"])
+    parser.add_argument("--data-root", help="pictures: a folder or zip of train|test/CLASS/*")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2)), help="digits: runs at a time")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="pictures: threads of a run")
+    given = parser.parse_args()
+    if given.what == "digits":
+        digits(given.jobs)
+    elif given.data_root:
+        pictures(given.data_root, given.threads)
+    else:
+        parser.error("pictures needs --data-root FOLDER_OR_ZIP")

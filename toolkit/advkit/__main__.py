@@ -1,0 +1,5 @@
+"""`python -m advkit`."""
+
+from .cli import main
+
+main()
