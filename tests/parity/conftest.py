@@ -30,11 +30,11 @@ class Data:
         return self.x, self.y, self.index
 
 
-def build(batch_norm: bool, seed: int = 5) -> nn.Module:
+def build(batch_norm: bool) -> nn.Module:
     """Two convolutions and a linear layer for images of 2 x 6 x 6."""
     layers: list[nn.Module] = []
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(13)
         for channels, width, stride in ((2, 5, 1), (5, 6, 2)):
             layers.append(nn.Conv2d(channels, width, 3, stride, padding=1, bias=not batch_norm))
             if batch_norm:

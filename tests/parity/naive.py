@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from advkit.rng import Draws, derive_key
 from torch import Tensor, nn
+
+from advkit.rng import Draws, derive_key
 
 Record = dict[str, Tensor]
 """What one visit of a batch did, by name."""
@@ -289,7 +290,7 @@ def cat_iseat(
     judge: str = "hard",
     **shared: Any,
 ) -> Record:
-    """Algorithm 1 with Algorithm 2 in place of its last line: y~_i where that has y_i, but in AV, where `judge` says."""
+    """Algorithm 1 with Algorithm 2 in place of its last line, on y~_i; AV's labels are `judge`, "hard" or "soft"."""
     made = algorithm_1(me, x, y, classes, index=index, **shared, **cat)
     judged = one_hot(y, classes) if judge == "hard" else made.target
     radius = made.radius if normalise else None

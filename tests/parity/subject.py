@@ -7,9 +7,10 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from advkit import Plugin, Step
 from naive import Attack, Learner, Record
 from torch import Tensor, nn
+
+from advkit import Plugin, Step
 
 TOLERANCE = 1e-10
 """Relative, a tensor at a time: max |a - b| <= TOLERANCE max |b|; where b is 0, a must be."""

@@ -20,6 +20,16 @@ class Contract:
         self.batch, self.classes, self.steps, self.values = batch, classes, steps, values
         self.rows = batch.x.shape[0]
 
+    def mixed(self, who: str, batch: object) -> Batch:
+        """The batch that all later answers are checked against."""
+        if not isinstance(batch, Batch):
+            raise _broken(who, "mix_batch", f"an advkit.Batch is expected, not {_found(batch)}")
+        self._like(who, "mix_batch", batch.x)
+        if batch.y is not self.batch.y or batch.index is not self.batch.index:
+            raise _broken(who, "mix_batch", "y and index must stay those of the batch")
+        self.batch = batch
+        return batch
+
     def budget(self, who: str, hook: str, budget: object) -> Budget:
         if not isinstance(budget, Budget):
             raise _broken(who, hook, f"an advkit.Budget is expected, not {type(budget).__name__}")
@@ -28,10 +38,9 @@ class Contract:
             if value is not None:
                 self._per_sample(who, hook, name, value)
                 self._true(who, hook, partial(torch.ge, value, 0), f"{name} must not be negative")
-        if budget.steps is not None:
-            if budget.steps.shape != (self.rows,) or budget.steps.dtype != torch.int64:
-                raise _broken(who, hook, f"steps must be ({self.rows},) int64")
-            steps = budget.steps
+        if (steps := budget.steps) is not None:
+            if not isinstance(steps, Tensor) or steps.shape != (self.rows,) or steps.dtype != torch.int64:
+                raise _broken(who, hook, f"steps must be ({self.rows},) int64, not {_found(steps)}")
             self._true(
                 who,
                 hook,
@@ -44,9 +53,10 @@ class Contract:
         if not isinstance(scale, BudgetScale):
             raise _broken(who, "budget_scale", f"an advkit.BudgetScale is expected, not {type(scale).__name__}")
         for name in ("radius", "step_size"):
-            value = torch.as_tensor(getattr(scale, name))
-            if value.shape not in ((), (self.rows,)):
-                raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {_shape(value)}")
+            value = getattr(scale, name)
+            value = torch.tensor(value) if isinstance(value, int | float) else value
+            if not isinstance(value, Tensor) or value.shape not in ((), (self.rows,)):
+                raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {_found(value)}")
             self._true(
                 who,
                 "budget_scale",
@@ -57,7 +67,7 @@ class Contract:
 
     def target(self, who: str, target: Tensor) -> Tensor:
         if not isinstance(target, Tensor) or target.shape != (self.rows, self.classes):
-            raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {_shape(target)}")
+            raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {_found(target)}")
         if target.requires_grad:
             raise _broken(who, "target_label", "the target must be detached")
         self._true(who, "target_label", lambda: (target >= 0).all(1), "a row has a negative entry")
@@ -75,8 +85,10 @@ class Contract:
 
         def checked(logits: Tensor) -> Tensor:
             loss: Tensor = goal(logits)
-            if loss.shape != (self.rows,):
-                raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_shape(loss)}")
+            if not isinstance(loss, Tensor) or loss.shape != (self.rows,):
+                raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_found(loss)}")
+            if torch.is_grad_enabled() and logits.requires_grad and not loss.requires_grad:
+                raise _broken(who, "attack_objective", "its values must depend on the logits, undetached")
             return loss
 
         return checked
@@ -92,8 +104,7 @@ class Contract:
     def images(self, who: str, hook: str, x_adv: Tensor, radius: Tensor, norm: str) -> Tensor:
         """x_adv inside box and ball. The ball has the slack that rounding x + radius takes."""
         x = self.batch.x
-        if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
-            raise _broken(who, hook, f"images {_shape(x)} {x.dtype} are expected, not {_shape(x_adv)} {x_adv.dtype}")
+        self._like(who, hook, x_adv)
         if x_adv.requires_grad:
             raise _broken(who, hook, "the images must be detached")
         slack = 4 * torch.finfo(x.dtype).eps
@@ -110,9 +121,17 @@ class Contract:
         self._true(who, hook, inside, "images leave the ball of the budget")
         return x_adv
 
+    def commit(self, who: str, answer: object, radius: Tensor, norm: str) -> tuple[Budget, Tensor | None]:
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise _broken(who, "commit_attack", f"(Budget, images or None) is expected, not {_found(answer)}")
+        budget, x_train = answer
+        if x_train is not None:
+            self.images(who, "commit_attack", x_train, radius, norm)
+        return self.budget(who, "commit_attack", budget), x_train
+
     def mask(self, who: str, mask: Tensor) -> Tensor:
         if not isinstance(mask, Tensor) or mask.shape != (self.rows,) or mask.dtype != torch.bool:
-            raise _broken(who, "attack_step", f"({self.rows},) bool is expected, not {_shape(mask)}")
+            raise _broken(who, "attack_step", f"({self.rows},) bool is expected, not {_found(mask)}")
         return mask
 
     def term(self, who: str, hook: str, term: Tensor) -> Tensor:
@@ -132,8 +151,12 @@ class Contract:
         for name, value in shift.items():
             if name not in params:
                 raise _broken(who, "weight_perturbation", f"there is no trainable parameter {name}")
-            if value.shape != params[name].shape or value.dtype != params[name].dtype:
-                raise _broken(who, "weight_perturbation", f"the shift of {name} must be shaped and typed like it")
+            if _found(value) != _found(params[name]):
+                raise _broken(
+                    who,
+                    "weight_perturbation",
+                    f"the shift of {name} must be {_found(params[name])} like it, not {_found(value)}",
+                )
             if value.requires_grad:
                 raise _broken(
                     who,
@@ -148,9 +171,14 @@ class Contract:
             )
         return shift
 
+    def _like(self, who: str, hook: str, images: object) -> None:
+        expected = _found(self.batch.x)
+        if _found(images) != expected:
+            raise _broken(who, hook, f"images {expected} are expected, not {_found(images)}")
+
     def _per_sample(self, who: str, hook: str, name: str, value: object, finite: bool = True) -> None:
         if not isinstance(value, Tensor) or value.shape != (self.rows,) or not value.is_floating_point():
-            raise _broken(who, hook, f"{name} must be ({self.rows},) floating point, not {_shape(value)}")
+            raise _broken(who, hook, f"{name} must be ({self.rows},) floating point, not {_found(value)}")
         if finite:
             self._true(who, hook, value.isfinite, f"{name} is not finite")
 
@@ -168,8 +196,10 @@ def _not_negative(value: Tensor) -> Tensor:
     return value.isfinite() & (value >= 0)
 
 
-def _shape(value: object) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+def _found(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def _broken(who: str, hook: str, complaint: str) -> HookContract:

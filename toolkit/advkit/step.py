@@ -167,7 +167,7 @@ class Step:
         answers = interval.answers
         with mode(self.model, training=self.attack.mode != "eval"), torch.no_grad():
             if owner := interval.owner("mix_batch"):
-                batch = self._ask(owner, batch=batch)
+                batch = contract.mixed(owner.plugin.name, self._ask(owner, batch=batch))
             clean = network.judge("clean_logits", interval.attack_view, batch.x) if interval.attack_view else None
             known: dict[str, Any] = {"batch": batch, "clean_logits": clean}
 
@@ -183,12 +183,10 @@ class Step:
                 attack = replace(attack, success=final.argmax(1) != batch.y)
             known |= {"attack": attack, "x_train": attack.x_adv}
             if owner := interval.owner("commit_attack"):
-                budget, x_train = self._ask(owner, **known, success=attack.success)
-                known["budget"] = contract.budget(owner.plugin.name, "commit_attack", budget)
+                answer = self._ask(owner, **known, success=attack.success)
+                known["budget"], x_train = contract.commit(owner.plugin.name, answer, radius, self.attack.norm)
                 if x_train is not None:
-                    known["x_train"] = contract.images(
-                        owner.plugin.name, "commit_attack", x_train, radius, self.attack.norm
-                    )
+                    known["x_train"] = x_train
             known["target"] = self._target(interval, known, "train", contract)
         return known
 
@@ -209,6 +207,11 @@ class Step:
                     answer = self._ask(owner, params=params, gradient_at=gradient_at)
                 shift = contract.shift(owner.plugin.name, answer, params)
             outcome = objective(shift, samples=len(known["batch"].y))
+            if not outcome.loss.requires_grad:
+                raise HookContract(
+                    f"The loss ({', '.join(interval.terms)}) has no gradient, so nothing would be learnt; "
+                    "return terms that depend on the logits, undetached."
+                )
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
         self._finite(known["attack"], outcome)

@@ -1,0 +1,54 @@
+# make demo    installs into .venv, trains cat-eps,dirichlet-ls,lsiw on the embedded digits, evaluates
+# make test    installs into .venv, runs the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One method's cost is no other's: tests run in parallel, each on one thread.
+JOBS ?= auto
+DATA ?=
+
+.PHONY: setup demo test check fix bench soak results results-pictures clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "advkit needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev,vision]'
+	@touch $@
+
+demo: setup
+	@out="runs/demo-$$(date +%Y%m%d-%H%M%S)" && \
+	$(BIN)/advkit train --plugins cat-eps,dirichlet-ls,lsiw --dataset digits --eps 0.15 --epochs 20 --out "$$out" && \
+	$(BIN)/advkit evaluate "$$out" --attacks clean,pgd-20,cw-20 && \
+	printf '\nNext, try:\n  . %s/bin/activate\n  advkit plan --plugins lsiw,awp\n  advkit plugins show cat-eps\n  advkit train --plugins lsiw --eps 0.15\n  less README.md\n' $(VENV)
+
+test: setup
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python docs/results/bench.py
+
+soak: setup
+	$(BIN)/python -m pytest -m soak -n $(JOBS) --timeout 3600
+
+results: setup
+	$(BIN)/python docs/results/experiments.py digits
+
+# make results-pictures DATA=FOLDER_OR_ZIP    a folder or zip of train|test/CLASS/*
+results-pictures: setup
+	@test -n "$(DATA)" || { echo "Say where the pictures are: make results-pictures DATA=FOLDER_OR_ZIP" >&2; exit 2; }
+	$(BIN)/python docs/results/experiments.py pictures --data-root "$(DATA)"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
