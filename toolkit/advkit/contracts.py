@@ -23,7 +23,7 @@ class Contract:
     def mixed(self, who: str, batch: object) -> Batch:
         """The batch that all later answers are checked against."""
         if not isinstance(batch, Batch):
-            raise _broken(who, "mix_batch", f"an advkit.Batch is expected, not {_found(batch)}")
+            raise _broken(who, "mix_batch", f"an advkit.Batch is expected, not {type(batch).__name__}")
         self._like(who, "mix_batch", batch.x)
         if batch.y is not self.batch.y or batch.index is not self.batch.index:
             raise _broken(who, "mix_batch", "y and index must stay those of the batch")
@@ -166,7 +166,7 @@ class Contract:
             self._true(
                 who,
                 "weight_perturbation",
-                value.isfinite,
+                partial(_finite, value),
                 f"the shift of {name} is not finite",
             )
         return shift
@@ -194,6 +194,10 @@ class Contract:
 
 def _not_negative(value: Tensor) -> Tensor:
     return value.isfinite() & (value >= 0)
+
+
+def _finite(value: Tensor) -> Tensor:
+    return value.isfinite().all()
 
 
 def _found(value: object) -> str:
