@@ -126,7 +126,7 @@ class Iterates(Plugin):
 @settings(deadline=None, max_examples=12)
 @given(
     eps=st.lists(st.just(0.0) | st.floats(0, 2, width=32), min_size=4, max_size=4),
-    step_size=st.floats(0, 1, width=32),
+    step_size=st.just(0.0) | st.floats(2**-16, 1, width=32),
     seed=seeds,
 )
 def test_examples_stay_in_ball_and_box(
@@ -141,8 +141,8 @@ def test_examples_stay_in_ball_and_box(
     assert (length <= radius * (1 + 1e-6) + 2e-7).all()
     assert x_adv.min() >= 0 and x_adv.max() <= 1
     assert torch.equal(x_adv[radius == 0], x[radius == 0])
-    if step_size > 1e-3 and norm == "linf":
-        assert (length > 0)[radius > 1e-6].all()  # a control: the attack does move
+    if step_size > 1e-3:
+        assert (length > 0)[radius > 1e-3].all()  # a control: the attack does move
 
 
 @light
@@ -365,7 +365,7 @@ def test_permuting_and_splitting_a_batch_permutes_and_splits_the_examples(
         close = torch.isclose(split, whole, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
         assert close.float().mean() > (0.995 if norm == "linf" else 0.9999)
     assert torch.equal(split_eps, eps)
-    assert not torch.equal(whole[0], whole[1])  # a control: budgets grew
+    assert (whole != data[0]).flatten(2).any(2).all()  # a control: everything was attacked
 
 
 # --- success is judged at the final iterate -------------------------------------------------------

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from advkit import rng
-from advkit.errors import OptionError
-from advkit.rng import Draws, Key, derive_key, derive_seed, permutation, philox4x32
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from advkit import rng
+from advkit.errors import OptionError
+from advkit.rng import Draws, Key, derive_key, derive_seed, permutation, philox4x32
 
 KEY: Key = (0xA4093822, 0x299F31D0)
 FLOATS = (torch.float32, torch.float64)

@@ -100,9 +100,18 @@ def verified(path: Path) -> bool:
     return True
 
 
+def steps(folder: Path) -> list[Path]:
+    """Step folders, newest first; none if there is no `folder`."""
+    with _using(folder), suppress(FileNotFoundError):
+        names = [e.name for e in os.scandir(folder) if e.is_dir(follow_symlinks=False)]
+        found = sorted((n for n in names if _STEP.fullmatch(n)), key=lambda n: int(n[5:]), reverse=True)
+        return [folder / name for name in found]
+    return []
+
+
 def newest(folder: Path, warn: Callable[[str], None] | None = None) -> Path | None:
     """The newest step that verifies, or None; each damaged one passed over is reported through `warn`."""
-    for path in _steps(folder):
+    for path in steps(folder):
         try:
             load(path)
             return path
@@ -114,7 +123,7 @@ def newest(folder: Path, warn: Callable[[str], None] | None = None) -> Path | No
 
 def point(folder: Path, name: str, target: Path) -> None:
     """Make folder/name a relative link to the step `target` of `folder`; readers see the old or new one."""
-    if target not in _steps(folder):
+    if target not in steps(folder):
         raise CheckpointError(f"{target} is not a step of {folder}: save it before {name!r} names it.")
     work = folder / _hidden("tmp", name)
     with _using(folder / name, work):
@@ -127,7 +136,7 @@ def resolve(folder: Path, name: str) -> Path:
     """The step that the link `name` ("last", "best") names; a link out of `folder` is refused."""
     with _using(folder / name):
         target = folder / os.readlink(folder / name)
-    if Path(name).name != name or target not in _steps(folder):
+    if Path(name).name != name or target not in steps(folder):
         raise CheckpointError(f"{folder / name} does not name a step of {folder}; remove that link.")
     return target
 
@@ -140,7 +149,7 @@ def prune(folder: Path, keep: int) -> None:
     good = 0
     with suppress(OSError, CheckpointError):
         linked = {os.readlink(entry) for entry in os.scandir(folder) if entry.is_symlink()}
-        for path in _steps(folder):
+        for path in steps(folder):
             if good < max(keep, 1):
                 good += verified(path)
             elif path.name not in linked:
@@ -343,15 +352,6 @@ def _delete(path: Path) -> None:
     """Remove a file, link or folder, if it is there and can be removed."""
     with suppress(OSError):
         path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
-
-
-def _steps(folder: Path) -> list[Path]:
-    """Step folders, newest first; none if there is no `folder`."""
-    with _using(folder), suppress(FileNotFoundError):
-        names = [e.name for e in os.scandir(folder) if e.is_dir(follow_symlinks=False)]
-        steps = sorted((n for n in names if _STEP.fullmatch(n)), key=lambda n: int(n[5:]), reverse=True)
-        return [folder / name for name in steps]
-    return []
 
 
 @contextmanager

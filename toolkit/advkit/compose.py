@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 from .errors import AdvkitError, AmbiguousOrder, HookConflict, OptionError
@@ -320,23 +320,25 @@ class Composition:
             earlier[name] |= place.after & answers.keys()
             for later in place.before & answers.keys():
                 earlier[later].add(name)
-        for first, second in pairwise(chosen):
+        for first, second in combinations(dict.fromkeys(chosen), 2):
             earlier[first].discard(second)
             earlier[second].add(first)
         try:
-            order = list(TopologicalSorter(earlier).static_order())
+            order = list(TopologicalSorter({name: sorted(earlier[name]) for name in earlier}).static_order())
         except CycleError as error:
-            first, second = error.args[1][:2]
+            circle = sorted(error.args[1][1:])
             raise AmbiguousOrder(
-                f"Plugins {first} and {second} each declare to come before the other on {hook}; "
-                f"choose with --set order.{hook}={first},{second}."
+                f"Plugins {' and '.join(circle)} declare places on {hook} that contradict each other; "
+                f"choose with --set order.{hook}={','.join(circle)}."
             ) from None
-        for first, second in pairwise(order):
+        for position, (first, second) in enumerate(pairwise(order)):
             if first not in earlier[second]:
-                first, second = sorted((first, second))
+                # Whole orders: one that names only these two would forget what was chosen before.
+                swapped = [*order[:position], second, first, *order[position + 2 :]]
+                one, other = sorted((",".join(order), ",".join(swapped)))
                 raise AmbiguousOrder(
-                    f"Plugins {first} and {second} both change {hook} and neither declares its place; "
-                    f"choose one: --set order.{hook}={first},{second} or --set order.{hook}={second},{first}."
+                    f"Plugins {' and '.join(sorted((first, second)))} both change {hook} and neither declares its "
+                    f"place; choose one: --set order.{hook}={one} or --set order.{hook}={other}."
                 )
         return tuple(answers[name] for name in order)
 

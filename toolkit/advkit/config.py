@@ -96,9 +96,26 @@ def dump(resolved: Resolved) -> str:
     table |= {name: options.model_dump() for name, options in resolved.sections.items()}
     table["model"] = {"name": resolved.model_name, **resolved.model_options}
     table["order"] = {hook: list(names) for hook, names in resolved.composition.setting.order.items()}
-    table["options"] = {p.name: p.options.model_dump() for p in resolved.composition.plugins}
+    table["options"] = {p.name: p.options.model_dump(exclude_none=True) for p in resolved.composition.plugins}
     table["companions"] = companions(resolved)
     return tomli_w.dumps(table)
+
+
+def difference(stored: str, now: str) -> list[str]:
+    """What two dumps disagree on: ["run.epochs: 3 in the checkpoint, 4 now"]."""
+    before, after = _flat(tomllib.loads(stored)), _flat(tomllib.loads(now))
+    return [
+        f"{key}: {before.get(key)!r} in the checkpoint, {after.get(key)!r} now"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -31,19 +32,30 @@ class RunFolder:
         self.lock = checkpoint.RunLock(path / "lock")
 
     @classmethod
-    def create(cls, path: Path, resolved: Resolved) -> RunFolder:
-        """Write run.toml, then environment.json. A folder that holds anything is refused."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            hint = f"continue it with `advkit train --resume {path}`, or " if (path / "run.toml").exists() else ""
-            raise OptionError(f"{path} exists already; {hint}choose another --out.")
+    def create(cls, path: Path) -> RunFolder:
+        """A new folder, or an empty one; take its lock, then `describe` the run."""
+        folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            checkpoint.sweep(path)  # of a start that was killed
+            folder._refuse_content()
         except OSError as error:
-            raise OptionError(f"{path} can not be created ({error.strerror}); choose another --out.") from None
-        checkpoint.write_atomic(path / "run.toml", config.dump(resolved).encode())
+            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+            raise OptionError(f"{path} can not be used ({reason}); choose another --out.") from None
+        return folder
+
+    def describe(self, resolved: Resolved) -> None:
+        """Write run.toml, then environment.json. The caller holds the lock: of two starters one gets here first."""
+        self._refuse_content()
+        checkpoint.write_atomic(self.path / "run.toml", config.dump(resolved).encode())
         text = json.dumps(environment(resolved), indent=2) + "\n"
-        checkpoint.write_atomic(path / "environment.json", text.encode())
-        return cls(path)
+        checkpoint.write_atomic(self.path / "environment.json", text.encode())
+
+    def _refuse_content(self) -> None:
+        content = {entry.name for entry in self.path.iterdir()} - {self.lock.path.name}
+        if content:
+            hint = f"continue it with `advkit train --resume {self.path}`, or " if "run.toml" in content else ""
+            raise OptionError(f"{self.path} holds files already; {hint}choose another --out.")
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -61,14 +73,24 @@ class RunFolder:
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and state of the checkpoint that the link `name` ("best", "last") names."""
-        if not self.checkpoints.is_dir():
-            raise CheckpointError(f"{self.path} has no checkpoint yet; let it train until its first one.")
+        if not os.path.lexists(self.checkpoints / name):
+            when = "an epoch that is validated" if name == "best" else "its first checkpoint"
+            raise CheckpointError(f"{self.path} has no checkpoint {name!r} yet; let it train until {when}.")
         return checkpoint.load(checkpoint.resolve(self.checkpoints, name))
 
     def truncate_metrics(self, size: int) -> None:
         """Drop lines that were written after the checkpoint that is resumed."""
         if self.metrics.exists():
             os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError):
+            raise CheckpointError(f"{self.metrics} is damaged; restore it, or remove it to go on without.") from None
 
     def append_metrics(self, row: Mapping[str, object]) -> int:
         """Write one line; returns the file's size. Once it returns, the line survives a crash."""
@@ -112,10 +134,18 @@ def environment(resolved: Resolved) -> dict[str, Any]:
 
 
 def fresh(root: Path, plugins: tuple[str, ...]) -> Path:
-    """A folder below `root` that does not exist yet, named after the plugins."""
+    """A new empty folder below `root`, named after the plugins; made here, so that no other start gets it."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", "+".join(plugins) or "pgd-at")[:60]
-    taken = (n for n in range(1, 10**6) if not (root / f"{name}-{n}").exists())
-    return root / f"{name}-{next(taken)}"
+    for number in itertools.count(1):
+        path = root / f"{name}-{number}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OptionError(f"{path} can not be created ({error.strerror}); choose another --out.") from None
+        return path
+    raise AssertionError
 
 
 def _version(distribution: str) -> str:

@@ -14,11 +14,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, config
 from .compose import CORE
 from .data.base import Dataset, Splits
 from .data.transforms import TRANSFORMS, to_float
-from .errors import DataError, OptionError, ResumeMismatch, Stopped, did_you_mean
+from .errors import CheckpointError, DataError, OptionError, ResumeMismatch, Stopped, did_you_mean
 from .evaluation import EvaluationAttack, verdicts
 from .folder import RunFolder
 from .metrics import Meter, quantiles
@@ -171,7 +171,7 @@ class Trainer:
         if self.folder:
             at.metrics_size = self.folder.append_metrics(row)
         at.epoch, at.step, self.meter = at.epoch + 1, 0, Meter()
-        self._save(best=row["best"])
+        self._save()
         self.progress.finished_epoch(row)
 
     # ------------------------------------------------------------------ data
@@ -271,7 +271,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save(self, best: bool = False) -> None:
+    def _save(self) -> None:
         if self.folder is None:
             return
         self.meter.lap()
@@ -281,11 +281,18 @@ class Trainer:
             "meter": self.meter.state(),
             "optimizer": self._optimizer_numbers(),
             "data": self.splits.train.fingerprint(),
-            "epochs": self.resolved.run.epochs,
+            "run": config.dump(self.resolved),
         }
-        path = checkpoint.save(store, at.global_step, self._tensors(), state)
+        self.publish(checkpoint.save(store, at.global_step, self._tensors(), state))
+
+    def publish(self, path: Path) -> None:
+        """Point `last`, and `best` where it is that, to the checkpoint of this position; drop old ones.
+
+        A resume does it again: the run may have been killed between a checkpoint and its links.
+        """
+        at, store = self.position, path.parent
         checkpoint.point(store, "last", path)
-        if best:
+        if at.step == 0 and at.best is not None and at.best["epoch"] == at.epoch - 1:
             checkpoint.point(store, "best", path)
         checkpoint.prune(store, self.resolved.checkpoint.keep)
 
@@ -311,8 +318,14 @@ class Trainer:
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of this very run."""
+        if not {"data", "run", "position", "optimizer", "meter"} <= state.keys():
+            raise CheckpointError("The checkpoint is of another version of advkit; resume it with that one.")
         if state["data"] != self.splits.train.fingerprint():
             raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
+        if changes := config.difference(state["run"], config.dump(self.resolved)):
+            raise ResumeMismatch(
+                f"The checkpoint was made with other settings: {'; '.join(changes)}. Restore run.toml."
+            )
         load_weights(self.model, tensors, "the run's checkpoint")
         parameters = dict(self.model.named_parameters())
         for name, numbers in state["optimizer"].items():
@@ -328,6 +341,10 @@ class Trainer:
                 if name not in store or store[name].shape != value.shape:
                     raise ResumeMismatch(f"The checkpoint holds the state {name}, which no plugin claims as such now.")
                 store[name].copy_(value)
+        claimed = {f"samples/{name}" for name in self.step.state.samples}
+        claimed |= {f"tensors/{name}" for name in self.step.state.tensors}
+        if absent := sorted(claimed - tensors.keys()):
+            raise ResumeMismatch(f"The checkpoint lacks the state {absent[0]}; install the plugin's version it is of.")
         self.position = Position(**state["position"])
         sums = {name.removeprefix("meter/"): v for name, v in tensors.items() if name.startswith("meter/")}
         self.meter.restore(state["meter"], sums, self.device)

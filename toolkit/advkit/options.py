@@ -6,8 +6,8 @@ the run's perturbation budget. They are resolved once, when the options are vali
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, TypeVar
@@ -38,7 +38,8 @@ def option(default: Any, *, help: str, unit: str = "", **limits: Any) -> Any:
     return Field(default, description=help, json_schema_extra={"unit": unit} if unit else None, **limits)
 
 
-_TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)|(eps)|([*/]))")
+# Exponents have at most three digits: 1e999999999 is an integer that no memory holds.
+_TOKEN = re.compile(r"\s*(?:((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?![\d.]|[eE][-+\d])|(eps)|([*/]))", re.ASCII)
 
 
 def parse_number(text: str, eps: float | None = None) -> float:
@@ -48,11 +49,11 @@ def parse_number(text: str, eps: float | None = None) -> float:
     """
     value, operator, position = Fraction(1), "*", 0
     sign = -1 if text.strip().startswith("-") else 1
-    body = text.strip().lstrip("+-")
+    body = text.strip().removeprefix("-").lstrip()
     expect_operand = True
     while position < len(body):
         match = _TOKEN.match(body, position)
-        if match is None or len(body) > 64:
+        if match is None or len(body) > 64 or (match[1] and not expect_operand):
             raise ValueError("is not a number, a fraction such as 8/255, or a multiple of eps such as 'eps/4'")
         position = match.end()
         number, name, symbol = match.groups()
@@ -70,7 +71,10 @@ def parse_number(text: str, eps: float | None = None) -> float:
         operator, expect_operand = "*", False
     if expect_operand:
         raise ValueError("is not a number")
-    return sign * float(value)
+    try:
+        return sign * float(value)
+    except OverflowError:
+        raise ValueError("is too large") from None
 
 
 def _number(value: object, info: ValidationInfo) -> object:
@@ -123,7 +127,7 @@ class Schedule:
                 raise ValueError("has an epoch that is not a whole number")
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise ValueError("has a value that is not a number")
-            if not math.isfinite(number) or number < 0:
+            if not 0 <= number <= sys.float_info.max:
                 raise ValueError("has a value that is not finite and >= 0")
             points.append((start, float(number)))
         epochs = [start for start, _ in points]
@@ -165,4 +169,5 @@ def _sentence(kind: type[Options], where: str, error: ValidationError) -> str:
         return f"Unknown option {name}.{did_you_mean(key, kind.model_fields)} Known: {known}."
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     verb = "" if message.startswith(("is ", "has ", "must ", "divides ")) else "must be "
-    return f"{name} = {first['input']!r} {verb}{message}."
+    given = repr(first["input"])
+    return f"{name} = {given if len(given) <= 80 else given[:77] + '...'} {verb}{message}."

@@ -68,9 +68,11 @@ def _check_method(plugin: str, name: str, method: Callable[..., Any], marks: dic
         )
     specified = inspect.signature(HOOKS[name]).parameters
     signature = inspect.signature(method)
-    for argument, parameter in list(signature.parameters.items())[1:]:
+    for position, (argument, parameter) in enumerate(signature.parameters.items()):
         if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
             raise UnknownHook(f"{where}: argument {argument} must be an ordinary one, not *, ** or keyword-only.")
+        if position == 0:
+            continue  # self
         if parameter.default is not inspect.Parameter.empty:
             raise UnknownHook(
                 f"{where}: argument {argument} has a default, and pluggy would never fill it in; remove the default."
@@ -102,7 +104,7 @@ def _plain(annotation: object) -> str:
         return "None"
     text = annotation if isinstance(annotation, str) else None
     if text is None:
-        text = annotation.__name__ if type(annotation) is type else repr(annotation)
+        text = annotation.__name__ if isinstance(annotation, type) else repr(annotation)
     return re.sub(r"\b(?:\w+\.)+", "", text).replace("'", "").replace('"', "").replace(" ", "")
 
 

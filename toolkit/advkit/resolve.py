@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, cast
 
 from . import discovery
@@ -206,7 +207,7 @@ def _companions(
             continue
         first = askers[0]
         for other in askers[1:]:
-            if other[1:] != first[1:]:
+            if other[1] != first[1]:  # the same one with other options: `_companion_options` says so
                 raise HookConflict(
                     f"Plugins {first[0]} and {other[0]} ask for different companions on {wish} "
                     f"({first[1]} and {other[1]}); name the one you want in --plugins."
@@ -315,9 +316,11 @@ def _preferences(
 
 def _sections(raw: Mapping[str, object]) -> tuple[dict[str, Options], float]:
     eps = raw.get("attack.eps", AttackSettings.model_fields["eps"].default)
+    known: float | None
     try:
-        known: float | None = parse_number(eps) if isinstance(eps, str) else float(cast(Any, eps))
-    except (ValueError, TypeError):
+        value = parse_number(eps) if isinstance(eps, str) else float(cast(Any, eps))
+        known = value if isfinite(value) else None
+    except (ValueError, TypeError, OverflowError):
         known = None  # validation says what is wrong with it
     sections = {}
     for section, kind in SECTIONS.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -49,10 +48,10 @@ def on_this_machine(resolved: Resolved) -> Resolved:
     import os
     from dataclasses import replace
 
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise OptionError("Distributed training is not supported yet; start one process, without torchrun.")
     try:
-        torch.empty(0, device=resolved.run.device)
+        torch.zeros(1, device=resolved.run.device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(f"run.device = {resolved.run.device!r} can not be used here ({reason}).") from None
@@ -80,8 +79,9 @@ def start(
     if out is None:
         return Trainer(resolved, splits, model, None, progress).run()
     trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing
-    trainer.folder = RunFolder.create(out, resolved)
-    with trainer.folder.lock:
+    folder = trainer.folder = RunFolder.create(out)
+    with folder.lock:
+        folder.describe(resolved)
         return trainer.run()
 
 
@@ -102,9 +102,14 @@ def resume(
         newest = checkpoint.newest(folder.checkpoints, seen.warn)
         if newest is not None:
             trainer.restore(*checkpoint.load(newest))
+            trainer.publish(newest)
+        elif checkpoint.steps(folder.checkpoints):
+            raise CheckpointError(
+                f"No checkpoint of {folder.path} is intact; restore one, or start again with "
+                f"`advkit train --config {folder.path}/run.toml`."
+            )
         folder.truncate_metrics(trainer.position.metrics_size)
-        if folder.metrics.exists():
-            trainer.history = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+        trainer.history = folder.history()
         if trainer.finished:
             seen.warn(f"The run in {folder.path} is finished; nothing is left to do.")
             return TrainResult(trainer.model, trainer.history, trainer.position.best, folder.path)

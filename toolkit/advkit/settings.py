@@ -16,10 +16,10 @@ class RunSettings(Options):
     """How long, how large, from which seed, and where."""
 
     seed: int = option(0, ge=0, lt=2**63, help="all random numbers derive from it")
-    epochs: int = option(20, ge=1, help="passes over the training set")
-    batch_size: int = option(64, ge=1, help="samples a step; the last batch of an epoch may be smaller")
+    epochs: int = option(20, ge=1, le=10_000, help="passes over the training set")
+    batch_size: int = option(64, ge=1, lt=2**31, help="samples a step; the last batch of an epoch may be smaller")
     device: str = option("cpu", help="a torch device, such as cpu or cuda:0")
-    threads: int = option(0, ge=0, help="intra-op threads; 0: as torch chooses, then recorded")
+    threads: int = option(0, ge=0, le=1024, help="intra-op threads; 0: as torch chooses, then recorded")
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
     precision: str = option("float32", help="float32; mixed precision is not supported yet")
     compile: bool = option(False, help="torch.compile; not supported yet")

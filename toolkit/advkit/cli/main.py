@@ -63,9 +63,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except AdvkitError as error:
         return _complain(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.UsageError as error:
         hint = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
-        return _complain(error.format_message() + hint, 2)
+        message = error.format_message()
+        return _complain(message + ("" if message.endswith((".", "?")) else ".") + hint, 2)
     except (click.Abort, KeyboardInterrupt):
         return _complain("Interrupted.", 130)
     except click.ClickException as error:
@@ -77,10 +81,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("ADVKIT_TRACEBACK"):
             raise
-        where = " ".join(getattr(error, "__notes__", ()))
-        return _complain(
-            f"{type(error).__name__}{f' {where}' if where else ''}: {error} (ADVKIT_TRACEBACK=1 shows where)", 1
-        )
+        where = " ".join((type(error).__name__, *getattr(error, "__notes__", ())))
+        what = next(iter(str(error).splitlines()), "no message")
+        return _complain(f"{where}: {what} (ADVKIT_TRACEBACK=1 shows where)", 1)
 
 
 def _complain(sentence: str, code: int) -> int:
@@ -109,7 +112,7 @@ def assignments(pairs: Iterable[str], flag: str, example: str) -> dict[str, obje
         if not (equals and section and dot and name):
             raise OptionError(f"{flag} {pair!r} is not of the form {example}.")
         value = parse_value(text.strip())
-        if found.get(key.strip(), value) != value:
+        if key.strip() in found and found[key.strip()] != value:
             raise OptionError(f"{flag} gives {key.strip()} twice, {found[key.strip()]!r} and {value!r}; give it once.")
         found[key.strip()] = value
     return found

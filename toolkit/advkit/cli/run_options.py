@@ -92,7 +92,7 @@ class Typed:
                     f"--{name} {text} and --set {key}={by_setting[key]} differ; they are the same setting, give one."
                 )
             by_setting[key] = value
-        if isinstance(by_setting.get("data.root"), str):
+        if by_setting.get("data.root") and isinstance(by_setting["data.root"], str):
             by_setting["data.root"] = str(Path(str(by_setting["data.root"])).expanduser().absolute())
         by_plugin: dict[str, dict[str, object]] = {}
         for key, value in assignments(options, "-o", "-o plugin.key=value").items():
@@ -121,8 +121,8 @@ class Typed:
         plugins = self.plugins if self.plugins is not None else file.plugins or ()
         declined = {*file.no_companion, *self.no_companion}
         layers = [file.layer, self.layer]
-        if self.plugins is not None:
-            layers[0] = _without_strangers(file.layer, plugins)
+        if self.plugins is not None or self.no_companion:
+            layers[0] = _without_strangers(file.layer, plugins, declined)
         resolved = resolve(plugins, layers, no_companion=declined)
         if self.plugins is None and not self.no_companion:
             config.same_companions(file.companions, resolved, file.layer.origin)
@@ -142,8 +142,8 @@ def _same(one: object, other: object) -> bool:
     return plain(one) == plain(other)
 
 
-def _without_strangers(layer: Layer, plugins: tuple[str, ...]) -> Layer:
-    """A file's layer without the options of plugins that the command line replaced; companions keep theirs."""
+def _without_strangers(layer: Layer, plugins: tuple[str, ...], declined: set[str]) -> Layer:
+    """A file's layer without the options of plugins that the command line took out; companions keep theirs."""
     from dataclasses import replace
 
     from .. import discovery
@@ -153,6 +153,6 @@ def _without_strangers(layer: Layer, plugins: tuple[str, ...]) -> Layer:
     for name in plugins:
         kind: Any = discovery.load("plugin", name)
         check(kind)
-        wanted |= {companion for companion, _ in kind.companions.values()}
+        wanted |= {companion for wish, (companion, _) in kind.companions.items() if wish not in declined}
     options: Mapping[str, Mapping[str, object]] = {n: v for n, v in layer.options.items() if n in wanted}
     return replace(layer, options=options)

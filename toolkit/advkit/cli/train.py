@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,9 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
     from .display import Signals, progress
 
     resolved = on_this_machine(resolved)
-    folder = Path(out) if out else fresh(Path("runs"), resolved.chosen)
     splits = load_data(resolved)
     model = build_model(resolved, splits.train)
+    folder = Path(out) if out else fresh(Path("runs"), resolved.chosen)
     with Signals() as signals:
         shown = progress(kind, signals)
         _announce(resolved, kind)
@@ -79,6 +80,9 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
             )
         finally:
             shown.close()
+            if not out:
+                with suppress(OSError):
+                    folder.rmdir()  # if it was refused before anything was written
     _farewell(result, kind)
 
 
