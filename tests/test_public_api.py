@@ -104,7 +104,8 @@ def strangers(source: str) -> list[str]:
             if modules == ["advkit"]:
                 found += [f"advkit.{alias.name}" for alias in node.names if alias.name not in advkit.__all__]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("__import__", "import_module")):
-            modules = [ast.unparse(node)]
+            found.append(ast.unparse(node))
+            continue
         else:
             continue
         found += [module for module in modules if not _allowed(module)]

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from .options import Options, Real, Schedule, option
     from .options import Options as PluginOptions
     from .plugin import Budgets, Costs, Order, Plugin
+    from .report import Report
     from .rng import Draws
     from .run import Run
     from .runs import train
-    from .step import Report, Step
+    from .step import Step
     from .types import AttackResult, Batch, Budget, BudgetScale, Mix, Passes
 
 _HOME = {
@@ -41,7 +42,8 @@ _HOME = {
     "plugin": ("Budgets", "Costs", "Order", "Plugin"),
     "rng": ("Draws",),
     "run": ("Run",),
-    "step": ("Report", "Step"),
+    "report": ("Report",),
+    "step": ("Step",),
     "runs": ("train",),
     "types": ("AttackResult", "Batch", "Budget", "BudgetScale", "Mix", "Passes"),
 }

@@ -65,7 +65,7 @@ def load(kind: str, name: str) -> type:
         raise PluginLoad(f"The plugin {name} may not be loaded: {ALLOWED} allows only '{allowed}'.")
     try:
         found = points[0].load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginImport(
             f"The {kind} {name} of distribution {_distribution(points[0])[0]} can not be imported "
             f"({type(error).__name__}: {error}); reinstall or repair it."
@@ -81,25 +81,21 @@ def load(kind: str, name: str) -> type:
 def _distribution(point: EntryPoint) -> tuple[str, str]:
     if point.dist is None:
         return "unknown", "unknown"
-    return point.dist.name, point.dist.version
+    return point.dist.name or "unknown", point.dist.version or "unknown"  # metadata may be broken
 
 
 def _read(point: EntryPoint) -> tuple[list[str] | None, str | None]:
     """Hooks and first docstring line of the entry point's class, from its source."""
-    path = _source(point.module)
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
-    except (OSError, SyntaxError, ValueError):
-        tree = None
-    if tree is None:
-        return None, None
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    chosen = classes.get(point.attr)
-    if chosen is None:
-        return None, None
+        path = _source(point.module)
+        tree = ast.parse(path.read_text(encoding="utf-8") if path else "")
+        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        chosen = classes[point.attr]
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError, KeyError, AttributeError):
+        return None, None  # AttributeError: the entry point's value is malformed
     hooks = {
         member.name
-        for each in _with_bases(chosen, classes)
+        for each in _with_bases(chosen, dict(classes))
         for member in each.body
         if isinstance(member, ast.FunctionDef) and any(_is_hookimpl(mark) for mark in member.decorator_list)
     }
@@ -110,8 +106,8 @@ def _read(point: EntryPoint) -> tuple[list[str] | None, str | None]:
 def _with_bases(chosen: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
     yield chosen
     for base in chosen.bases:
-        if isinstance(base, ast.Name) and base.id in classes and base.id != chosen.name:
-            yield from _with_bases(classes[base.id], classes)
+        if isinstance(base, ast.Name) and (found := classes.pop(base.id, None)):  # once, or A(B), B(A) has no end
+            yield from _with_bases(found, classes)
 
 
 def _is_hookimpl(mark: ast.expr) -> bool:

@@ -23,9 +23,10 @@ from .evaluation import EvaluationAttack, verdicts
 from .folder import RunFolder
 from .metrics import Meter, quantiles
 from .models.base import load_weights
+from .report import Report
 from .resolve import Resolved
 from .rng import Draws, derive_key, permutation
-from .step import Report, Step
+from .step import Step
 
 
 class Progress(Protocol):

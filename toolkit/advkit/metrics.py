@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .step import Report
+from .report import Report
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

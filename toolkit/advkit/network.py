@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 
@@ -109,3 +109,21 @@ def checked_logits(logits: object, rows: int) -> Tensor:
         f"The model must return logits of shape (batch, classes), but it returned {found}; "
         "wrap it in a module that does."
     )
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Wrappers that change what a forward is."""
+    kinds: Sequence[tuple[type, str]] = (
+        (
+            nn.parallel.DistributedDataParallel,
+            "Distributed training is not supported yet; pass the module itself.",
+        ),
+        (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
+        (
+            torch._dynamo.eval_frame.OptimizedModule,
+            "torch.compile is not supported yet; pass the module itself.",
+        ),
+    )
+    for kind, sentence in kinds:
+        if isinstance(model, kind):
+            raise OptionError(sentence)

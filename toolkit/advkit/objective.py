@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .compose import VIEWS, Answer, Interval
 from .contracts import Contract
 from .network import Network
+from .run import Run
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -34,45 +35,15 @@ class Outcome:
     logits: Mapping[str, Tensor]
 
 
-class Objective(nn.Module):
-    """mean(w_base * base_loss) + sum_k mean(w_k * regularizer_k), on one batch.
+@dataclass(frozen=True)
+class Update:
+    """What one update works on: the arguments of the hooks up to here in `known`, each plugin's Run in `runs`."""
 
-    `known` holds the arguments of the hooks up to here, `runs` each plugin's Run.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        interval: Interval,
-        known: Mapping[str, Any],
-        runs: Mapping[str, Any],
-        contract: Contract,
-    ) -> None:
-        super().__init__()
-        self.network, self.interval, self.contract = network, interval, contract
-        self.known, self.runs = known, runs
-
-    def forward(self, shift: Mapping[str, Tensor], samples: int) -> Outcome:
-        """At theta + `shift` (v), averaged over `samples`."""
-        moved, logits = self.network.shifted(shift), {}
-        for name, view in self.interval.views.items():
-            with torch.set_grad_enabled(view.gradient):
-                logits[name] = self.network.forward(
-                    "update",
-                    name,
-                    view.owners,
-                    self._input(name),
-                    params=None if name.endswith("_base") else moved,
-                    moves_statistics=view.moves_statistics,
-                )
-        terms = self._terms(logits, self.interval.terms)
-        weighted = {name: self._weigh(name, term, logits).sum() for name, term in terms.items()}
-        return Outcome(
-            loss=_total(weighted.values()) / samples,
-            raw={name: term.detach().sum() for name, term in terms.items()},
-            weighted={name: term.detach() for name, term in weighted.items()},
-            logits={name: output.detach() for name, output in logits.items()},
-        )
+    network: Network
+    interval: Interval
+    known: Mapping[str, Any]
+    runs: Mapping[str, Run]
+    contract: Contract
 
     def gradient_at(self, owner: str) -> Callable[..., Mapping[str, Tensor]]:
         """The argument of that name (see `Hooks.weight_perturbation`).
@@ -95,14 +66,14 @@ class Objective(nn.Module):
                 moved = trained | (self.network.shifted(shift) if shift else {})
                 logits = {
                     name: self.network.forward(
-                        "update", f"gradient_at {name}", [owner], self._input(name), params=moved, turn=turn
+                        "update", f"gradient_at {name}", [owner], self.images(name), params=moved, turn=turn
                     )
                     for name in views
                 }
                 values = (
                     soft_cross_entropy(logits["adv_logits"], self.known["target"])
                     if loss == "adv_ce"
-                    else _total(self._terms(logits, self.interval.objective_terms).values())
+                    else _total(self.terms(logits, self.interval.objective_terms).values())
                 )
                 if select is not None:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
@@ -116,11 +87,11 @@ class Objective(nn.Module):
 
         return gradient_at
 
-    def _input(self, view: str) -> Tensor:
-        images: Tensor = self.known["x_train"] if view.startswith("adv") else self.known["batch"].x
-        return images
+    def images(self, view: str) -> Tensor:
+        chosen: Tensor = self.known["x_train"] if view.startswith("adv") else self.known["batch"].x
+        return chosen
 
-    def _terms(self, logits: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    def terms(self, logits: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
         """Loss terms (B,) by name, the base loss first."""
         terms = {}
         by_name = {answer.plugin.name: answer for answer in self.interval.answers["extra_regularizer"]}
@@ -133,7 +104,7 @@ class Objective(nn.Module):
                 terms[name] = self.contract.term(answer.plugin.name, answer.hook, values)
         return terms
 
-    def _weigh(self, term: str, values: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
+    def weigh(self, term: str, values: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
         for answer in self.interval.weights_of(term):
             weight = answer(self._arguments(answer, logits) | {"term": term})
             values = self.contract.weight(answer.plugin.name, weight) * values
@@ -148,6 +119,39 @@ class Objective(nn.Module):
             output = logits.get(self.interval.aliases.get(name, name)) if name in needs else None
             arguments[name] = output.detach() if output is not None and name in detached else output
         return arguments
+
+
+class Objective(nn.Module):
+    """mean(w_base * base_loss) + sum_k mean(w_k * regularizer_k), as one module around the model.
+
+    Everything that a gradient flows through is inside, so that a wrapper of modules has one thing to wrap.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, update: Update, shift: Mapping[str, Tensor], samples: int) -> Outcome:
+        """At theta + `shift` (v), averaged over `samples`."""
+        moved, logits = update.network.shifted(shift), {}
+        for name, view in update.interval.views.items():
+            with torch.set_grad_enabled(view.gradient):
+                logits[name] = update.network.forward(
+                    "update",
+                    name,
+                    view.owners,
+                    update.images(name),
+                    params=None if name.endswith("_base") else moved,
+                    moves_statistics=view.moves_statistics,
+                )
+        terms = update.terms(logits, update.interval.terms)
+        weighted = {name: update.weigh(name, term, logits).sum() for name, term in terms.items()}
+        return Outcome(
+            loss=_total(weighted.values()) / samples,
+            raw={name: term.detach().sum() for name, term in terms.items()},
+            weighted={name: term.detach() for name, term in weighted.items()},
+            logits={name: output.detach() for name, output in logits.items()},
+        )
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:

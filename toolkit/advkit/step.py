@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from .compose import CORE, Answer, Composition, Interval
 from .contracts import Contract
 from .errors import HookConflict, HookContract, NonFinite, OptionError
 from .ledger import Ledger
-from .network import Network, checked_logits, mode, own_generator
-from .objective import Objective, Outcome, soft_cross_entropy
+from .network import Network, checked_logits, mode, own_generator, refuse_wrapped
+from .objective import Objective, Outcome, Update, soft_cross_entropy
 from .plugin import Plugin
+from .report import Report, not_finite, shift_ratio
 from .resolve import Layer, Resolved, resolve
 from .rng import Draws, derive_key, derive_seed
 from .run import Run, RunState
@@ -33,32 +34,6 @@ LOOP_HOOKS = (
     "epoch_end",
 )
 """Answered by `advkit.train`; a loop of one's own must do this itself."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one step did. Tensors are detached and stay on the device: reading one synchronises.
-
-    `raw` and `weighted` are each loss term's sum over the batch. `adv_correct`, `clean_correct` (at the weights of
-    the loss) and `success` are counts, None where nothing demanded what they need. `shift_ratio` is
-    ||v|| / ||theta||.
-    """
-
-    epoch: int
-    step: int
-    count: int
-    loss: Tensor
-    raw: Mapping[str, Tensor]
-    weighted: Mapping[str, Tensor]
-    adv_correct: Tensor | None
-    clean_correct: Tensor | None
-    success: Tensor | None
-    zero_gradients: Tensor | None
-    radius: Tensor
-    shift_ratio: Tensor | None
-    x_train: Tensor
-    passes: Mapping[str, Passes]
-    demanded_by: Mapping[str, Sequence[str]]
 
 
 class Step:
@@ -113,11 +88,12 @@ class Step:
         return step
 
     def _start(self, model: nn.Module, optimizer: torch.optim.Optimizer, resolved: Resolved, num_samples: int) -> None:
-        _refuse_wrapped(model)
+        refuse_wrapped(model)
         trained = next((p for p in model.parameters() if p.requires_grad), None)
         if trained is None:
             raise OptionError("The model has no trainable parameter; nothing could be learnt.")
         self.model, self.optimizer = model, optimizer
+        self.objective = Objective(model)
         self.composition: Composition = resolved.composition
         self.attack: AttackSettings = resolved.attack
         self.check_hooks = resolved.run.check_hooks
@@ -149,14 +125,14 @@ class Step:
             classes = self._classes(network, batch.x)
             contract = Contract(batch, classes, self.attack.steps, values=first or self.check_hooks)
             known = self._attack(batch, interval, network, contract)
-            outcome, shift_ratio = self._update(known, interval, network, contract)
+            outcome, ratio = self._update(known, interval, network, contract)
             passes = ledger.passes()
             if first or self.check_hooks:
                 self._as_declared(interval, passes)
             self.optimizer.step()
         self._checked.add(id(interval))
         self.notify("after_update", epoch, model=self.model)
-        report = self._report(known, outcome, shift_ratio, passes, ledger)
+        report = Report.of(self.state, known, outcome, ratio, ledger)
         self.state.step += 1
         return report
 
@@ -197,16 +173,16 @@ class Step:
 
         Also returns ||v|| / ||theta||, None without v: theta is what it was when v was made only until the update.
         """
-        objective = Objective(network, interval, known, self.runs, contract)
+        update = Update(network, interval, known, self.runs, contract)
         shift: Mapping[str, Tensor] = {}
         with mode(self.model, training=True), torch.enable_grad():
             if owner := interval.owner("weight_perturbation"):
                 params = {name: p.detach() for name, p in network.params.items() if p.requires_grad}
-                gradient_at = objective.gradient_at(owner.plugin.name)
+                gradient_at = update.gradient_at(owner.plugin.name)
                 with torch.no_grad():
                     answer = self._ask(owner, params=params, gradient_at=gradient_at)
                 shift = contract.shift(owner.plugin.name, answer, params)
-            outcome = objective(shift, samples=len(known["batch"].y))
+            outcome = self.objective(update, shift, samples=len(known["batch"].y))
             if not outcome.loss.requires_grad:
                 raise HookContract(
                     f"The loss ({', '.join(interval.terms)}) has no gradient, so nothing would be learnt; "
@@ -214,8 +190,8 @@ class Step:
                 )
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
-        self._finite(known["attack"], outcome)
-        return outcome, _ratio(shift, self.model) if shift else None
+        self._stop_if_not_finite(known["attack"], outcome)
+        return outcome, shift_ratio(shift, self.model) if shift else None
 
     # ------------------------------------------------------------------ one question each
 
@@ -328,30 +304,15 @@ class Step:
         key = derive_key(self.state.seed, CORE, purpose, "attack", self.state.epoch)
         return Draws(key, batch.index, batch.occurrence)
 
-    def _finite(self, attack: AttackResult, outcome: Outcome) -> None:
-        """Stop before the update if anything is not finite, and say what. One synchronisation a step."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flags = {"the loss": outcome.loss.isfinite()}
-        if attack.finite is not None:
-            flags["an input gradient of the attack"] = attack.finite
-        if gradients:
-            flags["a parameter gradient"] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
-        good = dict(zip(flags, torch.stack(list(flags.values())).tolist(), strict=True))
-        if all(good.values()):
-            return
-        what = next(name for name, fine in reversed(good.items()) if not fine)
-        terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
-        if not good["the loss"]:
-            what = "the loss" + (f" (term {', '.join(terms)})" if terms else "")
-        elif what == "a parameter gradient":
-            what += " (" + next(n for n, p in self.model.named_parameters() if not _finite_gradient(p)) + ")"
-        if not good.get("an input gradient of the attack", True):
-            what = "an input gradient of the attack"
-        self.optimizer.zero_grad(set_to_none=True)
-        raise NonFinite(
-            f"NaN or Inf in {what} at epoch {self.state.epoch}, step {self.state.step}. The step was not applied; "
-            "lower optimizer.lr or look at the options of the plugins in this run."
-        )
+    def _stop_if_not_finite(self, attack: AttackResult, outcome: Outcome) -> None:
+        """Before the update. One synchronisation a step."""
+        what = not_finite(self.model, attack, outcome)
+        if what is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFinite(
+                f"NaN or Inf in {what} at epoch {self.state.epoch}, step {self.state.step}. The step was not applied; "
+                "lower optimizer.lr or look at the options of the plugins in this run."
+            )
 
     def _as_declared(self, interval: Interval, passes: Mapping[str, Passes]) -> None:
         for phase, ran in passes.items():
@@ -363,61 +324,3 @@ class Step:
                     f"{who} ran other passes than declared: {ran.as_dict()} in the {phase} phase, where the plan says "
                     f"{interval.passes[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached."
                 )
-
-    def _report(
-        self,
-        known: Mapping[str, Any],
-        outcome: Outcome,
-        shift_ratio: Tensor | None,
-        passes: Mapping[str, Passes],
-        ledger: Ledger,
-    ) -> Report:
-        batch, attack, logits = known["batch"], known["attack"], outcome.logits
-
-        def correct(view: str) -> Tensor | None:
-            return (logits[view].argmax(1) == batch.y).sum() if view in logits else None
-
-        return Report(
-            epoch=self.state.epoch,
-            step=self.state.step,
-            count=len(batch.y),
-            loss=outcome.loss.detach(),
-            raw=outcome.raw,
-            weighted=outcome.weighted,
-            adv_correct=correct("adv_logits"),
-            clean_correct=correct("clean_logits" if "clean_logits" in logits else "clean_logits_base"),
-            success=None if attack.success is None else attack.success.sum(),
-            zero_gradients=None if attack.zero_gradients is None else attack.zero_gradients.sum(),
-            radius=known["radius"].sum(),
-            shift_ratio=shift_ratio,
-            x_train=known["x_train"],
-            passes=passes,
-            demanded_by=ledger.demanded_by(),
-        )
-
-
-def _finite_gradient(parameter: Tensor) -> bool:
-    return parameter.grad is None or bool(parameter.grad.isfinite().all())
-
-
-def _ratio(shift: Mapping[str, Tensor], model: nn.Module) -> Tensor:
-    weights = [p.detach() for p in model.parameters() if p.requires_grad]
-    return nn.utils.get_total_norm(list(shift.values())) / nn.utils.get_total_norm(weights)
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    """Wrappers that change what a forward is."""
-    kinds: Sequence[tuple[type, str]] = (
-        (
-            nn.parallel.DistributedDataParallel,
-            "Distributed training is not supported yet; pass the module itself.",
-        ),
-        (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
-        (
-            torch._dynamo.eval_frame.OptimizedModule,
-            "torch.compile is not supported yet; pass the module itself.",
-        ),
-    )
-    for kind, sentence in kinds:
-        if isinstance(model, kind):
-            raise OptionError(sentence)

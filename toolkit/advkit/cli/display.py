@@ -20,7 +20,7 @@ from ..errors import Interrupted, Stopped
 
 if TYPE_CHECKING:
     from ..loop import Trainer
-    from ..step import Report
+    from ..report import Report
 
 SHOWN = 12
 """Epochs in the live table; metrics.jsonl has all."""

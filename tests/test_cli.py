@@ -1,0 +1,381 @@
+"""The command line: what it prints where, its exit codes, and every refusal word for word.
+
+Commands run in this process, which is as `advkit` does it but for the start of Python; a few run as one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advkit.cli.main import run
+from advkit.settings import SECTIONS
+
+SCRIPT = Path(sys.executable).with_name("advkit")
+
+TINY = """--limit 60 --batch-size 30 --epochs 1 --set model.width=2 --set attack.steps=2
+          --set validation.steps=2 --progress none""".split()
+"""An epoch in 50 ms."""
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def advkit(*arguments: object) -> Ran:
+    """One command line, each argument a text with or without blanks."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([str(each) for each in arguments])
+    assert "Traceback" not in err.getvalue()
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and an environment that asks for nothing."""
+    for name in ("ADVKIT_LOAD_PLUGINS", "ADVKIT_TRACEBACK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    work = tmp_path / "here"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return work
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of three epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    ran = advkit("train", "--plugins", "cat-eps,dirichlet-ls,lsiw", *TINY, "--epochs", 3, "--out", folder)
+    assert ran == (0, "", "")
+    return folder
+
+
+PLUGINS = '''
+import torch
+import torch.nn.functional as F
+
+from advkit import AttackResult, Budget, OptionError, Plugin, PluginOptions, hookimpl, option
+
+class OtherEps(Plugin):
+    """Owns the budget, as cat-eps does."""
+    name = "other-eps"
+    @hookimpl
+    def perturbation_budget(self, batch):
+        eps = torch.full((len(batch.y),), 0.1)
+        return Budget(attack=eps, label=eps)
+
+class LabelOne(Plugin):
+    name = "label-one"
+    @hookimpl
+    def target_label(self, target):
+        return target
+
+class LabelTwo(LabelOne):
+    name = "label-two"
+    @hookimpl
+    def target_label(self, target):
+        return target
+
+class Misspelt(Plugin):
+    name = "misspelt"
+    @hookimpl
+    def base_los(self, adv_logits):
+        return adv_logits.sum(1)
+
+class Deaf(Plugin):
+    name = "deaf"
+    @hookimpl
+    def inner_attack(self, batch, objective, radius, target):
+        return AttackResult(batch.x)
+
+class Watcher(Plugin):
+    name = "watcher"
+    @hookimpl
+    def attack_step(self, batch):
+        return torch.ones(len(batch.y), dtype=torch.bool)
+
+class When(PluginOptions):
+    step: int = option(1, ge=0, help="when to misbehave")
+
+class Nan(Plugin):
+    name = "nan"
+    Options = When
+    @hookimpl
+    def base_loss(self, batch, adv_logits, run):
+        loss = F.cross_entropy(adv_logits, batch.y, reduction="none")
+        return loss * torch.nan if run.step == self.options.step else loss
+
+class Raises(Plugin):
+    name = "raises"
+    Options = When
+    @hookimpl
+    def extra_regularizer(self, batch, adv_logits, run):
+        if run.step == self.options.step:
+            raise KeyError("what a third party forgot")
+        return adv_logits.sum(1)
+
+class Breaks(Plugin):
+    name = "breaks"
+    @hookimpl
+    def base_loss(self, batch, adv_logits):
+        return F.cross_entropy(adv_logits, batch.y)
+
+class Strict(Plugin):
+    """Options of every kind."""
+    name = "strict"
+    class Options(PluginOptions):
+        count: int | None = option(None, help="None by default")
+        flag: bool = option(False, help="a flag")
+        many: list[int] = option([1, 2], help="a list")
+        word: str = option("a", help="a text")
+'''
+NAMES = {
+    "other-eps": "OtherEps",
+    "label-one": "LabelOne",
+    "label-two": "LabelTwo",
+    "misspelt": "Misspelt",
+    "deaf": "Deaf",
+    "watcher": "Watcher",
+    "nan": "Nan",
+    "raises": "Raises",
+    "breaks": "Breaks",
+    "strict": "Strict",
+}
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """`install("acme", source, {"name": "Class"}, group="plugins")`: a distribution acme 1.0 with one module."""
+
+    def make(name: str, source: str, points: dict[str, str], *, group: str = "plugins") -> Path:
+        site = tmp_path / f"site-{name}"
+        information = site / f"{name}-1.0.dist-info"
+        information.mkdir(parents=True)
+        module = f"{name}_module"
+        lines = [f"{point} = {module}:{attribute}" for point, attribute in points.items()]
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[advkit.{group}]\n" + "\n".join(lines) + "\n")
+        (site / f"{module}.py").write_text(source)
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        return site
+
+    return make
+
+
+@pytest.fixture
+def strangers(install: Install, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A distribution of plugins that misbehave, each in its own way."""
+    install("strangers", PLUGINS, NAMES)
+    yield
+    sys.modules.pop("strangers_module", None)
+
+
+# ---------------------------------------------------------------------- refusals: exit code 2
+
+REFUSALS = [
+    # plugins, data sets, models, commands, attacks: unknown
+    (
+        "plan --plugins cat-ep",
+        "Unknown plugin cat-ep. Did you mean cat-eps? `advkit plugins list` shows what is installed.",
+    ),
+    ("plan --plugins zebra", "Unknown plugin zebra. `advkit plugins list` shows what is installed."),
+    (
+        "plugins show lsi",
+        "Unknown plugin lsi. Did you mean lsiw? `advkit plugins list` shows what is installed.",
+    ),
+    ("plan --dataset digit", "Unknown data set digit. Did you mean digits? Installed: digits, image-folder."),
+    (
+        "plan --model small-cn",
+        "Unknown model small-cn. Did you mean small-cnn? Installed: preact-resnet18, small-cnn.",
+    ),
+    ("trian", "No such command 'trian'. Did you mean train? See `advkit --help`."),
+    ("plan --epocs 3", "No such option '--epocs'. (Did you mean one of: '--epochs', '--eps', '--help'?). See `advkit plan --help`."),
+    ("train anything", "Got unexpected extra argument (anything). See `advkit train --help`."),
+    ("plan --plugins awp,awp", "Plugin awp is named twice in --plugins; name it once."),
+    # options and settings: unknown
+    (
+        "plan --plugins cat-eps -o cat-eps.etta=1",
+        "Unknown option cat-eps.etta. Did you mean eta? Known: eta, eps_max.",
+    ),
+    ("plan --set attack.epss=1", "Unknown setting attack.epss. Did you mean attack.eps? `advkit plan` lists them all."),
+    ("plan --set model.widht=4", "Unknown option model.widht. Did you mean width? Known: width, norm."),
+    ("plan --set eps=1", "--set 'eps=1' is not of the form --set section.key=value."),
+    ("plan -o eta", "-o 'eta' is not of the form -o plugin.key=value."),
+    (
+        "plan --plugins lsiw -o cat-eps.eta=0.1",
+        "Options are given for cat-eps, which is not in this run. Its plugins: av-rank, awp, lsiw.",
+    ),
+    (
+        "plan --plugins lsiw -o lsi.lam=0.1",
+        "Options are given for lsi, which is not in this run. Did you mean lsiw? Its plugins: av-rank, awp, lsiw.",
+    ),
+    (
+        "plan --plugins lsiw --no-companion weight_perturbatio",
+        "--no-companion weight_perturbatio declines nothing: the companions of this run answer "
+        "instance_weight:lsiw, weight_perturbation. Did you mean weight_perturbation?",
+    ),
+    (
+        "plan --plugins awp --no-companion weight_perturbation",
+        "--no-companion weight_perturbation declines nothing: no plugin asks for one.",
+    ),
+    # values out of range, and no numbers
+    ("plan --eps nan", "attack.eps = nan must be a finite number."),
+    ("plan --set attack.eps=inf", "attack.eps = inf must be a finite number."),
+    ("plan --eps=-0.1", "attack.eps = -0.1 must be greater than or equal to 0."),
+    ("plan --eps 8/0", "attack.eps = '8/0' divides by zero."),
+    ("plan --eps 1e999/1", "attack.eps = '1e999/1' is too large."),
+    (
+        "plan --eps 1e999999999/1",
+        "attack.eps = '1e999999999/1' is not a number, a fraction such as 8/255, or a multiple of eps such as 'eps/4'.",
+    ),
+    ("plan --eps eps/2", "attack.eps = 'eps/2' is relative to eps, which is not known here."),
+    ("plan --plugins cat-eps -o cat-eps.eta=nan", "cat-eps.eta = nan must be a finite number."),
+    ("plan --plugins cat-eps -o cat-eps.eta=0", "cat-eps.eta = 0 must be greater than 0."),
+    ("plan --plugins awp -o awp.min_dim=9", "awp.min_dim = 9 must be less than or equal to 4."),
+    ("plan --plugins lsiw -o lsiw.distance=l3", "lsiw.distance = 'l3' must be 'l2' or 'kl'."),
+    (
+        "plan --plugins lsiw -o lsiw.lam=[[1,0.1]]",
+        "lsiw.lam = [[1, 0.1]] must start at epoch 0 and have rising epochs.",
+    ),
+    (
+        "plan --plugins dirichlet-ls -o dirichlet-ls.c=100",
+        "dirichlet-ls.c = 100 times the largest budget 0.15 is 15: a label can not be smoothed by more than 1; "
+        "lower dirichlet-ls.c.",
+    ),
+    ("plan --epochs 0", "run.epochs = 0 must be greater than or equal to 1."),
+    ("plan --epochs 1000000000000", "run.epochs = 1000000000000 must be less than or equal to 10000."),
+    ("plan --batch-size 1.5", "run.batch_size = 1.5 must be a valid integer."),
+    ("plan --seed=-1", "run.seed = -1 must be greater than or equal to 0."),
+    ("train --progress loud", "Invalid value for '--progress': 'loud' is not one of 'auto', 'rich', 'plain', 'none'. See `advkit train --help`."),
+    # one setting, two values
+    (
+        "plan --eps 8/255 --set attack.eps=0.1",
+        "--eps 8/255 and --set attack.eps=0.1 differ; they are the same setting, give one.",
+    ),
+    (
+        "plan --batch-size 8 --set run.batch_size=9",
+        "--batch-size 8 and --set run.batch_size=9 differ; they are the same setting, give one.",
+    ),
+    ("plan --set run.seed=1 --set run.seed=2", "--set gives run.seed twice, 1 and 2; give it once."),
+    # what this version does not do
+    (
+        "plan --set run.precision=bf16",
+        "run.precision = 'bf16' is not supported: advkit trains in float32 for now; leave run.precision out.",
+    ),
+    (
+        "plan --set run.compile=true",
+        "run.compile = True is not supported: advkit runs without torch.compile for now; leave run.compile out.",
+    ),
+    (
+        "plan --recipe trades",
+        "There is no recipe trades: this version of advkit ships none. Use --config FILE.",
+    ),
+    # plugins that do not go together
+    (
+        "plan --plugins cat-eps,other-eps",
+        "Plugins cat-eps and other-eps both own perturbation_budget, which takes one owner; "
+        "leave one of them out of --plugins.",
+    ),
+    (
+        "plan --plugins label-two,label-one",
+        "Plugins label-one and label-two both change target_label and neither declares its place; choose one: "
+        "--set order.target_label=label-one,label-two or --set order.target_label=label-two,label-one.",
+    ),
+    (
+        "plan --plugins misspelt",
+        "Plugin misspelt marks base_los as a hook, but there is no such hook. Did you mean base_loss? "
+        "advkit/hooks.py lists them.",
+    ),
+    (
+        "plan --plugins deaf,watcher",
+        "Plugin watcher observes attack steps, but the inner attack deaf declares that it asks no observers; "
+        "leave one of them out of --plugins.",
+    ),
+    (
+        "plan --plugins av-rank",
+        "Plugin av-rank weighs the term lsiw, which no chosen plugin adds; the terms of this run are base_loss.",
+    ),
+    ("plan --set order.base_loss=awp", "order.base_loss orders nothing; only chained hooks have an order: train_dataset, target_label."),
+    # evaluate
+    ("evaluate RUN --attacks pgdd-20", "Unknown attack pgdd-20. Did you mean pgd-20? Known: clean, fgsm, pgd-K, cw-K."),
+    (
+        "evaluate RUN --attacks pgd-2,pgd-2",
+        "--attacks 'pgd-2,pgd-2' must name one or more attacks, each once, such as clean,pgd-20,cw-20.",
+    ),
+    ("evaluate RUN --eps nan", "--eps nan must be a finite number >= 0, or a fraction such as 8/255."),
+    ("evaluate RUN --eps 1e999", "--eps 1e999 must be a finite number >= 0, or a fraction such as 8/255."),
+    ("evaluate RUN --n=-1", "--n -1 must be a whole number >= 0."),
+    (
+        "evaluate RUN --split tset",
+        "Invalid value for '--split': 'tset' is not one of 'test', 'train'. See `advkit evaluate --help`.",
+    ),
+    # train, once the data are there
+    (
+        "train --limit 3",
+        "A limit of 3 images is below the number of classes; take at least 10.",
+    ),
+    (
+        "train --data-root /data",
+        "digits is part of advkit and reads no files; leave --data-root /data out.",
+    ),
+    ("train --dataset image-folder", "image-folder reads your files; name the folder or zip with --data-root DIR."),
+    (
+        "train --set data.transform=crop-flop",
+        "data.transform = 'crop-flop' is unknown. Did you mean crop-flip? Known: auto, none, crop-flip.",
+    ),
+    (
+        "train --set run.device=meta",
+        "run.device = 'meta' can not be used here (Tensor.item() cannot be called on meta tensors).",
+    ),
+    (
+        "train --limit 20 --set validation.fraction=0.99",
+        "validation.fraction leaves nothing to train on; lower it.",
+    ),
+    ("train --out RUN", "RUN holds files already; continue it with `advkit train --resume RUN`, or choose another --out."),
+    ("train --out FILE", "FILE can not be used (it is no folder); choose another --out."),
+    (
+        "train --resume RUN --out elsewhere",
+        "--resume continues a run as it is; leave --out, --init-from and the others out.",
+    ),
+    (
+        "train --resume RUN --config FILE",
+        "--resume takes its settings from the run; leave --config and --no-companion out.",
+    ),
+    ("plan --config missing.toml", "missing.toml can not be read (No such file or directory); give an existing run file."),
+]
+
+
+@pytest.mark.usefixtures("strangers")
+@pytest.mark.parametrize(("line", "sentence"), REFUSALS, ids=[line for line, _ in REFUSALS])
+def test_refusals_word_for_word(line: str, sentence: str, finished: Path, here: Path) -> None:
+    file = here / "file"
+    file.touch()
+    line, sentence = (text.replace("RUN", str(finished)).replace("FILE", str(file)) for text in (line, sentence))
+    quiet = ["--progress", "none"] if line.startswith("train --") and "--progress" not in line else []
+    ran = advkit(*line.split(), *quiet)
+    assert ran == (2, "", f"Error: {sentence}\n")
+    assert [path.name for path in here.rglob("*")] == ["file"] or not any((here / "runs").iterdir())
