@@ -119,7 +119,9 @@ def _allowed(field: Any) -> str:
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = [f"{sign} {getattr(each, key)}" for each in field.metadata for key, sign in signs.items() if hasattr(each, key)]
+    limits = [
+        f"{sign} {getattr(each, key)}" for each in field.metadata for key, sign in signs.items() if hasattr(each, key)
+    ]
     if field.annotation is Schedule:
         limits.append(">= 0, or a schedule")
     return ", ".join(limits)
@@ -140,15 +142,17 @@ def passes() -> str:
 
 
 def subsets() -> str:
-    """All subsets of the built-ins: what runs, and what it costs."""
-    rows = []
+    """All subsets of the built-ins: what runs, and what it costs; below, why the others are refused."""
+    rows: list[tuple[str, ...]] = []
+    reasons: list[str] = []
     for size in range(len(BUILT_INS) + 1):
         for chosen in combinations(BUILT_INS, size):
             said = f"`{','.join(chosen)}`" if chosen else "(none)"
             try:
                 resolved = resolve(chosen, [Layer("docs")])
             except (HookConflict, OptionError) as refusal:
-                rows.append((said, f"refused: {refusal}", "", "", "", ""))
+                reasons += [str(refusal)] if str(refusal) not in reasons else []
+                rows.append((said, "refused", "", "", "", ""))
                 continue
             added = ", ".join(name for name in resolved.composition.added if name not in chosen)
             found = resolved.composition.at(0).passes
@@ -163,7 +167,8 @@ def subsets() -> str:
                     _cost(found),
                 )
             )
-    return table(("`--plugins`", "result", "adds", "attack", "update", "x PGD-AT"), rows)
+    found_table = table(("`--plugins`", "result", "adds", "attack", "update", "x PGD-AT"), rows)
+    return "\n".join([found_table, "", "The refusal, word for word:", "", *(f"> {reason}" for reason in reasons)])
 
 
 def _one_step(

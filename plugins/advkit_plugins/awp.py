@@ -47,9 +47,19 @@ class Awp(Plugin):
         self.loss = self.options.loss
         if self.loss == "auto":
             self.loss = "objective" if composition.owner("base_loss") != "core" else "adv_ce"
+        found = []
+        left_out = [
+            answer.plugin.name
+            for answer in composition.answers["extra_regularizer"]
+            if any(view.endswith("_base") for view in answer.demands(0))
+        ]
+        if self.loss == "objective" and left_out:
+            found.append(
+                f"awp.loss is objective, but {', '.join(left_out)} needs logits at theta, so v does not see it"
+            )
         if composition.setting.attack_mode == "eval":
-            return ["the official AWP code attacks in train mode from a uniform start; this run attacks in eval mode"]
-        return []
+            found.append("the official AWP code attacks in train mode from a uniform start; this run in eval mode")
+        return found
 
     @hookimpl
     def weight_perturbation(

@@ -32,9 +32,14 @@ class CatEps(Plugin):
 
     def join(self, composition: Composition) -> list[str]:
         attack = self.largest_budget(0).attack
+        scaled = [
+            f"{owner} scales the radius that is attacked, but eps_i grows and resets as if it were not scaled"
+            for owner in composition.owners("budget_scale")
+        ]
         return [
+            *scaled,
             f"cat-eps caps eps_i after the attack, as Algorithm 1 prints: samples at eps_max "
-            f"({self.options.eps_max:.4g}) are attacked with eps_max + eta = {attack:.4g}"
+            f"({self.options.eps_max:.4g}) are attacked with eps_max + eta = {attack:.4g}",
         ]
 
     @hookimpl

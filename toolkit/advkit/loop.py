@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, config
-from .compose import CORE
 from .data.base import Dataset, Splits
 from .data.transforms import TRANSFORMS, to_float
 from .errors import CheckpointError, DataError, OptionError, ResumeMismatch, Stopped, did_you_mean
 from .evaluation import EvaluationAttack, verdicts
 from .folder import RunFolder
+from .interval import CORE
 from .metrics import Meter, quantiles
 from .models.base import load_weights
 from .report import Report
@@ -304,8 +304,7 @@ class Trainer:
             for key, value in values.items():
                 if isinstance(value, Tensor):
                     stored[f"optimizer/{names[id(parameter)]}/{key}"] = value
-        stored |= {f"samples/{name}": value for name, value in self.step.state.samples.items()}
-        stored |= {f"tensors/{name}": value for name, value in self.step.state.tensors.items()}
+        stored |= self.step.state_dict()
         stored |= {f"meter/{name}": value for name, value in self.meter.tensors.items()}
         stored |= {f"evaluated/{name}": value for name, value in self._evaluated().items()}
         return stored
@@ -337,15 +336,7 @@ class Trainer:
                 owner, _, key = name.rpartition("/")
                 parameter = parameters[owner]
                 self.optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
-            elif kind in ("samples", "tensors"):
-                store = self.step.state.samples if kind == "samples" else self.step.state.tensors
-                if name not in store or store[name].shape != value.shape:
-                    raise ResumeMismatch(f"The checkpoint holds the state {name}, which no plugin claims as such now.")
-                store[name].copy_(value)
-        claimed = {f"samples/{name}" for name in self.step.state.samples}
-        claimed |= {f"tensors/{name}" for name in self.step.state.tensors}
-        if absent := sorted(claimed - tensors.keys()):
-            raise ResumeMismatch(f"The checkpoint lacks the state {absent[0]}; install the plugin's version it is of.")
+        self.step.load_state_dict({n: v for n, v in tensors.items() if n.startswith(("samples/", "tensors/"))})
         self.position = Position(**state["position"])
         sums = {name.removeprefix("meter/"): v for name, v in tensors.items() if name.startswith("meter/")}
         self.meter.restore(state["meter"], sums, self.device)

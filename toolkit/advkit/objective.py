@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compose import VIEWS, Answer, Interval
 from .contracts import Contract
+from .interval import VIEWS, Answer, Interval
 from .network import Network
 from .run import Run
 

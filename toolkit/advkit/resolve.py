@@ -12,8 +12,9 @@ from math import isfinite
 from typing import Any, cast
 
 from . import discovery
-from .compose import PREFERRING_HOOKS, Composition, Setting
+from .compose import Composition
 from .errors import HookConflict, OptionError, PluginLoad, did_you_mean
+from .interval import PREFERRING_HOOKS, Setting
 from .options import Options, parse_number, validate
 from .plugin import Plugin
 from .registration import check, hooks_of

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from . import checkpoint, config, discovery
-from .compose import CORE
 from .data.base import Dataset, DataSource, Splits
 from .errors import CheckpointError, DataError, OptionError, ResumeMismatch
 from .folder import RunFolder
+from .interval import CORE
 from .loop import Progress, Silent, Trainer, TrainResult
 from .models.base import DataSpec, ModelBuilder, load_weights
 from .network import own_generator

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attack import NORMS, pgd, start
-from .compose import CORE, Answer, Composition, Interval
+from .compose import Composition
 from .contracts import Contract
-from .errors import HookConflict, HookContract, NonFinite, OptionError
+from .errors import HookConflict, HookContract, NonFinite, OptionError, ResumeMismatch
+from .interval import CORE, Answer, Interval
 from .ledger import Ledger
 from .network import Network, checked_logits, mode, own_generator, refuse_wrapped
 from .objective import Objective, Outcome, Update, soft_cross_entropy
@@ -135,6 +136,24 @@ class Step:
         report = Report.of(self.state, known, outcome, ratio, ledger)
         self.state.step += 1
         return report
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The plugins' state, by name: save it beside the model's and the optimizer's, for an exact resume."""
+        return {f"samples/{name}": values for name, values in self.state.samples.items()} | {
+            f"tensors/{name}": values for name, values in self.state.tensors.items()
+        }
+
+    def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave. Raises ResumeMismatch if these plugins claim other state."""
+        own = self.state_dict()
+        different = sorted({*stored, *own} - {n for n in stored.keys() & own.keys() if stored[n].shape == own[n].shape})
+        if different:
+            raise ResumeMismatch(
+                f"The stored state and that of the plugins differ in {different[0]}; "
+                "resume with the same plugins and data."
+            )
+        for name, values in stored.items():
+            own[name].copy_(values)
 
     # ------------------------------------------------------------------ the two phases
 
