@@ -12,8 +12,9 @@ from math import isfinite
 from typing import Any, cast
 
 from . import discovery
+from .companions import add_companions, companion_options
 from .compose import Composition
-from .errors import HookConflict, OptionError, PluginLoad, did_you_mean
+from .errors import OptionError, PluginLoad, did_you_mean
 from .interval import PREFERRING_HOOKS, Setting
 from .options import Options, parse_number, validate
 from .plugin import Plugin
@@ -116,13 +117,13 @@ def resolve(
             built[kind.name] = choice
     chosen = tuple(sorted(kinds))
     raw_options, option_origins = _options_by_origin(layers)
-    added = _companions(kinds, declined, raw_options)
+    added = add_companions(kinds, built, declined, raw_options)
     _refuse_options_of_strangers(raw_options, kinds)
 
     raw, origins, cautions = _settings_by_origin(kinds, layers)
     sections, eps = _sections(raw)
     model_name, model_options = _model(raw, eps)
-    asked = _companion_options(kinds, declined)
+    asked = companion_options(kinds, declined)
     for name, kind in sorted(kinds.items()):
         defaults, asker = asked.get(name, ({}, ""))
         given = raw_options.get(name, {})
@@ -168,72 +169,6 @@ def _class_of(choice: PluginChoice) -> type[Plugin]:
     kind = type(kind) if isinstance(kind, Plugin) else kind
     check(kind)
     return kind
-
-
-def _provided(wish: str, kinds: Mapping[str, type[Plugin]], raw_options: Mapping[str, Mapping[str, object]]) -> bool:
-    """Whether a chosen plugin answers a companion's wish: a hook, or "instance_weight:TERM"."""
-    hook, _, term = wish.partition(":")
-    for name, kind in kinds.items():
-        if hook not in hooks_of(kind):
-            continue
-        if not term or term in kind(validate(kind.Options, raw_options.get(name, {}), where=name, eps=1.0)).terms:
-            return True
-    return False
-
-
-def _companions(
-    kinds: dict[str, type[Plugin]],
-    declined: Sequence[str],
-    raw_options: Mapping[str, Mapping[str, object]],
-) -> dict[str, tuple[str, str]]:
-    """Add to `kinds` the companions that are missing: {name: (hook, asker)}. Companions add no companions."""
-    wishes: dict[str, list[tuple[str, str, Mapping[str, object]]]] = {}
-    for asker, kind in sorted(kinds.items()):
-        for wish, (name, options) in kind.companions.items():
-            wishes.setdefault(wish, []).append((asker, name, options))
-    unknown = [wish for wish in declined if wish not in wishes]
-    if unknown:
-        raise OptionError(
-            f"--no-companion {unknown[0]} declines nothing: "
-            + (
-                f"the companions of this run answer {', '.join(sorted(wishes))}."
-                if wishes
-                else "no plugin asks for one."
-            )
-            + did_you_mean(unknown[0], wishes)
-        )
-    before, added = dict(kinds), {}
-    for wish, askers in wishes.items():
-        if wish in declined or _provided(wish, before, raw_options):
-            continue
-        first = askers[0]
-        for other in askers[1:]:
-            if other[1] != first[1]:  # the same one with other options: `_companion_options` says so
-                raise HookConflict(
-                    f"Plugins {first[0]} and {other[0]} ask for different companions on {wish} "
-                    f"({first[1]} and {other[1]}); name the one you want in --plugins."
-                )
-        kinds[first[1]] = _class_of(first[1])
-        added[first[1]] = (wish, first[0])
-    return added
-
-
-def _companion_options(
-    kinds: Mapping[str, type[Plugin]], declined: Sequence[str]
-) -> dict[str, tuple[Mapping[str, object], str]]:
-    """Options that askers give their companions, also to one that the user named: {name: (options, asker)}."""
-    asked: dict[str, tuple[Mapping[str, object], str]] = {}
-    for asker, kind in sorted(kinds.items()):
-        for wish, (name, options) in kind.companions.items():
-            if wish in declined or name not in kinds or not options:
-                continue
-            if name in asked and asked[name][0] != options:
-                raise HookConflict(
-                    f"Plugins {asked[name][1]} and {asker} give {name} different options; "
-                    f"decline one with --no-companion {wish} and set -o {name}.KEY=VALUE."
-                )
-            asked[name] = (options, asker)
-    return asked
 
 
 def _refuse_options_of_strangers(
