@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from . import discovery
 from .errors import HookConflict, OptionError, did_you_mean
 from .options import validate
 from .plugin import Plugin
-from .registration import hooks_of
+from .registration import check, hooks_of
 
 
 def _loaded(name: str) -> type[Plugin]:
-    kind = discovery.load("plugin", name)
+    kind: type[Plugin] = discovery.load("plugin", name)
     check(kind)
     return kind
 
