@@ -397,3 +397,288 @@ def test_refusals_word_for_word(line: str, sentence: str, finished: Path, here: 
     ran = advkit(*line.split(), *quiet)
     assert ran == (2, "", f"Error: {sentence}\n")
     assert [path for path in here.rglob("*") if path.is_file()] == [file], "a refusal writes nothing"
+
+
+@pytest.mark.parametrize("command", [(), ("plugins",)])
+def test_a_group_without_a_command_shows_its_help(command: tuple[str, ...]) -> None:
+    ran = advkit(*command)
+    assert ran.code == 2 and ran.out == "" and ran.err.startswith("Usage: advkit")
+
+
+def test_one_setting_may_be_spelt_twice_the_same() -> None:
+    """The negative control of the refusal of two values."""
+    for twice in ("8/255", "0.03137254901960784"):
+        ran = advkit("plan", "--eps", "8/255", "--set", f"attack.eps={twice}", "--json")
+        assert ran.code == 0 and json.loads(ran.out)["settings"]["attack.eps"]["value"] == 8 / 255
+
+
+@pytest.mark.usefixtures("strangers")
+def test_an_order_settles_an_ambiguous_chain() -> None:
+    ran = advkit(
+        "plan", "--plugins", "label-one,label-two", "--set", "order.target_label=label-two,label-one", "--json"
+    )
+    assert ran.code == 0 and json.loads(ran.out)["hooks"]["target_label"] == ["label-two", "label-one"]
+
+
+def test_two_distributions_with_one_plugin_name(install: Install) -> None:
+    install("acme", PLUGINS, {"awp": "OtherEps"})
+    ran = advkit("plan", "--plugins", "lsiw")  # awp comes as its companion
+    assert ran == (2, "", "Error: The plugin name awp is registered by acme and advkit; uninstall one of them.\n")
+    assert advkit("plan", "--plugins", "cat-eps").code == 0, "who does not name it is not concerned"
+    listed = json.loads(advkit("plugins", "list", "--json").out)
+    assert [each["distribution"] for each in listed if each["name"] == "awp"] == ["acme", "advkit"]
+
+
+def test_two_distributions_with_one_data_set_or_model_name(install: Install) -> None:
+    install("acme", "", {"digits": "Digits"}, group="datasets")
+    install("bcme", "", {"small-cnn": "Net"}, group="models")
+    ran = advkit("plan")
+    assert ran == (2, "", "Error: The data set name digits is registered by acme and advkit; uninstall one of them.\n")
+    ran = advkit("plan", "--dataset", "image-folder")
+    assert ran == (2, "", "Error: The model name small-cnn is registered by advkit and bcme; uninstall one of them.\n")
+
+
+def test_distributed_training_is_refused(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    sentence = "Error: Distributed training is not supported yet; start one process, without torchrun.\n"
+    assert advkit("train", *TINY) == (2, "", sentence)
+    assert not list(here.iterdir())
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert advkit("train", "--dry-run", *TINY).code == 0
+
+
+def test_only_allowed_plugins_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADVKIT_LOAD_PLUGINS", "lsiw, av-rank")
+    ran = advkit("plan", "--plugins", "lsiw")
+    sentence = "Error: The plugin awp may not be loaded: ADVKIT_LOAD_PLUGINS allows only 'lsiw, av-rank'.\n"
+    assert ran == (2, "", sentence), "companions are plugins too"
+    assert advkit("plan", "--plugins", "lsiw", "--no-companion", "weight_perturbation").code == 0
+    monkeypatch.setenv("ADVKIT_LOAD_PLUGINS", "")
+    assert advkit("plan", "--plugins", "lsiw").code == 2
+    assert advkit("plan").code == 0
+    monkeypatch.delenv("ADVKIT_LOAD_PLUGINS")
+    assert advkit("plan", "--plugins", "lsiw").code == 0
+
+
+# ---------------------------------------------------------------------- exit code 4: data, files, imports
+
+
+def test_absent_data(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    ran = advkit("train", "--dataset", "image-folder", "--data-root", absent, *TINY)
+    assert ran == (4, "", f"Error: {absent} does not exist; check --data-root.\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("class Broken(:", "SyntaxError: invalid syntax (acme_module.py, line 1)"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("", "AttributeError: module 'acme_module' has no attribute 'Broken'"),
+    ],
+)
+def test_a_plugin_that_can_not_be_imported(install: Install, source: str, reason: str) -> None:
+    install("acme", source, {"broken": "Broken"})
+    sentence = f"The plugin broken of distribution acme can not be imported ({reason}); reinstall or repair it."
+    for line in (["plan", "--plugins", "broken"], ["plugins", "show", "broken"]):
+        assert advkit(*line) == (4, "", f"Error: {sentence}\n")
+    (listed,) = [each for each in json.loads(advkit("plugins", "list", "--json").out) if each["name"] == "broken"]
+    assert listed["distribution"] == "acme"
+
+
+def test_an_entry_point_that_is_no_plugin(install: Install) -> None:
+    install("acme", PLUGINS, {"misnamed": "OtherEps"})
+    ran = advkit("plan", "--plugins", "misnamed")
+    assert ran.code == 4 and ran.err == (
+        "Error: The plugin misnamed is registered as acme_module:OtherEps, which is not a class with "
+        "name = 'misnamed'; correct its entry point.\n"
+    )
+
+
+def test_damaged_distributions_do_not_hinder_the_others(install: Install) -> None:
+    """`plugins list` reads strangers' files: whatever they hold, everybody else is listed."""
+    for number, (source, value) in enumerate(
+        [
+            ("class A(B): pass\nclass B(A): pass", "acme0_module:A"),
+            ("x = " + "(" * 3000 + ")" * 3000, "acme1_module:A"),
+            ("a\0b", "acme2_module:A"),
+            ("", ":::"),
+            ("", ""),
+            ("", "acme5_module"),
+            ("", "os.path:join.x"),
+        ]
+    ):
+        site = install(f"acme{number}", source, {})
+        file = site / f"acme{number}-1.0.dist-info" / "entry_points.txt"
+        file.write_text(f"[advkit.plugins]\nacme{number} = {value}\n")
+    (site / "acme6-1.0.dist-info" / "METADATA").unlink()
+    ran = advkit("plugins", "list", "--json")
+    listed = {each["name"]: each for each in json.loads(ran.out)}
+    assert ran.code == 0 and {"awp", *(f"acme{n}" for n in range(7))} <= listed.keys()
+    assert listed["acme0"]["hooks"] == [] and listed["acme3"]["hooks"] is None
+    assert listed["acme6"]["distribution"] == "unknown"
+    assert advkit("plugins", "list").code == 0 and advkit("plan", "--plugins", "awp").code == 0
+
+
+@pytest.mark.parametrize("line", ["evaluate", "train --resume", "train --init-from"])
+def test_no_run_folder(line: str, tmp_path: Path) -> None:
+    for folder in (tmp_path / "absent", tmp_path):
+        ran = advkit(*line.split(), folder, *(["--progress", "none"] if "train" in line else []))
+        assert ran == (4, "", f"Error: {folder} is not a run folder: it has no run.toml. Give the --out of a run.\n")
+
+
+def copied(folder: Path, to: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(folder, to, symlinks=True))
+
+
+def test_a_damaged_checkpoint(finished: Path, tmp_path: Path) -> None:
+    folder = copied(finished, tmp_path / "run")
+    file = (folder / "checkpoints" / "best").resolve() / "tensors.safetensors"
+    blob = bytearray(file.read_bytes())
+    blob[-1] ^= 1
+    file.write_bytes(blob)
+    sentence = (
+        f"{folder}/checkpoints/{file.parent.name}/tensors.safetensors is damaged (its size or SHA-256 is not that of "
+        f"manifest.json); remove {file.parent.name} or resume from an earlier checkpoint."
+    )
+    assert advkit("evaluate", folder, "--json") == (4, "", f"Error: {sentence}\n")
+    ran = advkit("train", "--init-from", folder, *TINY)
+    assert ran == (4, "", f"Error: {sentence}\n")
+
+
+def test_a_run_without_a_checkpoint_yet(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.toml").write_bytes((finished / "run.toml").read_bytes())
+    ran = advkit("evaluate", folder)
+    sentence = f"{folder} has no checkpoint 'best' yet; let it train until an epoch that is validated."
+    assert ran == (4, "", f"Error: {sentence}\n")
+
+
+@pytest.mark.parametrize("text", ["plugins = 3", "[[[", "\0", "[run]\nepochs = 'x'", "[runn]\nepochs = 1", "é\xff"])
+def test_a_damaged_run_file_in_a_run_folder(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(text.encode("latin-1"))
+    ran = advkit("evaluate", tmp_path)
+    assert ran.code in (2, 4) and ran.out == "" and ran.err.startswith("Error: ") and ran.err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------- exit code 1: the run failed
+
+
+@pytest.mark.usefixtures("strangers")
+def test_nan_stops_the_run_at_its_step(here: Path) -> None:
+    ran = advkit("train", "--plugins", "nan", *TINY, "--out", "run")
+    assert ran == (
+        1,
+        "",
+        "Error: NaN or Inf in the loss (term base_loss) at epoch 0, step 1. The step was not applied; "
+        "lower optimizer.lr or look at the options of the plugins in this run.\n",
+    )
+    assert advkit("train", "--plugins", "nan", "-o", "nan.step=99", *TINY, "--out", "fine").code == 0
+
+
+@pytest.mark.usefixtures("strangers")
+def test_an_exception_in_a_hook_names_plugin_hook_epoch_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = advkit("train", "--plugins", "raises", *TINY, "--epochs", 2)
+    assert ran == (
+        1,
+        "",
+        "Error: KeyError in plugin raises, hook extra_regularizer, epoch 0, step 1: 'what a third party forgot' "
+        "(ADVKIT_TRACEBACK=1 shows where)\n",
+    )
+    monkeypatch.setenv("ADVKIT_TRACEBACK", "1")
+    with pytest.raises(KeyError, match="forgot"):
+        advkit("train", "--plugins", "raises", *TINY)
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_broken_contract_names_the_plugin() -> None:
+    ran = advkit("train", "--plugins", "breaks", *TINY)
+    assert ran.code == 1 and ran.err == (
+        "Error: Plugin breaks broke the contract of base_loss: the term must be (30,) floating point, not () float32. "
+        "See advkit/hooks.py.\n"
+    )
+
+
+# ---------------------------------------------------------------------- fuzz: never a traceback
+
+NUMBERS = [
+    f"{section}.{name}"
+    for section, kind in SECTIONS.items()
+    for name, field in kind.model_fields.items()
+    if field.annotation in (int, float)
+] + ["cat-eps.eta", "cat-eps.eps_max", "dirichlet-ls.c", "lsiw.lam", "awp.gamma", "awp.min_dim"]
+NO_NUMBERS = ["nan", "inf", "-inf", "-1", "1e400", "1e999/1", "true", "[]", "{}", "''", "", "8/0", "0x", "1_", "--1"]
+NO_NUMBERS += ["one", "1;2", "2020-01-01", "٣", "½", "\x1b[31m", "[bold]", "1\n2", "9" * 400, "(" * 3000, "[" * 3000]
+ALL = "cat-eps,dirichlet-ls,lsiw"
+
+
+def plan_with(key: str, value: str) -> Ran:
+    section = key.partition(".")[0]
+    return advkit("plan", "--plugins", ALL, "--set" if section in {*SECTIONS, "model"} else "-o", f"{key}={value}")
+
+
+def refused_in_a_sentence(ran: Ran) -> bool:
+    lines = ran.err.splitlines()
+    return ran.code == 2 and not ran.out and len(lines) == 1 and lines[0].startswith("Error: ") and len(ran.err) < 4000
+
+
+@settings(deadline=None, max_examples=150)
+@given(key=st.sampled_from(NUMBERS), value=st.sampled_from(NO_NUMBERS))
+def test_no_number_is_refused(key: str, value: str) -> None:
+    assert refused_in_a_sentence(plan_with(key, value))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    key=st.one_of(st.sampled_from([*NUMBERS, "data.name", "run.device", "order.target_label"]), st.text(max_size=20)),
+    value=st.one_of(st.text(max_size=40), st.sampled_from(NO_NUMBERS), st.floats().map(str), st.integers().map(str)),
+)
+def test_any_setting_is_taken_or_refused(key: str, value: str) -> None:
+    ran = plan_with(key, value)
+    assert ran.code == 0 or refused_in_a_sentence(ran)
+
+
+FLAGS = ("--plugins", "--dataset", "--data-root", "--limit", "--model", "--epochs", "--batch-size", "--eps", "--seed")
+
+
+@settings(deadline=None, max_examples=100)
+@given(flag=st.sampled_from(FLAGS), value=st.one_of(st.text(max_size=40), st.sampled_from(NO_NUMBERS)))
+def test_any_flag_is_taken_or_refused(flag: str, value: str) -> None:
+    ran = advkit("plan", f"{flag}={value}")
+    assert ran.code == 0 or refused_in_a_sentence(ran)
+
+
+toml = st.recursive(
+    st.one_of(st.booleans(), st.integers(-(10**6), 10**6), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    content=st.one_of(
+        st.binary(max_size=60),
+        st.dictionaries(
+            st.one_of(
+                st.sampled_from([*SECTIONS, "plugins", "options", "order", "format", "companions"]), st.text(max_size=8)
+            ),
+            st.one_of(
+                toml,
+                st.dictionaries(st.sampled_from(["eps", "name", "lr", "lsiw", "seed", "norm"]), toml, max_size=3),
+                st.lists(st.sampled_from(["awp", "lsiw", "cat-eps"]), max_size=3),
+            ),
+            max_size=4,
+        ).map(lambda table: tomli_w.dumps(table).encode()),
+    )
+)
+def test_any_run_file_is_taken_or_refused(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.toml"
+    file.write_bytes(content)
+    ran = advkit("plan", "--config", file)
+    assert ran.code == 0 or refused_in_a_sentence(ran)

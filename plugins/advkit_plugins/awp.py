@@ -35,7 +35,17 @@ class Awp(Plugin):
         )
         min_dim: int = option(2, ge=1, le=4, help="perturb tensors of so many dimensions; 2 spares biases and norms")
 
+        step_at: Literal["theta", "theta+v"] = option(
+            "theta",
+            help="weights the optimizer steps at: theta, or theta+v and back as the official code, where weight decay "
+            "acts on theta+v",
+        )
+
     options: Options
+
+    @property
+    def steps_at_shift(self) -> bool:
+        return self.options.step_at == "theta+v"
 
     def active(self, hook: str, epoch: int) -> bool:
         return self.options.gamma.at(epoch) > 0

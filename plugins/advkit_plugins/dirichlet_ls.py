@@ -20,6 +20,7 @@ class DirichletLs(Plugin):
 
     class Options(PluginOptions):
         c: Real = option("80/255/eps", ge=0, unit="1 / pixels", help="smoothing per budget; 10 at eps 8/255")
+        redraw: bool = option(True, help="draw anew for the update, as printed; false: the attack's noise again")
 
     options: Options
 
@@ -36,5 +37,6 @@ class DirichletLs(Plugin):
 
     @hookimpl
     def target_label(self, target: Tensor, batch: Batch, budget: Budget, phase: str, run: Run) -> Tensor:
+        phase = phase if self.options.redraw else "attack"
         noise = run.draws("noise", batch, phase).dirichlet(target.shape[1], dtype=target.dtype)
         return smooth(target, noise, self.options.c * budget.label)

@@ -96,8 +96,8 @@ def start(ball: Ball, init: Init, draws: Callable[[], Draws]) -> Tensor:
         return ball.x.clone()
     if init == "uniform":
         return ball.uniform(draws())
-    noise = draws().normal(*ball.x.shape[1:], dtype=ball.x.dtype)
-    return ball.project_(ball.x + 0.001 * noise)
+    # Not projected, as in TRADES; the first move projects.
+    return ball.x + 0.001 * draws().normal(*ball.x.shape[1:], dtype=ball.x.dtype)
 
 
 def pgd(

@@ -97,6 +97,7 @@ class Trainer:
             nesterov=rates.nesterov,
         )
         self.step = Step.of(self.model, self.optimizer, resolved, len(splits.train))
+        self.transform = self._transform()
         self.train_set = self._train_set()
         self.training, self.validation = self._split()
         self.position, self.meter = Position(), Meter()
@@ -199,7 +200,7 @@ class Trainer:
         key = derive_key(self.resolved.run.seed, CORE, "transform", "train", epoch)
         draws = Draws(key, index, occurrence)
         owner = self.step.composition.at(epoch).owner("train_transform")
-        x = self.step._ask(owner, x=x, draws=draws) if owner else self._transform()(x, draws)
+        x = self.step._ask(owner, x=x, draws=draws) if owner else self.transform(x, draws)
         return x, self.train_set.labels[index.cpu()].to(self.device), index
 
     def _transform(self) -> Any:

@@ -100,6 +100,26 @@ class Network:
         return {name: self.params[name] + value for name, value in shift.items()}
 
 
+@contextmanager
+def moved(params: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator[None]:
+    """The parameters at theta + v for the scope, in place: added before, subtracted after, as the official AWP code.
+
+    The subtraction rounds, so theta is not restored bit for bit, except after an exception.
+    """
+    before = {name: params[name].detach().clone() for name in shift}
+    with torch.no_grad():
+        try:
+            for name, value in shift.items():
+                params[name].add_(value)
+            yield
+            for name, value in shift.items():
+                params[name].sub_(value)
+        except BaseException:
+            for name, value in before.items():
+                params[name].copy_(value)
+            raise
+
+
 def checked_logits(logits: object, rows: int) -> Tensor:
     """Refuse a model whose output is not logits (B, K)."""
     if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[0] == rows:

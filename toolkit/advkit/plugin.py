@@ -64,6 +64,11 @@ class Plugin:
         """The loss terms that `instance_weight` weighs: "base_loss" or names of plugins that add one."""
         return ()
 
+    @property
+    def steps_at_shift(self) -> bool:
+        """For an owner of `weight_perturbation`: whether the optimizer steps at theta+v, v being taken off after."""
+        return False
+
     def active(self, hook: str, epoch: int) -> bool:
         """Whether the plugin answers `hook` in `epoch`. An inactive answer demands nothing."""
         return True

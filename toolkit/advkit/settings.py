@@ -44,7 +44,7 @@ class DataSettings(Options):
 
     name: str = option("digits", help="a registered data set")
     root: str = option("", help="folder or file of the data, where the data set needs one")
-    limit: int = option(0, ge=0, help="at most so many images a split, balanced over classes; 0: all")
+    limit: int = option(0, ge=0, lt=2**31, help="at most so many images a split, balanced over classes; 0: all")
     transform: str = option("auto", help="per-sample training transform: auto (the data set's), none, crop-flip")
 
 
@@ -54,7 +54,7 @@ class AttackSettings(Options):
     norm: Literal["linf", "l2"] = option("linf", help="the norm of the perturbation")
     eps: Real = option("8/255", ge=0, le=1e3, unit="pixels in [0, 1]", help="perturbation budget")
     step_size: Real = option("eps/4", ge=0, unit="pixels in [0, 1]", help="length of an attack step")
-    steps: int = option(10, ge=0, help="attack steps K; 0 is standard training: x_adv = x")
+    steps: int = option(10, ge=0, le=9999, help="attack steps K; 0 is standard training: x_adv = x")
     init: Literal["zero", "uniform", "normal"] = option("zero", help="start: x, uniform in the ball, x + 0.001 N(0, 1)")
     mode: Literal["eval", "train", "train-frozen"] = option(
         "eval",
@@ -121,15 +121,15 @@ class ValidationSettings(Options):
         "validation",
         help="the images that choose; test makes every later test figure optimistic, and is reported",
     )
-    steps: int = option(10, ge=1, help="steps of both attacks, from x, step size eps/4")
-    every_epochs: int = option(1, ge=1, help="validate every so many epochs, and after the last")
+    steps: int = option(10, ge=1, le=9999, help="steps of both attacks, from x, step size eps/4")
+    every_epochs: int = option(1, ge=1, lt=2**31, help="validate every so many epochs, and after the last")
 
 
 class CheckpointSettings(Options):
     """What a stopped run loses at most."""
 
-    every_steps: int = option(50, ge=1, help="a checkpoint every so many steps; also at every epoch's end")
-    keep: int = option(2, ge=1, help="newest checkpoints kept, beside the best")
+    every_steps: int = option(50, ge=1, lt=2**31, help="a checkpoint every so many steps; also at every epoch's end")
+    keep: int = option(2, ge=1, lt=2**31, help="newest checkpoints kept, beside the best")
 
 
 SECTIONS: dict[str, type[Options]] = {

@@ -16,7 +16,7 @@ from .contracts import Contract
 from .errors import HookConflict, HookContract, NonFinite, OptionError, ResumeMismatch
 from .interval import CORE, Answer, Interval
 from .ledger import Ledger
-from .network import Network, checked_logits, mode, own_generator, refuse_wrapped
+from .network import Network, checked_logits, mode, moved, own_generator, refuse_wrapped
 from .objective import Objective, Outcome, Update, soft_cross_entropy
 from .plugin import Plugin
 from .report import Report, not_finite, shift_ratio
@@ -126,11 +126,16 @@ class Step:
             classes = self._classes(network, batch.x)
             contract = Contract(batch, classes, self.attack.steps, values=first or self.check_hooks)
             known = self._attack(batch, interval, network, contract)
-            outcome, ratio = self._update(known, interval, network, contract)
+            outcome, shift = self._update(known, interval, network, contract)
+            # Now: theta is what v was made for only until the optimizer steps.
+            ratio = shift_ratio(shift, self.model) if shift else None
             passes = ledger.passes()
             if first or self.check_hooks:
                 self._as_declared(interval, passes)
-            self.optimizer.step()
+            perturber = interval.owner("weight_perturbation")
+            at_shift = perturber is not None and perturber.plugin.steps_at_shift
+            with moved(network.params, shift if at_shift else {}):
+                self.optimizer.step()
         self._checked.add(id(interval))
         self.notify("after_update", epoch, model=self.model)
         report = Report.of(self.state, known, outcome, ratio, ledger)
@@ -187,11 +192,8 @@ class Step:
 
     def _update(
         self, known: Mapping[str, Any], interval: Interval, network: Network, contract: Contract
-    ) -> tuple[Outcome, Tensor | None]:
-        """Train mode: v, the loss at theta+v, and its gradient in `.grad`, all of it finite.
-
-        Also returns ||v|| / ||theta||, None without v: theta is what it was when v was made only until the update.
-        """
+    ) -> tuple[Outcome, Mapping[str, Tensor]]:
+        """Train mode: v, the loss at theta+v, and its gradient in `.grad`, all of it finite. Returns loss and v."""
         update = Update(network, interval, known, self.runs, contract)
         shift: Mapping[str, Tensor] = {}
         with mode(self.model, training=True), torch.enable_grad():
@@ -210,7 +212,7 @@ class Step:
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
         self._stop_if_not_finite(known["attack"], outcome)
-        return outcome, shift_ratio(shift, self.model) if shift else None
+        return outcome, shift
 
     # ------------------------------------------------------------------ one question each
 

@@ -87,7 +87,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    printable = "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in sentence)
+    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in sentence)
     prefix = "" if code in (75, 130) else "Error: "
     click.echo(f"{prefix}{printable}", err=True)
     return code
