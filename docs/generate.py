@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import nn
 
-from advkit import OptionError, Options, Passes, Plugin, Schedule, Step, discovery
+from advkit import OptionError, Passes, Plugin, Schedule, Step, discovery
 from advkit.errors import HookConflict
 from advkit.options import validate
 from advkit.registration import RULES, hooks_of
@@ -112,6 +112,8 @@ def _extra(field: Any) -> Mapping[str, str]:
 
 def _plain(value: object) -> str:
     value = value.plain() if isinstance(value, Schedule) else value
+    if isinstance(value, bool):
+        return str(value).lower()  # as it is typed
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -6,20 +6,17 @@ Commands run in this process, which is as `advkit` does it but for the start of 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
 import pty
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TextIO
 
 import pytest
 import tomli_w
@@ -31,8 +28,8 @@ from advkit.settings import SECTIONS
 
 SCRIPT = Path(sys.executable).with_name("advkit")
 
-TINY = """--limit 60 --batch-size 30 --epochs 1 --set model.width=2 --set attack.steps=2
-          --set validation.steps=2 --progress none""".split()
+TINY = ["--limit", 60, "--batch-size", 30, "--epochs", 1, "--set", "model.width=2", "--set", "attack.steps=2"]
+TINY += ["--set", "validation.steps=2", "--progress", "none"]
 """An epoch in 50 ms."""
 
 
@@ -221,8 +218,8 @@ REFUSALS = [
     ("plan --plugins awp,awp", "Plugin awp is named twice in --plugins; name it once."),
     # options and settings: unknown
     (
-        "plan --plugins cat-eps -o cat-eps.etta=1",
-        "Unknown option cat-eps.etta. Did you mean eta? Known: eta, eps_max.",
+        "plan --plugins strict -o strict.cuont=1",
+        "Unknown option strict.cuont. Did you mean count? Known: count, flag, many, word.",
     ),
     ("plan --set attack.epss=1", "Unknown setting attack.epss. Did you mean attack.eps? `advkit plan` lists them all."),
     ("plan --set model.widht=4", "Unknown option model.widht. Did you mean width? Known: width, norm."),
@@ -275,7 +272,8 @@ REFUSALS = [
     ("plan --seed=-1", "run.seed = -1 must be greater than or equal to 0."),
     (
         "train --progress loud",
-        "Invalid value for '--progress': 'loud' is not one of 'auto', 'rich', 'plain', 'none'. See `advkit train --help`.",
+        "Invalid value for '--progress': 'loud' is not one of 'auto', 'rich', 'plain', 'none'. "
+        "See `advkit train --help`.",
     ),
     # one setting, two values
     (
@@ -627,13 +625,13 @@ def refused_in_a_sentence(ran: Ran) -> bool:
     return ran.code == 2 and not ran.out and len(lines) == 1 and lines[0].startswith("Error: ") and len(ran.err) < 4000
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(key=st.sampled_from(NUMBERS), value=st.sampled_from(NO_NUMBERS))
 def test_no_number_is_refused(key: str, value: str) -> None:
     assert refused_in_a_sentence(plan_with(key, value))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(
     key=st.one_of(st.sampled_from([*NUMBERS, "data.name", "run.device", "order.target_label"]), st.text(max_size=20)),
     value=st.one_of(st.text(max_size=40), st.sampled_from(NO_NUMBERS), st.floats().map(str), st.integers().map(str)),
@@ -646,7 +644,7 @@ def test_any_setting_is_taken_or_refused(key: str, value: str) -> None:
 FLAGS = ("--plugins", "--dataset", "--data-root", "--limit", "--model", "--epochs", "--batch-size", "--eps", "--seed")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(flag=st.sampled_from(FLAGS), value=st.one_of(st.text(max_size=40), st.sampled_from(NO_NUMBERS)))
 def test_any_flag_is_taken_or_refused(flag: str, value: str) -> None:
     ran = advkit("plan", f"{flag}={value}")
@@ -660,7 +658,7 @@ toml = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(
     content=st.one_of(
         st.binary(max_size=60),
@@ -682,3 +680,336 @@ def test_any_run_file_is_taken_or_refused(content: bytes, tmp_path_factory: pyte
     file.write_bytes(content)
     ran = advkit("plan", "--config", file)
     assert ran.code == 0 or refused_in_a_sentence(ran)
+
+
+# ---------------------------------------------------------------------- what is imported
+
+CANARY = """
+from pathlib import Path
+Path(__file__).with_suffix(".imported").touch()
+from advkit import Plugin
+
+class Canary(Plugin):
+    name = "canary-{number}"
+"""
+
+
+def test_only_named_plugins_are_imported(install: Install, tmp_path: Path) -> None:
+    for number in range(5):
+        install(f"nest{number}", CANARY.format(number=number), {f"canary-{number}": "Canary"})
+    install("nest5", CANARY, {"canary-data": "Canary"}, group="datasets")
+    install("nest6", CANARY, {"canary-model": "Canary"}, group="models")
+    for line in (
+        ["--help"],
+        ["plugins", "list"],
+        ["plugins", "list", "--json", "--hook", "base_loss"],
+        ["plugins", "show", "awp"],
+        ["plan", "--plugins", "cat-eps,dirichlet-ls,lsiw"],
+        ["train", "--plugins", "awp", *TINY, "--out", "run"],
+        ["train", "--resume", "run"],
+        ["evaluate", "run", "--attacks", "clean"],
+    ):
+        assert advkit(*line).code == 0
+        assert not list(tmp_path.rglob("*.imported")), line
+    assert advkit("plan", "--plugins", "canary-3").code == 0
+    assert [path.stem for path in tmp_path.rglob("*.imported")] == ["nest3_module"]
+
+
+def test_help_and_the_list_of_plugins_do_without_torch() -> None:
+    program = """
+import sys
+from advkit.cli.main import run
+for line in ("--help", "plugins list", "plugins list --json", "train --help", "--version", "unknown"):
+    run(line.split())
+    heavy = {"torch", "numpy", "pydantic", "advkit_plugins"} & sys.modules.keys()
+    print("HEAVY", sorted(heavy), line, file=sys.stderr)
+import advkit.options
+print("HEAVY", "pydantic" in sys.modules, file=sys.stderr)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = [line for line in ran.stderr.splitlines() if line.startswith("HEAVY")]
+    assert all(line.startswith("HEAVY []") for line in heavy[:-1]), heavy
+    assert len(heavy) == 7 and heavy[-1] == "HEAVY True"
+
+
+def test_the_console_script_and_a_reader_that_goes_away() -> None:
+    ran = subprocess.run([SCRIPT, "trian"], capture_output=True, text=True, check=False)
+    sentence = "Error: No such command 'trian'. Did you mean train? See `advkit --help`.\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", sentence)
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = subprocess.run([SCRIPT, "plugins", "list", "--json"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert gone.returncode == 0 and gone.stderr == b""
+
+
+# ---------------------------------------------------------------------- data on stdout
+
+
+def test_plugins_list() -> None:
+    listed = json.loads(advkit("plugins", "list", "--json").out)
+    assert [set(each) for each in listed] == [{"name", "distribution", "version", "hooks", "summary"}] * len(listed)
+    by_name = {each["name"]: each for each in listed}
+    assert list(by_name) == sorted(by_name) and {"av-rank", "awp", "cat-eps", "dirichlet-ls", "lsiw"} <= by_name.keys()
+    assert by_name["cat-eps"] == {
+        "name": "cat-eps",
+        "distribution": "advkit",
+        "version": "0.1.0",
+        "hooks": ["commit_attack", "perturbation_budget", "setup"],
+        "summary": "Per-sample perturbation budget that grows by eta a visit and restarts at 0 when the attack "
+        "succeeds (CAT).",
+    }
+    chosen = json.loads(advkit("plugins", "list", "--hook", "weight_perturbation", "--json").out)
+    assert [each["name"] for each in chosen] == ["awp"]
+    plain = advkit("plugins", "list")
+    assert plain.err == "" and all(name in plain.out for name in by_name)
+
+
+def test_what_is_listed_is_what_an_import_would_say() -> None:
+    for each in json.loads(advkit("plugins", "list", "--json").out):
+        shown = json.loads(advkit("plugins", "show", each["name"], "--json").out)
+        assert sorted(shown["hooks"]) == each["hooks"] and shown["summary"] == each["summary"]
+
+
+def test_plugins_show() -> None:
+    shown = json.loads(advkit("plugins", "show", "lsiw", "--json").out)
+    assert {"name", "distribution", "version", "summary", "hooks", "options", "prefers", "companions"} <= shown.keys()
+    assert shown["hooks"] == ["extra_regularizer"]
+    assert shown["options"]["lam"]["default"] == 0.1 and shown["options"]["distance"]["default"] == "l2"
+    assert shown["companions"]["weight_perturbation"] == {
+        "plugin": "awp",
+        "options": {"gamma": 0.007, "loss": "adv_ce"},
+    }
+    cat = json.loads(advkit("plugins", "show", "cat-eps", "--json").out)
+    assert cat["options"]["eta"]["unit"] == "pixels in [0, 1]" and cat["prefers"]["attack.init"] == "zero"
+    plain = advkit("plugins", "show", "cat-eps")
+    assert plain.err == "" and "eps_max" in plain.out
+
+
+PLAN_KEYS = {"hooks", "companions", "cautions", "settings", "state", "passes", "intervals"}
+
+
+def test_plan_of_the_users_sentence() -> None:
+    ran = advkit("plan", "--plugins", "cat-eps,dirichlet-ls,lsiw", "--json")
+    plan = json.loads(ran.out)
+    assert ran.code == 0 and ran.err == ""
+    assert plan.keys() == PLAN_KEYS | {"plugins", "rules", "relative_cost"}
+    assert plan["plugins"] == ["av-rank", "awp", "cat-eps", "dirichlet-ls", "lsiw"]
+    assert plan["hooks"] == {
+        "perturbation_budget": ["cat-eps"],
+        "commit_attack": ["cat-eps"],
+        "setup": ["cat-eps"],
+        "target_label": ["dirichlet-ls"],
+        "weight_perturbation": ["awp"],
+        "extra_regularizer": ["lsiw"],
+        "instance_weight": ["av-rank"],
+    }
+    assert plan["companions"] == {
+        "awp": {"hook": "weight_perturbation", "for": "lsiw"},
+        "av-rank": {"hook": "instance_weight:lsiw", "for": "lsiw"},
+    }
+    passes = {"attack": {"forward": 11, "input_backward": 10}, "update": {"forward": 3, "full_backward": 3}}
+    assert plan["passes"] == passes and plan["intervals"] == [{"from_epoch": 0, "passes": passes}]
+    assert plan["relative_cost"] == pytest.approx((11 + 10 + 3 + 2 * 3) / (10 + 10 + 1 + 2), abs=1e-4)
+    assert plan["state"] == ["cat-eps/eps"]
+    assert "av-rank ranks AV_i / radius_i, because cat-eps sets a radius per sample" in plan["cautions"]
+    found = plan["settings"]
+    assert all(each.keys() == {"value", "from"} for each in found.values())
+    assert found["attack.eps"] == {"value": 0.15, "from": "data set digits"}
+    assert found["attack.init"] == {"value": "zero", "from": "plugin cat-eps"}
+    assert found["attack.steps"] == {"value": 10, "from": "default"}
+    assert found["awp.gamma"] == {"value": 0.007, "from": "companion of lsiw"}
+    # CAT's constants, which are for 8/255, follow the run's eps.
+    assert found["cat-eps.eps_max"]["value"] == 0.15
+    assert found["cat-eps.eta"]["value"] == pytest.approx(0.005 * 255 / 8 * 0.15)
+    assert found["dirichlet-ls.c"]["value"] == pytest.approx(10 * 8 / 255 / 0.15)
+
+
+def test_plan_of_a_schedule_and_of_settings_from_everywhere(here: Path) -> None:
+    (here / "a.toml").write_text('plugins = ["lsiw"]\n[attack]\neps = 0.1\n[options.awp]\ngamma = 0.02\n')
+    ran = advkit(
+        "plan", "--config", "a.toml", "-o", "lsiw.lam=[[0, 0], [5, 0.1]]", "--epochs", 8, "--set", "attack.steps=3",
+        "--no-companion", "instance_weight:lsiw", "--json",
+    )  # fmt: skip
+    plan = json.loads(ran.out)
+    assert [(each["from_epoch"], each["passes"]["update"]) for each in plan["intervals"]] == [
+        (0, {"forward": 2, "full_backward": 2}),
+        (5, {"forward": 3, "full_backward": 3}),
+    ]
+    assert plan["passes"] == plan["intervals"][1]["passes"], "the dearest interval"
+    assert plan["companions"] == {"awp": {"hook": "weight_perturbation", "for": "lsiw"}}
+    found = plan["settings"]
+    assert found["attack.eps"] == {"value": 0.1, "from": "file a.toml"}
+    assert found["awp.gamma"] == {"value": 0.02, "from": "file a.toml"}
+    assert found["awp.loss"] == {"value": "adv_ce", "from": "companion of lsiw"}
+    assert found["lsiw.lam"] == {"value": [[0, 0.0], [5, 0.1]], "from": "command line"}
+    assert found["run.epochs"] == {"value": 8, "from": "command line"}
+    plain = advkit("plan", "--config", "a.toml")
+    assert plain.err == "" and "awp (added by lsiw)" in plain.out
+
+
+EVALUATION_KEYS = {"run", "checkpoint", "split", "n", "attacks", "worst_case"}
+
+
+def test_evaluate(finished: Path) -> None:
+    ran = advkit("evaluate", finished, "--attacks", "clean,fgsm,pgd-2,cw-2", "--n", 50, "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0 and ran.err == ""
+    assert found.keys() == EVALUATION_KEYS | {"epoch", "selected_on", "norm", "suspect"}
+    expected = {"run": str(finished), "checkpoint": "best", "split": "test", "n": 50, "selected_on": "validation"}
+    assert expected.items() <= found.items()
+    clean, *attacked = found["attacks"]
+    assert clean.keys() == {"name", "eps", "accuracy", "interval"} and (clean["name"], clean["eps"]) == ("clean", 0)
+    for row, name, steps, size in zip(attacked, ("fgsm", "pgd-2", "cw-2"), (1, 2, 2), (0.15, 0.03, 0.03), strict=True):
+        assert row.keys() == {"name", "eps", "steps", "step_size", "accuracy", "interval"}
+        assert (row["name"], row["eps"], row["steps"]) == (name, 0.15, steps)
+        assert row["step_size"] == pytest.approx(size)
+        low, high = row["interval"]
+        assert 0 <= low <= row["accuracy"] <= high <= 1
+    assert found["worst_case"].keys() == {"accuracy", "interval"}
+    assert found["worst_case"]["accuracy"] <= min(row["accuracy"] for row in found["attacks"])
+    assert advkit("evaluate", finished, "--attacks", "clean,fgsm,pgd-2,cw-2", "--n", 50, "--json") == ran
+    other = json.loads(
+        advkit(
+            "evaluate", finished, "--attacks", "pgd-2", "--eps", "8/255", "--checkpoint", "last", "--split", "train",
+            "--n", 0, "--json",
+        ).out
+    )  # fmt: skip
+    assert (other["checkpoint"], other["split"], other["n"], other["epoch"]) == ("last", "train", 60, 2)
+    assert other["attacks"][0]["eps"] == 8 / 255
+    plain = advkit("evaluate", finished, "--attacks", "clean,pgd-2", "--n", 50)
+    assert plain.code == 0 and plain.err == "" and "worst case" in plain.out
+
+
+def test_a_test_split_that_chose_is_reported() -> None:
+    assert advkit("train", *TINY, "--set", "validation.split=test", "--out", "run").code == 0
+    assert json.loads(advkit("evaluate", "run", "--attacks", "clean", "--json").out)["selected_on"] == "test"
+    assert "these figures are optimistic" in advkit("evaluate", "run", "--attacks", "clean").out
+
+
+def test_progress_goes_to_stderr_a_line_an_epoch(here: Path) -> None:
+    ran = advkit("train", *TINY, "--epochs", 2, "--progress", "auto")
+    assert ran.code == 0 and ran.out == ""
+    lines = [line for line in ran.err.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
+    assert all(word in lines[0] for word in ("lr 0.1", "loss ", "train-adv ", "val-clean ", "val-pgd-2 ", "val-cw-2 "))
+    assert "Next: advkit evaluate runs/pgd-at-1" in ran.err
+    assert advkit("train", *TINY, "--plugins", "awp,cat-eps") == (0, "", "")
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["awp+cat-eps-1", "pgd-at-1"]
+
+
+# ---------------------------------------------------------------------- train without training
+
+
+def test_dry_run_writes_nothing(here: Path) -> None:
+    ran = advkit("train", "--plugins", "cat-eps,dirichlet-ls,lsiw", *TINY, "--dry-run", "--out", "run")
+    assert ran.code == 0 and ran.err == ""
+    assert "54 images to train on, 6 to validate" in ran.out and "nothing was written" in ran.out
+    assert "attack 3 forward, 2 input backward | update 3 forward, 3 full backward" in ran.out
+    assert not list(here.iterdir())
+
+
+@pytest.mark.usefixtures("strangers")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--plugins cat-eps,dirichlet-ls,lsiw",
+        "--plugins lsiw -o lsiw.lam=[[0,0],[5,0.1]] -o awp.gamma=1/3 --no-companion instance_weight:lsiw --eps 8/255",
+        "--plugins lsiw,av-rank -o av-rank.scheme=uniform --set optimizer.milestones=[0.1,0.2] --seed 9000000000000000",
+        "--plugins label-one,label-two --set order.target_label=label-two,label-one --model preact-resnet18",
+        "--plugins strict -o strict.many=[3] -o strict.word='[a]' --set attack.norm=l2 --set run.check_hooks=true",
+    ],
+)
+def test_print_config_round_trips(line: str, here: Path) -> None:
+    ran = advkit("train", *line.split(), "--print-config")
+    assert ran.code == 0 and ran.err == "" and not list(here.iterdir())
+    (here / "a.toml").write_text(ran.out)
+    again = advkit("train", "--config", "a.toml", "--print-config")
+    assert again == ran
+    changed = advkit("train", "--config", "a.toml", "--print-config", "--epochs", 3)
+    assert changed.code == 0 and tomllib.loads(changed.out)["run"]["epochs"] == 3 and changed.out != ran.out
+
+
+def test_a_file_with_plugins_taken_out_on_the_command_line(finished: Path) -> None:
+    ran = advkit("plan", "--config", finished / "run.toml", "--plugins", "awp", "--json")
+    assert ran.code == 0 and json.loads(ran.out)["settings"]["awp.gamma"]["value"] == 0.007
+    for declined in ("weight_perturbation", "instance_weight:lsiw"):
+        ran = advkit("plan", "--config", finished / "run.toml", "--no-companion", declined, "--json")
+        assert ran.code == 0 and len(json.loads(ran.out)["companions"]) == 1
+
+
+def test_run_files_that_no_longer_mean_the_same_are_refused(finished: Path, here: Path) -> None:
+    table = tomllib.loads((finished / "run.toml").read_text())
+    del table["companions"]["awp"]
+    (here / "a.toml").write_text(tomli_w.dumps(table))
+    ran = advkit("plan", "--config", "a.toml")
+    assert ran == (
+        2,
+        "",
+        "Error: file a.toml records the companions av-rank, but its plugins now get av-rank, awp; install the recorded "
+        "versions, or remove [companions].\n",
+    )
+    table["format"] = 2
+    (here / "a.toml").write_text(tomli_w.dumps(table))
+    ran = advkit("plan", "--config", "a.toml")
+    assert ran == (2, "", "Error: a.toml has format 2; this advkit reads format 1.\n")
+
+
+def test_init_from_starts_at_the_best_weights(finished: Path, here: Path) -> None:
+    import safetensors.torch
+
+    still = ["train", *TINY, "--set", "optimizer.lr=1e-30", "--set", "model.norm=none"]
+    assert advkit(*still, "--out", "one").code == 0
+    assert advkit(*still, "--seed", 7, "--init-from", "one", "--out", "two").code == 0
+    assert advkit(*still, "--seed", 7, "--out", "three").code == 0
+    one, two, three = (
+        safetensors.torch.load_file(here / run / "checkpoints" / "last" / "tensors.safetensors")["model/1.weight"]
+        for run in ("one", "two", "three")
+    )
+    assert one.equal(two) and not one.equal(three)
+    ran = advkit("train", *TINY, "--model", "preact-resnet18", "--init-from", "one")
+    assert ran.code == 4 and ran.err.startswith("Error: The weights of one do not fit this model (first difference: ")
+
+
+# ---------------------------------------------------------------------- a terminal
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[tuple[TextIO, list[bytes]]]:
+    """A pseudo-terminal to write to, and what arrives at it; a thread reads, so that no writer waits."""
+    master, slave = pty.openpty()
+    seen: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # EIO: the last writer has gone
+            while chunk := os.read(master, 1 << 16):
+                seen.append(chunk)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    with open(slave, "w") as writer:
+        yield writer, seen
+    reader.join(20)
+    os.close(master)
+
+
+@pytest.fixture
+def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_colours")
+def test_a_live_table_on_a_terminal() -> None:
+    out = io.StringIO()
+    with terminal() as (stderr, parts), contextlib.redirect_stdout(out), contextlib.redirect_stderr(stderr):
+        code = run(["train", *map(str, TINY), "--epochs", "3", "--progress", "auto", "--out", "run"])
+    seen = b"".join(parts).decode()
+    assert code == 0 and out.getvalue() == ""
+    drawn = seen[seen.rindex("val-pgd-2") :].splitlines()
+    assert [line.split()[0].rstrip("*") for line in drawn[1:4]] == ["1", "2", "3"]
+    assert drawn[4].startswith("run ") and "6/6" in drawn[4]
+    assert drawn[5].startswith("epoch 3/3 ") and "2/2" in drawn[5]
+    assert "Next: advkit evaluate run" in drawn[-1]

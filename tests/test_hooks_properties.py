@@ -145,17 +145,29 @@ def test_examples_stay_in_ball_and_box(
         assert (length > 0)[radius > 1e-3].all()  # a control: the attack does move
 
 
+actions = st.sampled_from(["keep", "roll-back", "reset", "distance"])
+
+
 @light
 @given(
-    attacked=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8),
-    eps_max=st.floats(2**-10, 1, width=32),
-    data=st.data(),
+    rows=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.booleans()), min_size=1, max_size=8),
+    eps_max=st.floats(1e-3, 1),
+    eta=st.floats(1e-4, 0.5),
+    on_success=actions,
+    on_failure=actions,
 )
-def test_cat_budgets_are_in_range(attacked: list[float], eps_max: float, data: st.DataObject) -> None:
-    flags = data.draw(st.lists(st.booleans(), min_size=len(attacked), max_size=len(attacked)))
-    got = next_eps(torch.tensor(attacked), torch.tensor(flags), eps_max)
-    for value, before, success in zip(got.tolist(), attacked, flags, strict=True):
-        assert value == (0.0 if success else min(before, eps_max))
+def test_cat_budgets_stay_in_range(
+    rows: list[tuple[float, float, bool]], eps_max: float, eta: float, on_success: str, on_failure: str
+) -> None:
+    share, way, success = (torch.tensor(column) for column in zip(*rows, strict=True))
+    stored = share * eps_max
+    attacked = stored + eta
+    known = (stored, attacked, way * attacked, success)
+    eps = next_eps(*known, on_success=on_success, on_failure=on_failure, eps_max=eps_max)
+    assert (eps >= 0).all()
+    assert (eps <= eps_max).all()
+    printed = next_eps(*known, eps_max=eps_max)
+    assert torch.equal(printed, torch.where(success, 0, attacked.clamp(max=eps_max)))
 
 
 @light
@@ -509,6 +521,24 @@ def test_an_exception_leaves_nothing_behind(tiny_net: Net, tiny_batch: BatchOf) 
         assert same(now, was)
     step(*tiny_batch(), epoch=2)
     assert not any(same(now, was) for now, was in zip(look(), before, strict=True))
+
+
+@pytest.mark.parametrize("step_at", ["theta", "theta+v"])
+def test_an_optimizer_that_fails_leaves_the_parameters(tiny_net: Net, tiny_batch: BatchOf, step_at: str) -> None:
+    net = tiny_net()
+    before, at_failure = copies(dict(net.named_parameters())), {}
+
+    class Fails(torch.optim.SGD):
+        def step(self, closure=None):
+            at_failure.update(copies(dict(net.named_parameters())))
+            raise ZeroDivisionError
+
+    options = {"awp": {"gamma": 0.1, "step_at": step_at}}
+    step = Step(net, Fails(net.parameters(), 0.1), ["awp"], num_samples=N, options=options)
+    with pytest.raises(ZeroDivisionError):
+        step(*tiny_batch(), epoch=0)
+    assert same(dict(net.named_parameters()), before)
+    assert same(at_failure, before) == (step_at == "theta")  # a control: theta+v really was in place
 
 
 @pytest.mark.parametrize("loss", ["adv_ce", "objective"])

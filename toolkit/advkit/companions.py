@@ -31,7 +31,8 @@ def _provided(
         if not term:
             return True
         given = raw_options.get(name, {})
-        plugin = built.get(name) or kind(validate(kind.Options, given, where=name, eps=1.0))  # terms know no eps
+        # What eps and decays are plays no part in `terms`.
+        plugin = built.get(name) or kind(validate(kind.Options, given, where=name, eps=1.0, decays=range(1, 10_000)))
         if term in plugin.terms:
             return True
     return False

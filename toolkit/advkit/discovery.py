@@ -87,7 +87,7 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
 def _read(point: EntryPoint) -> tuple[list[str] | None, str | None]:
     """Hooks and first docstring line of the entry point's class, from its source."""
     try:
-        path = _source(point.module)
+        path = source(point.module)
         tree = ast.parse(path.read_text(encoding="utf-8") if path else "")
         classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
         chosen = classes[point.attr]
@@ -116,7 +116,7 @@ def _is_hookimpl(mark: ast.expr) -> bool:
     return (mark.id if isinstance(mark, ast.Name) else getattr(mark, "attr", "")) == "hookimpl"
 
 
-def _source(module: str) -> Path | None:
+def source(module: str) -> Path | None:
     """Where a module's source lies, without importing it or its packages."""
     path: list[str] | None = None
     for depth, _ in enumerate(parts := module.split(".")):

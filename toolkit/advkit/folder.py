@@ -135,7 +135,7 @@ def environment(resolved: Resolved) -> dict[str, Any]:
 
 def fresh(root: Path, plugins: tuple[str, ...]) -> Path:
     """A new empty folder below `root`, named after the plugins; made here, so that no other start gets it."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", "+".join(plugins) or "pgd-at")[:60]
+    name = re.sub(r"[^A-Za-z0-9._+-]", "_", "+".join(plugins) or "pgd-at")[:60]
     for number in itertools.count(1):
         path = root / f"{name}-{number}"
         try:

@@ -138,7 +138,7 @@ class Trainer:
             self.progress.stepped(self, report)
             stop = self.progress.stop_requested()
             if stop or at.global_step % self.resolved.checkpoint.every_steps == 0:
-                self._save()
+                self.save()
             if stop:
                 raise stop(self._farewell())
         self._end_epoch()
@@ -173,7 +173,7 @@ class Trainer:
         if self.folder:
             at.metrics_size = self.folder.append_metrics(row)
         at.epoch, at.step, self.meter = at.epoch + 1, 0, Meter()
-        self._save()
+        self.save()
         self.progress.finished_epoch(row)
 
     # ------------------------------------------------------------------ data
@@ -273,7 +273,8 @@ class Trainer:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """A checkpoint of this position, if the run has a folder."""
         if self.folder is None:
             return
         self.meter.lap()

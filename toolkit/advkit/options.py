@@ -1,14 +1,15 @@
 """Options as frozen, validated data: of plugins, of models, and of the run itself.
 
 Numbers may be written as the papers write them: `8/255`, `0.159375 eps`, `eps/4`, `80/255/eps`, where `eps` is
-the run's perturbation budget. They are resolved once, when the options are validated.
+the run's perturbation budget; coefficients as schedules, `0.1 after decay 1`, by the decays of the run's learning
+rate. All are resolved once, when the options are validated.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, TypeVar
 
@@ -81,6 +82,22 @@ def _number(value: object, info: ValidationInfo) -> object:
     return parse_number(value, (info.context or {}).get("eps")) if isinstance(value, str) else value
 
 
+_STAGED = re.compile(r"\s*(\S.*?)\s+after\s+decay\s+([1-9]\d{0,3})\s*", re.ASCII)
+
+
+def _decay(number: int, info: ValidationInfo) -> int:
+    """The first epoch after the `number`-th decay of the learning rate."""
+    decays = (info.context or {}).get("decays")
+    if decays is None:
+        raise ValueError("is relative to the decays of the learning rate, which are not known here")
+    if number > len(decays):
+        raise ValueError(
+            f"is after a decay that this run has not: its learning rate has {len(decays)} by optimizer.schedule and "
+            "optimizer.milestones; give epochs, such as [[0, 0.0], [10, 0.1]]"
+        )
+    return int(decays[number - 1])
+
+
 Real = Annotated[float, BeforeValidator(_number)]
 """A finite float that may be written as a fraction or relative to eps."""
 
@@ -88,7 +105,9 @@ Real = Annotated[float, BeforeValidator(_number)]
 class Schedule:
     """A coefficient over epochs: piecewise constant, finite, not negative.
 
-    Written as a number, or as `[[epoch, value], ...]` with rising epochs that start at 0.
+    Written as a number; as `[[epoch, value], ...]` with rising epochs that start at 0; or as `VALUE after decay N`,
+    0 until the N-th decay of the learning rate. The latter becomes epochs by the settings `optimizer.*` and
+    `run.epochs`, which a loop of one's own should therefore give.
     """
 
     __slots__ = ("points",)
@@ -117,6 +136,10 @@ class Schedule:
     def parse(cls, value: object, info: ValidationInfo) -> Schedule:
         if isinstance(value, Schedule):
             return value
+        if isinstance(value, str) and "decay" in value:
+            if not (staged := _STAGED.fullmatch(value)):
+                raise ValueError("is not of the form 'VALUE after decay N', such as '0.1 after decay 1'")
+            value = [[0, 0.0], [_decay(int(staged[2]), info), staged[1]]]
         pairs = value if isinstance(value, list | tuple) else [[0, value]]
         points = []
         for pair in pairs:
@@ -146,16 +169,27 @@ class Schedule:
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         pair = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "number"}]}
-        return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "array", "items": pair}]}
+        staged = {"type": "string", "pattern": "^.+ after decay [1-9][0-9]*$"}
+        return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "array", "items": pair}, staged]}
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
 
-def validate(kind: type[O], values: Mapping[str, object], *, where: str, eps: float | None = None) -> O:
-    """Build options of `kind`, or raise OptionError with one sentence. `where` prefixes the option's name."""
+def validate(
+    kind: type[O],
+    values: Mapping[str, object],
+    *,
+    where: str,
+    eps: float | None = None,
+    decays: Sequence[int] | None = None,
+) -> O:
+    """Build options of `kind`, or raise OptionError with one sentence. `where` prefixes the option's name.
+
+    `eps` is what numbers, and `decays` (epochs) what schedules may be relative to.
+    """
     try:
-        return kind.model_validate(dict(values), context={"eps": eps})
+        return kind.model_validate(dict(values), context={"eps": eps, "decays": decays})
     except ValidationError as error:
         raise OptionError(_sentence(kind, where, error)) from None
 

@@ -123,6 +123,10 @@ def resolve(
     raw, origins, cautions = _settings_by_origin(kinds, layers)
     sections, eps = _sections(raw)
     model_name, model_options = _model(raw, eps)
+    run, rates = cast(RunSettings, sections["run"]), cast(OptimizerSettings, sections["optimizer"])
+    decays = rates.decays(run.epochs)
+    if decays and decays[0] >= run.epochs and isinstance(rates.milestones[0], int):
+        cautions.append(f"optimizer.milestones start at {decays[0]}, so in {run.epochs} epochs nothing decays")
     asked = companion_options(kinds, declined)
     for name, kind in sorted(kinds.items()):
         defaults, asker = asked.get(name, ({}, ""))
@@ -131,12 +135,12 @@ def resolve(
             if given:
                 raise OptionError(f"Plugin {name} was passed as an object; set its options on the object.")
         else:
-            options = validate(kind.Options, {**defaults, **given}, where=name, eps=eps)
+            options = validate(kind.Options, {**defaults, **given}, where=name, eps=eps, decays=decays)
             built[name] = kind(options)
         origins |= {f"{name}.{key}": f"companion of {asker}" for key in defaults}
         origins |= {f"{name}.{key}": option_origins[name, key] for key in given}
 
-    attack, run = cast(AttackSettings, sections["attack"]), cast(RunSettings, sections["run"])
+    attack = cast(AttackSettings, sections["attack"])
     composition = Composition(
         built.values(),
         Setting(

@@ -82,6 +82,7 @@ def start(
     folder = trainer.folder = RunFolder.create(out)
     with folder.lock:
         folder.describe(resolved)
+        trainer.save()  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil, cos, pi
 from typing import Literal
 
 from pydantic import field_validator
@@ -91,25 +92,44 @@ class OptimizerSettings(Options):
     momentum: Real = option(0.9, ge=0, lt=1, help="momentum")
     weight_decay: Real = option(5e-4, ge=0, help="weight decay")
     nesterov: bool = option(False, help="Nesterov momentum")
-    milestones: list[float] = option(
-        [0.5, 0.75], help="shares of the epochs after which the learning rate is multiplied by `decay`"
+    schedule: Literal["piecewise", "cosine", "constant"] = option(
+        "piecewise", help="learning rate by epoch: decayed at milestones; lr (1 + cos(pi epoch / epochs)) / 2; or lr"
+    )
+    milestones: list[int | float] = option(
+        [0.5, 0.75],
+        help="piecewise: when the learning rate is multiplied by `decay`, after shares of the run's epochs, or after "
+        "whole epochs, such as [75, 90]",
     )
     decay: Real = option(0.1, gt=0, le=1, help="factor at every milestone")
 
-    @field_validator("milestones")
+    @field_validator("milestones", mode="before")
     @classmethod
-    def _shares(cls, value: list[float]) -> list[float]:
-        if any(not 0 < share < 1 for share in value) or value != sorted(set(value)):
-            raise ValueError("must be rising shares of the run between 0 and 1, such as [0.5, 0.75]")
+    def _shares_or_epochs(cls, value: object) -> object:
+        each = value if isinstance(value, list) else [None]
+        shares = all(type(one) is float and 0 < one < 1 for one in each)
+        epochs = all(type(one) is int and one >= 1 for one in each)
+        if not (shares or epochs) or each != sorted(set(each)):
+            raise ValueError(
+                "must be rising shares of the run between 0 and 1, such as [0.5, 0.75], or rising epochs, such as "
+                "[75, 90]"
+            )
         return value
+
+    def decays(self, epochs: int) -> tuple[int, ...]:
+        """The first epoch (0-based) after each decay; none where the schedule has no stages."""
+        if self.schedule != "piecewise":
+            return ()
+        # 1e-9 forgives 0.29 * 100 = 28.999...
+        return tuple(m if isinstance(m, int) else ceil(m * epochs - 1e-9) for m in self.milestones)
 
     def lr_at(self, epoch: int, epochs: int) -> float:
         """The learning rate of an epoch (0-based)."""
-        # A milestone falls on the first epoch at or after its share; 1e-9 forgives 0.29 * 100 = 28.999...
-        passed = sum(epoch + 1e-9 >= share * epochs for share in self.milestones)
         lr: float = self.lr
-        for _ in range(passed):
-            lr *= self.decay
+        if self.schedule == "cosine":
+            return lr * (1 + cos(pi * epoch / epochs)) / 2
+        for start in self.decays(epochs):
+            if epoch >= start:
+                lr *= self.decay
         return lr
 
 

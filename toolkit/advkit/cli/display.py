@@ -139,7 +139,8 @@ class Rich(Quiet):
 
     def finished_epoch(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
-        self.bar.reset(self.now, description=self._title(row["epoch"] + 1), total=self.steps, loss="")
+        if row["epoch"] + 1 < self.epochs:
+            self.bar.reset(self.now, description=self._title(row["epoch"] + 1), total=self.steps, loss="")
 
     def warn(self, sentence: str) -> None:
         self.console.print(Text(sentence, style="yellow"))
@@ -156,11 +157,11 @@ class Rich(Quiet):
 
 def epoch_table(rows: list[Mapping[str, Any]]) -> Table:
     """The epochs' figures; `*` marks the best so far."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")  # fits into 80 columns
     table.add_column("epoch", justify="right")
     for row in rows:
-        for name in _cells(row):
-            if name not in [column.header for column in table.columns]:
+        for name, value in _cells(row).items():
+            if value and name not in [column.header for column in table.columns]:
                 table.add_column(name, justify="right")
     for row in rows:
         cells = _cells(row)

@@ -16,7 +16,7 @@ from ..errors import AdvkitError, OptionError, did_you_mean
 class Group(click.Group):
     """Loads a command's module only when it is called, and turns every failure into one sentence on stderr."""
 
-    commands_in = {"train": "train", "plan": "plan", "evaluate": "evaluate", "plugins": "plugins"}
+    commands_in = {"train": "train", "plan": "plan", "evaluate": "evaluate", "plugins": "plugins", "data": "data"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands_in)
@@ -78,6 +78,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as error:
+        if isinstance(sys.stdout, click.utils.PacifyFlushWrapper):
+            return 0  # as above, but click noticed it
+        return error.code if isinstance(error.code, int) else 1
     except Exception as error:
         if os.environ.get("ADVKIT_TRACEBACK"):
             raise

@@ -1,0 +1,1 @@
+"""Published training recipes, one TOML file each; `advkit recipes list` shows them."""

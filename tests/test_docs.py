@@ -1,0 +1,442 @@
+"""The documentation says what the code does: signatures, options, commands, outputs, keys and links."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+
+import advkit
+from advkit import discovery, errors, rng
+from advkit.cli.main import cli, run
+from advkit.hooks import Hooks
+from advkit.registration import HOOKS, RULES
+from advkit.settings import SECTIONS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+EXAMPLE = ROOT / "examples" / "third_party_plugin"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+CARDS = ["cat-eps", "dirichlet-ls", "awp", "lsiw", "av-rank"]
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table after a heading, without its first two lines."""
+    lines = f"\n{text}".split(f"\n{heading}\n", 1)[1].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    table = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return table
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---------------------------------------------------------------------- generated tables
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=named)
+def test_generated_tables_are_up_to_date(generate: ModuleType, page: Path) -> None:
+    assert generate.render(read(page)) == read(page), "run: python docs/generate.py"
+
+
+def test_every_table_is_shown_and_a_stale_one_is_noticed(generate: ModuleType) -> None:
+    texts = [read(page) for page in generate.pages()]
+    assert sorted(name for text in texts for name in re.findall(r"<!-- generated: (.+?) -->", text)) == sorted(
+        generate.TABLES
+    )
+    composing = read(DOCS / "composing.md")
+    stale = composing.replace("| 3 / 3 |", "| 2 / 2 |", 1)
+    assert stale != composing and generate.render(stale) == composing
+
+
+def test_check_fails_where_a_page_is_stale(generate: ModuleType, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    page = tmp_path / "hooks.md"
+    page.write_text(read(DOCS / "hooks.md").replace("| chain |", "| sum |", 1))
+    monkeypatch.setattr(generate, "HERE", tmp_path)
+    assert generate.main(["--check"]) == 1
+    assert "out of date" in capsys.readouterr().err
+    assert generate.main([]) == 0 and generate.main(["--check"]) == 0
+    assert page.read_text() == read(DOCS / "hooks.md")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_cards_have_the_options_of_their_plugins(name: str) -> None:
+    fields = discovery.load("plugin", name).Options.model_fields
+    text = read(DOCS / "methods" / f"{name}.md")
+    column = text.split("\n## Options\n", 1)[1].split("| option ", 1)[1].splitlines()[0].split("|").index(" default ")
+    shown = {quoted(row[0])[0]: quoted(row[column])[0] for row in rows(text, "## Options")}
+    assert shown.keys() == fields.keys()
+    for key, field in fields.items():
+        default = field.default.plain() if isinstance(field.default, advkit.Schedule) else field.default
+        assert shown[key] == (str(default).lower() if isinstance(default, bool) else str(default))
+
+
+def test_cards_have_one_shape() -> None:
+    shapes = {tuple(re.findall(r"^## (.+)$", read(DOCS / "methods" / f"{name}.md"), re.MULTILINE)) for name in CARDS}
+    assert len(shapes) == 1
+    assert {path.stem for path in (DOCS / "methods").glob("*.md")} == set(CARDS)
+
+
+def test_the_subsets_are_all_of_them_and_as_they_resolve() -> None:
+    table = rows(read(DOCS / "composing.md"), "## The built-ins: all 32 subsets")
+    assert len({row[0] for row in table}) == 32
+    for plugins, result, *_ in table:
+        chosen = {name for names in quoted(plugins) for name in names.split(",")}
+        assert (result == "refused") == ("av-rank" in chosen and "lsiw" not in chosen)
+
+
+# ---------------------------------------------------------------------- hooks.md
+
+
+def test_hooks_are_documented_with_their_rules_and_exact_arguments_in_order() -> None:
+    written = re.findall(r"^### (\w+)\n\n\*\*(\w+)\*\* `\((.*?)\) -> (.+?)`$", read(DOCS / "hooks.md"), re.MULTILINE)
+    specified = []
+    for name in (name for name in vars(Hooks) if name in HOOKS):
+        signature = inspect.signature(getattr(Hooks, name))
+        arguments = ", ".join(list(signature.parameters)[1:])
+        specified.append((name, RULES[name].value, arguments, signature.return_annotation))
+    assert written == specified
+
+
+def test_the_arguments_tables_name_every_argument() -> None:
+    text = read(DOCS / "hooks.md")
+    section = text.split("\n## Arguments\n", 1)[1].split("\n## ", 1)[0]
+    shown = {name for line in section.splitlines() if line.startswith("|") for name in quoted(line.split("|")[1])}
+    asked = {name for hook in HOOKS.values() for name in list(inspect.signature(hook).parameters)[1:]}
+    loop_and_attack = {"dataset", "indices", "batch_size", "x", "draws", "epoch", "metrics", "params", "term"}
+    own = {"model", "objective", "x_adv", "logits", "loss", "gradient", "step"}  # said where their hooks are
+    assert shown == asked - loop_and_attack - own
+
+
+# ---------------------------------------------------------------------- links and paths
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them from headings."""
+    headings = re.findall(r"^#+ (.+)$", read(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> list[str]:
+    """Targets outside of code."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", re.sub(r"\[`([^`]*)`\]", r"[\1]", read(page)), flags=re.DOTALL)
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_resolve(page: Path) -> None:
+    broken = []
+    for link in links(page):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        if not path.exists() or not path.is_relative_to(ROOT) or (anchor and anchor not in anchors(path)):
+            broken.append(link)
+    assert not broken
+
+
+def test_links_are_found_and_broken_ones_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A `b`: c\n[x](no.md) [`y`](#a-b-c) `[z](code.md)`\n")
+    assert links(page) == ["no.md", "#a-b-c"]
+    assert anchors(page) == {"a-b-c"}
+    assert any(links(page) for page in PAGES)
+
+
+OUTSIDE = re.compile(r"(?<![\w./~])(?:/(?:work|tmp|home|root|usr|etc|opt|mnt|var|Users)\b|~/|[A-Z]:\\)|\.\./shared")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_path_outside_the_repository_is_named(page: Path) -> None:
+    assert not OUTSIDE.findall(read(page))
+
+
+def test_such_paths_would_be_found() -> None:
+    assert all(OUTSIDE.search(text) for text in ("in /tmp/x", "(/home/me)", "~/runs", "`/work/main`", "../shared/a"))
+    assert not OUTSIDE.search("https://doi.org/home and forward / work")
+
+
+# ---------------------------------------------------------------------- commands
+
+PLACEHOLDER = re.compile(r"\.\.\.|\[-|(?<![\w.])(?:DIR|FILE|NAME|A,B|RUN)\b|\||=[A-Z]+\b|=value\b")
+"""What a reader has to fill in: then only the names of command and flags are checked."""
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Lines of code that begin with advkit, as they would be typed."""
+    text = read(page).replace("\\\n", " ")
+    blocks = re.findall(r"```(?:\w*)\n(.*?)```", text, re.DOTALL) + re.findall(r"(?:^ {4,}.*\n?)+", text, re.MULTILINE)
+    for line in (line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()):
+        if line.startswith("advkit "):
+            yield re.sub(r" {3,}(?=\S).*$", "", re.sub(r"(?<=\S) +(?=-)", " ", line))
+    for code in re.findall(r"`(advkit [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        yield " ".join(code.split())
+
+
+EVERY_COMMAND = [(page, line) for page in PAGES for line in dict.fromkeys(commands(page))]
+
+
+@pytest.fixture
+def example_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third party's package, as if it were installed."""
+    info = tmp_path / "advkit_label_smoothing-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: advkit-label-smoothing\nVersion: 0.1.0\n")
+    project = read(EXAMPLE / "pyproject.toml")
+    (line,) = re.findall(r'^label-smoothing = "(.+)"$', project, re.MULTILINE)
+    (info / "entry_points.txt").write_text(f"[advkit.plugins]\nlabel-smoothing = {line}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(EXAMPLE), *sys.path])
+    monkeypatch.delenv("ADVKIT_LOAD_PLUGINS", raising=False)
+
+
+def output(*arguments: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def flags(command: click.Command) -> set[str]:
+    known = {"--help", "-h"}
+    for parameter in command.params:
+        known |= {*parameter.opts, *parameter.secondary_opts} if isinstance(parameter, click.Option) else set()
+    return known
+
+
+def find(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that the words name, and the words after it. Raises UsageError where there is none."""
+    found: click.Command = cli
+    words = list(words)
+    while isinstance(found, click.Group) and words and not words[0].startswith("-"):
+        context = click.Context(found)
+        _, chosen, words = found.resolve_command(context, words)
+        assert chosen
+        found = chosen
+    return found, words
+
+
+def check(line: str) -> None:
+    """Fail unless the command line is one that would run."""
+    if PLACEHOLDER.search(line):
+        command, rest = find(re.sub(r"[\[\]|]", " ", line.split("advkit ", 1)[1]).split())
+        stray = {word.partition("=")[0] for word in rest if word.startswith("-")} - flags(command)
+        assert not stray, f"{line}: {stray}"
+        return
+    words = shlex.split(line)[1:]
+    command, rest = find(words)
+    if not rest and command.name == "evaluate":
+        return  # the name of the command in a sentence
+    if command.name == "evaluate" or "--resume" in rest or "--config" in rest or "--init-from" in rest:
+        command.make_context(command.name, list(rest))  # what it names does not exist here
+        return
+    if command.name == "train":
+        words.append("--print-config")
+    code, _, error = output(*words)
+    assert code == 0, f"{line}: {error}"
+
+
+@pytest.mark.usefixtures("example_installed")
+@pytest.mark.parametrize(
+    ("page", "line"), EVERY_COMMAND, ids=[f"{named(page)}: {line}" for page, line in EVERY_COMMAND]
+)
+def test_commands_resolve(page: Path, line: str) -> None:
+    check(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "advkit trian --plugins lsiw",
+        "advkit train --plugin lsiw --epochs 2",
+        "advkit train --plugins lsiww",
+        "advkit plan --plugins lsiw -o lsiw.lambda=0.1",
+        "advkit evaluate DIR --attack clean",
+        "advkit train --plugins A,B [--sets section.key=value]",
+        "advkit evaluate runs/first --split validation",
+    ],
+)
+def test_commands_that_would_fail_are_noticed(line: str) -> None:
+    with pytest.raises((AssertionError, click.UsageError)):
+        check(line)
+
+
+KEY = re.compile(r"([a-z][a-z0-9-]*)\.([a-z_]+)(?:=(\S+))?")
+
+
+def assignments(page: Path) -> Iterator[tuple[str, ...]]:
+    """Settings and options in sentences: the words to type, or (owner, key) where no value is given."""
+    for code in dict.fromkeys(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", read(page), flags=re.DOTALL))):
+        if PLACEHOLDER.search(code):
+            continue
+        if code.startswith(("-o ", "--set ", "--eps ")):
+            yield tuple(shlex.split(code))
+        elif (found := KEY.fullmatch(code)) and found[1] in {*SECTIONS, *CARDS}:
+            if found[3]:
+                yield "--set" if found[1] in SECTIONS else "-o", code
+            elif found[1] not in ("run", "attack"):  # run.epoch, attack.x_adv: what hooks get
+                yield found[1], found[2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_settings_and_options_in_sentences_exist(page: Path) -> None:
+    for words in assignments(page):
+        if words[0].startswith("-"):
+            code, _, error = output("plan", "--plugins", ",".join(CARDS), *words, "--json")
+            assert code == 0, error
+        else:
+            owner, key = words
+            kind = SECTIONS.get(owner) or discovery.load("plugin", owner).Options
+            assert key in kind.model_fields, f"{owner}.{key}"
+
+
+def test_settings_and_options_in_sentences_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`-o 'awp.gamma=[[0, 0.0]]'`, `--eps 1 -o a.b=c`, `run.seed=1`, `run.epoch`, `lsiw.lam` and `x.y`")
+    assert list(assignments(page)) == [
+        ("-o", "awp.gamma=[[0, 0.0]]"),
+        ("--eps", "1", "-o", "a.b=c"),
+        ("--set", "run.seed=1"),
+        ("lsiw", "lam"),
+    ]
+
+
+def test_commands_are_found_with_continuations_and_without_remarks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "text\n\n    $ advkit plan --plugins a      what it does\n    advkit train --plugins a \\\n        --eps 1\n"
+        "\nand `advkit plugins\nlist` too\n"
+    )
+    assert list(commands(page)) == [
+        "advkit plan --plugins a",
+        "advkit train --plugins a --eps 1",
+        "advkit plugins list",
+    ]
+    assert len(EVERY_COMMAND) > 25
+
+
+def test_the_plan_in_the_readme_is_the_real_one() -> None:
+    block = re.search(r"^ {4}\$ (advkit plan .+)\n((?: {4}.+\n)+)", read(ROOT / "README.md"), re.MULTILINE)
+    assert block
+    shown = [line.strip() for line in block[2].splitlines()]
+    assert shown[-1] == "..." and len(shown) > 8
+    code, out, _ = output(*shlex.split(block[1])[1:])
+    assert code == 0
+    assert [line.strip() for line in out.splitlines()][: len(shown) - 1] == shown[:-1]
+
+
+# ---------------------------------------------------------------------- what a run does
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, set[tuple[str, str, str]]]:
+    """One small run, and the addresses of all random numbers drawn in it: (owner, purpose, phase)."""
+    addresses: set[tuple[str, str, str]] = set()
+    digest = rng._digest
+
+    def noted(kind: str, seed: int, owner: str, purpose: str, phase: str, epoch: int) -> int:
+        addresses.add((owner, purpose, phase))
+        return digest(kind, seed, owner, purpose, phase, epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rng, "_digest", noted)
+        result = advkit.train(
+            plugins=["cat-eps", "dirichlet-ls", "lsiw"],
+            epochs=1,
+            settings={
+                "data.limit": 40,
+                "attack.steps": 1,
+                "attack.init": "uniform",
+                "validation.steps": 1,
+                "validation.fraction": 0.3,
+                "model.width": 2,
+            },
+            out=tmp_path_factory.mktemp("runs") / "run",
+        )
+    return result, addresses
+
+
+def test_the_keys_of_metrics_are_documented(trained: Any) -> None:
+    result, _ = trained
+    (row,) = result.history
+    table = rows(read(DOCS / "run-folder.md"), "## metrics.jsonl")
+    assert [key for cells in table for key in quoted(cells[0])] == list(row)
+    said = {quoted(cells[0])[0]: set(quoted(cells[1])) for cells in table}
+    assert set(row["validation"]) == {name.replace("-K", "-1") for name in said["validation"]}
+    assert set(row["seconds"]) == said["seconds"]
+    assert set(row["state"]["cat-eps/eps"]) == said["state"]
+    assert set(row["terms"]["lsiw"]) == said["terms"]
+    assert {kind for kinds in row["passes"].values() for kind in kinds} == said["passes"]
+
+
+def test_the_files_of_a_run_are_documented(trained: Any) -> None:
+    result, _ = trained
+    table = rows(read(DOCS / "run-folder.md"), "# The run folder")
+    assert {quoted(row[0])[0].rstrip("/") for row in table} == {path.name for path in result.folder.iterdir()}
+    store = result.folder / "checkpoints"
+    text = read(DOCS / "run-folder.md")
+    for path in (store / "last").resolve().iterdir():
+        assert f"/{path.name} " in text
+    environment = re.search(r"## environment.json\n\n(.+?\n\n)", text, re.DOTALL)
+    assert environment
+    shown = set(quoted(environment[1])) - {"run.toml", "--resume"}
+    assert shown == set(json.loads((result.folder / "environment.json").read_text()))
+
+
+def test_the_addresses_of_random_numbers_are_documented(trained: Any) -> None:
+    _, addresses = trained
+    table = rows(read(DOCS / "loop.md"), "## Randomness")
+    shown = {(quoted(row[1])[0], quoted(row[2])[0], *(quoted(row[3]) or [""])) for row in table if quoted(row[1])}
+    core = {address for address in addresses if address[0] == "core"}
+    assert {(owner, purpose, "" if purpose == "model" else phase) for owner, purpose, phase in core} == shown
+    assert addresses - core == {("dirichlet-ls", "noise", "attack"), ("dirichlet-ls", "noise", "train")}
+
+
+def test_exit_codes_are_documented() -> None:
+    shown = {int(row[0]) for row in rows(read(DOCS / "run-folder.md"), "## Exit codes")}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AdvkitError)]
+    assert shown == {0, *(kind.exit_code for kind in kinds)}
+
+
+def test_the_python_of_the_pages_runs() -> None:
+    """Blocks of one page run one after the other; they assert what the text says."""
+    pages = {page: re.findall(r"```python\n(.*?)```", read(page), re.DOTALL) for page in PAGES}
+    assert len(pages[DOCS / "writing-a-plugin.md"]) > 5
+    for page, blocks in pages.items():
+        known: dict[str, Any] = {"__name__": "docs"}
+        for block in blocks:
+            exec(compile(block, str(page), "exec", dont_inherit=True), known)

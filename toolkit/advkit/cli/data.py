@@ -1,0 +1,111 @@
+"""`advkit data`: which data sets there are, and getting the files of one."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import print_json
+
+
+@click.group("data")
+def command() -> None:
+    """List data sets, or get the files of one."""
+
+
+@command.command("list")
+@click.option("--data-root", metavar="DIR", help="Where to look for files; ADVKIT_DATA or the user's cache by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(data_root: str | None, as_json: bool) -> None:
+    """Installed data sets, and whether their files are here (not whether they are intact)."""
+    from .. import discovery
+    from ..data.vision import default_root
+
+    root = _absolute(data_root) if data_root else default_root()
+    found = [each.as_dict() | _facts(each.name, root) for each in discovery.describe("data set")]
+    for each in found:
+        del each["hooks"]
+    if as_json:
+        print_json(found)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from .display import stdout
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("data set", "classes", "shape", "train + test", "files"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("summary")
+    here = {True: "present", False: "absent", None: ""}
+    for each in found:
+        shape, images = each["shape"], each["images"]
+        cells = (
+            each["name"],
+            each["classes"] or "",
+            "x".join(str(size) for size in shape) if isinstance(shape, list) else "",
+            " + ".join(f"{count:,}" for count in images) if isinstance(images, list) else "",
+            here[each["present"]],  # type: ignore[index]
+            each["summary"] if each["summary"] is not None else "(no source to read)",
+        )
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    console = stdout()
+    console.print(table)
+    console.print(Text(f"Files are looked for in {root}; `advkit data prepare NAME` gets those of a data set."))
+
+
+@command.command("prepare")
+@click.argument("name")
+@click.option("--data-root", metavar="DIR", help="Where to put them; ADVKIT_DATA or the user's cache by default.")
+@click.option("--from", "given", metavar="PATH", help="Take them from a file, folder or archive, without a network.")
+def prepare(name: str, data_root: str | None, given: str | None) -> None:
+    """Get the files of a data set, from local copies or by download; files that are intact stay.
+
+    \b
+    advkit data prepare cifar10
+    advkit data prepare cifar10 --from cifar-10-python.tar.gz
+    advkit data prepare fashion-mnist --from FOLDER_WITH_FOUR_GZ
+    """
+    from .. import discovery
+    from ..data import prepare as preparing
+    from ..data.vision import TorchvisionSource, default_root
+    from ..errors import OptionError
+
+    kind: Any = discovery.load("data set", name)
+    if not issubclass(kind, TorchvisionSource):
+        raise OptionError(f"{name} has no files to prepare; `advkit data list` shows which data sets have.")
+    root = _absolute(data_root) if data_root else default_root()
+    put = preparing.prepare(kind(), root, _absolute(given) if given else None)
+    where = f" --data-root {shlex.quote(str(root))}" if data_root else ""
+    click.echo(f"{name} {'is' if put else 'was already'} in {root}.")
+    click.echo(f"Next: advkit train --dataset {name}{where}")
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def _facts(name: str, root: Path) -> dict[str, object]:
+    """What the source's class says about its images; nulls where it says nothing or can not be imported."""
+    from .. import discovery
+    from ..errors import PluginLoad
+
+    try:
+        kind: Any = discovery.load("data set", name)
+    except PluginLoad:
+        kind = None
+    files = getattr(kind, "files", None)
+    return {
+        "classes": getattr(kind, "classes", None),
+        "shape": _list(getattr(kind, "shape", None)),
+        "images": _list(getattr(kind, "images", None)),
+        "root": str(root) if files else None,
+        "present": all((root / file).is_file() for file in files) if files else None,
+    }
+
+
+def _list(value: tuple[int, ...] | None) -> list[int] | None:
+    return None if value is None else list(value)

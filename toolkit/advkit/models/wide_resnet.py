@@ -1,0 +1,145 @@
+"""Wide residual nets (Zagoruyko and Komodakis 2016) as the official codes of TRADES and of ISEAT's authors have them.
+
+The two are different functions with equally many parameters, and they start differently:
+
+- `trades`: a block strides its first convolution, and the shortcut to a new shape convolves BN and ReLU of the
+  block's input. Convolutions start as N(0, 2 / (9 out)), that is He's fan-out rule, the linear layer's bias as 0.
+- `iseat`: a block strides its second convolution, and the shortcut convolves the block's input as it is. Weights
+  start as torch's defaults.
+
+TRADES' code also holds a second first stage, which its forward never calls; `dead_block` adds it, to count or to
+load such weights.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from pydantic import field_validator
+from torch import Tensor, nn
+
+from ..options import option
+from .base import DataSpec, ModelBuilder, Normalize
+
+Variant = Literal["trades", "iseat"]
+
+
+class WideBlock(nn.Module):
+    """BN, ReLU, 3x3 convolution, twice. A shortcut to a new shape is a 1x1 convolution."""
+
+    def __init__(self, channels: int, out: int, stride: int, variant: Variant) -> None:
+        super().__init__()
+        first, second = (stride, 1) if variant == "trades" else (1, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, out, 3, first, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, second, padding=1, bias=False)
+        same = stride == 1 and channels == out
+        self.shortcut = None if same else nn.Conv2d(channels, out, 1, stride, bias=False)
+        self.shortcut_takes_input = variant == "iseat"
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.bn1(x).relu()
+        shortcut = x if self.shortcut is None else self.shortcut(x if self.shortcut_takes_input else active)
+        residual: Tensor = self.conv2(self.bn2(self.conv1(active)).relu())
+        return residual + shortcut
+
+
+class Dead(nn.Module):
+    """The identity, with the parameters of a module that is never called."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def wide_resnet(spec: DataSpec, depth: int, width: int, variant: Variant, dead_block: bool) -> nn.Sequential:
+    """Depth 6 n + 4: three stages of n blocks, of 16, 32 and 64 times `width` channels."""
+    blocks, channels = (depth - 4) // 6, 16
+
+    def stage(before: int, out: int, stride: int) -> list[nn.Module]:
+        return [WideBlock(out if k else before, out, 1 if k else stride, variant) for k in range(blocks)]
+
+    layers: list[nn.Module] = [
+        Normalize(spec.mean, spec.std),
+        nn.Conv2d(spec.channels, channels, 3, padding=1, bias=False),
+    ]
+    for out, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
+        layers += stage(channels, out, stride)
+        if dead_block and channels == 16:
+            layers.append(Dead(nn.Sequential(*stage(channels, out, stride))))
+        channels = out
+    layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(channels, spec.classes))
+    if variant == "trades":
+        _start_as_trades(model)
+    return model
+
+
+def _start_as_trades(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+class WideOptions(ModelBuilder.Options):
+    """What every wide net may be told."""
+
+    variant: Variant = option("trades", help="whose net: trades strides a block's first convolution, iseat its second")
+    dead_block: bool = option(False, help="also hold the unused second first stage of TRADES' code")
+
+
+@final
+class WideResNet(ModelBuilder):
+    """Wide ResNet of any depth and width, for images of 8x8 to 64x64."""
+
+    name = "wide-resnet"
+
+    class Options(WideOptions):
+        depth: int = option(16, ge=10, le=1000, help="number of layers, 6 n + 4")
+        width: int = option(4, ge=1, help="multiple of 16, 32 and 64 channels")
+
+        @field_validator("depth")
+        @classmethod
+        def _whole_blocks(cls, value: int) -> int:
+            if value % 6 != 4:
+                raise ValueError("must be 6 n + 4, such as 10, 16, 22, 28 or 34")
+            return value
+
+    options: Options
+
+    def build(self, spec: DataSpec) -> nn.Module:
+        chosen = self.options
+        return wide_resnet(spec, chosen.depth, chosen.width, chosen.variant, chosen.dead_block)
+
+
+@final
+class WideResNet2810(ModelBuilder):
+    """Wide ResNet of depth 28 and width 10: 36,479,194 parameters at 3 channels and 10 classes."""
+
+    name = "wide-resnet-28-10"
+    Options = WideOptions
+    options: WideOptions
+
+    def build(self, spec: DataSpec) -> nn.Module:
+        return wide_resnet(spec, 28, 10, self.options.variant, self.options.dead_block)
+
+
+@final
+class WideResNet3410(ModelBuilder):
+    """Wide ResNet of depth 34 and width 10: 46,160,474 parameters at 3 channels and 10 classes.
+
+    With `dead_block` they are 48,262,586, as in TRADES' published checkpoint.
+    """
+
+    name = "wide-resnet-34-10"
+    Options = WideOptions
+    options: WideOptions
+
+    def build(self, spec: DataSpec) -> nn.Module:
+        return wide_resnet(spec, 34, 10, self.options.variant, self.options.dead_block)
