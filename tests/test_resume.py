@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -33,7 +33,7 @@ from advkit import Dataset, Plugin, Run, Splits, checkpoint, hookimpl
 from advkit.cli.display import Quiet, Signals
 from advkit.cli.main import run
 from advkit.data.digits import Digits
-from advkit.errors import CheckpointError, Interrupted, NonFinite, OptionError, ResumeMismatch, Stopped
+from advkit.errors import Interrupted, NonFinite, ResumeMismatch, Stopped
 from advkit.loop import Silent, Trainer
 from advkit.report import Report
 

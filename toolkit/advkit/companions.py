@@ -65,6 +65,8 @@ def add_companions(
         if wish in declined or _provided(wish, before, built, raw_options):
             continue
         first = askers[0]
+        if first[1] in before:
+            continue  # the user named it, and with options of which it answers something else
         for other in askers[1:]:
             if other[1] != first[1]:  # the same one with other options: `companion_options` says so
                 raise HookConflict(

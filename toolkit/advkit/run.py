@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import OptionError
 from .rng import Draws, derive_key
@@ -41,14 +41,18 @@ class RunState:
         self.tensors: dict[str, Tensor] = {}
 
     @contextmanager
-    def unless_failed(self, index: Tensor) -> Iterator[None]:
-        """Put the per-sample state of these samples back if the step fails."""
-        before = {name: values[index] for name, values in self.samples.items()}
+    def unless_failed(self, model: nn.Module, index: Tensor) -> Iterator[None]:
+        """Put the per-sample state of these samples and the model's buffers back if the step fails."""
+        samples = {name: values[index] for name, values in self.samples.items()}
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             yield
         except BaseException:
-            for name, values in before.items():
+            for name, values in samples.items():
                 self.samples[name][index] = values
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
             raise
 
 

@@ -51,7 +51,7 @@ class Step:
         no_companion: hooks whose companions are declined.
 
     Raises OptionError, HookConflict and their relatives before anything runs; NonFinite from a step whose loss or
-    gradients are not finite: parameters and per-sample state are then as they were before it.
+    gradients are not finite: parameters, buffers and per-sample state are then as they were.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Step:
         first = id(interval) not in self._checked
         ledger = Ledger()
         with (
-            self.state.unless_failed(batch.index),
+            self.state.unless_failed(self.model, batch.index),
             own_generator(self.state.device) as seed,
         ):
             network = Network(self.model, ledger, lambda label: seed(self._seed(label)))
