@@ -502,9 +502,9 @@ def test_awp_moves_each_layer_uphill_by_gamma(tiny_net: Net, tiny_batch: BatchOf
 
 
 def test_an_exception_leaves_nothing_behind(tiny_net: Net, tiny_batch: BatchOf) -> None:
-    """Half way through an update at theta+v: parameters, gradients, optimizer and per-sample state are as before."""
+    """Half way through an update at theta+v: the model, gradients, optimizer and per-sample state are as before."""
 
-    net = tiny_net(dropout=0.2)
+    net = tiny_net(True, dropout=0.2)
     step = step_of(net, ["cat-eps", "lsiw", Breaks])
     for _ in range(2):
         step(*tiny_batch(), epoch=0)
@@ -512,7 +512,7 @@ def test_an_exception_leaves_nothing_behind(tiny_net: Net, tiny_batch: BatchOf) 
     def look() -> list[Mapping[str, Tensor]]:
         moments = {str(k): s["momentum_buffer"] for k, s in step.optimizer.state_dict()["state"].items()}
         gradients = {name: p.grad for name, p in net.named_parameters()}
-        return [copies(each) for each in (dict(net.named_parameters()), gradients, moments, step.state.samples)]
+        return [copies(each) for each in (net.state_dict(), gradients, moments, step.state.samples)]
 
     before = look()
     with pytest.raises(ZeroDivisionError):
@@ -768,14 +768,14 @@ class NanInputGradient(Later):
 def test_a_step_that_is_not_finite_is_not_applied(
     tiny_net: Net, tiny_batch: BatchOf, plugin: type[Plugin], what: str, norm: str
 ) -> None:
-    net = tiny_net()
+    net = tiny_net(True)
     step = step_of(net, ["cat-eps", plugin], settings={"attack.norm": norm})
     for _ in range(2):
         step(*tiny_batch(), epoch=0)
 
     def look() -> list[Mapping[str, Tensor]]:
         moments = {str(k): s["momentum_buffer"] for k, s in step.optimizer.state_dict()["state"].items()}
-        return [copies(each) for each in (dict(net.named_parameters()), moments, step.state.samples)]
+        return [copies(each) for each in (net.state_dict(), moments, step.state.samples)]
 
     before = look()
     with pytest.raises(NonFinite) as refused:

@@ -31,6 +31,8 @@ class Recipe:
     distribution: str
     summary: str
     paper: str
+    mini: str | None
+    """The name of its twin; a twin's is its own."""
     published: tuple[Mapping[str, Any], ...]
     """Figures in percent: net, clean, attack, robust, eps, source; `clean` may be absent. A twin has none."""
     notes: tuple[str, ...]
@@ -52,24 +54,28 @@ class Recipe:
 
 def names() -> list[str]:
     """All recipes, each followed by its twin."""
-    return [each for name, (path, _) in sorted(_files().items()) for each in (name, *_twin(name, path))]
+    found = []
+    for name, (path, _) in sorted(_files().items()):
+        found += [name, f"{name}{MINI}"] if "mini" in _read(path) else [name]
+    return found
 
 
 def load(name: str) -> Recipe:
     """The recipe called `name`. Raises PluginLoad where there is none, PluginImport where its file is damaged."""
     files = _files()
     whole = name if name in files else name.removesuffix(MINI)
-    if whole not in files or (name != whole and not _twin(whole, files[whole][0])):
+    table = _read(files[whole][0]) if whole in files else {}
+    if whole not in files or (name != whole and "mini" not in table):
         raise PluginLoad(f"Unknown recipe {name}.{did_you_mean(name, names())} `advkit recipes list` shows them all.")
     path, distribution = files[whole]
-    table = _read(path)
-    about, mini = table.pop("recipe", {}), table.pop("mini", {})
+    about, mini = table.pop("recipe", {}), table.pop("mini", None)
     _check(about, path)
+    twin = f"{whole}{MINI}" if mini is not None else None
     summary, published, notes = about["summary"], about.get("published", ()), about.get("notes", ())
     if name != whole:
         table = _merged(table, mini)
         summary, published = f"{summary}, small enough for a laptop", ()
-    return Recipe(name, distribution, summary, about["paper"], tuple(published), tuple(notes), table)
+    return Recipe(name, distribution, summary, about["paper"], twin, tuple(published), tuple(notes), table)
 
 
 def _files() -> dict[str, tuple[Path, str]]:
@@ -88,10 +94,6 @@ def _files() -> dict[str, tuple[Path, str]]:
                 )
             found[path.stem] = (path, owner)
     return found
-
-
-def _twin(name: str, path: Path) -> tuple[str, ...]:
-    return (f"{name}{MINI}",) if "mini" in _read(path) else ()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -119,9 +121,12 @@ def _check(about: Any, path: Path) -> None:
         raise _damaged(path, "[recipe] needs a summary and a paper")
     if stray := about.keys() - {"summary", "paper", "published", "notes"}:
         raise _damaged(path, f"[recipe] has an unknown {min(stray)}")
-    for figure in about.get("published", ()):
-        kinds = {key: type(value) for key, value in figure.items()}
-        if kinds != {key: FIGURE[key] for key in FIGURE if key in kinds or key != "clean"}:
+    notes, published = about.get("notes", []), about.get("published", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise _damaged(path, "notes must be a list of texts")
+    for figure in published if isinstance(published, list) else [None]:
+        kinds = {key: type(value) for key, value in figure.items()} if isinstance(figure, dict) else {}
+        if kinds != {key: kind for key, kind in FIGURE.items() if key in kinds or key != "clean"}:
             raise _damaged(path, f"a published figure needs {', '.join(FIGURE)}, shares in percent such as 54.04")
 
 

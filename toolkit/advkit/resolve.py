@@ -34,6 +34,9 @@ from .settings import (
 PASSED = "python:"
 """Starts the name of a model or of data that were passed as objects, and that no file can bring back."""
 
+MODEL = "small-cnn"
+"""What is trained where nothing names a model."""
+
 PluginChoice = str | type[Plugin] | Plugin
 
 
@@ -209,6 +212,9 @@ def _settings_by_origin(
     given: dict[str, object] = {}
     origins: dict[str, str] = {}
     for layer in layers:
+        if layer.settings.get("model.name", given.get("model.name")) != given.get("model.name", MODEL):
+            for key in [key for key in given if key.startswith("model.")]:  # the options of another model
+                del given[key], origins[key]
         for key, value in layer.settings.items():
             known_setting(key)
             given[key], origins[key] = value, layer.origin
@@ -271,7 +277,7 @@ def _sections(raw: Mapping[str, object]) -> tuple[dict[str, Options], float]:
 
 def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object]]:
     given = {key.partition(".")[2]: v for key, v in raw.items() if key.startswith("model.")}
-    name = given.pop("name", "small-cnn")
+    name = given.pop("name", MODEL)
     if not isinstance(name, str):
         raise OptionError(f"model.name = {name!r} must be a name; installed: {', '.join(discovery.names('model'))}.")
     if name.startswith(PASSED):

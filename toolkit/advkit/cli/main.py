@@ -16,7 +16,10 @@ from ..errors import AdvkitError, OptionError, did_you_mean
 class Group(click.Group):
     """Loads a command's module only when it is called, and turns every failure into one sentence on stderr."""
 
-    commands_in = {"train": "train", "plan": "plan", "evaluate": "evaluate", "plugins": "plugins", "data": "data"}
+    commands_in = {
+        name: name
+        for name in ("train", "plan", "evaluate", "plugins", "recipes", "data", "env", "doctor", "completion")
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands_in)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import OptionError
+from .completion import complete
 from .main import assignments, names, parse_value
 
 if TYPE_CHECKING:
@@ -34,11 +35,26 @@ def run_options(function: F) -> F:
     """Add the options to a command; they arrive as keyword arguments for `Typed`."""
     for option in reversed(
         (
-            click.option("--plugins", metavar="A,B", help="Methods to combine, in any order; none is PGD-AT."),
-            click.option("--dataset", metavar="NAME", help="digits (default), image-folder, or an installed one."),
+            click.option(
+                "--plugins",
+                metavar="A,B",
+                help="Methods to combine, in any order; none is PGD-AT.",
+                shell_complete=complete("plugin", comma=True),
+            ),
+            click.option(
+                "--dataset",
+                metavar="NAME",
+                shell_complete=complete("data set"),
+                help="digits (default), image-folder, or an installed one.",
+            ),
             click.option("--data-root", metavar="DIR", help="Folder or zip of the data."),
             click.option("--limit", metavar="N", help="At most N images a split, balanced over classes."),
-            click.option("--model", metavar="NAME", help="small-cnn (default), preact-resnet18, or an installed one."),
+            click.option(
+                "--model",
+                metavar="NAME",
+                shell_complete=complete("model"),
+                help="small-cnn (default), preact-resnet18, or an installed one.",
+            ),
             click.option("--epochs", metavar="N", help="Passes over the training set."),
             click.option("--batch-size", metavar="N", help="Samples a step."),
             click.option("--eps", metavar="E", help="Perturbation budget in [0, 1] pixels, such as 8/255."),
@@ -46,7 +62,12 @@ def run_options(function: F) -> F:
             click.option("-o", "options", metavar="PLUGIN.KEY=VALUE", multiple=True, help="A plugin's option."),
             click.option("--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="A setting of the run."),
             click.option("--config", metavar="FILE", help="A run file, such as a finished run's run.toml."),
-            click.option("--recipe", metavar="NAME", help="Not available yet."),
+            click.option(
+                "--recipe",
+                metavar="NAME",
+                shell_complete=complete("recipe"),
+                help="Published settings; `advkit recipes list` shows which.",
+            ),
             click.option(
                 "--no-companion", metavar="HOOK", multiple=True, help="Decline a companion that a plugin asks for."
             ),
@@ -63,6 +84,7 @@ class Typed:
     plugins: tuple[str, ...] | None
     layer: Layer
     config: Path | None
+    recipe: str | None
     no_companion: tuple[str, ...]
 
     @classmethod
@@ -78,8 +100,6 @@ class Typed:
     ) -> Typed:
         from ..resolve import Layer
 
-        if recipe is not None:
-            raise OptionError(f"There is no recipe {recipe}: this version of advkit ships none. Use --config FILE.")
         by_setting = assignments(settings, "--set", "--set section.key=value")
         for flag, key in FLAGS.items():
             text = flags.get(flag)
@@ -100,33 +120,49 @@ class Typed:
             by_plugin.setdefault(plugin, {})[name] = value
         declined = tuple(each for text in no_companion for each in names(text) or ())
         return cls(
-            names(plugins), Layer("command line", by_setting, by_plugin), Path(config) if config else None, declined
+            names(plugins),
+            Layer("command line", by_setting, by_plugin),
+            Path(config) if config else None,
+            recipe,
+            declined,
         )
 
     @property
     def empty(self) -> bool:
         """Whether nothing was typed that could change a run."""
-        return not (
-            self.plugins is not None or self.layer.settings or self.layer.options or self.config or self.no_companion
-        )
+        typed = (self.layer.settings, self.layer.options, self.config, self.recipe, self.no_companion)
+        return self.plugins is None and not any(typed)
 
     def resolve(self) -> Resolved:
-        """The run: command line over file over defaults."""
-        from .. import config
+        """The run: command line over file over recipe over defaults."""
         from ..resolve import resolve
 
-        if self.config is None:
-            return resolve(self.plugins or (), [self.layer], no_companion=self.no_companion)
-        file = config.load(self.config)
-        plugins = self.plugins if self.plugins is not None else file.plugins or ()
-        declined = {*file.no_companion, *self.no_companion}
-        layers = [file.layer, self.layer]
-        if self.plugins is not None or self.no_companion:
-            layers[0] = _without_strangers(file.layer, plugins, declined)
+        plugins, layers, declined = self.parts()
         resolved = resolve(plugins, layers, no_companion=declined)
-        if self.plugins is None and not self.no_companion:
+        if self.config and self.plugins is None and not self.no_companion:
+            from .. import config
+
+            file = config.load(self.config)
             config.same_companions(file.companions, resolved, file.layer.origin)
         return resolved
+
+    def parts(self) -> tuple[tuple[str, ...], list[Layer], set[str]]:
+        """Plugins, layers from the lowest to the highest, and declined companions: what `resolve` takes.
+
+        Whoever names plugins replaces those below, whose options for plugins that are gone go with them.
+        """
+        from .. import config, recipes
+
+        files = [recipes.load(self.recipe).file()] if self.recipe is not None else []
+        files += [config.load(self.config)] if self.config is not None else []
+        chosen = [self.plugins, *(file.plugins for file in reversed(files))]
+        plugins = next((each for each in chosen if each is not None), ())
+        declined = {*self.no_companion, *(name for file in files for name in file.no_companion)}
+        layers, changed = [self.layer], self.plugins is not None or bool(self.no_companion)
+        for file in reversed(files):
+            layers.insert(0, without_strangers(file.layer, plugins, declined) if changed else file.layer)
+            changed = changed or file.plugins is not None or bool(file.no_companion)
+        return plugins, layers, declined
 
 
 def _same(one: object, other: object) -> bool:
@@ -142,8 +178,8 @@ def _same(one: object, other: object) -> bool:
     return plain(one) == plain(other)
 
 
-def _without_strangers(layer: Layer, plugins: tuple[str, ...], declined: set[str]) -> Layer:
-    """A file's layer without the options of plugins that the command line took out; companions keep theirs."""
+def without_strangers(layer: Layer, plugins: Iterable[str], declined: set[str]) -> Layer:
+    """A layer without the options of plugins that are no longer in the run; companions keep theirs."""
     from dataclasses import replace
 
     from .. import discovery

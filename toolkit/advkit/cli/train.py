@@ -40,7 +40,8 @@ def command(
 
     \b
     advkit train --plugins cat-eps,dirichlet-ls,lsiw
-    advkit train --plugins lsiw -o 'lsiw.lam=[[0, 0.0], [10, 0.1]]' --eps 0.15
+    advkit train --plugins lsiw -o 'lsiw.lam=0.1 after decay 1' --eps 0.15
+    advkit train --recipe trades-mini
     advkit train --resume runs/lsiw-1
     """
     if check_hooks:
@@ -91,8 +92,8 @@ def _resume(path: Path, asked: Typed, kind: str) -> None:
     from ..runs import build_model, load_data, on_this_machine, resolve_folder, resume
     from .display import Signals, progress
 
-    if asked.config is not None or asked.no_companion:
-        raise OptionError("--resume takes its settings from the run; leave --config and --no-companion out.")
+    if asked.config is not None or asked.recipe is not None or asked.no_companion:
+        raise OptionError("--resume takes its settings from the run; leave --config, --recipe and --no-companion out.")
     folder = RunFolder.open(path)
     stored = resolve_folder(folder) if asked.empty else resolve_folder(folder, asked.plugins, asked.layer)
     resolved = on_this_machine(stored)

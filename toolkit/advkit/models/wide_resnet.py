@@ -69,7 +69,7 @@ def wide_resnet(spec: DataSpec, depth: int, width: int, variant: Variant, dead_b
     ]
     for out, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
         layers += stage(channels, out, stride)
-        if dead_block and channels == 16:
+        if dead_block and stride == 1:  # of the first stage
             layers.append(Dead(nn.Sequential(*stage(channels, out, stride))))
         channels = out
     layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]

@@ -1,0 +1,52 @@
+"""`advkit env`: versions, machine and plugins, which a bug report needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .main import print_json
+
+
+@click.command("env")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """Show what a bug report needs: versions, machine, threads, plugins."""
+    found = environment()
+    if as_json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        lines = [f"{name} {each}" for name, each in value.items()] if isinstance(value, dict) else [str(value)]
+        for number, line in enumerate(lines or ["none"]):
+            click.echo(f"{key if number == 0 else '':<16}{line}")
+
+
+def environment() -> dict[str, Any]:
+    """What a run would record on this machine, for all that is installed."""
+    import os
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from .. import discovery, folder
+    from ..resolve import resolve
+
+    def installed(distribution: str) -> str:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            return "not installed"
+
+    found = folder.environment(resolve(()))
+    del found["command"]  # it may hold what is nobody's business
+    others = {name: installed(name) for name in ("torchvision", "pydantic", "pluggy", "click", "rich", "pillow")}
+    kinds = {
+        f"{kind}s": {each.name: f"({each.distribution} {each.version})" for each in discovery.describe(kind)}
+        for kind in ("plugin", "data set", "model")
+    }
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    threads = {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("ADVKIT_", "OMP_", "MKL_"))}
+    return {**found, "gpu": gpu, **others, **threads, **kinds, "variables": variables}
