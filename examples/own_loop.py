@@ -35,9 +35,8 @@ model = nn.Sequential(
     *(nn.Flatten(), nn.Linear(48 * 4 * 4, 10)),
 )
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-schedule = torch.optim.lr_scheduler.OneCycleLR(
-    optimizer, max_lr=0.1, total_steps=max(2, chosen.epochs * -(-len(labels) // BATCH))
-)
+total = chosen.epochs * -(-len(labels) // BATCH)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
 
 # Plugins are refused here, with a sentence, or train as declared. None at all is PGD adversarial training.
 step = advkit.Step(

@@ -108,10 +108,6 @@ WRONG = {
         (at(lambda x: x * math.nan), "images leave [0, 1] (dataset index 5)"),
         (at(lambda x: -x), "images leave [0, 1] (dataset index 5)"),
         (at(lambda x: 1 - x), "images leave the ball of the budget (dataset index 5)"),
-        (
-            lambda self, batch: AttackResult(batch.x, success=torch.ones(4, dtype=torch.bool)),
-            "leave success empty; the core judges it at the final iterate",
-        ),
     ],
     "attack_step": [
         (lambda self: None, "(4,) bool is expected, not NoneType"),

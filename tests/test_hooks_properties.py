@@ -250,7 +250,7 @@ def global_generators() -> tuple[Any, ...]:
 @pytest.mark.parametrize("mode", ["eval", "train", "train-frozen"])
 def test_the_attack_leaves_everything_as_it_was(tiny_net: Net, tiny_batch: BatchOf, mode: str, init: str) -> None:
     net = tiny_net(True, dropout=0.5)
-    net[1].eval()
+    next(module for module in net if isinstance(module, nn.Dropout)).eval()  # as its owner wants it, also in training
     net[5].bias.requires_grad_(False)
     for parameter in net.parameters():
         parameter.grad = torch.full_like(parameter, 5.0)
@@ -552,11 +552,11 @@ def test_gradient_at_touches_nothing(tiny_net: Net, tiny_batch: BatchOf, loss: s
         name = "looks"
 
         def passes(self, hook, costs):
-            return costs.objective * 2 if loss == "objective" else costs.adv_ce * 2
+            return costs.objective * 3 if loss == "objective" else costs.adv_ce * 3
 
         @hookimpl
         def weight_perturbation(self, params, gradient_at):
-            for shift in (None, {"0.weight": torch.ones_like(params["0.weight"])}):
+            for shift in (None, None, {"0.weight": torch.ones_like(params["0.weight"])}):
                 looked.append(gradient_at(shift, loss=loss))
             assert all((p.grad == 5).all() for p in net.parameters())
             assert int(net[1].num_batches_tracked) == 0
@@ -566,7 +566,10 @@ def test_gradient_at_touches_nothing(tiny_net: Net, tiny_batch: BatchOf, loss: s
     step_of(net, [Looks], lr=0.0)(*tiny_batch(), epoch=0)
     assert same(dict(net.named_parameters()), before)
     assert looked[0].keys() == before.keys()
-    assert not torch.equal(looked[0]["5.weight"], looked[1]["5.weight"])  # a control: the shift was used
+    first, again, moved = (gradient["5.weight"] for gradient in looked)
+    assert not torch.equal(first, again)  # each call drops other units
+    assert not torch.equal(moved, first)
+    assert not torch.equal(moved, again)
 
 
 # --- instance_weight ------------------------------------------------------------------------------
@@ -643,12 +646,31 @@ def trained(
     return copies(net.state_dict())
 
 
+class Idle(Plugin):
+    """Runs the model for nothing: a gradient that is dropped, a shift of nothing, a term of zero."""
+
+    name = "idle"
+
+    def passes(self, hook, costs):
+        return costs.adv_ce if hook == "weight_perturbation" else Passes()
+
+    @hookimpl
+    def weight_perturbation(self, gradient_at):
+        gradient_at()
+        return {}
+
+    @hookimpl
+    def extra_regularizer(self, clean_logits, adv_logits_base):
+        return 0 * (clean_logits + adv_logits_base).sum(1)
+
+
 BOTH = ("weight_perturbation", "instance_weight:lsiw")
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
+        ({"plugins": [Idle]}, {"plugins": []}),
         ({"plugins": ["awp"], "options": {"awp": {"gamma": 0.0}}}, {"plugins": []}),
         ({"plugins": ["lsiw"], "options": {"lsiw": {"lam": 0.0}}, "no_companion": BOTH}, {"plugins": []}),
         ({"plugins": ["dirichlet-ls"], "options": {"dirichlet-ls": {"c": 0.0}}}, {"plugins": []}),

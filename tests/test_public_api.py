@@ -19,19 +19,17 @@ ROOT = Path(__file__).parents[1]
 CORE, BUILT_INS = ROOT / "toolkit" / "advkit", ROOT / "plugins" / "advkit_plugins"
 
 READING_SET = (
-    *("hooks", "hookspec", "types", "plugin", "compose", "registration"),
-    *("step", "objective", "network", "attack", "run", "loop"),
+    *("hooks", "hookspec", "types", "plugin", "registration", "compose", "consumption", "interval"),
+    *("step", "objective", "network", "attack", "run", "report", "loop"),
 )
 """What one reads to know how a run works."""
 
-READING_LINES, READING_STATEMENTS = 2500, 1900
+READING_LINES, READING_STATEMENTS = 2700, 1950
 """Limits of the reading set: lines of its files, and those of them that are neither blank, comment nor docstring."""
 
 LONG = {
     "checkpoint.py": "one guarantee, crash safety, from the temporary name to the verified load",
-    "compose.py": "all that is checked before a run, and what follows from it",
     "loop.py": "a run from the first batch to the last checkpoint, in reading order",
-    "resolve.py": "every origin a setting can have, and which one wins",
     "step.py": "one step, in reading order",
 }
 """The files that may be longer than 300 lines, and why."""

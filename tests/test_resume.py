@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -148,13 +148,16 @@ def _die(number: int, after: bool) -> None:
         counted(name)
 
 
+PRELOADED = [__name__, "advkit.cli.train", "advkit.cli.display", "advkit.cli.plan", "advkit.runs", "advkit.loop"]
+PRELOADED += ["torch._dynamo", "advkit_plugins.cat_eps", "advkit_plugins.lsiw", "advkit.data.digits"]
+"""What takes a process of its own a second or more to import; torch's optimizers import torch._dynamo."""
+
+
 def spawn(
     *arguments: object, log: Path, terminal: str | None = None, die_at: tuple[int, bool] | None = None
 ) -> ForkServerProcess:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [__name__, "advkit.cli.train", "advkit.runs", "advkit.cli.display", "advkit.cli.plan"]
-    )
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_command, args=([str(a) for a in arguments], str(log), terminal, die_at))
     process.start()
     return process
@@ -441,7 +444,7 @@ class WithReplacement(Plugin):
     name = "with-replacement"
 
     @hookimpl
-    def train_sampler(self, indices: Tensor, batch_size: int, epoch: int) -> list[Tensor]:
+    def train_sampler(self, indices: Tensor, batch_size: int, epoch: int) -> Sequence[Tensor]:
         generator = torch.Generator().manual_seed(epoch)
         return [indices[torch.randint(len(indices), (batch_size,), generator=generator)] for _ in range(4)]
 
@@ -609,7 +612,7 @@ def test_an_edited_run_file_is_refused_with_the_difference(stopped: Path) -> Non
     file = stopped / "run.toml"
     file.write_text(file.read_text().replace("epochs = 2", "epochs = 4"))
     ran = resume(stopped)
-    sentence = "The checkpoint was made with other settings: run.epochs: 2 in the checkpoint, 4 now. Restore run.toml."
+    sentence = "run.toml is not that of the checkpoint: run.epochs: 2 in the run, 4 now. Restore it."
     assert ran == (2, "", f"Error: {sentence}\n")
 
 
@@ -634,7 +637,7 @@ def test_plugin_objects_resume(splits: Splits, tmp_path: Path) -> None:
 
     def objects() -> dict[str, Any]:
         awp = Awp(Awp.Options.model_validate({"gamma": 0.02}))
-        return OWN | {"plugins": ["cat-eps", awp, Average()], "options": {}}
+        return OWN | {"plugins": ["cat-eps", awp, Average(Average.Options())], "options": {}}
 
     advkit.train(net(), splits, **objects(), out=tmp_path / "one")
     with pytest.raises(Stopped):

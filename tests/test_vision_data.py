@@ -9,14 +9,16 @@ import io
 import json
 import os
 import pickle
-import random
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
+import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,8 @@ def trust(patch: pytest.MonkeyPatch, kind: type[TorchvisionSource], sums: Mappin
     """Let advkit and torchvision take these checksums for the published ones."""
     patch.setattr(kind, "files", dict(sums))
     if kind is Svhn:
-        patch.setattr(
-            datasets.SVHN, "split_list", {name.split("_")[0]: [f"x/{name}", name, s] for name, s in sums.items()}
-        )
+        splits = {name.split("_")[0]: [f"http://a.invalid/{name}", name, s] for name, s in sums.items()}
+        patch.setattr(datasets.SVHN, "split_list", splits)
     elif kind is not FashionMnist:
         pairs = [[Path(file).name, s] for file, s in sums.items()]
         reader = getattr(datasets, kind.reader)  # type: ignore[attr-defined]
@@ -315,7 +316,6 @@ def test_no_network_is_used_but_by_prepare(copy: Copy, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("socket.getaddrinfo", offline)
     monkeypatch.setattr("socket.socket.connect", offline)
-    monkeypatch.setattr(datasets.SVHN, "split_list", {s: ["http://a.invalid/x", "x", ""] for s in ("train", "test")})
     assert "is absent" in refused(copy, tmp_path / "empty")
     assert copy.kind().load(copy.write(tmp_path / "full"), None)
     assert prepare(copy.kind(), tmp_path / "full") == []
@@ -441,8 +441,8 @@ def test_prepare_takes_local_files(copy: Copy, give: Callable[[Copy, Path], Path
 def test_prepare_finds_the_archive_in_a_folder_or_zip(name: str, tmp_path: Path) -> None:
     copy = COPIES[name]
     files = inner(copy, tmp_path / "archive")
-    for number, given in enumerate((folder(files, tmp_path / "given"), zipped(files, tmp_path / "given.zip"))):
-        assert list(prepare(copy.kind(), tmp_path / str(number), given)) == list(copy.files)
+    for number, source in enumerate((folder(files, tmp_path / "given"), zipped(files, tmp_path / "given.zip"))):
+        assert list(prepare(copy.kind(), tmp_path / str(number), source)) == list(copy.files)
         assert copy.intact(tmp_path / str(number)) == dict.fromkeys(copy.files, True)
 
 
@@ -493,21 +493,20 @@ def test_prepare_tells_a_damaged_file_from_an_absent_one(copy: Copy, tmp_path: P
 def test_of_any_damaged_archive_only_intact_files_are_taken(
     tmp_path: Path, give: Callable[[Copy, Path], Path], where: float, kind: str, cut: bool
 ) -> None:
-    copy, work = COPIES[kind], Path(tmp_path, str(random.getrandbits(64)))
-    work.mkdir()
+    copy, work = COPIES[kind], Path(tempfile.mkdtemp(dir=tmp_path))
     given = give(copy, work / "given")
     victim = next(iter(sorted(given.iterdir()))) if given.is_dir() else given
     content = victim.read_bytes()
     at = int(where * (len(content) - 1))
     victim.write_bytes(content[:at] if cut else content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
-    root, complete = work / "root", False
+    root, complaint = work / "root", ""
     try:
         prepare(copy.kind(), root, given)
-        complete = True
     except DataError as error:
-        assert "\n" not in str(error) and str(given) in str(error)
+        complaint = str(error)
     intact = copy.intact(root)
-    assert all(intact.values()) and (not complete or len(intact) == len(copy.files))
+    assert all(intact.values()) and "\n" not in complaint
+    assert str(given) in complaint if complaint else len(intact) == len(copy.files)
     assert not list(root.glob(".prepare-*"))
 
 
@@ -531,13 +530,13 @@ def test_archives_can_not_write_elsewhere(tmp_path: Path) -> None:
             link = tarfile.TarInfo(name)
             link.type, link.linkname = tarfile.SYMTYPE, str(secret)
             archive.addfile(link)
-    before = {each for each in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     prepare(copy.kind(), tmp_path / "a/b/root", path)
     assert copy.intact(tmp_path / "a/b/root") == dict.fromkeys(copy.files, True)
-    with pytest.raises(DataError, match="has no train_32x32.mat"):
+    with pytest.raises(DataError, match="has no train_32x32"):
         prepare(copy.kind(), tmp_path / "a/b/other", tmp_path / "links.tar.gz")
-    new = {each.relative_to(tmp_path) for each in tmp_path.rglob("*")} - {b.relative_to(tmp_path) for b in before}
-    assert {str(each) for each in new} == {"a", "a/b", "a/b/root", "a/b/other"} | {
+    new = set(tmp_path.rglob("*")) - before
+    assert {str(each.relative_to(tmp_path)) for each in new} == {"a", "a/b", "a/b/root", "a/b/other"} | {
         f"a/b/root/{name}" for name in copy.files
     }
 
@@ -561,7 +560,7 @@ def test_a_file_that_unpacks_to_no_end_is_given_up(tmp_path: Path, monkeypatch: 
             return self.hash.hexdigest()
 
     monkeypatch.setattr("advkit.data.prepare.hashlib.md5", Counting)
-    with pytest.raises(DataError, match="train_32x32.mat in .* is damaged"):
+    with pytest.raises(DataError, match=r"train_32x32\.mat in .* is damaged"):
         prepare(Svhn(), tmp_path / "root", zipped(endless, tmp_path / "given.zip"))
     assert sum(written) < 8 << 20
 
@@ -575,31 +574,54 @@ def test_a_root_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
         assert found.startswith(f"{root} can not be written (") and found.endswith("; choose another --data-root.")
 
 
-# --- download, from archives that stand in for the network
+# --- download, from a server on this machine
 
 
-def published(patch: pytest.MonkeyPatch, copy: Copy, at: Path) -> list[Path]:
-    """Let torchvision download the copy from `at`; the files to be fetched."""
-    at.mkdir()
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address where it is served."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "net"))
+
+        def log_message(self, *_: object) -> None: ...
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            content = source.read()
+            outputfile.write(content[: len(content) // 2] if (tmp_path / "cut").exists() else content)
+
+    (tmp_path / "net").mkdir()
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield tmp_path / "net", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def published(patch: pytest.MonkeyPatch, copy: Copy, net: tuple[Path, str]) -> list[Path]:
+    """Let torchvision download the copy from the server; the files to be fetched."""
+    at, url = net
     if copy.kind is FashionMnist:
         files = gz(flat(copy))
-        patch.setattr(datasets.FashionMNIST, "mirrors", [f"file://{at}/"])
+        patch.setattr(datasets.FashionMNIST, "mirrors", [f"{url}/"])
         patch.setattr(datasets.FashionMNIST, "resources", [(name, md5(content)) for name, content in files.items()])
         folder(files, at)
     elif copy.kind is Svhn:
         copy.write(at)
-        lists = {n.split("_")[0]: [f"file://{at}/{n}", n, s] for n, s in Svhn.files.items()}
+        lists = {n.split("_")[0]: [f"{url}/{n}", n, s] for n, s in Svhn.files.items()}
         patch.setattr(datasets.SVHN, "split_list", lists)
     else:
         reader = getattr(datasets, copy.kind.reader)  # type: ignore[attr-defined]
         archive = tar(copy.files, at / reader.filename)
-        patch.setattr(reader, "url", f"file://{archive}")
+        patch.setattr(reader, "url", f"{url}/{archive.name}")
         patch.setattr(reader, "tgz_md5", md5(archive.read_bytes()))
     return sorted(at.iterdir())
 
 
-def test_prepare_downloads(copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched = published(monkeypatch, copy, tmp_path / "net")
+def test_prepare_downloads(copy: Copy, net: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = published(monkeypatch, copy, net)
     root = tmp_path / "cache/advkit"
     code, out, _ = advkit("data", "prepare", copy.kind.name)
     following = f"Next: advkit train --dataset {copy.kind.name}\n"
@@ -617,9 +639,13 @@ def test_prepare_downloads(copy: Copy, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("damage", [*DAMAGE.values(), None], ids=[*DAMAGE, "absent"])
 def test_a_failing_download_leaves_nothing(
-    copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes] | None
+    copy: Copy,
+    net: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[bytes], bytes] | None,
 ) -> None:
-    for file in published(monkeypatch, copy, tmp_path / "net"):
+    for file in published(monkeypatch, copy, net):
         content = file.read_bytes()
         file.unlink()
         if damage:
@@ -633,13 +659,25 @@ def test_a_failing_download_leaves_nothing(
     assert prepare(copy.kind(), tmp_path / "root") == list(copy.files)
 
 
+def test_a_download_that_breaks_off_leaves_nothing(
+    copy: Copy, net: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(monkeypatch, copy, net)
+    (tmp_path / "cut").touch()
+    with pytest.raises(DataError, match=f"^{copy.kind.name} can not be downloaded"):
+        prepare(copy.kind(), tmp_path / "root")
+    assert not list((tmp_path / "root").iterdir())
+    (tmp_path / "cut").unlink()
+    assert prepare(copy.kind(), tmp_path / "root") == list(copy.files)
+
+
 def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: object, loader: object, into: Path) -> None:
         (into / "train_32x32.mat").write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Svhn, "download", interrupted)
-    assert advkit("data", "prepare", "svhn", "--data-root", tmp_path / "root") == (130, "", "Interrupted.\n")
+    assert advkit("data", "prepare", "svhn", "--data-root", tmp_path / "root") == (130, "", "\nInterrupted.\n")
     assert not list((tmp_path / "root").iterdir())
 
 
@@ -688,18 +726,8 @@ def test_prepare_refuses_what_needs_no_files() -> None:
 
 def test_a_run_on_local_files(tmp_path: Path) -> None:
     root = COPIES["fashion-mnist"].write(tmp_path / "data")
-    flags = [
-        "--dataset",
-        "fashion-mnist",
-        "--epochs",
-        "1",
-        "--progress",
-        "none",
-        "--set",
-        "attack.steps=1",
-        "--set",
-        "model.width=2",
-    ]
+    flags = ["--dataset", "fashion-mnist", "--epochs", 1, "--progress", "none"]
+    flags += ["--set", "attack.steps=1", "--set", "model.width=2"]
     out = tmp_path / "run"
     assert advkit("train", *flags, "--data-root", root, "--out", out) == (0, "", "")
     code, table, _ = advkit("evaluate", out, "--json")

@@ -89,10 +89,11 @@ class CatEps(Plugin):
 
     @hookimpl
     def commit_attack(
-        self, batch: Batch, budget: Budget, attack: AttackResult, success: Tensor
+        self, batch: Batch, budget: Budget, attack: AttackResult, success: Tensor, run: Run
     ) -> tuple[Budget, Tensor | None]:
         stored = self.eps[batch.index].to(batch.x.dtype)
-        distance = (attack.x_adv - batch.x).flatten(1).abs().amax(1)
+        order = torch.inf if run.attack.norm == "linf" else 2
+        distance = torch.linalg.vector_norm((attack.x_adv - batch.x).flatten(1), order, dim=1)
         eps = next_eps(
             stored,
             budget.attack,

@@ -102,10 +102,10 @@ def dump(resolved: Resolved) -> str:
 
 
 def difference(stored: str, now: str) -> list[str]:
-    """What two dumps disagree on: ["run.epochs: 3 in the checkpoint, 4 now"]."""
+    """What two dumps disagree on: ["run.epochs: 3 in the run, 4 now"]."""
     before, after = _flat(tomllib.loads(stored)), _flat(tomllib.loads(now))
     return [
-        f"{key}: {before.get(key)!r} in the checkpoint, {after.get(key)!r} now"
+        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]
@@ -162,6 +162,10 @@ def _claims(resolved: Resolved) -> list[str]:
 
     state = RunState(seed=0, num_samples=0, attack=resolved.attack, device=torch.device("cpu"), dtype=torch.float32)
     composition = resolved.composition
+    unknown = []
     for answer in composition.answers["setup"]:
-        answer({"run": Run(state, answer.plugin.name, composition)})
-    return [*state.samples, *state.tensors]
+        if "model" in answer.arguments:
+            unknown.append(f"{answer.plugin.name}/(depends on the model)")
+        else:
+            answer({"run": Run(state, answer.plugin.name, composition)})
+    return [*state.samples, *state.tensors, *unknown]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch.func import functional_call
 from .attack import NORMS, pgd
 from .data.base import Dataset
 from .data.transforms import to_float
-from .errors import OptionError, did_you_mean
-from .network import checked_logits, mode
+from .errors import NonFinite, OptionError, did_you_mean
+from .network import checked_logits, mode, own_generator
+from .rng import derive_seed
 from .types import Objective
 
 SUSPECT_GAP = 0.06
@@ -69,7 +70,10 @@ class EvaluationAttack:
         return cls(name, found[1], int(found[2]), pace)
 
     def robust(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Tensor:
-        """(B,) bool: which samples are still classified as y at the final iterate. `model` is in eval mode."""
+        """(B,) bool: which samples are still classified as y at the final iterate. `model` is in eval mode.
+
+        Raises NonFinite if an input gradient is not finite: such an attack would be none, and every net robust.
+        """
         frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
         def forward(images: Tensor) -> Tensor:
@@ -85,9 +89,21 @@ class EvaluationAttack:
                 steps=self.steps,
                 step_size=self.pace * radius,
             )
+            if result.finite is not None and not bool(result.finite):
+                raise NonFinite(
+                    f"{self.name} met an input gradient that is NaN or Inf; its accuracy would mean nothing."
+                )
             x = result.x_adv
         with torch.no_grad():
             return forward(x).argmax(1) == y
+
+
+def parse_attacks(names: Sequence[str]) -> list[EvaluationAttack]:
+    """One or more attacks, each once."""
+    if not names or len(set(names)) != len(names):
+        given = ",".join(names)
+        raise OptionError(f"--attacks {given!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20.")
+    return [EvaluationAttack.parse(name) for name in names]
 
 
 def verdicts(
@@ -99,21 +115,25 @@ def verdicts(
     norm: str,
     tick: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Tensor]:
-    """For each attack (n,) bool on the CPU: which images of `dataset` withstand it. Changes nothing in the model."""
+    """For each attack (n,) bool on the CPU: which images of `dataset` withstand it. Changes nothing in the model.
+
+    A model that draws in eval mode gets numbers of its own, the same at every evaluation.
+    """
     parameter = next(model.parameters())
     found: dict[str, list[Tensor]] = {attack.name: [] for attack in attacks}
-    with mode(model, training=False):
+    with mode(model, training=False), own_generator(parameter.device) as seed:
         for first in range(0, len(dataset), BATCH):
             rows = slice(first, first + BATCH)
             x = to_float(dataset.images[rows].to(parameter.device), parameter.dtype)
             y = dataset.labels[rows].to(parameter.device)
             for attack in attacks:
+                seed(derive_seed(0, "core", "evaluation", f"{attack.name} {first}"))
                 found[attack.name].append(attack.robust(model, x, y, eps, norm).cpu())
                 tick(len(y))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def wilson(correct: int, n: int) -> list[float]:
+def wilson(correct: float, n: int) -> list[float]:
     """95 % score interval of a share (Wilson 1927)."""
     z = 1.959963984540054
     share, spread = correct / n, z * z / n
@@ -140,7 +160,7 @@ def summary(kept: Mapping[str, Tensor], attacks: Sequence[EvaluationAttack], eps
     return {
         "attacks": rows,
         "worst_case": {"accuracy": int(worst.sum()) / len(worst), "interval": wilson(int(worst.sum()), len(worst))},
-        "suspect": gap is not None and gap > SUSPECT_GAP,
+        "suspect": None if gap is None else gap > SUSPECT_GAP,
     }
 
 
@@ -154,8 +174,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracies of `model` on all of `dataset`: {"n", "attacks", "worst_case", "suspect"}.
 
-    `suspect` is True where the accuracies under cross-entropy and margin PGD differ by more than 0.06.
+    `suspect` is True where the accuracies under cross-entropy and margin PGD differ by more than 0.06, None where
+    not both were run.
     """
-    chosen = [EvaluationAttack.parse(name) for name in attacks]
+    chosen = parse_attacks(attacks)
+    if norm not in NORMS or not (isfinite(eps) and eps >= 0):
+        raise OptionError(f"eps = {eps} must be finite and >= 0, norm = {norm!r} one of {', '.join(NORMS)}.")
     kept = verdicts(model, dataset, chosen, eps=eps, norm=norm)
     return {"n": len(dataset), **summary(kept, chosen, eps)}

@@ -201,7 +201,7 @@ class Hooks:
     # ------------------------------------------------------------------ run
 
     @hookspec(Rule.NOTIFY)
-    def setup(self, run: Run) -> None:
+    def setup(self, model: nn.Module, run: Run) -> None:
         """Once, before the first step or a resume: claim per-sample state and tensors here."""
 
     @hookspec(Rule.NOTIFY)

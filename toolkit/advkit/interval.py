@@ -77,7 +77,8 @@ class Interval:
     success: tuple[str, ...]
     objective_terms: tuple[str, ...]
     """The loss terms that demand no base view: what `gradient_at(loss="objective")` sums."""
-    objective_views: tuple[str, ...]
+    objective_views: Mapping[str, bool]
+    """The forwards they need; whether a gradient flows."""
     passes: Mapping[str, Passes]
 
     def owner(self, hook: str) -> Answer | None:
@@ -165,10 +166,16 @@ def interval(
         for view in VIEWS
         if any(hook != "instance_weight" and plugin not in based for hook, plugin in wanted[view])
     ]
+    objective_gradients = {"adv_logits"} if not active["base_loss"] else set()
+    for hook in ("base_loss", "extra_regularizer"):
+        for answer in active[hook]:
+            if answer.plugin.name not in based:
+                names = demands[hook, answer.plugin.name] - answer.detached(epoch)
+                objective_gradients |= {aliases.get(name, name) for name in names}
     costs = Costs(
         steps=setting.steps,
         adv_ce=Passes(forward=1, full_backward=1),
-        objective=Passes(forward=len(objective_views), full_backward=len(objective_views)),
+        objective=Passes(forward=len(objective_views), full_backward=len(objective_gradients)),
     )
     own = {
         phase: sum(
@@ -194,7 +201,7 @@ def interval(
             "base_loss",
             *(a.plugin.name for a in active["extra_regularizer"] if a.plugin.name not in based),
         ),
-        objective_views=tuple(objective_views),
+        objective_views={view: view in objective_gradients for view in objective_views},
         passes={
             "attack": own["attack"] + Passes(steps + bool(attack_view) + bool(success), steps),
             "update": own["update"] + Passes(len(views), full_backward=sum(view.gradient for view in views.values())),

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from . import checkpoint, config
 from .data.base import Dataset, Splits
 from .data.transforms import TRANSFORMS, to_float
-from .errors import CheckpointError, DataError, OptionError, ResumeMismatch, Stopped, did_you_mean
+from .errors import CheckpointError, DataError, HookContract, OptionError, ResumeMismatch, Stopped, did_you_mean
 from .evaluation import EvaluationAttack, verdicts
 from .folder import RunFolder
 from .interval import CORE
 from .metrics import Meter, quantiles
-from .models.base import load_weights
+from .models.base import put_weights
 from .report import Report
 from .resolve import Resolved
 from .rng import Draws, derive_key, permutation
@@ -102,7 +102,7 @@ class Trainer:
         self.training, self.validation = self._split()
         self.position, self.meter = Position(), Meter()
         self.history: list[dict[str, Any]] = []
-        self.step.notify("setup")
+        self.step.notify("setup", model=self.model)
 
     # ------------------------------------------------------------------ the run
 
@@ -126,8 +126,8 @@ class Trainer:
         at, run = self.position, self.resolved.run
         for group in self.optimizer.param_groups:
             group["lr"] = self.resolved.optimizer.lr_at(at.epoch, run.epochs)
-        batches = self.batches(at.epoch)
         self.step.state.epoch, self.step.state.step = at.epoch, at.step
+        batches = self.batches(at.epoch)
         if at.step == 0:
             self.step.notify("epoch_start", at.epoch, epoch=at.epoch)
         seen = _occurrences(batches)
@@ -152,12 +152,13 @@ class Trainer:
     def _end_epoch(self) -> None:
         at, run = self.position, self.resolved.run
         self.meter.lap()
+        evaluated = self._evaluated()
         row: dict[str, Any] = {
             "epoch": at.epoch,
             "lr": self.resolved.optimizer.lr_at(at.epoch, run.epochs),
             **self.meter.row(self.resolved.attack.steps),
             "state": {name: quantiles(values[self.training]) for name, values in self.step.state.samples.items()},
-            "validation": self._validate(at.epoch),
+            "validation": self._validate(at.epoch, evaluated),
         }
         chosen = row["validation"]["selected"] if row["validation"] else None
         if self._selecting_split() is None:
@@ -173,7 +174,7 @@ class Trainer:
         if self.folder:
             at.metrics_size = self.folder.append_metrics(row)
         at.epoch, at.step, self.meter = at.epoch + 1, 0, Meter()
-        self.save()
+        self.save(evaluated)
         self.progress.finished_epoch(row)
 
     # ------------------------------------------------------------------ data
@@ -185,8 +186,15 @@ class Trainer:
         if sampler:
             known = {"indices": self.training, "batch_size": run.batch_size, "epoch": epoch}
             batches = list(self.step._ask(sampler, **known))
-            if not batches or any(b.dtype != torch.int64 or b.dim() != 1 or not len(b) for b in batches):
-                raise DataError(f"Plugin {sampler.plugin.name} sampled no batch or a batch that is not int64 (b,).")
+            for batch in batches:
+                fine = isinstance(batch, Tensor) and batch.dtype == torch.int64 and batch.dim() == 1 and len(batch)
+                if not fine or not bool(torch.isin(batch, self.training).all()):
+                    raise HookContract(
+                        f"Plugin {sampler.plugin.name} broke the contract of train_sampler: every batch must be an "
+                        "int64 tensor (b,) of `indices`. See advkit/hooks.py."
+                    )
+            if not batches:
+                raise HookContract(f"Plugin {sampler.plugin.name} broke the contract of train_sampler: no batch.")
             return batches
         order = permutation(derive_key(run.seed, CORE, "order", "train", epoch), len(self.training))
         return list(torch.split(self.training[order], run.batch_size))
@@ -246,7 +254,7 @@ class Trainer:
             return "test"
         return "validation" if len(self.validation) else None
 
-    def _validate(self, epoch: int) -> dict[str, Any] | None:
+    def _validate(self, epoch: int, evaluated: Mapping[str, Tensor]) -> dict[str, Any] | None:
         chosen, split = self.resolved.validation, self._selecting_split()
         last = epoch == self.resolved.run.epochs - 1
         if split is None or ((epoch + 1) % chosen.every_epochs and not last):
@@ -260,7 +268,7 @@ class Trainer:
         names = ("clean", f"pgd-{chosen.steps}", f"cw-{chosen.steps}")
         attacks = [EvaluationAttack.parse(name, pace=0.25) for name in names]
         attack = self.resolved.attack
-        with _replaced(self.model, self._evaluated()):
+        with _replaced(self.model, evaluated):
             kept = verdicts(self.model, dataset, attacks, eps=attack.eps, norm=attack.norm)
         found: dict[str, Any] = {name: float(values.double().mean()) for name, values in kept.items()}
         # Cross-entropy PGD alone would pick epochs whose gradients are masked.
@@ -273,8 +281,8 @@ class Trainer:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def save(self) -> None:
-        """A checkpoint of this position, if the run has a folder."""
+    def save(self, evaluated: Mapping[str, Tensor] | None = None) -> None:
+        """A checkpoint of this position, if the run has a folder; `evaluated` are the weights that were validated."""
         if self.folder is None:
             return
         self.meter.lap()
@@ -286,7 +294,7 @@ class Trainer:
             "data": self.splits.train.fingerprint(),
             "run": config.dump(self.resolved),
         }
-        self.publish(checkpoint.save(store, at.global_step, self._tensors(), state))
+        self.publish(checkpoint.save(store, at.global_step, self._tensors(evaluated), state))
 
     def publish(self, path: Path) -> None:
         """Point `last`, and `best` where it is that, to the checkpoint of this position; drop old ones.
@@ -299,7 +307,7 @@ class Trainer:
             checkpoint.point(store, "best", path)
         checkpoint.prune(store, self.resolved.checkpoint.keep)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self, evaluated: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         names = {id(p): name for name, p in self.model.named_parameters()}
         stored = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         for parameter, values in self.optimizer.state.items():
@@ -308,7 +316,8 @@ class Trainer:
                     stored[f"optimizer/{names[id(parameter)]}/{key}"] = value
         stored |= self.step.state_dict()
         stored |= {f"meter/{name}": value for name, value in self.meter.tensors.items()}
-        stored |= {f"evaluated/{name}": value for name, value in self._evaluated().items()}
+        chosen = self._evaluated() if evaluated is None else evaluated
+        stored |= {f"evaluated/{name}": value for name, value in chosen.items()}
         return stored
 
     def _optimizer_numbers(self) -> dict[str, dict[str, Any]]:
@@ -326,9 +335,9 @@ class Trainer:
             raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
         if changes := config.difference(state["run"], config.dump(self.resolved)):
             raise ResumeMismatch(
-                f"The checkpoint was made with other settings: {'; '.join(changes)}. Restore run.toml."
+                f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it."
             )
-        load_weights(self.model, tensors, "the run's checkpoint")
+        put_weights(self.model, tensors, "the run's checkpoint")
         parameters = dict(self.model.named_parameters())
         for name, numbers in state["optimizer"].items():
             self.optimizer.state[parameters[name]].update(numbers)
@@ -338,7 +347,9 @@ class Trainer:
                 owner, _, key = name.rpartition("/")
                 parameter = parameters[owner]
                 self.optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
-        self.step.load_state_dict({n: v for n, v in tensors.items() if n.startswith(("samples/", "tensors/"))})
+        self.step.load_state_dict(
+            {n: v for n, v in tensors.items() if n.startswith(("samples/", "tensors/", "position"))}
+        )
         self.position = Position(**state["position"])
         sums = {name.removeprefix("meter/"): v for name, v in tensors.items() if name.startswith("meter/")}
         self.meter.restore(state["meter"], sums, self.device)

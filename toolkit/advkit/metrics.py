@@ -99,8 +99,8 @@ class Meter:
 
 
 def quantiles(values: Tensor) -> dict[str, float]:
-    """Minimum, quartiles and maximum of per-sample state (n,)."""
-    ranked = values.double().sort().values
+    """Minimum, quartiles and maximum of per-sample state (n,), of its finite values."""
+    ranked = values[values.isfinite()].double().sort().values
     last = len(ranked) - 1
     # Lower quantiles: figures that samples really have, and torch.quantile refuses more than 2**24 values.
     return {f"q{int(100 * q):02d}": float(ranked[int(q * last)]) for q in QUANTILES} if last >= 0 else {}

@@ -16,7 +16,13 @@ from .ledger import Ledger
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """The model in train or eval mode; every submodule gets its own mode back."""
+    """The model in train or eval mode; every submodule gets its own mode back.
+
+    A model that is in train mode stays as it is: submodules that its owner keeps in eval mode are meant to be.
+    """
+    if training and model.training:
+        yield
+        return
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -147,3 +153,8 @@ def refuse_wrapped(model: nn.Module) -> None:
     for kind, sentence in kinds:
         if isinstance(model, kind):
             raise OptionError(sentence)
+    if model._compiled_call_impl is not None:
+        raise OptionError("torch.compile is not supported yet; pass a module that is not compiled.")
+    dtypes = {p.dtype for p in model.parameters()}
+    if not dtypes <= {torch.float32, torch.float64}:
+        raise OptionError("Mixed and half precision are not supported yet; train in float32 or float64.")

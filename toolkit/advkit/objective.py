@@ -61,15 +61,15 @@ class Update:
             if loss not in ("adv_ce", "objective"):
                 raise ValueError(f'gradient_at knows the losses "adv_ce" and "objective", not {loss!r}')
             turn = next(turns)
-            views = ("adv_logits",) if loss == "adv_ce" else self.interval.objective_views
+            views = {"adv_logits": True} if loss == "adv_ce" else self.interval.objective_views
             with torch.enable_grad():
                 moved = trained | (self.network.shifted(shift) if shift else {})
-                logits = {
-                    name: self.network.forward(
-                        "update", f"gradient_at {name}", [owner], self.images(name), params=moved, turn=turn
-                    )
-                    for name in views
-                }
+                logits = {}
+                for name, differentiated in views.items():
+                    with torch.set_grad_enabled(differentiated):
+                        logits[name] = self.network.forward(
+                            "update", f"gradient_at {name}", [owner], self.images(name), params=moved, turn=turn
+                        )
                 values = (
                     soft_cross_entropy(logits["adv_logits"], self.known["target"])
                     if loss == "adv_ce"

@@ -58,6 +58,8 @@ class Plugin:
 
     def __init__(self, options: PluginOptions) -> None:
         self.options: PluginOptions = options
+        self.taken = False
+        """Whether the object is part of a run: it holds that run's state, and can not be in a second one."""
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ class Report:
             weighted=outcome.weighted,
             adv_correct=correct("adv_logits"),
             clean_correct=correct("clean_logits" if "clean_logits" in logits else "clean_logits_base"),
-            success=None if attack.success is None else attack.success.sum(),
+            success=None if known["success"] is None else known["success"].sum(),
             zero_gradients=None if attack.zero_gradients is None else attack.zero_gradients.sum(),
             radius=known["radius"].sum(),
             shift_ratio=ratio,

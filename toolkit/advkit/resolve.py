@@ -7,7 +7,7 @@ For options: the plugin, the plugin that asked for it as companion, recipe, file
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, cast
 
@@ -111,7 +111,7 @@ def resolve(
     declined = tuple(sorted(set(no_companion)))
     built: dict[str, Plugin] = {}
     kinds: dict[str, type[Plugin]] = {}
-    for choice in plugins:
+    for choice in plugins.split(",") if isinstance(plugins, str) else plugins:
         kind = _class_of(choice)
         if kind.name in kinds:
             raise OptionError(f"Plugin {kind.name} is named twice in --plugins; name it once.")
@@ -166,6 +166,14 @@ def resolve(
         origins=origins,
         cautions=(*cautions, *composition.cautions),
     )
+
+
+def without_strangers(layer: Layer, plugins: Iterable[str], declined: Iterable[str] = ()) -> Layer:
+    """A layer without the options of plugins that are no longer in the run; companions keep theirs."""
+    wanted = set(plugins)
+    for name in set(wanted):
+        wanted |= {companion for wish, (companion, _) in _class_of(name).companions.items() if wish not in declined}
+    return replace(layer, options={name: values for name, values in layer.options.items() if name in wanted})
 
 
 # ---------------------------------------------------------------------- plugins and companions

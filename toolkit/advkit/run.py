@@ -42,17 +42,17 @@ class RunState:
 
     @contextmanager
     def unless_failed(self, model: nn.Module, index: Tensor) -> Iterator[None]:
-        """Put the per-sample state of these samples and the model's buffers back if the step fails."""
+        """Put the state of these samples, other tensors and the model's buffers back if the step fails."""
         samples = {name: values[index] for name, values in self.samples.items()}
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        others = [(tensor, tensor.clone()) for tensor in (*self.tensors.values(), *model.buffers())]
         try:
             yield
         except BaseException:
             for name, values in samples.items():
                 self.samples[name][index] = values
             with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+                for tensor, before in others:
+                    tensor.copy_(before)
             raise
 
 

@@ -15,7 +15,7 @@ from .errors import CheckpointError, DataError, OptionError, ResumeMismatch
 from .folder import RunFolder
 from .interval import CORE
 from .loop import Progress, Silent, Trainer, TrainResult
-from .models.base import DataSpec, ModelBuilder, load_weights
+from .models.base import DataSpec, ModelBuilder, put_weights
 from .network import own_generator
 from .resolve import PASSED, Layer, PluginChoice, Resolved, resolve
 from .rng import derive_seed
@@ -35,7 +35,9 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
     """The model that the settings name, initialised from the seed."""
     name = resolved.model_name
     if name.startswith(PASSED):
-        raise CheckpointError("This run trained a model passed from Python; pass it to advkit.evaluate.")
+        raise CheckpointError(
+            "This run trained a model passed from Python; use advkit.load_weights(model, run) and advkit.evaluate."
+        )
     kind = cast(type[ModelBuilder], discovery.load("model", name))
     builder = kind(kind.Options(**resolved.model_options))
     with own_generator(torch.device("cpu")) as seed:
@@ -74,8 +76,7 @@ def start(
 ) -> TrainResult:
     """Train from the beginning, into the new folder `out`, or into none."""
     if init_from is not None:
-        tensors, _ = RunFolder.open(init_from).load("best")
-        load_weights(model, tensors, str(init_from), averaged=True)
+        load_weights(model, init_from)
     if out is None:
         return Trainer(resolved, splits, model, None, progress).run()
     trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing
@@ -122,29 +123,28 @@ def resolve_folder(folder: RunFolder, plugins: Sequence[str] | None = None, laye
     file = folder.file()
     stored = resolve(file.plugins or (), [file.layer], no_companion=file.no_companion)
     config.same_companions(file.companions, stored, "run.toml")
-    if plugins is not None or layer is not None:
-        on_top = resolve(
-            plugins if plugins is not None else file.plugins or (),
-            [file.layer, *([layer] if layer else [])],
-            no_companion=file.no_companion,
-        )
-        refuse_difference(stored, on_top)
+    if plugins is not None:
+        _refuse_other_plugins(stored.chosen, tuple(sorted(plugins)))
+    if layer is not None:
+        refuse_difference(stored, resolve(stored.chosen, [file.layer, layer], no_companion=file.no_companion))
     return stored
 
 
 def refuse_difference(stored: Resolved, wanted: Resolved) -> None:
     """A run goes on as it began, or not at all."""
-    before, after = stored.values(), wanted.values()
-    if stored.chosen != wanted.chosen:
+    _refuse_other_plugins(stored.chosen, wanted.chosen)
+    _refuse(config.difference(config.dump(stored), config.dump(wanted)))
+
+
+def _refuse_other_plugins(stored: Sequence[str], wanted: Sequence[str]) -> None:
+    if list(stored) != list(wanted):
         raise ResumeMismatch(
-            f"The run was started with the plugins {', '.join(stored.chosen) or 'none'}, not "
-            f"{', '.join(wanted.chosen) or 'none'}; start a new run with another --out."
+            f"The run was started with the plugins {', '.join(stored) or 'none'}, not {', '.join(wanted) or 'none'}; "
+            "start a new run with another --out."
         )
-    changes = [
-        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    ]
+
+
+def _refuse(changes: Sequence[str]) -> None:
     if changes:
         raise ResumeMismatch(
             f"A run can not change its settings: {'; '.join(changes)}. Leave them out, or start a new run "
@@ -204,14 +204,19 @@ def train(
             progress=progress,
         )
     folder = RunFolder.open(Path(resume_from))
-    refuse_difference(_as_stored(folder, plugins), resolved)
+    _refuse_other_plugins(sorted(folder.file().plugins or ()), resolved.chosen)
+    # By the file's text: plugins may be classes or objects that no name brings back.
+    _refuse(config.difference((folder.path / "run.toml").read_text(), config.dump(resolved)))
     return resume(folder, resolved, splits, net, progress)
 
 
-def _as_stored(folder: RunFolder, plugins: Iterable[PluginChoice]) -> Resolved:
-    """The folder's run, its plugins taken from the caller: they may be classes that no name brings back."""
-    file = folder.file()
-    return resolve(plugins, [file.layer], no_companion=file.no_companion)
+def load_weights(model: nn.Module, run: str | Path, checkpoint: str = "best") -> None:
+    """Copy the weights of a run's checkpoint ("best", "last") into `model`, in place.
+
+    Averaged weights are taken where a plugin provided some, as `advkit evaluate` does. Raises CheckpointError.
+    """
+    tensors, _ = RunFolder.open(Path(run)).load(checkpoint)
+    put_weights(model, tensors, str(run), averaged=True)
 
 
 def evaluate_folder(
@@ -220,5 +225,5 @@ def evaluate_folder(
     """The run's model with the weights of the checkpoint `name`, and that checkpoint's position."""
     tensors, state = folder.load(name)
     model = build_model(resolved, splits.train).to(resolved.run.device)
-    load_weights(model, tensors, str(folder.path), averaged=True)
+    put_weights(model, tensors, str(folder.path), averaged=True)
     return model, state["position"]

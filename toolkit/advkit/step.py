@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ class Step:
                     "train with advkit.train, or leave the plugin out."
                 )
         self._start(model, optimizer, resolved, num_samples)
-        self.notify("setup")
+        self.notify("setup", model=model)
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer, resolved: Resolved, num_samples: int) -> Step:
@@ -93,6 +92,15 @@ class Step:
         trained = next((p for p in model.parameters() if p.requires_grad), None)
         if trained is None:
             raise OptionError("The model has no trainable parameter; nothing could be learnt.")
+        own = {id(p) for p in model.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
+        for plugin in resolved.composition.plugins:
+            if plugin.taken:
+                raise OptionError(
+                    f"The plugin object {plugin.name} is in another run already; build a new one, or pass its class."
+                )
+            plugin.taken = True
         self.model, self.optimizer = model, optimizer
         self.objective = Objective(model)
         self.composition: Composition = resolved.composition
@@ -124,6 +132,8 @@ class Step:
         ):
             network = Network(self.model, ledger, lambda label: seed(self._seed(label)))
             classes = self._classes(network, batch.x)
+            if first or self.check_hooks:
+                self._fits(batch, classes)
             contract = Contract(batch, classes, self.attack.steps, values=first or self.check_hooks)
             known = self._attack(batch, interval, network, contract)
             outcome, shift = self._update(known, interval, network, contract)
@@ -144,9 +154,9 @@ class Step:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The plugins' state, by name: save it beside the model's and the optimizer's, for an exact resume."""
-        return {f"samples/{name}": values for name, values in self.state.samples.items()} | {
-            f"tensors/{name}": values for name, values in self.state.tensors.items()
-        }
+        stored = {f"samples/{name}": values for name, values in self.state.samples.items()}
+        stored |= {f"tensors/{name}": values for name, values in self.state.tensors.items()}
+        return stored | {"position": torch.tensor([self.state.epoch, self.state.step])}
 
     def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` gave. Raises ResumeMismatch if these plugins claim other state."""
@@ -159,6 +169,7 @@ class Step:
             )
         for name, values in stored.items():
             own[name].copy_(values)
+        self.state.epoch, self.state.step = stored["position"].tolist()
 
     # ------------------------------------------------------------------ the two phases
 
@@ -178,12 +189,12 @@ class Step:
             known["target"] = self._target(interval, known, "attack", contract)
             attack = self._attacked(interval, known, scale, network, contract)
 
+            known |= {"attack": attack, "x_train": attack.x_adv, "success": None}
             if interval.success:
                 final = network.judge("success", interval.success, attack.x_adv)
-                attack = replace(attack, success=final.argmax(1) != batch.y)
-            known |= {"attack": attack, "x_train": attack.x_adv}
+                known["success"] = final.argmax(1) != batch.y
             if owner := interval.owner("commit_attack"):
-                answer = self._ask(owner, **known, success=attack.success)
+                answer = self._ask(owner, **known)
                 known["budget"], x_train = contract.commit(owner.plugin.name, answer, radius, self.attack.norm)
                 if x_train is not None:
                     known["x_train"] = x_train
@@ -209,7 +220,7 @@ class Step:
                     f"The loss ({', '.join(interval.terms)}) has no gradient, so nothing would be learnt; "
                     "return terms that depend on the logits, undetached."
                 )
-            self.optimizer.zero_grad(set_to_none=True)
+            self._forget_gradients()
             outcome.loss.backward()
         self._stop_if_not_finite(known["attack"], outcome)
         return outcome, shift
@@ -217,7 +228,12 @@ class Step:
     # ------------------------------------------------------------------ one question each
 
     def _ask(self, answer: Answer, **known: Any) -> Any:
-        return answer({**known, "run": self.runs[answer.plugin.name]})
+        """What a plugin did not demand it does not see, whoever else had it computed."""
+        needs = self.composition.at(self.state.epoch).demands.get((answer.hook, answer.plugin.name), frozenset())
+        hidden: dict[str, Any] = {
+            name: None for name in ("clean_logits", "success") if name in known and name not in needs
+        }
+        return answer({**known, **hidden, "run": self.runs[answer.plugin.name]})
 
     def _budget(self, interval: Interval, known: Mapping[str, Any], contract: Contract) -> Budget:
         if owner := interval.owner("perturbation_budget"):
@@ -260,6 +276,11 @@ class Step:
         model = network.attacked(inner.plugin.name if inner else CORE, self.attack.mode == "train")
         observe = self._observer(interval.answers["attack_step"], batch, contract)
         if inner:
+            if budget.step_size is not None or budget.steps is not None:
+                raise HookConflict(
+                    f"Plugin {self.composition.owner('perturbation_budget')} sets steps or step sizes per sample, but "
+                    f"the inner attack {inner.plugin.name} has its own; leave one of them out."
+                )
             self.runs[inner.plugin.name]._observe = observe
             with torch.enable_grad():
                 result = self._ask(inner, **known, model=model, objective=objective)
@@ -300,16 +321,39 @@ class Step:
 
     def _batch(self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None) -> Batch:
         rows = len(x)
-        if y.shape != (rows,) or index.shape != (rows,) or y.dtype != torch.int64 or index.dtype != torch.int64:
+        if (
+            not rows
+            or (y.shape, index.shape) != ((rows,), (rows,))
+            or (y.dtype, index.dtype) != (torch.int64, torch.int64)
+        ):
             raise OptionError(
                 f"A step takes x (B, C, H, W), y (B,) and index (B,), the last two int64; got {tuple(x.shape)}, "
                 f"{tuple(y.shape)} {y.dtype} and {tuple(index.shape)} {index.dtype}."
             )
         if x.dtype != self.state.dtype:
             raise OptionError(f"x is {x.dtype} and the model {self.state.dtype}; convert x.")
+        if epoch < 0:
+            raise OptionError(f"epoch = {epoch} must be 0 or more.")
+        if torch.is_autocast_enabled(x.device.type):
+            raise OptionError("Mixed precision is not supported yet; call the step outside torch.autocast.")
         if epoch != self.state.epoch:
             self.state.epoch, self.state.step = epoch, 0
         return Batch(x, y, index, torch.zeros_like(index) if occurrence is None else occurrence)
+
+    def _fits(self, batch: Batch, classes: int) -> None:
+        """Values of a batch, where they are checked: mistakes that would train, but not what was meant."""
+        x, index = batch.x, batch.index
+        if not bool(((x >= 0) & (x <= 1)).all()):
+            raise OptionError("x leaves [0, 1]; pass images in [0, 1] and normalise them inside the model.")
+        if not bool(((index >= 0) & (index < self.state.num_samples)).all()):
+            raise OptionError(
+                f"index leaves 0..{self.state.num_samples - 1}; pass each sample's place in the training set."
+            )
+        if not bool(((batch.y >= 0) & (batch.y < classes)).all()):
+            raise OptionError(f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits.")
+        visits = torch.stack([index, batch.occurrence], dim=1)
+        if len(torch.unique(visits, dim=0)) != len(index):
+            raise OptionError("index names a sample twice in a batch; number its visits with `occurrence`.")
 
     def _classes(self, network: Network, x: Tensor) -> int:
         """K, from one eval forward of one image before the first step."""
@@ -329,11 +373,16 @@ class Step:
         """Before the update. One synchronisation a step."""
         what = not_finite(self.model, attack, outcome)
         if what is not None:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._forget_gradients()
             raise NonFinite(
                 f"NaN or Inf in {what} at epoch {self.state.epoch}, step {self.state.step}. The step was not applied; "
                 "lower optimizer.lr or look at the options of the plugins in this run."
             )
+
+    def _forget_gradients(self) -> None:
+        """Those of parameters that the optimizer does not have, too: they would add up."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
 
     def _as_declared(self, interval: Interval, passes: Mapping[str, Passes]) -> None:
         for phase, ran in passes.items():

@@ -60,8 +60,8 @@ class AttackResult:
     """What an attack returns: x_adv, detached, and any `traces` (B, ...) for later hooks.
 
     advkit's own attack also reports the moves it made per sample, `steps` (B,); whether every input gradient was
-    finite, `finite` (); and how many iterates had no gradient at all, `zero_gradients` (B,). `success` (B,) is
-    filled by the core, and only when somebody demands it.
+    finite, `finite` (); and how many iterates had no gradient at all, `zero_gradients` (B,). Whether it succeeded is
+    not its word: the core judges that at the final iterate, where somebody demands `success`.
     """
 
     x_adv: Tensor
@@ -69,7 +69,6 @@ class AttackResult:
     steps: Tensor | None = None
     finite: Tensor | None = None
     zero_gradients: Tensor | None = None
-    success: Tensor | None = None
 
 
 @dataclass(frozen=True)

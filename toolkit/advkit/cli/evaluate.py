@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import OptionError
 from .main import parse_value, print_json
+
+if TYPE_CHECKING:
+    from ..evaluation import EvaluationAttack
 
 
 @click.command("evaluate")
@@ -30,15 +33,11 @@ def command(run: str, attacks: str, eps: str | None, count: str, split: str, whi
     cross-entropy. A run whose two accuracies differ by more than 0.06 is marked as suspect.
     """
     from ..data.base import Dataset
-    from ..evaluation import EvaluationAttack, summary, verdicts
+    from ..evaluation import parse_attacks, summary, verdicts
     from ..folder import RunFolder
     from ..runs import evaluate_folder, load_data, on_this_machine, resolve_folder
 
-    chosen = [EvaluationAttack.parse(name.strip()) for name in attacks.split(",") if name.strip()]
-    if not chosen or len({attack.name for attack in chosen}) != len(chosen):
-        raise OptionError(
-            f"--attacks {attacks!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20."
-        )
+    chosen = parse_attacks([name.strip() for name in attacks.split(",") if name.strip()])
     budget, wanted = _number("--eps", eps), _count(count)
     folder = RunFolder.open(Path(run))
     resolved = on_this_machine(resolve_folder(folder))
@@ -58,7 +57,7 @@ def command(run: str, attacks: str, eps: str | None, count: str, split: str, whi
         "run": run,
         "checkpoint": which,
         "epoch": position["epoch"] - 1 if position["step"] == 0 else position["epoch"],
-        "selected_on": best.get("split"),
+        "selected_on": best.get("split") if which == "best" else None,
         "split": split,
         "n": len(dataset),
         "norm": resolved.attack.norm,
@@ -117,8 +116,19 @@ def _number(flag: str, text: str | None) -> float | None:
     return value
 
 
-def _count(text: str) -> int:
+def chosen_attacks(text: str) -> list[EvaluationAttack]:
+    """The attacks of --attacks."""
+    from ..evaluation import EvaluationAttack
+
+    chosen = [EvaluationAttack.parse(name.strip()) for name in text.split(",") if name.strip()]
+    if not chosen or len({attack.name for attack in chosen}) != len(chosen):
+        raise OptionError(f"--attacks {text!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20.")
+    return chosen
+
+
+def whole(flag: str, text: str) -> int:
+    """A count; 0 means all."""
     value = parse_value(text)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise OptionError(f"--n {text} must be a whole number >= 0.")
+        raise OptionError(f"{flag} {text} must be a whole number >= 0.")
     return value

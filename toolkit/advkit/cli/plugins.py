@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .completion import complete
 from .main import print_json
 
 
@@ -44,7 +45,7 @@ def list_(hook: str | None, as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete("plugin"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """A plugin's hooks, options, companions and preferences."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -152,6 +152,7 @@ class Typed:
         Whoever names plugins replaces those below, whose options for plugins that are gone go with them.
         """
         from .. import config, recipes
+        from ..resolve import without_strangers
 
         files = [recipes.load(self.recipe).file()] if self.recipe is not None else []
         files += [config.load(self.config)] if self.config is not None else []
@@ -176,19 +177,3 @@ def _same(one: object, other: object) -> bool:
             return value
 
     return plain(one) == plain(other)
-
-
-def without_strangers(layer: Layer, plugins: Iterable[str], declined: set[str]) -> Layer:
-    """A layer without the options of plugins that are no longer in the run; companions keep theirs."""
-    from dataclasses import replace
-
-    from .. import discovery
-    from ..registration import check
-
-    wanted = set(plugins)
-    for name in plugins:
-        kind: Any = discovery.load("plugin", name)
-        check(kind)
-        wanted |= {companion for wish, (companion, _) in kind.companions.items() if wish not in declined}
-    options: Mapping[str, Mapping[str, object]] = {n: v for n, v in layer.options.items() if n in wanted}
-    return replace(layer, options=options)

@@ -70,7 +70,7 @@ class ModelBuilder(ABC):
         """
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, averaged: bool = False) -> None:
+def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, averaged: bool = False) -> None:
     """Copy the weights that a checkpoint stores as "model/NAME" into `model`.
 
     `averaged` prefers those stored as "evaluated/NAME", where a plugin provided some. Raises CheckpointError if

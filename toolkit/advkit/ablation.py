@@ -1,0 +1,301 @@
+"""Leave-one-out ablations: a set of plugins, the set without each, and none; paired by seed and by image.
+
+Two kinds of interval, both at 95 %, which answer different questions. Over seeds: would another training say the
+same? Student's t of the paired differences, from two seeds on. Over images: would other test images say the same, of
+these very nets? Wilson for an accuracy, Bonett and Price (2012) for a paired difference.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import Any, cast
+
+from . import checkpoint, discovery
+from .data.base import Dataset, Splits
+from .errors import HookConflict, OptionError
+from .evaluation import EvaluationAttack, summary, verdicts, wilson
+from .folder import RunFolder
+from .loop import Progress
+from .plugin import Plugin
+from .resolve import Layer, Resolved, resolve, without_strangers
+from .runs import build_model, evaluate_folder, on_this_machine, refuse_difference, resolve_folder, resume, start
+
+FULL = "full"
+Z = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table: a set of plugins, resolved by seed, or the sentence that refuses it."""
+
+    name: str
+    plugins: tuple[str, ...]
+    resolved: Mapping[int, Resolved] = field(default_factory=dict)
+    declined: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+def arms(plugins: Sequence[str], layers: Sequence[Layer], declined: Iterable[str], seeds: Sequence[int]) -> list[Arm]:
+    """The full set, the set without each plugin, and none. A plugin left out comes not back as a companion."""
+    if not plugins:
+        raise OptionError("There is nothing to leave out; name plugins: --plugins cat-eps,lsiw.")
+    chosen = tuple(sorted(plugins))
+    sets = {FULL: chosen}
+    if len(chosen) > 1:
+        sets |= {f"without {name}": tuple(each for each in chosen if each != name) for name in chosen}
+    sets["none"] = ()
+    found = []
+    for name, kept in sets.items():
+        own = [*declined] if name == FULL else [wish for wish in declined if wish in _wishes(kept)]
+        try:
+            found.append(_arm(name, kept, layers, own, set(chosen) - set(kept), seeds))
+        except HookConflict as refusal:
+            found.append(Arm(name, kept, refused=str(refusal)))
+        except OptionError as refusal:
+            if name == FULL:  # what was typed is wrong, whatever is left out
+                raise
+            found.append(Arm(name, kept, refused=str(refusal)))
+    return found
+
+
+def _wishes(plugins: Iterable[str]) -> set[str]:
+    return {wish for name in plugins for wish in cast(type[Plugin], discovery.load("plugin", name)).companions}
+
+
+def _arm(
+    name: str,
+    plugins: tuple[str, ...],
+    layers: Sequence[Layer],
+    declined: Sequence[str],
+    left_out: set[str],
+    seeds: Sequence[int],
+) -> Arm:
+    def at(seed: int) -> Resolved:
+        below = layers if name == FULL else [without_strangers(layer, plugins, declined) for layer in layers]
+        return resolve(plugins, [*below, Layer("--seeds", {"run.seed": seed})], no_companion=declined)
+
+    first = at(seeds[0])
+    back = {wish for each, (wish, _) in first.composition.added.items() if each in left_out}
+    if back:
+        return _arm(name, plugins, layers, sorted({*declined, *back}), left_out, seeds)
+    rest = {seed: at(seed) for seed in seeds[1:]}
+    return Arm(name, plugins, {seeds[0]: first, **rest}, tuple(declined))
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def measure(
+    resolved: Resolved,
+    splits: Splits,
+    path: Path,
+    attacks: Sequence[EvaluationAttack],
+    count: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train the run in `path`, or go on with it, and evaluate its best checkpoint; what is there already is kept.
+
+    Returns {"attacks", "n", "verdicts": {attack: "110..."}, "suspect"}, on the first `count` test images (0: all).
+    """
+    resolved, store = on_this_machine(resolved), path / "ablation.json"
+    fresh = not (path / "run.toml").is_file()
+    if not fresh:
+        refuse_difference(resolve_folder(RunFolder.open(path)), resolved)
+    test = splits.test
+    rows = slice(0, count or len(test))
+    test = Dataset(test.name, test.images[rows], test.labels[rows], test.classes)
+    asked = {"attacks": [attack.name for attack in attacks], "n": len(test), "data": test.fingerprint()}
+    if (kept := _stored(store)) and asked.items() <= kept.items():
+        return kept
+    model = build_model(resolved, splits.train)
+    if fresh:
+        start(resolved, splits, model, out=path, progress=progress)
+    else:
+        resume(RunFolder.open(path), resolved, splits, model, progress)
+    model, _ = evaluate_folder(RunFolder.open(path), resolved, splits, "best")
+    eps, norm = resolved.attack.eps, resolved.attack.norm
+    found = verdicts(model, test, attacks, eps=eps, norm=norm)
+    measured = asked | {
+        "verdicts": {name: "".join("01"[int(each)] for each in values) for name, values in found.items()},
+        "suspect": summary(found, attacks, eps)["suspect"],
+    }
+    checkpoint.write_atomic(store, json.dumps(measured).encode())
+    return measured
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= {"verdicts", "suspect"} else None
+
+
+def run(
+    chosen: Sequence[Arm],
+    splits: Splits,
+    out: Path,
+    attacks: Sequence[EvaluationAttack],
+    count: int,
+    progress: Callable[[], Progress],
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Measure every arm at every seed, in `out`; the rows of the table. Runs that are finished are not run again."""
+    measured: dict[str, dict[int, dict[str, Any]]] = {arm.name: {} for arm in chosen}
+    tasks = [(seed, arm) for seed in sorted({s for arm in chosen for s in arm.resolved}) for arm in chosen]
+    for seed, arm in tasks:  # seed by seed: an early look at the table is a complete one
+        if arm.refused is None:
+            path = out / "runs" / f"{arm.name.replace(' ', '-')}-seed-{seed}"
+            found = measure(arm.resolved[seed], splits, path, attacks, count, progress())
+            measured[arm.name][seed] = found
+            shares = " ".join(f"{name} {_share(bits):.3f}" for name, bits in found["verdicts"].items())
+            tell(f"{arm.name}, seed {seed}: {shares}")
+    full = measured[FULL]
+    settings = {arm.name: next(iter(arm.resolved.values())) for arm in chosen if arm.resolved}
+    return [_row(arm, measured[arm.name], full, settings) for arm in chosen]
+
+
+def _row(
+    arm: Arm,
+    runs: Mapping[int, Mapping[str, Any]],
+    full: Mapping[int, Mapping[str, Any]],
+    settings: Mapping[str, Resolved],
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"arm": arm.name, "plugins": list(arm.plugins), "refused": arm.refused}
+    if arm.refused is not None:
+        return row
+    row |= {"declined": list(arm.declined), "seeds": list(runs)}
+    row["suspect"] = [seed for seed, run in runs.items() if run["suspect"]]
+    row["changed"] = _changed(settings[arm.name], settings[FULL]) if FULL in settings else {}
+    row["accuracy"], row["difference"] = {}, {}
+    for attack in next(iter(runs.values()))["verdicts"]:
+        bits = {seed: run["verdicts"][attack] for seed, run in runs.items()}
+        row["accuracy"][attack] = accuracy(list(bits.values()))
+        if full and arm.name != FULL:
+            row["difference"][attack] = difference([(bits[s], full[s]["verdicts"][attack]) for s in bits])
+    return row
+
+
+def _changed(here: Resolved, full: Resolved) -> dict[str, list[object]]:
+    """Settings that the left-out plugin had preferred: {"attack.init": [full, here]}."""
+    both = [
+        {
+            f"{section}.{key}": value
+            for section, kind in each.sections.items()
+            for key, value in kind.model_dump().items()
+        }
+        for each in (full, here)
+    ]
+    return {key: [both[0][key], both[1][key]] for key in both[0] if both[0][key] != both[1][key]}
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def accuracy(bits: Sequence[str]) -> dict[str, Any]:
+    """Of one arm under one attack, from a text of 0 and 1 a seed: mean, by seed, and Wilson's interval of the mean.
+
+    The seeds share their images, so n is the number of images, not of answers.
+    """
+    shares, n = [_share(each) for each in bits], len(bits[0])
+    mean = statistics.fmean(shares)
+    return {"mean": mean, "seeds": shares, "interval": wilson(mean * n, n)}
+
+
+def difference(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """One arm minus another, from pairs of texts, a pair a seed: mean, by seed, and both intervals."""
+    seeds = [_share(one) - _share(other) for one, other in pairs]
+    n = len(pairs[0][0])
+    by_image = [sum(int(one[i]) - int(other[i]) for one, other in pairs) / len(pairs) for i in range(n)]
+    return {
+        "mean": statistics.fmean(seeds),
+        "seeds": seeds,
+        "seed_interval": seed_interval(seeds),
+        "image_interval": image_interval(by_image),
+    }
+
+
+def seed_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean by Student's t; None for one value."""
+    if len(values) < 2:
+        return None
+    half = student(len(values) - 1) * statistics.stdev(values) / sqrt(len(values))
+    return [statistics.fmean(values) - half, statistics.fmean(values) + half]
+
+
+def image_interval(differences: Sequence[float]) -> list[float]:
+    """95 % interval of a mean paired difference in [-1, 1] over images.
+
+    Bonett and Price 2012: one image more for each side, so that nets that agree on all images get no empty interval.
+    """
+    values = [*differences, 1.0, -1.0]
+    mean = statistics.fmean(values)
+    half = Z * sqrt(statistics.pvariance(values) / len(values))
+    return [max(-1.0, mean - half), min(1.0, mean + half)]
+
+
+def student(df: int) -> float:
+    """The 97.5 % quantile of Student's t, to three decimals: tables to 10, then Cornish and Fisher's expansion."""
+    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+    if df <= len(table):
+        return table[df - 1]
+    return Z + (Z**3 + Z) / (4 * df) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * df**2)
+
+
+def _share(bits: str) -> float:
+    return bits.count("1") / len(bits)
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Header, cells and footnotes, as texts, for the terminal and for Markdown."""
+    attacks = next((list(row["accuracy"]) for row in rows if row["refused"] is None), [])
+    header = ["plugins", *attacks, *(f"{name}: minus full" for name in attacks), ""]
+    cells, notes = [], []
+    for row in rows:
+        if row["refused"] is not None:
+            cells.append([row["arm"], *[""] * (2 * len(attacks)), "refused"])
+            notes.append(f"{row['arm']} is refused: {row['refused']}")
+            continue
+        mark = f"suspect (seed {', '.join(map(str, row['suspect']))})" if row["suspect"] else ""
+        shares = [_cell(row["accuracy"][name]["mean"], row["accuracy"][name]["interval"]) for name in attacks]
+        gaps = [_gap(row["difference"].get(name)) for name in attacks]
+        cells.append([row["arm"], *shares, *gaps, mark])
+        if row["declined"] and row["arm"] != FULL:
+            notes.append(f"{row['arm']}: the companions on {', '.join(row['declined'])} are declined")
+        for key, (before, after) in row["changed"].items():
+            notes.append(f"{row['arm']}: {key} is {after}, which the full set has as {before}")
+    return header, cells, notes
+
+
+def _cell(mean: float, interval: Sequence[float]) -> str:
+    return f"{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _gap(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    seeds = found["seed_interval"]
+    over = f" s[{seeds[0]:+.3f}, {seeds[1]:+.3f}]" if seeds else ""
+    return f"{found['mean']:+.3f}{over} i[{found['image_interval'][0]:+.3f}, {found['image_interval'][1]:+.3f}]"
+
+
+LEGEND = (
+    "Accuracies are means over seeds with Wilson's 95 % interval over images. Differences are paired: s[] is the 95 % "
+    "interval over seeds (Student's t), i[] over images."
+)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as a page."""
+    header, cells, notes = table(rows)
+    lines = [header, ["---"] * len(header), *cells]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*text, "", LEGEND, *(["", *(f"- {note}" for note in notes)] if notes else [])]) + "\n"
