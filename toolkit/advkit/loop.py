@@ -334,9 +334,7 @@ class Trainer:
         if state["data"] != self.splits.train.fingerprint():
             raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
         if changes := config.difference(state["run"], config.dump(self.resolved)):
-            raise ResumeMismatch(
-                f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it."
-            )
+            raise ResumeMismatch(f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it.")
         put_weights(self.model, tensors, "the run's checkpoint")
         parameters = dict(self.model.named_parameters())
         for name, numbers in state["optimizer"].items():

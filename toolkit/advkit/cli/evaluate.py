@@ -33,12 +33,12 @@ def command(run: str, attacks: str, eps: str | None, count: str, split: str, whi
     cross-entropy. A run whose two accuracies differ by more than 0.06 is marked as suspect.
     """
     from ..data.base import Dataset
-    from ..evaluation import parse_attacks, summary, verdicts
+    from ..evaluation import summary, verdicts
     from ..folder import RunFolder
     from ..runs import evaluate_folder, load_data, on_this_machine, resolve_folder
 
-    chosen = parse_attacks([name.strip() for name in attacks.split(",") if name.strip()])
-    budget, wanted = _number("--eps", eps), _count(count)
+    chosen = chosen_attacks(attacks)
+    budget, wanted = _number("--eps", eps), whole("--n", count)
     folder = RunFolder.open(Path(run))
     resolved = on_this_machine(resolve_folder(folder))
     splits = load_data(resolved)
@@ -118,12 +118,9 @@ def _number(flag: str, text: str | None) -> float | None:
 
 def chosen_attacks(text: str) -> list[EvaluationAttack]:
     """The attacks of --attacks."""
-    from ..evaluation import EvaluationAttack
+    from ..evaluation import parse_attacks
 
-    chosen = [EvaluationAttack.parse(name.strip()) for name in text.split(",") if name.strip()]
-    if not chosen or len({attack.name for attack in chosen}) != len(chosen):
-        raise OptionError(f"--attacks {text!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20.")
-    return chosen
+    return parse_attacks([name.strip() for name in text.split(",") if name.strip()])
 
 
 def whole(flag: str, text: str) -> int:
