@@ -204,10 +204,15 @@ REFUSALS = [
         "plugins show lsi",
         "Unknown plugin lsi. Did you mean lsiw? `advkit plugins list` shows what is installed.",
     ),
-    ("plan --dataset digit", "Unknown data set digit. Did you mean digits? Installed: digits, image-folder."),
+    (
+        "plan --dataset digit",
+        "Unknown data set digit. Did you mean digits? "
+        "Installed: cifar10, cifar100, digits, fashion-mnist, image-folder, svhn.",
+    ),
     (
         "plan --model small-cn",
-        "Unknown model small-cn. Did you mean small-cnn? Installed: preact-resnet18, small-cnn.",
+        "Unknown model small-cn. Did you mean small-cnn? "
+        "Installed: preact-resnet18, small-cnn, vgg16-bn, wide-resnet, wide-resnet-28-10, wide-resnet-34-10.",
     ),
     ("trian", "No such command 'trian'. Did you mean train? See `advkit --help`."),
     (

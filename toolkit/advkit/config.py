@@ -105,7 +105,7 @@ def difference(stored: str, now: str) -> list[str]:
     """What two dumps disagree on: ["run.epochs: 3 in the run, 4 now"]."""
     before, after = _flat(tomllib.loads(stored)), _flat(tomllib.loads(now))
     return [
-        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
+        f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]

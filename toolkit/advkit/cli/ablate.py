@@ -34,15 +34,16 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
 
     from .. import ablation, checkpoint
     from ..errors import Stopped
+    from ..evaluation import parse_attacks
     from ..runs import load_data
     from .display import Quiet, Signals
-    from .evaluate import chosen_attacks, whole
+    from .evaluate import whole
 
     asked = Typed.of(**typed)
     plugins, layers, declined = asked.parts()
     if any("run.seed" in layer.settings for layer in layers):
         raise OptionError("An ablation takes its seeds from --seeds; leave run.seed and --seed out.")
-    chosen, wanted = chosen_attacks(attacks), whole("--n", count)
+    chosen, wanted = parse_attacks([name.strip() for name in attacks.split(",") if name.strip()]), whole("--n", count)
     arms = ablation.arms(plugins, layers, sorted(declined), _seeds(seeds))
     some = next(iter(next(arm.resolved for arm in arms if arm.resolved).values()))
     folder = Path(out)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..errors import OptionError
 from .main import parse_value, print_json
-
-if TYPE_CHECKING:
-    from ..evaluation import EvaluationAttack
 
 
 @click.command("evaluate")
@@ -33,11 +30,11 @@ def command(run: str, attacks: str, eps: str | None, count: str, split: str, whi
     cross-entropy. A run whose two accuracies differ by more than 0.06 is marked as suspect.
     """
     from ..data.base import Dataset
-    from ..evaluation import summary, verdicts
+    from ..evaluation import parse_attacks, summary, verdicts
     from ..folder import RunFolder
     from ..runs import evaluate_folder, load_data, on_this_machine, resolve_folder
 
-    chosen = chosen_attacks(attacks)
+    chosen = parse_attacks([name.strip() for name in attacks.split(",") if name.strip()])
     budget, wanted = _number("--eps", eps), whole("--n", count)
     folder = RunFolder.open(Path(run))
     resolved = on_this_machine(resolve_folder(folder))
@@ -114,13 +111,6 @@ def _number(flag: str, text: str | None) -> float | None:
     if not isfinite(value) or value < 0:
         raise OptionError(f"{flag} {text} must be a finite number >= 0, or a fraction such as 8/255.")
     return value
-
-
-def chosen_attacks(text: str) -> list[EvaluationAttack]:
-    """The attacks of --attacks."""
-    from ..evaluation import parse_attacks
-
-    return parse_attacks([name.strip() for name in text.split(",") if name.strip()])
 
 
 def whole(flag: str, text: str) -> int:

@@ -97,7 +97,7 @@ class FashionMnist(TorchvisionSource):
     name = "fashion-mnist"
     defaults = {"attack.eps": 0.1, "run.batch_size": 128}
     classes, shape, images = 10, (1, 28, 28), (60_000, 10_000)
-    # Of the unpacked files: copies that somebody packed anew are as good.
+    # Of what the published gz files unpack to: copies that somebody packed anew are as good.
     files = {
         "FashionMNIST/raw/train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
         "FashionMNIST/raw/train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",

@@ -1,0 +1,60 @@
+"""MART: Wang, Zou, Yi, Bailey, Ma, Gu: Improving Adversarial Robustness Requires Revisiting Misclassified Examples
+(ICLR 2020), Eq. 11 and 12."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from advkit import Batch, Plugin, PluginOptions, Run, Schedule, hookimpl, option
+
+
+def boosted_cross_entropy(adv_logits: Tensor, y: Tensor) -> Tensor:
+    """-log p_y(x') - log(1 - max_{k != y} p_k(x')): (B,). The constants inside the logarithms are the code's."""
+    p = adv_logits.softmax(dim=1)
+    rival = p.masked_fill(F.one_hot(y, p.shape[1]).bool(), 0).amax(dim=1)
+    return F.cross_entropy(adv_logits, y, reduction="none") - (1.0001 - rival + 1e-12).log()
+
+
+def weighted_kl(
+    clean_logits: Tensor, adv_logits: Tensor, y: Tensor, detach_weight: bool = False, detach_target: bool = False
+) -> Tensor:
+    """KL(p(x) || p(x')) (1 - p_y(x)): (B,). Gradients flow through all of it unless detached."""
+    p_clean, p_adv = clean_logits.softmax(dim=1), adv_logits.softmax(dim=1)
+    target = p_clean.detach() if detach_target else p_clean
+    weight = 1.0000001 - p_clean.gather(1, y[:, None]).squeeze(1)
+    kl = (target * ((target + 1e-12).log() - (p_adv + 1e-12).log())).sum(dim=1)
+    return kl * (weight.detach() if detach_weight else weight)
+
+
+class Mart(Plugin):
+    """Boosted cross-entropy plus KL weighted by how misclassified the clean image is (MART)."""
+
+    name = "mart"
+    # The official code's start and mode; both of its forwards move running statistics.
+    prefers = {
+        "attack.init": "normal",
+        "attack.mode": "eval",
+        "update.batch_norm": "adv_logits,clean_logits",
+    }
+
+    class Options(PluginOptions):
+        lam: Schedule = option(5.0, help="lambda, weight of the KL term, by epoch; 5 for ResNet-18, 6 for WRN-34-10")
+        detach_weight: bool = option(False, help="no gradient through 1 - p_y(x); the code has one")
+        detach_target: bool = option(False, help="no gradient through the KL's target p(x); the code has one")
+
+    options: Options
+
+    def detached(self, hook: str, epoch: int) -> tuple[str, ...]:
+        both = self.options.detach_weight and self.options.detach_target
+        return ("clean_logits",) if hook == "extra_regularizer" and both else ()
+
+    @hookimpl
+    def base_loss(self, batch: Batch, adv_logits: Tensor) -> Tensor:
+        return boosted_cross_entropy(adv_logits, batch.y)
+
+    @hookimpl
+    def extra_regularizer(self, batch: Batch, adv_logits: Tensor, clean_logits: Tensor, run: Run) -> Tensor:
+        options = self.options
+        kl = weighted_kl(clean_logits, adv_logits, batch.y, options.detach_weight, options.detach_target)
+        return options.lam.at(run.epoch) * kl

@@ -1,0 +1,47 @@
+"""TRADES: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan: Theoretically Principled Trade-off between Robustness and Accuracy
+(ICML 2019), Eq. 5 and Algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from advkit import Plugin, PluginOptions, Run, Schedule, hookimpl, option, soft_cross_entropy
+
+
+def kl_divergence(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
+    """KL(p(x) || p(x')): (B,) from logits (B, K)."""
+    log_clean, log_adv = F.log_softmax(clean_logits, dim=1), F.log_softmax(adv_logits, dim=1)
+    return (log_clean.exp() * (log_clean - log_adv)).sum(dim=1)
+
+
+class Trades(Plugin):
+    """Cross-entropy on clean images plus beta KL(p(x) || p(x')), which the attack increases too (TRADES)."""
+
+    name = "trades"
+    # Start and step of Algorithm 1 at the paper's eps 0.031; both forwards move running statistics in its code.
+    prefers = {
+        "attack.init": "normal",
+        "attack.step_size": "7/31 eps",
+        "attack.mode": "eval",
+        "update.batch_norm": "adv_logits,clean_logits",
+    }
+
+    class Options(PluginOptions):
+        beta: Schedule = option(6.0, help="weight of the KL term, by epoch; 6 on CIFAR-10, 1/lambda in the paper")
+
+    options: Options
+
+    @hookimpl
+    def attack_objective(self, clean_logits: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda logits: kl_divergence(clean_logits, logits)
+
+    @hookimpl
+    def base_loss(self, target: Tensor, clean_logits: Tensor) -> Tensor:
+        return soft_cross_entropy(clean_logits, target)
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits: Tensor, clean_logits: Tensor, run: Run) -> Tensor:
+        return self.options.beta.at(run.epoch) * kl_divergence(clean_logits, adv_logits)
