@@ -299,10 +299,6 @@ REFUSALS = [
         "plan --set run.compile=true",
         "run.compile = True is not supported: advkit runs without torch.compile for now; leave run.compile out.",
     ),
-    (
-        "plan --recipe trades",
-        "There is no recipe trades: this version of advkit ships none. Use --config FILE.",
-    ),
     # plugins that do not go together
     (
         "plan --plugins cat-eps,other-eps",
@@ -381,7 +377,7 @@ REFUSALS = [
     ),
     (
         "train --resume @RUN --config @FILE",
-        "--resume takes its settings from the run; leave --config and --no-companion out.",
+        "--resume takes its settings from the run; leave --config, --recipe and --no-companion out.",
     ),
     (
         "plan --config missing.toml",
@@ -406,6 +402,11 @@ def test_refusals_word_for_word(line: str, sentence: str, finished: Path, here: 
 def test_a_group_without_a_command_shows_its_help(command: tuple[str, ...]) -> None:
     ran = advkit(*command)
     assert ran.code == 2 and ran.out == "" and ran.err.startswith("Usage: advkit")
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    ran = advkit("plan", "--recipe", "zebra")
+    assert refused_in_a_sentence(ran) and "recipe zebra" in ran.err
 
 
 def test_one_setting_may_be_spelt_twice_the_same() -> None:
@@ -741,11 +742,12 @@ def test_the_console_script_and_a_reader_that_goes_away() -> None:
     ran = subprocess.run([SCRIPT, "trian"], capture_output=True, text=True, check=False)
     sentence = "Error: No such command 'trian'. Did you mean train? See `advkit --help`.\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", sentence)
-    reader, writer = os.pipe()
-    os.close(reader)
-    gone = subprocess.run([SCRIPT, "plugins", "list", "--json"], stdout=writer, stderr=subprocess.PIPE, check=False)
-    os.close(writer)
-    assert gone.returncode == 0 and gone.stderr == b""
+    for line in (["plugins", "list", "--json"], ["plugins", "list"], ["--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        gone = subprocess.run([SCRIPT, *line], stdout=writer, stderr=subprocess.PIPE, check=False)
+        os.close(writer)
+        assert gone.returncode == 0 and gone.stderr == b"", line
 
 
 # ---------------------------------------------------------------------- data on stdout

@@ -15,7 +15,7 @@ from advkit import recipes
 from advkit.cli.main import run
 from advkit.errors import PluginImport, PluginLoad
 from advkit.loop import Trainer
-from advkit.resolve import Resolved, resolve
+from advkit.resolve import Layer, Resolved, resolve
 from advkit.runs import build_model, load_data
 
 ALL = [
@@ -184,6 +184,17 @@ def test_another_model_takes_the_place_of_the_recipes_and_its_options(capsys: py
     assert {key for key in settings if key.startswith("model.")} == {"model.name", "model.width", "model.norm"}
     same = ["plan", "--recipe", "iseat-cifar10", "--model", "wide-resnet-34-10", "--json"]
     assert json.loads(advkit(capsys, *same)[1])["settings"]["model.variant"]["value"] == "iseat"
+
+
+def test_options_of_a_model_stay_where_no_layer_names_another() -> None:
+    def model(*layers: dict[str, object]) -> dict[str, object]:
+        found = resolve((), [Layer(f"{number}", settings) for number, settings in enumerate(layers)])
+        return {"name": found.model_name, **found.model_options}
+
+    assert model({"model.width": 3}, {"run.seed": 1}, {"model.name": "small-cnn"})["width"] == 3
+    assert model({"model.width": 3}, {"model.name": "vgg16-bn"}) == {"name": "vgg16-bn", "width": 64}
+    again = model({"model.name": "vgg16-bn", "model.width": 3}, {"model.name": "small-cnn"}, {"model.norm": "none"})
+    assert again == {"name": "small-cnn", "width": 24, "norm": "none"}
 
 
 def test_what_is_printed_is_the_whole_run(

@@ -254,48 +254,49 @@ def _share(bits: str) -> float:
 # ---------------------------------------------------------------------- tables
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Header, cells and footnotes, as texts, for the terminal and for Markdown."""
-    attacks = next((list(row["accuracy"]) for row in rows if row["refused"] is None), [])
-    header = ["plugins", *attacks, *(f"{name}: minus full" for name in attacks), ""]
+HEADER = ("plugins", "attack", "accuracy", "over images", "minus full", "over seeds", "over images", "")
+LEGEND = (
+    "Means over seeds, with 95 % intervals. An accuracy's is Wilson's, over images. A difference is paired; its "
+    "intervals are over seeds (Student's t) and over images (Bonett and Price)."
+)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[str]]:
+    """Cells below `HEADER`, a line an attack, and footnotes: for the terminal and for Markdown."""
     cells, notes = [], []
     for row in rows:
+        name = row["arm"]
         if row["refused"] is not None:
-            cells.append([row["arm"], *[""] * (2 * len(attacks)), "refused"])
-            notes.append(f"{row['arm']} is refused: {row['refused']}")
+            cells.append([name, "refused", *[""] * 6])
+            notes.append(f"{name} is refused: {row['refused']}")
             continue
         mark = f"suspect (seed {', '.join(map(str, row['suspect']))})" if row["suspect"] else ""
-        shares = [_cell(row["accuracy"][name]["mean"], row["accuracy"][name]["interval"]) for name in attacks]
-        gaps = [_gap(row["difference"].get(name)) for name in attacks]
-        cells.append([row["arm"], *shares, *gaps, mark])
+        for attack, found in row["accuracy"].items():
+            low, high = found["interval"]
+            gap = row["difference"].get(attack)
+            cells.append([name, attack, f"{found['mean']:.3f}", f"{low:.3f} to {high:.3f}", *_gap(gap), mark])
+            name = mark = ""
         if row["declined"] and row["arm"] != FULL:
-            notes.append(f"{row['arm']}: the companions on {', '.join(row['declined'])} are declined")
+            notes.append(f"{row['arm']}: declined as companions: {', '.join(row['declined'])}")
         for key, (before, after) in row["changed"].items():
-            notes.append(f"{row['arm']}: {key} is {after}, which the full set has as {before}")
-    return header, cells, notes
+            notes.append(f"{row['arm']}: {key} is {after}, in the full set {before}")
+    return cells, notes
 
 
-def _cell(mean: float, interval: Sequence[float]) -> str:
-    return f"{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def _gap(found: Mapping[str, Any] | None) -> str:
+def _gap(found: Mapping[str, Any] | None) -> list[str]:
+    """A difference and its intervals, over seeds and over images."""
     if found is None:
-        return ""
-    seeds = found["seed_interval"]
-    over = f" s[{seeds[0]:+.3f}, {seeds[1]:+.3f}]" if seeds else ""
-    return f"{found['mean']:+.3f}{over} i[{found['image_interval'][0]:+.3f}, {found['image_interval'][1]:+.3f}]"
+        return ["", "", ""]
+    intervals = (found["seed_interval"], found["image_interval"])
+    return [_signed(found["mean"]), *(" to ".join(map(_signed, each)) if each else "" for each in intervals)]
 
 
-LEGEND = (
-    "Accuracies are means over seeds with Wilson's 95 % interval over images. Differences are paired: s[] is the 95 % "
-    "interval over seeds (Student's t), i[] over images."
-)
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as a page."""
-    header, cells, notes = table(rows)
-    lines = [header, ["---"] * len(header), *cells]
-    text = ["| " + " | ".join(line) + " |" for line in lines]
+    cells, notes = table(rows)
+    text = ["| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *cells)]
     return "\n".join([*text, "", LEGEND, *(["", *(f"- {note}" for note in notes)] if notes else [])]) + "\n"

@@ -84,7 +84,11 @@ class Contract:
             raise _broken(who, "attack_objective", f"a callable is expected, not {type(goal).__name__}")
 
         def checked(logits: Tensor) -> Tensor:
-            loss: Tensor = goal(logits)
+            try:
+                loss: Tensor = goal(logits)
+            except Exception as error:
+                error.add_note(f"in plugin {who}, the objective of hook attack_objective")
+                raise
             if not isinstance(loss, Tensor) or loss.shape != (self.rows,):
                 raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_found(loss)}")
             if torch.is_grad_enabled() and logits.requires_grad and not loss.requires_grad:

@@ -77,7 +77,10 @@ class Update:
                 )
                 if select is not None:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
-                    values = values * select(judged.detach(), self.known["batch"].y)
+                    mask = select(judged.detach(), self.known["batch"].y)
+                    if mask.shape != values.shape:
+                        raise ValueError(f"select must return a mask {tuple(values.shape)}, not {tuple(mask.shape)}")
+                    values = values * mask
                 total = values.sum() / len(values)
             found = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
             return {

@@ -220,7 +220,8 @@ def _settings_by_origin(
     given: dict[str, object] = {}
     origins: dict[str, str] = {}
     for layer in layers:
-        if layer.settings.get("model.name", given.get("model.name")) != given.get("model.name", MODEL):
+        model = given.get("model.name", MODEL)
+        if layer.settings.get("model.name", model) != model:
             for key in [key for key in given if key.startswith("model.")]:  # the options of another model
                 del given[key], origins[key]
         for key, value in layer.settings.items():

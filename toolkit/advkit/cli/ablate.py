@@ -73,10 +73,10 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from .. import ablation
     from .display import stdout
 
-    header, cells, notes = ablation.table(rows)
+    cells, notes = ablation.table(rows)
     console, table = stdout(), Table(box=None, pad_edge=False, header_style="bold")
-    for name in header:
-        table.add_column(Text(name))
+    for name in ablation.HEADER:
+        table.add_column(Text(name), no_wrap=True)
     for line in cells:
         table.add_row(*(Text(cell) for cell in line))
     console.print(table)

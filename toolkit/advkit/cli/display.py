@@ -26,9 +26,14 @@ SHOWN = 12
 """Epochs in the live table; metrics.jsonl has all."""
 
 
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for `run`; rich would exit with 1, but a reader that goes away is no failure
+
+
 def stdout() -> Console:
     """For results."""
-    return Console(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
+    return _Results(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:

@@ -75,7 +75,7 @@ def _show(found: dict[str, Any]) -> None:
     console = stdout()
     console.print(
         Text(
-            f"{found['run']}  checkpoint {found['checkpoint']} (epoch {found['epoch']}), "
+            f"{found['run']}  checkpoint {found['checkpoint']} (epoch {found['epoch'] + 1}), "
             f"{found['split']} split, n = {found['n']}, {found['norm']}"
         )
     )
