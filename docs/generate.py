@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import nn
 
 from advkit import OptionError, Passes, Plugin, Schedule, Step, discovery
+from advkit import recipes as recipe_files
 from advkit.errors import HookConflict
 from advkit.options import validate
 from advkit.registration import RULES, hooks_of
@@ -28,10 +32,15 @@ from advkit.settings import SECTIONS
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-BUILT_INS = ("cat-eps", "dirichlet-ls", "lsiw", "awp", "av-rank")
+METHODS = ("cat-eps", "dirichlet-ls", "cat-margin", "trades", "mart", "awp", "lsiw", "av-rank")
+BUILT_INS = (*METHODS, "eps-ramp")
 PAPER_EPS = 8 / 255
+DIGITS = [str(number) for number in range(1, 100)]
 
 LETTERS = {
+    "trades.beta": "β",
+    "mart.lam": "λ",
+    "cat-margin.kappa": "κ",
     "cat-eps.eta": "η",
     "cat-eps.eps_max": "ε_max",
     "dirichlet-ls.c": "c",
@@ -46,8 +55,13 @@ MEASURED: Sequence[tuple[str, Sequence[str], Mapping[str, object], Mapping[str, 
     ("`dirichlet-ls`", ("dirichlet-ls",), {}, {}),
     ("`cat-eps`", ("cat-eps",), {}, {}),
     ("`cat-eps,dirichlet-ls`", ("cat-eps", "dirichlet-ls"), {}, {}),
+    ("`cat-eps,dirichlet-ls,cat-margin`", ("cat-eps", "dirichlet-ls", "cat-margin"), {}, {}),
+    ("`trades`", ("trades",), {}, {}),
+    ("`mart`", ("mart",), {}, {}),
     ("`awp`", ("awp",), {}, {}),
     ("`awp`, gamma 0", ("awp",), {}, {"awp": {"gamma": 0.0}}),
+    ("`trades,awp`", ("trades", "awp"), {}, {}),
+    ("`mart,awp`", ("mart", "awp"), {}, {}),
     ("`lsiw` (with `awp` and `av-rank`)", ("lsiw",), {}, {}),
     ("`lsiw`, lam 0", ("lsiw",), {}, {"lsiw": {"lam": 0.0}}),
     ("`cat-eps,dirichlet-ls,lsiw`", ("cat-eps", "dirichlet-ls", "lsiw"), {}, {}),
@@ -143,34 +157,92 @@ def passes() -> str:
     return table(header, rows)
 
 
-def subsets() -> str:
-    """All subsets of the built-ins: what runs, and what it costs; below, why the others are refused."""
-    rows: list[tuple[str, ...]] = []
-    reasons: list[str] = []
-    for size in range(len(BUILT_INS) + 1):
-        for chosen in combinations(BUILT_INS, size):
-            said = f"`{','.join(chosen)}`" if chosen else "(none)"
-            try:
-                resolved = resolve(chosen, [Layer("docs")])
-            except (HookConflict, OptionError) as refusal:
-                reasons += [str(refusal)] if str(refusal) not in reasons else []
-                rows.append((said, "refused", "", "", "", ""))
-                continue
-            added = ", ".join(name for name in resolved.composition.added if name not in chosen)
-            found = resolved.composition.at(0).passes
-            attack, update = found["attack"], found["update"]
-            rows.append(
-                (
-                    said,
-                    "runs",
-                    added,
-                    f"{attack.forward} / {attack.input_backward}",
-                    f"{update.forward} / {update.full_backward}",
-                    _cost(found),
-                )
-            )
-    found_table = table(("`--plugins`", "result", "adds", "attack", "update", "x PGD-AT"), rows)
-    return "\n".join([found_table, "", "The refusal, word for word:", "", *(f"> {reason}" for reason in reasons)])
+@cache
+def composition() -> str:
+    """The methods two by two; below, what the notes say, and how all subsets fare."""
+    alone = {name: _fate([name]) for name in METHODS}
+    refusals: list[str] = []
+    cautions: list[str] = []
+    rows = []
+    for row in METHODS:
+        cells = [f"`{row}`"]
+        for column in METHODS:
+            refusal, said = alone[row] if row == column else _fate([row, column])
+            if refusal:
+                cells.append(f"refused {_marks([refusal], refusals, ascii_uppercase)}")
+            else:
+                known = [] if row == column else alone[row][1] + alone[column][1]
+                cells.append(f"runs {_marks([each for each in said if each not in known], cautions, DIGITS)}".strip())
+        rows.append(cells)
+    counts = Counter(_fate(chosen)[0] for size in range(len(METHODS) + 1) for chosen in combinations(METHODS, size))
+    return "\n".join(
+        [
+            table(("", *(f"`{name}`" for name in METHODS)), rows),
+            "",
+            *(f"- ({mark}) {text}" for mark, text in zip(ascii_uppercase, refusals, strict=False)),
+            *(f"- ({mark}) {text}" for mark, text in zip(DIGITS, cautions, strict=False)),
+            "",
+            f"All {counts.total()} subsets:",
+            "",
+            table(
+                ("subsets", "result"),
+                [(counts.pop(""), "runs"), *((count, f"refused: {text}") for text, count in counts.most_common())],
+            ),
+        ]
+    )
+
+
+def _fate(chosen: Iterable[str]) -> tuple[str, list[str]]:
+    """Why a set of plugins is refused, "" if it runs, and its cautions."""
+    try:
+        # Named as Step names what is passed to it: data set and model need not be looked up 300 times.
+        layer = Layer("docs", {"model.name": "python:model", "data.name": "python:data"})
+        resolved = resolve([_kind(name) for name in chosen], [layer])
+    except (HookConflict, OptionError) as refusal:
+        return str(refusal), []
+    return "", list(resolved.cautions)
+
+
+@cache
+def _kind(name: str) -> type[Plugin]:
+    found: type[Plugin] = discovery.load("plugin", name)
+    return found
+
+
+def _marks(texts: Iterable[str], known: list[str], marks: Sequence[str]) -> str:
+    """The marks of texts, which are numbered as they come."""
+    known += [text for text in dict.fromkeys(texts) if text not in known]
+    return " ".join(f"({marks[known.index(text)]})" for text in texts)
+
+
+def recipes() -> str:
+    """Every recipe with its published figures."""
+    rows = []
+    for name in recipe_files.names():
+        recipe = recipe_files.load(name)
+        if name.endswith(recipe_files.MINI):
+            continue
+        figures = (
+            f"{each['net']}, eps {each['eps']}: {_clean(each)}{each['attack']} {each['robust']} ({each['source']})"
+            for each in recipe.published
+        )
+        plugins = ",".join(recipe.table["plugins"])
+        rows.append((f"`{name}`", f"`{plugins}`" if plugins else "none", recipe.summary, "; ".join(figures)))
+    return table(("recipe", "plugins", "what", "published, in percent"), rows)
+
+
+def _clean(figure: Mapping[str, Any]) -> str:
+    return f"clean {figure['clean']}, " if "clean" in figure else ""
+
+
+def notes() -> str:
+    """What each recipe's file says about paper and code."""
+    found = []
+    for name in recipe_files.names():
+        recipe = recipe_files.load(name)
+        if not name.endswith(recipe_files.MINI):
+            found += [f"### {name}", "", f"{recipe.paper}.", "", *(f"- {note}" for note in recipe.notes), ""]
+    return "\n".join(found).rstrip()
 
 
 def _one_step(
@@ -193,7 +265,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "settings": settings,
     "passes": passes,
-    "subsets": subsets,
+    "composition": composition,
+    "recipes": recipes,
+    "notes": notes,
     **{f"options {name}": lambda name=name: options(name) for name in BUILT_INS},  # type: ignore[misc]
 }
 

@@ -12,7 +12,7 @@ import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advkit import OptionError, ablation
+from advkit import OptionError, ablation, paired
 from advkit.cli.main import run
 from advkit.errors import PluginLoad
 from advkit.resolve import Layer
@@ -118,12 +118,12 @@ def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest
         name: found["seeds"][1] for name, found in rows[1]["accuracy"].items()
     }
     # again: nothing is trained, the table is the same; other attacks need no training either
-    before = {path: path.stat().st_mtime_ns for path in here.glob("a/runs/*/metrics.jsonl")}
+    before = {path: path.read_bytes() for path in here.glob("a/runs/*/metrics.jsonl")}
     assert advkit(capsys, *line)[:2] == (code, out) and len(before) == 6
     other = [*line[: line.index("--attacks")], "--attacks", "clean", "--n", "10", "--out", "a", "--json"]
     again = json.loads(advkit(capsys, *other)[1])
     assert again[0]["accuracy"].keys() == {"clean"}
-    assert {path: path.stat().st_mtime_ns for path in here.glob("a/runs/*/metrics.jsonl")} == before
+    assert {path: path.read_bytes() for path in here.glob("a/runs/*/metrics.jsonl")} == before
     # another run in its place is refused
     code, _, err = advkit(capsys, *line, "--eps", "0.05")
     assert code == 2 and "A run can not change its settings: " in err and "attack.eps" in err
@@ -181,7 +181,7 @@ def test_refusals(line: str, sentence: str, here: Path, capsys: pytest.CaptureFi
 def test_student_is_the_quantile_of_its_density() -> None:
     for df in (1, 2, 3, 7, 10, 11, 15, 30, 100):
         scale = gamma((df + 1) / 2) / (sqrt(df * pi) * gamma(df / 2))
-        steps, bound = 20_000, ablation.student(df)
+        steps, bound = 20_000, paired.student(df)
         width = bound / steps
         density = [scale * (1 + (k * width) ** 2 / df) ** (-(df + 1) / 2) for k in range(steps + 1)]
         inside = width * (sum(density) - (density[0] + density[-1]) / 2)
@@ -189,11 +189,11 @@ def test_student_is_the_quantile_of_its_density() -> None:
 
 
 def test_the_interval_over_seeds() -> None:
-    assert ablation.seed_interval([0.25]) is None
-    low, high = ablation.seed_interval([0.01, 0.02, 0.06])  # type: ignore[misc]
+    assert paired.seed_interval([0.25]) is None
+    low, high = paired.seed_interval([0.01, 0.02, 0.06])  # type: ignore[misc]
     half = 4.303 * 0.0264575 / sqrt(3)
     assert (low, high) == (pytest.approx(0.03 - half, abs=1e-5), pytest.approx(0.03 + half, abs=1e-5))
-    assert ablation.seed_interval([0.5, 0.5]) == [0.5, 0.5]
+    assert paired.seed_interval([0.5, 0.5]) == [0.5, 0.5]
 
 
 @settings(deadline=None, max_examples=60)
@@ -203,7 +203,7 @@ def test_the_interval_over_images_is_bonett_and_prices(b: int, c: int, same: int
     n = b + c + same
     one, two = (b + 1) / (n + 2), (c + 1) / (n + 2)
     half = 1.959963984540054 * sqrt((one + two - (one - two) ** 2) / (n + 2))
-    found = ablation.difference([("1" * b + "0" * c + "1" * same, "0" * b + "1" * c + "1" * same)])
+    found = paired.difference([("1" * b + "0" * c + "1" * same, "0" * b + "1" * c + "1" * same)])
     assert found["mean"] == pytest.approx((b - c) / n) and found["seed_interval"] is None
     assert found["image_interval"] == pytest.approx([max(-1, one - two - half), min(1, one - two + half)])
 
@@ -214,13 +214,13 @@ def test_the_interval_over_images_covers() -> None:
     inside = 0
     for _ in range(400):
         values = [draws.choices((1.0, 0.0, -1.0), (0.15, 0.79, 0.06))[0] for _ in range(n)]
-        low, high = ablation.image_interval(values)
+        low, high = paired.image_interval(values)
         inside += low <= 0.09 <= high
     assert 0.92 <= inside / 400 <= 0.98
 
 
 def test_accuracy_counts_images_once() -> None:
-    found = ablation.accuracy(["1100", "1110"])
+    found = paired.accuracy(["1100", "1110"])
     assert (found["mean"], found["seeds"]) == (0.625, [0.5, 0.75])
     low, high = found["interval"]
     assert low < 0.3 and high > 0.85, "four images, not eight"

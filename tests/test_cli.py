@@ -132,6 +132,21 @@ class Raises(Plugin):
             raise KeyError("what a third party forgot")
         return adv_logits.sum(1)
 
+class Quits(Plugin):
+    name = "quits"
+    class Options(PluginOptions):
+        how: str = option("exit", help="exit or pipe")
+    @hookimpl
+    def after_update(self):
+        raise SystemExit(0) if self.options.how == "exit" else BrokenPipeError("gone")
+
+class Unknowing(Plugin):
+    name = "unknowing"
+    @hookimpl
+    def setup(self, run):
+        run.sample_state("last", fill=torch.nan)
+        run.sample_state("loss", fill=torch.inf)
+
 class Breaks(Plugin):
     name = "breaks"
     @hookimpl
@@ -156,6 +171,8 @@ NAMES = {
     "watcher": "Watcher",
     "nan": "Nan",
     "raises": "Raises",
+    "quits": "Quits",
+    "unknowing": "Unknowing",
     "breaks": "Breaks",
     "strict": "Strict",
 }
@@ -608,6 +625,26 @@ def test_a_broken_contract_names_the_plugin() -> None:
     )
 
 
+@pytest.mark.usefixtures("strangers")
+def test_a_plugin_does_not_end_a_run_quietly() -> None:
+    """click would exit with 0 or 1 and say nothing."""
+    ran = advkit("train", "--plugins", "quits", *TINY)
+    assert ran == (1, "", "Error: RuntimeError: SystemExit: 0 (ADVKIT_TRACEBACK=1 shows where)\n")
+    ran = advkit("train", "--plugins", "quits", "-o", "quits.how=pipe", *TINY)
+    assert ran.code == 1 and ran.err.startswith(
+        "Error: RuntimeError in plugin quits, hook after_update, epoch 0, step "
+    )
+
+
+@pytest.mark.usefixtures("strangers")
+def test_state_that_is_not_finite_is_a_plugins_own_affair(here: Path) -> None:
+    assert advkit("train", "--plugins", "unknowing", *TINY, "--out", "run") == (0, "", "")
+    assert json.loads((here / "run" / "metrics.jsonl").read_text())["state"] == {
+        "unknowing/last": {},
+        "unknowing/loss": {},
+    }
+
+
 # ---------------------------------------------------------------------- fuzz: never a traceback
 
 NUMBERS = [
@@ -1020,3 +1057,12 @@ def test_a_live_table_on_a_terminal() -> None:
     assert drawn[4].startswith("run ") and "6/6" in drawn[4]
     assert drawn[5].startswith("epoch 3/3 ") and "2/2" in drawn[5]
     assert "Next: advkit evaluate run" in drawn[-1]
+
+
+def test_a_run_goes_on_when_nobody_watches_any_more(here: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone, contextlib.redirect_stderr(gone):
+        code = run(["train", *map(str, TINY), "--epochs", "3", "--progress", "plain", "--out", "run"])
+    assert code == 0
+    assert len((here / "run" / "metrics.jsonl").read_text().splitlines()) == 3

@@ -21,9 +21,33 @@ from advkit.errors import HookConflict, HookContract, OptionError
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
-BUILT_INS = ("av-rank", "awp", "cat-eps", "dirichlet-ls", "lsiw")
-SUBSETS = [set(names) for size in range(6) for names in combinations(BUILT_INS, size)]
+
+def subsets(names: tuple[str, ...]) -> list[set[str]]:
+    return [set(chosen) for size in range(len(names) + 1) for chosen in combinations(names, size)]
+
+
+def name_of(chosen: set[str]) -> str:
+    return ",".join(sorted(chosen)) or "pgd-at"
+
+
+SUBSETS = subsets(("av-rank", "awp", "cat-eps", "dirichlet-ls", "lsiw"))
+EVERY_SUBSET = subsets(("av-rank", "awp", "cat-eps", "cat-margin", "dirichlet-ls", "lsiw", "mart", "trades"))
 ALONE_REFUSED = "Plugin av-rank weighs the term lsiw, which no chosen plugin adds; the terms of this run are base_loss."
+
+
+def refusal(chosen: Collection[str]) -> str | None:
+    """The sentence with which a set of the eight is refused, companions being granted."""
+    for first, second, hook in (("cat-margin", "trades", "attack_objective"), ("mart", "trades", "base_loss")):
+        if first in chosen and second in chosen:
+            return (
+                f"Plugins {first} and {second} both own {hook}, which takes one owner; "
+                "leave one of them out of --plugins."
+            )
+    if "av-rank" in chosen and "lsiw" not in chosen:
+        terms = ["base_loss", *sorted({"cat-margin", "mart", "trades"} & set(chosen))]
+        return ALONE_REFUSED.replace("are base_loss.", f"are {', '.join(terms)}.")
+    return None
+
 
 # All four combinations of the two coefficients, one an epoch.
 LAM = [[0, 0.0], [1, 0.1], [3, 0.0]]
@@ -71,9 +95,11 @@ def table(plugins: Collection[str], epoch: int, steps: int) -> dict[str, Passes]
     """What the documentation promises for built-ins, companions included, with the schedules above."""
     perturbed = "awp" in plugins and epoch in GAMMA_IS_ON
     regularized = "lsiw" in plugins and epoch in LAM_IS_ON
+    clean = bool({"mart", "trades"} & set(plugins))  # f(x; theta+v); f(x; theta) is the same without awp
+    at_theta = regularized and (perturbed or not clean)
     return {
-        "attack": Passes(forward=steps + ("cat-eps" in plugins), input_backward=steps),
-        "update": updates(1 + perturbed + regularized),
+        "attack": Passes(forward=steps + ("cat-eps" in plugins) + ("trades" in plugins), input_backward=steps),
+        "update": updates(1 + clean + at_theta + perturbed * (1 + clean)),
     }
 
 
@@ -100,8 +126,34 @@ def witnessed(
     return step, run
 
 
+@pytest.mark.parametrize("chosen", EVERY_SUBSET, ids=name_of)
+def test_every_subset_of_the_eight_methods_is_refused_or_trains(
+    tiny_net: Net, tiny_batch: BatchOf, chosen: set[str]
+) -> None:
+    """Two steps, in one of which every coefficient is on, and in one not; a step refuses NaN by itself."""
+    net, everyone = tiny_net(True), chosen | ({"awp", "av-rank"} if "lsiw" in chosen else set())
+    arguments: dict[str, Any] = {"options": scheduled(everyone), "settings": {"attack.steps": 2}}
+    if sentence := refusal(chosen):
+        with pytest.raises(HookConflict) as refused:
+            witnessed(net, chosen, tiny_batch(), **arguments)
+        assert str(refused.value) == sentence
+        return
+    before = net[0].weight.detach().clone()
+    step, run = witnessed(net, chosen, tiny_batch(), **arguments)
+    for epoch in (1, 3):
+        assert run(epoch) == table(everyone, epoch, 2)
+    assert {plugin.name for plugin in step.composition.plugins} == everyone
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+    assert not net[0].weight.equal(before)
+
+
+def test_how_many_of_the_256_are_legal() -> None:
+    legal = [chosen for chosen in EVERY_SUBSET if refusal(chosen) is None]
+    assert (len(EVERY_SUBSET), len(legal)) == (256, 120)
+
+
 @pytest.mark.parametrize("steps", [10, 3, 0])
-@pytest.mark.parametrize("chosen", SUBSETS, ids=lambda names: ",".join(sorted(names)) or "pgd-at")
+@pytest.mark.parametrize("chosen", SUBSETS, ids=name_of)
 def test_every_subset_of_the_built_ins(tiny_net: Net, tiny_batch: BatchOf, chosen: set[str], steps: int) -> None:
     everyone = chosen | ({"awp", "av-rank"} if "lsiw" in chosen else set())
     arguments: dict[str, Any] = {"options": scheduled(everyone), "settings": {"attack.steps": steps}}
@@ -153,6 +205,12 @@ def test_without_lsiw_there_is_no_companion_to_decline(tiny_net: Net, tiny_batch
         ("lsiw,awp,av-rank", 3, 0),
         ("cat-eps,dirichlet-ls", 1, 1),
         ("cat-eps,dirichlet-ls,lsiw", 3, 1),
+        ("trades", 2, 1),
+        ("mart", 2, 0),
+        ("trades,awp", 4, 1),
+        ("mart,awp", 4, 0),
+        ("cat-margin", 1, 0),
+        ("cat-eps,dirichlet-ls,cat-margin,lsiw", 3, 1),
     ],
 )
 def test_the_published_table_with_default_options(
@@ -167,6 +225,102 @@ def test_every_installed_plugin_alone(tiny_net: Net, tiny_batch: BatchOf, name: 
     _, run = witnessed(tiny_net(True), [name], tiny_batch())
     for _ in range(3):
         run(0)
+
+
+def cautions(net: nn.Sequential, *plugins: str, **settings: object) -> list[str]:
+    step, _ = witnessed(net, plugins, _ONE, settings=settings)
+    return step.composition.cautions
+
+
+_ONE = (torch.zeros(1, 2, 4, 4), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+
+
+def test_two_losses_are_refused_word_for_word(tiny_net: Net) -> None:
+    with pytest.raises(HookConflict) as refused:
+        cautions(tiny_net(), "trades", "mart")
+    assert str(refused.value) == (
+        "Plugins mart and trades both own base_loss, which takes one owner; leave one of them out of --plugins."
+    )
+
+
+def test_soft_labels_that_a_phase_does_not_use_are_cautioned_word_for_word(tiny_net: Net) -> None:
+    assert cautions(tiny_net(), "mart", "dirichlet-ls") == [
+        "the soft labels of dirichlet-ls do not reach the loss of mart"
+    ]
+    assert cautions(tiny_net(), "trades", "dirichlet-ls") == [
+        "the soft labels of dirichlet-ls do not reach the attack of trades"
+    ]
+    assert cautions(tiny_net(), "cat-margin", "dirichlet-ls") == []
+
+
+def test_awp_cautions_of_the_attack_mode_where_its_code_has_another(tiny_net: Net) -> None:
+    """The official TRADES-AWP attacks in eval mode; MART-AWP was never released."""
+    assert cautions(tiny_net(), "awp") == [
+        "the official AWP code attacks in train mode from a uniform start; this run in eval mode"
+    ]
+    assert cautions(tiny_net(), "awp", **{"attack.mode": "train"}) == []
+    assert cautions(tiny_net(), "trades", "awp") == cautions(tiny_net(), "mart", "awp") == []
+
+
+# --- coefficients of 0 ---------------------------------------------------------------------------
+
+
+def trained(net: nn.Sequential, plugins: Iterable[Any], batch: tuple[Tensor, Tensor, Tensor], **arguments: Any):
+    step = Step(net, torch.optim.SGD(net.parameters(), lr=0.05), plugins, num_samples=len(batch[1]), **arguments)
+    for epoch in range(3):
+        step(*batch, epoch=epoch)
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+class Boosted(Plugin):
+    """MART without its second term, written again."""
+
+    name = "boosted"
+    prefers = {"attack.init": "normal", "attack.mode": "eval"}
+
+    @hookimpl
+    def base_loss(self, batch, adv_logits):
+        p = adv_logits.softmax(1)
+        rival = p.masked_fill(F.one_hot(batch.y, p.shape[1]).bool(), 0).amax(1)
+        return F.cross_entropy(adv_logits, batch.y, reduction="none") - (1.0001 - rival + 1e-12).log()
+
+
+NEUTRAL = [
+    ("trades", "beta", [], {"attack.steps": 0}, "clean_logits"),
+    ("mart", "lam", [Boosted], {}, "adv_logits"),
+]
+
+
+@pytest.mark.parametrize(("name", "coefficient", "plugins", "settings", "view"), NEUTRAL, ids=["trades", "mart"])
+def test_a_coefficient_of_0_leaves_the_base_loss(
+    tiny_net: Net, tiny_batch: BatchOf, name: str, coefficient: str, plugins: Any, settings: Any, view: str
+) -> None:
+    """Bit for bit where the same forward moves the statistics: standard training for TRADES, BCE alone for MART."""
+    zero = {"options": {name: {coefficient: 0.0}}}
+    expected = trained(tiny_net(True), plugins, tiny_batch(), settings=settings)
+    found = trained(tiny_net(True), [name], tiny_batch(), settings={"update.batch_norm": view}, **zero)
+    assert all(found[key].equal(value) for key, value in expected.items())
+    one = trained(tiny_net(True), [name], tiny_batch(), settings={"update.batch_norm": view})
+    assert not one["0.weight"].equal(expected["0.weight"])
+
+
+@pytest.mark.parametrize(("name", "coefficient", "plugins", "settings", "view"), NEUTRAL, ids=["trades", "mart"])
+def test_a_coefficient_of_0_moves_the_statistics_of_the_method(
+    tiny_net: Net, tiny_batch: BatchOf, name: str, coefficient: str, plugins: Any, settings: Any, view: str
+) -> None:
+    """Without `update.batch_norm` both forwards move them, whatever the coefficient: a stage of 0 changes no policy."""
+    statistics = {}
+    for value in (0.0, 1.0):
+        net = tiny_net(True)
+        step = Step(
+            net, torch.optim.SGD(net.parameters(), 0.05), [name], num_samples=4, options={name: {coefficient: value}}
+        )
+        step(*tiny_batch(), epoch=0)
+        statistics[value] = net[1].running_mean.clone()
+    assert statistics[0.0].equal(statistics[1.0])
+    assert not trained(tiny_net(True), plugins, tiny_batch(), settings=settings)["1.running_mean"].equal(
+        trained(tiny_net(True), [name], tiny_batch(), options={name: {coefficient: 0.0}})["1.running_mean"]
+    )
 
 
 @pytest.mark.parametrize("mode", ["train", "train-frozen"])

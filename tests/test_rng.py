@@ -252,18 +252,14 @@ METHODS: dict[str, Callable[[Draws, int, torch.dtype], Tensor]] = {
     n=st.integers(1, 70),
     data=st.data(),
 )
-def test_rows_do_not_see_the_batch(
-    method: str, dtype: torch.dtype, rows: Rows, n: int, data: st.DataObject
-) -> None:
+def test_rows_do_not_see_the_batch(method: str, dtype: torch.dtype, rows: Rows, n: int, data: st.DataObject) -> None:
     index, occurrence = (column(list(numbers)) for numbers in zip(*rows, strict=True))
     order = column(data.draw(st.permutations(range(len(rows)))))
     cut = data.draw(st.integers(1, len(rows) - 1))
     draw = METHODS[method]
     whole = draw(Draws(KEY, index, occurrence), n, dtype)
     assert torch.equal(draw(Draws(KEY, index[order], occurrence[order]), n, dtype), whole[order])
-    parts = [
-        draw(Draws(KEY, index[part], occurrence[part]), n, dtype) for part in (slice(cut), slice(cut, None))
-    ]
+    parts = [draw(Draws(KEY, index[part], occurrence[part]), n, dtype) for part in (slice(cut), slice(cut, None))]
     assert torch.equal(torch.cat(parts), whole)
     alone = draw(Draws(KEY, index[:1], occurrence[:1]), n, dtype)
     assert torch.equal(alone, whole[:1])
@@ -342,9 +338,7 @@ def test_cache_chunks_and_threads_do_not_change_the_draw(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gpu_draws_the_same(method: str) -> None:
     index = torch.arange(64) * 2**30
-    cpu, gpu = (
-        METHODS[method](Draws(KEY, index.to(device)), 99, torch.float32) for device in ("cpu", "cuda")
-    )
+    cpu, gpu = (METHODS[method](Draws(KEY, index.to(device)), 99, torch.float32) for device in ("cpu", "cuda"))
     assert gpu.is_cuda
     torch.testing.assert_close(gpu.cpu(), cpu, rtol=2**-22, atol=1e-7)
     assert torch.equal(permutation(KEY, 999, "cuda").cpu(), permutation(KEY, 999))

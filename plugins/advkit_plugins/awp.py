@@ -67,7 +67,8 @@ class Awp(Plugin):
             found.append(
                 f"awp.loss is objective, but {', '.join(left_out)} needs logits at theta, so v does not see it"
             )
-        if composition.setting.attack_mode == "eval":
+        # TRADES-AWP attacks in eval mode.
+        if composition.setting.attack_mode == "eval" and composition.owner("base_loss") == "core":
             found.append("the official AWP code attacks in train mode from a uniform start; this run in eval mode")
         return found
 

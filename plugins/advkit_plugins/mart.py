@@ -19,11 +19,14 @@ def boosted_cross_entropy(adv_logits: Tensor, y: Tensor) -> Tensor:
 def weighted_kl(
     clean_logits: Tensor, adv_logits: Tensor, y: Tensor, detach_weight: bool = False, detach_target: bool = False
 ) -> Tensor:
-    """KL(p(x) || p(x')) (1 - p_y(x)): (B,). Gradients flow through all of it unless detached."""
-    p_clean, p_adv = clean_logits.softmax(dim=1), adv_logits.softmax(dim=1)
-    target = p_clean.detach() if detach_target else p_clean
-    weight = 1.0000001 - p_clean.gather(1, y[:, None]).squeeze(1)
-    kl = (target * ((target + 1e-12).log() - (p_adv + 1e-12).log())).sum(dim=1)
+    """KL(p(x) || p(x')) (1 - p_y(x)): (B,). Gradients flow through all of it unless detached.
+
+    As in the code, except that log p(x) is taken of the logits: where p(x) rounds to 0, the code's gradient is NaN.
+    """
+    log_clean = F.log_softmax(clean_logits, dim=1)
+    weight = 1.0000001 - log_clean.gather(1, y[:, None]).squeeze(1).exp()
+    log_target = log_clean.detach() if detach_target else log_clean
+    kl = (log_target.exp() * (log_target - (adv_logits.softmax(dim=1) + 1e-12).log())).sum(dim=1)
     return kl * (weight.detach() if detach_weight else weight)
 
 

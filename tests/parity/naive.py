@@ -3,8 +3,10 @@
 Loops over samples, the attack of CAT's Algorithm 1, weights moved in place on copies of the model, one backward a
 model, SGD by hand. Of advkit nothing is used but its addressed random numbers: CAT's noise must be the same draws.
 
-    CAT    Cheng, Lei, Chen, Dhillon, Hsieh 2022       AWP    Wu, Xia, Wang 2020
-    ISEAT  Li, Spratling 2023; equations without a name are ISEAT's
+    CAT     Cheng, Lei, Chen, Dhillon, Hsieh 2022      AWP   Wu, Xia, Wang 2020
+    TRADES  Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan   MART  Wang, Zou, Yi, Bailey, Ma, Gu 2020
+            2019
+    ISEAT   Li, Spratling 2023; equations without a name are ISEAT's
 """
 
 from __future__ import annotations
@@ -55,6 +57,29 @@ def kl(adversarial: Tensor, clean: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum()
 
 
+def margin(z: Tensor, y: int) -> Tensor:
+    """max_{j != y} Z_j - Z_y, of CAT's mixed loss."""
+    return torch.stack([z[j] for j in range(len(z)) if j != y]).max() - z[y]
+
+
+def boosted(adversarial: Tensor, y: int) -> Tensor:
+    """MART's BCE (Eq. 8): -log p_y(x') - log(1 - max_{k != y} p_k(x')); the constants are its code's."""
+    log_p = log_softmax(adversarial)
+    rival = torch.stack([log_p[k].exp() for k in range(len(log_p)) if k != y]).max()
+    return -log_p[y] - torch.log(1.0001 - rival + 1e-12)
+
+
+def misclassification(clean: Tensor, y: int) -> Tensor:
+    """MART's weight of a sample: 1 - p_y(x)."""
+    return 1.0000001 - log_softmax(clean)[y].exp()
+
+
+def kl_of_mart(adversarial: Tensor, clean: Tensor) -> Tensor:
+    """KL(p(x) || p(x')) as MART's code has it, which keeps log p(x') from -inf."""
+    log_p = log_softmax(clean)
+    return (log_p.exp() * (log_p - torch.log(log_softmax(adversarial).exp() + 1e-12))).sum()
+
+
 def one_hot(y: Tensor, classes: int) -> list[Tensor]:
     return [torch.tensor([float(k == label) for k in range(classes)], dtype=torch.float64) for label in y.tolist()]
 
@@ -68,12 +93,22 @@ def prediction(model: nn.Module, x: Tensor) -> int:
     return int(model(x[None])[0].argmax())
 
 
-def perturbed(model: nn.Module, x: Tensor, target: Tensor, eps: float, attack: Attack) -> Tensor:
-    """The inner loop of CAT's Algorithm 1 on one image, with the clip to [0, 1] that it does not print."""
-    delta = torch.zeros_like(x)
+def perturbed(
+    model: nn.Module,
+    x: Tensor,
+    goal: Callable[[Tensor], Tensor],
+    eps: float,
+    attack: Attack,
+    begin: Tensor | None = None,
+) -> Tensor:
+    """The inner loop of CAT's Algorithm 1 on one image, with the clip to [0, 1] that it does not print.
+
+    `goal`, of the logits, is what it increases; `begin` is the first delta, 0 if left out, and is not clipped.
+    """
+    delta = torch.zeros_like(x) if begin is None else begin
     for _ in range(attack.m):
         delta.requires_grad_()
-        loss = cross_entropy(model((x + delta)[None])[0], target)
+        loss = goal(model((x + delta)[None])[0])
         (gradient,) = torch.autograd.grad(loss, delta)
         # A sign that rounding can flip would make the comparison a lottery.
         assert ((gradient == 0) | (gradient.abs() > 1e-11)).all()
@@ -170,12 +205,22 @@ def length(tensor: Tensor) -> Tensor:
     return (tensor.detach() ** 2).sum().sqrt()
 
 
-def projected(gradient: Mapping[str, Tensor], theta: nn.Module, gamma: float) -> dict[str, Tensor]:
+def ascent_on_the_whole(
+    me: Learner, x: Tensor, x_adv: Tensor, term: Callable[[int, Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The same of E_i term(i, f(x_i'), f(x_i)), as TRADES-AWP."""
+    proxy = me.copy()
+    adversarial, clean = proxy(x_adv), proxy(x)
+    mean([term(i, adversarial[i], clean[i]) for i in range(len(x))]).backward()
+    return {name: p.grad for name, p in proxy.named_parameters()}
+
+
+def projected(gradient: Mapping[str, Tensor], theta: nn.Module, gamma: float, min_dim: int = 2) -> dict[str, Tensor]:
     """Eq. 14 with the norms of each layer, as Eq. 13: v_l = gamma g_l / ||g_l|| ||w_l||; biases and norms stay."""
     return {
         name: gamma * gradient[name] / length(gradient[name]) * length(p)
         for name, p in theta.named_parameters()
-        if p.dim() > 1
+        if p.dim() >= min_dim
     }
 
 
@@ -227,7 +272,11 @@ def unweighted(rank: int, m: int) -> float:
 def attacked(me: Learner, x: Tensor, target: Sequence[Tensor], attack: Attack) -> Tensor:
     """delta_i at theta, in eval mode, every sample with the same eps."""
     model = me.copy(training=False)
-    return torch.stack([perturbed(model, x[i], target[i], attack.eps, attack) for i in range(len(x))])
+    return torch.stack([perturbed(model, x[i], ce_with(target[i]), attack.eps, attack) for i in range(len(x))])
+
+
+def ce_with(target: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda z: cross_entropy(z, target)
 
 
 def pgd_at(me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack) -> Record:
@@ -239,22 +288,147 @@ def pgd_at(me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack) -
     return {"x_adv": x_adv} | me.descend(loss, adversarial)
 
 
-def awp(me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack, gamma: float) -> Record:
+def awp(me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack, gamma: float, min_dim: int = 2) -> Record:
     """min max_v E_i max CE(f(x_i + delta_i; theta + v), y_i), delta made at theta."""
     target = one_hot(y, classes)
     x_adv = attacked(me, x, target, attack)
-    v = projected(ascent(me, x, x_adv, target), me.theta, gamma)
+    v = projected(ascent(me, x, x_adv, target), me.theta, gamma, min_dim)
     adversarial = Branch(me.moved(v), x_adv)
     loss = mean([cross_entropy(adversarial.z[i], target[i]) for i in range(len(x))])
     return {"x_adv": x_adv} | {"shift": ratio(v, me.theta)} | me.descend(loss, adversarial)
 
 
+def awp_as_its_code(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x_adv: Tensor, y: Tensor, v: Mapping[str, Tensor]
+) -> None:
+    """The order of the official code: add v in place, forward, backward, optimizer.step, subtract v."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in v.items():
+            named[name].add_(value)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model.train()(x_adv), y).backward()
+    optimizer.step()
+    with torch.no_grad():
+        for name, value in v.items():
+            named[name].sub_(value)
+
+
+def two_forwards(
+    me: Learner,
+    x: Tensor,
+    x_adv: Tensor,
+    base: Callable[[int, Tensor, Tensor], Tensor],
+    regularizer: Callable[[int, Tensor, Tensor], Tensor],
+    name: str,
+    gamma: float,
+) -> Record:
+    """Both terms of (i, f(x_i'; theta + v), f(x_i; theta + v)); the statistics see x', then x. v increases the sum."""
+    v = {}
+    if gamma:
+        v = projected(
+            ascent_on_the_whole(me, x, x_adv, lambda i, a, c: base(i, a, c) + regularizer(i, a, c)), me.theta, gamma
+        )
+    adversarial = Branch(me.moved(v), x_adv)
+    clean = Branch(deepcopy(adversarial.model), x)
+    base_loss = [base(i, adversarial.z[i], clean.z[i]) for i in range(len(x))]
+    regular = [regularizer(i, adversarial.z[i], clean.z[i]) for i in range(len(x))]
+    loss = mean([one + other for one, other in zip(base_loss, regular, strict=True)])
+    record = {"x_adv": x_adv, "base_loss": sum(base_loss).detach(), name: sum(regular).detach()}
+    if v:
+        record["shift"] = ratio(v, me.theta)
+    return record | me.descend(loss, clean, adversarial)
+
+
+def start_noise(seed: int, epoch: int, index: Tensor, shape: torch.Size) -> Tensor:
+    """N(0, 1) of the start of TRADES and MART: the draws of the run under test."""
+    return Draws(derive_key(seed, "core", "start", "attack", epoch), index).normal(*shape, dtype=torch.float64)
+
+
+def trades(
+    me: Learner,
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    *,
+    attack: Attack,
+    beta: float,
+    index: Tensor,
+    epoch: int,
+    seed: int,
+    gamma: float = 0.0,
+) -> Record:
+    """TRADES' Algorithm 1 and Eq. 5: CE(f(x), y) + beta KL(p(x) || p(x')), x' from x + 0.001 N(0, 1) by the same KL."""
+    model = me.copy(training=False)
+    noise_ = start_noise(seed, epoch, index, x[0].shape)
+    target = one_hot(y, classes)
+
+    def goal(i: int) -> Callable[[Tensor], Tensor]:
+        z = model(x[i][None])[0].detach()
+        return lambda z_adv: kl(z_adv, z)
+
+    x_adv = torch.stack([perturbed(model, x[i], goal(i), attack.eps, attack, 0.001 * noise_[i]) for i in range(len(x))])
+    return two_forwards(
+        me,
+        x,
+        x_adv,
+        lambda i, _, clean: cross_entropy(clean, target[i]),
+        lambda i, adversarial, clean: beta * kl(adversarial, clean_side(clean)),
+        "trades",
+        gamma,
+    )
+
+
+def mart(
+    me: Learner,
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    *,
+    attack: Attack,
+    lam: float,
+    index: Tensor,
+    epoch: int,
+    seed: int,
+    gamma: float = 0.0,
+    detach: Sequence[str] = (),
+) -> Record:
+    """MART's Eq. 11: BCE(p(x'), y) + lam KL(p(x) || p(x')) (1 - p_y(x)); CE makes x' from x + 0.001 N(0, 1).
+
+    `detach` may name "weight" and "target".
+    """
+    model = me.copy(training=False)
+    noise_, target = start_noise(seed, epoch, index, x[0].shape), one_hot(y, classes)
+    x_adv = torch.stack(
+        [perturbed(model, x[i], ce_with(target[i]), attack.eps, attack, 0.001 * noise_[i]) for i in range(len(x))]
+    )
+
+    def regularizer(i: int, adversarial: Tensor, clean: Tensor) -> Tensor:
+        weighing, aimed = (clean.detach() if part in detach else clean for part in ("weight", "target"))
+        return lam * kl_of_mart(adversarial, aimed) * misclassification(weighing, int(y[i]))
+
+    return two_forwards(
+        me, x, x_adv, lambda i, adversarial, _: boosted(adversarial, int(y[i])), regularizer, "mart", gamma
+    )
+
+
 def smoothing(
-    me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack, c: float, index: Tensor, epoch: int, seed: int
+    me: Learner,
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    *,
+    attack: Attack,
+    c: float,
+    index: Tensor,
+    epoch: int,
+    seed: int,
+    redraw: bool = True,
 ) -> Record:
     """CAT's Eq. 4 without its budgets, "Adv+LS" of its Table 5: eps_i is eps in both draws."""
     hard = one_hot(y, classes)
     first, second = (noise(seed, phase, epoch, index, classes) for phase in ("attack", "train"))
+    second = second if redraw else first
     x_adv = attacked(me, x, [smoothed(hard[i], attack.eps, c, first[i]) for i in range(len(x))], attack)
     adversarial = Branch(me.copy(), x_adv)
     target = [smoothed(hard[i], attack.eps, c, second[i]) for i in range(len(x))]
@@ -262,12 +436,20 @@ def smoothing(
     return {"x_adv": x_adv} | me.descend(loss, adversarial)
 
 
-def cat(me: Learner, x: Tensor, y: Tensor, classes: int, **options: Any) -> Record:
-    """CAT: Algorithm 1, and its last line for the whole batch."""
-    made = algorithm_1(me, x, y, classes, **options)
+def cat(me: Learner, x: Tensor, y: Tensor, classes: int, *, mixed: Mixed | None = None, **options: Any) -> Record:
+    """CAT: Algorithm 1, and its last line for the whole batch; with its mixed loss where `mixed` is given."""
+    made = algorithm_1(me, x, y, classes, mixed=mixed, **options)
     adversarial = Branch(me.copy(), made.x_adv)
-    loss = mean([cross_entropy(adversarial.z[i], made.target[i]) for i in range(len(x))])
-    return made.record() | me.descend(loss, adversarial)
+    base = [cross_entropy(adversarial.z[i], made.target[i]) for i in range(len(x))]
+    record = made.record()
+    if mixed is None:
+        return record | me.descend(mean(base), adversarial)
+    hinges = [
+        mixed.share(made.eps[i], len(x)) * outer_hinge(margin(adversarial.z[i], int(y[i])), mixed.kappa)
+        for i in range(len(x))
+    ]
+    record |= {"base_loss": sum(base).detach(), "cat-margin": sum(hinges).detach()}
+    return record | me.descend(mean([one + more for one, more in zip(base, hinges, strict=True)]), adversarial)
 
 
 def iseat(me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack, index: Tensor, **options: Any) -> Record:
@@ -298,6 +480,28 @@ def cat_iseat(
 
 
 # ---------------------------------------------------------------------- CAT's Algorithm 1
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """CAT's mixed loss: kappa, whether the hinge of the attack is its code's, and the hinge's weight."""
+
+    kappa: float
+    mirrored: bool = False
+    weight: str = "one"
+
+    def share(self, eps: float, batch: int) -> float:
+        return {"one": 1.0, "eps": eps, "eps-sum": batch * eps}[self.weight]
+
+    def inner(self, gap: Tensor) -> Tensor:
+        if not self.mirrored:
+            return outer_hinge(gap, self.kappa)
+        return gap if gap < self.kappa else torch.full_like(gap, self.kappa) + 0 * gap
+
+
+def outer_hinge(gap: Tensor, kappa: float) -> Tensor:
+    """max(max_{j != y} Z_j - Z_y, -kappa), as printed."""
+    return gap if gap > -kappa else torch.full_like(gap, -kappa) + 0 * gap
 
 
 def noise(seed: int, phase: str, epoch: int, index: Tensor, classes: int) -> Tensor:
@@ -335,6 +539,10 @@ def settled(eps: float, success: bool, eps_max: float) -> float:
     return min(eps_max, 0.0 if success else eps)
 
 
+def as_printed(before: float, eps: float, reach: float, success: bool, eps_max: float) -> float:
+    return settled(eps, success, eps_max)
+
+
 def algorithm_1(
     me: Learner,
     x: Tensor,
@@ -349,26 +557,49 @@ def algorithm_1(
     epoch: int,
     seed: int,
     warm_up: Sequence[float] | None = None,
+    rule: Callable[[float, float, float, bool, float], float] | None = None,
+    cap_before: bool = False,
+    attack_label: str = "old",
+    clean_on: bool | None = None,
+    redraw: bool = True,
+    mixed: Mixed | None = None,
 ) -> Customized:
-    """CAT's Algorithm 1 up to the update. `warm_up` scales each radius and is not CAT's."""
+    """CAT's Algorithm 1 up to the update. `warm_up` scales each radius and is not CAT's.
+
+    What its official codes do otherwise: `rule` of (eps_i before and in the attack, the size of the perturbation
+    found, success, eps_max); `cap_before` the attack; `attack_label` from the "new" eps_i; training on the clean
+    image where success is `clean_on`; no `redraw` for the update; and the hinge of the `mixed` loss.
+    """
     model = me.copy(training=False)
     hard = one_hot(y, classes)
     first, second = (noise(seed, phase, epoch, index, classes) for phase in ("attack", "train"))
     made = Customized(torch.empty_like(x), [], [], [], [])
     for i, sample in enumerate(index.tolist()):
-        eps = me.eps[sample]
-        target = smoothed(hard[i], eps, c, first[i])
-        eps = raised(eps, eta, eps_max)
+        before = me.eps[sample]
+        eps = raised(before, eta, eps_max)
+        if cap_before:
+            eps = min(eps_max, eps)
+        target = smoothed(hard[i], before if attack_label == "old" else eps, c, first[i])
         radius = eps * (1.0 if warm_up is None else warm_up[i])
-        made.x_adv[i] = perturbed(model, x[i], target, radius, attack)
+        goal = inner_goal(target, int(y[i]), radius, len(x), mixed)
+        made.x_adv[i] = perturbed(model, x[i], goal, radius, attack)
         success = prediction(model, made.x_adv[i]) != int(y[i])
-        eps = settled(eps, success, eps_max)
-        made.target.append(smoothed(hard[i], eps, c, second[i]))
+        reach = float((made.x_adv[i] - x[i]).abs().max())
+        eps = (rule or as_printed)(before, eps, reach, success, eps_max)
+        if clean_on is success:
+            made.x_adv[i] = x[i]
+        made.target.append(smoothed(hard[i], eps, c, (second if redraw else first)[i]))
         me.eps[sample] = eps
         made.eps.append(eps)
         made.radius.append(radius)
         made.success.append(success)
     return made
+
+
+def inner_goal(target: Tensor, y: int, radius: float, batch: int, mixed: Mixed | None) -> Callable[[Tensor], Tensor]:
+    if mixed is None:
+        return ce_with(target)
+    return lambda z: cross_entropy(z, target) + mixed.share(radius, batch) * mixed.inner(margin(z, y))
 
 
 # ---------------------------------------------------------------------- ISEAT's Algorithm 2

@@ -31,6 +31,7 @@ class Subject:
         samples: int,
         lr: float,
         options: Mapping[str, Mapping[str, object]] | None = None,
+        settings: Mapping[str, object] | None = None,
         seed: int = 0,
         **more: Any,
     ) -> None:
@@ -41,7 +42,7 @@ class Subject:
             plugins,
             num_samples=samples,
             options=options,
-            settings={"attack.steps": attack.m, "attack.step_size": attack.alpha},
+            settings={"attack.steps": attack.m, "attack.step_size": attack.alpha} | dict(settings or {}),
             eps=attack.eps,
             seed=seed,
             **more,

@@ -63,6 +63,48 @@ def test_awp(net, data):
         assert_parity(subject.visit(*data.of_step, epoch), expected)
 
 
+@pytest.mark.parametrize("min_dim", [1, 3, 4])
+def test_min_dim(net, data, min_dim):
+    """1: biases and norms, too; 3 and 4: the convolutions alone."""
+    if min_dim == 1:  # a bias that is 0 has no length to scale by
+        net.load_state_dict({name: value + 0.01 * (value == 0) for name, value in net.state_dict().items()})
+    options = {"awp": {"gamma": 0.02, "min_dim": min_dim}}
+    subject, me = pair(net, ["awp"], attack=ATTACK, samples=data.samples, lr=0.1, options=options)
+    for epoch in range(VISITS):
+        expected = naive.awp(me, *data.of_naive, attack=ATTACK, gamma=0.02, min_dim=min_dim)
+        assert_parity(subject.visit(*data.of_step, epoch), expected)
+    wrong = naive.awp(Learner(net, data.samples, 0.1), *data.of_naive, attack=ATTACK, gamma=0.02)
+    subject, _ = pair(net, ["awp"], attack=ATTACK, samples=data.samples, lr=0.1, options=options)
+    assert differences(subject.visit(*data.of_step, 0), wrong)["gradient 0.weight"] > APART
+
+
+@pytest.mark.parametrize("step_at", ["theta", "theta+v"])
+def test_step_at_theta_plus_v_is_the_official_order(net, data, step_at):
+    """The official code's loop, hand-written, over three steps: equal but for what adding and subtracting rounds.
+
+    A difference of the two is at most a few units in the last place of the largest weight (below 1), a step;
+    momentum and the next attack's signs do not amplify it here. The negative control is the other order.
+    """
+    options = {"awp": {"gamma": 0.02, "step_at": step_at}}
+    subject, _ = pair(net, ["awp"], attack=ATTACK, samples=data.samples, lr=0.1, options=options)
+    me = Learner(net, data.samples, 0.1)
+    optimizer = torch.optim.SGD(me.theta.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    target = naive.one_hot(data.y, data.of_naive[2])
+    for epoch in range(3):
+        x_adv = naive.attacked(me, data.x, target, ATTACK)
+        v = naive.projected(naive.ascent(me, data.x, x_adv, target), me.theta, 0.02)
+        naive.awp_as_its_code(me.theta, optimizer, x_adv, data.y, v)
+        subject.visit(*data.of_step, epoch)
+    own = dict(subject.model.named_parameters())
+    gaps = {name: (own[name] - p).abs().max().item() for name, p in me.theta.named_parameters()}
+    if step_at == "theta+v":
+        assert max(gaps.values()) < 1e-14
+    else:
+        assert min(gaps[name] for name in v) > 1e-9  # lr decay v, the decay of v alone
+    for found, expected in zip(subject.model.buffers(), me.theta.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4 if step_at == "theta" else 1e-12, atol=0)
+
+
 def test_v_is_gamma_times_the_norm_of_every_weight_and_nothing_for_biases_and_norms(net, data):
     gamma = 0.02
     subject, _ = pair(net, ["awp"], attack=ATTACK, samples=data.samples, lr=0.1, options={"awp": {"gamma": gamma}})
@@ -76,14 +118,14 @@ def test_v_is_gamma_times_the_norm_of_every_weight_and_nothing_for_biases_and_no
         assert all(earlier[name].equal(w) for _, _, earlier in before)  # attack and ascent are at theta
 
 
-def _globally(gradient, theta, gamma):
+def _globally(gradient, theta, gamma, min_dim):
     """Eq. 14 with one norm over all layers, as its missing index suggests."""
     weights = {name: p.detach() for name, p in theta.named_parameters() if p.dim() > 1}
     scale = gamma * naive.length(torch.cat([w.flatten() for w in weights.values()]))
     return {n: scale * gradient[n] / naive.length(torch.cat([gradient[k].flatten() for k in weights])) for n in weights}
 
 
-def _everything(gradient, theta, gamma):
+def _everything(gradient, theta, gamma, min_dim):
     """Eq. 13 on all tensors, biases and norms too."""
     return {
         n: gamma * gradient[n] / naive.length(gradient[n]) * naive.length(p)

@@ -1,32 +1,26 @@
-"""Leave-one-out ablations: a set of plugins, the set without each, and none; paired by seed and by image.
-
-Two kinds of interval, both at 95 %, which answer different questions. Over seeds: would another training say the
-same? Student's t of the paired differences, from two seeds on. Over images: would other test images say the same, of
-these very nets? Wilson for an accuracy, Bonett and Price (2012) for a paired difference.
-"""
+"""Leave-one-out ablations: a set of plugins, the set without each, and none; paired by seed and by image."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from pathlib import Path
 from typing import Any, cast
 
 from . import checkpoint, discovery
+from .companions import without_strangers
 from .data.base import Dataset, Splits
 from .errors import HookConflict, OptionError
-from .evaluation import EvaluationAttack, summary, verdicts, wilson
+from .evaluation import EvaluationAttack, summary, verdicts
 from .folder import RunFolder
 from .loop import Progress
+from .paired import accuracy, difference, share
 from .plugin import Plugin
-from .resolve import Layer, Resolved, resolve, without_strangers
+from .resolve import Layer, Resolved, resolve
 from .runs import build_model, evaluate_folder, on_this_machine, refuse_difference, resolve_folder, resume, start
 
 FULL = "full"
-Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,7 @@ def run(
             path = out / "runs" / f"{arm.name.replace(' ', '-')}-seed-{seed}"
             found = measure(arm.resolved[seed], splits, path, attacks, count, progress())
             measured[arm.name][seed] = found
-            shares = " ".join(f"{name} {_share(bits):.3f}" for name, bits in found["verdicts"].items())
+            shares = " ".join(f"{name} {share(bits):.3f}" for name, bits in found["verdicts"].items())
             tell(f"{arm.name}, seed {seed}: {shares}")
     full = measured[FULL]
     settings = {arm.name: next(iter(arm.resolved.values())) for arm in chosen if arm.resolved}
@@ -192,63 +186,6 @@ def _changed(here: Resolved, full: Resolved) -> dict[str, list[object]]:
         for each in (full, here)
     ]
     return {key: [both[0][key], both[1][key]] for key in both[0] if both[0][key] != both[1][key]}
-
-
-# ---------------------------------------------------------------------- statistics
-
-
-def accuracy(bits: Sequence[str]) -> dict[str, Any]:
-    """Of one arm under one attack, from a text of 0 and 1 a seed: mean, by seed, and Wilson's interval of the mean.
-
-    The seeds share their images, so n is the number of images, not of answers.
-    """
-    shares, n = [_share(each) for each in bits], len(bits[0])
-    mean = statistics.fmean(shares)
-    return {"mean": mean, "seeds": shares, "interval": wilson(mean * n, n)}
-
-
-def difference(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """One arm minus another, from pairs of texts, a pair a seed: mean, by seed, and both intervals."""
-    seeds = [_share(one) - _share(other) for one, other in pairs]
-    n = len(pairs[0][0])
-    by_image = [sum(int(one[i]) - int(other[i]) for one, other in pairs) / len(pairs) for i in range(n)]
-    return {
-        "mean": statistics.fmean(seeds),
-        "seeds": seeds,
-        "seed_interval": seed_interval(seeds),
-        "image_interval": image_interval(by_image),
-    }
-
-
-def seed_interval(values: Sequence[float]) -> list[float] | None:
-    """95 % interval of the mean by Student's t; None for one value."""
-    if len(values) < 2:
-        return None
-    half = student(len(values) - 1) * statistics.stdev(values) / sqrt(len(values))
-    return [statistics.fmean(values) - half, statistics.fmean(values) + half]
-
-
-def image_interval(differences: Sequence[float]) -> list[float]:
-    """95 % interval of a mean paired difference in [-1, 1] over images.
-
-    Bonett and Price 2012: one image more for each side, so that nets that agree on all images get no empty interval.
-    """
-    values = [*differences, 1.0, -1.0]
-    mean = statistics.fmean(values)
-    half = Z * sqrt(statistics.pvariance(values) / len(values))
-    return [max(-1.0, mean - half), min(1.0, mean + half)]
-
-
-def student(df: int) -> float:
-    """The 97.5 % quantile of Student's t, to three decimals: tables to 10, then Cornish and Fisher's expansion."""
-    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    if df <= len(table):
-        return table[df - 1]
-    return Z + (Z**3 + Z) / (4 * df) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * df**2)
-
-
-def _share(bits: str) -> float:
-    return bits.count("1") / len(bits)
 
 
 # ---------------------------------------------------------------------- tables

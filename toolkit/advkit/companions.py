@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from . import discovery
 from .errors import HookConflict, OptionError, did_you_mean
 from .options import validate
 from .plugin import Plugin
 from .registration import check, hooks_of
+
+if TYPE_CHECKING:
+    from .resolve import Layer
 
 
 def _loaded(name: str) -> type[Plugin]:
@@ -94,3 +99,11 @@ def companion_options(
                 )
             asked[name] = (options, asker)
     return asked
+
+
+def without_strangers(layer: Layer, plugins: Iterable[str], declined: Iterable[str] = ()) -> Layer:
+    """A layer without the options of plugins that are no longer in the run; companions keep theirs."""
+    wanted = set(plugins)
+    for name in set(wanted):
+        wanted |= {companion for wish, (companion, _) in _loaded(name).companions.items() if wish not in declined}
+    return replace(layer, options={name: values for name, values in layer.options.items() if name in wanted})

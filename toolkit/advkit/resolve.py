@@ -7,7 +7,7 @@ For options: the plugin, the plugin that asked for it as companion, recipe, file
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, cast
 
@@ -166,14 +166,6 @@ def resolve(
         origins=origins,
         cautions=(*cautions, *composition.cautions),
     )
-
-
-def without_strangers(layer: Layer, plugins: Iterable[str], declined: Iterable[str] = ()) -> Layer:
-    """A layer without the options of plugins that are no longer in the run; companions keep theirs."""
-    wanted = set(plugins)
-    for name in set(wanted):
-        wanted |= {companion for wish, (companion, _) in _class_of(name).companions.items() if wish not in declined}
-    return replace(layer, options={name: values for name, values in layer.options.items() if name in wanted})
 
 
 # ---------------------------------------------------------------------- plugins and companions

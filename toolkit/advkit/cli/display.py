@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -36,9 +37,20 @@ def stdout() -> Console:
     return _Results(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
 
 
+class _Progress(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody watches any more, which is no reason to end a run."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def stderr() -> Console:
     """For progress and warnings."""
-    return Console(stderr=True)
+    return _Progress(stderr=True, width=None if sys.stderr.isatty() else 160, soft_wrap=not sys.stderr.isatty())
+
+
+def say(sentence: str) -> None:
+    """A line of progress."""
+    stderr().print(Text(sentence))
 
 
 @contextmanager
@@ -89,7 +101,7 @@ class Quiet:
     def close(self) -> None: ...
 
     def warn(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
+        say(sentence)
 
     def stop_requested(self) -> type[Stopped] | None:
         return self.signals.requested
@@ -103,7 +115,7 @@ class Plain(Quiet):
 
     def finished_epoch(self, row: Mapping[str, Any]) -> None:
         cells = " ".join(f"{name} {value}" for name, value in _cells(row).items() if value)
-        print(f"epoch {row['epoch'] + 1}/{self.epochs} {cells}", file=sys.stderr, flush=True)
+        say(f"epoch {row['epoch'] + 1}/{self.epochs} {cells}")
 
 
 class Rich(Quiet):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -101,7 +102,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _complain(sentence: str, code: int) -> int:
     printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in sentence)
     prefix = "" if code in (75, 130) else "Error: "
-    click.echo(f"{prefix}{printable}", err=True)
+    with suppress(OSError):  # nobody may be listening
+        click.echo(f"{prefix}{printable}", err=True)
     return code
 
 

@@ -152,7 +152,7 @@ class Typed:
         Whoever names plugins replaces those below, whose options for plugins that are gone go with them.
         """
         from .. import config, recipes
-        from ..resolve import without_strangers
+        from ..companions import without_strangers
 
         files = [recipes.load(self.recipe).file()] if self.recipe is not None else []
         files += [config.load(self.config)] if self.config is not None else []

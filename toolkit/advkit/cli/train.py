@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
     splits = load_data(resolved)
     model = build_model(resolved, splits.train)
     folder = Path(out) if out else fresh(Path("runs"), resolved.chosen)
-    with Signals() as signals:
+    with Signals() as signals, _nothing_ends_quietly():
         shown = progress(kind, signals)
         _announce(resolved, kind)
         try:
@@ -99,13 +100,25 @@ def _resume(path: Path, asked: Typed, kind: str) -> None:
     resolved = on_this_machine(stored)
     splits = load_data(resolved)
     model = build_model(resolved, splits.train)
-    with Signals() as signals:
+    with Signals() as signals, _nothing_ends_quietly():
         shown = progress(kind, signals)
         try:
             result = resume(folder, resolved, splits, model, shown)
         finally:
             shown.close()
     _farewell(result, kind)
+
+
+@contextmanager
+def _nothing_ends_quietly() -> Iterator[None]:
+    """click exits without a word on these two, which it thinks its own; here they come out of a plugin."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as error:
+        failure = RuntimeError(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            failure.add_note(note)
+        raise failure from error
 
 
 def _announce(resolved: Resolved, kind: str) -> None:
