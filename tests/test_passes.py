@@ -97,9 +97,10 @@ def table(plugins: Collection[str], epoch: int, steps: int) -> dict[str, Passes]
     regularized = "lsiw" in plugins and epoch in LAM_IS_ON
     clean = bool({"mart", "trades"} & set(plugins))  # f(x; theta+v); f(x; theta) is the same without awp
     at_theta = regularized and (perturbed or not clean)
+    own = "lsiw" in plugins  # then awp.loss is adv_ce
     return {
         "attack": Passes(forward=steps + ("cat-eps" in plugins) + ("trades" in plugins), input_backward=steps),
-        "update": updates(1 + clean + at_theta + perturbed * (1 + clean)),
+        "update": updates(1 + clean + at_theta + perturbed * (1 + (clean and not own))),
     }
 
 
@@ -251,6 +252,10 @@ def test_soft_labels_that_a_phase_does_not_use_are_cautioned_word_for_word(tiny_
         "the soft labels of dirichlet-ls do not reach the attack of trades"
     ]
     assert cautions(tiny_net(), "cat-margin", "dirichlet-ls") == []
+    # Weights by rank may read them; the loss still does not.
+    assert cautions(tiny_net(), "mart", "dirichlet-ls", "lsiw")[0] == (
+        "the soft labels of dirichlet-ls do not reach the loss of mart"
+    )
 
 
 def test_awp_cautions_of_the_attack_mode_where_its_code_has_another(tiny_net: Net) -> None:

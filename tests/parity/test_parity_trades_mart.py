@@ -97,19 +97,24 @@ def test_the_detach_switches_of_mart(net, data, parts):
 
 
 @method
-@pytest.mark.parametrize("wrong", ["coefficient", "eps", "alpha", "m", "seed", "epoch", "gamma"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"coefficient": 1.001},
+        {"gamma": GAMMA * 1.001},
+        {"seed": SEED + 1},
+        {"epoch": 1},
+        {"attack": Attack(EPS / 2, ATTACK.alpha, ATTACK.m)},
+        {"attack": Attack(EPS, ATTACK.alpha * 1.001, ATTACK.m)},
+        {"attack": Attack(EPS, ATTACK.alpha, ATTACK.m - 1)},
+    ],
+    ids=["coefficient", "gamma", "seed", "epoch", "eps", "alpha", "m"],
+)
 def test_a_wrong_constant_is_told_apart(net, data, name, wrong):
     subject, me = start(net, data, name, ["awp"])
-    ((coefficient, value),) = METHODS[name][1].items()
-    changed = {"seed": SEED + 1, "epoch": 1, "gamma": GAMMA * 1.001, coefficient: value * 1.001}
-    if wrong in ("eps", "alpha", "m"):
-        attack = Attack(**(vars(ATTACK) | {"eps": 0.05, "alpha": ATTACK.alpha * 1.001, "m": 3} | {}))
-        attack = Attack(**(vars(ATTACK) | {wrong: getattr(attack, wrong)}))
-        changed = {"attack": attack, "gamma": GAMMA}
-    else:
-        wrong = coefficient if wrong == "coefficient" else wrong
-        changed = {"gamma": GAMMA} | {wrong: changed[wrong]}
-    expected = expect(me, data, name, **({"epoch": 0} | changed))
+    if factor := wrong.get("coefficient"):
+        wrong = {key: value * factor for key, value in METHODS[name][1].items()}
+    expected = expect(me, data, name, **({"epoch": 0, "gamma": GAMMA} | wrong))
     errors = differences(subject.visit(*data.of_step, 0), expected)
     assert min(errors["loss"], errors["gradient 0.weight"], errors["parameter 0.weight"]) > APART
 
@@ -142,7 +147,7 @@ def _of_true_class(clean, y):
         ("mart", "boosted", _cross_entropy),
         ("mart", "misclassification", _of_true_class),
         ("mart", "misclassification", lambda clean, y: torch.ones(())),
-        ("mart", "kl_of_mart", lambda adversarial, clean: _other_way_round(adversarial, clean)),
+        ("mart", "kl_of_mart", _other_way_round),
         ("mart", "start_noise", _another_start),
     ],
 )

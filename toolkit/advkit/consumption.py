@@ -60,21 +60,21 @@ def _labels(composition: Composition) -> list[str]:
         else in_objective
     )
     base = composition.answers["base_loss"]
-    in_training = not base or any(
-        "target" in answer.arguments for hook in LOSS_HOOKS for answer in composition.answers[hook]
-    )
+    readers = {hook for hook in LOSS_HOOKS for answer in composition.answers[hook] if "target" in answer.arguments}
+    in_training = not base or bool(readers - {"instance_weight"})
     labels = ", ".join(composition.owners("target_label"))
-    if not in_attack and not in_training:
+    if not in_attack and not in_training and not readers:
         raise HookConflict(
             f"Plugin {labels} changes the target label, but neither the attack objective of "
             f"{composition.owner('attack_objective')} nor the loss of {composition.owner('base_loss')} uses it; "
             "leave one of them out of --plugins."
         )
+    found = []
     if not in_attack:
-        return [f"the soft labels of {labels} do not reach the attack of {composition.owner('attack_objective')}"]
+        found.append(f"the soft labels of {labels} do not reach the attack of {composition.owner('attack_objective')}")
     if not in_training:
-        return [f"the soft labels of {labels} do not reach the loss of {composition.owner('base_loss')}"]
-    return []
+        found.append(f"the soft labels of {labels} do not reach the loss of {composition.owner('base_loss')}")
+    return found
 
 
 def _idle_attack(composition: Composition) -> list[str]:

@@ -125,15 +125,15 @@ class Step:
         batch = self._batch(x, y, index, epoch, occurrence)
         interval = self.composition.at(epoch)
         first = id(interval) not in self._checked
+        classes = self._classes(batch.x)
+        if first or self.check_hooks:
+            self._fits(batch, classes)
         ledger = Ledger()
         with (
             self.state.unless_failed(self.model, batch.index),
             own_generator(self.state.device) as seed,
         ):
             network = Network(self.model, ledger, lambda label: seed(self._seed(label)))
-            classes = self._classes(network, batch.x)
-            if first or self.check_hooks:
-                self._fits(batch, classes)
             contract = Contract(batch, classes, self.attack.steps, values=first or self.check_hooks)
             known = self._attack(batch, interval, network, contract)
             outcome, shift = self._update(known, interval, network, contract)
@@ -355,10 +355,10 @@ class Step:
         if len(torch.unique(visits, dim=0)) != len(index):
             raise OptionError("index names a sample twice in a batch; number its visits with `occurrence`.")
 
-    def _classes(self, network: Network, x: Tensor) -> int:
+    def _classes(self, x: Tensor) -> int:
         """K, from one eval forward of one image before the first step."""
         if not self.state.num_classes:
-            with mode(self.model, training=False), torch.no_grad():
+            with own_generator(self.state.device), mode(self.model, training=False), torch.no_grad():
                 self.state.num_classes = checked_logits(self.model(x[:1]), 1).shape[1]
         return self.state.num_classes
 

@@ -1,0 +1,555 @@
+"""What a hostile review broke once, and what of it must stay mended. One small case each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import advkit
+from advkit import AttackResult, Batch, Budget, BudgetScale, Dataset, Plugin, Run, Splits, Step, checkpoint, hookimpl
+from advkit.errors import HookConflict, HookContract, NonFinite, OptionError, Stopped
+from advkit.loop import Silent
+
+Net = Callable[..., nn.Sequential]
+BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Maker = Callable[..., tuple[Step, nn.Module]]
+
+N = 8
+
+
+def sgd(net: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(net.parameters(), lr, momentum=0.9)
+
+
+@pytest.fixture
+def made(tiny_net: Net) -> Maker:
+    """A step of three attack iterations, and its model."""
+
+    def made(plugins: Any = (), net: nn.Module | None = None, **arguments: Any) -> tuple[Step, nn.Module]:
+        net = tiny_net() if net is None else net
+        settings = {"attack.steps": 3, **arguments.pop("settings", {})}
+        return Step(net, sgd(net), plugins, num_samples=N, eps=0.1, settings=settings, **arguments), net
+
+    return made
+
+
+def bits(net: nn.Module) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
+
+
+def pictures(count: int, seed: int = 0) -> Dataset:
+    drawn = torch.randint(0, 256, (count, 2, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Dataset("toy", drawn, torch.arange(count) % 3, ("a", "b", "c"))
+
+
+SPLITS = Splits(pictures(40), pictures(20, seed=1), "none")
+
+
+class StopAfter(Silent):
+    """Asks a run to stop after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stop_requested(self) -> type[Stopped] | None:
+        self.left -= 1
+        return Stopped if self.left == 0 else None
+
+
+@pytest.fixture
+def train(tiny_net: Net) -> Callable[..., Any]:
+    """A run on forty pictures, ten of them held out: four steps an epoch."""
+
+    def train(plugins: Any = (), net: nn.Module | None = None, **arguments: Any) -> Any:
+        settings = {"attack.steps": 1, "validation.steps": 1, "validation.fraction": 0.25}
+        arguments = {"epochs": 3, "batch_size": 8, "eps": 0.1, "settings": settings, **arguments}
+        return advkit.train(tiny_net() if net is None else net, SPLITS, plugins, **arguments)
+
+    return train
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+class RootOfZero(nn.Module):
+    """Finite logits whose gradient by the input is NaN, the derivative of a square root at 0."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + 0 * (x * 0).flatten(1).sum(1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-2", "cw-2"])
+def test_an_attack_without_a_gradient_is_no_robustness(tiny_net: Net, attack: str) -> None:
+    net = tiny_net()
+    assert advkit.evaluate(net, SPLITS.test, ("clean", attack), eps=0.1)["n"] == 20
+    broken = RootOfZero(net)
+    clean = advkit.evaluate(broken, SPLITS.test, ("clean",), eps=0.1)["attacks"][0]["accuracy"]
+    assert clean == advkit.evaluate(net, SPLITS.test, ("clean",), eps=0.1)["attacks"][0]["accuracy"]
+    with pytest.raises(NonFinite, match=f"{attack} met an input gradient that is NaN or Inf"):
+        advkit.evaluate(broken, SPLITS.test, ("clean", attack), eps=0.1)
+
+
+class Noisy(nn.Module):
+    """Draws in eval mode too."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + 0.5 * torch.randn_like(x))
+
+
+def test_a_model_that_draws_in_eval_mode_evaluates_the_same_twice_and_leaves_the_generator(tiny_net: Net) -> None:
+    net, found = Noisy(tiny_net()), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(advkit.evaluate(net, pictures(200), ("clean", "pgd-2", "cw-2"), eps=0.1))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert found[0] == found[1]
+    x, logits = pictures(4).images / 255, []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        logits.append(net(x))
+    assert not torch.equal(*logits)  # left alone, it draws
+
+
+def test_a_run_of_a_model_that_draws_is_the_same_whatever_the_global_seed(tiny_net: Net, train: Any) -> None:
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        runs.append(train(net=Noisy(tiny_net()), epochs=1))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert bits(runs[0].model) == bits(runs[1].model)
+    assert runs[0].history[0]["validation"] == runs[1].history[0]["validation"]
+
+
+# ---------------------------------------------------------------------- the loop's hooks
+
+
+class Rolling(Plugin):
+    """Orders an epoch by `run.epoch`."""
+
+    name = "rolling"
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    @hookimpl
+    def train_sampler(self, indices: Tensor, batch_size: int, epoch: int, run: Run) -> Sequence[Tensor]:
+        self.seen.append((epoch, run.epoch))
+        return indices.roll(5 * run.epoch).split(batch_size)
+
+
+def test_a_sampler_sees_the_epoch_and_resumes_exactly(train: Any, tmp_path: Path) -> None:
+    Rolling.seen.clear()
+    whole = train([Rolling])
+    assert Rolling.seen == [(0, 0), (1, 1), (2, 2)]
+    with pytest.raises(Stopped):
+        train([Rolling], out=tmp_path / "run", progress=StopAfter(6))  # in the middle of epoch 1
+    Rolling.seen.clear()
+    resumed = train([Rolling], resume_from=tmp_path / "run")
+    assert Rolling.seen == [(1, 1), (2, 2)]
+    assert bits(resumed.model) == bits(whole.model)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [lambda indices: [torch.arange(40)], lambda indices: [[0, 1]], lambda indices: [indices.int()]],
+    ids=["held-out", "lists", "int32"],
+)
+def test_a_sampler_may_only_draw_from_what_it_is_given(train: Any, batches: Any) -> None:
+    sampler = hookimpl(lambda self, indices, batch_size, epoch: batches(indices))
+    # pluggy reads argument names, so a lambda is as good as a method.
+    sampling = type("Sampling", (Plugin,), {"name": "sampling", "train_sampler": sampler})
+    with pytest.raises(HookContract, match="sampling broke the contract of train_sampler: every batch"):
+        train([sampling])
+
+
+class Zeros(Plugin):
+    """Evaluates zeros in epoch 0, and the model's own weights afterwards."""
+
+    name = "zeros"
+
+    def active(self, hook: str, epoch: int) -> bool:
+        return epoch == 0
+
+    @hookimpl
+    def evaluation_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+        return {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+
+def test_best_holds_the_weights_that_were_validated(train: Any, tmp_path: Path, tiny_net: Net) -> None:
+    result = train([Zeros], epochs=1, out=tmp_path / "run")
+    stored, _ = checkpoint.load(checkpoint.resolve(tmp_path / "run" / "checkpoints", "best"))
+    evaluated = {name: value for name, value in stored.items() if name.startswith("evaluated/")}
+    assert len(evaluated) == len(list(result.model.parameters()))
+    assert not any(bool(value.any()) for value in evaluated.values())
+    assert all(bool(p.any()) for p in result.model.parameters())
+    net = tiny_net()
+    advkit.load_weights(net, tmp_path / "run")
+    assert not any(bool(p.any()) for p in net.parameters())
+
+
+def test_load_weights_puts_the_runs_weights_into_a_model(train: Any, tmp_path: Path, tiny_net: Net) -> None:
+    result = train(epochs=1, out=tmp_path / "run")
+    net = tiny_net()
+    assert bits(net) != bits(result.model)
+    advkit.load_weights(net, tmp_path / "run", "last")
+    assert bits(net) == bits(result.model)
+    with pytest.raises(advkit.AdvkitError):
+        advkit.load_weights(nn.Linear(2, 2), tmp_path / "run")
+
+
+class Ema(Plugin):
+    """The average is claimed where the model is known, and evaluated."""
+
+    name = "ema"
+
+    @hookimpl
+    def setup(self, model: nn.Module, run: Run) -> None:
+        self.average = {name: run.tensor_state(name, p) for name, p in model.named_parameters()}
+
+    @hookimpl
+    def after_update(self, model: nn.Module) -> None:
+        for name, p in model.named_parameters():
+            self.average[name].lerp_(p.detach(), 0.2)
+
+    @hookimpl
+    def evaluation_weights(self) -> Mapping[str, Tensor]:
+        return self.average
+
+
+def test_an_average_of_the_weights_stops_and_resumes_exactly(train: Any, tmp_path: Path) -> None:
+    whole = train([Ema], out=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train([Ema], out=tmp_path / "part", progress=StopAfter(6))
+    resumed = train([Ema], resume_from=tmp_path / "part")
+    assert bits(resumed.model) == bits(whole.model)
+    last = [checkpoint.load(checkpoint.resolve(tmp_path / run / "checkpoints", "last"))[0] for run in ("whole", "part")]
+    averages = [name for name in last[0] if name.startswith(("tensors/ema/", "evaluated/"))]
+    assert len(averages) == 2 * len(list(whole.model.parameters()))
+    assert all(torch.equal(last[0][name], last[1][name]) for name in averages)
+    assert not torch.equal(last[0]["evaluated/0.weight"], last[0]["model/0.weight"])
+    assert [row["validation"] for row in resumed.history] == [row["validation"] for row in whole.history]
+
+
+class Infinite(Plugin):
+    """Per-sample state that is not finite, for all samples or for some."""
+
+    name = "infinite"
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        run.sample_state("all", fill=float("inf"))
+        run.sample_state("some", fill=2.0)[:20] = float("nan")
+
+
+def test_state_that_is_not_finite_does_not_end_the_run(train: Any, tmp_path: Path) -> None:
+    result = train([Infinite], epochs=1, out=tmp_path / "run")
+    assert result.history[0]["state"] == {
+        "infinite/all": {},
+        "infinite/some": dict.fromkeys(("q00", "q25", "q50", "q75", "q100"), 2.0),
+    }
+
+
+# ---------------------------------------------------------------------- what a step is given
+
+
+MISTAKES: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Any]], str]] = {
+    "x normalised": (lambda x, y, i: {"x": (x - 0.5) / 0.2}, "x leaves [0, 1]; pass images in [0, 1] and normalise"),
+    "x NaN": (lambda x, y, i: {"x": x * float("nan")}, "x leaves [0, 1]"),
+    "index too large": (lambda x, y, i: {"index": i + N}, "index leaves 0..7; pass each sample's place"),
+    "index negative": (lambda x, y, i: {"index": i - 1}, "index leaves 0..7"),
+    "y too large": (lambda x, y, i: {"y": y + 1}, "y leaves 0..2, the classes of the model's 3 logits."),
+    "y negative": (lambda x, y, i: {"y": y - 1}, "y leaves 0..2"),
+    "index twice": (lambda x, y, i: {"index": i * 0}, "index names a sample twice in a batch; number its visits"),
+    "no rows": (lambda x, y, i: {"x": x[:0], "y": y[:0], "index": i[:0]}, "A step takes x (B, C, H, W), y (B,)"),
+    "negative epoch": (lambda x, y, i: {"epoch": -1}, "epoch = -1 must be 0 or more."),
+}
+
+
+@pytest.mark.parametrize("plugins", [(), ("cat-eps", "dirichlet-ls")], ids=["none", "cat"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_batch_that_is_not_what_was_meant_is_refused(
+    made: Maker, tiny_batch: BatchOf, mistake: str, plugins: tuple[str, ...]
+) -> None:
+    step, net = made(plugins)
+    good = dict(zip(("x", "y", "index"), tiny_batch(), strict=True)) | {"epoch": 0}
+    change, sentence = MISTAKES[mistake]
+    before = bits(net)
+    with pytest.raises(OptionError) as refused:
+        step(**good | change(*tiny_batch()))
+    assert sentence in str(refused.value)
+    assert bits(net) == before
+    step(**good)  # and the step is none the worse for it
+    assert bits(net) != before
+
+
+def test_an_index_that_comes_twice_is_fine_with_its_occurrences(made: Maker, tiny_batch: BatchOf) -> None:
+    x, y, index = tiny_batch()
+    step, _ = made()
+    assert step(x, y, index * 0, epoch=0, occurrence=torch.arange(4)).count == 4
+
+
+def test_mixed_precision_is_refused(made: Maker, tiny_net: Net, tiny_batch: BatchOf) -> None:
+    step, net = made()
+    before = bits(net)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(OptionError, match=r"outside torch\.autocast"):
+        step(*tiny_batch(), epoch=0)
+    assert bits(net) == before
+    with pytest.raises(OptionError, match="half precision are not supported yet; train in float32 or float64"):
+        made(net=tiny_net().bfloat16())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_compiled_module_is_refused(made: Maker, tiny_net: Net, wrapped: bool) -> None:
+    net: Any = tiny_net()
+    if wrapped:
+        net = torch.compile(net, backend="eager")
+    else:
+        net.compile(backend="eager")
+    with pytest.raises(OptionError, match=r"torch\.compile is not supported yet"):
+        made(net=net)
+
+
+def test_a_submodule_that_is_kept_in_eval_mode_stays_there(made: Maker, tiny_net: Net, tiny_batch: BatchOf) -> None:
+    moved = []
+    for frozen in (True, False):
+        net = tiny_net(batch_norm=True).train()
+        net[1].train(not frozen)
+        step, _ = made(net=net)
+        before = net[1].running_mean.clone()
+        step(*tiny_batch(), epoch=0)
+        assert (net.training, net[1].training) == (True, not frozen)
+        moved.append(not torch.equal(before, net[1].running_mean))
+    assert moved == [False, True]
+
+
+def test_a_plugin_object_belongs_to_one_run(made: Maker) -> None:
+    kind = advkit.discovery.load("plugin", "cat-eps")
+    plugin = kind(kind.Options(eta=0.02, eps_max=0.1))
+    made([plugin])
+    with pytest.raises(OptionError, match="The plugin object cat-eps is in another run already; build a new one"):
+        made([plugin])
+    made([kind]), made([kind])  # a class is built anew
+
+
+def test_an_optimizer_of_another_model_is_refused(tiny_net: Net) -> None:
+    with pytest.raises(OptionError, match="none of the model's parameters; build it from"):
+        Step(tiny_net(), sgd(tiny_net()), num_samples=N)
+
+
+def test_gradients_of_parameters_that_the_optimizer_has_not_got_do_not_add_up(
+    tiny_net: Net, tiny_batch: BatchOf
+) -> None:
+    net = tiny_net()
+    step = Step(net, torch.optim.SGD(net[5].parameters(), lr=0.0), num_samples=N, settings={"attack.steps": 1})
+    norms = set()
+    for _ in range(3):
+        step(*tiny_batch(), epoch=0)
+        norms.add(float(net[0].weight.grad.norm()))
+    assert len(norms) == 1 and norms != {0.0}
+
+
+def test_plugins_may_be_named_in_one_string(made: Maker) -> None:
+    step, _ = made("cat-eps,lsiw")
+    assert [plugin.name for plugin in step.composition.plugins] == ["av-rank", "awp", "cat-eps", "lsiw"]
+
+
+# ---------------------------------------------------------------------- what plugins see
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_distance_of_cat_eps_is_in_the_runs_norm(made: Maker, tiny_batch: BatchOf, norm: str) -> None:
+    x, y, index = tiny_batch()
+    action = {"cat-eps": {"on_success": "distance", "on_failure": "distance", "eta": 0.05, "eps_max": 1.0}}
+    step, _ = made("cat-eps", options=action, settings={"attack.norm": norm, "attack.step_size": 0.04})
+    moved = (step(x, y, index, epoch=0).x_train - x).flatten(1)
+    expected = {"linf": moved.abs().amax(1), "l2": moved.norm(dim=1)}
+    stored = step.state_dict()["samples/cat-eps/eps"][:4]
+    torch.testing.assert_close(stored, expected[norm])
+    assert bool((expected["l2"] > expected["linf"]).all())  # the two can be told apart
+
+
+class Shy(Plugin):
+    """Lists clean_logits and success, and demands neither."""
+
+    name = "shy"
+
+    seen: ClassVar[list[Any]] = []
+
+    def demands(self, hook: str, epoch: int) -> tuple[str, ...]:
+        return ()
+
+    @hookimpl
+    def target_label(self, target: Tensor, clean_logits: Tensor | None) -> Tensor:
+        self.seen.append(clean_logits)
+        return target
+
+    @hookimpl
+    def perturbation_budget(self, batch: Batch) -> Budget:
+        return Budget(*[batch.x.new_full((len(batch.y),), 0.1)] * 2)
+
+    @hookimpl
+    def commit_attack(self, budget: Budget, success: Tensor | None) -> tuple[Budget, Tensor | None]:
+        self.seen.append(success)
+        return budget, None
+
+
+class Eager(Plugin):
+    """Demands clean_logits in the attack."""
+
+    name = "eager"
+    seen: ClassVar[list[Any]] = []
+
+    @hookimpl
+    def budget_scale(self, batch: Batch, clean_logits: Tensor) -> BudgetScale:
+        self.seen.append(clean_logits)
+        return BudgetScale()
+
+
+def test_what_another_demanded_is_not_seen(made: Maker, tiny_batch: BatchOf) -> None:
+    for company in ([], [Eager]):
+        Shy.seen.clear()
+        Eager.seen.clear()
+        step, _ = made([Shy, *company])
+        step(*tiny_batch(), epoch=0)
+        assert Shy.seen == [None, None, None]
+    assert [type(each) for each in Eager.seen] == [Tensor]
+
+
+class Counting(Plugin):
+    """Counts in place, before the step can fail."""
+
+    name = "counting"
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self.count = run.tensor_state("count", torch.zeros(()))
+
+    @hookimpl
+    def target_label(self, target: Tensor) -> Tensor:
+        self.count += 1
+        return target
+
+
+class Failing(Plugin):
+    """Fails on request, after the attack."""
+
+    name = "failing"
+    now = False
+
+    @hookimpl
+    def base_loss(self, batch: Batch, adv_logits: Tensor) -> Tensor:
+        return F.cross_entropy(adv_logits, batch.y, reduction="none") * (float("nan") if self.now else 1.0)
+
+
+def test_a_failed_step_puts_tensors_samples_and_buffers_back(made: Maker, tiny_net: Net, tiny_batch: BatchOf) -> None:
+    failing = Failing(Failing.Options())
+    step, net = made([Counting, failing, "cat-eps"], tiny_net(batch_norm=True))
+    step(*tiny_batch(), epoch=0)
+    assert float(step.state_dict()["tensors/counting/count"]) == 2
+    before = {name: value.clone() for name, value in step.state_dict().items()}, copy.deepcopy(bits(net))
+    failing.now = True
+    with pytest.raises(NonFinite):
+        step(*tiny_batch(), epoch=0)
+    assert all(torch.equal(value, before[0][name]) for name, value in step.state_dict().items())
+    assert bits(net) == before[1]
+    failing.now = False
+    step(*tiny_batch(), epoch=0)
+    assert float(step.state_dict()["tensors/counting/count"]) == 4
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_loop_of_ones_own_resumes_mid_epoch_to_the_same_bits(
+    made: Maker, tiny_net: Net, tiny_batch: BatchOf, restored: bool
+) -> None:
+    x, y, index = tiny_batch(N)
+    parts = [slice(first, first + 2) for first in range(0, N, 2)]
+
+    def ended(cut: int | None) -> dict[str, bytes]:
+        step, net = made("cat-eps,dirichlet-ls,lsiw", tiny_net(dropout=0.5))
+        for number, rows in enumerate(parts):
+            if number == cut:
+                kept = copy.deepcopy((net.state_dict(), step.optimizer.state_dict(), step.state_dict()))
+                step, net = made("cat-eps,dirichlet-ls,lsiw", tiny_net(dropout=0.5))
+                net.load_state_dict(kept[0])
+                step.optimizer.load_state_dict(kept[1])
+                if restored:
+                    step.load_state_dict(kept[2])
+            step(x[rows], y[rows], index[rows], epoch=0)
+        return bits(net)
+
+    # Without the step's own state dropout would start again with the masks of step 0.
+    assert (ended(cut=2) == ended(cut=None)) is restored
+
+
+# ---------------------------------------------------------------------- ascents and attacks of plugins
+
+
+class Detached(Plugin):
+    """Cross-entropy plus the distance to clean logits, which it takes without gradient."""
+
+    name = "detached"
+
+    def detached(self, hook: str, epoch: int) -> tuple[str, ...]:
+        return ("clean_logits",)
+
+    @hookimpl
+    def base_loss(self, batch: Batch, adv_logits: Tensor, clean_logits: Tensor) -> Tensor:
+        distance = (adv_logits - clean_logits).square().sum(1)
+        return F.cross_entropy(adv_logits, batch.y, reduction="none") + distance
+
+
+def test_the_objectives_ascent_takes_detached_views_detached(made: Maker, tiny_batch: BatchOf) -> None:
+    step, _ = made([Detached, "awp"])
+    (_, interval), *_ = step.composition.intervals()
+    passes = step(*tiny_batch(), epoch=0).passes
+    assert passes == interval.passes
+    # Two views, one with a gradient, in the ascent and again in the update.
+    assert (passes["update"].forward, passes["update"].full_backward) == (4, 2)
+
+
+class Inner(Plugin):
+    """An attack that does not move."""
+
+    name = "inner"
+
+    @hookimpl
+    def inner_attack(self, batch: Batch, radius: Tensor) -> AttackResult:
+        return AttackResult(batch.x)
+
+
+def budgets(**more: Callable[[Tensor], Tensor]) -> type[Plugin]:
+    """An owner of the budget that also sets what `more` makes of the radius (B,)."""
+
+    def perturbation_budget(self: Plugin, batch: Batch) -> Budget:
+        rows = batch.x.new_full((len(batch.y),), 0.1)
+        return Budget(rows, rows, **{name: make(rows) for name, make in more.items()})
+
+    return type("Own", (Plugin,), {"name": "own", "perturbation_budget": hookimpl(perturbation_budget)})
+
+
+@pytest.mark.parametrize(
+    "more", [{"step_size": lambda rows: rows / 4}, {"steps": lambda rows: torch.ones_like(rows, dtype=torch.int64)}]
+)
+def test_steps_per_sample_beside_an_attack_with_its_own_are_refused(
+    made: Maker, tiny_batch: BatchOf, more: dict[str, Any]
+) -> None:
+    step, _ = made([Inner, budgets(**more)])
+    with pytest.raises(HookConflict, match="own sets steps or step sizes per sample, but the inner attack inner has"):
+        step(*tiny_batch(), epoch=0)
+    for fine in ([Inner, budgets()], [budgets(**more)]):
+        assert made(fine)[0](*tiny_batch(), epoch=0).count == 4
