@@ -291,7 +291,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "",
         "Written by `make bench` (`docs/results/bench.py`); the raw figures are in `bench.json`.",
         "",
-        f"{here['processor']}, {here['threads']} threads, {here['clock']} time, torch {here['torch']}, "
+        f"{here['processor']}, threads: {here['threads']}, {here['clock']} time, torch {here['torch']}, "
         f"Python {here['python']}, advkit {here['advkit']}. {STEPS} attack steps from x, in eval mode; momentum SGD.",
         "",
         "## A step beside a hand-written PGD-AT loop",
