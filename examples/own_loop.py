@@ -7,7 +7,6 @@ python examples/own_loop.py --plugins awp --epochs 5
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import entry_points
 
 import torch
 from torch import nn
@@ -22,8 +21,7 @@ parser.add_argument("--epochs", type=int, default=12)
 chosen = parser.parse_args()
 
 # The data: uint8 images (N, C, H, W) and labels (N,). Any tensors of your own do as well.
-(digits,) = entry_points(group="advkit.datasets", name="digits")
-splits = digits.load()().load(root=None, limit=None)
+splits = advkit.load_data("digits")
 images, labels = splits.train.images.float() / 255, splits.train.labels
 
 # Any module from images in [0, 1] to logits; normalisation belongs inside, so that eps means pixels.

@@ -17,7 +17,7 @@ import advkit
 from advkit import checkpoint, config
 from advkit.cli.main import run
 from advkit.resolve import Layer, resolve
-from advkit.runs import build_model, load_data
+from advkit.runs import build_model, data_of
 
 ALL = ("cat-eps", "dirichlet-ls", "lsiw", "awp", "av-rank")
 SETTINGS: dict[str, Any] = {"data.limit": 120, "model.width": 4, "run.batch_size": 32, "run.epochs": 1}
@@ -187,7 +187,7 @@ def test_objects_in_place_of_names_train_to_the_same_bits(folders: Callable[[], 
     from advkit_plugins.lsiw import Lsiw
 
     resolved = resolve([], [Layer("test", SETTINGS)])
-    splits = load_data(resolved)
+    splits = data_of(resolved)
     model = build_model(resolved, splits.train)
     folder = folders()
     own = {k: v for k, v in SETTINGS.items() if not k.startswith(("data", "model"))} | {"attack.eps": 0.15}

@@ -16,7 +16,7 @@ from advkit.cli.main import run
 from advkit.errors import PluginImport, PluginLoad
 from advkit.loop import Trainer
 from advkit.resolve import Layer, Resolved, resolve
-from advkit.runs import build_model, load_data
+from advkit.runs import build_model, data_of
 
 ALL = [
     *("pgd-at-madry", "pgd-at-rice", "trades", "mart", "at-awp", "trades-awp"),
@@ -114,7 +114,7 @@ def test_the_twin_is_the_same_method_on_the_digits(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_the_twin_takes_steps_in_each_of_its_stages(name: str) -> None:
     mini = resolved(f"{name}-mini")
-    splits = load_data(mini)
+    splits = data_of(mini)
     trainer = Trainer(mini, splits, build_model(mini, splits.train))
     before = [p.detach().clone() for p in trainer.model.parameters()]
     for epoch, _ in mini.composition.intervals():

@@ -117,8 +117,7 @@ def noise(batch: int, channels: int, side: int, count: int = 4) -> list[Sample]:
 
 
 def digits(batch: int, count: int = 4) -> list[Sample]:
-    (point,) = entry_points(group="advkit.datasets", name="digits")
-    train = point.load()().load(None, None).train
+    train = advkit.load_data("digits").train
     rows = torch.arange(batch * count)
     x = train.images[rows].float() / 255
     return list(zip(*(torch.split(part, batch) for part in (x, train.labels[rows], rows)), strict=True))

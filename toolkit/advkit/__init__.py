@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .report import Report
     from .rng import Draws
     from .run import Run
-    from .runs import load_weights, train
+    from .runs import load_data, load_weights, train
     from .step import Step
     from .types import AttackResult, Batch, Budget, BudgetScale, Mix, Passes
 
@@ -44,7 +44,7 @@ _HOME = {
     "run": ("Run",),
     "report": ("Report",),
     "step": ("Step",),
-    "runs": ("load_weights", "train"),
+    "runs": ("load_data", "load_weights", "train"),
     "types": ("AttackResult", "Batch", "Budget", "BudgetScale", "Mix", "Passes"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names} | {"PluginOptions": "options"}
@@ -86,6 +86,7 @@ __all__ = [
     "Step",
     "evaluate",
     "hookimpl",
+    "load_data",
     "load_weights",
     "option",
     "pgd",

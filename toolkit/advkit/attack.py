@@ -131,7 +131,7 @@ def pgd(
             (gradient,) = torch.autograd.grad(loss.sum(), x_adv)
         x_adv = x_adv.detach()
         # sign(NaN) is 0: without this check a broken gradient would silently be no attack at all.
-        peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)
+        peak = gradient.flatten(1).abs().amax(1)  # keeps NaN; vector_norm takes 20 times as long on a CPU
         finite &= peak.isfinite().all()
         zero_gradients += peak == 0
         if limit is not None:

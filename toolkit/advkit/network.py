@@ -33,6 +33,19 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient; those that did ask again afterwards. Values are never touched."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
+
+
+@contextmanager
 def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
     """A scope in which models may draw (dropout), by a seeding function; global generators come back as they were."""
     cuda = [device] if device.type == "cuda" else []
@@ -52,7 +65,6 @@ class Network:
     def __init__(self, model: nn.Module, ledger: Ledger, seed: Callable[[str], None]) -> None:
         self.model, self.ledger, self._seed = model, ledger, seed
         self.params = dict(model.named_parameters())
-        self._frozen = {name: parameter.detach() for name, parameter in self.params.items()}
 
     def forward(
         self,
@@ -79,7 +91,7 @@ class Network:
         return self.ledger.forward(phase, label, owners, checked_logits(logits, len(x)), backward)
 
     def attacked(self, owner: str, moves_statistics: bool) -> Callable[[Tensor], Tensor]:
-        """f(. ; theta) with frozen parameters, for an attack."""
+        """f(. ; theta) for an attack, which runs in the scope of `frozen`."""
         turns = count()
 
         def forward(x: Tensor) -> Tensor:
@@ -88,7 +100,6 @@ class Network:
                 "iterates",
                 [owner],
                 x,
-                params=self._frozen,
                 moves_statistics=moves_statistics,
                 backward="input_backward",
                 turn=next(turns),

@@ -21,14 +21,21 @@ from .resolve import PASSED, Layer, PluginChoice, Resolved, resolve
 from .rng import derive_seed
 
 
-def load_data(resolved: Resolved) -> Splits:
-    """The data set that the settings name."""
-    name = resolved.data.name
-    if name.startswith(PASSED):
-        raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
+def load_data(name: str, root: str | Path | None = None, limit: int | None = None) -> Splits:
+    """A registered data set: its training and test images. `limit` is at most so many a split.
+
+    Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
+    """
     source = cast(type[DataSource], discovery.load("data set", name))()
-    root = Path(resolved.data.root) if resolved.data.root else None
-    return source.load(root, resolved.data.limit or None)
+    return source.load(Path(root) if root else None, limit or None)
+
+
+def data_of(resolved: Resolved) -> Splits:
+    """The data set that the settings name."""
+    data = resolved.data
+    if data.name.startswith(PASSED):
+        raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
+    return load_data(data.name, data.root, data.limit)
 
 
 def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
@@ -192,7 +199,7 @@ def train(
     given |= {**(settings or {}), **{key: value for key, value in short.items() if value is not None}}
     resolved = resolve(plugins, [Layer("python", given, options or {})], no_companion=no_companion)
     resolved = on_this_machine(resolved)
-    splits = load_data(resolved) if isinstance(dataset, str) else dataset
+    splits = data_of(resolved) if isinstance(dataset, str) else dataset
     net = build_model(resolved, splits.train) if isinstance(model, str) else model
     if resume_from is None:
         return start(

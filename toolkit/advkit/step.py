@@ -15,7 +15,7 @@ from .contracts import Contract
 from .errors import HookConflict, HookContract, NonFinite, OptionError, ResumeMismatch
 from .interval import CORE, Answer, Interval
 from .ledger import Ledger
-from .network import Network, checked_logits, mode, moved, own_generator, refuse_wrapped
+from .network import Network, checked_logits, frozen, mode, moved, own_generator, refuse_wrapped
 from .objective import Objective, Outcome, Update, soft_cross_entropy
 from .plugin import Plugin
 from .report import Report, not_finite, shift_ratio
@@ -187,7 +187,8 @@ class Step:
             radius = budget.attack * scale.radius
             known |= {"budget": budget, "radius": radius}
             known["target"] = self._target(interval, known, "attack", contract)
-            attack = self._attacked(interval, known, scale, network, contract)
+            with frozen(self.model):
+                attack = self._attacked(interval, known, scale, network, contract)
 
             known |= {"attack": attack, "x_train": attack.x_adv, "success": None}
             if interval.success:

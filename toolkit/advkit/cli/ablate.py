@@ -35,7 +35,7 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
     from .. import ablation, checkpoint
     from ..errors import Stopped
     from ..evaluation import parse_attacks
-    from ..runs import load_data
+    from ..runs import data_of
     from .display import Quiet, Signals
     from .evaluate import whole
 
@@ -53,7 +53,7 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
 
     with Signals() as signals:
         try:
-            rows = ablation.run(arms, load_data(some), folder, chosen, wanted, lambda: Quiet(signals), tell)
+            rows = ablation.run(arms, data_of(some), folder, chosen, wanted, lambda: Quiet(signals), tell)
         except Stopped as stopped:
             raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
     checkpoint.write_atomic(folder / "table.json", (json.dumps(rows, indent=1) + "\n").encode())

@@ -32,13 +32,13 @@ def command(run: str, attacks: str, eps: str | None, count: str, split: str, whi
     from ..data.base import Dataset
     from ..evaluation import parse_attacks, summary, verdicts
     from ..folder import RunFolder
-    from ..runs import evaluate_folder, load_data, on_this_machine, resolve_folder
+    from ..runs import data_of, evaluate_folder, on_this_machine, resolve_folder
 
     chosen = parse_attacks([name.strip() for name in attacks.split(",") if name.strip()])
     budget, wanted = _number("--eps", eps), whole("--n", count)
     folder = RunFolder.open(Path(run))
     resolved = on_this_machine(resolve_folder(folder))
-    splits = load_data(resolved)
+    splits = data_of(resolved)
     model, position = evaluate_folder(folder, resolved, splits, which)
     full = splits.test if split == "test" else splits.train
     rows = slice(0, wanted or len(full))
@@ -53,7 +53,7 @@ def command(run: str, attacks: str, eps: str | None, count: str, split: str, whi
     found: dict[str, Any] = {
         "run": run,
         "checkpoint": which,
-        "epoch": position["epoch"] - 1 if position["step"] == 0 else position["epoch"],
+        "epoch": max(0, position["epoch"] - (position["step"] == 0)),
         "selected_on": best.get("split") if which == "best" else None,
         "split": split,
         "n": len(dataset),

@@ -66,11 +66,11 @@ def command(
 
 def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str) -> None:
     from ..folder import fresh
-    from ..runs import build_model, load_data, on_this_machine, start
+    from ..runs import build_model, data_of, on_this_machine, start
     from .display import Signals, progress
 
     resolved = on_this_machine(resolved)
-    splits = load_data(resolved)
+    splits = data_of(resolved)
     model = build_model(resolved, splits.train)
     folder = Path(out) if out else fresh(Path("runs"), resolved.chosen)
     with Signals() as signals, _nothing_ends_quietly():
@@ -90,7 +90,7 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
 
 def _resume(path: Path, asked: Typed, kind: str) -> None:
     from ..folder import RunFolder
-    from ..runs import build_model, load_data, on_this_machine, resolve_folder, resume
+    from ..runs import build_model, data_of, on_this_machine, resolve_folder, resume
     from .display import Signals, progress
 
     if asked.config is not None or asked.recipe is not None or asked.no_companion:
@@ -98,7 +98,7 @@ def _resume(path: Path, asked: Typed, kind: str) -> None:
     folder = RunFolder.open(path)
     stored = resolve_folder(folder) if asked.empty else resolve_folder(folder, asked.plugins, asked.layer)
     resolved = on_this_machine(stored)
-    splits = load_data(resolved)
+    splits = data_of(resolved)
     model = build_model(resolved, splits.train)
     with Signals() as signals, _nothing_ends_quietly():
         shown = progress(kind, signals)
@@ -157,12 +157,12 @@ def _dry_run(resolved: Resolved) -> None:
 
     from .. import config
     from ..loop import Trainer
-    from ..runs import build_model, load_data, on_this_machine
+    from ..runs import build_model, data_of, on_this_machine
     from .display import stdout
     from .plan import show_plan
 
     resolved = on_this_machine(resolved)
-    splits = load_data(resolved)
+    splits = data_of(resolved)
     trainer = Trainer(resolved, splits, build_model(resolved, splits.train))
     batches = trainer.batches(0)
     trainer.one_step(batches[0])  # the first pays for allocations
