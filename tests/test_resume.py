@@ -370,7 +370,7 @@ def test_a_signal_stops_after_its_step(
         patch.setattr(Quiet, "stepped", stepped)
         ran = command(*SHORT, "--out", folder)
     epoch, within = (0, step) if step <= 2 else (1, step - 2)
-    sentence = f"Stopped in epoch {epoch} after step {within}; everything is saved."
+    sentence = f"Stopped in epoch {epoch + 1} after step {within}; everything is saved."
     assert ran == (code, "", f"{sentence} Continue with: advkit train --resume {folder}\n")
     assert steps == step
     assert resume(folder).code == 0

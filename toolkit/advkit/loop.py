@@ -7,7 +7,7 @@ augmentation, attacks and labels are functions of the seed and an address, so th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -67,8 +67,8 @@ class Position:
 class TrainResult:
     """What `advkit.train` returns: the module with its last weights, and a line for each epoch."""
 
-    model: nn.Module
-    history: list[dict[str, Any]]
+    model: nn.Module = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
     best: Mapping[str, Any] | None
     folder: Path | None
 
@@ -355,7 +355,7 @@ class Trainer:
     def _farewell(self) -> str:
         at = self.position
         kept = f" Continue with: advkit train --resume {self.folder.path}" if self.folder else ""
-        return f"Stopped in epoch {at.epoch} after step {at.step}; everything is saved.{kept}"
+        return f"Stopped in epoch {at.epoch + 1} after step {at.step}; everything is saved.{kept}"
 
 
 class _replaced:

@@ -151,7 +151,7 @@ class Schedule:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise ValueError("has a value that is not a number")
             if not 0 <= number <= sys.float_info.max:
-                raise ValueError("has a value that is not finite and >= 0")
+                raise ValueError("must have values that are finite and >= 0")
             points.append((start, float(number)))
         epochs = [start for start, _ in points]
         if not epochs or epochs[0] != 0 or epochs != sorted(set(epochs)):
@@ -202,6 +202,8 @@ def _sentence(kind: type[Options], where: str, error: ValidationError) -> str:
         known = ", ".join(kind.model_fields) or "it has none"
         return f"Unknown option {name}.{did_you_mean(key, kind.model_fields)} Known: {known}."
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if not key:  # about options together: the message names them
+        return f"{where}.{message}."
     verb = "" if message.startswith(("is ", "has ", "must ", "divides ")) else "must be "
     given = repr(first["input"])
     return f"{name} = {given if len(given) <= 80 else given[:77] + '...'} {verb}{message}."

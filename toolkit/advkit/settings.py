@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import ceil, cos, pi
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from .errors import OptionError, did_you_mean
 from .options import Options, Real, option
@@ -61,6 +61,12 @@ class AttackSettings(Options):
         "eval",
         help="the model's mode in the attack; train moves BatchNorm's running statistics, train-frozen not",
     )
+
+    @model_validator(mode="after")
+    def _in_pixels(self) -> Self:
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError("eps is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255")
+        return self
 
 
 class UpdateSettings(Options):

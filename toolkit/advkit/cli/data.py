@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def prepare(name: str, data_root: str | None, given: str | None) -> None:
 
 
 def _absolute(path: str) -> Path:
-    return Path(path).expanduser().absolute()
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def _facts(name: str, root: Path) -> dict[str, object]:

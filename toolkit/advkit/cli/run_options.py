@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ class Typed:
                 )
             by_setting[key] = value
         if by_setting.get("data.root") and isinstance(by_setting["data.root"], str):
-            by_setting["data.root"] = str(Path(str(by_setting["data.root"])).expanduser().absolute())
+            by_setting["data.root"] = str(Path(os.path.expanduser(str(by_setting["data.root"]))).absolute())
         by_plugin: dict[str, dict[str, object]] = {}
         for key, value in assignments(options, "-o", "-o plugin.key=value").items():
             plugin, _, name = key.partition(".")

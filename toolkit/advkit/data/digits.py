@@ -29,6 +29,7 @@ class Digits(DataSource):
 
     name = "digits"
     defaults = {"attack.eps": 0.15}
+    classes, shape, images = 10, (1, 8, 8), (1258, 539)
 
     def load(self, root: Path | None, limit: int | None) -> Splits:
         if root is not None:

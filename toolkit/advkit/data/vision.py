@@ -29,7 +29,7 @@ ROOT = "ADVKIT_DATA"
 def default_root() -> Path:
     """The folder that ADVKIT_DATA names, else `advkit` in the user's cache folder."""
     if given := os.environ.get(ROOT):
-        return Path(given).expanduser().absolute()
+        return Path(os.path.expanduser(given)).absolute()
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "advkit"
 
