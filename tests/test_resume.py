@@ -318,7 +318,7 @@ def test_ctrl_c_on_a_terminal(whole: Path, tmp_path: Path, monkeypatch: pytest.M
             seen += os.read(master, 1 << 16)
         return seen
 
-    wait_for(lambda: b"epoch 1/3" in read() and len(checkpoint.steps(folder / "checkpoints")) > 1)
+    wait_for(lambda: b"epoch 1/3" in read())
     os.write(master, b"\x03")
     wait_for(lambda: read() and not process.is_alive())
     assert ending(process) == 130

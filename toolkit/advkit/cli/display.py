@@ -145,7 +145,7 @@ class Rich(Quiet):
             "run", total=self.epochs * self.steps, completed=at.epoch * self.steps + at.step, loss=""
         )
         self.now = self.bar.add_task(self._title(at.epoch), total=self.steps, completed=at.step, loss="")
-        self.live.start()
+        self.live.start(refresh=True)  # at once: a short first epoch may be over before the next refresh
 
     def stepped(self, trainer: Trainer, report: Report) -> None:
         self.bar.advance(self.all)
