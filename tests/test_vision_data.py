@@ -531,13 +531,13 @@ def test_archives_can_not_write_elsewhere(tmp_path: Path) -> None:
             link.type, link.linkname = tarfile.SYMTYPE, str(secret)
             archive.addfile(link)
     before = set(tmp_path.rglob("*"))
-    prepare(copy.kind(), tmp_path / "a/b/root", path)
-    assert copy.intact(tmp_path / "a/b/root") == dict.fromkeys(copy.files, True)
+    prepare(copy.kind(), tmp_path / "a/b/here", path)
+    assert copy.intact(tmp_path / "a/b/here") == dict.fromkeys(copy.files, True)
     with pytest.raises(DataError, match="has no train_32x32"):
         prepare(copy.kind(), tmp_path / "a/b/other", tmp_path / "links.tar.gz")
     new = set(tmp_path.rglob("*")) - before
-    assert {str(each.relative_to(tmp_path)) for each in new} == {"a", "a/b", "a/b/root", "a/b/other"} | {
-        f"a/b/root/{name}" for name in copy.files
+    assert {str(each.relative_to(tmp_path)) for each in new} == {"a", "a/b", "a/b/here", "a/b/other"} | {
+        f"a/b/here/{name}" for name in copy.files
     }
 
 
