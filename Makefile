@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 JOBS ?= auto
 DATA ?=
 
-.PHONY: setup demo test check fix bench soak results results-pictures clean
+.PHONY: setup demo test check fix bench soak results results-fashion \
+	results-robustness results-evaluation-cost results-pictures clean
 
 setup: $(VENV)/.installed
 
@@ -15,7 +16,9 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "advkit needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev,vision]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev,vision,plot,autoattack,foolbox]'
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
+		echo "For the browser test of the report: apt-get install chromium (without it the test is skipped)"
 	@touch $@
 
 demo: setup
@@ -44,6 +47,20 @@ soak: setup
 
 results: setup
 	$(BIN)/python docs/results/experiments.py digits
+
+# make results-fashion DATA=FOLDER    where `advkit data prepare fashion-mnist --data-root FOLDER` put it
+results-fashion: setup
+	@test -n "$(DATA)" || { echo "Say where Fashion-MNIST is: make results-fashion DATA=FOLDER" >&2; exit 2; }
+	$(BIN)/python docs/results/experiments.py fashion --data-root "$(DATA)"
+
+# Evaluates the runs of `make results` and `make results-fashion` with strong attacks.
+results-robustness: results results-fashion
+	$(BIN)/python docs/results/robustness.py digits
+	$(BIN)/python docs/results/robustness.py fashion
+
+results-evaluation-cost: setup
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks
+	$(BIN)/python docs/results/evaluation_cost.py
 
 # make results-pictures DATA=FOLDER_OR_ZIP    a folder or zip of train|test/CLASS/*
 results-pictures: setup

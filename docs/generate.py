@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 METHODS = ("cat-eps", "dirichlet-ls", "cat-margin", "trades", "mart", "awp", "lsiw", "av-rank")
-BUILT_INS = (*METHODS, "eps-ramp")
+BUILT_INS = (*METHODS, "eps-ramp", "vulnerability-log")
 PAPER_EPS = 8 / 255
 DIGITS = [str(number) for number in range(1, 100)]
 

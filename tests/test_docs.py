@@ -32,7 +32,7 @@ DOCS = ROOT / "docs"
 EXAMPLE = ROOT / "examples" / "third_party_plugin"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 METHODS = ["cat-eps", "dirichlet-ls", "cat-margin", "trades", "mart", "awp", "lsiw", "av-rank"]
-CARDS = [*METHODS, "eps-ramp"]
+CARDS = [*METHODS, "eps-ramp", "vulnerability-log"]
 
 
 def read(page: Path) -> str:

@@ -20,7 +20,9 @@ from advkit.errors import NonFinite, OptionError
 from advkit_plugins.av_rank import rank_weights, ranks
 from advkit_plugins.awp import Awp
 from advkit_plugins.cat_eps import next_eps
+from advkit_plugins.cat_margin import margin
 from advkit_plugins.dirichlet_ls import smooth
+from advkit_plugins.mart import Mart
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -626,15 +628,23 @@ def test_company_does_not_change_anybodys_draws(tiny_net: Net, tiny_batch: Batch
 
 
 def trained(
-    tiny_net: Net, tiny_batch: BatchOf, plugins: Iterable[Any], epochs: int = 2, **arguments: Any
+    tiny_net: Net,
+    tiny_batch: BatchOf,
+    plugins: Iterable[Any],
+    *,
+    epochs: Iterable[int] = (0, 1),
+    eps: float = 0.1,
+    dropout: float = 0.3,
+    dtype: torch.dtype = torch.float32,
+    **arguments: Any,
 ) -> dict[str, Tensor]:
     """Everything the model holds after some steps, with batch statistics and dropout."""
-    net = tiny_net(True, dropout=0.3)
+    net = tiny_net(True, dropout=dropout, dtype=dtype)
     arguments["settings"] = {"attack.mode": "train", "attack.steps": 3} | arguments.get("settings", {})
-    step = step_of(net, plugins, eps=0.1, **arguments)
-    for epoch in range(epochs):
+    step = step_of(net, plugins, eps=eps, **arguments)
+    for epoch in epochs:
         for seed in range(2):
-            step(*tiny_batch(seed=seed), epoch=epoch)
+            step(*tiny_batch(seed=seed, dtype=dtype), epoch=epoch)
     return copies(net.state_dict())
 
 
@@ -656,24 +666,57 @@ class Idle(Plugin):
         return 0 * (clean_logits + adv_logits_base).sum(1)
 
 
+class Boosted(Plugin):
+    """MART without its second term, written again."""
+
+    name = "boosted"
+    prefers = Mart.prefers
+
+    @hookimpl
+    def base_loss(self, batch, adv_logits):
+        p = adv_logits.softmax(1)
+        rival = p.masked_fill(F.one_hot(batch.y, p.shape[1]).bool(), 0).amax(1)
+        return F.cross_entropy(adv_logits, batch.y, reduction="none") - (1.0001 - rival + 1e-12).log()
+
+
+class NoBudget(Plugin):
+    """Radius 0 for each sample."""
+
+    name = "no-budget"
+
+    @hookimpl
+    def perturbation_budget(self, batch):
+        zeros = batch.x.new_zeros(len(batch.x))
+        return Budget(attack=zeros, label=zeros)
+
+
 BOTH = ("weight_perturbation", "instance_weight:lsiw")
+CAT = ["cat-eps", "cat-margin", "dirichlet-ls", "lsiw"]
+"""CAT as printed, and ISEAT."""
+
+# Only one forward moves the statistics, as without the plugin; dropout has masks of its own for each forward.
+ON_CLEAN = {"settings": {"attack.mode": "eval", "update.batch_norm": "clean_logits"}, "dropout": 0.0}
+UNATTACKED = {"settings": {"attack.mode": "eval", "attack.steps": 0}, "dropout": 0.0}
+ON_ADVERSARIAL = {"settings": {"attack.mode": "eval", "update.batch_norm": "adv_logits"}}
+
+
+def options(name: str, **values: Any) -> dict[str, Any]:
+    return {"plugins": [name], "options": {name: values}}
+
+
+def ramped(names: list[Any], **values: Any) -> dict[str, Any]:
+    return {"plugins": [*names, "eps-ramp"], "options": {"eps-ramp": {"epochs": 2} | values}}
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
         ({"plugins": [Idle]}, {"plugins": []}),
-        ({"plugins": ["awp"], "options": {"awp": {"gamma": 0.0}}}, {"plugins": []}),
-        ({"plugins": ["lsiw"], "options": {"lsiw": {"lam": 0.0}}, "no_companion": BOTH}, {"plugins": []}),
-        ({"plugins": ["dirichlet-ls"], "options": {"dirichlet-ls": {"c": 0.0}}}, {"plugins": []}),
-        (
-            {"plugins": ["lsiw"], "options": {"lsiw": {"lam": 0.0}}},
-            {"plugins": ["awp"], "options": {"awp": {"gamma": 0.007, "loss": "adv_ce"}}},
-        ),
-        (
-            {"plugins": ["lsiw"], "options": {"lsiw": {"lam": [[0, 0.0], [2, 0.1]]}}},  # two epochs are run
-            {"plugins": ["lsiw"], "options": {"lsiw": {"lam": 0.0}}},
-        ),
+        (options("awp", gamma=0.0), {"plugins": []}),
+        (options("lsiw", lam=0.0) | {"no_companion": BOTH}, {"plugins": []}),
+        (options("dirichlet-ls", c=0.0), {"plugins": []}),
+        (options("lsiw", lam=0.0), options("awp", gamma=0.007, loss="adv_ce")),
+        (options("lsiw", lam=[[0, 0.0], [2, 0.1]]), options("lsiw", lam=0.0)),  # two epochs are run
         ({"plugins": ["lsiw"]}, {"plugins": ["av-rank", "awp", "lsiw"]}),
         ({"plugins": ["lsiw"]}, {"plugins": ["lsiw", "awp", "av-rank"]}),
         (
@@ -681,6 +724,44 @@ BOTH = ("weight_perturbation", "instance_weight:lsiw")
             {"plugins": ["lsiw"], "no_companion": BOTH[1:]},
         ),
         ({"plugins": ["cat-eps", "dirichlet-ls", "lsiw"]}, {"plugins": ["lsiw", "dirichlet-ls", "cat-eps"]}),
+        *(
+            (ramped(names), ramped([]) | {"plugins": ["eps-ramp", *names[::-1]]})
+            for names in (["trades"], ["mart"], ["cat-margin"], ["trades", "awp"], ["mart", Awp], CAT)
+        ),
+        # beta 0: standard training. With AWP, AWP on clean images.
+        (options("trades", beta=0.0) | ON_CLEAN, {"plugins": []} | UNATTACKED),
+        (options("trades", beta=[[0, 0.0], [2, 6.0]]) | ON_CLEAN, {"plugins": []} | UNATTACKED),
+        (options("trades", beta=0.0) | {"plugins": ["trades", "awp"]} | ON_CLEAN, {"plugins": ["awp"]} | UNATTACKED),
+        # lambda 0: boosted cross-entropy, whatever would be detached.
+        *(
+            (
+                options("mart", lam=0.0, detach_target=detached) | {"plugins": ["mart", *others]} | ON_ADVERSARIAL,
+                {"plugins": [Boosted, *others]} | ON_ADVERSARIAL,
+            )
+            for detached in (False, True)
+            for others in ([], ["awp"])
+        ),
+        # Both hinges are the margin itself while it is within kappa; a weight of 0 leaves the cross-entropy.
+        *(
+            tuple(
+                options("cat-margin", kappa=1e6, inner=inner) | {"plugins": names} for inner in ("literal", "mirrored")
+            )
+            for names in (["cat-margin"], CAT)
+        ),
+        *(
+            (options("cat-margin", weight=weight) | {"plugins": [NoBudget, "cat-margin"]}, {"plugins": [NoBudget]})
+            for weight in ("eps", "eps-sum")
+        ),
+        # A ramp attacks with radius 0 in its first epoch, and is not there from its end on.
+        *(
+            (ramped(names, step_size=scaled) | {"epochs": [0]}, {"plugins": names, "eps": 0.0, "epochs": [0]})
+            for names in ([], ["trades"], ["mart"], ["cat-margin"], ["lsiw"])
+            for scaled in (False, True)
+        ),
+        *(
+            (ramped(names, step_size=True) | {"epochs": [2, 3]}, {"plugins": names, "epochs": [2, 3]})
+            for names in ([], ["trades", "awp"], ["mart", "awp"], CAT)
+        ),
     ],
 )
 def test_neutral_options_and_order_leave_the_bits(
@@ -690,21 +771,83 @@ def test_neutral_options_and_order_leave_the_bits(
 
 
 @pytest.mark.parametrize(
-    ("plugins", "options"),
+    ("one", "other"),
     [
-        (["awp"], {"awp": {"gamma": 1e-3}}),
-        (["lsiw"], {"lsiw": {"lam": 1e-3}}),
-        (["dirichlet-ls"], {"dirichlet-ls": {"c": 1.0}}),
-        (["cat-eps"], {}),
-        (["lsiw", "awp", "av-rank"], {"av-rank": {"scheme": "top-k"}}),
+        *(
+            (one, {"plugins": base})
+            for base in ([], ["lsiw"])
+            for one in (
+                options("awp", gamma=1e-3),
+                options("lsiw", lam=1e-3),
+                options("dirichlet-ls", c=1.0),
+                options("cat-eps"),
+                {"plugins": ["lsiw", "awp", "av-rank"], "options": {"av-rank": {"scheme": "top-k"}}},
+            )
+        ),
+        (options("trades", beta=1e-3), options("trades", beta=0.0)),
+        (options("mart", lam=1e-3), options("mart", lam=0.0)),
+        (options("mart", detach_target=True), options("mart")),
+        (options("cat-margin", kappa=1e-2), options("cat-margin", kappa=1e6)),
+        (options("cat-margin", kappa=1e-2), options("cat-margin", kappa=1e-2, inner="mirrored")),
+        (options("cat-margin", weight="eps"), options("cat-margin", weight="eps-sum")),
+        ({"plugins": [NoBudget, "cat-margin"]}, {"plugins": [NoBudget]}),
+        (ramped([]), {"plugins": []}),
+        (ramped([]), ramped([], step_size=True)),
+        ({"plugins": [], "epochs": [0, 1]}, {"plugins": [], "epochs": [2, 3]}),
     ],
 )
 def test_other_options_do_change_the_bits(
-    tiny_net: Net, tiny_batch: BatchOf, plugins: list[str], options: dict[str, Any]
+    tiny_net: Net, tiny_batch: BatchOf, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     """The control to the test above."""
-    for base in ([], ["lsiw"]):
-        assert not same(trained(tiny_net, tiny_batch, plugins, options=options), trained(tiny_net, tiny_batch, base))
+    assert not same(trained(tiny_net, tiny_batch, **one), trained(tiny_net, tiny_batch, **other))
+
+
+@pytest.mark.parametrize(("name", "coefficient"), [("trades", "beta"), ("mart", "lam")])
+def test_a_coefficient_of_0_changes_no_policy_of_statistics(
+    tiny_net: Net, tiny_batch: BatchOf, name: str, coefficient: str
+) -> None:
+    """Both forwards move them, whatever the coefficient."""
+
+    def mean(value: float, **settings: Any) -> Tensor:
+        given = options(name, **{coefficient: value}) | {"settings": settings}
+        return trained(tiny_net, tiny_batch, **given, lr=0.0)["1.running_mean"]
+
+    assert torch.equal(mean(0.0), mean(1.0))
+    assert not torch.equal(mean(0.0), mean(0.0, **{"update.batch_norm": "adv_logits"}))
+
+
+@pytest.mark.parametrize(("name", "base"), [("trades", []), ("mart", [Boosted])])
+def test_at_radius_0_a_divergence_is_0(tiny_net: Net, tiny_batch: BatchOf, name: str, base: list[Any]) -> None:
+    """Up to rounding, and to the 1e-12 inside MART's logarithm: gradients cancel, bits do not."""
+
+    exact: dict[str, Any] = {"dropout": 0.0, "dtype": torch.float64, "lr": 0.01} | ON_ADVERSARIAL
+
+    def apart(eps: float) -> float:
+        one, other = (trained(tiny_net, tiny_batch, plugins, eps=eps, **exact) for plugins in ([name], base))
+        return max((one[key] - other[key]).abs().max().item() for key in one)
+
+    assert apart(0.0) < 1e-10 and apart(0.1) > 1e-4
+
+
+def test_a_saturated_hinge_changes_no_bit(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """Constant over the ball, so without gradient. The hinge outside never saturates at a wrong class's lead."""
+    x, _, index = tiny_batch(8)
+    logits = tiny_net()(x)
+    right, wrong = logits.argmax(1), logits.argmin(1)
+
+    def run(plugins: list[str], y: Tensor, **values: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        net = tiny_net()
+        step = step_of(net, plugins, eps=1e-3, options=dict.fromkeys(plugins, values))
+        return step(x, y, index, epoch=0).x_train, copies(net.state_dict())
+
+    for y, kappa, inner in ((right, 0.0, "literal"), (wrong, 0.0, "mirrored")):
+        (x_train, plain), (hinged, weights) = run([], y), run(["cat-margin"], y, kappa=kappa, inner=inner)
+        lead = margin(tiny_net()(x_train), y)
+        assert (lead < 0).all() if inner == "literal" else (lead > 0).all()
+        assert torch.equal(x_train, hinged)
+        assert same(plain, weights) == (inner == "literal")
+    assert not same(run([], right)[1], run(["cat-margin"], right, kappa=1e6)[1])
 
 
 # --- models that draw -----------------------------------------------------------------------------

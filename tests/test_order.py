@@ -20,6 +20,8 @@ from advkit.resolve import Layer, resolve
 from advkit.runs import build_model, data_of
 
 ALL = ("cat-eps", "dirichlet-ls", "lsiw", "awp", "av-rank")
+CAT = ("cat-eps", "dirichlet-ls", "cat-margin", "lsiw")
+SENTENCES = [ALL, CAT, ("trades", "awp"), ("mart", "awp", "eps-ramp")]
 SETTINGS: dict[str, Any] = {"data.limit": 120, "model.width": 4, "run.batch_size": 32, "run.epochs": 1}
 
 Bits = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -68,9 +70,10 @@ def everything(train: Train) -> Bits:
 # ---------------------------------------------------------------------- the order of plugins
 
 
-def test_every_permutation_is_one_plan() -> None:
+@pytest.mark.parametrize("sentence", SENTENCES, ids=",".join)
+def test_every_permutation_is_one_plan(sentence: tuple[str, ...]) -> None:
     plans = set()
-    for order in itertools.permutations(ALL):
+    for order in itertools.permutations(sentence):
         resolved = resolve(order, [Layer("test", SETTINGS)])
         plans.add(json.dumps(config.plan(resolved)) + config.dump(resolved))
     assert len(plans) == 1
@@ -80,6 +83,13 @@ def test_every_permutation_is_one_plan() -> None:
 def test_permutations_train_to_the_same_bits(number: int, train: Train, everything: Bits) -> None:
     order = list(itertools.permutations(ALL))[number]
     assert order != ALL and train(",".join(order)) == everything
+
+
+@pytest.mark.parametrize("sentence", SENTENCES[1:], ids=",".join)
+def test_the_other_way_round_is_the_same_run(sentence: tuple[str, ...], train: Train) -> None:
+    ramp = ("-o", "eps-ramp.epochs=1") if "eps-ramp" in sentence else ()
+    one, other = (train(",".join(names), *ramp, epochs=2) for names in (sentence, sentence[::-1]))
+    assert one == other
 
 
 def test_control_what_is_compared_can_differ(train: Train, everything: Bits) -> None:

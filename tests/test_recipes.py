@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from math import isclose
+from math import isclose, isfinite
 from pathlib import Path
 
 import pytest
 import tomli_w
 
-from advkit import recipes
+from advkit import checkpoint, recipes
 from advkit.cli.main import run
 from advkit.errors import PluginImport, PluginLoad
-from advkit.loop import Trainer
 from advkit.resolve import Layer, Resolved, resolve
-from advkit.runs import build_model, data_of
 
 ALL = [
     *("pgd-at-madry", "pgd-at-rice", "trades", "mart", "at-awp", "trades-awp"),
@@ -112,16 +110,21 @@ def test_the_twin_is_the_same_method_on_the_digits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_twin_takes_steps_in_each_of_its_stages(name: str) -> None:
-    mini = resolved(f"{name}-mini")
-    splits = data_of(mini)
-    trainer = Trainer(mini, splits, build_model(mini, splits.train))
-    before = [p.detach().clone() for p in trainer.model.parameters()]
-    for epoch, _ in mini.composition.intervals():
-        trainer.position.epoch = epoch
-        report = trainer.one_step(trainer.batches(epoch)[0])
-        assert report.loss.isfinite()
-    assert not all(p.equal(q) for p, q in zip(trainer.model.parameters(), before, strict=True))
+def test_the_twin_trains_to_its_end(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through all its epochs and stages, on a few images, with a thin net and a short attack."""
+    line = ["--recipe", f"{name}-mini", "--limit", "24", "--set=model.width=2", "--set=run.threads=1"]
+    line += ["--set=validation.every_epochs=99", "--set=validation.steps=1", "--set=attack.steps=2"]
+    plan = json.loads(advkit(capsys, "plan", *line, "--json")[1])
+    folder = tmp_path / "run"
+    assert advkit(capsys, "train", *line, "--progress=none", "--out", str(folder)) == (0, "", "")
+    rows = [json.loads(each) for each in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(20)) and all(row["steps"] == 1 for row in rows)
+    assert all(isfinite(row["loss"]) for row in rows) and rows[-1]["lr"] < rows[0]["lr"]
+    planned = {each["from_epoch"]: each["passes"] for each in plan["intervals"]}
+    assert all(row["passes"] == planned[max(epoch for epoch in planned if epoch <= row["epoch"])] for row in rows)
+    tensors = [checkpoint.load(step)[0] for step in checkpoint.steps(folder / "checkpoints")[:2]]
+    trained = [name for name in tensors[0] if name.startswith("model/") and name.endswith("weight")]
+    assert trained and all(not tensors[0][name].equal(tensors[1][name]) for name in trained)
 
 
 def test_the_files_are_in_the_wheel_and_read_as_any_third_partys() -> None:

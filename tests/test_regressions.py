@@ -116,7 +116,8 @@ def test_a_model_that_draws_in_eval_mode_evaluates_the_same_twice_and_leaves_the
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        found.append(advkit.evaluate(net, pictures(200), ("clean", "pgd-2", "cw-2"), eps=0.1))
+        result = advkit.evaluate(net, pictures(200), ("clean", "pgd-2", "cw-2"), eps=0.1)
+        found.append({**result, "attacks": [{**row, "seconds": 0} for row in result["attacks"]]})
         assert torch.equal(torch.get_rng_state(), before)
     assert found[0] == found[1]
     x, logits = pictures(4).images / 255, []

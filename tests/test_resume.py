@@ -514,6 +514,27 @@ def test_resume_after_a_crash_or_a_stop(
     assert ended(tmp_path / "run") == ended(own)
 
 
+SENTENCES: dict[str, dict[str, Any]] = {
+    "trades": {"trades": {"beta": [[0, 1.0], [1, 6.0]]}},
+    "mart": {"mart": {"lam": [[0, 1.0], [1, 5.0]]}},
+    "cat-margin": {"cat-margin": {"kappa": 0.01}},
+    "eps-ramp": {"eps-ramp": {"epochs": 2, "step_size": True}},
+    "trades,awp": {"awp": {"gamma": [[0, 0.0], [1, 0.01]]}},
+    "mart,awp": {"awp": {"step_at": "theta+v"}},
+    "cat-eps,dirichlet-ls,cat-margin,lsiw": {"cat-margin": {"weight": "eps"}},
+}
+"""Options that change or add up from step to step."""
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_each_method_resumes_within_an_epoch(sentence: str, splits: Splits, tmp_path: Path) -> None:
+    """Before the first checkpoint, at the first step of the second epoch, and a step behind a checkpoint within it."""
+    changed = {"plugins": [*sentence.split(","), WithReplacement], "options": SENTENCES[sentence]}
+    for name, events in (("whole", []), ("resumed", [("crash", 2), ("stop", 5), ("crash", 2)])):
+        own_run(tmp_path / name, splits, events, **changed)
+    assert ended(tmp_path / "resumed") == ended(tmp_path / "whole")
+
+
 @settings(deadline=None, max_examples=8)
 @given(st.lists(st.tuples(st.sampled_from(["crash", "stop"]), st.integers(1, 7)), min_size=1, max_size=5))
 def test_resume_after_anything(own: Path, splits: Splits, events: list[tuple[str, int]]) -> None:

@@ -54,9 +54,10 @@ class Awp(Plugin):
         return costs.objective if self.loss == "objective" else costs.adv_ce
 
     def join(self, composition: Composition) -> list[str]:
+        owner = composition.owner("base_loss")
         self.loss = self.options.loss
         if self.loss == "auto":
-            self.loss = "objective" if composition.owner("base_loss") != "core" else "adv_ce"
+            self.loss = "adv_ce" if owner == "core" else "objective"
         found = []
         left_out = [
             answer.plugin.name
@@ -67,8 +68,10 @@ class Awp(Plugin):
             found.append(
                 f"awp.loss is objective, but {', '.join(left_out)} needs logits at theta, so v does not see it"
             )
+        if self.loss == "adv_ce" and owner != "core":  # as lsiw asks for it
+            found.append(f"awp.loss is adv_ce, so v increases the cross-entropy on x_adv and not the loss of {owner}")
         # TRADES-AWP attacks in eval mode.
-        if composition.setting.attack_mode == "eval" and composition.owner("base_loss") == "core":
+        if composition.setting.attack_mode == "eval" and owner == "core":
             found.append("the official AWP code attacks in train mode from a uniform start; this run in eval mode")
         return found
 

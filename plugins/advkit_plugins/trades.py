@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from advkit import Plugin, PluginOptions, Run, Schedule, hookimpl, option, soft_cross_entropy
+from advkit import Composition, Plugin, PluginOptions, Run, Schedule, hookimpl, option, soft_cross_entropy
 
 
 def kl_divergence(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
@@ -33,6 +33,14 @@ class Trades(Plugin):
         beta: Schedule = option(6.0, help="weight of the KL term, by epoch; 6 on CIFAR-10, 1/lambda in the paper")
 
     options: Options
+
+    def join(self, composition: Composition) -> list[str]:
+        if composition.setting.attack_init == "zero" and not composition.answers["inner_attack"]:
+            return [
+                "attack.init is zero, where the KL of trades has no gradient beyond rounding, so some samples may "
+                "never be attacked; choose --set attack.init=normal"
+            ]
+        return []
 
     @hookimpl
     def attack_objective(self, clean_logits: Tensor) -> Callable[[Tensor], Tensor]:

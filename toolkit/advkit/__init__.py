@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .analysis.unevenness import Unevenness
     from .attack import Ball, L2Ball, LinfBall, pgd
     from .compose import Composition
     from .data.base import Dataset, DataSource, Splits
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .types import AttackResult, Batch, Budget, BudgetScale, Mix, Passes
 
 _HOME = {
+    "analysis.unevenness": ("Unevenness",),
     "attack": ("Ball", "L2Ball", "LinfBall", "pgd"),
     "compose": ("Composition",),
     "data.base": ("DataSource", "Dataset", "Splits"),
@@ -84,6 +86,7 @@ __all__ = [
     "Schedule",
     "Splits",
     "Step",
+    "Unevenness",
     "evaluate",
     "hookimpl",
     "load_data",

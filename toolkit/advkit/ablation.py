@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import checkpoint, discovery
+from .attacks import EvaluationAttack
 from .companions import without_strangers
 from .data.base import Dataset, Splits
 from .errors import HookConflict, OptionError
-from .evaluation import EvaluationAttack, summary, verdicts
+from .evaluation import summary, verdicts
 from .folder import RunFolder
 from .loop import Progress
-from .paired import accuracy, difference, share
+from .paired import accuracy, bits, difference, share
 from .plugin import Plugin
 from .resolve import Layer, Resolved, resolve
 from .runs import build_model, evaluate_folder, on_this_machine, refuse_difference, resolve_folder, resume, start
@@ -115,8 +116,8 @@ def measure(
     eps, norm = resolved.attack.eps, resolved.attack.norm
     found = verdicts(model, test, attacks, eps=eps, norm=norm)
     measured = asked | {
-        "verdicts": {name: "".join("01"[int(each)] for each in values) for name, values in found.items()},
-        "suspect": summary(found, attacks, eps)["suspect"],
+        "verdicts": {name: bits(each.robust) for name, each in found.items()},
+        "suspect": summary(found.values())["suspect"],
     }
     checkpoint.write_atomic(store, json.dumps(measured).encode())
     return measured

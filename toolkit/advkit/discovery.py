@@ -12,7 +12,12 @@ from pathlib import Path
 
 from .errors import PluginImport, PluginLoad, did_you_mean
 
-GROUPS = {"plugin": "advkit.plugins", "data set": "advkit.datasets", "model": "advkit.models"}
+GROUPS = {
+    "plugin": "advkit.plugins",
+    "data set": "advkit.datasets",
+    "model": "advkit.models",
+    "attack": "advkit.attacks",
+}
 """What can be registered, and the entry point group it is registered in."""
 
 ALLOWED = "ADVKIT_LOAD_PLUGINS"

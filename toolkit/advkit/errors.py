@@ -60,6 +60,12 @@ class NonFinite(AdvkitError):
     """NaN or Inf appeared in a loss, an input gradient or a parameter gradient. The step was not applied."""
 
 
+class GateMissed(AdvkitError):
+    """A figure that was asked for, such as a least robust accuracy, was not reached; everything else went well."""
+
+    exit_code = 3
+
+
 class DataError(AdvkitError):
     """Images, labels or files of a data set are absent, damaged or do not fit together."""
 

@@ -2,108 +2,67 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite, sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from .attack import NORMS, pgd
+from .attack import NORMS
+from .attacks.base import EvaluationAttack, Victim, refuse_outside
+from .attacks.names import parse_attacks
 from .data.base import Dataset
 from .data.transforms import to_float
-from .errors import NonFinite, OptionError, did_you_mean
-from .network import checked_logits, mode, own_generator
+from .errors import OptionError
+from .network import frozen, mode, own_generator
 from .rng import derive_seed
-from .types import Objective
 
 SUSPECT_GAP = 0.06
 """PGD and margin accuracies further apart than this are a sign of masked gradients."""
 
-BATCH = 250
+BATCH = 100
+"""Images attacked together, and what a killed evaluation may have to do again."""
+
+Radius = float | Tensor
+"""One eps for all images, or (n,)."""
 
 
-def cross_entropy(y: Tensor) -> Objective:
-    """Cross-entropy with the hard labels y (B,)."""
-    return lambda logits: F.cross_entropy(logits, y, reduction="none")
+@dataclass
+class Verdicts:
+    """What one attack found: `robust` (n,) bool on the CPU, and what it cost, passes counted in images."""
+
+    settings: dict[str, Any]
+    """Name, norm, eps and whatever else tells this attack from others; JSON values."""
+    robust: Tensor
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Equal for equal attacks."""
+        return json.dumps(self.settings, sort_keys=True)
+
+    def append(self, other: Verdicts) -> None:
+        """Take the next images in."""
+        self.robust = torch.cat([self.robust, other.robust])
+        self.forwards += other.forwards
+        self.backwards += other.backwards
+        self.seconds += other.seconds
+        self.notes += [note for note in other.notes if note not in self.notes]
 
 
-def margin(y: Tensor) -> Objective:
-    """max_{j != y} Z_j - Z_y, unclipped: what both papers call C&W under PGD."""
+class Kept(Protocol):
+    """Where verdicts of a killed evaluation come back from: by attack, first image, number of images."""
 
-    def objective(logits: Tensor) -> Tensor:
-        own = F.one_hot(y, logits.shape[1]).bool()
-        rival = logits.masked_fill(own, -torch.inf).amax(1)
-        return rival - logits.gather(1, y[:, None]).squeeze(1)
+    def get(self, key: str, first: int, count: int) -> Verdicts | None: ...
 
-    return objective
-
-
-OBJECTIVES: dict[str, Callable[[Tensor], Objective]] = {"pgd": cross_entropy, "cw": margin, "fgsm": cross_entropy}
-
-
-@dataclass(frozen=True)
-class EvaluationAttack:
-    """`clean`, `fgsm`, `pgd-K` or `cw-K`: K steps of PGD from x on cross-entropy or on the margin."""
-
-    name: str
-    loss: str
-    steps: int
-    pace: float
-    """Step size as a share of eps."""
-
-    @classmethod
-    def parse(cls, name: str, pace: float = 0.2) -> EvaluationAttack:
-        """From its name. CAT's step is eps/5; fgsm is one step of eps."""
-        if name == "clean":
-            return cls(name, "", 0, 0.0)
-        if name == "fgsm":
-            return cls(name, "fgsm", 1, 1.0)
-        found = re.fullmatch(r"(pgd|cw)-([1-9][0-9]{0,3})", name)
-        if not found:
-            known = ("clean", "fgsm", "pgd-20", "cw-20")
-            raise OptionError(f"Unknown attack {name}.{did_you_mean(name, known)} Known: clean, fgsm, pgd-K, cw-K.")
-        return cls(name, found[1], int(found[2]), pace)
-
-    def robust(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Tensor:
-        """(B,) bool: which samples are still classified as y at the final iterate. `model` is in eval mode.
-
-        Raises NonFinite if an input gradient is not finite: such an attack would be none, and every net robust.
-        """
-        frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-        def forward(images: Tensor) -> Tensor:
-            return checked_logits(functional_call(model, frozen, (images,)), len(images))
-
-        if self.steps:
-            radius = x.new_full((len(x),), eps)
-            result = pgd(
-                forward,
-                NORMS[norm](x, radius),
-                x.clone(),
-                OBJECTIVES[self.loss](y),
-                steps=self.steps,
-                step_size=self.pace * radius,
-            )
-            if result.finite is not None and not bool(result.finite):
-                raise NonFinite(
-                    f"{self.name} met an input gradient that is NaN or Inf; its accuracy would mean nothing."
-                )
-            x = result.x_adv
-        with torch.no_grad():
-            return forward(x).argmax(1) == y
-
-
-def parse_attacks(names: Sequence[str]) -> list[EvaluationAttack]:
-    """One or more attacks, each once."""
-    if not names or len(set(names)) != len(names):
-        given = ",".join(names)
-        raise OptionError(f"--attacks {given!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20.")
-    return [EvaluationAttack.parse(name) for name in names]
+    def put(self, first: int, found: Verdicts) -> None: ...
 
 
 def verdicts(
@@ -111,26 +70,116 @@ def verdicts(
     dataset: Dataset,
     attacks: Sequence[EvaluationAttack],
     *,
-    eps: float,
+    eps: Radius | Mapping[str, Radius],
     norm: str,
+    seed: int = 0,
+    kept: Kept | None = None,
     tick: Callable[[int], None] = lambda done: None,
-) -> dict[str, Tensor]:
-    """For each attack (n,) bool on the CPU: which images of `dataset` withstand it. Changes nothing in the model.
+) -> dict[str, Verdicts]:
+    """Which images of `dataset` withstand each attack, by its name. Changes nothing in the model.
 
-    A model that draws in eval mode gets numbers of its own, the same at every evaluation.
+    `eps` of another norm than `norm` comes by name, {"linf": 0.03, "l2": 0.5}. An image that is misclassified as it
+    is withstands nothing and is not attacked. A model that draws in eval mode gets numbers of its own, the same at
+    every evaluation.
     """
-    parameter = next(model.parameters())
-    found: dict[str, list[Tensor]] = {attack.name: [] for attack in attacks}
-    with mode(model, training=False), own_generator(parameter.device) as seed:
-        for first in range(0, len(dataset), BATCH):
-            rows = slice(first, first + BATCH)
-            x = to_float(dataset.images[rows].to(parameter.device), parameter.dtype)
-            y = dataset.labels[rows].to(parameter.device)
+    device, radii = next(model.parameters()).device, _radii(attacks, eps, norm, len(dataset))
+    rows = range(0, len(dataset), BATCH)
+    found: dict[str, Verdicts] = {}
+    with mode(model, training=False), frozen(model), own_generator(device) as reseed:
+        for first in rows:
+            chunk = _Chunk(model, dataset, first, seed, reseed)
             for attack in attacks:
-                seed(derive_seed(0, "core", "evaluation", f"{attack.name} {first}"))
-                found[attack.name].append(attack.robust(model, x, y, eps, norm).cpu())
-                tick(len(y))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+                own = attack.norm or norm
+                radius = radii[own][first : first + BATCH]
+                settings = describe(attack, radii[own], own, seed)
+                part = kept.get(json.dumps(settings, sort_keys=True), first, chunk.size) if kept else None
+                if part is None:
+                    part = chunk.judge(attack, own, radius, settings)
+                    if kept:
+                        kept.put(first, part)
+                if attack.name in found:
+                    found[attack.name].append(part)
+                else:
+                    found[attack.name] = part
+                tick(chunk.size)
+    return found
+
+
+class _Chunk:
+    """Some images of a data set and who of them is classified correctly as it is; computed where it is asked for."""
+
+    def __init__(
+        self, model: nn.Module, dataset: Dataset, first: int, seed: int, reseed: Callable[[int], None]
+    ) -> None:
+        self.model, self.dataset, self.first, self.seed, self.reseed = model, dataset, first, seed, reseed
+        self.size = min(BATCH, len(dataset) - first)
+        self._clean: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def judge(self, attack: EvaluationAttack, norm: str, radius: Tensor, settings: dict[str, Any]) -> Verdicts:
+        began = time.perf_counter()
+        x, y, right = self._images()
+        if attack.name == "clean":
+            return Verdicts(settings, right.cpu(), self.size, 0, time.perf_counter() - began)
+        left = torch.nonzero(right).squeeze(1)
+        net = Victim(self.model, classes=len(self.dataset.classes), norm=norm, seed=self.seed)
+        radius = radius.to(x)[left]
+        self._seed(attack.name)
+        robust = right.clone()
+        if len(left):
+            x_adv = attack.perturb(net, x[left], y[left], radius, self.first + left)
+            x_adv = refuse_outside(attack.name, x[left], x_adv, radius, norm)
+            robust[left] = net.correct(x_adv, y[left])
+        seconds = time.perf_counter() - began
+        return Verdicts(settings, robust.cpu(), net.forwards, net.backwards, seconds, net.notes)
+
+    def _images(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._clean is None:
+            parameter = next(self.model.parameters())
+            rows = slice(self.first, self.first + self.size)
+            x = to_float(self.dataset.images[rows].to(parameter.device), parameter.dtype)
+            y = self.dataset.labels[rows].to(parameter.device)
+            self._seed("clean")
+            net = Victim(self.model, classes=len(self.dataset.classes), norm="linf")
+            self._clean = x, y, net.correct(x, y)
+        return self._clean
+
+    def _seed(self, purpose: str) -> None:
+        self.reseed(derive_seed(self.seed, "core", "evaluation", f"{purpose} {self.first}"))
+
+
+def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> dict[str, Any]:
+    """What tells this attack's verdicts from others', in JSON values; eps is None where it differs by image."""
+    if attack.name == "clean":
+        return {"name": "clean", "norm": norm, "eps": 0.0}
+    shared = float(radius[0]) if bool((radius == radius[0]).all()) else None
+    by_image = {"eps_of_images": radius.tolist()} if shared is None else {}
+    own = attack.settings(shared)
+    return {"name": attack.name, "norm": norm, "eps": shared, **own, **by_image, "seed": seed}
+
+
+def _radii(
+    attacks: Iterable[EvaluationAttack], eps: Radius | Mapping[str, Radius], norm: str, n: int
+) -> dict[str, Tensor]:
+    """(n,) float64 for each norm that is needed."""
+    given = dict(eps) if isinstance(eps, Mapping) else {norm: eps}
+    found = {}
+    for attack in attacks:
+        own = attack.norm or norm
+        if own not in NORMS:
+            raise OptionError(f"The attack {attack.name} is for the norm {own!r}; known are {', '.join(NORMS)}.")
+        if own not in given:
+            if attack.name == "clean":
+                given[own] = 0.0
+            else:
+                raise OptionError(
+                    f"{attack.name} attacks in {own}, but eps is in {norm}; give --eps-{own} E too "
+                    "(RobustBench takes 0.5 in l2 beside 8/255 in linf on CIFAR-10)."
+                )
+        radius = torch.as_tensor(given[own], dtype=torch.float64).cpu()
+        if radius.shape not in ((), (n,)) or not bool((radius.isfinite() & (radius >= 0)).all()):
+            raise OptionError(f"eps must be a finite number >= 0, or one for each of the {n} images.")
+        found[own] = radius.expand(n)
+    return found
 
 
 def wilson(correct: float, n: int) -> list[float]:
@@ -142,24 +191,35 @@ def wilson(correct: float, n: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def summary(kept: Mapping[str, Tensor], attacks: Sequence[EvaluationAttack], eps: float) -> dict[str, Any]:
-    """Accuracies with intervals, the worst case per sample, and whether PGD and margin disagree."""
-    rows = []
-    for attack in attacks:
-        correct, n = int(kept[attack.name].sum()), len(kept[attack.name])
-        row: dict[str, Any] = {"name": attack.name, "eps": eps if attack.steps else 0}
-        if attack.steps:
-            row |= {"steps": attack.steps, "step_size": attack.pace * eps}
-        rows.append(row | {"accuracy": correct / n, "interval": wilson(correct, n)})
-    worst = torch.stack(list(kept.values())).all(0)
-    by_loss: dict[str, float] = {}
-    for attack, row in zip(attacks, rows, strict=True):
-        if attack.loss in ("pgd", "cw"):
-            by_loss[attack.loss] = min(by_loss.get(attack.loss, 1.0), row["accuracy"])
-    gap = abs(by_loss["pgd"] - by_loss["cw"]) if len(by_loss) == 2 else None
+def _accuracy(robust: Tensor) -> dict[str, Any]:
+    correct, n = int(robust.sum()), len(robust)
+    return {"accuracy": correct / n, "interval": wilson(correct, n)}
+
+
+def summary(found: Iterable[Verdicts]) -> dict[str, Any]:
+    """Accuracies with intervals and costs, the worst case per sample, and whether PGD and margin disagree."""
+    rows, losses = [], {"cross-entropy": 1.0, "margin": 1.0}
+    seen: set[str] = set()
+    worst: dict[str, Tensor] = {}
+    for each in found:
+        n = len(each.robust)
+        row = {key: value for key, value in each.settings.items() if key != "eps_of_images"} | _accuracy(each.robust)
+        row["passes"] = {"forward": each.forwards / n, "input_backward": each.backwards / n}
+        row |= {"seconds": each.seconds} | ({"notes": each.notes} if each.notes else {})
+        rows.append(row)
+        loss = row.get("loss")
+        if loss in losses:
+            seen.add(loss)
+            losses[loss] = min(losses[loss], row["accuracy"])
+        # The worst case of one ball: attacks in other norms answer another question.
+        norm = row["norm"]
+        worst[norm] = worst.get(norm, torch.ones_like(each.robust)) & each.robust
+    gap = abs(losses["cross-entropy"] - losses["margin"]) if len(seen) == 2 else None
+    main = next((row["norm"] for row in rows if row["name"] == "clean"), rows[0]["norm"])
     return {
         "attacks": rows,
-        "worst_case": {"accuracy": int(worst.sum()) / len(worst), "interval": wilson(int(worst.sum()), len(worst))},
+        "worst_case": _accuracy(worst[main]),
+        **({"worst_case_by_norm": {norm: _accuracy(kept) for norm, kept in worst.items()}} if len(worst) > 1 else {}),
         "suspect": None if gap is None else gap > SUSPECT_GAP,
     }
 
@@ -167,18 +227,25 @@ def summary(kept: Mapping[str, Tensor], attacks: Sequence[EvaluationAttack], eps
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
-    attacks: Sequence[str] = ("clean", "pgd-20", "cw-20"),
+    attacks: Sequence[str | EvaluationAttack] = ("clean", "pgd-20", "cw-20"),
     *,
-    eps: float,
+    eps: Radius,
     norm: str = "linf",
+    eps_l2: Radius | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Accuracies of `model` on all of `dataset`: {"n", "attacks", "worst_case", "suspect"}.
+    """Accuracies of `model` on all of `dataset`: {"n", "attacks", "worst_case", "suspect", "robust"}.
 
-    `suspect` is True where the accuracies under cross-entropy and margin PGD differ by more than 0.06, None where
-    not both were run.
+    Attacks are names or objects; `eps` is one number or (n,), `eps_l2` that of attacks that end in -l2. `robust` is
+    a list of bool an attack. `suspect` is True where the accuracies under cross-entropy and margin PGD differ by more
+    than 0.06, None where not both were run.
     """
-    chosen = parse_attacks(attacks)
-    if norm not in NORMS or not (isfinite(eps) and eps >= 0):
+    chosen = [each if isinstance(each, EvaluationAttack) else parse_attacks([each])[0] for each in attacks]
+    if not chosen or len({each.name for each in chosen}) != len(chosen):
+        raise OptionError("Name one or more attacks, each once.")
+    if norm not in NORMS or (not isinstance(eps, Tensor) and not (isfinite(eps) and eps >= 0)):
         raise OptionError(f"eps = {eps} must be finite and >= 0, norm = {norm!r} one of {', '.join(NORMS)}.")
-    kept = verdicts(model, dataset, chosen, eps=eps, norm=norm)
-    return {"n": len(dataset), **summary(kept, chosen, eps)}
+    radii = {norm: eps} | ({} if eps_l2 is None else {"l2": eps_l2})
+    found = verdicts(model, dataset, chosen, eps=radii, norm=norm, seed=seed)
+    robust = {name: each.robust.tolist() for name, each in found.items()}
+    return {"n": len(dataset), **summary(found.values()), "robust": robust}

@@ -195,6 +195,23 @@ class Hooks:
         """
 
     @hookspec(Rule.NOTIFY)
+    def observe_update(
+        self,
+        batch: Batch,
+        target: Tensor,
+        budget: Budget,
+        radius: Tensor,
+        attack: AttackResult,
+        x_train: Tensor,
+        adv_logits: Tensor,
+        clean_logits: Tensor,
+        adv_logits_base: Tensor,
+        clean_logits_base: Tensor,
+        run: Run,
+    ) -> None:
+        """What the update computed, before the optimizer's step: for logs. All tensors are detached and borrowed."""
+
+    @hookspec(Rule.NOTIFY)
     def after_update(self, model: nn.Module, run: Run) -> None:
         """After the optimizer's step: for averages of the weights."""
 
@@ -210,7 +227,10 @@ class Hooks:
 
     @hookspec(Rule.NOTIFY)
     def epoch_end(self, epoch: int, metrics: Mapping[str, object], run: Run) -> None:
-        """After validation, before the epoch's checkpoint; `metrics` is the epoch's line in metrics.jsonl."""
+        """After validation, before the epoch's checkpoint; `metrics` is the epoch's line in metrics.jsonl.
+
+        `run.figure` adds a plugin's own figures to that line.
+        """
 
     @hookspec(Rule.NOTIFY)
     def teardown(self, run: Run) -> None:

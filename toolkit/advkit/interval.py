@@ -17,6 +17,10 @@ ATTACK_VIEW_HOOKS = ("perturbation_budget", "budget_scale", "target_label", "att
 """Hooks whose `clean_logits` is f(x; theta) in the attack mode, without gradient."""
 
 LOSS_HOOKS = ("base_loss", "extra_regularizer", "instance_weight")
+OBSERVING_HOOKS = ("instance_weight", "observe_update")
+"""Hooks that get every view without gradient."""
+
+VIEW_HOOKS = (*LOSS_HOOKS, "observe_update")
 ATTACK_HOOKS = (*ATTACK_VIEW_HOOKS, "inner_attack", "attack_step", "commit_attack")
 PREFERRING_HOOKS = ("perturbation_budget", "attack_objective", "inner_attack", "base_loss")
 
@@ -49,8 +53,8 @@ class Answer:
         return listed if wanted is None else listed & frozenset(wanted)
 
     def detached(self, epoch: int) -> frozenset[str]:
-        """The views it takes without gradient; weights of instances never have one."""
-        return frozenset(VIEWS if self.hook == "instance_weight" else self.plugin.detached(self.hook, epoch))
+        """The views it takes without gradient; weights of instances and observers never have one."""
+        return frozenset(VIEWS if self.hook in OBSERVING_HOOKS else self.plugin.detached(self.hook, epoch))
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Setting:
     steps: int = 10
     epochs: int = 1
     attack_mode: str = "eval"
+    attack_init: str = "zero"
     batch_norm: tuple[str, ...] | None = None
     """Views whose forwards move BatchNorm's running statistics; None: those that base_loss demands."""
     order: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -125,7 +130,7 @@ def interval(
     )
     wanted: dict[str, list[tuple[str, str]]] = {view: [] for view in VIEWS}
     differentiated = set() if active["base_loss"] else {"adv_logits"}
-    for hook in LOSS_HOOKS:
+    for hook in VIEW_HOOKS:
         for answer in active[hook]:
             names = demands[hook, answer.plugin.name]
             for name in names:
@@ -164,7 +169,7 @@ def interval(
     objective_views = [
         view
         for view in VIEWS
-        if any(hook != "instance_weight" and plugin not in based for hook, plugin in wanted[view])
+        if any(hook not in OBSERVING_HOOKS and plugin not in based for hook, plugin in wanted[view])
     ]
     objective_gradients = {"adv_logits"} if not active["base_loss"] else set()
     for hook in ("base_loss", "extra_regularizer"):

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, config
+from .attacks.names import parse_attacks
 from .data.base import Dataset, Splits
 from .data.transforms import TRANSFORMS, to_float
 from .errors import CheckpointError, DataError, HookContract, OptionError, ResumeMismatch, Stopped, did_you_mean
-from .evaluation import EvaluationAttack, verdicts
+from .evaluation import verdicts
 from .folder import RunFolder
 from .interval import CORE
 from .metrics import Meter, quantiles
@@ -168,6 +169,7 @@ class Trainer:
         if row["best"]:
             at.best = {"epoch": at.epoch, "selected": chosen, "split": self._selecting_split()}
         self.step.notify("epoch_end", at.epoch, epoch=at.epoch, metrics=row)
+        row["figures"], self.step.state.figures = self.step.state.figures, {}
         self.meter.lap()
         row["seconds"] = {name: round(value, 3) for name, value in self.meter.seconds.items()}
         self.history.append(row)
@@ -238,14 +240,12 @@ class Trainer:
 
     def _split(self) -> tuple[Tensor, Tensor]:
         """Indices to train on and to validate on, from the seed. Added samples are never held out."""
-        run, original = self.resolved.run, len(self.splits.train)
-        held_out = round(self.resolved.validation.fraction * original)
-        order = permutation(derive_key(run.seed, CORE, "validation"), original)
-        added = torch.arange(original, len(self.train_set))
-        training = torch.cat([order[held_out:].sort().values, added])
+        original = len(self.splits.train)
+        training, held_out = parted(self.resolved, original)
+        training = torch.cat([training, torch.arange(original, len(self.train_set))])
         if not len(training):
             raise OptionError("validation.fraction leaves nothing to train on; lower it.")
-        return training, order[:held_out].sort().values
+        return training, held_out
 
     # ------------------------------------------------------------------ validation
 
@@ -266,11 +266,11 @@ class Trainer:
             else Dataset(train.name, train.images[self.validation], train.labels[self.validation], train.classes)
         )
         names = ("clean", f"pgd-{chosen.steps}", f"cw-{chosen.steps}")
-        attacks = [EvaluationAttack.parse(name, pace=0.25) for name in names]
+        attacks = parse_attacks(names, pace=0.25)
         attack = self.resolved.attack
         with _replaced(self.model, evaluated):
             kept = verdicts(self.model, dataset, attacks, eps=attack.eps, norm=attack.norm)
-        found: dict[str, Any] = {name: float(values.double().mean()) for name, values in kept.items()}
+        found: dict[str, Any] = {name: float(each.robust.double().mean()) for name, each in kept.items()}
         # Cross-entropy PGD alone would pick epochs whose gradients are masked.
         return {"split": split, "n": len(dataset), **found, "selected": min(found[names[1]], found[names[2]])}
 
@@ -356,6 +356,13 @@ class Trainer:
         at = self.position
         kept = f" Continue with: advkit train --resume {self.folder.path}" if self.folder else ""
         return f"Stopped in epoch {at.epoch + 1} after step {at.step}; everything is saved.{kept}"
+
+
+def parted(resolved: Resolved, samples: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training split to train on, and those held out for validation, by the run's seed; rising."""
+    held_out = round(resolved.validation.fraction * samples)
+    order = permutation(derive_key(resolved.run.seed, CORE, "validation"), samples)
+    return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 class _replaced:

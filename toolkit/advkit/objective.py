@@ -103,18 +103,18 @@ class Update:
             if answer is None:
                 terms[name] = soft_cross_entropy(logits["adv_logits"], self.known["target"])
             else:
-                values = answer(self._arguments(answer, logits))
+                values = answer(self.arguments(answer, logits))
                 terms[name] = self.contract.term(answer.plugin.name, answer.hook, values)
         return terms
 
     def weigh(self, term: str, values: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
         for answer in self.interval.weights_of(term):
-            weight = answer(self._arguments(answer, logits) | {"term": term})
+            weight = answer(self.arguments(answer, logits) | {"term": term})
             values = self.contract.weight(answer.plugin.name, weight) * values
         return values
 
-    def _arguments(self, answer: Answer, logits: Mapping[str, Tensor]) -> dict[str, Any]:
-        """A forward that the answer did not demand is None, whoever else had it computed."""
+    def arguments(self, answer: Answer, logits: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What an answer of the update is given. A forward that it did not demand is None, whoever else had it."""
         needs = self.interval.demands[answer.hook, answer.plugin.name]
         detached = answer.detached(self.runs[answer.plugin.name].epoch)
         arguments = dict(self.known) | {"run": self.runs[answer.plugin.name]}

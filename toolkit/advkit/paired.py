@@ -12,9 +12,16 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
+from torch import Tensor
+
 from .evaluation import wilson
 
 Z = 1.959963984540054
+
+
+def bits(robust: Tensor) -> str:
+    """A text of 0 and 1, a character an image, of (n,) bool."""
+    return "".join("01"[int(each)] for each in robust.tolist())
 
 
 def share(bits: str) -> float:

@@ -151,6 +151,7 @@ def resolve(
             steps=attack.steps,
             epochs=run.epochs,
             attack_mode=attack.mode,
+            attack_init=attack.init,
             batch_norm=cast(UpdateSettings, sections["update"]).views,
             order=_order(raw),
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,8 @@ class RunState:
         """Within the epoch."""
         self.samples: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
+        self.figures: dict[str, float | None] = {}
+        """Of the epoch that ends; never checkpointed, as the line in metrics.jsonl is written first."""
 
     @contextmanager
     def unless_failed(self, model: nn.Module, index: Tensor) -> Iterator[None]:
@@ -123,6 +126,13 @@ class Run:
     def tensor_state(self, name: str, initial: Tensor) -> Tensor:
         """A tensor of any shape, otherwise as `sample_state`: for averages and counts."""
         return self._claim(self._state.tensors, name, initial.detach().to(self.device, copy=True))
+
+    def figure(self, name: str, value: float) -> None:
+        """Put a figure into the epoch's line of metrics.jsonl, as "PLUGIN/NAME" of `figures`; call it in `epoch_end`.
+
+        What is not finite is written as null.
+        """
+        self._state.figures[f"{self._plugin}/{name}"] = float(value) if isfinite(value) else None
 
     def attack_step(
         self, batch: Batch, x_adv: Tensor, logits: Tensor, loss: Tensor, gradient: Tensor, step: int

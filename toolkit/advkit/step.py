@@ -224,6 +224,9 @@ class Step:
             self._forget_gradients()
             outcome.loss.backward()
         self._stop_if_not_finite(known["attack"], outcome)
+        with torch.no_grad():
+            for answer in interval.answers["observe_update"]:
+                answer(update.arguments(answer, outcome.logits))
         return outcome, shift
 
     # ------------------------------------------------------------------ one question each

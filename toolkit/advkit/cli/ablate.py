@@ -33,8 +33,8 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
     import json
 
     from .. import ablation, checkpoint
+    from ..attacks import parse_attacks
     from ..errors import Stopped
-    from ..evaluation import parse_attacks
     from ..runs import data_of
     from .display import Quiet, Signals
     from .evaluate import whole

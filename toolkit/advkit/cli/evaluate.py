@@ -1,92 +1,214 @@
-"""`advkit evaluate`: accuracies of a run under attack, with intervals."""
+"""`advkit evaluate`: accuracies of a net under attack, with intervals."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import OptionError
-from .main import parse_value, print_json
+from ..errors import GateMissed, OptionError
+from .main import assignments, names, parse_value, print_json
+
+if TYPE_CHECKING:
+    from ..evaluation import Verdicts
+    from ..subject import Subject
+
+ATTACKS = (
+    "clean, fgsm, pgd-K, pgd-KxR, cw-K, pgd-K-l2, transfer:RUN, square, autoattack, apgd-ce, apgd-t, fab-t, deepfool."
+)
+
+
+def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `evaluate` and `compare` share."""
+    for option in reversed(
+        (
+            click.option("--attacks", default="clean,pgd-20,cw-20", show_default=True, metavar="A,B", help=ATTACKS),
+            click.option("--eps", metavar="E", help="Perturbation budget; the run's by default."),
+            click.option("--eps-l2", metavar="E", help="That of attacks that end in -l2, where the run's is linf."),
+            click.option("--eps-linf", metavar="E", help="That of linf attacks, where the run's is l2."),
+            click.option(
+                "--step", default="eps/5", show_default=True, metavar="S", help="Step of PGD: eps/N or SHARE eps."
+            ),
+            click.option(
+                "--n", "count", default="1000", show_default=True, metavar="N", help="The first N images; 0: all."
+            ),
+            click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"])),
+            click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches."),
+            click.option("--fresh", is_flag=True, help="Forget the verdicts that are known; ask all again."),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 @click.command("evaluate")
-@click.argument("run", metavar="DIR")
-@click.option(
-    "--attacks", default="clean,pgd-20,cw-20", show_default=True, metavar="A,B", help="clean, fgsm, pgd-K, cw-K."
-)
-@click.option("--eps", metavar="E", help="Perturbation budget; the run's by default.")
-@click.option(
-    "--n", "count", default="1000", show_default=True, metavar="N", help="The first N images of the split; 0: all."
-)
-@click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"]))
+@click.argument("subject", metavar="RUN|WEIGHTS")
+@evaluation_options
 @click.option("--checkpoint", "which", default="best", show_default=True, type=click.Choice(["best", "last"]))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(run: str, attacks: str, eps: str | None, count: str, split: str, which: str, as_json: bool) -> None:
-    """Evaluate the run in DIR.
+@click.option("--min-robust", metavar="SHARE", help="Exit with 3 where the worst case is below.")
+@click.option("--out", metavar="DIR", help="Where verdicts are kept; RUN/evaluations by default.")
+@click.option("--model", metavar="NAME", help="WEIGHTS: the model they fit.")
+@click.option("--dataset", metavar="NAME", help="WEIGHTS: the data set to judge on.")
+@click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="WEIGHTS: such as model.width=16.")
+def command(subject: str, which: str, min_robust: str | None, out: str | None, as_json: bool, **typed: Any) -> int:
+    """Evaluate the run in the folder RUN, or a file of WEIGHTS (.safetensors, or a state dict of torch.save).
 
-    PGD from the image itself with step eps/5; cw-K ascends the margin max_j Z_j - Z_y instead of the
-    cross-entropy. A run whose two accuracies differ by more than 0.06 is marked as suspect.
+    \b
+    advkit evaluate runs/lsiw-1 --attacks clean,pgd-20,cw-20,apgd-t,square --n 200
+    advkit evaluate net.safetensors --model small-cnn --dataset digits --eps 0.15
+
+    Every verdict is kept at once: killed and started again, an evaluation goes on where it was. An image that is
+    misclassified as it is counts as broken under every attack. Attacks start from the image itself.
     """
-    from ..data.base import Dataset
-    from ..evaluation import parse_attacks, summary, verdicts
-    from ..folder import RunFolder
-    from ..runs import data_of, evaluate_folder, on_this_machine, resolve_folder
-
-    chosen = parse_attacks([name.strip() for name in attacks.split(",") if name.strip()])
-    budget, wanted = _number("--eps", eps), whole("--n", count)
-    folder = RunFolder.open(Path(run))
-    resolved = on_this_machine(resolve_folder(folder))
-    splits = data_of(resolved)
-    model, position = evaluate_folder(folder, resolved, splits, which)
-    full = splits.test if split == "test" else splits.train
-    rows = slice(0, wanted or len(full))
-    dataset = Dataset(full.name, full.images[rows], full.labels[rows], full.classes)
-    at = resolved.attack.eps if budget is None else budget
-
-    from .display import bar
-
-    with bar(len(dataset) * len(chosen), "evaluating") as tick:
-        kept = verdicts(model, dataset, chosen, eps=at, norm=resolved.attack.norm, tick=tick)
-    best = position["best"] or {}
-    found: dict[str, Any] = {
-        "run": run,
-        "checkpoint": which,
-        "epoch": max(0, position["epoch"] - (position["step"] == 0)),
-        "selected_on": best.get("split") if which == "best" else None,
-        "split": split,
-        "n": len(dataset),
-        "norm": resolved.attack.norm,
-        **summary(kept, chosen, at),
-    }
+    gate = None if min_robust is None else number("--min-robust", min_robust)
+    if gate is not None and not gate <= 1:
+        raise OptionError(f"--min-robust {min_robust} must be a share from 0 to 1, such as 0.45.")
+    asked = Asked(**typed)
+    if gate is not None and all(each.name == "clean" for each in asked.attacks):
+        raise OptionError("--min-robust needs an attack; add one to --attacks, such as pgd-20,cw-20.")
+    chosen = asked.subject(subject, which)
+    found, _ = asked.evaluate(chosen, Path(out) if out else None)
     if as_json:
         print_json(found)
-        return
-    _show(found)
+    else:
+        show(found)
+    if gate is not None and found["worst_case"]["accuracy"] < gate:
+        share = found["worst_case"]["accuracy"]
+        raise GateMissed(f"The robust accuracy {share:.3f} is below --min-robust {gate:g}.")
+    return 0
 
 
-def _show(found: dict[str, Any]) -> None:
+class Asked:
+    """An evaluation as it was typed, checked before anything is loaded."""
+
+    def __init__(
+        self,
+        attacks: str,
+        eps: str | None,
+        eps_l2: str | None,
+        eps_linf: str | None,
+        step: str,
+        count: str,
+        split: str,
+        seed: str,
+        fresh: bool,
+        model: str | None = None,
+        dataset: str | None = None,
+        data_root: str | None = None,
+        settings: tuple[str, ...] = (),
+    ) -> None:
+        from ..attacks import parse_attacks
+
+        self.eps = number("--eps", eps)
+        self.by_norm: dict[str, float] = {}
+        for norm, text in (("l2", eps_l2), ("linf", eps_linf)):
+            if (value := number(f"--eps-{norm}", text)) is not None:
+                self.by_norm[norm] = value
+        self.attacks = parse_attacks(names(attacks) or (), pace(step))
+        self.count, self.split, self.seed, self.fresh = whole("--n", count), split, whole("--seed", seed), fresh
+        self.given = {"model.name": model, "data.name": dataset, "data.root": data_root}
+        self.settings = settings
+
+    def subject(self, text: str, which: str) -> Subject:
+        """The run or the weights that were named."""
+        from ..resolve import Layer, resolve
+        from ..subject import of_run, of_weights
+
+        path = Path(text)
+        given = {key: value for key, value in self.given.items() if value is not None}
+        if path.is_dir() or not path.suffix:
+            if set(given) - {"data.root"} or self.settings:
+                raise OptionError(
+                    f"{text} is a run: its own model and data are used; leave --model, --dataset and --set."
+                )
+            return of_run(path, which, given.get("data.root"))
+        if not {"model.name", "data.name"} <= set(given):
+            raise OptionError(f"{text} is a file of weights; say which net and data: --model NAME --dataset NAME.")
+        typed = {**assignments(self.settings, "--set", "--set section.key=value"), **given}
+        if self.eps is not None:
+            typed.setdefault("attack.eps", self.eps)
+        return of_weights(path, resolve((), [Layer("command line", typed, {})]))
+
+    def evaluate(self, subject: Subject, base: Path | None = None) -> tuple[dict[str, Any], dict[str, Verdicts]]:
+        """The result, which is kept on disk too, and the verdicts by attack."""
+        from ..evaluation import summary, verdicts
+        from ..evaluations import Store, folder_of, identity, merged, robustbench, versions
+        from .display import Signals, bar
+
+        norm = subject.norm
+        eps = subject.eps if self.eps is None else self.eps
+        radii = {norm: eps} | {name: value for name, value in self.by_norm.items() if name != norm}
+        dataset, known = subject.images(self.split, self.count), identity(subject, self.split, radii, self.seed)
+        home = Path(subject.name) / "evaluations" if Path(subject.name).is_dir() else Path("runs/evaluations")
+        folder = folder_of(base or home, subject, known)
+        with Store(folder, known, self.fresh) as kept, Signals() as signals:
+            with bar(len(dataset) * len(self.attacks), "evaluating") as advance:
+
+                def tick(done: int) -> None:
+                    advance(done)
+                    if signals.requested is not None:
+                        raise signals.requested(
+                            f"Stopped; the verdicts so far are in {folder}. Give the same command again to go on."
+                        )
+
+                found = verdicts(
+                    subject.model, dataset, self.attacks, eps=radii, norm=norm, seed=self.seed, kept=kept, tick=tick
+                )
+            head = {
+                "run": subject.name,
+                "dataset": subject.resolved.data.name,
+                "model": subject.resolved.model_name,
+                **subject.record,
+                "split": self.split,
+                "n": len(dataset),
+                "norm": norm,
+                "eps": eps,
+                "seed": self.seed,
+                "versions": versions(),
+            }
+            result = head | summary(found.values())
+            result["robustbench"] = robustbench(subject, result)
+            every = merged(found.values(), kept.complete(len(dataset)))
+            stored = head | summary(every)
+            kept.finish(stored | {"robustbench": robustbench(subject, stored)}, dataset, every)
+        return result | {"folder": str(folder)}, found
+
+
+def show(found: dict[str, Any]) -> None:
+    """For people."""
     from rich.table import Table
     from rich.text import Text
 
     from .display import stdout
 
     console = stdout()
-    console.print(
-        Text(
-            f"{found['run']}  checkpoint {found['checkpoint']} (epoch {found['epoch'] + 1}), "
-            f"{found['split']} split, n = {found['n']}, {found['norm']}"
-        )
-    )
+    where = f"checkpoint {found['checkpoint']} (epoch {found['epoch'] + 1}), " if found["checkpoint"] else ""
+    console.print(Text(f"{found['run']}  {where}{found['split']} split, n = {found['n']}, {found['norm']}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("attack", "left"), ("eps", "right"), ("accuracy", "right"), ("95 % interval", "left")):
+    for name, justify in (
+        ("attack", "left"),
+        ("eps", "right"),
+        ("accuracy", "right"),
+        ("95 % interval", "left"),
+        ("passes an image", "right"),
+        ("s", "right"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for row in [*found["attacks"], {"name": "worst case", "eps": "", **found["worst_case"]}]:
-        eps = f"{row['eps']:.4g}" if row["eps"] != "" else ""
-        low, high = row["interval"]
-        table.add_row(row["name"], eps, f"{row['accuracy']:.3f}", f"{low:.3f} to {high:.3f}")
+    for row in found["attacks"]:
+        passes = sum(row["passes"].values())
+        eps = "" if row["eps"] is None else f"{row['eps']:.4g}" + (" l2" if row["norm"] != found["norm"] else "")
+        table.add_row(*_cells(row["name"], eps, row), f"{passes:.0f}", f"{row['seconds']:.1f}")
+    for norm, row in found.get("worst_case_by_norm", {found["norm"]: found["worst_case"]}).items():
+        label = "worst case" if norm == found["norm"] else f"worst case {norm}"
+        table.add_row(*_cells(label, "", row), "", "")
     console.print(table)
+    for row in found["attacks"]:
+        for note in row.get("notes", ()):
+            console.print(Text(f"{row['name']}: {note}", style="yellow"))
     if found["selected_on"] == "test":
         console.print("The checkpoint was chosen on the test split: these figures are optimistic.", style="yellow")
     if found["suspect"]:
@@ -97,7 +219,13 @@ def _show(found: dict[str, Any]) -> None:
         )
 
 
-def _number(flag: str, text: str | None) -> float | None:
+def _cells(name: str, eps: str, row: dict[str, Any]) -> tuple[str, str, str, str]:
+    low, high = row["interval"]
+    return name, eps, f"{row['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"
+
+
+def number(flag: str, text: str | None) -> float | None:
+    """A finite number >= 0; None where nothing was typed."""
     from math import isfinite
 
     from ..options import parse_number
@@ -110,6 +238,23 @@ def _number(flag: str, text: str | None) -> float | None:
         value = -1.0
     if not isfinite(value) or value < 0:
         raise OptionError(f"{flag} {text} must be a finite number >= 0, or a fraction such as 8/255.")
+    return value
+
+
+def pace(text: str) -> float:
+    """A step as a share of eps: `eps/5`, `0.2 eps` or `eps`."""
+    from math import isfinite
+
+    plain = text.replace(" ", "")
+    try:
+        if plain.startswith("eps/"):
+            value = 1 / float(plain.removeprefix("eps/"))
+        else:
+            value = float(plain.removesuffix("eps") or "1") if plain.endswith("eps") else -1.0
+    except (ValueError, ZeroDivisionError):
+        value = -1.0
+    if not isfinite(value) or value <= 0:
+        raise OptionError(f"--step {text} must be a share of eps, such as eps/5 or 0.2 eps.")
     return value
 
 

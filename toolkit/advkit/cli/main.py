@@ -20,7 +20,7 @@ class Group(click.Group):
     commands_in = {
         name: name
         for name in (
-            *("train", "plan", "evaluate", "ablate"),
+            *("train", "plan", "evaluate", "audit", "compare", "analyze", "ablate", "report", "export"),
             *("plugins", "recipes", "data"),
             *("env", "doctor", "completion"),
         )

@@ -1,0 +1,143 @@
+"""Runs side by side, and weights that leave advkit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import advkit
+from advkit.cli.main import run as command
+from advkit.export import without_normalisation
+from advkit.models.base import Normalize
+from advkit.paired import image_interval
+from advkit.subject import of_run
+
+TINY = ["--epochs", "2", "--limit", "200", "--set", "model.width=2", "--set", "attack.steps=1", "--progress", "none"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+    """Two runs on the same images, and one at another eps."""
+    base = tmp_path_factory.mktemp("compare")
+    names = tuple(str(base / name) for name in ("a", "b", "c"))
+    for name, more in zip(names, ([], ["--seed", "1"], ["--eps", "0.05"]), strict=True):
+        assert command(["train", *TINY, *more, "--out", name]) == 0
+    return names
+
+
+def test_compare_is_paired_and_agrees_with_the_verdicts(
+    runs: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert command(["compare", *runs[:2], "--attacks", "clean,pgd-3", "--n", "90", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["run"], row["checkpoint"]) for row in found["runs"]] == [
+        (run, which) for run in runs[:2] for which in ("best", "last")
+    ]
+    robust = {}
+    for row in found["runs"]:
+        path = next(Path(row["run"]).glob(f"evaluations/{row['checkpoint']}-*/verdicts.csv"))
+        with open(path) as stream:
+            robust[row["run"], row["checkpoint"]] = [int(each["pgd-3"]) for each in csv.DictReader(stream)]
+    for row in found["runs"]:
+        mine, base = robust[row["run"], row["checkpoint"]], robust[runs[0], row["checkpoint"]]
+        pgd = row["attacks"][1]
+        assert pgd["accuracy"] == sum(mine) / 90
+        if row["run"] == runs[0]:
+            assert "to_first" not in pgd
+            continue
+        values = [one - other for one, other in zip(mine, base, strict=True)]
+        assert pgd["to_first"] == {"difference": sum(values) / 90, "interval": image_interval(values)}
+    for row in found["best_minus_last"]:
+        best, last = robust[row["run"], "best"], robust[row["run"], "last"]
+        assert row["attacks"][1]["difference"] == pytest.approx((sum(best) - sum(last)) / 90)
+    assert command(["compare", *runs[:2], "--attacks", "clean,pgd-3", "--n", "90"]) == 0
+    shown = capsys.readouterr().out
+    assert "minus the first run" in shown and "best minus last" in shown
+
+
+def test_compare_refuses_what_is_not_comparable(
+    runs: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [*runs[:1], "--attacks", "clean", "--n", "20"]
+    assert command(["compare", *base]) == 2
+    assert "Name two or more runs to compare, each once." in capsys.readouterr().err
+    assert command(["compare", runs[2], *base]) == 2
+    assert "say at which both are judged: --eps E." in capsys.readouterr().err
+    assert command(["compare", runs[2], *base, "--eps", "0.1"]) == 0
+    other = str(tmp_path / "other")
+    assert command(["train", *TINY, "--limit", "100", "--out", other]) == 0
+    capsys.readouterr()
+    assert command(["compare", runs[0], other, "--attacks", "clean", "--n", "0"]) == 2
+    assert "is judged on other images than" in capsys.readouterr().err
+
+
+WITHOUT_ADVKIT = """
+import sys
+sys.modules["advkit"] = None  # importing it fails
+import json, torch
+from torch import nn
+from safetensors.torch import load_file
+def net(first):
+    layers, channels = [], 1
+    for out, stride in ((2, 1), (4, 2), (8, 2)):
+        layers += [nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        channels = out
+    return nn.Sequential(*first, *layers, nn.Flatten(), nn.Linear(8 * 2 * 2, 10)).eval()
+class Standard(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 1, 1, 1)); self.register_buffer("std", torch.ones(1, 1, 1, 1))
+    def forward(self, x):
+        return (x - self.mean) / self.std
+x, record = torch.load(sys.argv[1], weights_only=True), json.load(open("export.json"))
+mean, std = (torch.tensor(record[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+for suffix in ("safetensors", "pt"):
+    for name, made, images in (
+        ("model", net([Standard()]), x), ("model-without-normalisation", net([]), (x - mean) / std),
+    ):
+        path = f"{name}.{suffix}"
+        weights = load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True)
+        made.load_state_dict(weights)
+        print(json.dumps(made(images).tolist()))
+"""
+
+
+def test_an_export_gives_the_same_logits_without_advkit(
+    runs: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "net"
+    capsys.readouterr()
+    assert command(["export", runs[0], "--out", str(out), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["architecture"], record["architecture_options"]["width"]) == ("small-cnn", 2)
+    model = of_run(Path(runs[0])).model.eval()
+    x = advkit.load_data("digits", limit=30).test.images.float() / 255
+    torch.save(x, tmp_path / "x.pt")
+    line = [sys.executable, "-c", WITHOUT_ADVKIT, str(tmp_path / "x.pt")]
+    ran = subprocess.run(line, cwd=out, check=True, text=True, stdout=subprocess.PIPE)
+    logits = [torch.tensor(json.loads(text)) for text in ran.stdout.splitlines()]
+    assert len(logits) == 4
+    for found in logits:
+        torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)
+    assert command(["export", runs[0], "--out", str(out)]) == 2
+    assert "holds files already; choose another --out." in capsys.readouterr().err
+    assert command(["export", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 4
+
+
+def test_normalisation_inside_a_module_is_dropped_without_new_names() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = Normalize((0.5,), (0.2,)), torch.nn.Linear(2, 2)
+
+    kept, shifted = without_normalisation(Wrapped())
+    assert (sorted(kept), shifted) == (["head.bias", "head.weight"], False)
+    kept, shifted = without_normalisation(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    assert (sorted(kept), shifted) == (["0.bias", "0.weight"], False)

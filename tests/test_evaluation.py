@@ -1,0 +1,284 @@
+"""Evaluations on disk and on the command line: what is kept, what a kill costs, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import advkit
+from advkit.cli.main import run as command
+from advkit.data.base import Dataset
+from advkit.evaluation import BATCH, Verdicts, summary, wilson
+from advkit.evaluations import Store
+
+ATTACKS = "clean,pgd-3,pgd-3x3,square"
+TINY = ["--epochs", "1", "--limit", "330", "--set", "model.width=2", "--set", "attack.steps=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation") / "run"
+    assert command(["train", *TINY, "--out", str(folder), "--progress", "none"]) == 0
+    return folder
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert command(["evaluate", *map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def without_times(found: dict[str, Any]) -> dict[str, Any]:
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in found["attacks"]]
+    return {**found, "attacks": rows, "folder": None}
+
+
+def test_the_result_and_its_files_say_the_same(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(capsys, trained, "--attacks", "clean,pgd-3,cw-3x2", "--n", 150, "--out", tmp_path)
+    folder = Path(found["folder"])
+    stored = json.loads((folder / "evaluation.json").read_text())
+    assert stored == {key: value for key, value in found.items() if key != "folder"}
+    with open(folder / "verdicts.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["index"] for row in rows] == [str(i) for i in range(150)]
+    for row in found["attacks"]:
+        assert row["accuracy"] == sum(each[row["name"]] == "1" for each in rows) / 150
+        assert row["interval"] == wilson(150 * row["accuracy"], 150)
+    worst = sum(all(each[row["name"]] == "1" for row in found["attacks"]) for each in rows)
+    assert found["worst_case"]["accuracy"] == worst / 150
+    assert [row["restarts"] for row in found["attacks"][1:]] == [1, 2]
+    assert {"advkit", "torch", "numpy"} <= found["versions"].keys()
+    assert (found["checkpoint"], found["weights"], found["selected_on"]) == ("best", "raw", "validation")
+    assert found["robustbench"]["clean_acc"] == f"{100 * found['attacks'][0]['accuracy']:.2f}"
+    assert found["robustbench"]["autoattack_acc"] is None
+    assert found["attacks"][1]["passes"]["input_backward"] <= 3
+
+
+def test_known_verdicts_are_not_asked_again(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path)
+    progress = Path(first["folder"]) / "progress.jsonl"
+    lines = progress.read_bytes().count(b"\n")
+    assert (
+        lines == 2 * 3
+        and evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path) == first
+    )
+    more = evaluated(capsys, trained, "--attacks", "cw-3", "--n", 230, "--out", tmp_path)
+    assert progress.read_bytes().count(b"\n") == lines + 3
+    assert [row["name"] for row in more["attacks"]] == ["cw-3"]
+    stored = json.loads((Path(first["folder"]) / "evaluation.json").read_text())
+    assert [row["name"] for row in stored["attacks"]] == ["cw-3", "clean", "pgd-3"]
+    fresh = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path, "--fresh")
+    assert without_times(fresh) == without_times(first) and progress.read_bytes().count(b"\n") == lines
+
+
+def test_other_settings_get_other_verdicts(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = [trained, "--attacks", "pgd-3", "--n", 50, "--out", tmp_path]
+    changes = ([], ["--eps", "0.01"], ["--checkpoint", "last"], ["--split", "train"], ["--seed", "1"])
+    folders = {evaluated(capsys, *base, *change)["folder"] for change in changes}
+    assert len(folders) == len(changes)
+    slow = evaluated(capsys, *base, "--step", "eps/50")
+    fast = evaluated(capsys, *base)
+    assert slow["folder"] == fast["folder"] and slow["attacks"][0]["step_size"] < fast["attacks"][0]["step_size"]
+    assert slow["attacks"][0]["accuracy"] > fast["attacks"][0]["accuracy"]
+
+
+def damage(progress: Path, how: str) -> None:
+    raw = progress.read_bytes()
+    lines = raw.splitlines(keepends=True)
+    if how == "torn":
+        progress.write_bytes(raw[:-7])
+    elif how == "flipped":
+        lines[1] = lines[1].replace(b'"robust": "1', b'"robust": "0').replace(b'"robust": "0', b'"robust": "1', 1)
+        progress.write_bytes(b"".join([lines[0], lines[1][:20] + b"x" + lines[1][21:], *lines[2:]]))
+    else:
+        progress.write_bytes(b"".join(lines[:-1]) + b"\0" * 64)
+
+
+@pytest.mark.parametrize("how", ["torn", "flipped", "zeros"])
+def test_a_damaged_line_is_asked_again(
+    how: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (trained, "--attacks", "clean,pgd-3", "--n", 150, "--out", tmp_path)
+    first = evaluated(capsys, *arguments)
+    damage(Path(first["folder"]) / "progress.jsonl", how)
+    assert without_times(evaluated(capsys, *arguments)) == without_times(first)
+
+
+def test_killed_at_random_moments_and_resumed_gives_the_same_table(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two kills here, twenty in the long version below."""
+    _kill_and_resume(2, trained, tmp_path, capsys)
+
+
+@pytest.mark.soak
+def test_killed_twenty_times(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _kill_and_resume(20, trained, tmp_path, capsys)
+
+
+def _kill_and_resume(kills: int, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(trained), "--attacks", ATTACKS, "--n", "300"]
+    straight = evaluated(capsys, *arguments, "--out", tmp_path / "straight")
+    dice = random.Random(kills)
+    killed = 0
+    for attempt in range(kills):
+        out = tmp_path / f"killed-{attempt}"
+        line = [sys.executable, "-m", "advkit", "evaluate", *arguments, "--out", str(out), "--json"]
+        for _ in range(dice.choice((1, 1, 2)) if kills > 2 else 1):
+            process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            # From the moment that the first verdicts may be written.
+            while process.poll() is None and not list(out.glob("*/progress.jsonl")):
+                time.sleep(0.01)
+            time.sleep(dice.uniform(0, 0.4))
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() != 0
+        again = evaluated(capsys, *arguments, "--out", out)
+        assert without_times(again) == without_times(straight)
+        table = (Path(again["folder"]) / "verdicts.csv").read_bytes()
+        assert table == (Path(straight["folder"]) / "verdicts.csv").read_bytes()
+    assert killed >= 0.9 * kills  # a fast machine may be done before
+
+
+def test_a_stop_keeps_the_verdicts_and_says_so(trained: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "advkit", "evaluate", str(trained), "--attacks", "square", "--n", "0"]
+    process = subprocess.Popen([*line, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("*/progress.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 75 and "Give the same command again to go on." in said
+
+
+def test_two_at_a_time_are_refused(trained: Path, tmp_path: Path) -> None:
+    with Store(tmp_path / "store", {}), pytest.raises(advkit.AdvkitError, match="is in use by process"):
+        Store(tmp_path / "store", {}).__enter__()
+
+
+def test_gate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["evaluate", str(trained), "--attacks", "clean,pgd-3", "--n", "50", "--out", str(tmp_path)]
+    assert command([*line, "--min-robust", "0"]) == 0
+    share = json.loads(next(tmp_path.glob("*/evaluation.json")).read_text())["worst_case"]["accuracy"]
+    capsys.readouterr()
+    assert command([*line, "--min-robust", "0.99"]) == 3
+    said = capsys.readouterr()
+    assert said.err == f"Error: The robust accuracy {share:.3f} is below --min-robust 0.99.\n" and "pgd-3" in said.out
+    assert command([*line, "--min-robust", str(share)]) == 0
+
+
+REFUSED = [
+    ("--min-robust 45", "--min-robust 45 must be a share from 0 to 1, such as 0.45."),
+    ("--attacks clean --min-robust 0.4", "--min-robust needs an attack; add one to --attacks, such as pgd-20,cw-20."),
+    ("--step 0.2", "--step 0.2 must be a share of eps, such as eps/5 or 0.2 eps."),
+    ("--step eps/0", "--step eps/0 must be a share of eps, such as eps/5 or 0.2 eps."),
+    ("--attacks pgd-3-l2", "pgd-3-l2 attacks in l2, but eps is in linf; give --eps-l2 E too"),
+    ("--model small-cnn", "is a run: its own model and data are used; leave --model, --dataset and --set."),
+]
+
+
+@pytest.mark.parametrize(("typed", "sentence"), REFUSED)
+def test_refusals(typed: str, sentence: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["evaluate", str(trained), *typed.split()]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "wrapped"])
+def test_weights_give_what_their_run_gives(
+    kind: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_run = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 60, "--out", tmp_path / "a")
+    model = advkit.subject.of_run(trained).model
+    path = tmp_path / ("net.safetensors" if kind == "safetensors" else "net.pt")
+    if kind == "safetensors":
+        safetensors.torch.save_file(model.state_dict(), path)
+    else:
+        named = {f"module.{name}": value for name, value in model.state_dict().items()}
+        torch.save({"state_dict": named, "epoch": 3} if kind == "wrapped" else model.state_dict(), path)
+    options = ["--model", "small-cnn", "--dataset", "digits", "--eps", "0.15", "--set", "model.width=2"]
+    of_file = evaluated(
+        capsys,
+        path,
+        *options,
+        "--attacks",
+        "clean,pgd-3",
+        "--n",
+        60,
+        "--set",
+        "data.limit=330",
+        "--out",
+        tmp_path / "b",
+    )
+    assert without_times(of_file)["attacks"] == without_times(of_run)["attacks"]
+    assert (of_file["checkpoint"], of_file["epoch"]) == (None, None)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(Payload.where),)
+
+    where = Path("unset")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Payload.where = tmp_path / "executed"
+    torch.save({"a": Payload()}, tmp_path / "evil.pt")
+    options = ["--model", "small-cnn", "--dataset", "digits"]
+    assert command(["evaluate", str(tmp_path / "evil.pt"), *options]) == 4
+    assert "can not be read as weights" in capsys.readouterr().err and not Payload.where.exists()
+    for name, content in (("empty.pt", b""), ("text.safetensors", b"hello"), ("absent.pt", None)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        assert command(["evaluate", str(tmp_path / name), *options]) == 4
+        assert capsys.readouterr().err.count("\n") == 1
+    assert command(["evaluate", str(tmp_path / "absent.pt")]) == 2  # says which options are missing
+
+
+def test_evaluating_leaves_training_alone(tmp_path: Path) -> None:
+    """Every epoch or never: the same weights, bit for bit."""
+    settings = {"model.width": 2, "attack.steps": 2, "attack.init": "uniform", "data.limit": 200}
+    weights = []
+    for every in (1, 50):
+        found = advkit.train(settings=settings | {"validation.every_epochs": every}, epochs=3)
+        before = torch.get_rng_state()
+        advkit.evaluate(found.model, _digits(40), ("clean", "pgd-3x2", "square"), eps=0.1)
+        assert torch.equal(torch.get_rng_state(), before)
+        weights.append(found.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def _digits(n: int) -> Dataset:
+    return advkit.load_data("digits", limit=n).test
+
+
+def test_the_worst_case_is_of_one_norm() -> None:
+    def verdict(name: str, norm: str, robust: list[bool]) -> Verdicts:
+        return Verdicts({"name": name, "norm": norm, "eps": 0.1}, torch.tensor(robust))
+
+    found = summary(
+        [
+            verdict("clean", "linf", [True, True, True, False]),
+            verdict("a", "linf", [True, True, False, False]),
+            verdict("b", "l2", [False, True, True, False]),
+        ]
+    )
+    assert found["worst_case"]["accuracy"] == 0.5
+    assert {norm: row["accuracy"] for norm, row in found["worst_case_by_norm"].items()} == {"linf": 0.5, "l2": 0.5}
+
+
+def test_a_chunk_is_the_most_that_is_lost() -> None:
+    assert BATCH == 100

@@ -1,0 +1,88 @@
+"""No attack, and projected gradient ascent on cross-entropy or on the margin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attack import NORMS, pgd
+from ..errors import NonFinite
+from ..types import Objective
+from .base import EvaluationAttack, Victim
+
+
+def cross_entropy(y: Tensor) -> Objective:
+    """Cross-entropy with the hard labels y (B,)."""
+    return lambda logits: F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(y: Tensor) -> Objective:
+    """max_{j != y} Z_j - Z_y, unclipped: what both papers call C&W under PGD."""
+
+    def objective(logits: Tensor) -> Tensor:
+        own = F.one_hot(y, logits.shape[1]).bool()
+        rival = logits.masked_fill(own, -torch.inf).amax(1)
+        return rival - logits.gather(1, y[:, None]).squeeze(1)
+
+    return objective
+
+
+OBJECTIVES: dict[str, Callable[[Tensor], Objective]] = {"cross-entropy": cross_entropy, "margin": margin}
+
+
+@dataclass(frozen=True)
+class Clean(EvaluationAttack):
+    """The images as they are."""
+
+    name: str = "clean"
+
+    def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Pgd(EvaluationAttack):
+    """PGD from x with `restarts` - 1 more starts, uniform in the ball; an image is broken if any last iterate is.
+
+    So more restarts never raise the accuracy. Images that are broken are not attacked again.
+    """
+
+    name: str
+    steps: int
+    loss: Literal["cross-entropy", "margin"] = "cross-entropy"
+    pace: float = 0.2
+    """Step size as a share of eps; CAT's is 1/5."""
+    restarts: int = 1
+    norm: str | None = None
+
+    def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+        """Raises NonFinite if an input gradient is not finite: such an attack is none, and every net robust."""
+        best = x.clone()
+        left = torch.arange(len(x), device=x.device)
+        for restart in range(self.restarts):
+            found = self._ascend(net, x[left], y[left], radius[left], index[left], restart)
+            best[left] = found
+            if restart + 1 == self.restarts:
+                break
+            left = left[net.correct(found, y[left])]
+            if not len(left):
+                break
+        return best
+
+    def _ascend(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor, restart: int) -> Tensor:
+        ball = NORMS[net.norm](x, radius)
+        begin = ball.uniform(net.draws("restart", index, restart)) if restart else x.clone()
+        objective = OBJECTIVES[self.loss](y)
+        result = pgd(net, ball, begin, objective, steps=self.steps, step_size=self.pace * radius)
+        if result.finite is not None and not bool(result.finite):
+            raise NonFinite(f"{self.name} met an input gradient that is NaN or Inf; its accuracy would mean nothing.")
+        return result.x_adv
+
+    def settings(self, eps: float | None) -> Mapping[str, object]:
+        size = f"{self.pace:g} eps" if eps is None else self.pace * eps
+        return {"loss": self.loss, "steps": self.steps, "step_size": size, "restarts": self.restarts}

@@ -1,0 +1,51 @@
+"""The black box of both papers: examples made against another net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from ..models.base import digest
+from ..network import frozen, mode
+from .base import EvaluationAttack, Victim
+from .gradient import Pgd
+
+
+@dataclass(frozen=True)
+class Transfer(EvaluationAttack):
+    """Attacks `source` and shows the result to the net under test, which is never asked for a gradient."""
+
+    name: str
+    source: nn.Module = field(repr=False)
+    attack: Pgd
+
+    def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+        with mode(self.source, training=False), frozen(self.source):
+            other = Victim(self.source.to(x.device), classes=net.classes, norm=net.norm, seed=net.seed)
+            classes = other(x[:1]).shape[1] if len(x) else net.classes
+            if classes != net.classes:
+                raise OptionError(f"{self.name} has {classes} classes, the net under test {net.classes}.")
+            # Images that the source gets wrong are attacked too: their gradient is as good as any.
+            found = self.attack.perturb(other, x, y, radius, index)
+        net.forwards += other.forwards
+        net.backwards += other.backwards
+        return found
+
+    def settings(self, eps: float | None) -> Mapping[str, object]:
+        return {"attack": self.attack.name, "source": digest(self.source.state_dict()), **self.attack.settings(eps)}
+
+
+def of_run(name: str, run: str, pace: float) -> Transfer:
+    """PGD-20 against the best weights of the run in the folder `run`."""
+    from pathlib import Path
+
+    from ..folder import RunFolder
+    from ..runs import data_of, evaluate_folder, resolve_folder
+
+    folder = RunFolder.open(Path(run))
+    resolved = resolve_folder(folder)
+    model, _ = evaluate_folder(folder, resolved, data_of(resolved), "best")
+    return Transfer(name, model, Pgd("pgd-20", 20, pace=pace))

@@ -1,0 +1,199 @@
+"""Evaluations on disk: every verdict is kept as soon as it is known, so a killed evaluation loses at most a chunk.
+
+RUN/evaluations/best-test-linf-0.1-3f9a0c12/
+    identity.json     of what: weights, data, eps, seed, versions; another identity gets another folder
+    progress.jsonl    a line a chunk of images and attack, each with its checksum
+    evaluation.json   accuracies, of the attacks asked for last and of all others known for the same images
+    verdicts.csv      a row an image, a column an attack; 1: withstood
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from . import __version__, checkpoint
+from .data.base import Dataset
+from .errors import OptionError
+from .evaluation import BATCH, Verdicts
+from .paired import bits
+from .subject import Subject
+
+LIBRARIES = ("torch", "numpy", "pyautoattack", "foolbox")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that verdicts may depend on."""
+    found = {"advkit": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def identity(subject: Subject, split: str, radii: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """What verdicts belong to. The number of images and the attacks do not enter: their verdicts are kept apart."""
+    return {
+        "weights": subject.digest(),
+        "data": subject.images(split).fingerprint(),
+        "split": split,
+        "norm": subject.norm,
+        "eps": dict(radii),
+        "seed": seed,
+        "chunk": BATCH,
+        "device": subject.resolved.run.device,
+        "advkit": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def folder_of(base: Path, subject: Subject, known: Mapping[str, Any]) -> Path:
+    """Where the evaluations of an identity lie, below `base`."""
+    short = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    which = subject.record["checkpoint"] or "weights"
+    return base / f"{which}-{known['split']}-{subject.norm}-{known['eps'][subject.norm]:.4g}-{short}"
+
+
+class Store:
+    """`with Store(folder, identity) as kept:` verdicts of one identity; one process at a time."""
+
+    def __init__(self, folder: Path, known: Mapping[str, Any], fresh: bool = False) -> None:
+        self.folder, self.known, self.fresh = folder, known, fresh
+        self.progress = folder / "progress.jsonl"
+        self._found: dict[tuple[str, int, int], Verdicts] = {}
+
+    def __enter__(self) -> Self:
+        self._lock = checkpoint.RunLock(self.folder / "lock")
+        try:
+            self._lock.__enter__()
+            checkpoint.sweep(self.folder)
+            checkpoint.write_atomic(self.folder / "identity.json", _json(self.known))
+            if self.fresh:
+                self.progress.unlink(missing_ok=True)
+            self._read()
+            self._stream = open(self.progress, "ab", buffering=0)
+        except OSError as error:
+            raise OptionError(f"{self.folder} can not be written ({error.strerror}); choose another --out.") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._lock.__exit__()
+
+    def get(self, key: str, first: int, count: int) -> Verdicts | None:
+        return self._found.get((key, first, count))
+
+    def put(self, first: int, found: Verdicts) -> None:
+        """Once it returns, these verdicts survive a kill."""
+        record = {
+            "settings": found.settings,
+            "first": first,
+            "robust": bits(found.robust),
+            "forwards": found.forwards,
+            "backwards": found.backwards,
+            "seconds": found.seconds,
+            "notes": found.notes,
+        }
+        text = json.dumps(record)
+        try:
+            self._stream.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise OptionError(f"{self.progress} can not be written ({error.strerror}); free some space.") from None
+        self._found[found.key, first, len(found.robust)] = found
+
+    def complete(self, n: int) -> list[Verdicts]:
+        """The attacks whose verdicts on the first `n` images are all known, joined."""
+        found = []
+        for key in dict.fromkeys(key for key, _, _ in self._found):
+            parts = [self._found.get((key, first, min(BATCH, n - first))) for first in range(0, n, BATCH)]
+            joined = Verdicts({}, torch.zeros(0, dtype=torch.bool))
+            for part in parts:
+                if part is None:
+                    break
+                joined.settings = part.settings
+                joined.append(part)
+            else:
+                found.append(joined)
+        return found
+
+    def finish(self, result: Mapping[str, Any], dataset: Dataset, found: Sequence[Verdicts]) -> None:
+        """Write evaluation.json and verdicts.csv."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["index", "label", *(each.settings["name"] for each in found)])
+        columns = [each.robust.int().tolist() for each in found]
+        for index, label in enumerate(dataset.labels.tolist()):
+            writer.writerow([index, label, *(column[index] for column in columns)])
+        checkpoint.write_atomic(self.folder / "verdicts.csv", table.getvalue().encode())
+        checkpoint.write_atomic(self.folder / "evaluation.json", _json(result))
+
+    def _read(self) -> None:
+        """Lines up to the first that a kill or a bad disk cut short; what follows is dropped and done again."""
+        if not self.progress.exists():
+            return
+        good = 0
+        raw = self.progress.read_bytes()
+        for line in raw.splitlines(keepends=True):
+            record = _parsed(line)
+            if record is None:
+                break
+            good += len(line)
+            robust = torch.tensor([char == "1" for char in record["robust"]], dtype=torch.bool)
+            parts = (record[name] for name in ("forwards", "backwards", "seconds", "notes"))
+            found = Verdicts(record["settings"], robust, *parts)
+            self._found[found.key, record["first"], len(robust)] = found
+        if good < len(raw):
+            os.truncate(self.progress, good)
+
+
+def merged(asked: Iterable[Verdicts], others: Iterable[Verdicts]) -> list[Verdicts]:
+    """The attacks asked for, then those known by other names."""
+    found = list(asked)
+    names = {each.settings["name"] for each in found}
+    return found + [each for each in others if each.settings["name"] not in names]
+
+
+def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result under the field names of RobustBench's model_info; None is what only its authors know."""
+    accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in result["attacks"]}
+    return {
+        "link": None,
+        "name": Path(subject.name).name,
+        "authors": None,
+        "additional_data": None,
+        "number_forward_passes": 1,
+        "dataset": result["dataset"],
+        "venue": None,
+        "architecture": result["model"],
+        "eps": result["eps"],
+        "clean_acc": accuracy.get("clean"),
+        "reported": f"{100 * result['worst_case']['accuracy']:.2f}",
+        "autoattack_acc": accuracy.get("autoattack"),
+        "n_examples": result["n"],
+    }
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.partition(b" ")
+    if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text[:-1]):08x}".encode():
+        return None
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

@@ -1,0 +1,113 @@
+"""What is evaluated, audited or exported: a net with its data, from a run folder or from a file of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data.base import Dataset, Splits
+from .errors import CheckpointError
+from .folder import RunFolder
+from .models.base import digest, put_weights
+from .resolve import Resolved
+from .runs import build_model, data_of, load_data, on_this_machine, resolve_folder
+
+WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+"""Keys below which other people's files keep the state dict."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net, the images it is judged on, and whence both come."""
+
+    name: str
+    model: nn.Module
+    splits: Splits
+    resolved: Resolved
+    record: Mapping[str, Any]
+    """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on."""
+
+    @property
+    def norm(self) -> str:
+        return self.resolved.attack.norm
+
+    @property
+    def eps(self) -> float:
+        return self.resolved.attack.eps
+
+    def images(self, split: str, count: int = 0) -> Dataset:
+        """The first `count` images of "test" or "train"; 0: all."""
+        full = self.splits.test if split == "test" else self.splits.train
+        rows = slice(0, count or len(full))
+        return Dataset(full.name, full.images[rows], full.labels[rows], full.classes)
+
+    def digest(self) -> str:
+        """SHA-256 of the weights and buffers that are judged."""
+        return digest(self.model.state_dict())
+
+
+def of_run(path: Path, checkpoint: str = "best", root: str | None = None) -> Subject:
+    """The weights of a run's checkpoint, "best" or "last"; averaged ones where a plugin provided some.
+
+    `root` is where the data lies now, if it was moved.
+    """
+    folder = RunFolder.open(path)
+    resolved = on_this_machine(resolve_folder(folder))
+    data = resolved.data
+    splits = load_data(data.name, root, data.limit) if root else data_of(resolved)
+    tensors, state = folder.load(checkpoint)
+    position = state["position"]
+    model = build_model(resolved, splits.train).to(resolved.run.device)
+    put_weights(model, tensors, str(path), averaged=True)
+    best = position["best"] or {}
+    record = {
+        "checkpoint": checkpoint,
+        "weights": "averaged" if any(name.startswith("evaluated/") for name in tensors) else "raw",
+        "epoch": max(0, position["epoch"] - (position["step"] == 0)),
+        "selected_on": best.get("split") if checkpoint == "best" else None,
+    }
+    return Subject(str(path), model, splits, resolved, record)
+
+
+def of_weights(path: Path, resolved: Resolved) -> Subject:
+    """A file of weights in the model, on the data, at the eps and norm that `resolved` names."""
+    resolved = on_this_machine(resolved)
+    weights = read_weights(path)
+    splits = data_of(resolved)
+    model = build_model(resolved, splits.train).to(resolved.run.device)
+    put_weights(model, {f"model/{name}": value for name, value in weights.items()}, str(path))
+    record = {"checkpoint": None, "weights": "raw", "epoch": None, "selected_on": None}
+    return Subject(str(path), model, splits, resolved, record)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors file, or from what torch.save wrote; nothing in it is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            import safetensors.torch
+
+            found: Any = safetensors.torch.load(path.read_bytes())
+        else:
+            # weights_only: tensors and plain containers; a file that would run code is refused.
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; give a run folder or a file of weights.") from None
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CheckpointError(
+            f"{path} can not be read as weights ({reason[:120]}); give a .safetensors file or a state dict saved by "
+            "torch.save."
+        ) from None
+    for key in WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds no state dict, a dictionary of tensors by name; save model.state_dict().")
+    wrapped = all(str(name).startswith("module.") for name in found)  # DataParallel
+    return {str(name).removeprefix("module.") if wrapped else str(name): value for name, value in found.items()}
