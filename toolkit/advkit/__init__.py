@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .analysis.unevenness import Unevenness
     from .attack import Ball, L2Ball, LinfBall, pgd
+    from .attacks.base import EvaluationAttack, Victim
     from .compose import Composition
     from .data.base import Dataset, DataSource, Splits
     from .errors import AdvkitError, DataError, HookContract, NonFinite, OptionError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "analysis.unevenness": ("Unevenness",),
     "attack": ("Ball", "L2Ball", "LinfBall", "pgd"),
+    "attacks.base": ("EvaluationAttack", "Victim"),
     "compose": ("Composition",),
     "data.base": ("DataSource", "Dataset", "Splits"),
     "errors": ("AdvkitError", "DataError", "HookContract", "NonFinite", "OptionError"),
@@ -66,6 +68,7 @@ __all__ = [
     "DataSpec",
     "Dataset",
     "Draws",
+    "EvaluationAttack",
     "HookContract",
     "L2Ball",
     "LinfBall",
@@ -87,6 +90,7 @@ __all__ = [
     "Splits",
     "Step",
     "Unevenness",
+    "Victim",
     "evaluate",
     "hookimpl",
     "load_data",

@@ -1,0 +1,85 @@
+"""The short form, at the end of every evaluation: what its verdicts already say, and some twenty passes more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..data.base import Dataset
+from ..evaluation import Verdicts
+from . import figures
+from .bench import Bench, bench
+from .checks import RULES, Check
+from .figures import Figure
+
+IMAGES, STEPS = 100, 10
+"""Of the data set; of PGD, in the ball and in the whole box."""
+
+_MEASURED: dict[str, Callable[[Bench], Figure]] = {
+    "zero-gradient": figures.blind,
+    "large-eps": lambda table: figures.large_eps(table, STEPS),
+    "silent-success": figures.silent,
+    "useless-gradient": figures.useless,
+    "non-determinism": figures.varying,
+    "probabilities": figures.probabilities,
+}
+
+
+def short(
+    model: nn.Module,
+    dataset: Dataset,
+    found: Mapping[str, Verdicts],
+    *,
+    eps: float,
+    norm: str = "linf",
+    seed: int = 0,
+) -> list[Check]:
+    """The checks of `RULES` that cost little: 21 backwards on each of the first 100 images, and the verdicts `found`.
+
+    Changes neither model nor verdicts. A check whose attacks are not among the verdicts has alarm None.
+    """
+    known = from_verdicts([each for each in found.values() if each.settings["norm"] == norm])
+    few = Dataset(dataset.name, dataset.images[:IMAGES], dataset.labels[:IMAGES], dataset.classes)
+    with bench(model, few, eps=eps, norm=norm, seed=seed, steps=STEPS) as table:
+        for name, measure in _MEASURED.items():
+            known[name] = measure(table) if len(table.x) else figures.NONE_RIGHT
+    return [rule.judge(known[name]) for name, rule in RULES.items() if name in known]
+
+
+def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Figure]:
+    """What verdicts of one norm say about each other, by check."""
+    entropy = _standing(each for each in found if each.settings.get("loss") == "cross-entropy" and _steps(each) > 1)
+    margin = _standing(each for each in found if each.settings.get("loss") == "margin")
+    fgsm = _standing(each for each in found if each.settings.get("loss") == "cross-entropy" and _steps(each) == 1)
+    square = _standing(each for each in found if each.settings["name"] == "square")
+    transferred = _standing(each for each in found if each.settings["name"].startswith("transfer:"))
+    apgd_t = _standing(each for each in found if "apgd-t" in each.settings.get("parts", ()))
+    gradient = _standing(each for each in found if "loss" in each.settings)
+
+    def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Figure:
+        if standing is None or by is None:
+            return f"this evaluation has not both {needs}"
+        return int((standing & ~by).sum()) / len(by)
+
+    gap: Figure = "this evaluation has not both pgd-K and cw-K"
+    if entropy is not None and margin is not None:
+        gap = abs(int(entropy.sum()) - int(margin.sum())) / len(margin)
+    return {
+        "black-box": broken("pgd-K and square", gradient, square),
+        "transfer": broken("pgd-K and transfer:RUN", gradient, transferred),
+        "loss-gap": gap,
+        "apgd-t-gap": broken("pgd-K and apgd-t", entropy, apgd_t),
+        "one-step": broken("pgd-K and fgsm", entropy, fgsm),
+    }
+
+
+def _steps(found: Verdicts) -> int:
+    return int(found.settings["steps"])
+
+
+def _standing(found: Iterable[Verdicts]) -> Tensor | None:
+    """(n,) bool: the images that withstand all of these; None where there are none."""
+    rows = [each.robust for each in found]
+    return torch.stack(rows).all(0) if rows else None

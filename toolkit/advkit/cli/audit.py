@@ -1,0 +1,113 @@
+"""`advkit audit`: whether a net's accuracies under attack can be believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import GateMissed, OptionError
+from .evaluate import Asked
+from .main import print_json
+
+if TYPE_CHECKING:
+    from ..subject import Subject
+
+
+@click.command("audit")
+@click.argument("subject", metavar="RUN|WEIGHTS")
+@click.option("--n", "count", default="200", show_default=True, metavar="N", help="The first N images; 0: all.")
+@click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"]))
+@click.option("--eps", metavar="E", help="Perturbation budget; the run's by default.")
+@click.option("--transfer", metavar="RUN", help="Try examples made on this run's net as well.")
+@click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches.")
+@click.option("--checkpoint", "which", default="best", show_default=True, type=click.Choice(["best", "last"]))
+@click.option("--model", metavar="NAME", help="WEIGHTS: the model they fit.")
+@click.option("--dataset", metavar="NAME", help="WEIGHTS: the data set to judge on.")
+@click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="WEIGHTS: such as model.width=16.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(subject: str, which: str, transfer: str | None, as_json: bool, **typed: Any) -> int:
+    """Look for masked gradients in the run in the folder RUN, or in a file of WEIGHTS.
+
+    \b
+    advkit audit runs/lsiw-1
+    advkit audit runs/lsiw-1 --transfer runs/pgd-at-1
+
+    Exits with 3 where a check raises an alarm. The result is kept in RUN/audit.json. Silence proves nothing: it says
+    that no known symptom was found.
+    """
+    asked = Asked(attacks="clean", eps_l2=None, eps_linf=None, step="eps/5", fresh=False, **typed)
+    chosen = asked.subject(subject, which)
+    eps = chosen.eps if asked.eps is None else asked.eps
+    if not eps:
+        raise OptionError("An audit needs a radius above 0; give --eps E.")
+    found = _audit(chosen, asked, eps, transfer)
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+    if found["alarms"]:
+        names = ", ".join(found["alarms"])
+        raise GateMissed(f"The accuracies under attack can not be believed as they are: {names}; see docs/audit.md.")
+    return 0
+
+
+def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> dict[str, Any]:
+    """The result, which is kept in the run's folder."""
+    import json
+
+    from ..attacks.names import parse_attack
+    from ..audit import RULES, audit
+    from ..checkpoint import write_atomic
+    from .display import bar
+
+    other = None if transfer is None else parse_attack(f"transfer:{transfer}")
+    dataset = subject.images(asked.split, asked.count)
+    with bar(len(RULES), "auditing") as advance:
+        found = audit(subject.model, dataset, eps=eps, norm=subject.norm, seed=asked.seed, transfer=other, tick=advance)
+    n = len(dataset)
+    result = {
+        "run": subject.name,
+        "checkpoint": subject.record["checkpoint"],
+        "split": asked.split,
+        "n": n,
+        "norm": subject.norm,
+        "eps": eps,
+        "seed": asked.seed,
+        "passes": {"forward": found.forwards / n, "input_backward": found.backwards / n},
+        "checks": [check.as_dict() for check in found.checks],
+        "alarms": found.alarms,
+    }
+    if Path(subject.name).is_dir():
+        write_atomic(Path(subject.name) / "audit.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    return result
+
+
+def show(found: dict[str, Any]) -> None:
+    """For people: a line a check."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from .display import stdout
+
+    console = stdout()
+    where = f"checkpoint {found['checkpoint']}, " if found["checkpoint"] else ""
+    console.print(
+        Text(
+            f"{found['run']}  {where}{found['split']} split, n = {found['n']}, {found['norm']}, eps {found['eps']:.4g}"
+        )
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("", "left"), ("check", "left"), ("figure", "right"), ("alarm above", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("")
+    for check in found["checks"]:
+        sign = {True: Text("ALARM", style="bold red"), False: Text("ok"), None: Text("-")}[check["alarm"]]
+        figure = "" if check["figure"] is None else f"{check['figure']:.3g}"
+        table.add_row(sign, check["name"], figure, f"{check['threshold']:g}", Text(check["sentence"]))
+    console.print(table)
+    passes = sum(found["passes"].values())
+    alarms = ", ".join(found["alarms"]) or "none"
+    console.print(Text(f"Alarms: {alarms}. {passes:.0f} passes an image."))
