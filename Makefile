@@ -8,7 +8,7 @@ JOBS ?= auto
 DATA ?=
 
 .PHONY: setup demo test check fix bench soak results results-fashion \
-	results-robustness results-evaluation-cost results-pictures clean
+	results-robustness results-audit results-evaluation-cost results-pictures clean
 
 setup: $(VENV)/.installed
 
@@ -61,6 +61,10 @@ results-robustness: results results-fashion
 results-evaluation-cost: setup
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks
 	$(BIN)/python docs/results/evaluation_cost.py
+
+# False alarms and misses of the audit on nets that are known to be honest or masked.
+results-audit: setup
+	$(BIN)/python docs/results/audit_study.py
 
 # make results-pictures DATA=FOLDER_OR_ZIP    a folder or zip of train|test/CLASS/*
 results-pictures: setup

@@ -294,9 +294,9 @@ def check(line: str) -> None:
         return
     words = shlex.split(line)[1:]
     command, rest = find(words)
-    if not rest and command.name == "evaluate":
+    if not rest and command.name in ("evaluate", "audit"):
         return  # the name of the command in a sentence
-    if command.name == "evaluate" or "--resume" in rest or "--config" in rest or "--init-from" in rest:
+    if command.name in ("evaluate", "audit") or "--resume" in rest or "--config" in rest or "--init-from" in rest:
         command.make_context(command.name, list(rest))  # what it names does not exist here
         return
     if command.name == "train":

@@ -91,19 +91,19 @@ _RULES = (
     ),
     Rule(
         "black-box",
-        0.01,
+        0.03,
         "Square, which sees no gradient, breaks {0:.1%} of all images although no gradient attack did",
         "gradients do not lead to the adversarial examples that exist",
     ),
     Rule(
         "random-search",
-        0.01,
+        0.03,
         "Random points of the ball break {0:.1%} of all images although no gradient attack did",
         "gradients do not lead to the adversarial examples that exist",
     ),
     Rule(
         "transfer",
-        0.01,
+        0.03,
         "Examples made on another net break {0:.1%} of all images although no gradient attack on this one did",
         "this net's gradients hide adversarial examples that exist",
     ),

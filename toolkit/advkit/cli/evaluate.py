@@ -135,6 +135,7 @@ class Asked:
 
     def evaluate(self, subject: Subject, base: Path | None = None) -> tuple[dict[str, Any], dict[str, Verdicts]]:
         """The result, which is kept on disk too, and the verdicts by attack."""
+        from ..audit import short
         from ..evaluation import summary, verdicts
         from ..evaluations import Store, folder_of, identity, merged, robustbench, versions
         from .display import Signals, bar
@@ -172,9 +173,12 @@ class Asked:
             }
             result = head | summary(found.values())
             result["robustbench"] = robustbench(subject, result)
+            checks = short(subject.model, dataset, found, eps=eps, norm=norm, seed=self.seed) if eps else []
+            result["audit"] = [check.as_dict() for check in checks]
             every = merged(found.values(), kept.complete(len(dataset)))
             stored = head | summary(every)
-            kept.finish(stored | {"robustbench": robustbench(subject, stored)}, dataset, every)
+            more = {"robustbench": robustbench(subject, stored), "audit": result["audit"]}
+            kept.finish(stored | more, dataset, every)
         return result | {"folder": str(folder)}, found
 
 
@@ -211,12 +215,14 @@ def show(found: dict[str, Any]) -> None:
             console.print(Text(f"{row['name']}: {note}", style="yellow"))
     if found["selected_on"] == "test":
         console.print("The checkpoint was chosen on the test split: these figures are optimistic.", style="yellow")
-    if found["suspect"]:
-        console.print(
-            "Suspect: accuracies under cross-entropy and margin PGD differ by more than 0.06, "
-            "a sign of masked gradients.",
-            style="yellow",
-        )
+    alarms = [check for check in found["audit"] if check["alarm"]]
+    for check in alarms:
+        console.print(Text(f"Suspect, {check['name']}: {check['sentence']}", style="yellow"))
+    ran = sum(check["alarm"] is not None for check in found["audit"])
+    if alarms:
+        console.print(Text(f"The accuracies may be too high; see `advkit audit {found['run']}`.", style="yellow"))
+    elif ran:
+        console.print(Text(f"Audit in short: {ran} checks, no alarm. `advkit audit` runs all.", style="dim"))
 
 
 def _cells(name: str, eps: str, row: dict[str, Any]) -> tuple[str, str, str, str]:
