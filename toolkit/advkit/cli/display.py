@@ -89,6 +89,17 @@ class Signals:
         self.requested = Interrupted if number == signal.SIGINT else Stopped
 
 
+class AtOnce(Signals):
+    """For work that is kept as it goes: the first signal stops it where it is, with `sentence`."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__()
+        self.sentence = sentence
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        raise (Interrupted if number == signal.SIGINT else Stopped)(self.sentence)
+
+
 class Quiet:
     """Shows nothing but warnings; stops on signals."""
 

@@ -138,7 +138,7 @@ class Asked:
         from ..audit import short
         from ..evaluation import summary, verdicts
         from ..evaluations import Store, folder_of, identity, merged, robustbench, versions
-        from .display import Signals, bar
+        from .display import AtOnce, bar
 
         norm = subject.norm
         eps = subject.eps if self.eps is None else self.eps
@@ -146,16 +146,9 @@ class Asked:
         dataset, known = subject.images(self.split, self.count), identity(subject, self.split, radii, self.seed)
         home = Path(subject.name) / "evaluations" if Path(subject.name).is_dir() else Path("runs/evaluations")
         folder = folder_of(base or home, subject, known)
-        with Store(folder, known, self.fresh) as kept, Signals() as signals:
-            with bar(len(dataset) * len(self.attacks), "evaluating") as advance:
-
-                def tick(done: int) -> None:
-                    advance(done)
-                    if signals.requested is not None:
-                        raise signals.requested(
-                            f"Stopped; the verdicts so far are in {folder}. Give the same command again to go on."
-                        )
-
+        stopped = f"Stopped; the verdicts so far are in {folder}. Give the same command again to go on."
+        with Store(folder, known, self.fresh) as kept:
+            with AtOnce(stopped), bar(len(dataset) * len(self.attacks), "evaluating") as tick:
                 found = verdicts(
                     subject.model, dataset, self.attacks, eps=radii, norm=norm, seed=self.seed, kept=kept, tick=tick
                 )
