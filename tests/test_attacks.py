@@ -376,3 +376,22 @@ def test_python_takes_names_and_objects() -> None:
     found = advkit.evaluate(net, data, ("clean", Pgd("mine", 2, pace=1.0)), eps=0.1)
     assert [row["name"] for row in found["attacks"]] == ["clean", "mine"]
     assert len(found["robust"]["mine"]) == 8 and found["attacks"][1]["passes"]["input_backward"] == 2
+
+
+def test_a_net_that_only_sums_pixels_is_attacked() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.tensor([0.0, -36.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = x.sum((1, 2, 3))
+            return torch.stack([0 * total, total], 1) + self.bias
+
+    net, data = (
+        Sum(),
+        Dataset("grey", torch.full((2, 2, 6, 6), 130, dtype=torch.uint8), torch.ones(2).long(), ("a", "b")),
+    )
+    assert (
+        robust(net, data, "pgd-5", eps=0.005)["pgd-5"].all() and not robust(net, data, "pgd-5", eps=0.02)["pgd-5"].any()
+    )

@@ -35,7 +35,7 @@ class Ball(ABC):
 
     @abstractmethod
     def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
-        """One ascent step of length `size` (B,) and the projection, in place; `gradient` is overwritten."""
+        """One ascent step of length `size` (B,) and the projection, in place."""
 
     @abstractmethod
     def uniform(self, draws: Draws) -> Tensor:
@@ -54,7 +54,8 @@ class LinfBall(Ball):
         return torch.clamp(point, self.lower, self.upper, out=point)
 
     def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
-        return self.project_(point.addcmul_(gradient.sign_(), per_sample(size, point)))
+        # Not in place: the gradient of a net that sums pixels is one number, expanded.
+        return self.project_(point.addcmul_(gradient.sign(), per_sample(size, point)))
 
     def uniform(self, draws: Draws) -> Tensor:
         noise = draws.uniform(*self.x.shape[1:], low=-1, high=1, dtype=self.x.dtype)
