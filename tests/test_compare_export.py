@@ -42,7 +42,7 @@ def test_compare_is_paired_and_agrees_with_the_verdicts(
     ]
     robust = {}
     for row in found["runs"]:
-        path = next(Path(row["run"]).glob(f"evaluations/{row['checkpoint']}-*/verdicts.csv"))
+        path = next(Path(row["run"]).glob(f"evaluations/{row['checkpoint']}-*/*/verdicts.csv"))
         with open(path) as stream:
             robust[row["run"], row["checkpoint"]] = [int(each["pgd-3"]) for each in csv.DictReader(stream)]
     for row in found["runs"]:

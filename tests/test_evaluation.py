@@ -70,7 +70,7 @@ def test_the_result_and_its_files_say_the_same(
 
 def test_known_verdicts_are_not_asked_again(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path)
-    progress = Path(first["folder"]) / "progress.jsonl"
+    progress = Path(first["folder"]).parent / "progress.jsonl"
     lines = progress.read_bytes().count(b"\n")
     assert (
         lines == 2 * 3
@@ -82,7 +82,9 @@ def test_known_verdicts_are_not_asked_again(trained: Path, tmp_path: Path, capsy
     stored = json.loads((Path(first["folder"]) / "evaluation.json").read_text())
     assert [row["name"] for row in stored["attacks"]] == ["cw-3", "clean", "pgd-3"]
     fresh = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path, "--fresh")
-    assert without_times(fresh) == without_times(first) and progress.read_bytes().count(b"\n") == lines
+    assert without_times(fresh) == without_times(first)
+    assert progress.read_bytes().count(b"\n") == 2 * lines + 3  # nothing is thrown away
+    assert evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path) == fresh
 
 
 def test_other_settings_get_other_verdicts(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +116,7 @@ def test_a_damaged_line_is_asked_again(
 ) -> None:
     arguments = (trained, "--attacks", "clean,pgd-3", "--n", 150, "--out", tmp_path)
     first = evaluated(capsys, *arguments)
-    damage(Path(first["folder"]) / "progress.jsonl", how)
+    damage(Path(first["folder"]).parent / "progress.jsonl", how)
     assert without_times(evaluated(capsys, *arguments)) == without_times(first)
 
 
@@ -173,7 +175,7 @@ def test_two_at_a_time_are_refused(trained: Path, tmp_path: Path) -> None:
 def test_gate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["evaluate", str(trained), "--attacks", "clean,pgd-3", "--n", "50", "--out", str(tmp_path)]
     assert command([*line, "--min-robust", "0"]) == 0
-    share = json.loads(next(tmp_path.glob("*/evaluation.json")).read_text())["worst_case"]["accuracy"]
+    share = json.loads(next(tmp_path.glob("*/*/evaluation.json")).read_text())["worst_case"]["accuracy"]
     capsys.readouterr()
     assert command([*line, "--min-robust", "0.99"]) == 3
     said = capsys.readouterr()
@@ -183,7 +185,9 @@ def test_gate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 REFUSED = [
     ("--min-robust 45", "--min-robust 45 must be a share from 0 to 1, such as 0.45."),
-    ("--attacks clean --min-robust 0.4", "--min-robust needs an attack; add one to --attacks, such as pgd-20,cw-20."),
+    ("--attacks clean --min-robust 0.4", "--min-robust needs an attack in linf; add one to --attacks"),
+    ("--attacks clean,pgd-3-l2 --eps-l2 9 --min-robust 0.4", "--min-robust needs an attack in linf; add one"),
+    ("--attacks pgd-3 --eps-linf 0.01", "is judged in linf, whose eps is --eps; leave --eps-linf out."),
     ("--step 0.2", "--step 0.2 must be a share of eps, such as eps/5 or 0.2 eps."),
     ("--step eps/0", "--step eps/0 must be a share of eps, such as eps/5 or 0.2 eps."),
     ("--attacks pgd-3-l2", "pgd-3-l2 attacks in l2, but eps is in linf; give --eps-l2 E too"),
@@ -270,15 +274,43 @@ def test_the_worst_case_is_of_one_norm() -> None:
     def verdict(name: str, norm: str, robust: list[bool]) -> Verdicts:
         return Verdicts({"name": name, "norm": norm, "eps": 0.1}, torch.tensor(robust))
 
-    found = summary(
-        [
-            verdict("clean", "linf", [True, True, True, False]),
-            verdict("a", "linf", [True, True, False, False]),
-            verdict("b", "l2", [False, True, True, False]),
-        ]
-    )
+    clean = verdict("clean", "linf", [True, True, True, False])
+    linf = verdict("a", "linf", [True, True, False, False])
+    l2 = verdict("b", "l2", [False, False, True, True])
+    found = summary([clean, linf, l2], "linf")
     assert found["worst_case"]["accuracy"] == 0.5
-    assert {norm: row["accuracy"] for norm, row in found["worst_case_by_norm"].items()} == {"linf": 0.5, "l2": 0.5}
+    assert {norm: row["accuracy"] for norm, row in found["worst_case_by_norm"].items()} == {"linf": 0.5, "l2": 0.25}
+    assert summary([clean, l2], "linf")["worst_case"] is None  # nobody attacked in linf
+    assert summary([clean], "linf")["worst_case"]["accuracy"] == 0.75
+
+
+def test_suspect_compares_like_with_like() -> None:
+    """One attack with 0.9, the other with 0.2: suspect only where nothing but the loss differs."""
+
+    def verdict(name: str, loss: str, share: float, **more: object) -> Verdicts:
+        settings = {"name": name, "norm": "linf", "eps": 0.1, "loss": loss, "steps": 10, "step_size": 0.02, **more}
+        return Verdicts(settings, torch.arange(10) < 10 * share)
+
+    pgd = verdict("pgd-10", "cross-entropy", 0.9)
+    assert summary([pgd, verdict("cw-10", "margin", 0.2)], "linf")["suspect"] is True
+    assert summary([pgd, verdict("cw-10", "margin", 0.9)], "linf")["suspect"] is False
+    for other in ({"steps": 20}, {"norm": "l2"}, {"restarts": 5}, {"eps": 0.2}):
+        assert summary([pgd, verdict("cw", "margin", 0.2, **other)], "linf")["suspect"] is None, other
+    short = {"steps": 3}  # 0.6 of the way to the edge
+    pair = [verdict("pgd-3", "cross-entropy", 0.9, **short), verdict("cw-3", "margin", 0.2, **short)]
+    assert summary(pair, "linf")["suspect"] is None
+
+
+def test_equal_weights_in_another_architecture_have_verdicts_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"model.depth": 10, "model.width": 1, "data.limit": 50, "attack.steps": 1}
+    trained = advkit.train("wide-resnet", settings=settings, epochs=1)
+    torch.save(trained.model.state_dict(), tmp_path / "net.pt")
+    line = [tmp_path / "net.pt", "--model", "wide-resnet", "--dataset", "digits", "--eps", "0.1", "--out", tmp_path]
+    line += ["--set", "model.depth=10", "--set", "model.width=1", "--set", "data.limit=50", "--attacks", "clean"]
+    folders = {evaluated(capsys, *line, "--set", f"model.variant={each}")["folder"] for each in ("trades", "iseat")}
+    assert len(folders) == 2
 
 
 def test_a_chunk_is_the_most_that_is_lost() -> None:

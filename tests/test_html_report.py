@@ -216,7 +216,7 @@ def page_of(*names: str, samples: int = 2) -> Outline:
 
 
 def test_a_page_is_whole_in_itself_and_well_formed(runs: Path) -> None:
-    put(runs / "cat", "evaluations/one/evaluation.json", EVALUATION)
+    put(runs / "cat", "evaluations/one/n-9/evaluation.json", EVALUATION)
     put(runs / "cat", "audit.json", AUDIT)
     for page in (page_of("plain"), page_of("plain", "cat")):
         assert faults(page) == []
@@ -255,7 +255,7 @@ def test_the_checks_of_a_page_find_faults(spoiled: str, named: str) -> None:
 def test_nothing_that_a_run_holds_becomes_markup(runs: Path) -> None:
     name = HOSTILE.replace("/", "")
     (runs / "plain").rename(runs / name)
-    put(runs / name, f"evaluations/{name}/evaluation.json", changed(split=HOSTILE, versions={HOSTILE: HOSTILE}))
+    put(runs / name, f"evaluations/{name}/n-9/evaluation.json", changed(split=HOSTILE, versions={HOSTILE: HOSTILE}))
     put(runs / name, "audit.json", {"checks": [{"name": HOSTILE, "alarm": True, "sentence": HOSTILE}]})
     put(runs / name, f"analysis/{name}.json", {HOSTILE: HOSTILE, "figures": {HOSTILE: [HOSTILE]}})
     put(runs / name, "environment.json", {HOSTILE: HOSTILE, "command": ["train", HOSTILE]})
@@ -291,7 +291,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs: Path) -> N
     assert "Not evaluated yet" in text(page.id("run-1-evaluations")) and "Not audited yet" in text(
         page.id("run-1-audit")
     )
-    put(runs / "plain", "evaluations/one/evaluation.json", EVALUATION)
+    put(runs / "plain", "evaluations/one/n-9/evaluation.json", EVALUATION)
     put(runs / "plain", "audit.json", AUDIT)
     put(runs / "plain", "analysis/margin.json", {"figures": {"q50": 1.25}, "steps": 50})
     page = page_of("plain")
@@ -305,7 +305,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs: Path) -> N
 
 
 def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
-    put(runs / "plain", "evaluations/one/evaluation.json", changed(selected_on="test"))
+    put(runs / "plain", "evaluations/one/n-9/evaluation.json", changed(selected_on="test"))
     put(runs / "plain", "audit.json", AUDIT)
     page = page_of("plain")
     assert rows(page, "run-1-evaluations", "Accuracy under each attack")[1:] == [
@@ -328,7 +328,7 @@ def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
         ["transfer", "not run"],
     ]
     assert "1 of 3 checks raise an alarm: black-box." in text(page.id("run-1-audit"))
-    put(runs / "plain", "evaluations/one/evaluation.json", changed(suspect=False))
+    put(runs / "plain", "evaluations/one/n-9/evaluation.json", changed(suspect=False))
     put(runs / "plain", "audit.json", {**AUDIT, "checks": AUDIT["checks"][:1], "alarms": []})
     page = page_of("plain")
     assert "Suspect" not in text(page.id("run-1-evaluations"))
@@ -339,7 +339,7 @@ def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
     "content", ["{", "[]", "\x00", "[" * 100_000, json.dumps(changed(attacks=[{"name": "a", "accuracy": "high"}]))]
 )
 def test_a_damaged_part_is_a_sentence_and_the_rest_is_shown(runs: Path, content: str) -> None:
-    for file in ("evaluations/one/evaluation.json", "audit.json", "analysis/margin.json", "environment.json"):
+    for file in ("evaluations/one/n-9/evaluation.json", "audit.json", "analysis/margin.json", "environment.json"):
         put(runs / "plain", file, content)
     page = page_of("plain")
     assert faults(page) == []
@@ -491,7 +491,7 @@ def test_a_run_without_an_epoch_is_shown(runs: Path) -> None:
 
 
 def test_several_runs_are_compared_on_equal_terms(runs: Path) -> None:
-    put(runs / "plain", "evaluations/one/evaluation.json", EVALUATION)
+    put(runs / "plain", "evaluations/one/n-9/evaluation.json", EVALUATION)
     other = changed(n=100)
     other["attacks"][1] |= {"accuracy": 0.25, "interval": [0.175, 0.343]}
     put(runs / "cat", "evaluations/small/evaluation.json", other)
@@ -503,7 +503,7 @@ def test_several_runs_are_compared_on_equal_terms(runs: Path) -> None:
     assert cells["pgd-20", True] == ["–", "0.250 0.175 to 0.343"]
     lower = changed(seed=1)
     lower["attacks"][1] |= {"accuracy": 0.4, "interval": [0.335, 0.469]}
-    put(runs / "cat", "evaluations/one/evaluation.json", EVALUATION)
+    put(runs / "cat", "evaluations/one/n-9/evaluation.json", EVALUATION)
     put(runs / "cat", "evaluations/two/evaluation.json", lower)
     (runs / "cat/evaluations/small/evaluation.json").unlink()
     page = page_of("plain", "cat")
@@ -516,9 +516,9 @@ def test_several_runs_are_compared_on_equal_terms(runs: Path) -> None:
 
 
 def test_worst_cases_at_another_eps_are_other_figures(runs: Path) -> None:
-    put(runs / "plain", "evaluations/one/evaluation.json", EVALUATION)
+    put(runs / "plain", "evaluations/one/n-9/evaluation.json", EVALUATION)
     for eps, shared in ((0.15, True), (0.1, False)):
-        put(runs / "cat", "evaluations/one/evaluation.json", changed(eps=eps))
+        put(runs / "cat", "evaluations/one/n-9/evaluation.json", changed(eps=eps))
         table = rows(page_of("plain", "cat", samples=0), "comparison-accuracy", "Accuracy with 95 % interval")
         worst = [row for row in table if row[0] == "worst case"]
         assert len(worst) == (1 if shared else 2) and all(("–" in row) is not shared for row in worst)

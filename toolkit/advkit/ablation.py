@@ -117,7 +117,7 @@ def measure(
     found = verdicts(model, test, attacks, eps=eps, norm=norm)
     measured = asked | {
         "verdicts": {name: bits(each.robust) for name, each in found.items()},
-        "suspect": summary(found.values())["suspect"],
+        "suspect": summary(list(found.values()), norm)["suspect"],
     }
     checkpoint.write_atomic(store, json.dumps(measured).encode())
     return measured

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from .attacks.names import parse_attacks
 from .data.base import Dataset
 from .data.transforms import to_float
 from .errors import OptionError
-from .network import frozen, mode, own_generator
+from .network import frozen, mode, own_generator, placement
 from .rng import derive_seed
 
 SUSPECT_GAP = 0.06
@@ -82,10 +82,10 @@ def verdicts(
     is withstands nothing and is not attacked. A model that draws in eval mode gets numbers of its own, the same at
     every evaluation.
     """
-    device, radii = next(model.parameters()).device, _radii(attacks, eps, norm, len(dataset))
+    radii = _radii(attacks, eps, norm, len(dataset))
     rows = range(0, len(dataset), BATCH)
     found: dict[str, Verdicts] = {}
-    with mode(model, training=False), frozen(model), own_generator(device) as reseed:
+    with mode(model, training=False), frozen(model), own_generator(placement(model)[0]) as reseed:
         for first in rows:
             chunk = _Chunk(model, dataset, first, seed, reseed)
             for attack in attacks:
@@ -134,10 +134,10 @@ class _Chunk:
 
     def _images(self) -> tuple[Tensor, Tensor, Tensor]:
         if self._clean is None:
-            parameter = next(self.model.parameters())
+            device, dtype = placement(self.model)
             rows = slice(self.first, self.first + self.size)
-            x = to_float(self.dataset.images[rows].to(parameter.device), parameter.dtype)
-            y = self.dataset.labels[rows].to(parameter.device)
+            x = to_float(self.dataset.images[rows].to(device), dtype)
+            y = self.dataset.labels[rows].to(device)
             self._seed("clean")
             net = Victim(self.model, classes=len(self.dataset.classes), norm="linf")
             self._clean = x, y, net.correct(x, y)
@@ -153,8 +153,9 @@ def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> 
         return {"name": "clean", "norm": norm, "eps": 0.0}
     shared = float(radius[0]) if bool((radius == radius[0]).all()) else None
     by_image = {"eps_of_images": radius.tolist()} if shared is None else {}
-    own = attack.settings(shared)
-    return {"name": attack.name, "norm": norm, "eps": shared, **own, **by_image, "seed": seed}
+    head = {"name": attack.name, "norm": norm, "eps": shared}
+    own = {key: value for key, value in attack.settings(shared).items() if key not in head}
+    return {**head, **own, **by_image, "seed": seed}
 
 
 def _radii(
@@ -172,8 +173,8 @@ def _radii(
                 given[own] = 0.0
             else:
                 raise OptionError(
-                    f"{attack.name} attacks in {own}, but eps is in {norm}; give --eps-{own} E too "
-                    "(RobustBench takes 0.5 in l2 beside 8/255 in linf on CIFAR-10)."
+                    f"{attack.name} attacks in {own}, but eps is in {norm}; give --eps-{own} E too, from Python "
+                    f"eps={{'{norm}': ..., '{own}': E}} (RobustBench has 0.5 in l2 beside 8/255 in linf on CIFAR-10)."
                 )
         radius = torch.as_tensor(given[own], dtype=torch.float64).cpu()
         if radius.shape not in ((), (n,)) or not bool((radius.isfinite() & (radius >= 0)).all()):
@@ -196,32 +197,59 @@ def _accuracy(robust: Tensor) -> dict[str, Any]:
     return {"accuracy": correct / n, "interval": wilson(correct, n)}
 
 
-def summary(found: Iterable[Verdicts]) -> dict[str, Any]:
-    """Accuracies with intervals and costs, the worst case per sample, and whether PGD and margin disagree."""
-    rows, losses = [], {"cross-entropy": 1.0, "margin": 1.0}
-    seen: set[str] = set()
+def summary(found: Sequence[Verdicts], norm: str) -> dict[str, Any]:
+    """Accuracies with intervals and costs, the worst case per sample, and whether PGD and margin disagree.
+
+    `worst_case` is over the attacks in `norm`, the evaluation's: other balls are another question. It is None where
+    all attacks were in other norms.
+    """
+    rows: list[dict[str, Any]] = []
     worst: dict[str, Tensor] = {}
+    clean = next((each.robust for each in found if each.settings["name"] == "clean"), None)
     for each in found:
         n = len(each.robust)
         row = {key: value for key, value in each.settings.items() if key != "eps_of_images"} | _accuracy(each.robust)
         row["passes"] = {"forward": each.forwards / n, "input_backward": each.backwards / n}
         row |= {"seconds": each.seconds} | ({"notes": each.notes} if each.notes else {})
         rows.append(row)
-        loss = row.get("loss")
-        if loss in losses:
-            seen.add(loss)
-            losses[loss] = min(losses[loss], row["accuracy"])
-        # The worst case of one ball: attacks in other norms answer another question.
-        norm = row["norm"]
-        worst[norm] = worst.get(norm, torch.ones_like(each.robust)) & each.robust
-    gap = abs(losses["cross-entropy"] - losses["margin"]) if len(seen) == 2 else None
-    main = next((row["norm"] for row in rows if row["name"] == "clean"), rows[0]["norm"])
+        if each.settings["name"] != "clean":
+            before = torch.ones_like(each.robust) if clean is None else clean
+            worst[row["norm"]] = worst.get(row["norm"], before) & each.robust
+    if not worst and clean is not None:
+        worst[norm] = clean
+    by_norm = {name: _accuracy(kept) for name, kept in worst.items()}
+    gap = loss_gap(found)
     return {
         "attacks": rows,
-        "worst_case": _accuracy(worst[main]),
-        **({"worst_case_by_norm": {norm: _accuracy(kept) for norm, kept in worst.items()}} if len(worst) > 1 else {}),
+        "worst_case": by_norm.get(norm),
+        **({"worst_case_by_norm": by_norm} if set(by_norm) != {norm} else {}),
         "suspect": None if gap is None else gap > SUSPECT_GAP,
     }
+
+
+def loss_gap(found: Iterable[Verdicts]) -> float | None:
+    """The largest difference of accuracies between cross-entropy and margin, None where no two attacks match.
+
+    They match where all but the loss is equal, and where their steps reach the edge of the ball.
+    """
+    pairs: dict[str, dict[str, float]] = {}
+    for each in found:
+        settings = each.settings
+        if settings.get("loss") in ("cross-entropy", "margin") and reach(each) >= 1:
+            alike = json.dumps({key: settings[key] for key in settings if key not in ("name", "loss")}, sort_keys=True)
+            pairs.setdefault(alike, {})[settings["loss"]] = float(each.robust.double().mean())
+    gaps = [abs(pair["cross-entropy"] - pair["margin"]) for pair in pairs.values() if len(pair) == 2]
+    return max(gaps, default=None)
+
+
+def reach(found: Verdicts) -> float:
+    """How far an attack can walk, in eps: steps times step size; 0 for what takes no steps."""
+    steps, size, eps = (found.settings.get(key) for key in ("steps", "step_size", "eps"))
+    if not isinstance(steps, int) or size is None:
+        return 0.0
+    if isinstance(size, str):  # "0.2 eps", where eps differs by image
+        return steps * float(size.removesuffix(" eps"))
+    return steps * size / eps if eps else 0.0
 
 
 def evaluate(
@@ -229,23 +257,21 @@ def evaluate(
     dataset: Dataset,
     attacks: Sequence[str | EvaluationAttack] = ("clean", "pgd-20", "cw-20"),
     *,
-    eps: Radius,
+    eps: Radius | Mapping[str, Radius],
     norm: str = "linf",
-    eps_l2: Radius | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Accuracies of `model` on all of `dataset`: {"n", "attacks", "worst_case", "suspect", "robust"}.
 
-    Attacks are names or objects; `eps` is one number or (n,), `eps_l2` that of attacks that end in -l2. `robust` is
-    a list of bool an attack. `suspect` is True where the accuracies under cross-entropy and margin PGD differ by more
-    than 0.06, None where not both were run.
+    Attacks are names or objects. `eps` is one number, (n,), or by norm {"linf": 0.03, "l2": 0.5}, for attacks in
+    another norm than `norm`. `robust` is a list of bool an attack. `suspect` is True where the accuracies under
+    cross-entropy and margin PGD of equal steps differ by more than 0.06, None where not both were run.
     """
     chosen = [each if isinstance(each, EvaluationAttack) else parse_attacks([each])[0] for each in attacks]
     if not chosen or len({each.name for each in chosen}) != len(chosen):
         raise OptionError("Name one or more attacks, each once.")
-    if norm not in NORMS or (not isinstance(eps, Tensor) and not (isfinite(eps) and eps >= 0)):
-        raise OptionError(f"eps = {eps} must be finite and >= 0, norm = {norm!r} one of {', '.join(NORMS)}.")
-    radii = {norm: eps} | ({} if eps_l2 is None else {"l2": eps_l2})
-    found = verdicts(model, dataset, chosen, eps=radii, norm=norm, seed=seed)
+    if norm not in NORMS:
+        raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
+    found = verdicts(model, dataset, chosen, eps=eps, norm=norm, seed=seed)
     robust = {name: each.robust.tolist() for name, each in found.items()}
-    return {"n": len(dataset), **summary(found.values()), "robust": robust}
+    return {"n": len(dataset), **summary(list(found.values()), norm), "robust": robust}

@@ -1,10 +1,10 @@
 """Evaluations on disk: every verdict is kept as soon as it is known, so a killed evaluation loses at most a chunk.
 
 RUN/evaluations/best-test-linf-0.1-3f9a0c12/
-    identity.json     of what: weights, data, eps, seed, versions; another identity gets another folder
-    progress.jsonl    a line a chunk of images and attack, each with its checksum
-    evaluation.json   accuracies, of the attacks asked for last and of all others known for the same images
-    verdicts.csv      a row an image, a column an attack; 1: withstood
+    identity.json           of what: net, weights, data, eps, seed; another identity gets another folder
+    progress.jsonl          a line a chunk of images and attack, each with its checksum
+    n-1000/evaluation.json  accuracies, of the attacks asked for last and of all others known for these images
+    n-1000/verdicts.csv     a row an image, a column an attack; 1: withstood
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from . import __version__, checkpoint
 from .data.base import Dataset
-from .errors import OptionError
+from .errors import AdvkitError, OptionError
 from .evaluation import BATCH, Verdicts
 from .paired import bits
 from .subject import Subject
@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 def identity(subject: Subject, split: str, radii: Mapping[str, float], seed: int) -> dict[str, Any]:
     """What verdicts belong to. The number of images and the attacks do not enter: their verdicts are kept apart."""
     return {
-        "weights": subject.digest(),
+        **subject.identity(),
         "data": subject.images(split).fingerprint(),
         "split": split,
         "norm": subject.norm,
@@ -74,6 +74,8 @@ class Store:
         self.folder, self.known, self.fresh = folder, known, fresh
         self.progress = folder / "progress.jsonl"
         self._found: dict[tuple[str, int, int], Verdicts] = {}
+        self._stale: set[tuple[str, int, int]] = set()
+        """Known, but to be asked again."""
 
     def __enter__(self) -> Self:
         self._lock = checkpoint.RunLock(self.folder / "lock")
@@ -81,12 +83,14 @@ class Store:
             self._lock.__enter__()
             checkpoint.sweep(self.folder)
             checkpoint.write_atomic(self.folder / "identity.json", _json(self.known))
-            if self.fresh:
-                self.progress.unlink(missing_ok=True)
             self._read()
+            if self.fresh:
+                self._stale = set(self._found)
             self._stream = open(self.progress, "ab", buffering=0)
         except OSError as error:
-            raise OptionError(f"{self.folder} can not be written ({error.strerror}); choose another --out.") from None
+            raise OptionError(
+                f"{self.folder} can not be written ({error.strerror}); choose a place that can with `evaluate --out`."
+            ) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,7 +98,7 @@ class Store:
         self._lock.__exit__()
 
     def get(self, key: str, first: int, count: int) -> Verdicts | None:
-        return self._found.get((key, first, count))
+        return None if (key, first, count) in self._stale else self._found.get((key, first, count))
 
     def put(self, first: int, found: Verdicts) -> None:
         """Once it returns, these verdicts survive a kill."""
@@ -112,8 +116,10 @@ class Store:
             self._stream.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
             os.fsync(self._stream.fileno())
         except OSError as error:
-            raise OptionError(f"{self.progress} can not be written ({error.strerror}); free some space.") from None
-        self._found[found.key, first, len(found.robust)] = found
+            raise AdvkitError(f"{self.progress} can not be written ({error.strerror}); free some space.") from None
+        place = (found.key, first, len(found.robust))
+        self._found[place] = found
+        self._stale.discard(place)
 
     def complete(self, n: int) -> list[Verdicts]:
         """The attacks whose verdicts on the first `n` images are all known, joined."""
@@ -130,16 +136,22 @@ class Store:
                 found.append(joined)
         return found
 
+    def results(self, n: int) -> Path:
+        """Where what is said of the first `n` images lies."""
+        return self.folder / f"n-{n}"
+
     def finish(self, result: Mapping[str, Any], dataset: Dataset, found: Sequence[Verdicts]) -> None:
         """Write evaluation.json and verdicts.csv."""
+        home = self.results(len(dataset))
+        home.mkdir(exist_ok=True)
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["index", "label", *(each.settings["name"] for each in found)])
         columns = [each.robust.int().tolist() for each in found]
         for index, label in enumerate(dataset.labels.tolist()):
             writer.writerow([index, label, *(column[index] for column in columns)])
-        checkpoint.write_atomic(self.folder / "verdicts.csv", table.getvalue().encode())
-        checkpoint.write_atomic(self.folder / "evaluation.json", _json(result))
+        checkpoint.write_atomic(home / "verdicts.csv", table.getvalue().encode())
+        checkpoint.write_atomic(home / "evaluation.json", _json(result))
 
     def _read(self) -> None:
         """Lines up to the first that a kill or a bad disk cut short; what follows is dropped and done again."""
@@ -161,10 +173,10 @@ class Store:
 
 
 def merged(asked: Iterable[Verdicts], others: Iterable[Verdicts]) -> list[Verdicts]:
-    """The attacks asked for, then those known by other names."""
-    found = list(asked)
-    names = {each.settings["name"] for each in found}
-    return found + [each for each in others if each.settings["name"] not in names]
+    """The attacks asked for, then those known by other names; of two of one name the newer."""
+    found = {each.settings["name"]: each for each in asked}
+    known = {each.settings["name"]: each for each in others}
+    return [*found.values(), *(each for name, each in known.items() if name not in found)]
 
 
 def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +193,7 @@ def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": result["model"],
         "eps": result["eps"],
         "clean_acc": accuracy.get("clean"),
-        "reported": f"{100 * result['worst_case']['accuracy']:.2f}",
+        "reported": f"{100 * result['worst_case']['accuracy']:.2f}" if result["worst_case"] else None,
         "autoattack_acc": accuracy.get("autoattack"),
         "n_examples": result["n"],
     }

@@ -39,7 +39,7 @@ def export(subject: Subject, out: Path) -> dict[str, Any]:
         reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise OptionError(f"{out} can not be used ({reason}); choose another --out.") from None
     model = subject.model.cpu()
-    full = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    full = {name: _copy(value) for name, value in model.state_dict().items()}
     bare, shifted = without_normalisation(model)
     means = [layer for layer in model.modules() if isinstance(layer, Normalize)]
     record = {
@@ -75,7 +75,7 @@ def without_normalisation(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
     It is where Normalize leads an nn.Sequential, so that it fits `model[1:]`.
     """
     gone = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, Normalize))
-    kept = {n: v.detach().contiguous() for n, v in model.state_dict().items() if not n.startswith(gone or ("\0",))}
+    kept = {n: _copy(v) for n, v in model.state_dict().items() if not (gone and n.startswith(gone))}
     if not (isinstance(model, nn.Sequential) and gone == ("0.",)):
         return kept, False
     renamed = {}
@@ -83,3 +83,8 @@ def without_normalisation(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
         number, _, rest = name.partition(".")
         renamed[f"{int(number) - 1}.{rest}"] = value
     return renamed, True
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Its own memory: safetensors takes no two names for one tensor."""
+    return value.detach().clone(memory_format=torch.contiguous_format)

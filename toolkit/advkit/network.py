@@ -14,6 +14,14 @@ from .errors import OptionError
 from .ledger import Ledger
 
 
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model computes, and in which floating type: its first floating parameter's or buffer's, else float32."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in train or eval mode; every submodule gets its own mode back.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,13 @@ class Subject:
         rows = slice(0, count or len(full))
         return Dataset(full.name, full.images[rows], full.labels[rows], full.classes)
 
-    def digest(self) -> str:
-        """SHA-256 of the weights and buffers that are judged."""
-        return digest(self.model.state_dict())
+    def identity(self) -> dict[str, Any]:
+        """What tells this net from others: two architectures may share names and shapes of all their weights."""
+        return {
+            "weights": digest(self.model.state_dict()),
+            "model": self.resolved.model_name,
+            "options": dict(self.resolved.model_options),
+        }
 
 
 def of_run(path: Path, checkpoint: str = "best", root: str | None = None) -> Subject:
@@ -57,7 +61,7 @@ def of_run(path: Path, checkpoint: str = "best", root: str | None = None) -> Sub
     `root` is where the data lies now, if it was moved.
     """
     folder = RunFolder.open(path)
-    resolved = on_this_machine(resolve_folder(folder))
+    resolved = on_this_machine(_without_gpu(resolve_folder(folder)))
     data = resolved.data
     splits = load_data(data.name, root, data.limit) if root else data_of(resolved)
     tensors, state = folder.load(checkpoint)
@@ -111,3 +115,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no state dict, a dictionary of tensors by name; save model.state_dict().")
     wrapped = all(str(name).startswith("module.") for name in found)  # DataParallel
     return {str(name).removeprefix("module.") if wrapped else str(name): value for name, value in found.items()}
+
+
+def _without_gpu(resolved: Resolved) -> Resolved:
+    """A run that was trained on a GPU is judged on the CPU where there is none."""
+    if not resolved.run.device.startswith("cuda") or torch.cuda.is_available():
+        return resolved
+    run = resolved.run.model_copy(update={"device": "cpu"})
+    return replace(resolved, sections={**resolved.sections, "run": run})

@@ -16,7 +16,7 @@ from ..attack import NORMS, per_sample, pgd
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import NonFinite, OptionError
-from ..network import checked_logits, frozen, mode, own_generator
+from ..network import checked_logits, frozen, mode, own_generator, placement
 from ..rng import derive_seed
 
 BATCH = 250
@@ -106,17 +106,17 @@ def still(model: nn.Module) -> Iterator[Forward]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are."""
-    return next(model.parameters()).device
+    """Where the model computes."""
+    return placement(model)[0]
 
 
 def batches(model: nn.Module, dataset: Dataset, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """x (B, C, H, W) in [0, 1] and y (B,) where the model is, of the images at `index` (n,), or of all."""
-    parameter = next(model.parameters())
+    device, dtype = placement(model)
     rows = torch.arange(len(dataset)) if index is None else index
     for part in torch.split(rows, BATCH):
-        x = to_float(dataset.images[part].to(parameter.device), parameter.dtype)
-        yield x, dataset.labels[part].to(parameter.device)
+        x = to_float(dataset.images[part].to(device), dtype)
+        yield x, dataset.labels[part].to(device)
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import NORMS, per_sample
-from ..errors import HookContract
+from ..errors import HookContract, OptionError
 from ..network import checked_logits
 from ..rng import Draws, derive_key
 
@@ -34,6 +34,11 @@ class Victim:
         rows = len(x)
         logits = checked_logits(self.model(x), rows)
         self.forwards += rows
+        if x.requires_grad and not logits.requires_grad:
+            raise OptionError(
+                "The net has no gradient at its input, so attacks that follow it mean nothing; attack a copy that is "
+                "differentiable, or use attacks without gradient: --attacks clean,square."
+            )
         if logits.requires_grad:
 
             def count(_: Tensor) -> None:
@@ -43,9 +48,13 @@ class Victim:
         return logits
 
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B,) bool: which images are classified as y (B,)."""
+        """(B,) bool: which images are classified as y (B,); none whose logits are NaN or Inf."""
         with torch.no_grad():
-            return self(x).argmax(1) == y
+            logits = self(x)
+            finite = logits.isfinite().all(1)
+            if not bool(finite.all()):
+                self.note("some logits are NaN or Inf; those images count as broken")
+            return (logits.argmax(1) == y) & finite
 
     def draws(self, purpose: str, index: Tensor, part: int = 0) -> Draws:
         """Random numbers of `purpose`, a row for each image; the same whatever else is in the batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attack import NORMS, pgd
-from ..errors import NonFinite
+from ..errors import NonFinite, OptionError
 from ..types import Objective
 from .base import EvaluationAttack, Victim
 
@@ -47,7 +48,7 @@ class Clean(EvaluationAttack):
 
 @dataclass(frozen=True)
 class Pgd(EvaluationAttack):
-    """PGD from x with `restarts` - 1 more starts, uniform in the ball; an image is broken if any last iterate is.
+    """PGD from x with `restarts` - 1 more starts, at random in the ball; an image is broken if any last iterate is.
 
     So more restarts never raise the accuracy. Images that are broken are not attacked again.
     """
@@ -59,6 +60,10 @@ class Pgd(EvaluationAttack):
     """Step size as a share of eps; CAT's is 1/5."""
     restarts: int = 1
     norm: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or not (isfinite(self.pace) and self.pace > 0):
+            raise OptionError(f"{self.name}: steps and restarts must be 1 or more, and pace a finite number above 0.")
 
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
         """Raises NonFinite if an input gradient is not finite: such an attack is none, and every net robust."""

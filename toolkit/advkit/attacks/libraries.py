@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HookContract, OptionError
-from ..network import own_generator
+from ..network import own_generator, placement
 from .base import EvaluationAttack, Victim, shared_radius
 
 ITERATIONS, QUERIES, TARGETS = 100, 5000, 9
@@ -176,7 +176,7 @@ class _Module(nn.Module):
     def __init__(self, net: Victim) -> None:
         super().__init__()
         self.net = [net]  # not registered: a library's train() or to() must not reach the user's model
-        self.dtype = next((parameter.dtype for parameter in net.model.parameters()), torch.float32)
+        self.dtype = placement(net.model)[1]
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..models.base import digest
 from ..network import frozen, mode
 from .base import EvaluationAttack, Victim
 from .gradient import Pgd
@@ -21,6 +20,8 @@ class Transfer(EvaluationAttack):
     name: str
     source: nn.Module = field(repr=False)
     attack: Pgd
+    identity: Mapping[str, object] = field(default_factory=dict)
+    """What tells the source from others, for the record."""
 
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
         with mode(self.source, training=False), frozen(self.source):
@@ -35,17 +36,15 @@ class Transfer(EvaluationAttack):
         return found
 
     def settings(self, eps: float | None) -> Mapping[str, object]:
-        return {"attack": self.attack.name, "source": digest(self.source.state_dict()), **self.attack.settings(eps)}
+        # Below a key of its own: this is no gradient attack on the net under test.
+        return {"source": self.identity, "by": {"name": self.attack.name, **self.attack.settings(eps)}}
 
 
 def of_run(name: str, run: str, pace: float) -> Transfer:
     """PGD-20 against the best weights of the run in the folder `run`."""
     from pathlib import Path
 
-    from ..folder import RunFolder
-    from ..runs import data_of, evaluate_folder, resolve_folder
+    from ..subject import of_run as opened
 
-    folder = RunFolder.open(Path(run))
-    resolved = resolve_folder(folder)
-    model, _ = evaluate_folder(folder, resolved, data_of(resolved), "best")
-    return Transfer(name, model, Pgd("pgd-20", 20, pace=pace))
+    source = opened(Path(run))
+    return Transfer(name, source.model, Pgd("pgd-20", 20, pace=pace), source.identity())

@@ -16,7 +16,7 @@ from ..attacks.gradient import OBJECTIVES
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..evaluation import BATCH
-from ..network import frozen, mode, own_generator
+from ..network import frozen, mode, own_generator, placement
 from ..rng import derive_seed
 
 STEPS, PACE = 50, 0.2
@@ -56,13 +56,13 @@ class Bench:
         steps: int,
         reseed: Callable[[int], None],
     ) -> None:
-        parameter = next(model.parameters())
+        device, dtype = placement(model)
         self.net = Victim(_Attached(model), classes=len(dataset.classes), norm=norm, seed=seed)
         self.eps, self.norm, self.n, self.steps, self._reseed = eps, norm, len(dataset), steps, reseed
         self._by_eps: dict[float, tuple[float, float]] = {}
-        self.x = to_float(dataset.images.to(parameter.device), parameter.dtype)
-        self.y = dataset.labels.to(parameter.device)
-        self.index = torch.arange(self.n, device=parameter.device)
+        self.x = to_float(dataset.images.to(device), dtype)
+        self.y = dataset.labels.to(device)
+        self.index = torch.arange(self.n, device=device)
         kept = self.logits("clean", self.x).argmax(1) == self.y
         self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
 
@@ -175,8 +175,7 @@ def bench(
     model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int, steps: int = STEPS
 ) -> Iterator[Bench]:
     """A bench for the scope, whose PGD has `steps` steps. Modes and global generators come back as they were."""
-    device = next(model.parameters()).device
-    with mode(model, training=False), frozen(model), own_generator(device) as reseed:
+    with mode(model, training=False), frozen(model), own_generator(placement(model)[0]) as reseed:
         yield Bench(model, dataset, eps=eps, norm=norm, seed=seed, steps=steps, reseed=reseed)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.base import Dataset
-from ..evaluation import Verdicts
+from ..evaluation import Verdicts, loss_gap, reach
 from . import figures
 from .bench import Bench, bench
 from .checks import RULES, Check
@@ -50,22 +50,23 @@ def short(
 
 def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Figure]:
     """What verdicts of one norm say about each other, by check."""
-    entropy = _standing(each for each in found if each.settings.get("loss") == "cross-entropy" and _steps(each) > 1)
-    margin = _standing(each for each in found if each.settings.get("loss") == "margin")
-    fgsm = _standing(each for each in found if each.settings.get("loss") == "cross-entropy" and _steps(each) == 1)
+    # Attacks that can cross the ball twice; shorter ones say little about the net.
+    walked = [each for each in found if each.settings.get("loss") and reach(each) >= 2]
+    entropy = _standing(each for each in walked if each.settings["loss"] == "cross-entropy")
+    gradient = _standing(walked)
+    fgsm = _standing(each for each in found if each.settings["name"] == "fgsm")
     square = _standing(each for each in found if each.settings["name"] == "square")
     transferred = _standing(each for each in found if each.settings["name"].startswith("transfer:"))
     apgd_t = _standing(each for each in found if "apgd-t" in each.settings.get("parts", ()))
-    gradient = _standing(each for each in found if "loss" in each.settings)
 
     def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Figure:
         if standing is None or by is None:
             return f"this evaluation has not both {needs}"
         return int((standing & ~by).sum()) / len(by)
 
-    gap: Figure = "this evaluation has not both pgd-K and cw-K"
-    if entropy is not None and margin is not None:
-        gap = abs(int(entropy.sum()) - int(margin.sum())) / len(margin)
+    gap: Figure | None = loss_gap(found)
+    if gap is None:
+        gap = "this evaluation has not both pgd-K and cw-K of the same steps"
     return {
         "black-box": broken("pgd-K and square", gradient, square),
         "transfer": broken("pgd-K and transfer:RUN", gradient, transferred),
@@ -73,10 +74,6 @@ def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Figure]:
         "apgd-t-gap": broken("pgd-K and apgd-t", entropy, apgd_t),
         "one-step": broken("pgd-K and fgsm", entropy, fgsm),
     }
-
-
-def _steps(found: Verdicts) -> int:
-    return int(found.settings["steps"])
 
 
 def _standing(found: Iterable[Verdicts]) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import GateMissed, OptionError
+from ..errors import AdvkitError, GateMissed, OptionError
 from .evaluate import Asked
 from .main import print_json
 
@@ -48,6 +48,7 @@ def command(subject: str, which: str, transfer: str | None, as_json: bool, **typ
         print_json(found)
     else:
         show(found)
+    _keep(found)
     if found["alarms"]:
         names = ", ".join(found["alarms"])
         raise GateMissed(f"The accuracies under attack can not be believed as they are: {names}; see docs/audit.md.")
@@ -56,11 +57,9 @@ def command(subject: str, which: str, transfer: str | None, as_json: bool, **typ
 
 def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> dict[str, Any]:
     """The result, which is kept in the run's folder."""
-    import json
 
     from ..attacks.names import parse_attack
     from ..audit import RULES, audit
-    from ..checkpoint import write_atomic
     from .display import bar
 
     other = None if transfer is None else parse_attack(f"transfer:{transfer}")
@@ -68,7 +67,7 @@ def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> 
     with bar(len(RULES), "auditing") as advance:
         found = audit(subject.model, dataset, eps=eps, norm=subject.norm, seed=asked.seed, transfer=other, tick=advance)
     n = len(dataset)
-    result = {
+    return {
         "run": subject.name,
         "checkpoint": subject.record["checkpoint"],
         "split": asked.split,
@@ -80,9 +79,21 @@ def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> 
         "checks": [check.as_dict() for check in found.checks],
         "alarms": found.alarms,
     }
-    if Path(subject.name).is_dir():
-        write_atomic(Path(subject.name) / "audit.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    return result
+
+
+def _keep(found: dict[str, Any]) -> None:
+    """RUN/audit.json, after everything has been shown: what was measured is not lost to a folder that is read-only."""
+    import json
+
+    from ..checkpoint import write_atomic
+    from .display import say
+
+    if not Path(found["run"]).is_dir():
+        return
+    try:
+        write_atomic(Path(found["run"]) / "audit.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    except (OSError, AdvkitError) as error:
+        say(f"The audit is not kept: {error}")
 
 
 def show(found: dict[str, Any]) -> None:

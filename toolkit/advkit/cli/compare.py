@@ -87,6 +87,7 @@ def compared(results: list[dict[str, Any]], verdicts: list[dict[str, Verdicts]])
                 ],
                 "worst_case": result["worst_case"],
                 "suspect": result["suspect"],
+                "audit": result["audit"],
             }
         )
         if result["checkpoint"] == "last":
@@ -121,8 +122,10 @@ def _show(found: dict[str, Any]) -> None:
             name = which = ""
     console.print(table)
     for run in found["runs"]:
-        if run["suspect"]:
-            console.print(Text(f"{run['run']} {run['checkpoint']} is suspect of masked gradients.", style="yellow"))
+        for check in run["audit"]:
+            if check["alarm"]:
+                where = f"{run['run']} {run['checkpoint']}"
+                console.print(Text(f"Suspect, {where}, {check['name']}: {check['sentence']}", style="yellow"))
 
 
 def _signed(found: dict[str, Any] | None) -> str:

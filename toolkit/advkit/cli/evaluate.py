@@ -68,9 +68,11 @@ def command(subject: str, which: str, min_robust: str | None, out: str | None, a
     if gate is not None and not gate <= 1:
         raise OptionError(f"--min-robust {min_robust} must be a share from 0 to 1, such as 0.45.")
     asked = Asked(**typed)
-    if gate is not None and all(each.name == "clean" for each in asked.attacks):
-        raise OptionError("--min-robust needs an attack; add one to --attacks, such as pgd-20,cw-20.")
     chosen = asked.subject(subject, which)
+    if gate is not None and not any(
+        each.name != "clean" and each.norm in (None, chosen.norm) for each in asked.attacks
+    ):
+        raise OptionError(f"--min-robust needs an attack in {chosen.norm}; add one to --attacks, such as pgd-20,cw-20.")
     found, _ = asked.evaluate(chosen, Path(out) if out else None)
     if as_json:
         print_json(found)
@@ -142,11 +144,14 @@ class Asked:
 
         norm = subject.norm
         eps = subject.eps if self.eps is None else self.eps
-        radii = {norm: eps} | {name: value for name, value in self.by_norm.items() if name != norm}
+        if norm in self.by_norm:
+            raise OptionError(f"{subject.name} is judged in {norm}, whose eps is --eps; leave --eps-{norm} out.")
+        radii = {norm: eps} | self.by_norm
         dataset, known = subject.images(self.split, self.count), identity(subject, self.split, radii, self.seed)
         home = Path(subject.name) / "evaluations" if Path(subject.name).is_dir() else Path("runs/evaluations")
         folder = folder_of(base or home, subject, known)
-        stopped = f"Stopped; the verdicts so far are in {folder}. Give the same command again to go on."
+        again = "the same command again, without --fresh," if self.fresh else "the same command again"
+        stopped = f"Stopped; the verdicts so far are in {folder}. Give {again} to go on."
         with Store(folder, known, self.fresh) as kept:
             with AtOnce(stopped), bar(len(dataset) * len(self.attacks), "evaluating") as tick:
                 found = verdicts(
@@ -164,15 +169,15 @@ class Asked:
                 "seed": self.seed,
                 "versions": versions(),
             }
-            result = head | summary(found.values())
+            result = head | summary(list(found.values()), norm)
             result["robustbench"] = robustbench(subject, result)
             checks = short(subject.model, dataset, found, eps=eps, norm=norm, seed=self.seed) if eps else []
             result["audit"] = [check.as_dict() for check in checks]
             every = merged(found.values(), kept.complete(len(dataset)))
-            stored = head | summary(every)
+            stored = head | summary(every, norm)
             more = {"robustbench": robustbench(subject, stored), "audit": result["audit"]}
             kept.finish(stored | more, dataset, every)
-        return result | {"folder": str(folder)}, found
+        return result | {"folder": str(kept.results(len(dataset)))}, found
 
 
 def show(found: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ class Check(_Part):
 
 
 class Evaluation(_Part):
-    """RUN/evaluations/NAME/evaluation.json."""
+    """RUN/evaluations/NAME/n-N/evaluation.json."""
 
     dataset: str | None = None
     checkpoint: str | None = None
@@ -194,8 +194,8 @@ class Source:
     @cached_property
     def evaluations(self) -> dict[str, Evaluation | str]:
         """By name; a damaged one is a sentence."""
-        files = sorted(self.folder.path.glob("evaluations/*/evaluation.json"))
-        return {file.parent.name: _read(file, Evaluation) for file in files}
+        files = sorted(self.folder.path.glob("evaluations/*/*/evaluation.json"))
+        return {f"{file.parent.parent.name}, {file.parent.name}": _read(file, Evaluation) for file in files}
 
     @cached_property
     def audit(self) -> Audit | str | None:
