@@ -20,6 +20,7 @@ from advkit.attacks import EvaluationAttack, Pgd, Square, Victim, parse_attack, 
 from advkit.attacks.libraries import AutoAttack, DeepFool, FromAutoAttack
 from advkit.attacks.square import share
 from advkit.attacks.transfer import Transfer
+from advkit.audit import short
 from advkit.data.base import Dataset
 from advkit.errors import HookContract, OptionError
 from advkit.evaluation import BATCH, verdicts
@@ -395,3 +396,62 @@ def test_a_net_that_only_sums_pixels_is_attacked() -> None:
     assert (
         robust(net, data, "pgd-5", eps=0.005)["pgd-5"].all() and not robust(net, data, "pgd-5", eps=0.02)["pgd-5"].any()
     )
+
+
+class Nameless(EvaluationAttack):
+    def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("given", [Nameless, Nameless(), Liar, 3, None])
+def test_what_is_no_attack_is_one_sentence(given: Any) -> None:
+    net = smooth_net()
+    with pytest.raises(OptionError, match="An attack is a name, or an object of a subclass of EvaluationAttack"):
+        advkit.evaluate(net, spread(net, 4), ("clean", given), eps=0.1)
+
+
+@pytest.mark.parametrize("wrong", [{"restarts": 0}, {"steps": 0}, {"pace": 0.0}, {"pace": float("nan")}])
+def test_an_attack_that_attacks_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="steps and restarts must be 1 or more"):
+        Pgd(**{"name": "x", "steps": 5, **wrong})
+
+
+def test_not_a_number_is_broken() -> None:
+    class Void(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :3] * torch.nan
+
+    data = Dataset("grey", torch.full((3, 2, 6, 6), 99, dtype=torch.uint8), torch.zeros(3).long(), ("a", "b", "c"))
+    found = advkit.evaluate(Void(), data, ("clean", "square"), eps=0.1)
+    assert [row["accuracy"] for row in found["attacks"]] == [0, 0]
+
+
+def test_a_net_without_gradient_is_one_sentence() -> None:
+    net = smooth_net()
+
+    class Blind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net(x.detach())
+            return out.detach()
+
+    with pytest.raises(OptionError, match="The net has no gradient at its input"):
+        robust(Blind(), spread(net, 4), "pgd-3", eps=0.1)
+    assert len(robust(Blind(), spread(net, 4), "clean", Square(queries=20), eps=0.1)) == 2
+
+
+def test_transfer_is_no_white_box_to_the_short_audit() -> None:
+    """A quantised input hides the gradient; examples of the net below it do not care."""
+    net = smooth_net()
+
+    class Rounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net((x * 20).round() / 20)
+            return out
+
+    data = spread(Rounded(), 60)
+    transfer = Transfer("transfer:x", net, Pgd("pgd-20", 20))
+    attacks = [parse_attack("clean"), parse_attack("pgd-20"), transfer]
+    found = verdicts(Rounded(), data, attacks, eps=0.1, norm="linf")
+    checks = {check.name: check for check in short(Rounded(), data, found, eps=0.1)}
+    assert found["pgd-20"].robust.all() and not found["transfer:x"].robust.all()
+    assert checks["transfer"].alarm is True

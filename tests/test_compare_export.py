@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import advkit
@@ -141,3 +142,14 @@ def test_normalisation_inside_a_module_is_dropped_without_new_names() -> None:
     assert (sorted(kept), shifted) == (["head.bias", "head.weight"], False)
     kept, shifted = without_normalisation(torch.nn.Sequential(torch.nn.Linear(2, 2)))
     assert (sorted(kept), shifted) == (["0.bias", "0.weight"], False)
+
+
+def test_tied_weights_are_exported_twice() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Linear(2, 2)
+            self.b = self.a
+
+    kept, _ = without_normalisation(Tied())
+    assert safetensors.torch.load(safetensors.torch.save(kept)).keys() == kept.keys() and len(kept) == 4

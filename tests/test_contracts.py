@@ -299,3 +299,11 @@ def test_a_failed_step_puts_back_the_batch_in_per_sample_state(tiny_net: Net, ti
     with pytest.raises(ZeroDivisionError):
         step(x, y, index + 2, epoch=1)
     assert step.state.samples["counts/visits"].tolist() == [1.0] * 4 + [0.0] * (N - 4)
+
+
+def test_a_regularizer_without_a_gradient_is_refused_unless_it_is_zero(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    detached = answering("extra_regularizer", lambda self, adv_logits: adv_logits.detach().sum(1))
+    with pytest.raises(HookContract, match=r"the term has no gradient, so it trains nothing; drop its .detach\(\)"):
+        step_of(tiny_net(), [detached])(*tiny_batch(), epoch=0)
+    nothing = answering("extra_regularizer", lambda self, adv_logits: adv_logits.detach().sum(1) * 0)
+    step_of(tiny_net(), [nothing])(*tiny_batch(), epoch=0)

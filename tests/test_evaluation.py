@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 
 import advkit
+from advkit.cli.display import bar
 from advkit.cli.main import run as command
 from advkit.data.base import Dataset
 from advkit.evaluation import BATCH, Verdicts, summary, wilson
@@ -187,6 +189,7 @@ REFUSED = [
     ("--min-robust 45", "--min-robust 45 must be a share from 0 to 1, such as 0.45."),
     ("--attacks clean --min-robust 0.4", "--min-robust needs an attack in linf; add one to --attacks"),
     ("--attacks clean,pgd-3-l2 --eps-l2 9 --min-robust 0.4", "--min-robust needs an attack in linf; add one"),
+    ("--eps 8", "eps = 8 is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255."),
     ("--attacks pgd-3 --eps-linf 0.01", "is judged in linf, whose eps is --eps; leave --eps-linf out."),
     ("--step 0.2", "--step 0.2 must be a share of eps, such as eps/5 or 0.2 eps."),
     ("--step eps/0", "--step eps/0 must be a share of eps, such as eps/5 or 0.2 eps."),
@@ -251,6 +254,33 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.Ca
         assert command(["evaluate", str(tmp_path / name), *options]) == 4
         assert capsys.readouterr().err.count("\n") == 1
     assert command(["evaluate", str(tmp_path / "absent.pt")]) == 2  # says which options are missing
+
+
+def test_a_checkpoint_is_no_file_of_weights(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trained / "checkpoints" / "best" / "tensors.safetensors"
+    assert command(["evaluate", str(path), "--model", "small-cnn", "--dataset", "digits"]) == 4
+    assert "is part of a run's checkpoint; give the run's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["audit @RUN", "analyze vulnerability @RUN", "compare @RUN @OTHER"])
+def test_gray_levels_are_refused_everywhere(
+    line: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "other", symlinks=True)
+    words = line.replace("@RUN", str(trained)).replace("@OTHER", str(tmp_path / "other")).split()
+    assert command([*words, "--eps", "8"]) == 2
+    assert "a budget of 8 gray levels is 8/255" in capsys.readouterr().err
+
+
+def test_long_work_says_where_it_is_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 30.0, 61.0, 61.0, 100.0])
+    monkeypatch.setattr("advkit.cli.display.time.monotonic", lambda: next(clock))
+    with bar(300, "evaluating") as advance:
+        for _ in range(3):
+            advance(100)
+    assert capsys.readouterr().err == "evaluating: 200 of 300\n"
 
 
 def test_evaluating_leaves_training_alone(tmp_path: Path) -> None:

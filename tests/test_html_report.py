@@ -494,7 +494,7 @@ def test_several_runs_are_compared_on_equal_terms(runs: Path) -> None:
     put(runs / "plain", "evaluations/one/n-9/evaluation.json", EVALUATION)
     other = changed(n=100)
     other["attacks"][1] |= {"accuracy": 0.25, "interval": [0.175, 0.343]}
-    put(runs / "cat", "evaluations/small/evaluation.json", other)
+    put(runs / "cat", "evaluations/small/n-9/evaluation.json", other)
     page = page_of("plain", "cat")
     table = rows(page, "comparison-accuracy", "Accuracy with 95 % interval")
     assert table[0] == ["attack", "on", "1 plain", "2 cat"]
@@ -504,8 +504,8 @@ def test_several_runs_are_compared_on_equal_terms(runs: Path) -> None:
     lower = changed(seed=1)
     lower["attacks"][1] |= {"accuracy": 0.4, "interval": [0.335, 0.469]}
     put(runs / "cat", "evaluations/one/n-9/evaluation.json", EVALUATION)
-    put(runs / "cat", "evaluations/two/evaluation.json", lower)
-    (runs / "cat/evaluations/small/evaluation.json").unlink()
+    put(runs / "cat", "evaluations/two/n-9/evaluation.json", lower)
+    (runs / "cat/evaluations/small/n-9/evaluation.json").unlink()
     page = page_of("plain", "cat")
     table = rows(page, "comparison-accuracy", "Accuracy with 95 % interval: digits test, n = 200, checkpoint best")
     assert ["pgd-20", "linf 0.15, step 0.03", "0.500 0.431 to 0.569", "0.400 0.335 to 0.469"] in table  # the lower

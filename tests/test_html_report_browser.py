@@ -51,7 +51,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluation = {"split": "test", "n": 50, "norm": "linf", "eps": 0.15, "attacks": attacks, "suspect": True}
     check = {"name": "large-eps", "figure": 0.1, "threshold": 0.0, "alarm": True, "sentence": "Something is left. " * 9}
     for path, value in (
-        ("evaluations/one/evaluation.json", {**evaluation, "worst_case": accuracy(0.5)}),
+        ("evaluations/one/n-9/evaluation.json", {**evaluation, "worst_case": accuracy(0.5)}),
         ("audit.json", {"checks": [check, {**check, "alarm": False}], "alarms": ["large-eps"]}),
         ("analysis/margin.json", {"figures": {"q50": 1.25}, "long": "word" * 100}),
     ):

@@ -229,7 +229,7 @@ def test_absent_files_are_one_sentence(copy: Copy, tmp_path: Path) -> None:
     for file in reversed(copy.files):
         command = f"`advkit data prepare {copy.kind.name} --data-root '{root}'`"
         assert refused(copy, root) == f"{copy.kind.name} is not in {root}: {next(iter(copy.files))} is absent; " + (
-            f"get it with {command}."
+            f"get it with {command}, from local copies with --from FOLDER."
         )
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_bytes(copy.files[file])

@@ -195,7 +195,8 @@ def _changed(here: Resolved, full: Resolved) -> dict[str, list[object]]:
 HEADER = ("plugins", "attack", "accuracy", "over images", "minus full", "over seeds", "over images", "")
 LEGEND = (
     "Means over seeds, with 95 % intervals. An accuracy's is Wilson's, over images. A difference is paired; its "
-    "intervals are over seeds (Student's t) and over images (Bonett and Price)."
+    "intervals are over seeds (Student's t; of two seeds they say next to nothing) and over images (Bonett and Price). "
+    "Suspect: cross-entropy and margin accuracies differ by more than 0.06."
 )
 
 

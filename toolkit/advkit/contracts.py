@@ -138,6 +138,11 @@ class Contract:
 
     def term(self, who: str, hook: str, term: Tensor) -> Tensor:
         self._per_sample(who, hook, "the term", term, finite=False)  # NaN here is the run's failure, named there
+        if hook == "extra_regularizer" and torch.is_grad_enabled() and not term.requires_grad:
+            # Zeros are how a coefficient of 0 may say that it has nothing to add.
+            self._true(
+                who, hook, lambda: term == 0, "the term has no gradient, so it trains nothing; drop its .detach()"
+            )
         return term
 
     def weight(self, who: str, weight: Tensor) -> Tensor:

@@ -61,6 +61,11 @@ def load(kind: str, name: str) -> type:
     if not points:
         command = "advkit plugins list" if kind == "plugin" else ", ".join(names(kind))
         hint = f"`{command}` shows what is installed." if kind == "plugin" else f"Installed: {command}."
+        if kind == "plugin" and any(mark in name for mark in ":./"):
+            hint = (
+                "The command line takes installed plugins; a class of your own works from Python, plugins=[Class], or "
+                "as a package: docs/writing-a-plugin.md."
+            )
         raise PluginLoad(f"Unknown {kind} {name}.{did_you_mean(name, names(kind))} {hint}")
     if len(points) > 1:
         owners = " and ".join(sorted(_distribution(point)[0] for point in points))

@@ -177,10 +177,18 @@ def _radii(
                     f"eps={{'{norm}': ..., '{own}': E}} (RobustBench has 0.5 in l2 beside 8/255 in linf on CIFAR-10)."
                 )
         radius = torch.as_tensor(given[own], dtype=torch.float64).cpu()
+        if radius.numel():
+            refuse_gray_levels(float(radius.max()), own)
         if radius.shape not in ((), (n,)) or not bool((radius.isfinite() & (radius >= 0)).all()):
             raise OptionError(f"eps must be a finite number >= 0, or one for each of the {n} images.")
         found[own] = radius.expand(n)
     return found
+
+
+def refuse_gray_levels(eps: float, norm: str) -> None:
+    """OptionError for an eps that was meant in gray levels."""
+    if norm == "linf" and eps > 1:
+        raise OptionError(f"eps = {eps:g} is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255.")
 
 
 def wilson(correct: float, n: int) -> list[float]:
@@ -252,6 +260,18 @@ def reach(found: Verdicts) -> float:
     return steps * size / eps if eps else 0.0
 
 
+def _attack(given: object) -> EvaluationAttack:
+    if isinstance(given, str):
+        return parse_attacks([given])[0]
+    if isinstance(given, EvaluationAttack) and isinstance(getattr(given, "name", None), str):
+        return given
+    kind = given.__name__ if isinstance(given, type) else type(given).__name__
+    raise OptionError(
+        f"An attack is a name, or an object of a subclass of EvaluationAttack with a `name`, not {kind}; "
+        f"pass an instance, such as {kind}()."
+    )
+
+
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
@@ -267,7 +287,7 @@ def evaluate(
     another norm than `norm`. `robust` is a list of bool an attack. `suspect` is True where the accuracies under
     cross-entropy and margin PGD of equal steps differ by more than 0.06, None where not both were run.
     """
-    chosen = [each if isinstance(each, EvaluationAttack) else parse_attacks([each])[0] for each in attacks]
+    chosen = [_attack(each) for each in attacks]
     if not chosen or len({each.name for each in chosen}) != len(chosen):
         raise OptionError("Name one or more attacks, each once.")
     if norm not in NORMS:

@@ -53,11 +53,11 @@ def difference(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def seed_interval(values: Sequence[float]) -> list[float] | None:
-    """95 % interval of the mean by Student's t; None for one value."""
+    """95 % interval of a mean in [-1, 1] by Student's t; None for one value."""
     if len(values) < 2:
         return None
     half = student(len(values) - 1) * statistics.stdev(values) / sqrt(len(values))
-    return [statistics.fmean(values) - half, statistics.fmean(values) + half]
+    return [max(-1.0, statistics.fmean(values) - half), min(1.0, statistics.fmean(values) + half)]
 
 
 def image_interval(differences: Sequence[float]) -> list[float]:

@@ -107,6 +107,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} can not be read as weights ({reason[:120]}); give a .safetensors file or a state dict saved by "
             "torch.save."
         ) from None
+    if isinstance(found, dict) and any(str(name).startswith("model/") for name in found):
+        raise CheckpointError(
+            f"{path} is part of a run's checkpoint; give the run's folder, or write its weights with `advkit export`."
+        )
     for key in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

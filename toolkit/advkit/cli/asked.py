@@ -27,6 +27,7 @@ class Asked:
         eps = number("--eps", typed.get("eps"))
         share = pace(typed["step"]) if "step" in typed else 0.0
         from ..analysis import Pgd
+        from ..evaluation import refuse_gray_levels
         from ..subject import of_run
 
         if "attack" in typed:
@@ -38,6 +39,7 @@ class Asked:
         self.index = self._images(count, place)
         if "attack" in typed:
             budget = self.subject.eps if eps is None else eps
+            refuse_gray_levels(budget, self.subject.norm)
             self.attack: Pgd = Pgd.parse(typed["attack"], eps=budget, step_size=share * budget, norm=self.subject.norm)
 
     def _images(self, count: int, place: int | None) -> Tensor:

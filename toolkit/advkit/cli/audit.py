@@ -38,11 +38,14 @@ def command(subject: str, which: str, transfer: str | None, as_json: bool, **typ
     Exits with 3 where a check raises an alarm. The result is kept in RUN/audit.json. Silence proves nothing: it says
     that no known symptom was found.
     """
+    from ..evaluation import refuse_gray_levels
+
     asked = Asked(attacks="clean", eps_l2=None, eps_linf=None, step="eps/5", fresh=False, **typed)
     chosen = asked.subject(subject, which)
     eps = chosen.eps if asked.eps is None else asked.eps
     if not eps:
         raise OptionError("An audit needs a radius above 0; give --eps E.")
+    refuse_gray_levels(eps, chosen.norm)
     found = _audit(chosen, asked, eps, transfer)
     if as_json:
         print_json(found)

@@ -31,9 +31,13 @@ def command(runs: tuple[str, ...], as_json: bool, **typed: Any) -> None:
     again. How far `last` falls behind `best` is robust overfitting. Intervals are over images (Bonett and Price);
     they say nothing about other seeds: `advkit ablate` trains those.
     """
+    from ..folder import RunFolder
+
     if len(runs) < 2 or len({Path(run).resolve() for run in runs}) < len(runs):
         raise OptionError("Name two or more runs to compare, each once.")
     asked = Asked(**typed)
+    for run in runs:
+        RunFolder.open(Path(run))  # before the first of them is evaluated
     results, verdicts = [], []
     first: Subject | None = None
     for run in runs:

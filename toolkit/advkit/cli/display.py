@@ -55,7 +55,10 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr if that is a terminal; yields the function to advance it."""
+    """A bar on stderr if that is a terminal, else a line a minute; yields the function to advance it."""
+    if not sys.stderr.isatty():
+        yield _lines(total, label)
+        return
     with Progress(
         TextColumn(label),
         BarColumn(),
@@ -63,10 +66,22 @@ def bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
         console=stderr(),
         transient=True,
-        disable=not sys.stderr.isatty(),
     ) as progress:
         task = progress.add_task(label, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+def _lines(total: int, label: str) -> Callable[[int], None]:
+    count, said = 0, time.monotonic()
+
+    def advance(done: int) -> None:
+        nonlocal count, said
+        count += done
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            say(f"{label}: {count} of {total}")
+
+    return advance
 
 
 class Signals:

@@ -60,7 +60,10 @@ class TorchvisionSource(DataSource):
         for file, md5 in self.files.items():
             found = md5_of(root / file)
             if found is None:
-                raise DataError(f"{self.name} is not in {root}: {file} is absent; get it with {command}.")
+                raise DataError(
+                    f"{self.name} is not in {root}: {file} is absent; "
+                    f"get it with {command}, from local copies with --from FOLDER."
+                )
             if found != md5:
                 raise DataError(
                     f"{root / file} is damaged: its MD5 is not that of the published file; replace it with {command}."
