@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from advkit import Composition, Plugin, PluginOptions, Run, Schedule, hookimpl, option
+from advkit import Composition, Plugin, PluginOptions, Run, Schedule, hookimpl, kl_divergence, option
 
 
-def squared_l2(adv_logits: Tensor, clean_logits: Tensor) -> Tensor:
+def squared_l2(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
     """||f(x') - f(x)||_2^2, summed over classes (Eq. 16): (B,)."""
     return (adv_logits - clean_logits).square().sum(dim=1)
-
-
-def kl_divergence(adv_logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """KL(p(x) || p(x')) (Eq. 17): (B,)."""
-    log_clean, log_adv = F.log_softmax(clean_logits, dim=1), F.log_softmax(adv_logits, dim=1)
-    return (log_clean.exp() * (log_clean - log_adv)).sum(dim=1)
 
 
 class Lsiw(Plugin):
@@ -68,4 +61,4 @@ class Lsiw(Plugin):
         clean = clean_logits if clean_logits is not None else clean_logits_base
         assert adversarial is not None and clean is not None  # `demands` asks for one of each
         distance = squared_l2 if self.options.distance == "l2" else kl_divergence
-        return self.options.lam.at(run.epoch) * distance(adversarial, clean)
+        return self.options.lam.at(run.epoch) * distance(clean, adversarial)

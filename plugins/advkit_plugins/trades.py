@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from advkit import Composition, Plugin, PluginOptions, Run, Schedule, hookimpl, option, soft_cross_entropy
-
-
-def kl_divergence(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
-    """KL(p(x) || p(x')): (B,) from logits (B, K)."""
-    log_clean, log_adv = F.log_softmax(clean_logits, dim=1), F.log_softmax(adv_logits, dim=1)
-    return (log_clean.exp() * (log_clean - log_adv)).sum(dim=1)
+from advkit import (
+    Composition,
+    Plugin,
+    PluginOptions,
+    Run,
+    Schedule,
+    hookimpl,
+    kl_divergence,
+    option,
+    soft_cross_entropy,
+)
 
 
 class Trades(Plugin):

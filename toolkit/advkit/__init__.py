@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .hookspec import Rule, hookimpl
     from .models.base import DataSpec, ModelBuilder, Normalize
-    from .objective import soft_cross_entropy
+    from .objective import kl_divergence, soft_cross_entropy
     from .options import Options, Real, Schedule, option
     from .options import Options as PluginOptions
     from .plugin import Budgets, Costs, Order, Plugin
@@ -41,7 +41,7 @@ _HOME = {
     "evaluation": ("evaluate",),
     "hookspec": ("Rule", "hookimpl"),
     "models.base": ("DataSpec", "ModelBuilder", "Normalize"),
-    "objective": ("soft_cross_entropy",),
+    "objective": ("kl_divergence", "soft_cross_entropy"),
     "options": ("Options", "Real", "Schedule", "option"),
     "plugin": ("Budgets", "Costs", "Order", "Plugin"),
     "rng": ("Draws",),
@@ -93,6 +93,7 @@ __all__ = [
     "Victim",
     "evaluate",
     "hookimpl",
+    "kl_divergence",
     "load_data",
     "load_weights",
     "option",

@@ -25,6 +25,12 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * F.log_softmax(logits, dim=1)).sum(dim=1)
 
 
+def kl_divergence(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
+    """KL(p(x) || p(x')), both softmax of logits (B, K): (B,). Gradients flow through both."""
+    log_clean, log_adv = F.log_softmax(clean_logits, dim=1), F.log_softmax(adv_logits, dim=1)
+    return (log_clean.exp() * (log_clean - log_adv)).sum(dim=1)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the update phase computed. `raw` and `weighted` are each term's sum over the batch, detached."""

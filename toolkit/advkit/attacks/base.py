@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..attack import NORMS, per_sample
 from ..errors import HookContract, OptionError
 from ..network import checked_logits
 from ..rng import Draws, derive_key
@@ -116,6 +115,3 @@ def shared_radius(attack: str, radius: Tensor) -> float:
     if len(radius) and bool((radius != radius[0]).any()):
         raise HookContract(f"The attack {attack} takes one eps for all images; evaluate groups of equal eps apart.")
     return float(radius[0]) if len(radius) else 0.0
-
-
-__all__ = ["NORMS", "EvaluationAttack", "Victim", "per_sample", "refuse_outside", "shared_radius"]

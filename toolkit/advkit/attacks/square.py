@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import EvaluationAttack, Victim, per_sample
+from ..attack import per_sample
+from .base import EvaluationAttack, Victim
 from .gradient import margin
 
 BLOCK = 50
