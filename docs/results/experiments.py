@@ -81,7 +81,7 @@ def measure(folder: Path, method: Method, common: list[str], seed: int) -> dict[
         advkit("train", "--resume", str(folder), "--progress", "plain")
     else:
         advkit(*command, "--out", str(folder), "--progress", "plain")
-    found: dict[str, Any] = {"method": method.name, "seed": seed, "command": "advkit " + _quoted(command)}
+    found: dict[str, Any] = {"method": method.name, "seed": seed, "commands": ["advkit " + _quoted(command)]}
     for which in ("best", "last"):
         text = advkit("evaluate", str(folder), "--attacks", ",".join(ATTACKS), "--checkpoint", which, "--json")
         result = json.loads(text)
@@ -193,7 +193,7 @@ def fashion(root: str, jobs: int) -> None:
 
     runs = in_parallel(work, list(chosen), jobs)
     for run in runs:
-        run["command"] = run["command"].replace(root, "FOLDER_OR_ZIP")
+        run["commands"] = [command.replace(root, "FOLDER_OR_ZIP") for command in run["commands"]]
     fashion_page(runs, jobs)
 
 
@@ -269,19 +269,23 @@ def paired(one: dict[str, Any], other: dict[str, Any], attack: str) -> tuple[flo
     return statistics.fmean(values), low, high
 
 
-def pictures(root: str, threads: int) -> None:
-    """PGD-AT, ISEAT and the whole sentence on 10,000 real pictures."""
+def pictures(root: str, jobs: int) -> None:
+    """Five methods on 10,000 real pictures."""
     chosen = chosen_methods(PICTURES, first_decay=3)
     common = ["--dataset", "image-folder", "--data-root", root, "--limit", "10000", "--model", "preact-resnet18"]
     common += ["--set", "model.width=16", "--eps", "8/255", "--epochs", "5", "--batch-size", "128"]
-    common += ["--set", f"run.threads={threads}"]
-    runs = [measure(RUNS / "pictures" / key, method, common, 0) for key, method in chosen.items()]
+    common += ["--set", "run.threads=1"]
+
+    def work(key: str) -> dict[str, Any]:
+        return measure(RUNS / "pictures" / key, chosen[key], common, 0)
+
+    runs = in_parallel(work, list(chosen), jobs)
     for run in runs:
-        run["command"] = run["command"].replace(root, "FOLDER_OR_ZIP")
-    pictures_page(runs, threads)
+        run["commands"] = [command.replace(root, "FOLDER_OR_ZIP") for command in run["commands"]]
+    pictures_page(runs, jobs)
 
 
-def pictures_page(runs: list[dict[str, Any]], threads: int) -> None:
+def pictures_page(runs: list[dict[str, Any]], jobs: int) -> None:
     """The page of the pictures from what was measured."""
     lines = [
         "# Real pictures: 10,000 images of a class folder",
@@ -291,12 +295,12 @@ def pictures_page(runs: list[dict[str, Any]], threads: int) -> None:
         "the first 1,000 test images (100 of each class).",
         "Five epochs are a check that everything works on real pictures, not a result about the methods.",
         "",
-        "| training | clean | pgd-20 | cw-20 | mean radius x 255 | s an epoch | CPU s an epoch | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| training | clean | pgd-20 | cw-20 | mean radius x 255 | CPU s an epoch | |",
+        "|---|---|---|---|---|---|---|",
     ]
     for run in runs:
         cells = [f"{accuracy(run, attack):.3f} ({interval(run, attack)})" for attack in ATTACKS]
-        seconds = f"{run['seconds_per_epoch']:.0f} | {run['cpu_seconds_per_epoch']:.0f}"
+        seconds = f"{run['cpu_seconds_per_epoch']:.0f}"
         radius = f"{255 * run['mean_radius']:.1f}"
         lines.append(f"| {run['method']} | {' | '.join(cells)} | {radius} | {seconds} | {suspect([run])} |")
     lines += [
@@ -305,7 +309,7 @@ def pictures_page(runs: list[dict[str, Any]], threads: int) -> None:
         "*Mean radius*: of the training attacks of the last epoch. CAT's budgets start at 0 and grow by eta = 1.3/255",
         "a visit, so in five epochs they stay below 6.4/255: that net is tested at a larger eps than trained at.",
     ]
-    write("pictures", lines, runs, f"one run at a time, {threads} thread(s)")
+    write("pictures", lines, runs, f"{jobs} run(s) at a time, 1 thread each")
 
 
 def in_parallel(work: Callable[[Any], Any], tasks: list[Any], jobs: int) -> list[Any]:
@@ -317,6 +321,7 @@ def in_parallel(work: Callable[[Any], Any], tasks: list[Any], jobs: int) -> list
 def write(name: str, lines: list[str], runs: list[dict[str, Any]], how: str) -> None:
     """NAME.md for people, NAME.json with everything."""
     versions = {package: version(package) for package in ("advkit", "torch", "numpy")}
+    versions["revision"] = revision()
     made = ", ".join(f"{package} {number}" for package, number in versions.items())
     lines += [
         "",
@@ -325,11 +330,23 @@ def write(name: str, lines: list[str], runs: list[dict[str, Any]], how: str) -> 
         "Commands:",
         "",
     ]
-    lines += sorted({f"    {run['command']}" for run in runs})
+    lines += [f"    {command}" for command in dict.fromkeys(command for run in runs for command in run["commands"])]
     (HERE / f"{name}.md").write_text("\n".join(lines) + "\n")
     kept = [{key: value for key, value in run.items() if key != "verdicts"} for run in runs]
     (HERE / f"{name}.json").write_text(json.dumps({"versions": versions, "runs": kept}, indent=1) + "\n")
     print("\n".join(lines))
+
+
+def revision() -> str:
+    """The commit of the library that measures."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(HERE), *arguments], check=False, text=True, capture_output=True)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip() or "unknown"
+    root = HERE.parents[1]
+    changed = git("diff", "--quiet", "HEAD", "--", str(root / "toolkit"), str(root / "plugins")).returncode
+    return f"{commit} with changes" if changed else commit
 
 
 def _mean(values: list[float], sign: bool = False) -> str:
@@ -349,10 +366,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["digits", "fashion", "pictures"])
     parser.add_argument("--data-root", help="fashion, pictures: folder or zip of the data")
-    parser.add_argument(
-        "--jobs", type=int, default=max(1, (os.cpu_count() or 2)), help="digits, fashion: runs at a time"
-    )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="pictures: threads of a run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     given = parser.parse_args()
     if given.what == "digits":
         digits(given.jobs)
@@ -361,4 +375,4 @@ if __name__ == "__main__":
     elif given.what == "fashion":
         fashion(given.data_root, given.jobs)
     else:
-        pictures(given.data_root, given.threads)
+        pictures(given.data_root, given.jobs)

@@ -37,8 +37,10 @@ TABLE_1 = {
 
 def measure(run: Path, eps: float, dimension: int, root: list[str]) -> dict[str, Any]:
     """All evaluations of one run."""
+    commands: list[str] = []
 
     def evaluate(*arguments: str) -> dict[str, Any]:
+        commands.append(" ".join(["advkit evaluate RUN", *arguments]))
         found: dict[str, Any] = json.loads(advkit("evaluate", str(run), *root, "--json", *arguments))
         del found["run"]
         return found
@@ -51,6 +53,7 @@ def measure(run: Path, eps: float, dimension: int, root: list[str]) -> dict[str,
         "strong": evaluate("--attacks", ",".join((*WEAK, *STRONG)), *few),
         "l2": evaluate("--attacks", "clean,pgd-50-l2", "--eps-l2", str(l2)),
         "curve": {share: evaluate("--attacks", "pgd-20,cw-20", "--eps", f"{share * eps:.6g}", *few) for share in GRID},
+        "commands": commands,
     }
     found["white_box_only"] = pgd_only(Path(found["strong"]["folder"]))
     return found
@@ -109,6 +112,8 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         lines.append(f"| {labels[key]} | {' | '.join(cells)} | {_several(gaps, '{:+.3f}')} |")
     lines += [
         "",
+        "AutoAttack and apgd-t alone start at other random points, so their order may turn by an image or two.",
+        "",
         "Images that withstand both pgd-20 and cw-20 and are broken by a strong attack (all seeds together):",
         "",
         "| training | apgd-t | square | autoattack |",
@@ -147,15 +152,12 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
             count = n if kind == "weak" else FEW
             ms = statistics.median(1000 * row["seconds"] / count for row in rows)
             lines.append(f"| {attack} | {passes[0]:.0f} | {passes[1]:.0f} | {ms:.1f} |")
-    runs = [
-        {**run, "command": f"advkit evaluate runs/results/{name}/{run['run']} ..."}
-        for g in groups.values()
-        for run in g
-    ]
+    runs = [run for group in groups.values() for run in group]
     for run in runs:
         for part in (run["weak"], run["strong"], run["l2"], *run["curve"].values()):
             part.pop("folder", None)
-    write(f"robustness-{name}", lines, runs, "1 thread each; seconds on a machine with other work")
+    how = "1 thread each; seconds on a machine with other work; RUN is each run's folder"
+    write(f"robustness-{name}", lines, runs, how)
 
 
 def _vulnerability(name: str, groups: dict[str, list[dict[str, Any]]]) -> list[str]:
