@@ -443,7 +443,10 @@ def test_a_weight_for_an_absent_term(compose: Compose) -> None:
 
     tail = "which no chosen plugin adds; the terms of this run are base_loss."
     assert sentence(HookConflict, lambda: compose(weighs("lsiw"))) == f"Plugin weighs weighs the term lsiw, {tail}"
-    assert sentence(HookConflict, lambda: compose(weighs())) == f"Plugin weighs weighs the term (none), {tail}"
+    assert sentence(HookConflict, lambda: compose(weighs())) == (
+        "Plugin weighs answers instance_weight but names no loss term to weigh; set its `terms`, for example "
+        "terms = ('base_loss',); the terms of this run are base_loss."
+    )
     compose(weighs("base_loss"))
     compose(weighs("base_loss", "lsiw"), "lsiw")
 

@@ -39,11 +39,16 @@ def unconsumed(composition: Composition) -> list[str]:
         )
     terms = {"base_loss", *composition.owners("extra_regularizer")}
     for answer in composition.answers["instance_weight"]:
-        stray = [term for term in answer.plugin.terms if term not in terms]
-        if stray or not answer.plugin.terms:
+        if not answer.plugin.terms:
             raise HookConflict(
-                f"Plugin {answer.plugin.name} weighs the term {stray[0] if stray else '(none)'}, which no chosen "
-                f"plugin adds; the terms of this run are {', '.join(sorted(terms))}."
+                f"Plugin {answer.plugin.name} answers instance_weight but names no loss term to weigh; set its "
+                f"`terms`, for example terms = ('base_loss',); the terms of this run are {', '.join(sorted(terms))}."
+            )
+        stray = [term for term in answer.plugin.terms if term not in terms]
+        if stray:
+            raise HookConflict(
+                f"Plugin {answer.plugin.name} weighs the term {stray[0]}, which no chosen plugin adds; the terms of "
+                f"this run are {', '.join(sorted(terms))}."
             )
     return [*_labels(composition), *_idle_attack(composition)]
 
