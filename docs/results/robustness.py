@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import statistics
+from collections import Counter
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ def measure(run: Path, eps: float, dimension: int, root: list[str]) -> dict[str,
         "commands": commands,
     }
     found["white_box_only"] = pgd_only(Path(found["strong"]["folder"]))
+    found["audit"] = audit(run, root)
+    return found
+
+
+def audit(run: Path, root: list[str]) -> dict[str, Any]:
+    """The audit of a run, kept in its folder by the command; an alarm (exit code 3) is a finding, not a failure."""
+    kept = run / "audit.json"
+    if not kept.exists():
+        advkit("audit", str(run), *root, "--n", str(FEW), "--json", expected=(0, 3))
+    found: dict[str, Any] = json.loads(kept.read_text())
     return found
 
 
@@ -140,6 +151,10 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         ]
         other = statistics.fmean(accuracy(run["l2"], "pgd-50-l2") for run in runs)
         lines.append(f"| {labels[key]} | " + " | ".join(f"{value:.3f}" for value in curve) + f" | {other:.3f} |")
+    lines += ["", f"## Audit ({FEW} images)", ""]
+    lines += ["*Nearest*: the check whose figure is the largest share of its threshold, over the runs of the line.", ""]
+    lines += ["| training | alarms | nearest | figure | alarm above |", "|---|---|---|---|---|"]
+    lines += [f"| {labels[key]} | {_audited([run['audit'] for run in runs])} |" for key, runs in groups.items()]
     lines += ["", "## Adversarial vulnerability (ISEAT, Eq. 3 and 6), training set", ""]
     lines += ["Table 1 has no row of ISEAT itself; its row of Eq. 9, the regularizer for the top 10 %, stands in.", ""]
     lines += _vulnerability(name, groups)
@@ -188,6 +203,15 @@ def _vulnerability(name: str, groups: dict[str, list[dict[str, Any]]]) -> list[s
             words.append(f"{head} {here:+.3f} (paper {there:+.3f}): {word}")
         lines.append(f"- {key} minus pgd-at: {'; '.join(words)}.")
     return lines
+
+
+def _audited(found: list[dict[str, Any]]) -> str:
+    """Alarms with the number of runs that raise them, and the figure that is nearest to its threshold."""
+    counts = Counter(alarm for each in found for alarm in each["alarms"])
+    alarms = ", ".join(f"{name} in {count} of {len(found)}" for name, count in counts.items()) or "none"
+    checks = [check for each in found for check in each["checks"] if check["figure"] is not None]
+    nearest = max(checks, key=lambda check: float(check["figure"] / check["threshold"]))
+    return f"{alarms} | {nearest['name']} | {nearest['figure']:.3g} | {nearest['threshold']:g}"
 
 
 def _columns(found: dict[str, Any]) -> list[float]:
