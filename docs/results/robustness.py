@@ -199,7 +199,7 @@ def _vulnerability(name: str, groups: dict[str, list[dict[str, Any]]]) -> list[s
         for place, head in enumerate(heads):
             here = measured[key][place] - measured["pgd-at"][place]
             there = TABLE_1[key][place + 1] - TABLE_1["pgd-at"][place + 1]
-            word = "agrees" if here * there > 0 else "does not agree"
+            word = "agrees" if here * there > 0 else "does not agree" if here else "no difference here"
             words.append(f"{head} {here:+.3f} (paper {there:+.3f}): {word}")
         lines.append(f"- {key} minus pgd-at: {'; '.join(words)}.")
     return lines
