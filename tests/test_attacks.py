@@ -450,7 +450,7 @@ def test_transfer_is_no_white_box_to_the_short_audit() -> None:
 
     data = spread(Rounded(), 60)
     transfer = Transfer("transfer:x", net, Pgd("pgd-20", 20))
-    attacks = [parse_attack("clean"), parse_attack("pgd-20"), transfer]
+    attacks = [*parse_attacks(["clean", "pgd-20", "cw-20"]), transfer]
     found = verdicts(Rounded(), data, attacks, eps=0.1, norm="linf")
     checks = {check.name: check for check in short(Rounded(), data, found, eps=0.1)}
     assert found["pgd-20"].robust.all() and not found["transfer:x"].robust.all()

@@ -22,6 +22,7 @@ from advkit.attacks import Pgd
 from advkit.attacks.transfer import Transfer
 from advkit.audit import RULES, Audit, Check, audit, figures, short
 from advkit.audit.bench import Bench, Trace, bench
+from advkit.audit.brief import from_verdicts
 from advkit.cli.main import run
 from advkit.errors import OptionError
 from advkit.evaluation import Verdicts, verdicts
@@ -277,8 +278,28 @@ def test_the_short_form_uses_the_verdicts_and_changes_none(masks: ModuleType) ->
 
 def test_without_attacks_the_short_form_says_what_is_missing() -> None:
     checks = {check.name: check for check in short(linear(), labelled(linear()), {}, eps=EPS)}
-    assert "pgd-K and square" in checks["black-box"].sentence
+    assert "pgd-K, cw-K and square" in checks["black-box"].sentence
     assert checks["zero-gradient"].alarm is False
+
+
+def test_what_square_finds_is_held_against_both_losses() -> None:
+    """A margin attack that finds it too shows that gradients lead there; PGD on one loss alone shows nothing."""
+    n = torch.arange(10)
+
+    def verdict(name: str, robust: torch.Tensor, **more: object) -> Verdicts:
+        settings = {"name": name, "norm": "linf", "eps": EPS, **more}
+        return Verdicts(settings, robust)
+
+    walk = {"steps": 20, "step_size": EPS / 5}
+    pgd = verdict("pgd-20", n < 9, loss="cross-entropy", **walk)
+    square = verdict("square", n < 6)
+    for margin, expected in ((None, None), (n < 9, 0.3), (n < 6, 0.0)):
+        cw = [] if margin is None else [verdict("cw-20", margin, loss="margin", **walk)]
+        found = from_verdicts([pgd, square, *cw])["black-box"]
+        assert found == expected if expected is not None else isinstance(found, str)
+    apgd = verdict("apgd-t", n < 6, parts=["apgd-t"])
+    cw20 = verdict("cw-20", n < 9, loss="margin", **walk)
+    assert from_verdicts([pgd, cw20, apgd, square])["black-box"] == 0
 
 
 def test_the_short_form_costs_what_it_says() -> None:

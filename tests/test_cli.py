@@ -565,7 +565,8 @@ def test_a_damaged_checkpoint(finished: Path, tmp_path: Path) -> None:
     file.write_bytes(blob)
     sentence = (
         f"{folder}/checkpoints/{file.parent.name}/tensors.safetensors is damaged (its size or SHA-256 is not that of "
-        f"manifest.json); remove {file.parent.name} or resume from an earlier checkpoint."
+        f"manifest.json); remove {file.parent.name} to resume from an earlier one, or read another: "
+        "--checkpoint best or last."
     )
     assert advkit("evaluate", folder, "--json") == (4, "", f"Error: {sentence}\n")
     ran = advkit("train", "--init-from", folder, *TINY)

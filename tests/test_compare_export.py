@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 import advkit
 from advkit.cli.main import run as command
-from advkit.export import without_normalisation
+from advkit.export import export, without_normalisation
 from advkit.models.base import Normalize
 from advkit.paired import image_interval
 from advkit.subject import of_run
@@ -41,11 +42,13 @@ def test_compare_is_paired_and_agrees_with_the_verdicts(
     assert [(row["run"], row["checkpoint"]) for row in found["runs"]] == [
         (run, which) for run in runs[:2] for which in ("best", "last")
     ]
-    robust = {}
+    robust, clean = {}, {}
     for row in found["runs"]:
         path = next(Path(row["run"]).glob(f"evaluations/{row['checkpoint']}-*/*/verdicts.csv"))
         with open(path) as stream:
-            robust[row["run"], row["checkpoint"]] = [int(each["pgd-3"]) for each in csv.DictReader(stream)]
+            table = list(csv.DictReader(stream))
+        robust[row["run"], row["checkpoint"]] = [int(each["pgd-3"]) for each in table]
+        clean[row["run"], row["checkpoint"]] = [int(each["clean"]) for each in table]
     for row in found["runs"]:
         mine, base = robust[row["run"], row["checkpoint"]], robust[runs[0], row["checkpoint"]]
         pgd = row["attacks"][1]
@@ -55,6 +58,9 @@ def test_compare_is_paired_and_agrees_with_the_verdicts(
             continue
         values = [one - other for one, other in zip(mine, base, strict=True)]
         assert pgd["to_first"] == {"difference": sum(values) / 90, "interval": image_interval(values)}
+        worst = [min(one, two) for one, two in zip(clean[row["run"], row["checkpoint"]], mine, strict=True)]
+        least = [min(one, two) for one, two in zip(clean[runs[0], row["checkpoint"]], base, strict=True)]
+        assert row["worst_case"]["to_first"]["difference"] == pytest.approx((sum(worst) - sum(least)) / 90)
     for row in found["best_minus_last"]:
         best, last = robust[row["run"], "best"], robust[row["run"], "last"]
         assert row["attacks"][1]["difference"] == pytest.approx((sum(best) - sum(last)) / 90)
@@ -77,6 +83,12 @@ def test_compare_refuses_what_is_not_comparable(
     capsys.readouterr()
     assert command(["compare", runs[0], other, "--attacks", "clean", "--n", "0"]) == 2
     assert "is judged on other images than" in capsys.readouterr().err
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    text = (Path(runs[0]) / "run.toml").read_text()
+    (absent / "run.toml").write_text(text.replace('name = "digits"', 'name = "fashion-mnist"'))
+    assert command(["compare", runs[0], str(absent)]) == 2
+    assert f"{absent} is judged on fashion-mnist, {runs[0]} on digits; compare" in capsys.readouterr().err
 
 
 WITHOUT_ADVKIT = """
@@ -107,6 +119,14 @@ for suffix in ("safetensors", "pt"):
         weights = load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True)
         made.load_state_dict(weights)
         print(json.dumps(made(images).tolist()))
+graph = torch.export.load("model.pt2").module()
+print(json.dumps(graph(x).tolist()))
+example = load_file("example.safetensors")
+assert torch.equal(example["images"], x[:4])
+torch.testing.assert_close(graph(example["images"]), example["logits"])
+images = x[:1].clone().requires_grad_()
+graph(images).sum().backward()
+assert images.grad.abs().sum() > 0
 """
 
 
@@ -124,12 +144,43 @@ def test_an_export_gives_the_same_logits_without_advkit(
     line = [sys.executable, "-c", WITHOUT_ADVKIT, str(tmp_path / "x.pt")]
     ran = subprocess.run(line, cwd=out, check=True, text=True, stdout=subprocess.PIPE)
     logits = [torch.tensor(json.loads(text)) for text in ran.stdout.splitlines()]
-    assert len(logits) == 4
+    assert len(logits) == 5
     for found in logits:
         torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)
     assert command(["export", runs[0], "--out", str(out)]) == 2
     assert "holds files already; choose another --out." in capsys.readouterr().err
     assert command(["export", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 4
+
+
+def test_a_net_that_can_not_be_traced_is_exported_without_its_graph(
+    runs: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Deciding(torch.nn.Module):
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x) if x.sum() > 0 else self.net(-x)
+
+    subject = of_run(Path(runs[0]))
+    record = export(replace(subject, model=Deciding(subject.model)), tmp_path / "net")
+    assert record["without_graph"]
+    assert not (tmp_path / "net" / "model.pt2").exists()
+    assert "torch.export.load" not in (tmp_path / "net" / "README.txt").read_text()
+
+
+def test_an_export_without_normalisation_is_recognised(
+    runs: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["export", runs[0], "--out", str(tmp_path / "net")]) == 0
+    given = ["--model", "small-cnn", "--dataset", "digits", "--eps", "0.1", "--set", "model.width=2"]
+    assert command(["evaluate", str(tmp_path / "net/model-without-normalisation.pt"), *given]) == 4
+    assert "if they are an export without normalisation, give the one with it." in capsys.readouterr().err
+    (tmp_path / "bad.pt").write_text("no weights")
+    assert command(["evaluate", str(tmp_path / "bad.pt"), *given]) == 4
+    sentence = f"{tmp_path}/bad.pt can not be read as weights (it is damaged, or holds more than tensors); give "
+    assert sentence in capsys.readouterr().err
 
 
 def test_normalisation_inside_a_module_is_dropped_without_new_names() -> None:

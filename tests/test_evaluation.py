@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import torch
 
 import advkit
 from advkit.cli.display import bar
+from advkit.cli.evaluate import Asked
 from advkit.cli.main import run as command
 from advkit.data.base import Dataset
 from advkit.evaluation import BATCH, Verdicts, summary, wilson
@@ -98,6 +100,52 @@ def test_other_settings_get_other_verdicts(trained: Path, tmp_path: Path, capsys
     fast = evaluated(capsys, *base)
     assert slow["folder"] == fast["folder"] and slow["attacks"][0]["step_size"] < fast["attacks"][0]["step_size"]
     assert slow["attacks"][0]["accuracy"] > fast["attacks"][0]["accuracy"]
+    stored = json.loads((Path(fast["folder"]) / "evaluation.json").read_text())["attacks"]
+    assert [row["step_size"] for row in stored] == [row["attacks"][0]["step_size"] for row in (fast, slow)]
+    with open(Path(fast["folder"]) / "verdicts.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in stored:
+        assert row["column"] == f"pgd-3 step_size={row['step_size']}"
+        assert row["accuracy"] == sum(each[row["column"]] == "1" for each in rows) / 50
+
+
+def test_another_norm_does_not_forget_what_is_known(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [trained, "--n", 50, "--out", tmp_path, "--attacks"]
+    first = evaluated(capsys, *base, "pgd-3")
+    both = evaluated(capsys, *base, "pgd-3,pgd-3-l2", "--eps-l2", 0.5)
+    assert both["folder"] == first["folder"] and both["attacks"][0] == first["attacks"][0]
+    other = evaluated(capsys, *base, "cw-3-l2", "--eps-l2", 0.25)
+    stored = json.loads((Path(other["folder"]) / "evaluation.json").read_text())
+    # A worst case over two balls of one norm would mean nothing: the ball asked for last is shown.
+    assert [(row["name"], row["eps"]) for row in stored["attacks"]] == [("cw-3-l2", 0.25), ("pgd-3", first["eps"])]
+
+
+def test_an_attack_whose_code_changed_is_asked_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+from advkit import EvaluationAttack
+class Corner(EvaluationAttack):
+    name = "corner"
+    def perturb(self, net, x, y, radius, index):
+        return (x SIGN radius.view(-1, 1, 1, 1)).clamp(0, 1)
+"""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    results = []
+    for sign in "+-":
+        (tmp_path / "corners.py").write_text(source.replace("SIGN", sign))
+        monkeypatch.delitem(sys.modules, "corners", raising=False)
+        importlib.invalidate_caches()
+        asked = Asked("clean", None, None, None, "eps/5", "50", "test", "0", fresh=False)
+        asked.attacks = [importlib.import_module("corners").Corner()]
+        results.append(asked.evaluate(asked.subject(str(trained), "best"), tmp_path / "out")[0])
+    plus, minus = (each["attacks"][0] for each in results)
+    assert plus["code"] != minus["code"] and results[0]["folder"] == results[1]["folder"]
+    stored = json.loads((Path(results[1]["folder"]) / "evaluation.json").read_text())
+    assert [row["code"] for row in stored["attacks"]] == [minus["code"]]  # what the old code found is not shown
 
 
 def damage(progress: Path, how: str) -> None:
@@ -193,6 +241,8 @@ REFUSED = [
     ("--attacks pgd-3 --eps-linf 0.01", "is judged in linf, whose eps is --eps; leave --eps-linf out."),
     ("--step 0.2", "--step 0.2 must be a share of eps, such as eps/5 or 0.2 eps."),
     ("--step eps/0", "--step eps/0 must be a share of eps, such as eps/5 or 0.2 eps."),
+    ("--attacks transfer:", "transfer: names no run; write transfer:RUN, the folder of the net that is attacked."),
+    ("--attacks transfer:@RUN", "is the net under test itself; name a run with other weights."),
     ("--attacks pgd-3-l2", "pgd-3-l2 attacks in l2, but eps is in linf; give --eps-l2 E too"),
     ("--model small-cnn", "is a run: its own model and data are used; leave --model, --dataset and --set."),
 ]
@@ -200,9 +250,10 @@ REFUSED = [
 
 @pytest.mark.parametrize(("typed", "sentence"), REFUSED)
 def test_refusals(typed: str, sentence: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(["evaluate", str(trained), *typed.split()]) == 2
+    assert command(["evaluate", str(trained), *typed.replace("@RUN", str(trained)).split()]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
+    assert not (trained / "evaluations").exists()  # a refused command leaves nothing behind
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "wrapped"])
@@ -275,7 +326,7 @@ def test_gray_levels_are_refused_everywhere(
 def test_long_work_says_where_it_is_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter([0.0, 30.0, 61.0, 61.0, 100.0])
+    clock = iter([0.0, 5.0, 11.0, 11.0, 20.0])
     monkeypatch.setattr("advkit.cli.display.time.monotonic", lambda: next(clock))
     with bar(300, "evaluating") as advance:
         for _ in range(3):

@@ -370,4 +370,7 @@ def _using(path: Path, work: Path | None = None) -> Iterator[None]:
 
 
 def _damaged(file: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{file} {why}; remove {file.parent.name} or resume from an earlier checkpoint.")
+    return CheckpointError(
+        f"{file} {why}; remove {file.parent.name} to resume from an earlier one, or read another: "
+        "--checkpoint best or last."
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
@@ -86,6 +88,20 @@ def load(kind: str, name: str) -> type:
             "correct its entry point."
         )
     return found
+
+
+def code(kind: type) -> dict[str, str]:
+    """{"code": digest of the file that defines a class of a third party}, {} for advkit's own.
+
+    What depends on such a class is told apart by it: the same name may compute something else after an edit.
+    """
+    if kind.__module__.partition(".")[0] in ("advkit", "advkit_plugins"):
+        return {}
+    try:
+        text = Path(sys.modules[kind.__module__].__file__ or "").read_bytes()
+    except (KeyError, AttributeError, OSError):
+        return {}
+    return {"code": hashlib.sha256(text).hexdigest()[:12]}
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:

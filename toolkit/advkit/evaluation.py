@@ -17,6 +17,7 @@ from .attacks.base import EvaluationAttack, Victim, refuse_outside
 from .attacks.names import parse_attacks
 from .data.base import Dataset
 from .data.transforms import to_float
+from .discovery import code
 from .errors import OptionError
 from .network import frozen, mode, own_generator, placement
 from .rng import derive_seed
@@ -82,7 +83,7 @@ def verdicts(
     is withstands nothing and is not attacked. A model that draws in eval mode gets numbers of its own, the same at
     every evaluation.
     """
-    radii = _radii(attacks, eps, norm, len(dataset))
+    radii = budgets(attacks, eps, norm, len(dataset))
     rows = range(0, len(dataset), BATCH)
     found: dict[str, Verdicts] = {}
     with mode(model, training=False), frozen(model), own_generator(placement(model)[0]) as reseed:
@@ -155,13 +156,13 @@ def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> 
     by_image = {"eps_of_images": radius.tolist()} if shared is None else {}
     head = {"name": attack.name, "norm": norm, "eps": shared}
     own = {key: value for key, value in attack.settings(shared).items() if key not in head}
-    return {**head, **own, **by_image, "seed": seed}
+    return {**head, **own, **code(type(attack)), **by_image, "seed": seed}
 
 
-def _radii(
+def budgets(
     attacks: Iterable[EvaluationAttack], eps: Radius | Mapping[str, Radius], norm: str, n: int
 ) -> dict[str, Tensor]:
-    """(n,) float64 for each norm that is needed."""
+    """(n,) float64 for each norm that is needed; OptionError where one is missing or makes no sense."""
     given = dict(eps) if isinstance(eps, Mapping) else {norm: eps}
     found = {}
     for attack in attacks:
@@ -212,20 +213,13 @@ def summary(found: Sequence[Verdicts], norm: str) -> dict[str, Any]:
     all attacks were in other norms.
     """
     rows: list[dict[str, Any]] = []
-    worst: dict[str, Tensor] = {}
-    clean = next((each.robust for each in found if each.settings["name"] == "clean"), None)
     for each in found:
         n = len(each.robust)
         row = {key: value for key, value in each.settings.items() if key != "eps_of_images"} | _accuracy(each.robust)
         row["passes"] = {"forward": each.forwards / n, "input_backward": each.backwards / n}
         row |= {"seconds": each.seconds} | ({"notes": each.notes} if each.notes else {})
         rows.append(row)
-        if each.settings["name"] != "clean":
-            before = torch.ones_like(each.robust) if clean is None else clean
-            worst[row["norm"]] = worst.get(row["norm"], before) & each.robust
-    if not worst and clean is not None:
-        worst[norm] = clean
-    by_norm = {name: _accuracy(kept) for name, kept in worst.items()}
+    by_norm = {name: _accuracy(kept) for name, kept in worst_cases(found, norm).items()}
     gap = loss_gap(found)
     return {
         "attacks": rows,
@@ -233,6 +227,21 @@ def summary(found: Sequence[Verdicts], norm: str) -> dict[str, Any]:
         **({"worst_case_by_norm": by_norm} if set(by_norm) != {norm} else {}),
         "suspect": None if gap is None else gap > SUSPECT_GAP,
     }
+
+
+def worst_cases(found: Iterable[Verdicts], norm: str) -> dict[str, Tensor]:
+    """By norm, (n,) bool: the images that withstand every attack in it, and are classified correctly as they are.
+
+    Where nothing but `clean` was asked, that is the worst case in `norm`.
+    """
+    found = list(found)
+    clean = [each.robust for each in found if each.settings["name"] == "clean"]
+    worst: dict[str, Tensor] = {}
+    for each in found:
+        if each.settings["name"] != "clean":
+            own = each.settings["norm"]
+            worst[own] = worst[own] & each.robust if own in worst else torch.stack([each.robust, *clean]).all(0)
+    return worst or ({norm: clean[0]} if clean else {})
 
 
 def loss_gap(found: Iterable[Verdicts]) -> float | None:

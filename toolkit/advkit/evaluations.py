@@ -44,14 +44,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def identity(subject: Subject, split: str, radii: Mapping[str, float], seed: int) -> dict[str, Any]:
-    """What verdicts belong to. The number of images and the attacks do not enter: their verdicts are kept apart."""
+def identity(subject: Subject, split: str, eps: float, seed: int) -> dict[str, Any]:
+    """What verdicts belong to. The number of images and the attacks do not enter: their verdicts are kept apart.
+
+    `eps` is that of the subject's norm; attacks in another norm have theirs among their own settings.
+    """
     return {
         **subject.identity(),
         "data": subject.images(split).fingerprint(),
         "split": split,
         "norm": subject.norm,
-        "eps": dict(radii),
+        "eps": eps,
         "seed": seed,
         "chunk": BATCH,
         "device": subject.resolved.run.device,
@@ -64,7 +67,7 @@ def folder_of(base: Path, subject: Subject, known: Mapping[str, Any]) -> Path:
     """Where the evaluations of an identity lie, below `base`."""
     short = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
     which = subject.record["checkpoint"] or "weights"
-    return base / f"{which}-{known['split']}-{subject.norm}-{known['eps'][subject.norm]:.4g}-{short}"
+    return base / f"{which}-{known['split']}-{subject.norm}-{known['eps']:.4g}-{short}"
 
 
 class Store:
@@ -146,7 +149,7 @@ class Store:
         home.mkdir(exist_ok=True)
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["index", "label", *(each.settings["name"] for each in found)])
+        writer.writerow(["index", "label", *(row["column"] for row in result["attacks"])])
         columns = [each.robust.int().tolist() for each in found]
         for index, label in enumerate(dataset.labels.tolist()):
             writer.writerow([index, label, *(column[index] for column in columns)])
@@ -173,10 +176,32 @@ class Store:
 
 
 def merged(asked: Iterable[Verdicts], others: Iterable[Verdicts]) -> list[Verdicts]:
-    """The attacks asked for, then those known by other names; of two of one name the newer."""
-    found = {each.settings["name"]: each for each in asked}
-    known = {each.settings["name"]: each for each in others}
-    return [*found.values(), *(each for name, each in known.items() if name not in found)]
+    """The attacks asked for, then all others known, but one eps a norm and one state of an attack's code: the newest.
+
+    Two attacks may have one name, such as pgd-20 with two steps.
+    """
+    found, old = list(asked), []
+    eps: dict[str, object] = {}
+    taken = set()
+    for place, each in enumerate((*found, *reversed(list(others)))):
+        settings = each.settings
+        kind = json.dumps({key: settings[key] for key in settings if key != "code"}, sort_keys=True)
+        alike = settings["name"] == "clean" or eps.setdefault(settings["norm"], settings["eps"]) == settings["eps"]
+        if place >= len(found) and alike and kind not in taken:
+            old.append(each)
+        taken.add(kind)
+    return found + old[::-1]
+
+
+def columns(found: Sequence[Verdicts]) -> list[str]:
+    """A name for each attack that no other has: where names are equal, with the settings that differ."""
+    names = []
+    for each in found:
+        name = str(each.settings["name"])
+        same = [other.settings for other in found if other.settings["name"] == name]
+        apart = [key for key in each.settings if any(other.get(key) != each.settings[key] for other in same)]
+        names.append(" ".join([name, *(f"{key}={each.settings[key]}" for key in apart)]))
+    return names
 
 
 def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weights for people who have no advkit: plain state dicts, with the normalisation layer and without it."""
+"""A net for people who have no advkit: its graph, and plain state dicts with the normalisation layer and without it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
+from .data.transforms import to_float
 from .errors import OptionError
 from .models.base import Normalize, digest
+from .network import mode, placement
 from .subject import Subject
 
 README = """\
-Weights of a net trained with advkit. In three lines, where net is your own definition of {architecture}:
+A net trained with advkit, {architecture}.
+{graph}
+Its weights in three lines, where net is your own definition of the architecture:
 
     from safetensors.torch import load_file
     weights = load_file("model.safetensors")
@@ -26,7 +30,18 @@ Weights of a net trained with advkit. In three lines, where net is your own defi
 or with torch.load("model.pt", weights_only=True). model.* expects images in [0, 1] and normalises them in its first
 layer. model-without-normalisation.* lacks that layer{shift}:
 give it (x - mean) / std, both per channel in export.json.
+
+example.safetensors holds the first test images and the logits of this net for them: compare before you trust a
+definition of your own, for weights may fit a net of other strides.
 """
+GRAPH = """
+With nothing but torch:
+
+    net = torch.export.load("model.pt2").module()
+    logits = net(images)  # (B, C, H, W) in [0, 1], any B; differentiable in the images
+"""
+EXAMPLES = 4
+"""Test images whose logits are exported too."""
 
 
 def export(subject: Subject, out: Path) -> dict[str, Any]:
@@ -57,16 +72,34 @@ def export(subject: Subject, out: Path) -> dict[str, Any]:
         "eps": subject.eps,
         "sha256_of_weights": digest(full),
     }
+    images = subject.images("test", EXAMPLES).images
+    with mode(model, training=False), torch.no_grad():
+        x = to_float(images, placement(model)[1])
+        example = {"images": x, "logits": model(x)}
+        graph, record["without_graph"] = _graph(model, x)
+    checkpoint.write_atomic(out / "example.safetensors", safetensors.torch.save(example))
+    if graph:
+        checkpoint.write_atomic(out / "model.pt2", graph)
     for name, weights in (("model", full), ("model-without-normalisation", bare)):
         checkpoint.write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
         buffer = io.BytesIO()
         torch.save(weights, buffer)
         checkpoint.write_atomic(out / f"{name}.pt", buffer.getvalue())
     shift = ", and the names of the others count one less" if shifted else ""
-    text = README.format(architecture=subject.resolved.model_name, shift=shift)
+    text = README.format(architecture=subject.resolved.model_name, shift=shift, graph=GRAPH if graph else "")
     checkpoint.write_atomic(out / "README.txt", text.encode())
     checkpoint.write_atomic(out / "export.json", (json.dumps(record, indent=1) + "\n").encode())
     return record
+
+
+def _graph(model: nn.Module, x: Tensor) -> tuple[bytes | None, str | None]:
+    """What torch.export makes of the net, for any number of images; else None and why not."""
+    buffer = io.BytesIO()
+    try:
+        torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), buffer)
+    except Exception as error:  # whatever a third party's net does that can not be traced
+        return None, (next(iter(str(error).splitlines()), "") or type(error).__name__)[:200]
+    return buffer.getvalue(), None
 
 
 def without_normalisation(model: nn.Module) -> tuple[dict[str, Tensor], bool]:

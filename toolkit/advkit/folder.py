@@ -61,7 +61,8 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run; CheckpointError where there is none."""
         if not (path / "run.toml").is_file():
-            raise CheckpointError(f"{path} is not a run folder: it has no run.toml. Give the --out of a run.")
+            why = "it has no run.toml" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
+            raise CheckpointError(f"{path} is not a run folder: {why}. Give the --out of a run.")
         return cls(path)
 
     def file(self) -> config.RunFile:

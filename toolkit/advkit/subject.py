@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import discovery
 from .data.base import Dataset, Splits
 from .errors import CheckpointError
 from .folder import RunFolder
@@ -52,6 +53,7 @@ class Subject:
             "weights": digest(self.model.state_dict()),
             "model": self.resolved.model_name,
             "options": dict(self.resolved.model_options),
+            **discovery.code(discovery.load("model", self.resolved.model_name)),
         }
 
 
@@ -103,8 +105,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} does not exist; give a run folder or a file of weights.") from None
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if "weights_only" in reason:  # torch's own advice is to switch the protection off
+            reason = "it is damaged, or holds more than tensors"
+        reason = reason.split(". ")[0][:120]
         raise CheckpointError(
-            f"{path} can not be read as weights ({reason[:120]}); give a .safetensors file or a state dict saved by "
+            f"{path} can not be read as weights ({reason}); give a .safetensors file or a state dict saved by "
             "torch.save."
         ) from None
     if isinstance(found, dict) and any(str(name).startswith("model/") for name in found):

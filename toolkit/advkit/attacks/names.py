@@ -41,6 +41,8 @@ def parse_attack(name: str, pace: float = CAT_PACE) -> EvaluationAttack:
     if name.startswith("transfer:"):
         from .transfer import of_run
 
+        if name == "transfer:":
+            raise OptionError("transfer: names no run; write transfer:RUN, the folder of the net that is attacked.")
         return of_run(name, name.removeprefix("transfer:"), pace)
     registered = discovery.names("attack")
     if name not in registered:

@@ -92,26 +92,26 @@ _RULES = (
     Rule(
         "black-box",
         0.03,
-        "Square, which sees no gradient, breaks {0:.1%} of all images although no gradient attack did",
+        "Square, which sees no gradient, breaks {0:.1%} of all images although PGD on neither loss did",
         "gradients do not lead to the adversarial examples that exist",
     ),
     Rule(
         "random-search",
         0.03,
-        "Random points of the ball break {0:.1%} of all images although no gradient attack did",
+        "Random points of the ball break {0:.1%} of all images although PGD on neither loss did",
         "gradients do not lead to the adversarial examples that exist",
     ),
     Rule(
         "transfer",
         0.03,
-        "Examples made on another net break {0:.1%} of all images although no gradient attack on this one did",
+        "Examples made on another net break {0:.1%} of all images although PGD on this one does on neither loss",
         "this net's gradients hide adversarial examples that exist",
     ),
     Rule(
         "loss-gap",
         SUSPECT_GAP,
         "Accuracies under PGD on cross-entropy and on the margin differ by {0:.3f}",
-        "one of the two losses does not lead anywhere; believe the lower figure at most",
+        "on one of the two losses PGD misses what it finds on the other; believe the lower figure at most",
     ),
     Rule(
         "apgd-t-gap",

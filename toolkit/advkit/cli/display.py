@@ -55,7 +55,7 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr if that is a terminal, else a line a minute; yields the function to advance it."""
+    """A bar on stderr if that is a terminal, else a line every ten seconds; yields the function to advance it."""
     if not sys.stderr.isatty():
         yield _lines(total, label)
         return
@@ -77,7 +77,7 @@ def _lines(total: int, label: str) -> Callable[[int], None]:
     def advance(done: int) -> None:
         nonlocal count, said
         count += done
-        if time.monotonic() - said > 60:
+        if time.monotonic() - said > 10:
             said = time.monotonic()
             say(f"{label}: {count} of {total}")
 

@@ -49,7 +49,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @evaluation_options
 @click.option("--checkpoint", "which", default="best", show_default=True, type=click.Choice(["best", "last"]))
 @click.option("--min-robust", metavar="SHARE", help="Exit with 3 where the worst case is below.")
-@click.option("--out", metavar="DIR", help="Where verdicts are kept; RUN/evaluations by default.")
+@click.option("--out", metavar="DIR", help="For the verdicts; RUN/evaluations, for WEIGHTS runs/evaluations.")
 @click.option("--model", metavar="NAME", help="WEIGHTS: the model they fit.")
 @click.option("--dataset", metavar="NAME", help="WEIGHTS: the data set to judge on.")
 @click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
@@ -138,16 +138,20 @@ class Asked:
     def evaluate(self, subject: Subject, base: Path | None = None) -> tuple[dict[str, Any], dict[str, Verdicts]]:
         """The result, which is kept on disk too, and the verdicts by attack."""
         from ..audit import short
-        from ..evaluation import summary, verdicts
-        from ..evaluations import Store, folder_of, identity, merged, robustbench, versions
+        from ..evaluation import budgets, summary, verdicts
+        from ..evaluations import Store, columns, folder_of, identity, merged, robustbench, versions
         from .display import AtOnce, bar
 
+        for attack in self.attacks:
+            if getattr(attack, "identity", None) == subject.identity():
+                raise OptionError(f"{attack.name} is the net under test itself; name a run with other weights.")
         norm = subject.norm
         eps = subject.eps if self.eps is None else self.eps
         if norm in self.by_norm:
             raise OptionError(f"{subject.name} is judged in {norm}, whose eps is --eps; leave --eps-{norm} out.")
         radii = {norm: eps} | self.by_norm
-        dataset, known = subject.images(self.split, self.count), identity(subject, self.split, radii, self.seed)
+        budgets(self.attacks, radii, norm, 1)  # refused before anything is written
+        dataset, known = subject.images(self.split, self.count), identity(subject, self.split, eps, self.seed)
         home = Path(subject.name) / "evaluations" if Path(subject.name).is_dir() else Path("runs/evaluations")
         folder = folder_of(base or home, subject, known)
         again = "the same command again, without --fresh," if self.fresh else "the same command again"
@@ -175,6 +179,10 @@ class Asked:
             result["audit"] = [check.as_dict() for check in checks]
             every = merged(found.values(), kept.complete(len(dataset)))
             stored = head | summary(every, norm)
+            for place, column in enumerate(columns(every)):
+                for rows in (stored["attacks"], result["attacks"]):
+                    if place < len(rows):
+                        rows[place]["column"] = column
             more = {"robustbench": robustbench(subject, stored), "audit": result["audit"]}
             kept.finish(stored | more, dataset, every)
         return result | {"folder": str(kept.results(len(dataset)))}, found
@@ -194,6 +202,7 @@ def show(found: dict[str, Any]) -> None:
     for name, justify in (
         ("attack", "left"),
         ("eps", "right"),
+        ("step", "right"),
         ("accuracy", "right"),
         ("95 % interval", "left"),
         ("passes an image", "right"),
@@ -203,10 +212,11 @@ def show(found: dict[str, Any]) -> None:
     for row in found["attacks"]:
         passes = sum(row["passes"].values())
         eps = "" if row["eps"] is None else f"{row['eps']:.4g}" + (" l2" if row["norm"] != found["norm"] else "")
-        table.add_row(*_cells(row["name"], eps, row), f"{passes:.0f}", f"{row['seconds']:.1f}")
+        step = f"{row['step_size']:.4g}" if "step_size" in row else ""
+        table.add_row(*_cells(row["name"], eps, step, row), f"{passes:.0f}", f"{row['seconds']:.1f}")
     for norm, row in found.get("worst_case_by_norm", {found["norm"]: found["worst_case"]}).items():
         label = "worst case" if norm == found["norm"] else f"worst case {norm}"
-        table.add_row(*_cells(label, "", row), "", "")
+        table.add_row(*_cells(label, "", "", row), "", "")
     console.print(table)
     for row in found["attacks"]:
         for note in row.get("notes", ()):
@@ -221,11 +231,12 @@ def show(found: dict[str, Any]) -> None:
         console.print(Text(f"The accuracies may be too high; see `advkit audit {found['run']}`.", style="yellow"))
     elif ran:
         console.print(Text(f"Audit in short: {ran} checks, no alarm. `advkit audit` runs all.", style="dim"))
+    console.print(Text(f"Verdicts: {found['folder']}", style="dim"))
 
 
-def _cells(name: str, eps: str, row: dict[str, Any]) -> tuple[str, str, str, str]:
+def _cells(name: str, eps: str, step: str, row: dict[str, Any]) -> tuple[str, ...]:
     low, high = row["interval"]
-    return name, eps, f"{row['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"
+    return name, eps, step, f"{row['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"
 
 
 def number(flag: str, text: str | None) -> float | None:

@@ -20,14 +20,18 @@ def command(run: str, out: str, which: str, as_json: bool) -> None:
     \b
     advkit export runs/lsiw-1 --out net
 
-    model.safetensors and model.pt hold the same; so do the two without normalisation. README.txt shows the three
-    lines that load them, export.json the mean, standard deviation, classes and settings.
+    model.pt2 runs with nothing but torch. model.safetensors and model.pt hold the same weights; so do the two without
+    normalisation. README.txt shows the lines that load them, example.safetensors has images and their logits to check
+    against, export.json the mean, standard deviation, classes and settings.
     """
     from ..export import export
     from ..subject import of_run
+    from .display import say
 
     record = export(of_run(Path(run), which), Path(out))
     if as_json:
         print_json(record | {"out": out})
-    else:
-        click.echo(f"{out}: model.safetensors, model.pt, both also without normalisation, export.json, README.txt")
+        return
+    if record["without_graph"]:
+        say(f"No model.pt2: torch.export can not trace this net ({record['without_graph']}).")
+    click.echo(f"{out}: {', '.join(sorted(each.name for each in Path(out).iterdir()))}")

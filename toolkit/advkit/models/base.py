@@ -82,9 +82,12 @@ def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, ave
     fitting = {name for name in weights.keys() & own.keys() if weights[name].shape == own[name].shape}
     different = sorted({*weights, *own} - fitting)
     if different:
+        layers = [name for name, layer in model.named_modules() if isinstance(layer, Normalize)]
+        advice = "use the model and the data set they were trained with"
+        if any(f"{name}.mean" not in weights or weights[f"{name}.mean"].dim() != 4 for name in layers):
+            advice += "; if they are an export without normalisation, give the one with it"
         raise CheckpointError(
-            f"The weights of {where} do not fit this model (first difference: {different[0]}); "
-            "use the model and the data set they were trained with."
+            f"The weights of {where} do not fit this model (first difference: {different[0]}); {advice}."
         )
     model.load_state_dict(weights | (_stored(tensors, "evaluated/") if averaged else {}))
 
