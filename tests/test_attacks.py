@@ -406,7 +406,7 @@ class Nameless(EvaluationAttack):
 @pytest.mark.parametrize("given", [Nameless, Nameless(), Liar, 3, None])
 def test_what_is_no_attack_is_one_sentence(given: Any) -> None:
     net = smooth_net()
-    with pytest.raises(OptionError, match="An attack is a name, or an object of a subclass of EvaluationAttack"):
+    with pytest.raises(OptionError, match="is no attack; pass a name, or an object of an EvaluationAttack"):
         advkit.evaluate(net, spread(net, 4), ("clean", given), eps=0.1)
 
 

@@ -546,9 +546,12 @@ def test_damaged_distributions_do_not_hinder_the_others(install: Install) -> Non
 
 @pytest.mark.parametrize("line", ["evaluate", "train --resume", "train --init-from"])
 def test_no_run_folder(line: str, tmp_path: Path) -> None:
-    for folder in (tmp_path / "absent", tmp_path):
+    (tmp_path / "file").touch()
+    reasons = {"absent": "it does not exist", "": "it has no run.toml", "file": "it is a file"}
+    for name, why in reasons.items():
+        folder = tmp_path / name
         ran = advkit(*line.split(), folder, *(["--progress", "none"] if "train" in line else []))
-        assert ran == (4, "", f"Error: {folder} is not a run folder: it has no run.toml. Give the --out of a run.\n")
+        assert ran == (4, "", f"Error: {folder} is not a run folder: {why}. Give the --out of a run.\n")
 
 
 def copied(folder: Path, to: Path) -> Path:

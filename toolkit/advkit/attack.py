@@ -72,11 +72,16 @@ class L2Ball(Ball):
         return point.copy_(self.x + shift * per_sample(keep, point)).clamp_(0, 1)
 
     def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
-        length = gradient.flatten(1).norm(dim=1)
-        pace = torch.where(length > 0, size / length, torch.zeros_like(length))
-        return self.project_(point.addcmul_(gradient, per_sample(pace, point)))
+        # By the largest entry first: the squares of entries below 1e-23 vanish in float32, and a net of large logits
+        # would look robust because nothing moves.
+        peak = gradient.flatten(1).abs().amax(1)
+        way = gradient / per_sample(torch.where(peak > 0, peak, torch.ones_like(peak)), gradient)
+        length = way.flatten(1).norm(dim=1)
+        pace = torch.where(peak > 0, size / length, torch.zeros_like(length))
+        return self.project_(point.addcmul_(way, per_sample(pace, point)))
 
     def uniform(self, draws: Draws) -> Tensor:
+        """Direction and length are uniform, as in the code of Rice et al. 2020: not uniform by volume."""
         way = draws.normal(*self.x.shape[1:], dtype=self.x.dtype)
         length = self.radius * draws.uniform(draw=1, dtype=self.x.dtype) / way.flatten(1).norm(dim=1)
         return self.project_(self.x + way * per_sample(length, self.x))

@@ -7,9 +7,10 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
 
 from .errors import PluginImport, PluginLoad, did_you_mean
@@ -91,17 +92,19 @@ def load(kind: str, name: str) -> type:
 
 
 def code(kind: type) -> dict[str, str]:
-    """{"code": digest of the file that defines a class of a third party}, {} for advkit's own.
+    """{"code": digest of version and file of a class of a third party}, {} for advkit's own.
 
     What depends on such a class is told apart by it: the same name may compute something else after an edit.
     """
-    if kind.__module__.partition(".")[0] in ("advkit", "advkit_plugins"):
+    package = kind.__module__.partition(".")[0]
+    if package in ("advkit", "advkit_plugins"):
         return {}
-    try:
-        text = Path(sys.modules[kind.__module__].__file__ or "").read_bytes()
-    except (KeyError, AttributeError, OSError):
-        return {}
-    return {"code": hashlib.sha256(text).hexdigest()[:12]}
+    found = hashlib.sha256()
+    for distribution in packages_distributions().get(package, ()):
+        found.update(f"{distribution} {version(distribution)}\n".encode())
+    with suppress(KeyError, AttributeError, OSError):  # a class of an interactive session has no file
+        found.update(Path(sys.modules[kind.__module__].__file__ or "").read_bytes())
+    return {"code": found.hexdigest()[:12]}
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:

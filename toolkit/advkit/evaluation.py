@@ -209,8 +209,7 @@ def _accuracy(robust: Tensor) -> dict[str, Any]:
 def summary(found: Sequence[Verdicts], norm: str) -> dict[str, Any]:
     """Accuracies with intervals and costs, the worst case per sample, and whether PGD and margin disagree.
 
-    `worst_case` is over the attacks in `norm`, the evaluation's: other balls are another question. It is None where
-    all attacks were in other norms.
+    `worst_case` is over the attacks in `norm`, the evaluation's; None where there were none.
     """
     rows: list[dict[str, Any]] = []
     for each in found:
@@ -219,21 +218,18 @@ def summary(found: Sequence[Verdicts], norm: str) -> dict[str, Any]:
         row["passes"] = {"forward": each.forwards / n, "input_backward": each.backwards / n}
         row |= {"seconds": each.seconds} | ({"notes": each.notes} if each.notes else {})
         rows.append(row)
-    by_norm = {name: _accuracy(kept) for name, kept in worst_cases(found, norm).items()}
+    by_norm = {name: _accuracy(kept) for name, kept in worst_cases(found).items()}
     gap = loss_gap(found)
     return {
         "attacks": rows,
         "worst_case": by_norm.get(norm),
-        **({"worst_case_by_norm": by_norm} if set(by_norm) != {norm} else {}),
+        **({"worst_case_by_norm": by_norm} if set(by_norm) - {norm} else {}),
         "suspect": None if gap is None else gap > SUSPECT_GAP,
     }
 
 
-def worst_cases(found: Iterable[Verdicts], norm: str) -> dict[str, Tensor]:
-    """By norm, (n,) bool: the images that withstand every attack in it, and are classified correctly as they are.
-
-    Where nothing but `clean` was asked, that is the worst case in `norm`.
-    """
+def worst_cases(found: Iterable[Verdicts]) -> dict[str, Tensor]:
+    """By norm, (n,) bool: the images that withstand every attack in it, and are classified correctly as they are."""
     found = list(found)
     clean = [each.robust for each in found if each.settings["name"] == "clean"]
     worst: dict[str, Tensor] = {}
@@ -241,7 +237,7 @@ def worst_cases(found: Iterable[Verdicts], norm: str) -> dict[str, Tensor]:
         if each.settings["name"] != "clean":
             own = each.settings["norm"]
             worst[own] = worst[own] & each.robust if own in worst else torch.stack([each.robust, *clean]).all(0)
-    return worst or ({norm: clean[0]} if clean else {})
+    return worst
 
 
 def loss_gap(found: Iterable[Verdicts]) -> float | None:
@@ -275,10 +271,7 @@ def _attack(given: object) -> EvaluationAttack:
     if isinstance(given, EvaluationAttack) and isinstance(getattr(given, "name", None), str):
         return given
     kind = given.__name__ if isinstance(given, type) else type(given).__name__
-    raise OptionError(
-        f"An attack is a name, or an object of a subclass of EvaluationAttack with a `name`, not {kind}; "
-        f"pass an instance, such as {kind}()."
-    )
+    raise OptionError(f"{kind} is no attack; pass a name, or an object of an EvaluationAttack with a `name`.")
 
 
 def evaluate(

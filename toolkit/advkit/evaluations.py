@@ -157,16 +157,15 @@ class Store:
         checkpoint.write_atomic(home / "evaluation.json", _json(result))
 
     def _read(self) -> None:
-        """Lines up to the first that a kill or a bad disk cut short; what follows is dropped and done again."""
+        """Every line whose checksum holds; an end that a kill cut short is dropped, and what is missing asked again."""
         if not self.progress.exists():
             return
-        good = 0
         raw = self.progress.read_bytes()
-        for line in raw.splitlines(keepends=True):
+        good = raw.rfind(b"\n") + 1
+        for line in raw[:good].split(b"\n"):
             record = _parsed(line)
             if record is None:
-                break
-            good += len(line)
+                continue
             robust = torch.tensor([char == "1" for char in record["robust"]], dtype=torch.bool)
             parts = (record[name] for name in ("forwards", "backwards", "seconds", "notes"))
             found = Verdicts(record["settings"], robust, *parts)
@@ -204,8 +203,15 @@ def columns(found: Sequence[Verdicts]) -> list[str]:
     return names
 
 
-def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any]:
-    """The result under the field names of RobustBench's model_info; None is what only its authors know."""
+def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result under the field names of RobustBench's model_info; None for what only its authors know.
+
+    None altogether where the images are not of the test split, for that is what RobustBench lists.
+    """
+    if result["split"] != "test":
+        return None
+    gray = 255 * result["eps"]
+    whole = gray > 0.5 and abs(gray - round(gray)) < 1e-6
     accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in result["attacks"]}
     return {
         "link": None,
@@ -216,17 +222,16 @@ def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": result["dataset"],
         "venue": None,
         "architecture": result["model"],
-        "eps": result["eps"],
+        "eps": f"{round(gray)}/255" if whole else f"{result['eps']:g}",
         "clean_acc": accuracy.get("clean"),
         "reported": f"{100 * result['worst_case']['accuracy']:.2f}" if result["worst_case"] else None,
         "autoattack_acc": accuracy.get("autoattack"),
-        "n_examples": result["n"],
     }
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     checksum, _, text = line.partition(b" ")
-    if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text[:-1]):08x}".encode():
+    if checksum != f"{zlib.crc32(text):08x}".encode():
         return None
     found: dict[str, Any] = json.loads(text)
     return found

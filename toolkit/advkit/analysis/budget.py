@@ -37,8 +37,14 @@ class SampleBudgets:
     classes: tuple[str, ...]
     history: Sequence[Mapping[str, float]]
     """By epoch: `epoch`, `q00`, `q25`, `q50`, `q75`, `q100` at its end, `mean_radius` of its attacks."""
-    largest: float
-    """What the plugin allows at most to be attacked."""
+    norm: str
+    """attack.norm of the run, "linf" or "l2": the unit of eps_i."""
+    run_eps: float
+    """attack.eps of the run."""
+    eps_max: float | None
+    """The cap of eps_i: the option eps_max of the plugin that owns the budgets, None where it has none."""
+    largest_radius: float
+    """The largest radius that the plugin lets any sample be attacked with; it can exceed `eps_max`."""
 
     def hardest(self, count: int) -> Tensor:
         """Positions in `index` of the samples with the smallest eps_i; of equal ones the largest loss comes first."""
@@ -63,7 +69,7 @@ class SampleBudgets:
             "sd": float(self.eps.std(correction=0)),
             **quantiles(self.eps),
             "at_0": float((self.eps == 0).double().mean()),
-            "at_largest": float((self.eps == self.eps.max()).double().mean()),
+            "at_q100": float((self.eps == self.eps.max()).double().mean()),
             "classes": self.by_class(),
             "hardest": [
                 {
@@ -104,6 +110,7 @@ def sample_budgets(
     """
     tensors, _ = folder.load(checkpoint)
     state = budget_state(resolved, tensors)
+    eps_max = resolved.values().get(f"{state.partition('/')[0]}.eps_max")
     index, _ = parted(resolved, len(train))
     losses = []
     with still(model) as forward, torch.no_grad():
@@ -122,5 +129,8 @@ def sample_budgets(
         loss=torch.cat(losses).nan_to_num(nan=inf),
         classes=train.classes,
         history=history,
-        largest=resolved.composition.largest_budget.attack,
+        norm=resolved.attack.norm,
+        run_eps=resolved.attack.eps,
+        eps_max=float(eps_max) if isinstance(eps_max, (int, float)) else None,
+        largest_radius=resolved.composition.largest_budget.attack,
     )

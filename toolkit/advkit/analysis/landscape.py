@@ -37,6 +37,8 @@ class Landscape:
     """(P, P) float64: [i, j] at first[i], second[j]."""
     prediction: Tensor
     """(n,) int64: argmax f(x)."""
+    clip: bool
+    """Whether the images were kept in [0, 1]."""
 
     def as_dict(self) -> dict[str, float | int]:
         """Loss at x, its extremes and where they are; all in nats and in the unit of the axes."""
@@ -56,9 +58,9 @@ class Landscape:
         return found
 
 
-def default_extent(kind: Kind, attack: Pgd, dataset: Dataset) -> float:
+def default_extent(attack: Pgd | None, dataset: Dataset) -> float:
     """0.10 for "cat", its figure's axes; for "iseat" twice the largest ||delta||_2 that the budget allows."""
-    if kind == "cat":
+    if attack is None:
         return 0.1
     size = dataset.images[0].numel()
     return 2 * attack.eps * (size**0.5 if attack.norm == "linf" else 1.0)
@@ -67,7 +69,7 @@ def default_extent(kind: Kind, attack: Pgd, dataset: Dataset) -> float:
 def loss_landscape(
     model: nn.Module,
     dataset: Dataset,
-    attack: Pgd,
+    attack: Pgd | None = None,
     *,
     kind: Kind = "cat",
     index: Tensor | None = None,
@@ -79,16 +81,22 @@ def loss_landscape(
 ) -> Landscape:
     """The mean loss with the true labels around the images of `dataset` at `index` (n,), all by default.
 
+    `attack` is needed for "iseat" and ignored for "cat", which attacks nothing.
+
     "cat": x + a sign(grad_x CE) + b r, r Rademacher (+1 or -1 in every pixel). "iseat": x + alpha delta / ||delta||_2 +
     beta u / ||u||_2, delta by `attack`, u uniform in [-eps, eps]^d; an image with delta = 0 is skipped. The random
     direction depends on `seed` and the image's place alone. `points` (odd) a side, from -`extent` to `extent`;
     `clip` keeps the images in [0, 1]; None: for "iseat", whose paper does (footnote 2), and not for "cat", whose paper
     does not say. Raises OptionError where no image has a direction.
     """
-    clip = kind == "iseat" if clip is None else clip
-    extent = default_extent(kind, attack, dataset) if extent is None else extent
     if kind not in ("cat", "iseat"):
         raise OptionError(f"kind = {kind!r} must be cat or iseat.")
+    if kind == "cat":
+        attack = None
+    elif attack is None:
+        raise OptionError("kind = 'iseat' needs an attack, whose delta is the adversarial direction.")
+    clip = kind == "iseat" if clip is None else clip
+    extent = default_extent(attack, dataset) if extent is None else extent
     if points < 3 or points % 2 == 0:
         raise OptionError(f"points = {points} must be odd and at least 3, so that x itself is on the grid.")
     if not (isfinite(extent) and extent > 0):
@@ -102,7 +110,7 @@ def loss_landscape(
         for x, y in batches(model, dataset, index):
             rows = index[done : done + len(x)]
             done += len(x)
-            first, second = _directions(forward, x, y, rows, attack, kind, seed)
+            first, second = _directions(forward, x, y, rows, attack, seed)
             good = first.flatten(1).any(1) if kind == "iseat" else torch.ones_like(y, dtype=torch.bool)
             kept.append(rows[good.cpu()])
             skipped.append(rows[~good.cpu()])
@@ -114,15 +122,15 @@ def loss_landscape(
     found = torch.cat(kept)
     if not len(found):
         raise OptionError("The attack moves none of these images, so there is no adversarial direction; choose others.")
-    return Landscape(kind, found, torch.cat(skipped), axis, axis, total / len(found), torch.cat(predictions))
+    return Landscape(kind, found, torch.cat(skipped), axis, axis, total / len(found), torch.cat(predictions), clip)
 
 
 def _directions(
-    forward: Forward, x: Tensor, y: Tensor, rows: Tensor, attack: Pgd, kind: Kind, seed: int
+    forward: Forward, x: Tensor, y: Tensor, rows: Tensor, attack: Pgd | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Both directions of the images x (B, C, H, W), in their shape."""
-    draws = Draws(derive_key(seed, "analysis", f"landscape {kind}"), rows.to(x.device))
-    if kind == "cat":
+    """Both directions of the images x (B, C, H, W), in their shape; those of "cat" without an attack."""
+    draws = Draws(derive_key(seed, "analysis", f"landscape {'iseat' if attack else 'cat'}"), rows.to(x.device))
+    if attack is None:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(cross_entropies(forward(x), y).sum(), x)

@@ -40,11 +40,19 @@ def short(
 
     Changes neither model nor verdicts. A check whose attacks are not among the verdicts has alarm None.
     """
-    known = from_verdicts([each for each in found.values() if each.settings["norm"] == norm])
+    return judged(measured(model, dataset, eps=eps, norm=norm, seed=seed), found.values(), norm)
+
+
+def measured(model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int) -> dict[str, Figure]:
+    """What the short form asks the net itself, by check."""
     few = Dataset(dataset.name, dataset.images[:IMAGES], dataset.labels[:IMAGES], dataset.classes)
     with bench(model, few, eps=eps, norm=norm, seed=seed, steps=STEPS) as table:
-        for name, measure in _MEASURED.items():
-            known[name] = measure(table) if len(table.x) else figures.NONE_RIGHT
+        return {name: of(table) if len(table.x) else figures.NONE_RIGHT for name, of in _MEASURED.items()}
+
+
+def judged(asked: Mapping[str, Figure], found: Iterable[Verdicts], norm: str) -> list[Check]:
+    """Those figures and what the verdicts in `norm` say, in the order of `RULES`."""
+    known = {**asked, **from_verdicts([each for each in found if each.settings["norm"] == norm])}
     return [rule.judge(known[name]) for name, rule in RULES.items() if name in known]
 
 

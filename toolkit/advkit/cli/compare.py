@@ -90,7 +90,7 @@ def compared(results: list[dict[str, Any]], verdicts: list[dict[str, Verdicts]])
     norm = results[0]["norm"]
 
     def robust(found: dict[str, Verdicts]) -> dict[str, Tensor]:
-        worst = worst_cases(found.values(), norm)
+        worst = worst_cases(found.values())
         return {name: each.robust for name, each in found.items()} | ({WORST: worst[norm]} if norm in worst else {})
 
     def difference(one: Tensor, other: Tensor) -> dict[str, Any]:

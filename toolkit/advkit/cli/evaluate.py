@@ -137,7 +137,7 @@ class Asked:
 
     def evaluate(self, subject: Subject, base: Path | None = None) -> tuple[dict[str, Any], dict[str, Verdicts]]:
         """The result, which is kept on disk too, and the verdicts by attack."""
-        from ..audit import short
+        from ..audit.brief import judged, measured
         from ..evaluation import budgets, summary, verdicts
         from ..evaluations import Store, columns, folder_of, identity, merged, robustbench, versions
         from .display import AtOnce, bar
@@ -174,17 +174,18 @@ class Asked:
                 "versions": versions(),
             }
             result = head | summary(list(found.values()), norm)
-            result["robustbench"] = robustbench(subject, result)
-            checks = short(subject.model, dataset, found, eps=eps, norm=norm, seed=self.seed) if eps else []
-            result["audit"] = [check.as_dict() for check in checks]
             every = merged(found.values(), kept.complete(len(dataset)))
             stored = head | summary(every, norm)
+            asked = measured(subject.model, dataset, eps=eps, norm=norm, seed=self.seed) if eps else None
+            for part, judges in ((result, found.values()), (stored, every)):
+                part["robustbench"] = robustbench(subject, part)
+                checks = [] if asked is None else judged(asked, judges, norm)
+                part["audit"] = [check.as_dict() for check in checks]
             for place, column in enumerate(columns(every)):
                 for rows in (stored["attacks"], result["attacks"]):
                     if place < len(rows):
                         rows[place]["column"] = column
-            more = {"robustbench": robustbench(subject, stored), "audit": result["audit"]}
-            kept.finish(stored | more, dataset, every)
+            kept.finish(stored, dataset, every)
         return result | {"folder": str(kept.results(len(dataset)))}, found
 
 
@@ -216,7 +217,8 @@ def show(found: dict[str, Any]) -> None:
         table.add_row(*_cells(row["name"], eps, step, row), f"{passes:.0f}", f"{row['seconds']:.1f}")
     for norm, row in found.get("worst_case_by_norm", {found["norm"]: found["worst_case"]}).items():
         label = "worst case" if norm == found["norm"] else f"worst case {norm}"
-        table.add_row(*_cells(label, "", "", row), "", "")
+        if row is not None:
+            table.add_row(*_cells(label, "", "", row), "", "")
     console.print(table)
     for row in found["attacks"]:
         for note in row.get("notes", ()):
