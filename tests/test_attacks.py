@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import advkit
+from advkit.attack import L2Ball
 from advkit.attacks import EvaluationAttack, Pgd, Square, Victim, parse_attack, parse_attacks
 from advkit.attacks.libraries import AutoAttack, DeepFool, FromAutoAttack
 from advkit.attacks.square import share
@@ -109,6 +110,18 @@ def test_black_boxes_never_beat_the_closed_form(linear: Any) -> None:
     for name, kept in found.items():
         assert not (truth & ~kept).any(), name  # breaks nothing that no perturbation can break
         assert (~kept).sum() > 0.5 * (~truth).sum(), name  # and is an attack
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-20, 1.0, 1e30])
+def test_a_step_in_l2_is_as_long_as_it_says_whatever_the_gradient(size: float) -> None:
+    """The squares of tiny gradients are 0 in float32; nothing that moves would look robust."""
+    x = torch.full((2, 1, 3, 3), 0.5)
+    gradient = torch.ones(9).cumsum(0).view(1, 1, 3, 3).repeat(2, 1, 1, 1) * size
+    gradient[1] = 0
+    moved = L2Ball(x, torch.full((2,), 0.4)).move_(x.clone(), gradient, torch.full((2,), 0.1)) - x
+    way = torch.ones(9).cumsum(0).view(3, 3)
+    torch.testing.assert_close(moved[0, 0], 0.1 * way / way.norm(), rtol=1e-3 if size < 1e-40 else 1e-5, atol=0)
+    assert not moved[1].any()
 
 
 @pytest.mark.parametrize("way", ["deepfool", "fab-t"])

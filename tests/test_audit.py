@@ -378,3 +378,16 @@ def test_what_can_not_be_audited_is_refused(folder: Path, capsys: pytest.Capture
         figures.ApgdT().perturb(  # the exception that apgd-t-gap turns into a sentence
             SimpleNamespace(classes=2, note=print), torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1)
         )
+
+
+def test_an_audit_that_could_check_nothing_is_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = advkit.load_data("digits", limit=20)
+    net = advkit.train(settings={"model.width": 2, "attack.steps": 1, "data.limit": 40}, epochs=1).model
+    with torch.no_grad():  # one class for all, and it is no image's
+        net[-1].weight.zero_()
+        net[-1].bias.copy_(torch.arange(10.0) * (torch.arange(10) != data.test.labels[0]))
+        net[-1].bias[data.test.labels[:4]] = -1
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "wrong.safetensors")
+    line = ["audit", str(tmp_path / "wrong.safetensors"), "--model", "small-cnn", "--set", "model.width=2"]
+    assert run([*line, "--dataset", "digits", "--eps", "0.1", "--n", "4"]) == 3
+    assert "No check could be run, so nothing is known of this net." in capsys.readouterr().err

@@ -167,7 +167,32 @@ def test_a_damaged_line_is_asked_again(
     arguments = (trained, "--attacks", "clean,pgd-3", "--n", 150, "--out", tmp_path)
     first = evaluated(capsys, *arguments)
     damage(Path(first["folder"]).parent / "progress.jsonl", how)
+    lines = (Path(first["folder"]).parent / "progress.jsonl").read_bytes().count(b"\n")
     assert without_times(evaluated(capsys, *arguments)) == without_times(first)
+    # One line is lost: what follows a damaged one has checksums of its own.
+    after = (Path(first["folder"]).parent / "progress.jsonl").read_bytes().count(b"\n")
+    assert after == lines + 1
+
+
+def test_what_the_audit_found_outlives_a_later_evaluation(trained: Path, tmp_path: Path) -> None:
+    """The attacks it is about stay in evaluation.json, so it does too."""
+    kept = {}
+    for attacks in ("pgd-10,cw-10", "clean"):
+        asked = Asked(attacks, None, None, None, "eps/5", "100", "test", "0", fresh=False)
+        result = asked.evaluate(asked.subject(str(trained), "best"), tmp_path)[0]
+        kept[attacks] = json.loads((Path(result["folder"]) / "evaluation.json").read_text())["audit"]
+    assert kept["clean"] == kept["pgd-10,cw-10"]
+    assert [check["alarm"] is None for check in kept["clean"] if check["name"] == "loss-gap"] == [False]
+    assert [check["alarm"] for check in result["audit"] if check["name"] == "loss-gap"] == [None]  # of what was asked
+
+
+def test_only_the_test_split_is_told_to_robustbench(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [trained, "--attacks", "clean", "--n", 50, "--out", tmp_path]
+    assert evaluated(capsys, *base, "--split", "train")["robustbench"] is None
+    found = evaluated(capsys, *base, "--eps", "8/255")
+    assert (found["robustbench"]["eps"], found["robustbench"]["reported"], found["worst_case"]) == ("8/255", None, None)
 
 
 def test_killed_at_random_moments_and_resumed_gives_the_same_table(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .data.transforms import to_float
 from .errors import OptionError
-from .models.base import Normalize, digest
+from .models.base import Normalize
 from .network import mode, placement
 from .subject import Subject
 
@@ -70,7 +70,6 @@ def export(subject: Subject, out: Path) -> dict[str, Any]:
         "plugins": list(subject.resolved.chosen),
         "norm": subject.norm,
         "eps": subject.eps,
-        "sha256_of_weights": digest(full),
     }
     images = subject.images("test", EXAMPLES).images
     with mode(model, training=False), torch.no_grad():

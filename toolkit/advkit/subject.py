@@ -31,7 +31,7 @@ class Subject:
     splits: Splits
     resolved: Resolved
     record: Mapping[str, Any]
-    """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on."""
+    """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on, sha256_of_weights."""
 
     @property
     def norm(self) -> str:
@@ -50,7 +50,7 @@ class Subject:
     def identity(self) -> dict[str, Any]:
         """What tells this net from others: two architectures may share names and shapes of all their weights."""
         return {
-            "weights": digest(self.model.state_dict()),
+            "weights": self.record["sha256_of_weights"],
             "model": self.resolved.model_name,
             "options": dict(self.resolved.model_options),
             **discovery.code(discovery.load("model", self.resolved.model_name)),
@@ -76,6 +76,7 @@ def of_run(path: Path, checkpoint: str = "best", root: str | None = None) -> Sub
         "weights": "averaged" if any(name.startswith("evaluated/") for name in tensors) else "raw",
         "epoch": max(0, position["epoch"] - (position["step"] == 0)),
         "selected_on": best.get("split") if checkpoint == "best" else None,
+        "sha256_of_weights": digest(model.state_dict()),
     }
     return Subject(str(path), model, splits, resolved, record)
 
@@ -87,7 +88,13 @@ def of_weights(path: Path, resolved: Resolved) -> Subject:
     splits = data_of(resolved)
     model = build_model(resolved, splits.train).to(resolved.run.device)
     put_weights(model, {f"model/{name}": value for name, value in weights.items()}, str(path))
-    record = {"checkpoint": None, "weights": "raw", "epoch": None, "selected_on": None}
+    record = {
+        "checkpoint": None,
+        "weights": "raw",
+        "epoch": None,
+        "selected_on": None,
+        "sha256_of_weights": digest(model.state_dict()),
+    }
     return Subject(str(path), model, splits, resolved, record)
 
 

@@ -18,8 +18,8 @@ _PGD = re.compile(r"(pgd|cw)-([1-9][0-9]{0,3})(?:x([1-9][0-9]{0,2}))?(?:-(linf|l
 _OWN = ("clean", "fgsm", "pgd-20", "pgd-20x5", "pgd-20-l2", "cw-20")
 
 
-def parse_attack(name: str, pace: float = CAT_PACE) -> EvaluationAttack:
-    """One attack by its name; `pace` is the step of PGD as a share of eps.
+def parse_attack(name: str, pace: float = CAT_PACE, root: str | None = None) -> EvaluationAttack:
+    """One attack by its name; `pace` is the step of PGD as a share of eps, `root` where a run's data lies now.
 
     `clean`; `fgsm`, one step of eps; `pgd-K` and `cw-K`, K steps on cross-entropy or on the margin, from x;
     `pgd-KxR` with R - 1 more starts; `pgd-K-l2` in L2; `transfer:RUN`; or one that is registered.
@@ -43,7 +43,7 @@ def parse_attack(name: str, pace: float = CAT_PACE) -> EvaluationAttack:
 
         if name == "transfer:":
             raise OptionError("transfer: names no run; write transfer:RUN, the folder of the net that is attacked.")
-        return of_run(name, name.removeprefix("transfer:"), pace)
+        return of_run(name, name.removeprefix("transfer:"), pace, root)
     registered = discovery.names("attack")
     if name not in registered:
         known = f"clean, fgsm, pgd-K, pgd-KxR, cw-K, pgd-K-l2, transfer:RUN, {', '.join(registered)}"
@@ -51,9 +51,9 @@ def parse_attack(name: str, pace: float = CAT_PACE) -> EvaluationAttack:
     return cast(type[EvaluationAttack], discovery.load("attack", name))()
 
 
-def parse_attacks(names: Sequence[str], pace: float = CAT_PACE) -> list[EvaluationAttack]:
+def parse_attacks(names: Sequence[str], pace: float = CAT_PACE, root: str | None = None) -> list[EvaluationAttack]:
     """One or more attacks, each once."""
     if not names or len(set(names)) != len(names):
         given = ",".join(names)
         raise OptionError(f"--attacks {given!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20.")
-    return [parse_attack(name, pace) for name in names]
+    return [parse_attack(name, pace, root) for name in names]

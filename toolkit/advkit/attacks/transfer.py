@@ -22,8 +22,12 @@ class Transfer(EvaluationAttack):
     attack: Pgd
     identity: Mapping[str, object] = field(default_factory=dict)
     """What tells the source from others, for the record."""
+    shape: tuple[int, int, int] | None = None
+    """Of the images that the source takes; None: any."""
 
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+        if self.shape not in (None, tuple(x.shape[1:])):
+            raise OptionError(f"{self.name} takes images of shape {self.shape}, not {tuple(x.shape[1:])}.")
         with mode(self.source, training=False), frozen(self.source):
             other = Victim(self.source.to(x.device), classes=net.classes, norm=net.norm, seed=net.seed)
             classes = other(x[:1]).shape[1] if len(x) else net.classes
@@ -40,11 +44,17 @@ class Transfer(EvaluationAttack):
         return {"source": self.identity, "by": {"name": self.attack.name, **self.attack.settings(eps)}}
 
 
-def of_run(name: str, run: str, pace: float) -> Transfer:
-    """PGD-20 against the best weights of the run in the folder `run`."""
+def of_run(name: str, run: str, pace: float, root: str | None = None) -> Transfer:
+    """PGD-20 against the best weights of the run in the folder `run`; `root` is where its data lies now."""
     from pathlib import Path
 
     from ..subject import of_run as opened
 
-    source = opened(Path(run))
-    return Transfer(name, source.model, Pgd("pgd-20", 20, pace=pace), source.identity())
+    source = opened(Path(run), root=root)
+    return Transfer(name, source.model, Pgd("pgd-20", 20, pace=pace), source.identity(), source.splits.train.shape)
+
+
+def refuse_itself(attack: EvaluationAttack, identity: Mapping[str, object]) -> None:
+    """OptionError where the source is the net under test: that would be no black box."""
+    if isinstance(attack, Transfer) and attack.identity == identity:
+        raise OptionError(f"{attack.name} is the net under test itself; name a run with other weights.")

@@ -52,6 +52,8 @@ def command(subject: str, which: str, transfer: str | None, as_json: bool, **typ
     else:
         show(found)
     _keep(found)
+    if all(check["alarm"] is None for check in found["checks"]):
+        raise GateMissed(f"No check could be run, so nothing is known of this net. {found['checks'][0]['sentence']}")
     if found["alarms"]:
         names = ", ".join(found["alarms"])
         raise GateMissed(f"The accuracies under attack can not be believed as they are: {names}; see docs/audit.md.")
@@ -62,17 +64,22 @@ def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> 
     """The result, which is kept in the run's folder."""
 
     from ..attacks.names import parse_attack
+    from ..attacks.transfer import refuse_itself
     from ..audit import RULES, audit
+    from ..evaluations import versions
     from .display import bar
 
-    other = None if transfer is None else parse_attack(f"transfer:{transfer}")
+    other = None
+    if transfer is not None:
+        other = parse_attack(f"transfer:{transfer}", root=asked.given["data.root"])
+        refuse_itself(other, subject.identity())
     dataset = subject.images(asked.split, asked.count)
     with bar(len(RULES), "auditing") as advance:
         found = audit(subject.model, dataset, eps=eps, norm=subject.norm, seed=asked.seed, transfer=other, tick=advance)
     n = len(dataset)
     return {
         "run": subject.name,
-        "checkpoint": subject.record["checkpoint"],
+        **subject.record,
         "split": asked.split,
         "n": n,
         "norm": subject.norm,
@@ -81,6 +88,7 @@ def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> 
         "passes": {"forward": found.forwards / n, "input_backward": found.backwards / n},
         "checks": [check.as_dict() for check in found.checks],
         "alarms": found.alarms,
+        "versions": versions(),
     }
 
 
@@ -124,4 +132,5 @@ def show(found: dict[str, Any]) -> None:
     console.print(table)
     passes = sum(found["passes"].values())
     alarms = ", ".join(found["alarms"]) or "none"
-    console.print(Text(f"Alarms: {alarms}. {passes:.0f} passes an image."))
+    ran = sum(check["alarm"] is not None for check in found["checks"])
+    console.print(Text(f"Alarms: {alarms}, of {ran} checks that ran. {passes:.0f} passes an image."))

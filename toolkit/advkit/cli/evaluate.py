@@ -110,7 +110,7 @@ class Asked:
         for norm, text in (("l2", eps_l2), ("linf", eps_linf)):
             if (value := number(f"--eps-{norm}", text)) is not None:
                 self.by_norm[norm] = value
-        self.attacks = parse_attacks(names(attacks) or (), pace(step))
+        self.attacks = parse_attacks(names(attacks) or (), pace(step), data_root)
         self.count, self.split, self.seed, self.fresh = whole("--n", count), split, whole("--seed", seed), fresh
         self.given = {"model.name": model, "data.name": dataset, "data.root": data_root}
         self.settings = settings
@@ -137,14 +137,14 @@ class Asked:
 
     def evaluate(self, subject: Subject, base: Path | None = None) -> tuple[dict[str, Any], dict[str, Verdicts]]:
         """The result, which is kept on disk too, and the verdicts by attack."""
+        from ..attacks.transfer import refuse_itself
         from ..audit.brief import judged, measured
         from ..evaluation import budgets, summary, verdicts
         from ..evaluations import Store, columns, folder_of, identity, merged, robustbench, versions
         from .display import AtOnce, bar
 
         for attack in self.attacks:
-            if getattr(attack, "identity", None) == subject.identity():
-                raise OptionError(f"{attack.name} is the net under test itself; name a run with other weights.")
+            refuse_itself(attack, subject.identity())
         norm = subject.norm
         eps = subject.eps if self.eps is None else self.eps
         if norm in self.by_norm:

@@ -13,8 +13,9 @@ from .main import print_json
 @click.argument("run", metavar="RUN")
 @click.option("--out", required=True, metavar="DIR", help="A new folder.")
 @click.option("--checkpoint", "which", default="best", show_default=True, type=click.Choice(["best", "last"]))
+@click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(run: str, out: str, which: str, as_json: bool) -> None:
+def command(run: str, out: str, which: str, data_root: str | None, as_json: bool) -> None:
     """Write the weights of RUN as plain state dicts, with and without the normalisation layer.
 
     \b
@@ -28,7 +29,7 @@ def command(run: str, out: str, which: str, as_json: bool) -> None:
     from ..subject import of_run
     from .display import say
 
-    record = export(of_run(Path(run), which), Path(out))
+    record = export(of_run(Path(run), which, data_root), Path(out))
     if as_json:
         print_json(record | {"out": out})
         return
