@@ -30,6 +30,7 @@ from torch import nn
 import advkit
 from advkit.audit import RULES, Check, audit
 from advkit.data.transforms import to_float
+from advkit.evaluation import wilson
 from advkit.folder import RunFolder
 from advkit.subject import of_run
 
@@ -179,9 +180,29 @@ def count(nets: tuple[Net, ...], results: dict[str, Any]) -> str:
     missed = sum(alarms[net.name] == 0 for net in bad)
     single = sum(alarms[net.name] == 1 for net in bad)
     return (
-        f"{false} of {len(good)} honest nets with a false alarm; {missed} of {len(bad)} masked nets missed, "
-        f"{single} with one alarm only."
+        f"{false} of {len(good)} honest nets with a false alarm ({_share(false, len(good))}); {missed} of {len(bad)} "
+        f"masked nets missed ({_share(missed, len(bad))}), {single} with one alarm only."
     )
+
+
+def _share(found: int, n: int) -> str:
+    low, high = wilson(found, n)
+    return f"95 % interval {low:.2f} to {high:.2f}"
+
+
+def trained_runs() -> list[str]:
+    """What the audits of the runs of robustness-*.md say; nothing in them masks on purpose."""
+    lines = []
+    for path in sorted(HERE.glob("robustness-*.json")):
+        audits = [run["audit"] for run in json.loads(path.read_text())["runs"] if "audit" in run]
+        tripped = [f"{audit['run']}: {', '.join(audit['alarms'])}" for audit in audits if audit["alarms"]]
+        n = sorted({audit["n"] for audit in audits})
+        if audits:
+            said = f"{len(tripped)} of {len(audits)} raise an alarm ({_share(len(tripped), len(audits))})"
+            lines.append(
+                f"- {path.stem}.md, n = {', '.join(map(str, n))}: {said}{'; ' if tripped else ''}{'; '.join(tripped)}."
+            )
+    return lines
 
 
 def ranges(results: dict[str, Any]) -> list[str]:
@@ -225,6 +246,10 @@ def page(results: dict[str, Any]) -> None:
         *table(OTHERS, results),
         "",
         f"**{count(OTHERS, results)}**",
+        "",
+        "Runs that were trained for other pages, none of them masked on purpose:",
+        "",
+        *trained_runs(),
         "",
         "## By check",
         "",
