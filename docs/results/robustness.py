@@ -18,7 +18,10 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from experiments import DIGITS, FASHION, RUNS, advkit, chosen_methods, in_parallel, write
+from experiments import DIGITS, FASHION, HERE, RUNS, advkit, chosen_methods, in_parallel, write
+from matplotlib.figure import Figure
+
+from advkit.analysis.pictures import rendered
 
 WEAK = ("clean", "pgd-20", "cw-20")
 STRONG = ("apgd-t", "square", "autoattack")
@@ -28,6 +31,9 @@ GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Of the curve, in eps of the training."""
 L2_SHARE = 0.5 / (8 / 255 * sqrt(3 * 32 * 32))
 """RobustBench's eps in l2 on CIFAR-10, 0.5, as a share of the longest perturbation within 8/255 in linf."""
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#882255", "#777777")
+"""Okabe and Ito's, which the colour-blind tell apart, then wine and gray."""
+DASHES, MARKERS = ("-", "--", ":", "-."), "os^vDPX*<"
 TABLE_1 = {
     "pgd-at": ("AT", 0.467, 1.527, -0.010, 12.38, 12.14),
     "awp": ("AWP", 0.351, 1.120, -0.022, 5.52, 19.74),
@@ -136,6 +142,10 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         counts = [sum(run["white_box_only"][attack] for run in runs) for attack in STRONG]
         total = FEW * len(runs)
         lines.append(f"| {labels[key]} | " + " | ".join(f"{count} of {total}" for count in counts) + " |")
+    curves = {
+        labels[key]: [statistics.fmean(run["curve"][share]["worst_case"]["accuracy"] for run in runs) for share in GRID]
+        for key, runs in groups.items()
+    }
     lines += [
         "",
         f"## Another eps, another norm ({FEW} images; l2 on {n})",
@@ -148,9 +158,11 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         "|---|" + "---|" * (len(GRID) + 1),
     ]
     for key, runs in groups.items():
-        curve = [statistics.fmean(run["curve"][share]["worst_case"]["accuracy"] for run in runs) for share in GRID]
         other = statistics.fmean(accuracy(run["l2"], "pgd-50-l2") for run in runs)
-        lines.append(f"| {labels[key]} | " + " | ".join(f"{value:.3f}" for value in curve) + f" | {other:.3f} |")
+        cells = " | ".join(f"{value:.3f}" for value in curves[labels[key]])
+        lines.append(f"| {labels[key]} | {cells} | {other:.3f} |")
+    (HERE / f"robustness-{name}.svg").write_bytes(rendered(lambda: picture(curves))["svg"])
+    lines += ["", f"![accuracy against eps](robustness-{name}.svg)"]
     lines += ["", f"## Audit ({FEW} images)", ""]
     lines += ["*Nearest*: the check whose figure is the largest share of its threshold, over the runs of the line.", ""]
     lines += ["| training | alarms | nearest | figure | alarm above |", "|---|---|---|---|---|"]
@@ -170,7 +182,10 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
     runs = [run for group in groups.values() for run in group]
     for run in runs:
         for part in (run["weak"], run["strong"], run["l2"], *run["curve"].values()):
-            part.pop("folder", None)
+            for key in ("folder", "audit", "robustbench", "versions"):  # of the machine, or said elsewhere
+                part.pop(key, None)
+        for check in run["audit"]["checks"]:
+            check.pop("sentence", None)
     how = "1 thread each; seconds on a machine with other work; RUN is each run's folder"
     write(f"robustness-{name}", lines, runs, how)
 
@@ -202,6 +217,19 @@ def _vulnerability(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
             words.append(f"{head} {here:+.3f} (paper {there:+.3f}): {word}")
         lines.append(f"- {key} minus pgd-at: {'; '.join(words)}.")
     return lines
+
+
+def picture(curves: dict[str, list[float]]) -> Figure:
+    """Accuracy against eps, told apart by colour, dashes and marker."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for place, (label, values) in enumerate(curves.items()):
+        color, dash, marker = COLOURS[place], DASHES[place % 4], MARKERS[place]
+        axes.plot(GRID, values, color=color, linestyle=dash, marker=marker, markersize=3, linewidth=1, label=label)
+    axes.axvline(1, color="0.6", linewidth=0.6, zorder=0)
+    axes.set(xlabel="eps of the attack, in eps of the training", ylabel="accuracy, pgd-20 and cw-20", ylim=(0, 1))
+    axes.legend(loc="upper right", labelspacing=0.2, borderaxespad=0)
+    return figure
 
 
 def _audited(found: list[dict[str, Any]]) -> str:
