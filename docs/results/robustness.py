@@ -22,6 +22,7 @@ from experiments import DIGITS, FASHION, HERE, RUNS, advkit, chosen_methods, in_
 from matplotlib.figure import Figure
 
 from advkit.analysis.pictures import rendered
+from advkit.paired import image_interval
 
 WEAK = ("clean", "pgd-20", "cw-20")
 STRONG = ("apgd-t", "square", "autoattack")
@@ -63,6 +64,7 @@ def measure(run: Path, eps: float, dimension: int, root: list[str], tabled: bool
         "commands": commands,
     }
     found["white_box_only"] = pgd_only(Path(found["strong"]["folder"]))
+    found["withstands"] = column(Path(found["strong"]["folder"]), "autoattack")
     found["audit"] = audit(run, root)
     if tabled:
         found["vulnerability"] = vulnerability(run, root)
@@ -95,6 +97,22 @@ def pgd_only(folder: Path) -> dict[str, int]:
     return {name: sum(stood and row[name] == "0" for stood, row in zip(stands, rows, strict=True)) for name in STRONG}
 
 
+def column(folder: Path, attack: str) -> str:
+    """An attack's verdicts, a character an image: 1 withstood."""
+    with open(folder / "verdicts.csv") as stream:
+        return "".join(row[attack] for row in csv.DictReader(stream))
+
+
+def paired(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
+    """Differences of the shares that withstand AutoAttack, run by run, with intervals over images."""
+    said = []
+    for run, other in zip(runs, base, strict=True):
+        values = [int(a) - int(b) for a, b in zip(run["withstands"], other["withstands"], strict=True)]
+        low, high = image_interval(values)
+        said.append(f"{statistics.fmean(values):+.3f} ({low:+.3f} to {high:+.3f})")
+    return "; ".join(said)
+
+
 def accuracy(found: dict[str, Any], attack: str) -> float:
     """One figure."""
     return next(float(row["accuracy"]) for row in found["attacks"] if row["name"] == attack)
@@ -112,6 +130,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
     first = next(iter(groups.values()))[0]
     n, l2 = first["weak"]["n"], next(r["eps"] for r in first["l2"]["attacks"] if r["norm"] == "l2")
     seeds = max(len(runs) for runs in groups.values())
+    together = ", all seeds together" if seeds > 1 else ""
     of = (
         f"mean over {seeds} seeds; brackets: the seeds" if seeds > 1 else "brackets: 95 % interval over images (Wilson)"
     )
@@ -133,7 +152,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         "",
         "AutoAttack and apgd-t alone start at other random points, so their order may turn by an image or two.",
         "",
-        "Images that withstand both pgd-20 and cw-20 and are broken by a strong attack (all seeds together):",
+        f"Images that withstand both pgd-20 and cw-20 and are broken by a strong attack{together}:",
         "",
         "| training | apgd-t | square | autoattack |",
         "|---|---|---|---|",
@@ -146,6 +165,15 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         labels[key]: [statistics.fmean(run["curve"][share]["worst_case"]["accuracy"] for run in runs) for share in GRID]
         for key, runs in groups.items()
     }
+    if "pgd-at" in groups:
+        lines += [
+            "",
+            f"AutoAttack, difference to PGD-AT on the same {FEW} images, each seed with its 95 % interval over",
+        ]
+        lines += ["images (Bonett and Price):", "", "| training | difference |", "|---|---|"]
+        for key, runs in groups.items():
+            if key != "pgd-at":
+                lines.append(f"| {labels[key]} | {paired(runs, groups['pgd-at'])} |")
     lines += [
         "",
         f"## Another eps, another norm ({FEW} images; l2 on {n})",
