@@ -481,3 +481,30 @@ def test_the_python_of_the_pages_runs() -> None:
         known: dict[str, Any] = {"__name__": "docs"}
         for block in blocks:
             exec(compile(block, str(page), "exec", dont_inherit=True), known)
+
+
+def test_the_answer_on_masking_is_what_was_measured() -> None:
+    """The table of CAT's card against the JSON of the pages it cites."""
+    text = (DOCS / "methods" / "cat-eps.md").read_text()
+    table = re.findall(
+        r"^\| (digits|Fashion-MNIST), ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", text, re.M
+    )
+    keys = {
+        "PGD-AT": "pgd-at",
+        "`cat-eps`": "cat-eps",
+        "`cat-eps,dirichlet-ls`": "cat",
+        "with `cat-margin`": "cat-margin",
+        "`cat-eps,dirichlet-ls,lsiw`": "sentence",
+    }
+    assert len(table) == 7
+    for data, method, *said in table:
+        name = "digits" if data == "digits" else "fashion"
+        runs = json.loads((DOCS / "results" / f"robustness-{name}.json").read_text())["runs"]
+        rows = [
+            {row["name"]: row["accuracy"] for row in run["strong"]["attacks"]}
+            for run in runs
+            if re.sub(r"-[0-9]$", "", run["run"]) == keys[method]
+        ]
+        mean = {attack: sum(row[attack] for row in rows) / len(rows) for attack in rows[0]}
+        measured = [mean["pgd-20"], mean["cw-20"], mean["autoattack"], mean["pgd-20"] - mean["autoattack"]]
+        assert [float(figure) for figure in said] == pytest.approx(measured, abs=0.00051), method
