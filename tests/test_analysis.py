@@ -305,6 +305,12 @@ def test_clipping_keeps_the_grid_in_the_box() -> None:
     assert clipped.max() <= F.softplus(model.w.detach().clamp(min=0).sum()) + 1e-9
 
 
+def test_a_landscape_of_cat_is_the_same_whatever_the_attack() -> None:
+    plane = loss_landscape(Linear(), images(3), points=3)
+    assert plane.first[-1] == 0.1 and not plane.clip
+    assert torch.equal(plane.loss, loss_landscape(Linear(), images(3), Pgd(0.3, steps=1), points=3).loss)
+
+
 def test_images_without_a_direction_are_skipped() -> None:
     dataset = images(4)
     dataset.images[:, 0, 0, 0] = torch.tensor([100, 140, 100, 140], dtype=torch.uint8)
@@ -324,11 +330,12 @@ def test_images_without_a_direction_are_skipped() -> None:
         ({"extent": 0.0}, "extent = 0.0 must be a finite number > 0"),
         ({"extent": nan}, "extent = nan must be"),
         ({"kind": "trades"}, "kind = 'trades' must be cat or iseat"),
+        ({"kind": "iseat", "attack": None}, "kind = 'iseat' needs an attack"),
     ],
 )
 def test_impossible_grids_are_refused(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError) as refused:
-        loss_landscape(Linear(), images(1), Pgd(0.1), **wrong)
+        loss_landscape(Linear(), images(1), **{"attack": Pgd(0.1), **wrong})
     assert sentence in str(refused.value)
 
 

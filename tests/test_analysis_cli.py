@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from advkit.loop import parted
 from advkit.runs import resolve_folder
 
 KINDS = ("vulnerability", "margin", "landscape", "budget")
+FILES = {kind: kind for kind in KINDS} | {"landscape": "landscape-cat"}
 QUICK = {
     "vulnerability": ["--attack", "pgd-2"],
     "margin": ["--attack", "pgd-2", "--n", "12", "--cap", "5"],
@@ -81,14 +83,15 @@ def test_figures_arrays_and_pictures(folder: Path, tmp_path: Path, kind: str) ->
     assert (ran.code, ran.err) == (0, "")
     printed = json.loads(ran.out)
     written = {path.name: path.read_bytes() for path in (tmp_path / "to" / "here").iterdir()}
-    assert written.keys() == {f"{kind}.{suffix}" for suffix in ("json", "npz", "png", "svg")}
+    name = FILES[kind]
+    assert written.keys() == {f"{name}.{suffix}" for suffix in ("json", "npz", "png", "svg")}
     assert printed.pop("folder") == str(tmp_path / "to" / "here")
-    assert json.loads(written[f"{kind}.json"]) == printed
+    assert json.loads(written[f"{name}.json"]) == printed
     assert {"analysis", "run", "dataset", "checkpoint", "epoch", "split", "n", "eps", "figures", "versions"} <= set(
         printed
     )
-    assert written[f"{kind}.png"].startswith(b"\x89PNG") and b"<svg" in written[f"{kind}.svg"]
-    arrays = np.load(io.BytesIO(written[f"{kind}.npz"]), allow_pickle=False)
+    assert written[f"{name}.png"].startswith(b"\x89PNG") and b"<svg" in written[f"{name}.svg"]
+    arrays = np.load(io.BytesIO(written[f"{name}.npz"]), allow_pickle=False)
     assert set(arrays["index"].tolist()) <= set(trained_on(folder).tolist())
     again = analyze(kind, folder, *QUICK[kind], "--json", "--out", tmp_path / "again")
     assert again.code == 0
@@ -102,12 +105,13 @@ def test_without_matplotlib_figures_and_arrays_are_written(
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "advkit.analysis.pictures", raising=False)
-    (tmp_path / f"{kind}.png").write_bytes(b"of an earlier analysis")
+    for name in ("pictures", "plotting"):
+        monkeypatch.delitem(sys.modules, f"advkit.analysis.{name}", raising=False)
+    (tmp_path / f"{FILES[kind]}.png").write_bytes(b"of an earlier analysis")
     ran = analyze(kind, folder, *QUICK[kind], "--out", tmp_path)
     assert ran.code == 0
     assert ran.err == "No picture: pip install 'advkit[plot]' draws the pictures; figures and arrays are written.\n"
-    assert {path.name for path in tmp_path.iterdir()} == {f"{kind}.json", f"{kind}.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{FILES[kind]}.json", f"{FILES[kind]}.npz"}
 
 
 def test_an_error_in_a_picture_is_not_taken_for_an_absent_library(
@@ -196,9 +200,68 @@ def test_a_landscape_of_one_image(folder: Path, tmp_path: Path) -> None:
     printed = json.loads(analyze(*arguments, "--index", place, "--out", tmp_path).out)
     assert (printed["index"], printed["n"], printed["clip"], printed["kind"]) == (place, 1, True, "iseat")
     assert printed["extent"] == pytest.approx(2 * 0.15 * 8)
-    assert np.load(tmp_path / "landscape.npz")["index"].tolist() == [place]
+    assert np.load(tmp_path / f"landscape-iseat-{place}.npz")["index"].tolist() == [place]
     other = json.loads(analyze(*arguments, "--index", place, "--seed", 1, "--out", tmp_path).out)
     assert other["figures"]["loss_at_x"] == printed["figures"]["loss_at_x"] and other["figures"] != printed["figures"]
+
+
+def test_a_landscape_leaves_the_others(folder: Path, tmp_path: Path) -> None:
+    one, two = trained_on(folder)[:2].tolist()
+    for arguments in ([], ["--index", one], ["--index", two], ["--kind", "iseat", "--index", one, "--attack", "pgd-2"]):
+        ran = analyze("landscape", folder, "--n", 2, "--points", 3, *arguments, "--out", tmp_path)
+        assert ran.code == 0
+    names = ("landscape-cat", f"landscape-cat-{one}", f"landscape-cat-{two}", f"landscape-iseat-{one}")
+    assert {path.stem for path in tmp_path.iterdir()} == set(names)
+    for name in names:
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (
+            record["analysis"] == name == f"landscape-{record['kind']}" + (f"-{record['index']}" * (record["n"] == 1))
+        )
+
+
+def test_only_a_landscape_that_attacks_names_an_attack(folder: Path, tmp_path: Path) -> None:
+    place = int(trained_on(folder)[5])
+    cat = analyze("landscape", folder, "--points", 3, "--n", 2, "--out", tmp_path)
+    assert "attack" not in json.loads((tmp_path / "landscape-cat.json").read_text())
+    assert "pgd" not in cat.out and cat.out.splitlines()[0].endswith("train split, n = 2")
+    iseat = analyze("landscape", folder, "--kind", "iseat", "--points", 3, "--index", place, "--out", tmp_path)
+    assert "pgd-50 at eps 0.15 (linf)" in iseat.out
+    record = json.loads((tmp_path / f"landscape-iseat-{place}.json").read_text())
+    assert record["attack"]["name"] == "pgd-50"
+
+    def table(ran: Ran) -> dict[str, str]:
+        rows = [line.partition("  ") for line in ran.out.splitlines()]
+        return {label: value.strip() for label, _, value in rows}
+
+    assert table(cat)["kind"].startswith("cat: x + a sign(grad CE) + b r") and "image" not in table(cat)
+    assert table(cat)["extent"] == "-0.1 to 0.1, pixels in [0, 1]" and table(cat)["clipped to [0, 1]"] == "no"
+    assert table(iseat)["kind"].startswith("iseat: x + alpha") and table(iseat)["image"] == str(place)
+    assert table(iseat)["extent"] == "-2.4 to 2.4, L2" and table(iseat)["clipped to [0, 1]"] == "yes"
+
+
+def test_the_report_finds_every_landscape(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'advkit[plot]'")
+    run_folder = tmp_path / "run"
+    shutil.copytree(folder, run_folder, symlinks=True)
+    for arguments in ([], ["--kind", "iseat", "--index", int(trained_on(folder)[0]), "--attack", "pgd-2"]):
+        assert analyze("landscape", run_folder, "--n", 2, "--points", 3, *arguments).code == 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert run(["report", str(run_folder), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('alt="Picture of the analysis') == 2
+    assert "analyze vulnerability" in page and "analyze landscape" not in page, "what is made is not asked for"
+
+
+def test_a_budget_tells_the_largest_there_is_from_the_largest_possible(folder: Path, tmp_path: Path) -> None:
+    ran = analyze("budget", folder, "--out", tmp_path)
+    record = json.loads((tmp_path / "budget.json").read_text())
+    figures, eps = record["figures"], np.load(tmp_path / "budget.npz")["eps"]
+    assert record["eps_max"] == 0.15 and record["largest_radius"] == pytest.approx(1.159375 * 0.15)
+    assert figures["at_q100"] == (eps == eps.max()).mean() and eps.max() == figures["q100"] < record["eps_max"]
+    assert f"{100 * figures['at_q100']:.2f} % (eps_i = {figures['q100']:.4f})" in ran.out
+    assert "largest possible radius         0.1739" in ran.out and "cap of eps_i (eps_max)          0.1500" in ran.out
+    first = figures["hardest"][0]
+    assert f"hardest samples, index (class)  {first['index']} ({first['class']})" in ran.out
 
 
 def test_people_get_a_table(folder: Path, tmp_path: Path) -> None:
@@ -227,6 +290,7 @@ def test_people_get_a_table(folder: Path, tmp_path: Path) -> None:
         ("landscape --extent 0", "extent = 0.0 must be a finite number > 0"),
         ("landscape --index 60", "--index 60 is no image of --split train, which has 48 images"),
         ("landscape --kind iseat --eps 0 --n 2 --extent 1", "The attack moves none of these images"),
+        ("landscape --eps 0.1 --step eps/4", "--eps, --step: --kind cat attacks nothing"),
         ("landscape --kind cut", "Invalid value for '--kind'"),
     ],
 )

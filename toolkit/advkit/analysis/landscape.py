@@ -129,7 +129,8 @@ def _directions(
     forward: Forward, x: Tensor, y: Tensor, rows: Tensor, attack: Pgd | None, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Both directions of the images x (B, C, H, W), in their shape; those of "cat" without an attack."""
-    draws = Draws(derive_key(seed, "analysis", f"landscape {'iseat' if attack else 'cat'}"), rows.to(x.device))
+    kind = "cat" if attack is None else "iseat"
+    draws = Draws(derive_key(seed, "analysis", f"landscape {kind}"), rows.to(x.device))
     if attack is None:
         with torch.enable_grad():
             x = x.detach().requires_grad_()

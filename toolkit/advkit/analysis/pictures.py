@@ -1,110 +1,86 @@
-"""The pictures of the analyses, for papers: readable in gray and by the colour-blind, the same bytes each time.
-
-Importing this needs matplotlib (`pip install 'advkit[plot]'`). Figures are made without pyplot, and settings hold only
-while one is drawn, so a caller's own figures and backend stay as they are.
-"""
+"""The pictures of the analyses, for papers. Importing this needs matplotlib (`pip install 'advkit[plot]'`)."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
-from math import ceil
+from math import ceil, isclose, isfinite
 from typing import Any, cast
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..data.base import Dataset
 from .budget import SampleBudgets
 from .landscape import Landscape
 from .margin import Margins
+from .plotting import BARS, COLUMN, DARK, FILL, MARK, PAGE, axis_break, legend_above, log_axis, percent
 from .vulnerability import Vulnerability
 
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "advkit",  # ids that do not change from one drawing to the next
-}
-FILL, DARK, MARK = "#8fb8de", "#1b3a57", "#d55e00"
-"""Light blue and vermilion of different lightness (after Okabe and Ito), and a blue near black."""
+UNIT = {"linf": "pixels in [0, 1]", "l2": "L2 distance"}
+L2 = "L2 distance, pixels in [0, 1]"
 
-BARS: Any = {"color": FILL, "edgecolor": DARK, "linewidth": 0.4}
-
-SHOWN_CLASSES, SHOWN_SAMPLES = 10, 16
-
-
-def rendered(draw: Callable[[], Figure]) -> dict[str, bytes]:
-    """{"png": ..., "svg": ...} of a figure, without dates or versions in them."""
-    found = {}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a matplotlibrc of the user's must not change the bytes
-        matplotlib.rcParams.update(cast(Any, STYLE))
-        figure = draw()
-        for kind, unsaid in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            stream = io.BytesIO()
-            figure.savefig(stream, format=kind, dpi=200, metadata=cast(Any, unsaid))
-            found[kind] = stream.getvalue()
-    return found
+SHOWN_CLASSES, SHOWN_SAMPLES, SHOWN_VALUES = 10, 16, 30
 
 
 def vulnerability_picture(found: Vulnerability) -> Figure:
     """Histogram of AV_i, with the thresholds 0 and 1 of ISEAT's Table 1."""
-    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
     axes = figure.add_subplot()
     av, figures = found.av[found.av.isfinite()].numpy(), found.unevenness
     low, high = min(float(av.min(initial=0)), -0.1), max(float(av.max(initial=0)), 1.1)
     per_nat = max(1, round(50 / (high - low)))  # 0 and 1 are edges of bins
     bins = np.arange(np.floor(low * per_nat), np.ceil(high * per_nat) + 1) / per_nat
-    axes.hist(av, bins=cast(Any, bins), weights=_percent(len(av)), **BARS)
-    for threshold in (0, 1):
-        axes.axvline(threshold, color=MARK, linestyle="--", linewidth=1)
-    axes.set(xlabel="adversarial vulnerability AV (nats)", ylabel="samples (%)", ylim=(50 / len(av), 150), yscale="log")
-    _plain_log(axes)
-    axes.text(
-        0.98,
-        0.97,
-        f"n = {figures.n}\nSD {figures.sd:.3f}\ntop 10 % {figures.top_10:.3f}\nbottom 10 % {figures.bottom_10:.3f}\n"
-        f"AV ≥ 1: {100 * figures.at_least_1:.2f} %\nAV ≤ 0: {100 * figures.at_most_0:.2f} %",
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85},
-    )
+    shares, *_ = axes.hist(av, bins=cast(Any, bins), weights=percent(len(av)), **BARS)
+    for threshold, sign, share, line in ((0, "≤", figures.at_most_0, ":"), (1, "≥", figures.at_least_1, "--")):
+        label = f"AV {sign} {threshold}: {100 * share:.2f} %"
+        axes.axvline(threshold, color=MARK, linestyle=line, linewidth=1.2, label=label)
+    axes.set(xlabel="adversarial vulnerability AV (nats)", ylabel="samples (%)")
+    log_axis(axes, 50 / max(1, len(av)), 1.5 * float(np.max(shares)))
+    said = f"n = {figures.n}, mean {figures.mean:.3f}, SD {figures.sd:.3f} nats"
+    if isfinite(figures.top_10):
+        said += f"\ntop 10 % {figures.top_10:.3f}, bottom 10 % {figures.bottom_10:.3f} nats"
+    legend_above(axes, axes.get_legend_handles_labels()[0], said)
     return figure
 
 
 def margin_picture(found: Margins) -> Figure:
-    """ISEAT's Fig. 1b: the distribution of mu, its cumulative share, and where the budget lies."""
-    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    """ISEAT's Fig. 1b: the distribution of mu, its cumulative share, and where the budget lies.
+
+    Samples that never flip are a bar of their own behind a break of the axis.
+    """
+    figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    flipped, n = np.sort(found.mu[found.flipped].numpy()), int((~found.mu.isnan()).sum())
+    flipped, n = np.sort(found.mu[found.flipped].numpy()), max(1, int((~found.mu.isnan()).sum()))
+    never = n - len(flipped)
     last = max(1, round(float(flipped.max(initial=0)) / found.precision))
     wide = ceil(last / 40) * found.precision  # whole steps of the scan: other bins would alternate
     edges = found.precision / 2 + wide * np.arange(-1, ceil(last * found.precision / wide) + 1)
     end = float(edges[-1])
-    axes.hist(flipped, bins=cast(Any, edges), weights=_percent(len(flipped), n), label="samples", **BARS)
-    axes.bar(1.07 * end, 100 * (n - len(flipped)) / max(1, n), 0.05 * end, hatch="////", **BARS, label="never flips")
+    *_, found_bars = axes.hist(flipped, bins=cast(Any, edges), weights=percent(len(flipped), n), **BARS)
+    bars = cast(Any, found_bars)
+    bars.set_label("samples")
+    marks: list[Any] = []
     reached = found.length[found.length > 0]
     if len(reached):
         typical = float(reached.median())
-        axes.axvline(typical, color=MARK, linestyle="--", linewidth=1.2, label=f"$μ_ε$, median {typical:.2f}")
-    axes.set(xlabel="margin μ along the adversarial direction (L2)", ylabel="samples (%)", xlim=(0, 1.12 * end))
-    ticks = [tick for tick in MaxNLocator(6).tick_values(0, end) if tick <= 0.97 * end]
-    axes.set_xticks([*ticks, 1.07 * end], [*(f"{tick:g}" for tick in ticks), f"{found.cap:g}"])
+        label = f"$μ_ε$ of the attack, median {typical:.2f}"
+        marks.append(axes.axvline(typical, color=MARK, linestyle="--", linewidth=1.2, label=label))
+    axes.set(xlabel=f"margin μ ({L2})", ylabel="samples (%)", xlim=(0, 1.02 * end))
+    if never and found.mu.isfinite().any():
+        share = 100 * never / n
+        label = f"never flips up to {found.cap:g}: {share:.1f} %"
+        marks.append(axes.bar(1.12 * end, share, 0.06 * end, hatch="////", label=label, **BARS))
+        ticks = [tick for tick in MaxNLocator(5).tick_values(0, end) if tick <= end]
+        axes.set_xlim(0, 1.17 * end)
+        axes.set_xticks([*ticks, 1.12 * end], [*(f"{tick:g}" for tick in ticks), "never"])
+        axis_break(axes, 1.04 * end, 1.065 * end)
+    axes.set_ylim(bottom=0)
     total = axes.twinx()
-    total.step(
+    (steps,) = total.step(
         [0, *flipped, end],
-        [0, *(100 * np.arange(1, len(flipped) + 1) / max(1, n)), 100 * len(flipped) / max(1, n)],
+        [0, *(100 * np.arange(1, len(flipped) + 1) / n), 100 * len(flipped) / n],
         where="post",
         color=DARK,
         linewidth=1.4,
@@ -112,73 +88,87 @@ def margin_picture(found: Margins) -> Figure:
     )
     total.set(ylabel="cumulative (%)", ylim=(0, 102))
     total.spines["right"].set_visible(True)
-    handles = [
-        (handle, text) for each in (axes, total) for handle, text in zip(*each.get_legend_handles_labels(), strict=True)
-    ]
-    total.legend(*zip(*handles, strict=True), loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=8)
+    legend_above(total, [bars, steps, *marks])
     return figure
 
 
 def landscape_picture(found: Landscape, classes: tuple[str, ...], labels: Tensor) -> Figure:
     """Surface and heat map of the loss, on one colour scale."""
-    figure = Figure(figsize=(7.2, 3.1), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.0))
     first, second, loss = found.first.numpy(), found.second.numpy(), found.loss.numpy()
-    names = {
-        "cat": ("sign of the gradient a (pixels in [0, 1])", "Rademacher b (pixels in [0, 1])"),
-        "iseat": ("adversarial α (L2)", "random β (L2)"),
+    short, names, plane = {
+        "cat": (
+            ("a", "b"),
+            ("a, along the gradient's sign (pixels in [0, 1])", "b, along random signs (pixels in [0, 1])"),
+            "x + a sign(∇CE) + b r",
+        ),
+        "iseat": (
+            ("α", "β"),
+            (f"α, along the attack\n({L2})", f"β, along uniform noise\n({L2})"),
+            "x + α δ/‖δ‖ + β u/‖u‖",
+        ),
     }[found.kind]
-    short = ("a", "b") if found.kind == "cat" else ("α", "β")
-    solid = cast(Any, figure.add_subplot(1, 2, 1, projection="3d"))
+    if len(found.index) == 1:
+        said, true = classes[int(found.prediction[0])], classes[int(labels[0])]
+        of = f"image {int(found.index[0])} (label {true}, predicted {said})"
+    else:
+        of = f"mean over {len(found.index)} images"
+    clipped = "clipped to [0, 1]" if found.clip else "not clipped"
+    figure.suptitle(f"{found.kind}: {plane}, {clipped}; {of}", x=0.01, ha="left", fontsize=8)
+    # Placed by hand: the layout engines leave room for the whole box around a surface, most of which is white.
+    solid = cast(Any, figure.add_axes((0.03, 0.0, 0.47, 0.94), projection="3d"))
     across, along = np.meshgrid(second, first)
     solid.plot_surface(
         along, across, loss, cmap="cividis", rcount=len(first), ccount=len(second), linewidth=0.1, antialiased=True
     )
-    solid.set(xlabel=short[0], ylabel=short[1])  # the colour bar says what the height is
+    solid.set(xlabel=short[0], ylabel=short[1])
+    solid.zaxis.set_rotate_label(False)
+    solid.set_zlabel("cross-entropy (nats)", rotation=90)
     solid.view_init(elev=28, azim=-125)
-    for each in (solid.xaxis, solid.yaxis, solid.zaxis):
-        each.set_major_locator(MaxNLocator(5))
-    solid.tick_params(labelsize=7, pad=0)
-    solid.set_box_aspect(None, zoom=0.9)
-    flat = figure.add_subplot(1, 2, 2)
+    end = 0.9 * first[-1]  # further out the labels of both axes meet in the corner
+    for each in (solid.xaxis, solid.yaxis):
+        each.set_ticks([tick for tick in MaxNLocator(5).tick_values(-end, end) if abs(tick) <= end])
+    solid.zaxis.set_major_locator(MaxNLocator(5))
+    solid.tick_params(pad=0)
+    solid.set_box_aspect((1, 1, 0.75), zoom=0.95)
+    flat = figure.add_axes((0.58, 0.17, 0.32, 0.74))
     mesh = flat.pcolormesh(first, second, loss.T, cmap="cividis", shading="nearest", rasterized=True)
-    if loss.max() > loss.min():
-        lines = flat.contour(first, second, loss.T, levels=6, colors="white", linewidths=0.6)
-        flat.clabel(lines, fontsize=6, fmt="%.2g")
+    low, high = loss.min(), loss.max()
+    edge = 0.02 * (high - low)  # a line nearer to an extreme is a speck
+    levels = [level for level in MaxNLocator(6).tick_values(low, high) if low + edge < level < high - edge]
+    if levels:
+        middle = (low + high) / 2
+        colors = ["white" if level < middle else "black" for level in levels]
+        flat.clabel(flat.contour(first, second, loss.T, levels=levels, colors=colors, linewidths=0.6), fontsize=7)
     flat.plot(0, 0, marker="+", color=MARK, markersize=9, markeredgewidth=1.6)
     flat.set(xlabel=names[0], ylabel=names[1], aspect="equal")
     for each in (flat.xaxis, flat.yaxis):
         each.set_major_locator(MaxNLocator(5))
-    figure.colorbar(mesh, ax=flat, label="cross-entropy (nats)", shrink=0.85)
-    if len(found.index) == 1:
-        said, true = classes[int(found.prediction[0])], classes[int(labels[0])]
-        title = f"image {int(found.index[0])}: label {true}, predicted {said}"
-    else:
-        title = f"mean over {len(found.index)} images"
-    flat.set_title(title)
+    figure.colorbar(mesh, cax=figure.add_axes((0.915, 0.17, 0.015, 0.74)), label="cross-entropy (nats)")
     return figure
 
 
 def budget_picture(found: SampleBudgets, train: Dataset) -> Figure:
     """eps_i over the epochs, at the checkpoint and by class, above the hardest samples."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1.5, 1)))
-    left, middle, right = above.subplots(1, 3, width_ratios=(1.25, 1, 1.1))
+    figure = Figure(figsize=(PAGE, 5.1), layout="constrained")
+    above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1.25, 1)))
+    left, middle, right = above.subplots(1, 3, width_ratios=(1.2, 1.1, 1))
     _over_epochs(left, found)
-    eps = found.eps.numpy()
-    middle.hist(
-        eps,
-        bins=cast(Any, np.linspace(0, max(eps.max(), 1e-9), 31)),
-        weights=_percent(len(eps)),
-        color=FILL,
-        edgecolor=DARK,
-        linewidth=0.4,
-    )
-    middle.set(xlabel="$ε_i$ (pixels in [0, 1])", ylabel="samples (%)", title="At the checkpoint")
+    _at_checkpoint(middle, found)
     rows = found.by_class()[:SHOWN_CLASSES]
-    right.barh([row["class"] for row in rows], [row["mean"] for row in rows], color=FILL, edgecolor=DARK, linewidth=0.6)
+    right.barh([row["class"] for row in rows], [row["mean"] for row in rows], **BARS)
     right.invert_yaxis()
-    right.set(xlabel="mean $ε_i$", title="Classes" + (", the hardest" if len(found.classes) > len(rows) else ""))
-    below.suptitle("The hardest samples: smallest $ε_i$, then largest loss", x=0.01, ha="left", fontsize=9)
+    right.xaxis.set_major_locator(MaxNLocator(4))
+    title = "By class" + (", the hardest" if len(found.classes) > len(rows) else "")
+    right.set_xlim(left=0)
+    right.set(xlabel=f"mean $ε_i$ ({UNIT[found.norm]})", title=title)
+    above.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    below.suptitle(
+        "The hardest samples, by class and #index: smallest $ε_i$, then largest cross-entropy CE (nats)",
+        x=0.01,
+        ha="left",
+        fontsize=8,
+    )
     chosen = found.hardest(SHOWN_SAMPLES).tolist()
     for axes, place in zip(
         below.subplots(2, SHOWN_SAMPLES // 2).flat, [*chosen, *[None] * SHOWN_SAMPLES], strict=False
@@ -191,29 +181,57 @@ def budget_picture(found: SampleBudgets, train: Dataset) -> Figure:
                 image[..., 0] if gray else image[..., :3], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
             )
             label = found.classes[int(found.label[place])]
-            axes.set_title(
-                f"{label}\n#{int(found.index[place])}, {float(found.eps[place]):.3f}", fontsize=6, loc="center"
-            )
+            label = label if len(label) <= 14 else f"{label[:13]}…"
+            said = f"{label}\n#{int(found.index[place])}\n$ε_i$ {found.eps[place]:.3f}\nCE {found.loss[place]:.3f}"
+            axes.set_title(said, fontsize=7, loc="center")
     return figure
 
 
 def _over_epochs(axes: Axes, found: SampleBudgets) -> None:
     epochs = [int(row["epoch"]) + 1 for row in found.history]
     rows = {key: [row[key] for row in found.history] for key in ("q00", "q25", "q50", "q75", "q100", "mean_radius")}
-    axes.fill_between(epochs, rows["q00"], rows["q100"], color=FILL, alpha=0.35, linewidth=0, label="all")
+    alone = "o" if len(epochs) == 1 else None  # a line of one point is not seen
+    axes.fill_between(epochs, rows["q00"], rows["q100"], color=FILL, alpha=0.35, linewidth=0, label="all $ε_i$")
     axes.fill_between(epochs, rows["q25"], rows["q75"], color=FILL, linewidth=0, label="middle half")
-    axes.plot(epochs, rows["q50"], color=DARK, linewidth=1.4, label="median")
-    axes.plot(epochs, rows["mean_radius"], color=MARK, linestyle="--", linewidth=1.2, label="mean attacked")
-    axes.set(xlabel="epoch", ylabel="$ε_i$ (pixels in [0, 1])", title="Over the epochs")
+    axes.plot(epochs, rows["q50"], color=DARK, linewidth=1.4, marker=alone, label="median $ε_i$")
+    axes.plot(
+        epochs,
+        rows["mean_radius"],
+        color=MARK,
+        linestyle="--",
+        linewidth=1.2,
+        marker=alone,
+        label="mean radius of the attack",
+    )
+    for value, label, line in _bounds(found):
+        axes.axhline(value, color="black", linestyle=line, linewidth=0.9, label=label)
+    axes.set(xlabel="epoch", ylabel=f"$ε_i$ ({UNIT[found.norm]})", title="Over the epochs")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right", fontsize=7, frameon=True, framealpha=0.6, edgecolor="none")
+    if epochs:
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _percent(shown: int, of: int | None = None) -> Any:
-    """Weights (shown,) that make a histogram one of percents."""
-    return np.full(shown, 100 / max(1, shown if of is None else of))
+def _at_checkpoint(axes: Axes, found: SampleBudgets) -> None:
+    """A bar per value where there are few; bins centred on multiples of their width where there are many."""
+    eps = found.eps.numpy()
+    span = max(float(eps.max(initial=0)), found.run_eps, 1e-9)
+    values, counts = np.unique((eps / span).round(5), return_counts=True)  # as float32 sums differ in the last digits
+    if len(values) <= SHOWN_VALUES:
+        gap = float(np.diff(values).min(initial=0.1))
+        axes.bar(values * span, 100 * counts / max(1, len(eps)), width=span * max(0.8 * gap, 0.01), **BARS)
+    else:
+        edges = (np.arange(SHOWN_VALUES + 2) - 0.5) * float(eps.max()) / SHOWN_VALUES
+        axes.hist(eps, bins=cast(Any, edges), weights=percent(len(eps)), **BARS)
+    for value, _, line in _bounds(found):
+        axes.axvline(value, color="black", linestyle=line, linewidth=0.9)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set(xlabel=f"$ε_i$ ({UNIT[found.norm]})", ylabel="samples (%)", title="At the checkpoint")
 
 
-def _plain_log(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+def _bounds(found: SampleBudgets) -> list[tuple[float, str, str]]:
+    """Value, label and line style of the run's eps and of the cap of eps_i, one line where they are equal."""
+    if found.eps_max is not None and isclose(found.eps_max, found.run_eps):
+        return [(found.run_eps, f"eps of the run = cap of $ε_i$ = {found.run_eps:.3g}", ":")]
+    cap = [] if found.eps_max is None else [(found.eps_max, f"cap of $ε_i$ = {found.eps_max:.3g}", "-.")]
+    return [(found.run_eps, f"eps of the run = {found.run_eps:.3g}", ":"), *cap]

@@ -48,7 +48,7 @@ def write(
         write_atomic(folder / f"{name}.npz", stored.getvalue())
         write_atomic(folder / f"{name}.json", text.encode())
         try:
-            from .pictures import rendered
+            from .plotting import rendered
 
             pictures = rendered(draw)
         except ImportError as absent:

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from ..errors import OptionError
 from .asked import Asked
 from .evaluate import number, whole
+
+ATTACK = ("attack", "eps", "step")
+PLANES = {
+    "cat": "cat: x + a sign(grad CE) + b r, r random signs; no attack",
+    "iseat": "iseat: x + alpha delta / ||delta|| + beta u / ||u||, u uniform noise",
+}
 
 
 @click.group("analyze")
@@ -84,10 +92,10 @@ def vulnerability(**typed: Any) -> None:
         tensors(found) | {"av": found.av},
         draw,
         [
-            ("AV mean", _nats(figures["mean"])),
-            ("AV SD", _nats(figures["sd"])),
-            ("top 10 %", _nats(figures["top_10"])),
-            ("bottom 10 %", _nats(figures["bottom_10"])),
+            ("AV mean", _number(figures["mean"], "nats")),
+            ("AV SD", _number(figures["sd"], "nats")),
+            ("top 10 %", _number(figures["top_10"], "nats")),
+            ("bottom 10 %", _number(figures["bottom_10"], "nats")),
             ("AV >= 1", _share(figures["at_least_1"])),
             ("AV <= 0", _share(figures["at_most_0"])),
         ],
@@ -131,10 +139,10 @@ def margin(cap: str, precision: str, clip: bool, **typed: Any) -> None:
         tensors(found),
         draw,
         [
-            ("mu mean", _nats(figures["mean"])),
-            ("mu mean, flipped ones", _nats(figures["mean_flipped"])),
-            *((f"mu {q[1:]} % quantile", _nats(figures[q])) for q in ("q10", "q50", "q90")),
-            ("mu_eps mean", _nats(figures["mean_mu_eps"])),
+            ("mu mean", _number(figures["mean"], "L2")),
+            ("mu mean, flipped ones", _number(figures["mean_flipped"], "L2")),
+            *((f"mu {q[1:]} % quantile", _number(figures[q], "L2")) for q in ("q10", "q50", "q90")),
+            ("mu_eps mean", _number(figures["mean_mu_eps"], "L2")),
             ("mu <= mu_eps / 3", _share(figures["within_third_of_eps"])),
             ("mu <= mu_eps", _share(figures["within_eps"])),
             ("mu > 2 mu_eps", _share(figures["beyond_twice_eps"])),
@@ -151,7 +159,7 @@ def margin(cap: str, precision: str, clip: bool, **typed: Any) -> None:
     default="cat",
     show_default=True,
     type=click.Choice(["cat", "iseat"]),
-    help="cat: gradient's sign x Rademacher (Fig. 2); iseat: adversarial x random direction in L2 (Eq. 8).",
+    help="cat: gradient's sign x Rademacher (Fig. 2), no attack; iseat: adversarial x random direction in L2 (Eq. 8).",
 )
 @click.option("--index", "place", metavar="I", help="One image, by its place in the split, instead of a mean over --n.")
 @click.option("--points", default="41", show_default=True, metavar="P", help="Grid points a side, odd.")
@@ -169,19 +177,23 @@ def landscape(
     seed: str,
     **typed: Any,
 ) -> None:
-    """The loss on a plane around one image, or its mean over some (CAT, Fig. 2; ISEAT, Fig. 3)."""
+    """The loss on a plane around one image, or its mean over some (CAT, Fig. 2; ISEAT, Fig. 3).
+
+    --attack, --eps and --step are for --kind iseat. The files are named after kind and index: landscape-iseat-7.json.
+    """
     from ..analysis import loss_landscape
     from ..analysis.record import tensors
 
     size, start, far = whole("--points", points), whole("--seed", seed), number("--extent", extent)
     one = None if place is None else whole("--index", place)
+    if kind == "cat":
+        typed = _unattacked(typed)
     asked = Asked(typed, one)
-    clip = kind == "iseat" if clip is None else clip
     with asked.bar() as tick:
         found = loss_landscape(
             asked.subject.model,
             asked.dataset,
-            asked.attack,
+            None if kind == "cat" else asked.attack,
             kind=kind,
             index=asked.index,
             points=size,
@@ -196,17 +208,21 @@ def landscape(
 
         return landscape_picture(found, asked.dataset.classes, asked.dataset.labels[found.index])
 
-    figures = found.as_dict()
+    figures, end, clip = found.as_dict(), float(found.first[-1]), found.clip
     asked.finish(
-        "landscape",
-        {"kind": kind, "index": one, "points": size, "extent": float(found.first[-1]), "clip": clip, "seed": start},
+        f"landscape-{kind}" if one is None else f"landscape-{kind}-{one}",
+        {"kind": kind, "index": one, "points": size, "extent": end, "clip": clip, "seed": start},
         figures,
         tensors(found),
         draw,
         [
-            ("loss at x", _nats(figures["loss_at_x"])),
+            ("kind", PLANES[kind]),
+            *([] if one is None else [("image", str(one))]),
+            ("extent", f"-{end:.4g} to {end:.4g}, {'pixels in [0, 1]' if kind == 'cat' else 'L2'}"),
+            ("clipped to [0, 1]", "yes" if clip else "no"),
+            ("loss at x", _number(figures["loss_at_x"], "nats")),
             *(
-                (f"{name} loss", f"{figures[name]:.3f} at ({figures[first]:.3g}, {figures[second]:.3g})")
+                (f"{name} loss", f"{figures[name]:.3f} nats at ({figures[first]:.3g}, {figures[second]:.3g})")
                 for name, first, second in (
                     (name, f"{name}_at_first", f"{name}_at_second") for name in ("highest", "lowest")
                 )
@@ -214,6 +230,15 @@ def landscape(
             ("images without a direction", str(figures["skipped"])),
         ],
     )
+
+
+def _unattacked(typed: dict[str, Any]) -> dict[str, Any]:
+    """`typed` without the attack's options. Raises OptionError where one was given: it would change nothing."""
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name}" for name in ATTACK if source(name) is not ParameterSource.DEFAULT]
+    if given:
+        raise OptionError(f"{', '.join(given)}: --kind cat attacks nothing; leave it out, or choose --kind iseat.")
+    return {name: value for name, value in typed.items() if name not in ATTACK}
 
 
 @command.command("budget")
@@ -238,24 +263,33 @@ def budget(**typed: Any) -> None:
     figures = found.as_dict()
     asked.finish(
         "budget",
-        {"state": found.state, "largest": found.largest},
+        {"state": found.state, "eps_max": found.eps_max, "largest_radius": found.largest_radius},
         figures,
         tensors(found),
         draw,
         [
+            ("unit of eps_i", "pixels in [0, 1]" if found.norm == "linf" else "L2"),
             ("eps_i mean", f"{figures['mean']:.4f}"),
             ("eps_i SD", f"{figures['sd']:.4f}"),
             *((f"eps_i {int(q[1:])} % quantile", f"{figures[q]:.4f}") for q in ("q00", "q25", "q50", "q75", "q100")),
-            ("eps_i = 0", _share(figures["at_0"])),
-            ("eps_i at its largest", _share(figures["at_largest"])),
-            ("hardest classes", ", ".join(f"{row['class']} ({row['mean']:.4f})" for row in figures["classes"][:5])),
-            ("hardest samples", ", ".join(f"{row['index']} ({row['class']})" for row in figures["hardest"][:8])),
+            ("cap of eps_i (eps_max)", "none known" if found.eps_max is None else f"{found.eps_max:.4f}"),
+            ("largest possible radius", f"{found.largest_radius:.4f}"),
+            ("share with eps_i = 0", _share(figures["at_0"])),
+            ("share at the 100 % quantile", f"{_share(figures['at_q100'])} (eps_i = {figures['q100']:.4f})"),
+            (
+                "hardest classes (mean eps_i)",
+                ", ".join(f"{row['class']} ({row['mean']:.4f})" for row in figures["classes"][:5]),
+            ),
+            (
+                "hardest samples, index (class)",
+                ", ".join(f"{row['index']} ({row['class']})" for row in figures["hardest"][:8]),
+            ),
         ],
     )
 
 
-def _nats(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _number(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.3f} {unit}"
 
 
 def _share(value: float | None) -> str:
