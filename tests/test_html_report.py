@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from PIL import Image
 
 from advkit.cli.main import run
 from advkit.data.transforms import to_float
+from advkit.evaluation import wilson
 from advkit.folder import RunFolder
 from advkit.reporting import build, charts, markup
 from advkit.reporting.charts import Bar, Series
@@ -190,6 +191,23 @@ def changed(**fields: object) -> dict[str, Any]:
     return {**json.loads(json.dumps(EVALUATION)), **fields}
 
 
+PGD = {"name": "pgd-20", "norm": "linf", "eps": 0.15, "steps": 20, "step_size": 0.03}
+CLEAN, CW = {"name": "clean", "norm": "linf", "eps": 0.0}, PGD | {"name": "cw-20"}
+
+
+def judge(run: Path, name: str, *attacks: tuple[dict[str, Any], Collection[int]], n: int = 200, **fields: Any) -> None:
+    """An evaluation of `n` images with its verdicts: attacks, each with the images that it breaks."""
+    rows = []
+    for attack, broken in attacks:
+        right = n - len(broken)
+        rows.append({"column": attack["name"], **attack, "accuracy": right / n, "interval": wilson(right, n)})
+    found = changed(**{"n": n, "attacks": rows, "worst_case": None, "suspect": None, "audit": [], **fields})
+    put(run, f"evaluations/{name}/n-{n}/evaluation.json", found)
+    lines = [[str(i), "0", *(str(int(i not in broken)) for _, broken in attacks)] for i in range(n)]
+    head = ["index", "label", *(row["column"] for row in rows)]
+    put(run, f"evaluations/{name}/n-{n}/verdicts.csv", "".join(f"{','.join(line)}\n" for line in [head, *lines]))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, `plain` and `cat`; nobody writes into them."""
@@ -300,8 +318,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs: Path) -> N
     assert [text(each) for each in page.within("run-1-analyses", "code")] == [
         command for command in commands["analyses"] if "margin" not in command
     ]
-    assert ["q50", "1.25"] in rows(page, "run-1-analyses", "margin: figures")
-    assert ["steps", "50"] in rows(page, "run-1-analyses", "margin: settings")
+    assert rows(page, "run-1-analyses", "margin: figures")[1:] == [["mu 50 % quantile", "1.250 L2"], ["steps", "50"]]
 
 
 def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
@@ -327,12 +344,53 @@ def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
         ["black-box", "ALARM"],
         ["transfer", "not run"],
     ]
-    assert "1 of 3 checks raise an alarm: black-box." in text(page.id("run-1-audit"))
-    put(runs / "plain", "evaluations/one/n-9/evaluation.json", changed(suspect=False))
-    put(runs / "plain", "audit.json", {**AUDIT, "checks": AUDIT["checks"][:1], "alarms": []})
+    said = "1 of the 2 checks that ran raises an alarm: black-box; 1 could not be run."
+    assert said in text(page.id("run-1-audit"))
+    put(runs / "plain", "evaluations/one/n-9/evaluation.json", changed(suspect=False, audit=[]))
+    put(runs / "plain", "audit.json", {**AUDIT, "checks": [AUDIT["checks"][0], AUDIT["checks"][2]], "alarms": []})
     page = page_of("plain")
     assert "Suspect" not in text(page.id("run-1-evaluations"))
-    assert "None of 1 checks raises an alarm." in text(page.id("run-1-audit"))
+    assert "None of the 1 checks that ran raises an alarm; 1 could not be run." in text(page.id("run-1-audit"))
+
+
+def test_an_alarm_is_told_once_with_the_audits_that_raise_it(runs: Path) -> None:
+    gap = {"name": "loss-gap", "figure": 0.1, "threshold": 0.06, "alarm": True, "sentence": "They differ."}
+    judge(runs / "cat", "one", (PGD, ()), n=539, suspect=True, audit=[gap])
+    judge(runs / "cat", "two", (PGD, ()), n=539, suspect=True, audit=[gap])  # another seed, say
+    put(runs / "cat", "audit.json", {"n": 100, "checks": AUDIT["checks"][::2]})
+    short = "loss-gap (short audit of the evaluation at n = 539, test, checkpoint best"
+    page = page_of("plain", "cat", samples=0)
+    cautions = [text(each) for each in page.within("comparison-runs", "p") if each.attributes.get("class") == "caution"]
+    assert cautions == [f"Caution. Run 2 raises alarms: {short}); audit.json, n = 100, raises none."]
+    said = text(page.id("run-2-audit"))
+    assert "None of the 1 checks that ran raises an alarm; 1 could not be run." in said
+    assert f"Alarms raised elsewhere: {short})." in said
+    cautions = [text(e) for e in page.within("run-2-evaluations", "p") if e.attributes.get("class") == "caution"]
+    assert cautions == 2 * ["Caution. Suspect: the short audit of this evaluation (n = 539) raises alarms: loss-gap."]
+    put(runs / "cat", "audit.json", {"n": 100, "checks": [gap, AUDIT["checks"][1]]})
+    page = page_of("plain", "cat", samples=0)
+    both = f"Run 2 raises alarms: {short}; audit.json, n = 100), black-box (audit.json, n = 100)."
+    assert both in text(page.id("comparison-runs"))
+    assert "Alarms raised elsewhere" not in text(page.id("run-2-audit"))
+
+
+def test_attacks_of_one_name_are_told_apart(runs: Path) -> None:
+    wide = PGD | {"step_size": 0.0375, "column": "pgd-20 step_size=0.0375"}
+    judge(runs / "plain", "one", (wide, (0,)), (PGD | {"column": "pgd-20 step_size=0.03"}, (0, 1)), (CW, ()))
+    judge(runs / "cat", "one", (wide, ()), (PGD | {"column": "pgd-20 step_size=0.03"}, (3,)))
+    page = page_of("plain", "cat", samples=0)
+    names = [row[0] for row in rows(page, "run-1-evaluations", "Accuracy under each attack")[1:]]
+    assert names == ["pgd-20, step 0.0375", "pgd-20, step 0.03", "cw-20"]
+    told = text(page.id("run-1-evaluation-1-bars-d"))
+    assert "pgd-20, step 0.0375: 0.995," in told and "pgd-20, step 0.03: 0.990," in told and "cw-20: " in told
+    table = rows(page, "comparison-accuracy", "Accuracy with 95 % interval")
+    assert [row[0] for row in table[1:]] == [
+        "pgd-20 linf 0.15, step 0.03",
+        "pgd-20 linf 0.15, step 0.0375",
+        "cw-20 linf 0.15, step 0.03",
+        "worst case linf 0.15, over pgd-20 (step 0.03), pgd-20 (step 0.0375)",
+    ]
+    assert "pgd-20, step 0.0375, 2: 1.000," in text(page.id("comparison-bars-d"))
 
 
 @pytest.mark.parametrize(
@@ -363,6 +421,45 @@ def test_pictures_of_analyses_are_embedded_the_vector_one_unless_it_is_large(run
     (image,) = page_of("plain").within("run-1-analyses", "img")
     kind, content = (image.attributes["src"] or "").split(";base64,")
     assert kind == "data:image/png" and base64.b64decode(content) == (folder / "margin.png").read_bytes()
+
+
+def test_every_analysis_is_shown_whatever_its_file_is_called(runs: Path) -> None:
+    figures = {"loss_at_x": 0.1, "highest": 5.0, "highest_at_first": 2.4, "highest_at_second": -2.4, "skipped": 0}
+    record = {"checkpoint": "best", "epoch": 2, "split": "train", "n": 16, "kind": "cat", "figures": figures}
+    pgd = {"name": "pgd-50", "norm": "linf", "eps": 0.15}
+    one = {**record, "analysis": "landscape-iseat-7", "kind": "iseat", "index": 7, "n": 1, "attack": pgd}
+    put(runs / "plain", "analysis/landscape.json", record | {"analysis": "landscape", "points": 41})
+    put(runs / "plain", "analysis/landscape-cat.json", record | {"analysis": "landscape-cat"})
+    put(runs / "plain", "analysis/landscape-iseat-7.json", one)
+    put(runs / "plain", "analysis/notes.json", {"analysis": "mine"})
+    put(runs / "plain", "analysis/margin-old.json", "{")
+    page = page_of("plain", samples=0)
+    heads = [text(each) for each in page.within("run-1-analyses", "h4")]
+    assert heads == [
+        *2 * ["landscape, cat, mean of 16 images"],
+        "landscape, iseat, image 7",
+        "margin-old",
+    ]
+    said = text(page.id("run-1-analyses"))
+    assert "analysis/landscape-cat.json, checkpoint best (epoch 3), train split, n = 16." in said
+    assert "analysis/landscape-iseat-7.json, checkpoint best (epoch 3), train split, n = 1, pgd-50 at eps 0.15" in said
+    assert "margin-old.json is damaged" in said and "notes" not in said
+    assert "analyze landscape" not in said and "analyze margin" not in said and "analyze budget" in said
+    assert rows(page, "run-1-analyses", "landscape, iseat, image 7")[1:] == [
+        ["loss at x", "0.100 nats"],
+        ["highest loss", "5.000 nats at (2.4, -2.4)"],
+        ["images without a direction", "0"],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["vulnerability", "margin", "landscape", "budget"])
+def test_figures_of_analyses_have_the_words_of_the_command(runs: Path, kind: str) -> None:
+    ran = advkit("analyze", kind, "cat", *([] if kind == "budget" else ["--n", 20]))
+    assert ran.code == 0, ran.err
+    table = rows(page_of("cat", samples=0), "run-1-analyses", "")[1:]
+    printed = {line.partition("  ")[0]: line.partition("  ")[2].strip() for line in ran.out.splitlines()}
+    named = [(name, value) for name, value in table if value == printed.get(name)]
+    assert len(named) >= {"vulnerability": 6, "margin": 8, "landscape": 3, "budget": 7}[kind], (table, printed)
 
 
 # ---------------------------------------------------------------------- settings, samples
@@ -491,37 +588,97 @@ def test_a_run_without_an_epoch_is_shown(runs: Path) -> None:
 
 
 def test_several_runs_are_compared_on_equal_terms(runs: Path) -> None:
-    put(runs / "plain", "evaluations/one/n-9/evaluation.json", EVALUATION)
-    other = changed(n=100)
-    other["attacks"][1] |= {"accuracy": 0.25, "interval": [0.175, 0.343]}
-    put(runs / "cat", "evaluations/small/n-9/evaluation.json", other)
+    judge(runs / "plain", "one", (CLEAN, range(20)), (PGD, range(100)))
+    judge(runs / "cat", "small", (CLEAN, range(10)), (PGD, range(75)), n=100)
     page = page_of("plain", "cat")
-    table = rows(page, "comparison-accuracy", "Accuracy with 95 % interval")
-    assert table[0] == ["attack", "on", "1 plain", "2 cat"]
-    cells = {(row[0], "n = 100" in row[1]): row[2:] for row in table[1:]}
-    assert cells["pgd-20", False] == ["0.500 0.431 to 0.569", "–"]  # 200 images are not 100
-    assert cells["pgd-20", True] == ["–", "0.250 0.175 to 0.343"]
-    lower = changed(seed=1)
-    lower["attacks"][1] |= {"accuracy": 0.4, "interval": [0.335, 0.469]}
-    put(runs / "cat", "evaluations/one/n-9/evaluation.json", EVALUATION)
-    put(runs / "cat", "evaluations/two/n-9/evaluation.json", lower)
-    (runs / "cat/evaluations/small/n-9/evaluation.json").unlink()
+    said = "No two runs have been evaluated on the same number of test images at the best checkpoint."
+    assert said in text(page.id("comparison-accuracy")) and not page.within("comparison-accuracy", "figure")
+    for n, cells in ((200, ["0.500 0.431 to 0.569", "–"]), (100, ["–", "0.250 0.175 to 0.343"])):  # no row has both
+        table = rows(page, "comparison-accuracy", f"Accuracy with 95 % interval: digits test, n = {n}, checkpoint best")
+        assert table[0] == ["attack", "1 plain", "2 cat"]
+        assert ["pgd-20 linf 0.15, step 0.03", *cells] in table
+    judge(runs / "cat", "one", (CLEAN, ()), (PGD, range(100)))
+    judge(runs / "cat", "two", (CLEAN, ()), (PGD, range(80, 200)), seed=1)
     page = page_of("plain", "cat")
+    assert said not in text(page.id("comparison-accuracy"))
     table = rows(page, "comparison-accuracy", "Accuracy with 95 % interval: digits test, n = 200, checkpoint best")
-    assert ["pgd-20", "linf 0.15, step 0.03", "0.500 0.431 to 0.569", "0.400 0.335 to 0.469"] in table  # the lower
+    assert ["pgd-20 linf 0.15, step 0.03", "0.500 0.431 to 0.569", "0.400 0.335 to 0.469"] in table  # the lower
     cautions = text(page.id("comparison-runs"))
-    assert "Run 1 is suspect" in cautions and "Run 1 raises alarms of the audit: zero-gradients." in cautions
     assert "differ in their data" not in cautions and "differ in norm" not in cautions
     assert ["run.seed", "0", "7"] in rows(page, "comparison-settings", "Values by run")
 
 
-def test_worst_cases_at_another_eps_are_other_figures(runs: Path) -> None:
-    put(runs / "plain", "evaluations/one/n-9/evaluation.json", EVALUATION)
-    for eps, shared in ((0.15, True), (0.1, False)):
-        put(runs / "cat", "evaluations/one/n-9/evaluation.json", changed(eps=eps))
-        table = rows(page_of("plain", "cat", samples=0), "comparison-accuracy", "Accuracy with 95 % interval")
-        worst = [row for row in table if row[0] == "worst case"]
-        assert len(worst) == (1 if shared else 2) and all(("–" in row) is not shared for row in worst)
+def test_the_worst_case_is_over_what_all_runs_share_image_by_image(runs: Path) -> None:
+    judge(runs / "plain", "one", (PGD | {"name": "fgsm"}, range(50)), (PGD, (0, 1, 2)), (CW, (2, 3)))
+    judge(runs / "cat", "one", (CLEAN, ()), (PGD, (5,)), (CW, (6,)))
+    table = rows(page_of("plain", "cat", samples=0), "comparison-accuracy", "Accuracy with 95 % interval")
+    (worst,) = (row for row in table if row[0].startswith("worst case"))
+    expected = [f"{r / 200:.3f} {low:.3f} to {high:.3f}" for r in (196, 198) for low, high in [wilson(r, 200)]]
+    assert worst == ["worst case linf 0.15, over pgd-20, cw-20", *expected]
+
+
+def test_worst_cases_are_those_of_the_evaluations_where_all_is_shared(runs: Path) -> None:
+    worst = []
+    for name in ("plain", "cat"):
+        assert advkit("evaluate", name, "--attacks", "pgd-2,cw-2", "--eps", 0.05, "--n", 60).code == 0
+        (file,) = (runs / name).glob("evaluations/*/n-60/evaluation.json")
+        found = json.loads(file.read_text())["worst_case"]
+        worst.append(f"{found['accuracy']:.3f} {markup.span(found['interval'])}")
+    table = rows(page_of("plain", "cat", samples=0), "comparison-accuracy", "Accuracy with 95 % interval")
+    assert table[-1] == ["worst case linf 0.05, over pgd-2, cw-2", *worst]
+
+
+@pytest.mark.parametrize("content", [None, "", "index,label,pgd-20\n0,0,1\n", "\0", "a,b\n1\n"])
+def test_verdicts_that_do_not_fit_are_named(runs: Path, content: str | None) -> None:
+    for name in ("plain", "cat"):
+        judge(runs / name, "one", (PGD, (5,)))
+    file = runs / "cat/evaluations/one/n-200/verdicts.csv"
+    file.unlink() if content is None else file.write_text(content)
+    page = page_of("plain", "cat", samples=0)
+    table = rows(page, "comparison-accuracy", "Accuracy with 95 % interval")
+    assert table[-1][0].startswith("worst case") and table[-1][2] == "–" != table[-1][1]
+    assert "No worst case of run 2: cat/evaluations/one/n-200/verdicts.csv " in text(page.id("comparison-accuracy"))
+
+
+def test_worst_cases_at_another_eps_or_in_another_norm_are_other_figures(runs: Path) -> None:
+    judge(runs / "plain", "one", (PGD, ()), (PGD | {"name": "pgd-20-l2", "norm": "l2", "eps": 0.5}, (1,)))
+    judge(runs / "cat", "one", (PGD, ()))
+    judge(runs / "cat", "two", (PGD | {"eps": 0.1}, ()), eps=0.1)
+    page = page_of("plain", "cat", samples=0)
+    table = rows(page, "comparison-accuracy", "Accuracy with 95 % interval")
+    worst = {row[0]: "–" in row for row in table if row[0].startswith("worst case")}
+    assert worst == {
+        "worst case linf 0.15, over pgd-20": False,
+        "worst case l2 0.5, over pgd-20-l2": True,
+        "worst case linf 0.1, over pgd-20": True,
+    }
+    # The runs' own ball is not repeated in the chart; another one is named.
+    judge(runs / "cat", "one", (PGD, ()), (PGD | {"name": "pgd-20-l2", "norm": "l2", "eps": 0.5}, (1,)))
+    told = text(page_of("plain", "cat", samples=0).id("comparison-bars-d"))
+    assert "worst case, 1: 1.000," in told and "worst case, l2 0.5, 1: 0.995," in told
+
+
+def test_the_chart_shows_the_largest_n_that_runs_share_and_tables_follow_in_that_order(runs: Path) -> None:
+    for name in ("plain", "cat"):
+        judge(runs / name, "best", (PGD, (0,)), n=40)
+        judge(runs / name, "best", (CLEAN, ()), (PGD, (0, 1)), (CW, ()), n=100)
+        judge(runs / name, "last", (PGD, (0, 1, 2)), n=150, checkpoint="last")
+    judge(runs / "plain", "best", (PGD, (0, 1, 2, 3)), n=190)
+    page = page_of("plain", "cat", samples=0)
+    (figure,) = page.within("comparison-accuracy", "figcaption")
+    shown = "digits test, n = 100, checkpoint best"
+    assert text(figure) == f"Accuracy with 95 % intervals: {shown}, the most that runs 1, 2 share"
+    told = text(page.id("comparison-bars-d"))
+    assert "pgd-20, 1: 0.980" in told and [told.count(f"{name}, 2:") for name in ("clean", "pgd-20", "cw-20")] == 3 * [
+        1
+    ]
+    captions = [text(each).partition(": ")[2] for each in page.within("comparison-accuracy", "caption")]
+    others = ["n = 190, checkpoint best", "n = 150, checkpoint last", "n = 40, checkpoint best"]
+    assert captions == [shown, *(f"digits test, {each}" for each in others)]
+    keys = [e for e in page.within("comparison", "ul") if e.attributes.get("class") == "key"]
+    assert len(keys) == 2 and all(text(each) == "1 plain2 cat" for each in keys)
+    sizes = [text(each) for each in page.within("run-1-evaluations", "h4")]
+    assert sizes == ["best/n-190", "last/n-150", "best/n-100", "best/n-40"]
 
 
 def test_runs_without_an_evaluation_are_named_and_validation_is_no_substitute(runs: Path) -> None:
@@ -634,6 +791,28 @@ def test_whiskers_span_the_interval() -> None:
     low, high = float(re.findall(r"M([\d.]+)", whisker)[0]), float(re.findall(r"H([\d.]+)", whisker)[0])
     assert (low - left) / (right - left) == pytest.approx(0.25, abs=1e-3)
     assert (high - left) / (right - left) == pytest.approx(0.75, abs=1e-3)
+
+
+def test_a_line_ends_in_one_marker_beside_its_name() -> None:
+    runs = [Series("a", [(1, 0.5), (2, 0.7), (3, 0.7)], 0), Series("b", [(1, 0.5), (2, 0.6)], 1)]
+    page = Outline(charts.lines("k", "T", runs, share=True))
+    marks = Counter(each.attributes["class"] for each in page.all("path"))
+    assert marks["mark s0"] == 3 and marks["lead"] == 1  # the last point's is that of the name
+    assert marks["mark s1"] == 3  # a line that stops early keeps its last
+
+
+def test_names_in_charts_are_whole_and_have_room() -> None:
+    name = "transfer:runs/a-name-that-is-much-longer-than-a-line"
+    page = Outline(charts.bars("k", "T", [(f"{name}\nl2 0.5", [Bar("1", 0.5, (0.4, 0.6), 0)])]))
+    assert name in "".join("".join(each.text) for each in page.all("text"))
+    for chart in (page, Outline(charts.lines("k", "T", [Series(n, [(1, 1), (2, 2)], 0) for n in ("ab", name)]))):
+        (svg,) = chart.all("svg")
+        width = float((svg.attributes["viewbox"] or "").split()[2])
+        for each in chart.all("text"):
+            x, size = float(each.attributes["x"] or ""), 6.5 * len(text(each))
+            low = x - size if each.attributes["text-anchor"] == "end" else x
+            assert low >= 0 and (each.attributes["text-anchor"] != "start" or x + size <= width), text(each)
+    assert any(text(each) == name for each in chart.all("text"))
 
 
 @settings(deadline=None, max_examples=100)

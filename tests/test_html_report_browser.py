@@ -49,14 +49,21 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         advkit("train", "--plugins", plugins, *tiny, "--progress", "none", "--out", folder / name)
     attacks = [{"name": "clean", **accuracy(0.8)}, {"name": "pgd-20", "eps": 0.15, "steps": 20, **accuracy(0.5)}]
     evaluation = {"split": "test", "n": 50, "norm": "linf", "eps": 0.15, "attacks": attacks, "suspect": True}
+    evaluation["checkpoint"] = "best"
+    robust = [(i, 0, int(i < 40), int(i < 25)) for i in range(50)]
+    verdicts = "".join(f"{','.join(map(str, row))}\n" for row in [("index", "label", "clean", "pgd-20"), *robust])
     check = {"name": "large-eps", "figure": 0.1, "threshold": 0.0, "alarm": True, "sentence": "Something is left. " * 9}
     for path, value in (
-        ("evaluations/one/n-9/evaluation.json", {**evaluation, "worst_case": accuracy(0.5)}),
         ("audit.json", {"checks": [check, {**check, "alarm": False}], "alarms": ["large-eps"]}),
         ("analysis/margin.json", {"figures": {"q50": 1.25}, "long": "word" * 100}),
     ):
         (folder / NAMES[1] / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / NAMES[1] / path).write_text(json.dumps(value))
+    for name in NAMES[1:]:
+        home = folder / name / "evaluations/one/n-50"
+        home.mkdir(parents=True)
+        (home / "evaluation.json").write_text(json.dumps({**evaluation, "worst_case": accuracy(0.5)}))
+        (home / "verdicts.csv").write_text(verdicts)
     Image.new("L", (900, 300), 200).save(folder / NAMES[1] / "analysis" / "margin.png")
     advkit("report", *(folder / name for name in NAMES), "--out", folder / "report.html", "--samples", 4)
     return folder / "report.html"
@@ -110,7 +117,7 @@ def test_it_opens_without_a_fault_and_shows_every_section(
 ) -> None:
     watched = Watched(chromium, report, color_scheme=scheme, viewport=screen)
     seen = watched.seen()
-    assert len(seen) == 6 + 3 * 8 + 2 and all(width > 300 and height > 20 for width, height in seen.values()), seen
+    assert len(seen) == 6 + 3 * 8 + 3 and all(width > 300 and height > 20 for width, height in seen.values()), seen
     assert watched.overflow() == 0
     assert watched.faults == []
     pictures = watched.page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
@@ -126,6 +133,25 @@ def test_faults_are_noticed(chromium: Any, tmp_path: Path) -> None:
     watched = Watched(chromium, file, viewport=WIDE)
     assert {fault.split(":")[0] for fault in watched.faults} >= {"error", "failed", "asked for file"}
     assert watched.overflow() > 1000 and list(watched.seen().values()) == [[0, 0]]
+
+
+def test_wide_tables_keep_their_first_column_and_intervals_have_a_line(chromium: Any, report: Path) -> None:
+    watched = Watched(chromium, report, viewport=NARROW)
+    scrolled: list[list[float]] = watched.page.evaluate(
+        """() => [...document.querySelectorAll('#comparison .scroll')].map(box => {
+            box.scrollLeft = 10000
+            const edge = box.getBoundingClientRect().left
+            const lefts = [...box.querySelectorAll('tr')].map(row => row.cells[0].getBoundingClientRect().left - edge)
+            return [box.scrollLeft, ...lefts]
+        })"""
+    )
+    assert any(first > 50 for first, *_ in scrolled)
+    assert all(abs(left) < 1 for _, *lefts in scrolled for left in lefts), scrolled
+    below = """[...document.querySelectorAll('#comparison td small')].map(small =>
+        small.getBoundingClientRect().top - small.parentElement.getBoundingClientRect().top)"""
+    for screen in (WIDE, NARROW):
+        tops = Watched(chromium, report, viewport=screen).page.evaluate(below)
+        assert len(tops) > 10 and min(tops) > 15, tops
 
 
 def test_light_and_dark_differ_and_charts_follow(chromium: Any, report: Path) -> None:
@@ -180,7 +206,7 @@ def test_a_screen_reader_is_told_what_charts_and_tables_are(chromium: Any, repor
     page = Watched(chromium, report, viewport=WIDE).page
     assert page.get_by_role("main").count() == page.get_by_role("navigation").count() == 1
     charts = page.get_by_role("img").filter(has=page.locator("desc"))
-    assert charts.count() == 7 + 1 + 3 * 4 + 1
+    assert charts.count() == 7 + 1 + 3 * 4 + 2
     assert page.get_by_role("img", name="Validation, PGD on the margin").count() == 1
     assert page.get_by_role("table", name="Checks for masked gradients").count() == 1
     assert page.get_by_role("region", name="Sample pictures").count() == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, cos, floor, log10, pi, sin
+from textwrap import wrap
 
 from .markup import Html, join, tag
 
@@ -13,6 +14,8 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4")
 MARKERS = 6
 MARK = 3.6
 """Half the size of a marker."""
+LETTER = 7.0
+"""Room for a character; wide enough for every system's font."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Series:
     style: int
     held: bool = False
     """Each value holds until the next, as a learning rate does."""
+    short: str = ""
+    """What stands at its end; its label by default."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A share with its interval."""
+    """A share with its interval; `label` tells it from others of one name."""
 
     label: str
     value: float
@@ -80,7 +85,9 @@ def lines(
     floor_at = 0.0 if min(ys) >= 0 and (min(ys) < 0.4 * max(ys) or min(ys) == max(ys)) else min(ys)
     y_ticks = [0, 0.2, 0.4, 0.6, 0.8, 1] if share else decades(min(ys), max(ys)) if log else ticks(floor_at, max(ys), 5)
     labelled = len(drawn) > 1
-    left, right, top, bottom = 48.0, 460 - (122 if labelled else 14), 10.0, 212.0
+    names = [each.short or each.label for each in drawn]
+    room = 27 + LETTER * max(map(len, names)) if labelled else 14
+    left, right, top, bottom = 48.0, 460 - room, 10.0, 212.0
     low, high = min(xs), max(xs)
     x_axis = Axis(low - (low == high), high + (low == high), left + 8, right)
     y_axis = Axis(y_ticks[0], y_ticks[-1], bottom, top, log)
@@ -91,42 +98,52 @@ def lines(
     if best is not None and low <= best <= high:
         x = x_axis(best)
         parts += [tag("path", d=f"M{x:.1f} {top}V{bottom}", class_="best"), _text(x - 4, bottom - 6, "best", "end")]
-    parts += [_line(each, x_axis, y_axis) for each in drawn]
+    # A line that reaches the edge goes on to its label, whose marker is then that of its end.
+    through = [labelled and len(each.points) > 1 and each.points[-1][0] == high for each in drawn]
+    parts += [_line(each, x_axis, y_axis, go) for each, go in zip(drawn, through, strict=True)]
     if labelled:
-        ends = _apart([y_axis(each.points[-1][1]) for each in drawn], 15, top + 6, bottom)
-        for each, y in zip(drawn, ends, strict=True):
-            parts += [_marker(each.style, right + 12, y), _text(right + 21, y + 4, _short(each.label, 16), "start")]
+        ends = [y_axis(each.points[-1][1]) for each in drawn]
+        for each, name, go, at, y in zip(drawn, names, through, ends, _apart(ends, 15, top + 6, bottom), strict=True):
+            if go:
+                parts.append(tag("path", d=f"M{right:.1f} {at:.1f}L{right + 12:.1f} {y:.1f}", class_="lead"))
+            parts += [_marker(each.style, right + 12, y), _text(right + 21, y + 4, name, "start")]
     return _figure(key, title, " ".join(_told(each) for each in drawn), 460, 252, parts)
 
 
 def bars(key: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> Html:
-    """Shares with their intervals, a group of lines for each name, as a figure."""
-    left, right, top = 128.0, 412.0, 8.0
+    """Shares with their intervals, a group of lines for each name, as a figure. A name may have several lines."""
+    labels = [[line for part in name.splitlines() for line in wrap(part, 24)] for name, _ in groups]
+    marks = max(len(bar.label) for _, entries in groups for bar in entries)
+    edge = 4 + LETTER * max((len(line) for lines in labels for line in lines), default=0)
+    left, top = edge + 10 + (8 + LETTER * marks if marks else 0), 8.0
+    right = left + 284
     axis = Axis(0, 1, left, right)
     parts: list[Html] = []
     y = top
     told = []
-    for name, entries in groups:
-        y += 10
-        parts.append(_text(left - 26, y + 8 * (len(entries) - 1) + 4, _short(name, 16), "end"))
+    for (name, entries), lines in zip(groups, labels, strict=True):
+        height = max(16 * len(entries), 14 * len(lines))
+        first = y + height / 2 - 7 * len(lines) + 13
+        parts += [_text(edge, first + 14 * place, line, "end") for place, line in enumerate(lines)]
+        at = y + height / 2 - 8 * len(entries) + 10
         for bar in entries:
             low, high = (axis(min(1.0, max(0.0, end))) for end in bar.interval)
-            whisker = f"M{low:.1f} {y}H{high:.1f}M{low:.1f} {y - 4}v8M{high:.1f} {y - 4}v8"
+            whisker = f"M{low:.1f} {at:g}H{high:.1f}M{low:.1f} {at - 4:g}v8M{high:.1f} {at - 4:g}v8"
             parts += [
                 tag("path", d=whisker, class_=f"line s{bar.style % COLOURS}"),
-                _marker(bar.style, axis(bar.value), y),
+                _marker(bar.style, axis(bar.value), at),
+                _text(right + 8, at + 4, f"{bar.value:.3f}", "start"),
             ]
-            parts += [_text(right + 8, y + 4, f"{bar.value:.3f}", "start")]
             if bar.label:
-                parts += [_text(left - 6, y + 4, bar.label, "end")]
-            told.append(f"{name}, {bar.label}: {bar.value:.3f}, {bar.interval[0]:.3f} to {bar.interval[1]:.3f}.")
-            y += 16
-        y += 2
-    bottom = y
-    grid = [tag("path", d=f"M{axis(x / 5):.1f} {top}V{bottom}", class_="grid") for x in range(6)]
-    grid += [_text(axis(x / 5), bottom + 17, _plain(x / 5), "middle") for x in range(6)]
-    grid += [_text((left + right) / 2, bottom + 34, "accuracy, 95 % interval", "middle")]
-    return _figure(key, title, " ".join(told), 460, bottom + 42, grid + parts)
+                parts.append(_text(left - 8, at + 4, bar.label, "end"))
+            whose = ", ".join([*name.splitlines(), *([bar.label] if bar.label else [])])
+            told.append(f"{whose}: {bar.value:.3f}, {bar.interval[0]:.3f} to {bar.interval[1]:.3f}.")
+            at += 16
+        y += height + 10
+    grid = [tag("path", d=f"M{axis(x / 5):.1f} {top}V{y:g}", class_="grid") for x in range(6)]
+    grid += [_text(axis(x / 5), y + 17, _plain(x / 5), "middle") for x in range(6)]
+    grid += [_text((left + right) / 2, y + 34, "accuracy, 95 % interval", "middle")]
+    return _figure(key, title, " ".join(told), right + 48, y + 42, grid + parts)
 
 
 def swatch(style: int) -> Html:
@@ -142,13 +159,15 @@ def _figure(key: str, title: str, description: str, width: float, height: float,
     return tag("figure", tag("figcaption", title), picture, class_="plot")
 
 
-def _line(series: Series, x_axis: Axis, y_axis: Axis) -> Html:
+def _line(series: Series, x_axis: Axis, y_axis: Axis, goes_on: bool) -> Html:
     at = [(x_axis(x), y_axis(y)) for x, y in series.points]
     path = f"M{at[0][0]:.1f} {at[0][1]:.1f}"
     path += "".join(f"H{x:.1f}V{y:.1f}" if series.held else f"L{x:.1f} {y:.1f}" for x, y in at[1:])
     every = ceil(len(at) / 8)
     # Not the same epochs for every line, or markers would hide each other.
-    marked = at if len(at) <= 8 else at[series.style % every :: every]
+    marked = [point for place, point in enumerate(at) if len(at) <= 8 or place % every == series.style % every]
+    if goes_on and marked[-1] == at[-1]:
+        marked.pop()
     stroke = tag("path", d=path, class_=f"line s{series.style % COLOURS}", stroke_dasharray=_dashes(series.style))
     return join([stroke, *(_marker(series.style, x, y) for x, y in marked)])
 
@@ -182,10 +201,6 @@ def _text(x: float, y: float, content: str, anchor: str) -> Html:
 
 def _plain(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _short(label: str, most: int) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def _told(series: Series) -> str:

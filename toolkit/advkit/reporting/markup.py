@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 
 class Html(str):
@@ -114,14 +114,3 @@ def share(value: float | None) -> str:
 def span(interval: Sequence[float]) -> str:
     """0.707 to 0.789"""
     return f"{interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def leaves(value: object, key: str = "") -> list[tuple[str, object]]:
-    """Nested JSON as rows ("attack.steps", 20); a long list of numbers is its length and range."""
-    if isinstance(value, Mapping):
-        return [leaf for name, each in value.items() for leaf in leaves(each, f"{key}.{name}" if key else str(name))]
-    if isinstance(value, list) and len(value) > 12 and all(type(each) in (int, float) for each in value):
-        return [(key, f"{len(value)} numbers, {min(value):.4g} to {max(value):.4g}")]
-    if isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value):
-        return [leaf for place, each in enumerate(value) for leaf in leaves(each, f"{key}[{place}]")]
-    return [(key, value)]

@@ -11,6 +11,7 @@ from ..data.base import Splits
 from ..errors import CheckpointError, OptionError
 from ..runs import data_of
 from . import sections
+from .analyses import analyses
 from .comparison import comparison
 from .markup import Html, join, listing, section, tag
 from .samples import SHOWN
@@ -57,7 +58,7 @@ def build(runs: Sequence[str], samples: int = SHOWN) -> Page:
             ("curves", "Curves", sections.curves(source)),
             ("evaluations", "Evaluations", sections.evaluations(source)),
             ("audit", "Audit", sections.audit(source)),
-            ("analyses", "Analyses", sections.analyses(source)),
+            ("analyses", "Analyses", analyses(source)),
             *([("samples", "Sample pictures", sections.samples(source, data, samples))] if samples else []),
             ("environment", "Environment", sections.environment(source)),
         ]

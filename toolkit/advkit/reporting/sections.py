@@ -10,9 +10,11 @@ from .. import config
 from ..data.base import Splits
 from ..errors import AdvkitError
 from . import charts
-from .markup import Html, details, figure, join, leaves, listing, paragraph, section, sentences, share, span, table, tag
+from .alarms import short_alarms, told
+from .markup import Html, details, figure, join, listing, paragraph, section, sentences, share, span, table, tag
+from .records import AttackRow, Check, Evaluation
 from .samples import SHOWN, STEPS, data_uri, draw
-from .sources import Analysis, AttackRow, Check, Evaluation, Source
+from .sources import Source
 
 Data = Callable[[Source], Splits]
 
@@ -27,9 +29,6 @@ PLOTS = (
     ("lr", "lr", "Learning rate"),
     ("mean_radius", "radius", "Mean radius of the attack, pixels in [0, 1]"),
 )
-ANALYSES = ("vulnerability", "margin", "landscape", "budget")
-LEAVES, OPEN = 60, 16
-"""Figures of an analysis that are listed, its file has all; and that are shown without a click."""
 
 
 def settings(source: Source) -> Html:
@@ -140,12 +139,12 @@ def _evaluation(key: str, found: Evaluation) -> Html:
     parts = [paragraph("; ".join(facts), ".")]
     if found.selected_on == "test":
         parts.append(_caution("The checkpoint was chosen on the test split: these figures are optimistic."))
-    if found.suspect:
-        parts.append(
-            _caution("Suspect: accuracies under cross-entropy and margin PGD disagree, a sign of masked gradients.")
-        )
-    rows = [_attack(row) for row in found.attacks]
-    bars = [(row.name, [charts.Bar("", row.accuracy, row.interval, 0)]) for row in found.attacks]
+    if found.alarms:
+        raised = ", ".join(found.alarms)
+        parts.append(_caution(f"Suspect: the short audit of this evaluation (n = {found.n}) raises alarms: {raised}."))
+    named = list(zip(found.labels, found.attacks, strict=True))
+    rows = [_attack(name, row) for name, row in named]
+    bars = [(name, [charts.Bar("", row.accuracy, row.interval, 0)]) for name, row in named]
     for norm, worst in found.worst.items():
         name = "worst case" + ("" if norm == found.norm else f" {norm}")
         rows.append([name, "", "", share(worst.accuracy), span(worst.interval), "", ""])
@@ -163,7 +162,7 @@ def _evaluation(key: str, found: Evaluation) -> Html:
     return join(parts)
 
 
-def _attack(row: AttackRow) -> list[str]:
+def _attack(name: str, row: AttackRow) -> list[str]:
     bound = f"{row.norm or ''} {figure(row.eps)}" if row.eps else ""
     steps = "" if not row.steps else str(row.steps)
     if row.steps and row.step_size is not None:
@@ -173,7 +172,7 @@ def _attack(row: AttackRow) -> list[str]:
     passes = row.passes or {}
     counts = " + ".join(f"{passes[kind]:.4g}" for kind in ("forward", "input_backward") if kind in passes)
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-    return [row.name, bound, steps, share(row.accuracy), span(row.interval), counts, seconds]
+    return [name, bound, steps, share(row.accuracy), span(row.interval), counts, seconds]
 
 
 def _caution(sentence: str) -> Html:
@@ -201,47 +200,19 @@ def audit(source: Source) -> Html:
     if isinstance(found, str):
         return paragraph(found, kind="missing")
     where = [found.checkpoint, found.split, f"n = {figure(found.n)}", found.norm, f"eps {figure(found.eps)}"]
-    parts = [paragraph(", ".join(each for each in where if each), ".")]
-    alarms = found.alarms or [check.name for check in found.checks if check.alarm]
-    if alarms:
-        parts.append(_caution(f"{len(alarms)} of {len(found.checks)} checks raise an alarm: {', '.join(alarms)}."))
+    parts = [paragraph("audit.json: ", ", ".join(each for each in where if each), ".")]
+    ran = sum(check.alarm is not None for check in found.checks)
+    rest = f"; {len(found.checks) - ran} could not be run" if ran < len(found.checks) else ""
+    if raised := found.raised:
+        verb = "raises" if len(raised) == 1 else "raise"
+        sentence = f"{len(raised)} of the {ran} checks that ran {verb} an alarm: {', '.join(raised)}{rest}."
+        parts.append(_caution(sentence))
     else:
-        parts.append(paragraph(f"None of {len(found.checks)} checks raises an alarm."))
+        parts.append(paragraph(f"None of the {ran} checks that ran raises an alarm{rest}."))
+    others = {name: by for name, by in short_alarms(source).items() if name not in found.raised}
+    if others:
+        parts.append(_caution(f"Alarms raised elsewhere: {told(others)}."))
     return join([*parts, checks("Checks for masked gradients", found.checks)])
-
-
-def analyses(source: Source) -> Html:
-    """Pictures and figures of `advkit analyze`."""
-    parts = []
-    for count, found in enumerate(source.analyses, 1):
-        parts.append(section(f"{source.key}-analysis-{count}", found.name, 4, _analysis(found)))
-    absent = [name for name in ANALYSES if name not in {found.name for found in source.analyses}]
-    if absent:
-        commands = [tag("code", source.command("analyze", name)) for name in absent]
-        lead = "Not made yet:" if source.analyses else "No analysis has been made yet; these commands make them:"
-        parts.append(tag("div", paragraph(lead), listing(commands), class_="missing"))
-    return join(parts)
-
-
-def _analysis(found: Analysis) -> Html:
-    parts = [paragraph(problem, kind="missing") for problem in found.problems]
-    beside: list[Html] = []
-    if found.picture is not None:
-        alt = f"Picture of the analysis {found.name}; its figures follow."
-        beside.append(tag("figure", tag("img", src=data_uri(*found.picture), alt=alt, class_="paper")))
-    main = found.figures.get("figures")
-    rest = {key: value for key, value in found.figures.items() if key != "figures"}
-    for caption, value in (("Figures", main), ("Settings", rest)):
-        every = leaves(value) if value else []
-        rows = [(key, figure(each, 5)) for key, each in every[:LEAVES]]
-        content = [table(f"{found.name}: {caption.lower()}", ("key", "value"), rows)]
-        if len(every) > LEAVES:
-            content.append(paragraph(f"{len(every) - LEAVES} more are in analysis/{found.name}.json."))
-        if rows and caption == "Figures" and len(rows) <= OPEN:
-            beside += content
-        elif rows:
-            parts.append(details(caption, *content))
-    return join([tag("div", *beside, class_="beside") if beside else None, *parts])
 
 
 def samples(source: Source, data: Data, count: int = SHOWN) -> Html:

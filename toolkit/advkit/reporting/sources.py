@@ -2,113 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from ..config import RunFile
 from ..errors import AdvkitError, CheckpointError, OptionError
 from ..folder import RunFolder
 from ..resolve import MODEL, Layer, Resolved, resolve
 from ..runs import resolve_folder
+from .records import Audit, Evaluation, content, members, number, read, withstood
 
-CAP = 16 << 20  # bytes of one file that goes into a page
+ANALYSES = ("vulnerability", "margin", "landscape", "budget")
 LARGE = 256 << 10  # bytes; of a vector picture beyond it the pixels are taken
 PICTURES = {"svg": "image/svg+xml", "png": "image/png"}
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-
-class Accuracy(_Part):
-    """A share of images with its 95 % interval."""
-
-    accuracy: float = Field(ge=0, le=1)
-    interval: tuple[float, float]
-
-
-class AttackRow(Accuracy):
-    """One attack of an evaluation."""
-
-    name: str
-    norm: str | None = None
-    eps: float | None = None
-    steps: int | None = None
-    step_size: float | None = None
-    restarts: int | None = None
-    passes: dict[str, float] | None = None
-    seconds: float | None = None
-    notes: list[str] = []
-
-
-class Check(_Part):
-    """One check of an audit."""
-
-    name: str
-    figure: Any = None
-    threshold: Any = None
-    alarm: bool | None = None
-    sentence: str = ""
-
-
-class Evaluation(_Part):
-    """RUN/evaluations/NAME/n-N/evaluation.json."""
-
-    dataset: str | None = None
-    checkpoint: str | None = None
-    weights: str | None = None
-    epoch: int | None = None
-    selected_on: str | None = None
-    split: str
-    n: int
-    norm: str
-    eps: float
-    seed: int | None = None
-    versions: dict[str, Any] | None = None
-    attacks: list[AttackRow]
-    worst_case: Accuracy | None = None
-    worst_case_by_norm: dict[str, Accuracy] = {}
-    suspect: bool | None = None
-    audit: list[Check] | None = None
-
-    @property
-    def worst(self) -> dict[str, Accuracy]:
-        """The worst case over attacks, by norm."""
-        return self.worst_case_by_norm or ({self.norm: self.worst_case} if self.worst_case else {})
-
-
-class Audit(_Part):
-    """RUN/audit.json."""
-
-    checkpoint: str | None = None
-    split: str | None = None
-    n: int | None = None
-    norm: str | None = None
-    eps: float | None = None
-    checks: list[Check]
-    alarms: list[str] = []
-
-
-P = TypeVar("P", bound=_Part)
-
-
 @dataclass(frozen=True)
 class Analysis:
-    """RUN/analysis/NAME.json with its picture, a data URI; whatever could not be read is a sentence in `problems`."""
+    """RUN/analysis/NAME.json with its picture; whatever could not be read is a sentence in `problems`."""
 
     name: str
-    figures: dict[str, Any]
+    record: dict[str, Any]
     picture: tuple[str, bytes] | None
     """Media type and content."""
     problems: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """What the record, or else the file's name, says it is: "landscape-iseat-7" is a landscape."""
+        return str(self.record.get("analysis", self.name)).partition("-")[0]
 
 
 class Source:
@@ -187,27 +113,35 @@ class Source:
     def environment(self) -> dict[str, Any] | str:
         """environment.json, or a sentence."""
         try:
-            return _object(self.folder.path / "environment.json")
+            return members(self.folder.path / "environment.json")
         except OptionError as error:
             return str(error)
 
     @cached_property
     def evaluations(self) -> dict[str, Evaluation | str]:
-        """By name; a damaged one is a sentence."""
+        """By their folder in `evaluations`, most images first; a damaged one is a sentence."""
         files = sorted(self.folder.path.glob("evaluations/*/*/evaluation.json"))
-        return {f"{file.parent.parent.name}, {file.parent.name}": _read(file, Evaluation) for file in files}
+        found = {f"{file.parent.parent.name}/{file.parent.name}": read(file, Evaluation) for file in files}
+        return dict(sorted(found.items(), key=lambda item: -item[1].n if isinstance(item[1], Evaluation) else 0))
+
+    def withstood(self, name: str) -> dict[str, list[bool]]:
+        """Which images withstood in the evaluation of that name, by column."""
+        found = self.evaluations[name]
+        assert isinstance(found, Evaluation)
+        return withstood(self.folder.path / "evaluations" / name / "verdicts.csv", found)
 
     @cached_property
     def audit(self) -> Audit | str | None:
         """None where there is none; a sentence where it is damaged."""
         file = self.folder.path / "audit.json"
-        return _read(file, Audit) if file.exists() else None
+        return read(file, Audit) if file.exists() else None
 
     @cached_property
     def analyses(self) -> list[Analysis]:
-        """By name, the vector picture where there are two."""
-        found = {file.stem for kind in ("json", "svg", "png") for file in self.folder.path.glob(f"analysis/*.{kind}")}
-        return [_analysis(self.folder.path / "analysis", name) for name in sorted(found)]
+        """By file name, the vector picture where there are two."""
+        names = {file.stem for kind in ("json", *PICTURES) for file in self.folder.path.glob(f"analysis/*.{kind}")}
+        found = (_analysis(self.folder.path / "analysis", name) for name in sorted(names))
+        return [each for each in found if each.kind in ANALYSES]
 
     def curve(self, kind: str) -> list[tuple[float, float]]:
         """(epoch from 1, value) of `loss`, `train_adversarial_accuracy`, ... or `validation KIND`, where known."""
@@ -236,46 +170,11 @@ def _named(validation: object, kind: str) -> list[str]:
     return [key for key in keys if key == kind or key.startswith(f"{kind}-")]
 
 
-def number(value: object) -> float | None:
-    """A finite number, or None."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-    return float(value) if good else None  # type: ignore[arg-type]
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        if file.stat().st_size > CAP:
-            raise OptionError(f"{file} is larger than {CAP >> 20} MiB and was left out.")
-        return file.read_bytes()
-    except OSError as error:
-        raise OptionError(f"{file} can not be read ({error.strerror}).") from None
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_bytes(file))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise OptionError(f"{file} is damaged; make it again.")
-    return found
-
-
-def _read(file: Path, kind: type[P]) -> P | str:
-    try:
-        return kind.model_validate(_object(file))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        return f"{file} is damaged ({where}); make it again."
-    except OptionError as error:
-        return str(error)
-
-
 def _analysis(folder: Path, name: str) -> Analysis:
-    figures: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     problems = []
     try:
-        figures = _object(folder / f"{name}.json")
+        record = members(folder / f"{name}.json")
     except OptionError as error:
         problems.append(str(error))
     pictures = [(kind, folder / f"{name}.{suffix}") for suffix, kind in PICTURES.items()]
@@ -288,7 +187,7 @@ def _analysis(folder: Path, name: str) -> Analysis:
     if found:
         *_, kind, file = found[0]
         try:
-            picture = (kind, _bytes(file))
+            picture = (kind, content(file))
         except OptionError as error:
             problems.append(str(error))
-    return Analysis(name, figures, picture, tuple(problems))
+    return Analysis(name, record, picture, tuple(problems))
