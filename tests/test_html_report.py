@@ -157,7 +157,7 @@ def faults(page: Outline) -> list[str]:
 
 EVALUATION: dict[str, Any] = {
     # Figures of a fixture: no run has them.
-    "run": "r", "dataset": "digits", "model": "small-cnn", "checkpoint": "best", "weights": "raw", "epoch": 2,
+    "run": "r", "dataset": "digits", "model": "small-cnn", "checkpoint": "best", "weights": "raw", "epoch": None,
     "selected_on": "validation", "split": "test", "n": 200, "norm": "linf", "eps": 0.15, "seed": 0,
     "versions": {"advkit": "0.1.0"},
     "attacks": [
@@ -872,3 +872,21 @@ def test_contrast_is_enough_in_light_and_dark() -> None:
         for name in scheme.keys() - {"paper", "panel", "rule"}:
             for ground in ("paper", "panel"):
                 assert contrast(scheme[name], scheme[ground]) >= 4.5, (name, ground)
+
+
+def test_figures_of_a_checkpoint_that_is_the_best_no_more_are_marked_and_not_compared(runs: Path) -> None:
+    """A run that was judged, went on and found a better epoch: its old figures are another net's."""
+    rows = [json.loads(line) for line in (runs / "plain" / "metrics.jsonl").read_text().splitlines()]
+    best = max(row["epoch"] for row in rows if row["best"])
+    for name in ("plain", "cat"):
+        judge(runs / name, "old", (CLEAN, []), (PGD, range(40)))
+    judge(runs / "plain", "stale", (CLEAN, range(100)), (PGD, range(190)), epoch=best + 5, audit=AUDIT["checks"])
+    put(runs / "plain", "audit.json", AUDIT | {"epoch": best + 5})
+    page = page_of("plain", "cat")
+    assert "raises alarms" not in text(page.id("comparison"))
+    compared = text(page.id("comparison-accuracy"))
+    assert "pgd-20, 1: 0.800" in compared and "0.500" not in compared and "0.050" not in compared
+    why = f"of the best checkpoint of then, epoch {best + 6}; the best is now epoch {best + 1}."
+    assert f"An evaluation of run 1 at n = 200 is left out: it is {why}" in compared
+    own = text(page.id("run-1"))
+    assert f"This evaluation is {why}" in own and f"This audit is {why}" in own

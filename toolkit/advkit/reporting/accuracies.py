@@ -70,10 +70,10 @@ Group = dict[Attack, dict[int, Found]]
 
 def accuracies(sources: Sequence[Source]) -> Html:
     """A chart and a table of the images that most runs share, then whatever else has been evaluated."""
-    groups = _groups(sources)
-    shared = _shared(groups)
     parts: list[Html] = []
     problems: list[str] = []
+    groups = _groups(sources, problems)
+    shared = _shared(groups)
     tables = {}
     for images in sorted(groups, key=lambda one: (one != shared, -one.n, one)):
         lines = _lines(sources, groups[images], problems)
@@ -112,11 +112,14 @@ def legend(sources: Sequence[Source]) -> Html:
     return listing((join([charts.swatch(source.number - 1), source.title]) for source in sources), class_="key")
 
 
-def _groups(sources: Sequence[Source]) -> dict[Images, Group]:
+def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Group]:
     groups: dict[Images, Group] = {}
     for source in sources:
         for name, found in source.evaluations.items():
             if isinstance(found, str):
+                continue
+            if why := source.outdated(found):
+                problems.append(f"An evaluation of run {source.number} at n = {found.n} is left out: it is {why}.")
                 continue
             data = found.dataset or str(source.values.get("data.name"))
             group = groups.setdefault(Images(data, found.split, found.n, found.checkpoint or ""), {})

@@ -13,7 +13,7 @@ def short_alarms(source: Source) -> dict[str, list[str]]:
     """The checks that raise alarms in short audits, each with the evaluations that have it."""
     found: dict[str, list[str]] = {}
     for each in source.evaluations.values():
-        if isinstance(each, Evaluation):
+        if isinstance(each, Evaluation) and not source.outdated(each):
             where = f"short audit of the evaluation at n = {each.n}, {each.split}, checkpoint {each.checkpoint}"
             for name in each.alarms:
                 found[name] = list(dict.fromkeys([*found.get(name, ()), where]))
@@ -23,7 +23,7 @@ def short_alarms(source: Source) -> dict[str, list[str]]:
 def alarms(source: Source) -> str:
     """Every check that raises an alarm, once, each with the audits that say so; "" where none does."""
     found, audit, silent = short_alarms(source), source.audit, ""
-    if isinstance(audit, Audit):
+    if isinstance(audit, Audit) and not source.outdated(audit):
         where = f"audit.json, n = {figure(audit.n)}"
         silent = "" if audit.raised or not found else f"; {where}, raises none"
         for name in audit.raised:

@@ -103,6 +103,7 @@ class Audit(_Part):
     """RUN/audit.json."""
 
     checkpoint: str | None = None
+    epoch: int | None = None
     split: str | None = None
     n: int | None = None
     norm: str | None = None

@@ -122,12 +122,12 @@ def evaluations(source: Source) -> Html:
     parts = []
     for count, (name, found) in enumerate(source.evaluations.items(), 1):
         key = f"{source.key}-evaluation-{count}"
-        content = paragraph(found, kind="missing") if isinstance(found, str) else _evaluation(key, found)
+        content = paragraph(found, kind="missing") if isinstance(found, str) else _evaluation(source, key, found)
         parts.append(section(key, name, 4, content))
     return join(parts)
 
 
-def _evaluation(key: str, found: Evaluation) -> Html:
+def _evaluation(source: Source, key: str, found: Evaluation) -> Html:
     checkpoint = found.checkpoint or "–"
     if found.epoch is not None:
         checkpoint += f" (epoch {found.epoch + 1})"
@@ -137,6 +137,8 @@ def _evaluation(key: str, found: Evaluation) -> Html:
         f"{found.norm}, eps {figure(found.eps)}" + ("" if found.seed is None else f", seed {found.seed}"),
     ]
     parts = [paragraph("; ".join(facts), ".")]
+    if why := source.outdated(found):
+        parts.append(_caution(f"This evaluation is {why}."))
     if found.selected_on == "test":
         parts.append(_caution("The checkpoint was chosen on the test split: these figures are optimistic."))
     if found.alarms:
@@ -201,6 +203,8 @@ def audit(source: Source) -> Html:
         return paragraph(found, kind="missing")
     where = [found.checkpoint, found.split, f"n = {figure(found.n)}", found.norm, f"eps {figure(found.eps)}"]
     parts = [paragraph("audit.json: ", ", ".join(each for each in where if each), ".")]
+    if why := source.outdated(found):
+        parts.append(_caution(f"This audit is {why}."))
     ran = sum(check.alarm is not None for check in found.checks)
     rest = f"; {len(found.checks) - ran} could not be run" if ran < len(found.checks) else ""
     if raised := found.raised:

@@ -153,6 +153,13 @@ class Source:
         names = (name for row in self.history for name in _named(row.get("validation"), kind))
         return next(names, None)
 
+    def outdated(self, found: Evaluation | Audit) -> str:
+        """Why a figure of the best checkpoint is not of what is the best now, since the run went on; "" where it is."""
+        best = self.best
+        if found.checkpoint != "best" or found.epoch is None or best is None or found.epoch == best["epoch"]:
+            return ""
+        return f"of the best checkpoint of then, epoch {found.epoch + 1}; the best is now epoch {best['epoch'] + 1}"
+
     @property
     def best(self) -> dict[str, Any] | None:
         """The line of the best epoch: the last that was best so far."""
