@@ -881,6 +881,7 @@ def test_figures_of_a_checkpoint_that_is_the_best_no_more_are_marked_and_not_com
     for name in ("plain", "cat"):
         judge(runs / name, "old", (CLEAN, []), (PGD, range(40)))
     judge(runs / "plain", "stale", (CLEAN, range(100)), (PGD, range(190)), epoch=best + 5, audit=AUDIT["checks"])
+    judge(runs / "plain", "stopped", (CLEAN, range(100)), checkpoint="last", epoch=-1)
     put(runs / "plain", "audit.json", AUDIT | {"epoch": best + 5})
     page = page_of("plain", "cat")
     assert "raises alarms" not in text(page.id("comparison"))
@@ -888,5 +889,6 @@ def test_figures_of_a_checkpoint_that_is_the_best_no_more_are_marked_and_not_com
     assert "pgd-20, 1: 0.800" in compared and "0.500" not in compared and "0.050" not in compared
     why = f"of the best checkpoint of then, epoch {best + 6}; the best is now epoch {best + 1}."
     assert f"An evaluation of run 1 at n = 200 is left out: it is {why}" in compared
+    assert f"it is of the last checkpoint of then, epoch 0; the run has gone on to epoch {len(rows)}." in compared
     own = text(page.id("run-1"))
     assert f"This evaluation is {why}" in own and f"This audit is {why}" in own

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
@@ -91,10 +92,12 @@ def load(kind: str, name: str) -> type:
     return found
 
 
+@cache
 def code(kind: type) -> dict[str, str]:
     """{"code": digest of version and file of a class of a third party}, {} for advkit's own.
 
-    What depends on such a class is told apart by it: the same name may compute something else after an edit.
+    What depends on such a class is told apart by it: the same name may compute something else after an edit. Asked
+    once for a class: what runs is what was imported, whatever is saved meanwhile.
     """
     package = kind.__module__.partition(".")[0]
     if package in ("advkit", "advkit_plugins"):

@@ -121,6 +121,7 @@ class Store:
         except OSError as error:
             raise AdvkitError(f"{self.progress} can not be written ({error.strerror}); free some space.") from None
         place = (found.key, first, len(found.robust))
+        self._found.pop(place, None)  # to the end: the order is that of asking
         self._found[place] = found
         self._stale.discard(place)
 
@@ -169,7 +170,8 @@ class Store:
             robust = torch.tensor([char == "1" for char in record["robust"]], dtype=torch.bool)
             parts = (record[name] for name in ("forwards", "backwards", "seconds", "notes"))
             found = Verdicts(record["settings"], robust, *parts)
-            self._found[found.key, record["first"], len(robust)] = found
+            self._found.pop(place := (found.key, record["first"], len(robust)), None)
+            self._found[place] = found
         if good < len(raw):
             os.truncate(self.progress, good)
 
@@ -212,7 +214,7 @@ def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any] |
         return None
     gray = 255 * result["eps"]
     whole = gray > 0.5 and abs(gray - round(gray)) < 1e-6
-    accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in result["attacks"]}
+    accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in reversed(result["attacks"])}  # the newest first
     return {
         "link": None,
         "name": Path(subject.name).name,

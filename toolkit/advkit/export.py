@@ -73,8 +73,8 @@ def export(subject: Subject, out: Path) -> dict[str, Any]:
     }
     images = subject.images("test", EXAMPLES).images
     with mode(model, training=False), torch.no_grad():
-        x = to_float(images, placement(model)[1])
-        example = {"images": x, "logits": model(x)}
+        x = to_float(images, placement(model)[1]).contiguous()
+        example = {"images": x, "logits": model(x).contiguous()}
         graph, record["without_graph"] = _graph(model, x)
     checkpoint.write_atomic(out / "example.safetensors", safetensors.torch.save(example))
     if graph:

@@ -154,8 +154,10 @@ class Source:
         return next(names, None)
 
     def outdated(self, found: Evaluation | Audit) -> str:
-        """Why a figure of the best checkpoint is not of what is the best now, since the run went on; "" where it is."""
-        best = self.best
+        """Why a figure is not of what is the best or the last checkpoint now, since the run went on; "" where it is."""
+        best, last = self.best, int(self.history[-1]["epoch"]) if self.history else -1
+        if found.checkpoint == "last" and found.epoch is not None and found.epoch < last:
+            return f"of the last checkpoint of then, epoch {found.epoch + 1}; the run has gone on to epoch {last + 1}"
         if found.checkpoint != "best" or found.epoch is None or best is None or found.epoch == best["epoch"]:
             return ""
         return f"of the best checkpoint of then, epoch {found.epoch + 1}; the best is now epoch {best['epoch'] + 1}"
