@@ -40,36 +40,36 @@ fix: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python docs/results/bench.py
+	$(BIN)/python results/bench.py
 
 soak: setup
 	$(BIN)/python -m pytest -m soak -n $(JOBS) --timeout 3600
 
 results: setup
-	$(BIN)/python docs/results/experiments.py digits
+	$(BIN)/python results/experiments.py digits
 
 # make results-fashion DATA=FOLDER    where `advkit data prepare fashion-mnist --data-root FOLDER` put it
 results-fashion: setup
 	@test -n "$(DATA)" || { echo "Say where Fashion-MNIST is: make results-fashion DATA=FOLDER" >&2; exit 2; }
-	$(BIN)/python docs/results/experiments.py fashion --data-root "$(DATA)"
+	$(BIN)/python results/experiments.py fashion --data-root "$(DATA)"
 
 # Evaluates the runs of `make results` and `make results-fashion` with strong attacks.
 results-robustness: results results-fashion
-	$(BIN)/python docs/results/robustness.py digits
-	$(BIN)/python docs/results/robustness.py fashion
+	$(BIN)/python results/robustness.py digits
+	$(BIN)/python results/robustness.py fashion
 
 results-evaluation-cost: setup
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks
-	$(BIN)/python docs/results/evaluation_cost.py
+	$(BIN)/python results/evaluation_cost.py
 
 # False alarms and misses of the audit on nets that are known to be honest or masked.
 results-audit: setup
-	$(BIN)/python docs/results/audit_study.py
+	$(BIN)/python results/audit_study.py
 
 # make results-pictures DATA=FOLDER_OR_ZIP    a folder or zip of train|test/CLASS/*
 results-pictures: setup
 	@test -n "$(DATA)" || { echo "Say where the pictures are: make results-pictures DATA=FOLDER_OR_ZIP" >&2; exit 2; }
-	$(BIN)/python docs/results/experiments.py pictures --data-root "$(DATA)"
+	$(BIN)/python results/experiments.py pictures --data-root "$(DATA)"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

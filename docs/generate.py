@@ -21,12 +21,13 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import nn
 
-from advkit import OptionError, Passes, Plugin, Schedule, Step, discovery
-from advkit import recipes as recipe_files
+from advkit import OptionError, Passes, Plugin, Schedule, Step, registry
+from advkit.compose.registration import RULES, hooks_of
+from advkit.config import recipes as recipe_files
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
 from advkit.errors import HookConflict
 from advkit.options import validate
-from advkit.registration import RULES, hooks_of
-from advkit.resolve import Layer, resolve
 from advkit.settings import SECTIONS
 
 HERE = Path(__file__).parent
@@ -81,7 +82,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def hooks() -> str:
     """Every hook, its rule, and the built-ins that answer it."""
-    kinds = {name: discovery.load("plugin", name) for name in BUILT_INS}
+    kinds = {name: registry.load("plugin", name) for name in BUILT_INS}
     rows = (
         (f"[`{hook}`](#{hook})", rule.value, ", ".join(n for n, kind in kinds.items() if hook in hooks_of(kind)))
         for hook, rule in RULES.items()
@@ -101,7 +102,7 @@ def settings() -> str:
 
 def options(name: str) -> str:
     """The options of a plugin. Defaults that depend on eps are also given at the papers' 8/255."""
-    kind: type[Plugin] = discovery.load("plugin", name)
+    kind: type[Plugin] = registry.load("plugin", name)
     at_paper = validate(kind.Options, {}, where=name, eps=PAPER_EPS)
     header = ["option", "paper", "default", "at eps 8/255", "unit", "allowed", "meaning"]
     rows = [
@@ -205,7 +206,7 @@ def _fate(chosen: Iterable[str]) -> tuple[str, list[str]]:
 
 @cache
 def _kind(name: str) -> type[Plugin]:
-    found: type[Plugin] = discovery.load("plugin", name)
+    found: type[Plugin] = registry.load("plugin", name)
     return found
 
 

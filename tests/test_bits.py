@@ -19,12 +19,19 @@ import torch
 from torch import nn
 
 import advkit
-from advkit.discovery import names
+from advkit.registry import names
 
 RECORD = Path(__file__).with_name("bits.json")
 SHORT = {
-    **{"run.epochs": 3, "run.batch_size": 32, "run.threads": 1, "data.limit": 120, "attack.steps": 3},
-    **{"attack.eps": 0.15, "model.width": 4, "validation.steps": 2, "optimizer.lr": 0.05},
+    "run.epochs": 3,
+    "run.batch_size": 32,
+    "run.threads": 1,
+    "data.limit": 120,
+    "attack.steps": 3,
+    "attack.eps": 0.15,
+    "model.width": 4,
+    "validation.steps": 2,
+    "optimizer.lr": 0.05,
 }
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
     "pgd-at": ("", {"attack.init": "uniform", "attack.mode": "train", "optimizer.schedule": "cosine"}, {}),

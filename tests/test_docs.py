@@ -21,10 +21,11 @@ import click
 import pytest
 
 import advkit
-from advkit import discovery, errors, recipes, rng
+from advkit import errors, registry, rng
 from advkit.cli.main import cli, run
+from advkit.compose.registration import HOOKS, RULES
+from advkit.config import recipes
 from advkit.hooks import Hooks
-from advkit.registration import HOOKS, RULES
 from advkit.settings import SECTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,7 @@ def test_check_fails_where_a_page_is_stale(generate: ModuleType, tmp_path: Path,
 
 @pytest.mark.parametrize("name", CARDS)
 def test_cards_have_the_options_of_their_plugins(name: str) -> None:
-    fields = discovery.load("plugin", name).Options.model_fields
+    fields = registry.load("plugin", name).Options.model_fields
     text = read(DOCS / "methods" / f"{name}.md")
     column = text.split("\n## Options\n", 1)[1].split("| option ", 1)[1].splitlines()[0].split("|").index(" default ")
     shown = {quoted(row[0])[0]: quoted(row[column])[0] for row in rows(text, "## Options")}
@@ -359,7 +360,7 @@ def test_settings_and_options_in_sentences_exist(page: Path) -> None:
             assert code == 0, error
         else:
             owner, key = words
-            kind = SECTIONS.get(owner) or discovery.load("plugin", owner).Options
+            kind = SECTIONS.get(owner) or registry.load("plugin", owner).Options
             assert key in kind.model_fields, f"{owner}.{key}"
 
 
@@ -499,7 +500,7 @@ def test_the_answer_on_masking_is_what_was_measured() -> None:
     assert len(table) == 7
     for data, method, *said in table:
         name = "digits" if data == "digits" else "fashion"
-        runs = json.loads((DOCS / "results" / f"robustness-{name}.json").read_text())["runs"]
+        runs = json.loads((ROOT / "results" / f"robustness-{name}.json").read_text())["runs"]
         rows = [
             {row["name"]: row["accuracy"] for row in run["strong"]["attacks"]}
             for run in runs

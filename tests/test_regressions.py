@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import advkit
-from advkit import AttackResult, Batch, Budget, BudgetScale, Dataset, Plugin, Run, Splits, Step, checkpoint, hookimpl
+from advkit import AttackResult, Batch, Budget, BudgetScale, Dataset, Plugin, Run, Splits, Step, hookimpl
 from advkit.errors import HookConflict, HookContract, NonFinite, OptionError, Stopped
-from advkit.loop import Silent
+from advkit.storage import checkpoint
+from advkit.training.loop import Silent
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -339,7 +340,7 @@ def test_a_submodule_that_is_kept_in_eval_mode_stays_there(made: Maker, tiny_net
 
 
 def test_a_plugin_object_belongs_to_one_run(made: Maker) -> None:
-    kind = advkit.discovery.load("plugin", "cat-eps")
+    kind = advkit.registry.load("plugin", "cat-eps")
     plugin = kind(kind.Options(eta=0.02, eps_max=0.1))
     made([plugin])
     with pytest.raises(OptionError, match="The plugin object cat-eps is in another run already; build a new one"):
@@ -516,9 +517,9 @@ class Detached(Plugin):
 
 def test_the_objectives_ascent_takes_detached_views_detached(made: Maker, tiny_batch: BatchOf) -> None:
     step, _ = made([Detached, "awp"])
-    (_, interval), *_ = step.composition.intervals()
+    (_, stage), *_ = step.composition.stages()
     passes = step(*tiny_batch(), epoch=0).passes
-    assert passes == interval.passes
+    assert passes == stage.passes
     # Two views, one with a gradient, in the ascent and again in the update.
     assert (passes["update"].forward, passes["update"].full_backward) == (4, 2)
 

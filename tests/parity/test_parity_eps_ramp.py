@@ -9,7 +9,8 @@ from naive import Attack
 from subject import APART, assert_parity, differences, pair
 
 from advkit import Step
-from advkit.resolve import Layer, resolve
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
 
 ATTACK = Attack(eps=0.1, alpha=0.03, m=4)
 

@@ -1,114 +1,35 @@
 """advkit: adversarial training as composition.
 
-Everything public is importable from here; torch is imported only when something that needs it is asked for.
+Everything public is importable from here; `__init__.pyi` lists it, once, for type checkers and for this module.
+torch is imported only when something that needs it is asked for.
 """
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from .analysis.unevenness import Unevenness
-    from .attack import Ball, L2Ball, LinfBall, pgd
-    from .attacks.base import EvaluationAttack, Victim
-    from .compose import Composition
-    from .data.base import Dataset, DataSource, Splits
-    from .errors import AdvkitError, DataError, HookContract, NonFinite, OptionError
-    from .evaluation import evaluate
-    from .hookspec import Rule, hookimpl
-    from .models.base import DataSpec, ModelBuilder, Normalize
-    from .objective import kl_divergence, soft_cross_entropy
-    from .options import Options, Real, Schedule, option
-    from .options import Options as PluginOptions
-    from .plugin import Budgets, Costs, Order, Plugin
-    from .report import Report
-    from .rng import Draws
-    from .run import Run
-    from .runs import load_data, load_weights, train
-    from .step import Step
-    from .types import AttackResult, Batch, Budget, BudgetScale, Mix, Passes
-
 _HOME = {
-    "analysis.unevenness": ("Unevenness",),
-    "attack": ("Ball", "L2Ball", "LinfBall", "pgd"),
-    "attacks.base": ("EvaluationAttack", "Victim"),
-    "compose": ("Composition",),
-    "data.base": ("DataSource", "Dataset", "Splits"),
-    "errors": ("AdvkitError", "DataError", "HookContract", "NonFinite", "OptionError"),
-    "evaluation": ("evaluate",),
-    "hookspec": ("Rule", "hookimpl"),
-    "models.base": ("DataSpec", "ModelBuilder", "Normalize"),
-    "objective": ("kl_divergence", "soft_cross_entropy"),
-    "options": ("Options", "Real", "Schedule", "option"),
-    "plugin": ("Budgets", "Costs", "Order", "Plugin"),
-    "rng": ("Draws",),
-    "run": ("Run",),
-    "report": ("Report",),
-    "step": ("Step",),
-    "runs": ("load_data", "load_weights", "train"),
-    "types": ("AttackResult", "Batch", "Budget", "BudgetScale", "Mix", "Passes"),
+    alias.asname or alias.name: (f".{node.module}", alias.name)
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names} | {"PluginOptions": "options"}
+"""Public name: (module, name there)."""
 
-__all__ = [
-    "AdvkitError",
-    "AttackResult",
-    "Ball",
-    "Batch",
-    "Budget",
-    "BudgetScale",
-    "Budgets",
-    "Composition",
-    "Costs",
-    "DataError",
-    "DataSource",
-    "DataSpec",
-    "Dataset",
-    "Draws",
-    "EvaluationAttack",
-    "HookContract",
-    "L2Ball",
-    "LinfBall",
-    "Mix",
-    "ModelBuilder",
-    "NonFinite",
-    "Normalize",
-    "OptionError",
-    "Options",
-    "Order",
-    "Passes",
-    "Plugin",
-    "PluginOptions",
-    "Real",
-    "Report",
-    "Rule",
-    "Run",
-    "Schedule",
-    "Splits",
-    "Step",
-    "Unevenness",
-    "Victim",
-    "evaluate",
-    "hookimpl",
-    "kl_divergence",
-    "load_data",
-    "load_weights",
-    "option",
-    "pgd",
-    "soft_cross_entropy",
-    "train",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
+    if name not in _HOME:
         raise AttributeError(f"module 'advkit' has no attribute {name!r}")
-    found = getattr(import_module(f".{_MODULE[name]}", __name__), "Options" if name == "PluginOptions" else name)
-    globals()[name] = found  # a submodule of the same name must not come back in its place
-    return found
+    module, there = _HOME[name]
+    public = globals()[name] = getattr(import_module(module, __name__), there)
+    return public
 
 
 def __dir__() -> list[str]:

@@ -28,7 +28,7 @@ from pydantic_core import core_schema
 from .errors import OptionError, did_you_mean
 
 
-class Options(BaseModel):
+class OptionModel(BaseModel):
     """Base of every set of options: immutable, no unknown keys, no silent conversions, no NaN or Inf."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, validate_default=True)
@@ -173,7 +173,7 @@ class Schedule:
         return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "array", "items": pair}, staged]}
 
 
-O = TypeVar("O", bound=Options)  # noqa: E741
+O = TypeVar("O", bound=OptionModel)  # noqa: E741
 
 
 def validate(
@@ -194,7 +194,7 @@ def validate(
         raise OptionError(_sentence(kind, where, error)) from None
 
 
-def _sentence(kind: type[Options], where: str, error: ValidationError) -> str:
+def _sentence(kind: type[OptionModel], where: str, error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     name = f"{where}.{key}" if key else where

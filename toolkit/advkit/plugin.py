@@ -6,11 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .options import Options as PluginOptions
+from .options import OptionModel
 from .types import Passes
 
 if TYPE_CHECKING:
-    from .compose import Composition
+    from .compose.composition import Composition
+
+
+CORE = "core"
+"""Who owns what no plugin answers."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class Costs:
     steps: int
     adv_ce: Passes
     objective: Passes
+
+
+class PluginOptions(OptionModel):
+    """Base of a plugin's options: `class Options(PluginOptions)` in the plugin's class."""
 
 
 class Plugin:

@@ -16,7 +16,7 @@ from .settings import AttackSettings
 from .types import Batch
 
 if TYPE_CHECKING:
-    from .compose import Composition
+    from .compose.composition import Composition
 
 
 class RunState:

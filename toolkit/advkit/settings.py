@@ -8,12 +8,12 @@ from typing import Literal, Self
 from pydantic import field_validator, model_validator
 
 from .errors import OptionError, did_you_mean
-from .options import Options, Real, option
+from .options import OptionModel, Real, option
 
 VIEW_NAMES = ("adv_logits", "clean_logits", "adv_logits_base", "clean_logits_base")
 
 
-class RunSettings(Options):
+class RunSettings(OptionModel):
     """How long, how large, from which seed, and where."""
 
     seed: int = option(0, ge=0, lt=2**63, help="all random numbers derive from it")
@@ -40,7 +40,7 @@ class RunSettings(Options):
         return value
 
 
-class DataSettings(Options):
+class DataSettings(OptionModel):
     """Which images."""
 
     name: str = option("digits", help="a registered data set")
@@ -49,7 +49,7 @@ class DataSettings(Options):
     transform: str = option("auto", help="per-sample training transform: auto (the data set's), none, crop-flip")
 
 
-class AttackSettings(Options):
+class AttackSettings(OptionModel):
     """The inner attack, and the threat model the run is evaluated in."""
 
     norm: Literal["linf", "l2"] = option("linf", help="the norm of the perturbation")
@@ -69,7 +69,7 @@ class AttackSettings(Options):
         return self
 
 
-class UpdateSettings(Options):
+class UpdateSettings(OptionModel):
     """The update phase."""
 
     batch_norm: str = option(
@@ -91,7 +91,7 @@ class UpdateSettings(Options):
         return None if self.batch_norm == "base_loss" else tuple(self.batch_norm.split(","))
 
 
-class OptimizerSettings(Options):
+class OptimizerSettings(OptionModel):
     """SGD, and a learning rate that is a pure function of the epoch."""
 
     lr: Real = option(0.1, gt=0, help="initial learning rate")
@@ -139,7 +139,7 @@ class OptimizerSettings(Options):
         return lr
 
 
-class ValidationSettings(Options):
+class ValidationSettings(OptionModel):
     """How the best checkpoint is chosen: by the lower of its PGD and margin-PGD accuracies at the run's eps."""
 
     fraction: Real = option(0.1, ge=0, lt=1, help="share of the training split held out; 0: nothing is")
@@ -151,14 +151,14 @@ class ValidationSettings(Options):
     every_epochs: int = option(1, ge=1, lt=2**31, help="validate every so many epochs, and after the last")
 
 
-class CheckpointSettings(Options):
+class CheckpointSettings(OptionModel):
     """What a stopped run loses at most."""
 
     every_steps: int = option(50, ge=1, lt=2**31, help="a checkpoint every so many steps; also at every epoch's end")
     keep: int = option(2, ge=1, lt=2**31, help="newest checkpoints kept, beside the best")
 
 
-SECTIONS: dict[str, type[Options]] = {
+SECTIONS: dict[str, type[OptionModel]] = {
     "run": RunSettings,
     "data": DataSettings,
     "attack": AttackSettings,

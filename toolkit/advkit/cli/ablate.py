@@ -32,10 +32,11 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
     """
     import json
 
-    from .. import ablation, checkpoint
-    from ..attacks import parse_attacks
     from ..errors import Stopped
-    from ..runs import data_of
+    from ..storage import checkpoint
+    from ..studies import ablation
+    from ..studies.transfer import parse_attacks
+    from ..training.launch import data_of
     from .display import Quiet, Signals
     from .evaluate import whole
 
@@ -70,7 +71,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from .. import ablation
+    from ..studies import ablation
     from .display import stdout
 
     cells, notes = ablation.table(rows)

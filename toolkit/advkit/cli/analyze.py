@@ -70,8 +70,8 @@ def options(
 @options(n="0")
 def vulnerability(**typed: Any) -> None:
     """How much the attack raises each sample's loss: AV_i = CE(x_i + delta_i) - CE(x_i) (ISEAT, Eq. 3, Table 1)."""
-    from ..analysis import adversarial_vulnerability
-    from ..analysis.record import tensors
+    from ..studies.analysis import adversarial_vulnerability
+    from ..studies.analysis.record import tensors
 
     asked = Asked(typed)
     with asked.bar() as tick:
@@ -80,7 +80,7 @@ def vulnerability(**typed: Any) -> None:
         )
 
     def draw() -> Any:
-        from ..analysis.pictures import vulnerability_picture
+        from ..studies.analysis.pictures import vulnerability_picture
 
         return vulnerability_picture(found)
 
@@ -109,8 +109,8 @@ def vulnerability(**typed: Any) -> None:
 @click.option("--clip/--no-clip", default=True, show_default=True, help="Keep the images in [0, 1].")
 def margin(cap: str, precision: str, clip: bool, **typed: Any) -> None:
     """How far along the adversarial direction each prediction holds: the first flip mu (ISEAT, Eq. 7, Fig. 1b)."""
-    from ..analysis import margins
-    from ..analysis.record import tensors
+    from ..studies.analysis import margins
+    from ..studies.analysis.record import tensors
 
     end, pitch = number("--cap", cap) or 0.0, number("--precision", precision) or 0.0
     asked = Asked(typed)
@@ -127,7 +127,7 @@ def margin(cap: str, precision: str, clip: bool, **typed: Any) -> None:
         )
 
     def draw() -> Any:
-        from ..analysis.pictures import margin_picture
+        from ..studies.analysis.pictures import margin_picture
 
         return margin_picture(found)
 
@@ -181,8 +181,8 @@ def landscape(
 
     --attack, --eps and --step are for --kind iseat. The files are named after kind and index: landscape-iseat-7.json.
     """
-    from ..analysis import loss_landscape
-    from ..analysis.record import tensors
+    from ..studies.analysis import loss_landscape
+    from ..studies.analysis.record import tensors
 
     size, start, far = whole("--points", points), whole("--seed", seed), number("--extent", extent)
     one = None if place is None else whole("--index", place)
@@ -204,7 +204,7 @@ def landscape(
         )
 
     def draw() -> Any:
-        from ..analysis.pictures import landscape_picture
+        from ..studies.analysis.pictures import landscape_picture
 
         return landscape_picture(found, asked.dataset.classes, asked.dataset.labels[found.index])
 
@@ -245,9 +245,9 @@ def _unattacked(typed: dict[str, Any]) -> dict[str, Any]:
 @options(checkpoint="last", attacked=False)
 def budget(**typed: Any) -> None:
     """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
-    from ..analysis import sample_budgets
-    from ..analysis.record import tensors
-    from ..folder import RunFolder
+    from ..storage.run_folder import RunFolder
+    from ..studies.analysis import sample_budgets
+    from ..studies.analysis.record import tensors
 
     asked = Asked(typed)
     subject = asked.subject
@@ -256,7 +256,7 @@ def budget(**typed: Any) -> None:
     )
 
     def draw() -> Any:
-        from ..analysis.pictures import budget_picture
+        from ..studies.analysis.pictures import budget_picture
 
         return budget_picture(found, subject.splits.train)
 

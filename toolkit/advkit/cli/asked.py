@@ -14,8 +14,8 @@ from .main import print_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..analysis import Pgd
-    from ..subject import Subject
+    from ..studies.analysis import Pgd
+    from ..studies.subject import Subject
 
 
 class Asked:
@@ -26,9 +26,9 @@ class Asked:
         count = whole("--n", typed["count"]) if "count" in typed else 0
         eps = number("--eps", typed.get("eps"))
         share = pace(typed["step"]) if "step" in typed else 0.0
-        from ..analysis import Pgd
-        from ..evaluation import refuse_gray_levels
-        from ..subject import of_run
+        from ..evaluation.verdicts import refuse_gray_levels
+        from ..studies.analysis import Pgd
+        from ..studies.subject import of_run
 
         if "attack" in typed:
             Pgd.parse(typed["attack"], eps=0.0)  # refused before anything is loaded
@@ -46,7 +46,7 @@ class Asked:
         """(n,) int64: places in the split."""
         import torch
 
-        from ..loop import parted
+        from ..training.loop import parted
 
         known = torch.arange(len(self.dataset))
         if self.split != "test":
@@ -78,8 +78,8 @@ class Asked:
         rows: Sequence[tuple[str, str]],
     ) -> None:
         """Write the files and print the figures; `rows` are labels and values for people."""
-        from ..analysis.record import NO_PICTURE, write
-        from ..evaluations import versions
+        from ..studies.analysis.record import NO_PICTURE, write
+        from ..studies.verdict_store import versions
         from .display import say
 
         subject, attack = self.subject, getattr(self, "attack", None)

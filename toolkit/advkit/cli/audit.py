@@ -12,7 +12,7 @@ from .evaluate import Asked
 from .main import print_json
 
 if TYPE_CHECKING:
-    from ..subject import Subject
+    from ..studies.subject import Subject
 
 
 @click.command("audit")
@@ -38,7 +38,7 @@ def command(subject: str, which: str, transfer: str | None, as_json: bool, **typ
     Exits with 3 where a check raises an alarm. The result is kept in RUN/audit.json. Silence proves nothing: it says
     that no known symptom was found.
     """
-    from ..evaluation import refuse_gray_levels
+    from ..evaluation.verdicts import refuse_gray_levels
 
     asked = Asked(attacks="clean", eps_l2=None, eps_linf=None, step="eps/5", fresh=False, **typed)
     chosen = asked.subject(subject, which)
@@ -63,10 +63,9 @@ def command(subject: str, which: str, transfer: str | None, as_json: bool, **typ
 def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> dict[str, Any]:
     """The result, which is kept in the run's folder."""
 
-    from ..attacks.names import parse_attack
-    from ..attacks.transfer import refuse_itself
-    from ..audit import RULES, audit
-    from ..evaluations import versions
+    from ..evaluation.audit import RULES, audit
+    from ..studies.transfer import parse_attack, refuse_itself
+    from ..studies.verdict_store import versions
     from .display import bar
 
     other = None
@@ -96,7 +95,7 @@ def _keep(found: dict[str, Any]) -> None:
     """RUN/audit.json, after everything has been shown: what was measured is not lost to a folder that is read-only."""
     import json
 
-    from ..checkpoint import write_atomic
+    from ..storage.checkpoint import write_atomic
     from .display import say
 
     if not Path(found["run"]).is_dir():

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..evaluation import Verdicts
-    from ..subject import Subject
+    from ..evaluation.verdicts import Verdicts
+    from ..studies.subject import Subject
 
 CHECKPOINTS = ("best", "last")
 WORST = "worst case"
@@ -62,8 +62,8 @@ def command(runs: tuple[str, ...], as_json: bool, **typed: Any) -> None:
 
 def _refuse_other_settings(asked: Asked, runs: Sequence[str]) -> None:
     """Only runs judged on the same images in the same ball are comparable; says so before anything is loaded."""
-    from ..folder import RunFolder
-    from ..runs import resolve_folder
+    from ..storage.run_folder import RunFolder
+    from ..training.launch import resolve_folder
 
     first, *others = [resolve_folder(RunFolder.open(Path(run))) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
@@ -84,8 +84,8 @@ def _refuse_other_settings(asked: Asked, runs: Sequence[str]) -> None:
 
 def compared(results: list[dict[str, Any]], verdicts: list[dict[str, Verdicts]]) -> dict[str, Any]:
     """Accuracies; differences to the first run, at the same checkpoint; best minus last of each run."""
-    from ..evaluation import worst_cases
-    from ..paired import image_interval
+    from ..evaluation.statistics import image_interval
+    from ..evaluation.verdicts import worst_cases
 
     norm = results[0]["norm"]
 

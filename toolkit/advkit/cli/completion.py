@@ -14,10 +14,11 @@ def complete(kind: str, comma: bool = False) -> Completer:
     """Completes names of a kind: plugin, data set, model or recipe; with `comma` the last of a comma list."""
 
     def names(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-        from .. import discovery, recipes
+        from .. import registry
+        from ..config import recipes
 
         before, _, last = typed.rpartition(",") if comma else ("", "", typed)
-        known = recipes.names() if kind == "recipe" else discovery.names(kind)
+        known = recipes.names() if kind == "recipe" else registry.names(kind)
         free = [name for name in known if name.startswith(last) and name not in before.split(",")]
         return [CompletionItem(f"{before},{name}" if before else name) for name in free]
 

@@ -22,11 +22,11 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(data_root: str | None, as_json: bool) -> None:
     """Installed data sets, and whether their files are here (not whether they are intact)."""
-    from .. import discovery
+    from .. import registry
     from ..data.vision import default_root
 
     root = _absolute(data_root) if data_root else default_root()
-    found = [each.as_dict() | _facts(each.name, root) for each in discovery.describe("data set")]
+    found = [each.as_dict() | _facts(each.name, root) for each in registry.describe("data set")]
     for each in found:
         del each["hooks"]
     if as_json:
@@ -70,12 +70,12 @@ def prepare(name: str, data_root: str | None, given: str | None) -> None:
     advkit data prepare cifar10 --from cifar-10-python.tar.gz
     advkit data prepare fashion-mnist --from FOLDER_WITH_FOUR_GZ
     """
-    from .. import discovery
+    from .. import registry
     from ..data import prepare as preparing
     from ..data.vision import TorchvisionSource, default_root
     from ..errors import OptionError
 
-    kind: Any = discovery.load("data set", name)
+    kind: Any = registry.load("data set", name)
     if not issubclass(kind, TorchvisionSource):
         raise OptionError(f"{name} has no files to prepare; `advkit data list` shows which data sets have.")
     root = _absolute(data_root) if data_root else default_root()
@@ -91,11 +91,11 @@ def _absolute(path: str) -> Path:
 
 def _facts(name: str, root: Path) -> dict[str, object]:
     """What the source's class says about its images; nulls where it says nothing or can not be imported."""
-    from .. import discovery
+    from .. import registry
     from ..errors import PluginLoad
 
     try:
-        kind: Any = discovery.load("data set", name)
+        kind: Any = registry.load("data set", name)
     except PluginLoad:
         kind = None
     files = getattr(kind, "files", None)

@@ -20,8 +20,8 @@ from rich.text import Text
 from ..errors import Interrupted, Stopped
 
 if TYPE_CHECKING:
-    from ..loop import Trainer
-    from ..report import Report
+    from ..training.loop import Trainer
+    from ..training.step_report import Report
 
 SHOWN = 12
 """Epochs in the live table; metrics.jsonl has all."""

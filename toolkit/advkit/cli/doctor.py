@@ -35,13 +35,13 @@ def command() -> int:
 
 def checks() -> Iterator[Check]:
     """All of them, in order. Names are asked for as late as possible: a broken one must not hide the others."""
-    from .. import discovery
+    from .. import registry
 
     yield "requirements", requirements
     yield "torch", arithmetic
     yield "training", trained_twice
-    for kind in discovery.GROUPS:
-        for name in discovery.names(kind):
+    for kind in registry.GROUPS:
+        for name in registry.names(kind):
             yield f"{kind} {name}", lambda kind=kind, name=name: loaded(kind, name)  # type: ignore[misc]
     yield "recipes", recipes
     yield "terminal", terminal
@@ -85,8 +85,8 @@ def arithmetic() -> str:
 
 def trained_twice() -> str:
     """Two steps on the digits, written to a temporary folder, twice: the same bits."""
-    from .. import checkpoint
-    from ..runs import train
+    from ..storage import checkpoint
+    from ..training.launch import train
 
     stored = []
     for _ in range(2):
@@ -107,12 +107,12 @@ SMALL = {"data.limit": 60, "validation.fraction": 0, "attack.steps": 3}
 
 def loaded(kind: str, name: str) -> str:
     """Imported; a plugin is also checked against the hooks and built with its default options."""
-    from .. import discovery
+    from .. import registry
+    from ..compose.registration import check, hooks_of, register
     from ..options import validate
     from ..plugin import Plugin
-    from ..registration import check, hooks_of, register
 
-    found = discovery.load(kind, name)
+    found = registry.load(kind, name)
     if kind != "plugin":
         return f"{found.__module__}.{found.__qualname__}"
     assert issubclass(found, Plugin)
@@ -123,7 +123,7 @@ def loaded(kind: str, name: str) -> str:
 
 def recipes() -> str:
     """Every file can be read."""
-    from .. import recipes
+    from ..config import recipes
 
     return f"{len([recipes.load(name) for name in recipes.names()])} can be read"
 

@@ -30,8 +30,9 @@ def environment() -> dict[str, Any]:
 
     import torch
 
-    from .. import discovery, folder
-    from ..resolve import resolve
+    from .. import registry
+    from ..config.resolve import resolve
+    from ..storage import run_folder
 
     def installed(distribution: str) -> str:
         try:
@@ -39,11 +40,11 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             return "not installed"
 
-    found = folder.environment(resolve(()))
+    found = run_folder.environment(resolve(()))
     del found["command"]  # it may hold what is nobody's business
     others = {name: installed(name) for name in ("torchvision", "pydantic", "pluggy", "click", "rich", "pillow")}
     kinds = {
-        f"{kind}s": {each.name: f"({each.distribution} {each.version})" for each in discovery.describe(kind)}
+        f"{kind}s": {each.name: f"({each.distribution} {each.version})" for each in registry.describe(kind)}
         for kind in ("plugin", "data set", "model")
     }
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

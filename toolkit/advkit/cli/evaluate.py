@@ -12,8 +12,8 @@ from ..errors import GateMissed, OptionError
 from .main import assignments, names, parse_value, print_json
 
 if TYPE_CHECKING:
-    from ..evaluation import Verdicts
-    from ..subject import Subject
+    from ..evaluation.verdicts import Verdicts
+    from ..studies.subject import Subject
 
 ATTACKS = (
     "clean, fgsm, pgd-K, pgd-KxR, cw-K, pgd-K-l2, transfer:RUN, square, autoattack, apgd-ce, apgd-t, fab-t, deepfool."
@@ -103,7 +103,7 @@ class Asked:
         data_root: str | None = None,
         settings: tuple[str, ...] = (),
     ) -> None:
-        from ..attacks import parse_attacks
+        from ..studies.transfer import parse_attacks
 
         self.eps = number("--eps", eps)
         self.by_norm: dict[str, float] = {}
@@ -117,8 +117,9 @@ class Asked:
 
     def subject(self, text: str, which: str) -> Subject:
         """The run or the weights that were named."""
-        from ..resolve import Layer, resolve
-        from ..subject import of_run, of_weights
+        from ..config.layer import Layer
+        from ..config.resolve import resolve
+        from ..studies.subject import of_run, of_weights
 
         path = Path(text)
         given = {key: value for key, value in self.given.items() if value is not None}
@@ -137,10 +138,10 @@ class Asked:
 
     def evaluate(self, subject: Subject, base: Path | None = None) -> tuple[dict[str, Any], dict[str, Verdicts]]:
         """The result, which is kept on disk too, and the verdicts by attack."""
-        from ..attacks.transfer import refuse_itself
-        from ..audit.brief import judged, measured
-        from ..evaluation import budgets, summary, verdicts
-        from ..evaluations import Store, columns, folder_of, identity, merged, robustbench, versions
+        from ..evaluation.audit.brief import judged, measured
+        from ..evaluation.verdicts import budgets, summary, verdicts
+        from ..studies.transfer import refuse_itself
+        from ..studies.verdict_store import Store, columns, folder_of, identity, merged, robustbench, versions
         from .display import AtOnce, bar
 
         for attack in self.attacks:

@@ -25,8 +25,8 @@ def command(run: str, out: str, which: str, data_root: str | None, as_json: bool
     normalisation. README.txt shows the lines that load them, example.safetensors has images and their logits to check
     against, export.json the mean, standard deviation, classes and settings.
     """
-    from ..export import export
-    from ..subject import of_run
+    from ..studies.export import export
+    from ..studies.subject import of_run
     from .display import say
 
     record = export(of_run(Path(run), which, data_root), Path(out))

@@ -15,10 +15,10 @@ from .run_options import Typed, run_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool, **typed: Any) -> None:
     """Show what a run would do and cost, without running it."""
-    from .. import config
+    from ..training.plan import plan
 
     resolved = Typed.of(**typed).resolve()
-    found = config.plan(resolved)
+    found = plan(resolved)
     if as_json:
         print_json(found)
     else:
@@ -46,11 +46,11 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None
         table.add_row("base_loss", "core: soft cross-entropy on x_adv", "exclusive")
     console.print(table)
     facts = Table(box=None, show_header=False, pad_edge=False)
-    for interval in plan["intervals"]:
-        when = "per step" if len(plan["intervals"]) == 1 else f"per step, from epoch {interval['from_epoch']}"
-        facts.add_row(when, passes_text(interval["passes"]))
+    for stage in plan["stages"]:
+        when = "per step" if len(plan["stages"]) == 1 else f"per step, from epoch {stage['from_epoch']}"
+        facts.add_row(when, passes_text(stage["passes"]))
     facts.add_row(
-        "cost", f"{plan['relative_cost']:.2f} x PGD-AT" + (" at its dearest" if len(plan["intervals"]) > 1 else "")
+        "cost", f"{plan['relative_cost']:.2f} x PGD-AT" + (" at its dearest" if len(plan["stages"]) > 1 else "")
     )
     if plan["state"]:
         facts.add_row("state", Text(", ".join(plan["state"]) + " (a number a training sample)"))

@@ -20,9 +20,9 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(hook: str | None, as_json: bool) -> None:
     """Installed plugins, read from their source without importing them."""
-    from .. import discovery
+    from .. import registry
 
-    found = [each.as_dict() for each in discovery.describe("plugin")]
+    found = [each.as_dict() for each in registry.describe("plugin")]
     if hook is not None:
         _known_hook(hook)
         found = [each for each in found if each["hooks"] is None or hook in each["hooks"]]  # type: ignore[operator]
@@ -49,12 +49,12 @@ def list_(hook: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """A plugin's hooks, options, companions and preferences."""
-    from .. import discovery
-    from ..registration import check, hooks_of
+    from .. import registry
+    from ..compose.registration import check, hooks_of
 
-    kind: Any = discovery.load("plugin", name)
+    kind: Any = registry.load("plugin", name)
     check(kind)
-    described = next(each for each in discovery.describe("plugin") if each.name == name)
+    described = next(each for each in registry.describe("plugin") if each.name == name)
     fields = {
         key: {
             "default": _default(field.default),

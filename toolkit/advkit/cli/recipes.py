@@ -17,7 +17,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """Installed recipes, and the twins of them that train in minutes on a laptop."""
-    from .. import recipes
+    from ..config import recipes
 
     found = {name: recipes.load(name) for name in recipes.names()}
     if as_json:
@@ -45,7 +45,7 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """A recipe's plugins, settings, options, notes and published figures."""
-    from .. import recipes
+    from ..config import recipes
 
     found = recipes.load(name)
     if as_json:

@@ -26,8 +26,8 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool) -> Non
     first. What has not been made yet is named with the command that makes it.
     """
     begin = time.perf_counter()
-    from .. import checkpoint
-    from ..reporting import build
+    from ..storage import checkpoint
+    from ..studies.report import build
 
     path = Path(out)
     folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold

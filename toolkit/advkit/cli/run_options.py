@@ -15,7 +15,8 @@ from .completion import complete
 from .main import assignments, names, parse_value
 
 if TYPE_CHECKING:
-    from ..resolve import Layer, Resolved
+    from ..config.layer import Layer
+    from ..config.resolve import Resolved
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -99,7 +100,7 @@ class Typed:
         no_companion: tuple[str, ...],
         **flags: str | None,
     ) -> Typed:
-        from ..resolve import Layer
+        from ..config.layer import Layer
 
         by_setting = assignments(settings, "--set", "--set section.key=value")
         for flag, key in FLAGS.items():
@@ -136,15 +137,15 @@ class Typed:
 
     def resolve(self) -> Resolved:
         """The run: command line over file over recipe over defaults."""
-        from ..resolve import resolve
+        from ..config.resolve import resolve
 
         plugins, layers, declined = self.parts()
         resolved = resolve(plugins, layers, no_companion=declined)
         if self.config and self.plugins is None and not self.no_companion:
-            from .. import config
+            from ..config import runfile
 
-            file = config.load(self.config)
-            config.same_companions(file.companions, resolved, file.layer.origin)
+            file = runfile.load(self.config)
+            runfile.same_companions(file.companions, resolved, file.layer.origin)
         return resolved
 
     def parts(self) -> tuple[tuple[str, ...], list[Layer], set[str]]:
@@ -152,11 +153,11 @@ class Typed:
 
         Whoever names plugins replaces those below, whose options for plugins that are gone go with them.
         """
-        from .. import config, recipes
-        from ..companions import without_strangers
+        from ..config import recipes, runfile
+        from ..config.resolve import without_strangers
 
         files = [recipes.load(self.recipe).file()] if self.recipe is not None else []
-        files += [config.load(self.config)] if self.config is not None else []
+        files += [runfile.load(self.config)] if self.config is not None else []
         chosen = [self.plugins, *(file.plugins for file in reversed(files))]
         plugins = next((each for each in chosen if each is not None), ())
         declined = {*self.no_companion, *(name for file in files for name in file.no_companion)}

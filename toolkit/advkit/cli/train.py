@@ -14,8 +14,8 @@ from ..errors import OptionError
 from .run_options import Typed, run_options
 
 if TYPE_CHECKING:
-    from ..loop import TrainResult
-    from ..resolve import Resolved
+    from ..config.resolve import Resolved
+    from ..training.loop import TrainResult
 
 
 @click.command("train")
@@ -53,11 +53,11 @@ def command(
             raise OptionError("--resume continues a run as it is; leave --out, --init-from and the others out.")
         _resume(Path(resume), asked, progress)
         return
-    from .. import config
+    from ..config import runfile
 
     resolved = asked.resolve()
     if print_config:
-        click.echo(config.dump(resolved), nl=False)
+        click.echo(runfile.dump(resolved), nl=False)
     elif dry_run:
         _dry_run(resolved)
     else:
@@ -65,8 +65,8 @@ def command(
 
 
 def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str) -> None:
-    from ..folder import fresh
-    from ..runs import build_model, data_of, on_this_machine, start
+    from ..storage.run_folder import fresh
+    from ..training.launch import build_model, data_of, on_this_machine, start
     from .display import Signals, progress
 
     resolved = on_this_machine(resolved)
@@ -89,8 +89,8 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
 
 
 def _resume(path: Path, asked: Typed, kind: str) -> None:
-    from ..folder import RunFolder
-    from ..runs import build_model, data_of, on_this_machine, resolve_folder, resume
+    from ..storage.run_folder import RunFolder
+    from ..training.launch import build_model, data_of, on_this_machine, resolve_folder, resume
     from .display import Signals, progress
 
     if asked.config is not None or asked.recipe is not None or asked.no_companion:
@@ -125,11 +125,11 @@ def _announce(resolved: Resolved, kind: str) -> None:
     """The plan in short, on stderr."""
     if kind == "none":
         return
-    from .. import config
+    from ..training.plan import plan
     from .display import stderr
     from .plan import show_plan
 
-    show_plan(stderr(), config.plan(resolved), settings=False)
+    show_plan(stderr(), plan(resolved), settings=False)
 
 
 def _farewell(result: TrainResult, kind: str) -> None:
@@ -155,9 +155,9 @@ def _dry_run(resolved: Resolved) -> None:
     """One step, and what follows from it."""
     from rich.text import Text
 
-    from .. import config
-    from ..loop import Trainer
-    from ..runs import build_model, data_of, on_this_machine
+    from ..training.launch import build_model, data_of, on_this_machine
+    from ..training.loop import Trainer
+    from ..training.plan import plan
     from .display import stdout
     from .plan import show_plan
 
@@ -170,7 +170,7 @@ def _dry_run(resolved: Resolved) -> None:
     trainer.one_step(batches[0])
     seconds = time.perf_counter() - began
     console = stdout()
-    show_plan(console, config.plan(resolved))
+    show_plan(console, plan(resolved))
     count = sum(p.numel() for p in trainer.model.parameters())
     total = seconds * len(batches) * resolved.run.epochs
     console.print(

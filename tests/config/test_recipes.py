@@ -1,0 +1,308 @@
+"""Recipes: the papers' numbers, what lies over them on the command line, and files that are damaged."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from math import isclose, isfinite
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from advkit.cli.main import run
+from advkit.config import recipes
+from advkit.config.layer import Layer
+from advkit.config.resolve import Resolved, resolve
+from advkit.errors import PluginImport, PluginLoad
+from advkit.storage import checkpoint
+
+ALL = [
+    *("pgd-at-madry", "pgd-at-rice", "trades", "mart", "at-awp", "trades-awp"),
+    *("cat", "cat-feb2020", "cat-jun2020-v1", "cat-jun2020-v2"),
+    *("iseat-cifar10", "iseat-cifar100", "iseat-svhn"),
+]
+HOME = Path(__file__).parents[2] / "plugins" / "advkit_plugins" / "recipes"
+
+
+def resolved(name: str) -> Resolved:
+    file = recipes.load(name).file()
+    return resolve(file.plugins or (), [file.layer], no_companion=file.no_companion)
+
+
+def advkit(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, str]:
+    code = run(list(line))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# ---------------------------------------------------------------------- what is shipped
+
+
+def test_every_recipe_and_its_twin_are_there() -> None:
+    assert recipes.names() == [name for each in sorted(ALL) for name in (each, f"{each}-mini")]
+
+
+PUBLISHED = {
+    "pgd-at-madry": {"attack.init": "uniform", "optimizer.weight_decay": 2e-4, "optimizer.milestones": [102, 154]},
+    "pgd-at-rice": {"model.name": "preact-resnet18", "attack.init": "uniform", "attack.mode": "train"},
+    "trades": {"attack.eps": 0.031, "attack.step_size": 0.007, "optimizer.weight_decay": 2e-4, "run.epochs": 76}
+    | {"attack.init": "normal", "attack.mode": "eval", "trades.beta": 6.0, "optimizer.milestones": [74, 89, 99]},
+    "mart": {"attack.eps": 0.031, "optimizer.weight_decay": 7e-4, "run.epochs": 90, "mart.lam": 6.0},
+    "at-awp": {"awp.gamma": 0.01, "awp.loss": "adv_ce", "awp.step_at": "theta+v", "attack.mode": "train"},
+    "trades-awp": {"awp.gamma": [[0, 0.0], [9, 0.005]], "awp.loss": "objective", "optimizer.weight_decay": 5e-4}
+    | {"attack.step_size": 2 / 255, "attack.eps": 8 / 255, "run.epochs": 200},
+    "cat": {"cat-eps.eta": 0.005, "cat-eps.eps_max": 8 / 255, "dirichlet-ls.c": 10.0, "cat-margin.kappa": 10.0}
+    | {"optimizer.lr": 0.01, "optimizer.milestones": [80, 140, 180], "model.name": "vgg16-bn"}
+    | {"cat-eps.cap": "after", "cat-eps.on_success": "reset", "cat-eps.on_failure": "keep"},
+    "cat-feb2020": {"cat-eps.eta": 0.0025, "cat-eps.eps_max": 0.03, "cat-margin.kappa": 50.0, "run.epochs": 200}
+    | {"cat-eps.on_success": "reset", "cat-eps.on_failure": "distance", "cat-eps.clean_on": "success"}
+    | {"attack.step_size": 0.002, "cat-eps.attack_label": "old", "cat-eps.cap": "before"},
+    "cat-jun2020-v1": {"cat-eps.eta": 0.03, "cat-eps.eps_max": 0.06, "cat-margin.kappa": 10.0, "run.epochs": 80}
+    | {"cat-eps.on_success": "distance", "cat-eps.on_failure": "reset", "cat-eps.clean_on": "failure"}
+    | {"attack.step_size": 0.007, "cat-eps.attack_label": "old", "cat-eps.cap": "before"},
+    "cat-jun2020-v2": {"cat-eps.eta": 0.0025, "cat-eps.eps_max": 0.035, "cat-margin.kappa": 10.0, "run.epochs": 80}
+    | {"cat-eps.on_success": "keep", "cat-eps.on_failure": "roll-back", "cat-eps.clean_on": "none"}
+    | {"attack.step_size": 0.007, "cat-eps.attack_label": "new", "cat-eps.cap": "before"},
+    "iseat-cifar10": {"lsiw.lam": [[0, 0.0], [100, 0.1]], "awp.gamma": 0.007, "model.variant": "iseat"},
+    "iseat-cifar100": {"lsiw.lam": [[0, 0.0], [100, 0.1]], "awp.gamma": 0.005, "model.name": "preact-resnet18"},
+    "iseat-svhn": {"lsiw.lam": [[0, 0.0], [5, 0.1]], "awp.gamma": [[0, 0.0], [5, 0.009]], "optimizer.lr": 0.01}
+    | {"attack.step_size": 1 / 255, "eps-ramp.epochs": 5, "eps-ramp.step_size": True},
+}
+"""What the papers and codes say, beside what all share."""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_recipe_resolves_to_the_published_settings(name: str) -> None:
+    found = resolved(name)
+    values = found.values() | {key: value.plain() for key, value in found.values().items() if hasattr(value, "plain")}
+    assert values["run.batch_size"] == 128 and values["attack.steps"] == 10 and values["optimizer.momentum"] == 0.9
+    for key, value in PUBLISHED[name].items():
+        assert values[key] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), key
+        assert found.origins.get(key, "default") in (f"recipe {name}", "default")
+    about = recipes.load(name)
+    assert about.published and about.notes and about.paper
+    for figure in about.published:
+        assert 1 < figure["robust"] < figure.get("clean", 99.0) < 100
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_twin_is_the_same_method_on_the_digits(name: str) -> None:
+    whole, mini = resolved(name), resolved(f"{name}-mini")
+    assert (mini.data.name, mini.model_name, mini.run.epochs, mini.attack.eps) == ("digits", "small-cnn", 20, 0.15)
+    assert [p.name for p in mini.composition.plugins] == [p.name for p in whole.composition.plugins]
+    assert (mini.attack.init, mini.attack.mode, mini.attack.steps) == (
+        whole.attack.init, whole.attack.mode, whole.attack.steps,
+    )  # fmt: skip
+    shapes = [[stage.passes for _, stage in each.composition.stages()] for each in (whole, mini)]
+    assert shapes[0] == shapes[1], "the stages are kept"
+    rates = mini.optimizer
+    assert rates.lr_at(19, 20) < rates.lr and rates.decays(20)[0] < 20, "the learning rate decays within the run"
+    for unit in ("cat-eps.eta", "cat-eps.eps_max"):  # in units of eps
+        if unit in whole.values():
+            ratios = [each.values()[unit] / each.attack.eps for each in (whole, mini)]  # type: ignore[operator]
+            assert isclose(*ratios, rel_tol=1e-9)
+    if whole.values().get("cat-margin.weight") == "eps-sum":  # batch size times eps_i
+        weights = [each.run.batch_size * each.attack.eps for each in (whole, mini)]
+        assert isclose(*weights, rel_tol=0.03)
+    if "dirichlet-ls.c" in whole.values():
+        levels = [each.values()["dirichlet-ls.c"] * each.attack.eps for each in (whole, mini)]  # type: ignore[operator]
+        assert isclose(*levels, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_twin_trains_to_its_end(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through all its epochs and stages, on a few images, with a thin net and a short attack."""
+    line = ["--recipe", f"{name}-mini", "--limit", "24", "--set=model.width=2", "--set=run.threads=1"]
+    line += ["--set=validation.every_epochs=99", "--set=validation.steps=1", "--set=attack.steps=2"]
+    plan = json.loads(advkit(capsys, "plan", *line, "--json")[1])
+    folder = tmp_path / "run"
+    assert advkit(capsys, "train", *line, "--progress=none", "--out", str(folder)) == (0, "", "")
+    rows = [json.loads(each) for each in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(20)) and all(row["steps"] == 1 for row in rows)
+    assert all(isfinite(row["loss"]) for row in rows) and rows[-1]["lr"] < rows[0]["lr"]
+    planned = {each["from_epoch"]: each["passes"] for each in plan["stages"]}
+    assert all(row["passes"] == planned[max(epoch for epoch in planned if epoch <= row["epoch"])] for row in rows)
+    tensors = [checkpoint.load(step)[0] for step in checkpoint.steps(folder / "checkpoints")[:2]]
+    trained = [name for name in tensors[0] if name.startswith("model/") and name.endswith("weight")]
+    assert trained and all(not tensors[0][name].equal(tensors[1][name]) for name in trained)
+
+
+def test_the_files_are_in_the_wheel_and_read_as_any_third_partys() -> None:
+    assert {path.stem for path in HOME.glob("*.toml")} == set(ALL)
+    assert {path.resolve() for path, _ in recipes._files().values()} == {path.resolve() for path in HOME.glob("*.toml")}
+    assert {recipes.load(name).distribution for name in ALL} == {"advkit"}
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = advkit(capsys, "recipes", "list")
+    assert (code, err) == (0, "") and all(f"{name}-mini" in out for name in ALL)
+    listed = json.loads(advkit(capsys, "recipes", "list", "--json")[1])
+    assert [each["name"] for each in listed] == recipes.names()
+    code, out, err = advkit(capsys, "recipes", "show", "iseat-svhn")
+    assert (code, err) == (0, "")
+    for part in ("54.04", "ISEAT, Table 3", "lam = ", "advkit train --recipe iseat-svhn", "- The code's ramp"):
+        assert part in out
+    shown = json.loads(advkit(capsys, "recipes", "show", "trades", "--json")[1])
+    assert shown["table"]["options"] == {"trades": {"beta": 6.0}} and shown["published"][1]["robust"] == 53.08
+    assert json.loads(advkit(capsys, "recipes", "show", "trades-mini", "--json")[1])["published"] == []
+    assert advkit(capsys, "recipes", "show", "iseat") == (
+        2,
+        "",
+        "Error: Unknown recipe iseat. Did you mean iseat-svhn? `advkit recipes list` shows them all.\n",
+    )
+
+
+def test_recipe_below_file_below_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text("[run]\nepochs = 40\nseed = 3\n[options.awp]\ngamma = 0.02\n")
+    line = ["plan", "--recipe", "iseat-cifar10", "--config", "a.toml", "--seed", "4", "--json"]
+    settings = json.loads(advkit(capsys, *line)[1])["settings"]
+    assert settings["run.seed"] == {"value": 4, "from": "command line"}
+    assert settings["run.epochs"] == {"value": 40, "from": "file a.toml"}
+    assert settings["awp.gamma"] == {"value": 0.02, "from": "file a.toml"}
+    assert settings["lsiw.lam"] == {"value": [[0, 0.0], [20, 0.1]], "from": "recipe iseat-cifar10"}
+    assert settings["attack.mode"] == {"value": "train", "from": "recipe iseat-cifar10"}
+
+
+def test_plugins_of_the_command_line_or_file_replace_the_recipes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text('plugins = ["awp"]\n')
+    for above in (["--plugins", "awp"], ["--config", "a.toml"]):
+        plan = json.loads(advkit(capsys, "plan", "--recipe", "iseat-svhn", *above, "--json")[1])
+        assert plan["plugins"] == ["awp"] and plan["settings"]["data.name"]["value"] == "svhn"
+        assert plan["settings"]["awp.gamma"]["value"] == [[0, 0.0], [5, 0.009]]
+        assert not any(key.startswith(("lsiw.", "eps-ramp.")) for key in plan["settings"])
+    declined = ["--no-companion", "instance_weight:lsiw"]
+    plan = json.loads(advkit(capsys, "plan", "--recipe", "iseat-svhn", *declined, "--json")[1])
+    assert plan["plugins"] == ["awp", "eps-ramp", "lsiw"]
+
+
+def test_another_model_takes_the_place_of_the_recipes_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", "--recipe", "iseat-cifar10", "--model", "small-cnn", "--set", "model.width=2", "--json"]
+    settings = json.loads(advkit(capsys, *line)[1])["settings"]
+    assert {key for key in settings if key.startswith("model.")} == {"model.name", "model.width", "model.norm"}
+    same = ["plan", "--recipe", "iseat-cifar10", "--model", "wide-resnet-34-10", "--json"]
+    assert json.loads(advkit(capsys, *same)[1])["settings"]["model.variant"]["value"] == "iseat"
+
+
+def test_options_of_a_model_stay_where_no_layer_names_another() -> None:
+    def model(*layers: dict[str, object]) -> dict[str, object]:
+        found = resolve((), [Layer(f"{number}", settings) for number, settings in enumerate(layers)])
+        return {"name": found.model_name, **found.model_options}
+
+    assert model({"model.width": 3}, {"run.seed": 1}, {"model.name": "small-cnn"})["width"] == 3
+    assert model({"model.width": 3}, {"model.name": "vgg16-bn"}) == {"name": "vgg16-bn", "width": 64}
+    again = model({"model.name": "vgg16-bn", "model.width": 3}, {"model.name": "small-cnn"}, {"model.norm": "none"})
+    assert again == {"name": "small-cnn", "width": 24, "norm": "none"}
+
+
+def test_what_is_printed_is_the_whole_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text, _ = advkit(capsys, "train", "--recipe", "iseat-svhn-mini", "--print-config")
+    Path("run.toml").write_text(text)
+    assert (code, text, "") == advkit(capsys, "train", "--config", "run.toml", "--print-config")
+
+
+def test_a_resumed_run_takes_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert advkit(capsys, "train", "--resume", "run", "--recipe", "cat") == (
+        2,
+        "",
+        "Error: --resume takes its settings from the run; leave --config, --recipe and --no-companion out.\n",
+    )
+
+
+# ---------------------------------------------------------------------- third parties, and damage
+
+ABOUT = {"summary": "a", "paper": "b"}
+Ship = Callable[..., Path]
+
+
+@pytest.fixture
+def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ship:
+    """`ship({"name": table or text})`: an installed distribution acme with these recipes."""
+
+    def make(files: dict[str, object], owner: str = "acme") -> Path:
+        site = tmp_path / f"site-{owner}"
+        home = site / f"{owner}_recipes"
+        home.mkdir(parents=True)
+        (home / "__init__.py").write_text("raise RuntimeError('recipes are data; nothing is imported')\n")
+        for name, value in files.items():
+            (home / f"{name}.toml").write_text(value if isinstance(value, str) else tomli_w.dumps(value))  # type: ignore[arg-type]
+        info = site / f"{owner}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {owner}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[advkit.recipes]\n{owner} = {owner}_recipes\n")
+        monkeypatch.syspath_prepend(site)
+        return home
+
+    return make
+
+
+def test_a_third_partys_recipe(ship: Ship, capsys: pytest.CaptureFixture[str]) -> None:
+    ship({"mine": {"plugins": ["awp"], "recipe": ABOUT, "options": {"awp": {"gamma": 0.5}}}})
+    assert "mine" in recipes.names() and "mine-mini" not in recipes.names()
+    plan = json.loads(advkit(capsys, "plan", "--recipe", "mine", "--json")[1])
+    assert plan["settings"]["awp.gamma"] == {"value": 0.5, "from": "recipe mine"}
+    assert recipes.load("mine").distribution == "acme" and "acme_recipes" not in sys.modules
+    with pytest.raises(PluginLoad, match="Unknown recipe mine-mini"):
+        recipes.load("mine-mini")
+
+
+def test_two_of_one_name_are_refused(ship: Ship) -> None:
+    ship({"cat": {"recipe": ABOUT}})
+    with pytest.raises(PluginLoad) as refusal:
+        recipes.names()
+    assert {"advkit", "acme"} <= set(str(refusal.value).replace(";", "").split())
+    assert str(refusal.value).startswith("The recipe name cat is registered by ")
+
+
+FIGURE = {"net": "n", "clean": 90.0, "attack": "a", "robust": 50.0, "eps": "8/255", "source": "s"}
+NEEDS = "a published figure needs net, clean, attack, robust, eps, source, shares in percent such as 54.04"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("plugins = [", "Invalid value (at end of document)"),
+        ("plugins = []\n", "[recipe] needs a summary and a paper"),
+        ("recipe = 3\n", "[recipe] needs a summary and a paper"),
+        ({"recipe": ABOUT | {"notess": []}}, "[recipe] has an unknown notess"),
+        ({"recipe": ABOUT | {"notes": [1]}}, "notes must be a list of texts"),
+        ({"recipe": ABOUT | {"published": [FIGURE | {"robust": 50}]}}, NEEDS),
+        ({"recipe": ABOUT | {"published": [FIGURE | {"more": "x"}]}}, NEEDS),
+        ({"recipe": ABOUT | {"published": [{k: v for k, v in FIGURE.items() if k != "source"}]}}, NEEDS),
+        ({"recipe": ABOUT | {"published": ["x"]}}, NEEDS),
+    ],
+)
+def test_damaged_files(ship: Ship, content: object, reason: str) -> None:
+    home = ship({"odd": content})
+    with pytest.raises(PluginImport) as refusal:
+        recipes.load("odd")
+    path = home / "odd.toml"
+    assert str(refusal.value) == f"The recipe odd can not be read ({reason}); reinstall or repair {path}."
+    assert refusal.value.exit_code == 4
+
+
+def test_a_figure_without_clean_accuracy_is_fine(ship: Ship) -> None:
+    ship({"odd": {"recipe": ABOUT | {"published": [{k: v for k, v in FIGURE.items() if k != "clean"}]}}})
+    assert recipes.load("odd").published[0]["robust"] == 50.0
+
+
+def test_a_recipe_that_is_no_run_names_itself(ship: Ship, capsys: pytest.CaptureFixture[str]) -> None:
+    ship({"odd": {"recipe": ABOUT, "attak": {}}})
+    assert advkit(capsys, "plan", "--recipe", "odd") == (
+        2,
+        "",
+        "Error: recipe odd: unknown section attak. Did you mean attack?\n",
+    )

@@ -1,0 +1,177 @@
+"""Learning rates and coefficients by epoch: pure functions, and what `VALUE after decay N` becomes."""
+
+from __future__ import annotations
+
+import tomllib
+from fractions import Fraction
+from math import cos, pi
+
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from advkit import OptionError, Schedule
+from advkit.config.layer import Layer
+from advkit.config.resolve import Resolved, resolve
+from advkit.config.runfile import dump, parse
+from advkit.options import OptionModel, option, validate
+from advkit.settings import OptimizerSettings
+
+
+class Weighted(OptionModel):
+    lam: Schedule = option(1.0, help="a coefficient")
+
+
+def rates(**values: object) -> OptimizerSettings:
+    return validate(OptimizerSettings, values, where="optimizer")
+
+
+def iseat(lam: object = "0.1 after decay 1", **given: object) -> Resolved:
+    return resolve(
+        ["lsiw"], [Layer("test", {k.replace("__", "."): v for k, v in given.items()}, {"lsiw": {"lam": lam}})]
+    )
+
+
+# ---------------------------------------------------------------------- learning rates
+
+SHARES = st.lists(st.integers(1, 999), min_size=0, max_size=4, unique=True).map(lambda many: sorted(many))
+
+
+@settings(deadline=None, max_examples=200)
+@given(thousandths=SHARES, epochs=st.integers(1, 400))
+@example(thousandths=[290], epochs=100)  # 0.29 * 100 is 28.999...
+@example(thousandths=[500, 750], epochs=1)
+def test_shares_decay_at_the_first_epoch_at_or_after_them(thousandths: list[int], epochs: int) -> None:
+    chosen = rates(lr=0.3, milestones=[each / 1000 for each in thousandths])
+    for epoch in range(epochs):
+        passed = sum(Fraction(epoch, epochs) >= Fraction(each, 1000) for each in thousandths)
+        assert chosen.lr_at(epoch, epochs) == pytest.approx(0.3 * 0.1**passed, rel=1e-12)
+        assert sum(epoch >= start for start in chosen.decays(epochs)) == passed
+
+
+@settings(deadline=None, max_examples=100)
+@given(milestones=st.lists(st.integers(1, 120), max_size=4, unique=True).map(sorted), epochs=st.integers(1, 130))
+def test_whole_epochs_decay_at_that_epoch_whatever_the_length(milestones: list[int], epochs: int) -> None:
+    chosen = rates(milestones=milestones, decay=0.5)
+    assert chosen.decays(epochs) == tuple(milestones)
+    for epoch in range(epochs):
+        assert chosen.lr_at(epoch, epochs) == 0.1 * 0.5 ** sum(epoch >= each for each in milestones)
+
+
+def test_cosine_and_constant() -> None:
+    cosine = rates(schedule="cosine", lr=0.2)
+    assert [cosine.lr_at(epoch, 4) for epoch in range(4)] == pytest.approx(
+        [0.2 * 0.5 * (1 + cos(pi * t)) for t in (0, 0.25, 0.5, 0.75)]
+    )
+    assert cosine.lr_at(0, 4) == 0.2 and 0 < cosine.lr_at(3, 4) < 0.05
+    assert {rates(schedule="constant", lr=0.2).lr_at(epoch, 4) for epoch in range(4)} == {0.2}
+    assert cosine.decays(100) == rates(schedule="constant").decays(100) == ()
+    assert rates().lr_at(19, 20) == pytest.approx(0.001), "the default decays"
+
+
+@pytest.mark.parametrize(
+    "wrong", [[0.5, 75], [1.0], [0], [-1], [0.75, 0.5], [3, 3], [True], 0.5, ["1/2"], [75.5], None]
+)
+def test_milestones_are_shares_or_epochs_and_not_both(wrong: object) -> None:
+    with pytest.raises(OptionError) as refusal:
+        rates(milestones=wrong)
+    assert str(refusal.value) == (
+        f"optimizer.milestones = {wrong!r} must be rising shares of the run between 0 and 1, such as [0.5, 0.75], "
+        "or rising epochs, such as [75, 90]."
+    )
+
+
+def test_milestones_beyond_the_run_are_a_caution() -> None:
+    said = "optimizer.milestones start at 75, so in 20 epochs nothing decays"
+    beyond = resolve((), [Layer("test", {"optimizer.milestones": [75, 90]})])
+    assert said in beyond.cautions
+    within = resolve((), [Layer("test", {"optimizer.milestones": [75, 90], "run.epochs": 76})])
+    one_epoch = resolve((), [Layer("test", {"run.epochs": 1})])  # shares are meant for any length
+    assert not within.cautions and not one_epoch.cautions
+
+
+# ---------------------------------------------------------------------- coefficients after a decay
+
+
+def test_after_decay_becomes_epochs_of_this_run() -> None:
+    def lam(resolved: Resolved) -> object:
+        return resolved.values()["lsiw.lam"]
+
+    assert lam(iseat()) == [[0, 0.0], [10, 0.1]]
+    assert lam(iseat(run__epochs=200)) == [[0, 0.0], [100, 0.1]]
+    assert lam(iseat(run__epochs=400, optimizer__milestones=[200, 300])) == [[0, 0.0], [200, 0.1]]
+    assert lam(iseat("8/255 after decay 2", run__epochs=200)) == [[0, 0.0], [150, 8 / 255]]
+    assert lam(iseat("eps  after\tdecay 1 ", attack__eps=0.25)) == [[0, 0.0], [10, 0.25]]
+
+
+@settings(deadline=None, max_examples=100)
+@given(thousandths=SHARES.filter(bool), epochs=st.integers(1, 300), number=st.integers(1, 4))
+def test_it_is_on_exactly_when_so_many_decays_have_passed(thousandths: list[int], epochs: int, number: int) -> None:
+    chosen = rates(milestones=[each / 1000 for each in thousandths])
+    written = {"lam": f"0.25 after decay {number}"}
+    if number > len(thousandths):
+        with pytest.raises(OptionError, match="after a decay that this run has not"):
+            validate(Weighted, written, where="p", decays=chosen.decays(epochs))
+        return
+    lam = validate(Weighted, written, where="p", decays=chosen.decays(epochs)).lam
+    for epoch in range(epochs):
+        decayed = chosen.lr_at(epoch, epochs) <= 0.1 * 0.1**number * 1.000001
+        assert lam.at(epoch) == (0.25 if decayed else 0)
+
+
+def test_the_run_file_brings_the_same_schedule_back() -> None:
+    once = iseat(run__epochs=30, optimizer__milestones=[7, 9], optimizer__schedule="piecewise")
+    table = tomllib.loads(dump(once))
+    assert table["optimizer"]["milestones"] == [7, 9] and table["options"]["lsiw"]["lam"] == [[0, 0.0], [7, 0.1]]
+    file = parse(table, "run.toml")
+    again = resolve(file.plugins or (), [file.layer])
+    assert dump(again) == dump(once)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"lam": "0.1 after decay 3"},
+            "lsiw.lam = '0.1 after decay 3' is after a decay that this run has not: its learning rate has 2 by "
+            "optimizer.schedule and optimizer.milestones; give epochs, such as [[0, 0.0], [10, 0.1]].",
+        ),
+        (
+            {"optimizer__schedule": "cosine"},
+            "lsiw.lam = '0.1 after decay 1' is after a decay that this run has not: its learning rate has 0 by "
+            "optimizer.schedule and optimizer.milestones; give epochs, such as [[0, 0.0], [10, 0.1]].",
+        ),
+        (
+            {"lam": "0.1 after the decay 1"},
+            "lsiw.lam = '0.1 after the decay 1' is not of the form 'VALUE after decay N', such as '0.1 after decay 1'.",
+        ),
+        (
+            {"lam": "0.1 after decay 0"},
+            "lsiw.lam = '0.1 after decay 0' is not of the form 'VALUE after decay N', such as '0.1 after decay 1'.",
+        ),
+        (
+            {"lam": "much after decay 1"},
+            "lsiw.lam = 'much after decay 1' is not a number, a fraction such as 8/255, or a multiple of eps such as "
+            "'eps/4'.",
+        ),
+        ({"lam": "-0.1 after decay 1"}, "lsiw.lam = '-0.1 after decay 1' must have values that are finite and >= 0."),
+    ],
+)
+def test_refusals(given: dict[str, object], sentence: str) -> None:
+    with pytest.raises(OptionError) as refusal:
+        iseat(**given)  # type: ignore[arg-type]
+    assert str(refusal.value) == sentence
+
+
+def test_without_a_run_there_is_no_decay() -> None:
+    with pytest.raises(OptionError) as refusal:
+        validate(Weighted, {"lam": "0.1 after decay 1"}, where="p")
+    assert str(refusal.value) == (
+        "p.lam = '0.1 after decay 1' is relative to the decays of the learning rate, which are not known here."
+    )
+
+
+def test_the_weight_of_a_companion_does_not_ask_for_the_decays() -> None:
+    """Whether `av-rank` is there already is asked before any setting is known."""
+    options = {"lsiw": {"lam": "0.1 after decay 1"}, "awp": {"gamma": "0.007 after decay 1"}}
+    resolved = resolve(["lsiw", "av-rank", "awp"], [Layer("test", {}, options)])
+    assert resolved.values()["awp.gamma"] == [[0, 0.0], [10, 0.007]]

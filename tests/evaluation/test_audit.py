@@ -1,0 +1,392 @@
+"""The audit: what trips each check, what it leaves alone, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+import advkit
+from advkit.cli.main import run
+from advkit.errors import OptionError
+from advkit.evaluation.attacks import Pgd
+from advkit.evaluation.audit import RULES, Audit, Check, audit, figures, short
+from advkit.evaluation.audit.bench import Bench, Trace, bench
+from advkit.evaluation.audit.brief import from_verdicts
+from advkit.evaluation.verdicts import Verdicts, verdicts
+from advkit.modules import mode
+from advkit.studies.transfer import Transfer
+
+EPS = 0.1
+
+
+@pytest.fixture(scope="module")
+def masks() -> ModuleType:
+    """The nets of the study."""
+    file = Path(__file__).parents[2] / "results" / "masked_nets.py"
+    spec = importlib.util.spec_from_file_location("masked_nets", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["masked_nets"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def linear(classes: int = 2) -> nn.Module:
+    """w (x - 1/2), w of +-1 and 0 in rows that sum to next to nothing: both classes are found in the box."""
+    layer = nn.Linear(16, classes)
+    waves = torch.arange(1, classes * 16 + 1, dtype=torch.float32).mul(2.7).sin().view(classes, 16)
+    with torch.no_grad():
+        layer.weight.copy_(waves.sign() if classes == 2 else 2 * waves)
+        layer.bias.copy_(-layer.weight.sum(1) / 2)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def labelled(net: nn.Module, count: int = 24) -> advkit.Dataset:
+    """Grey images (count, 1, 4, 4) in [0.25, 0.75], where no ball of 0.1 meets the box, labelled as `net` says."""
+    noise = torch.randint(64, 192, (count, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = net(noise / 255)
+    return advkit.Dataset("grey", noise, logits.argmax(1), tuple(f"class {k}" for k in range(logits.shape[1])))
+
+
+def audited(net: nn.Module, data: advkit.Dataset | None = None, **options: object) -> Audit:
+    return audit(net, data or labelled(linear()), eps=EPS, **options)  # type: ignore[arg-type]
+
+
+def figure(found: Audit, name: str) -> float:
+    value = next(check.figure for check in found.checks if check.name == name)
+    assert value is not None
+    return value
+
+
+# ---------------------------------------------------------------------- a linear net
+
+
+def test_a_linear_net_of_known_robustness_trips_nothing() -> None:
+    net = linear()
+    data = labelled(net)
+    weight = net[1].weight  # type: ignore[index]
+    with torch.no_grad():
+        logits = net(data.images / 255)
+    reach = EPS * (weight[0] - weight[1]).abs().sum()
+    robust = float(((logits[:, 0] - logits[:, 1]).abs() > reach).float().mean())
+    assert 0.1 < robust < 0.9  # or the checks below had nothing to decide
+    found = audited(net, data)
+    assert found.alarms == []
+    for name in (
+        *("zero-gradient", "restarts", "black-box", "random-search", "loss-gap", "incomplete-optimisation"),
+        *("silent-success", "one-step", "useless-gradient", "large-eps", "steps-accuracy", "eps-accuracy"),
+    ):
+        assert figure(found, name) == pytest.approx(0, abs=1e-6), name
+    with bench(net, data, eps=EPS, norm="linf", seed=0) as table:
+        assert table.share(table.pgd.right[-1]) == pytest.approx(robust)
+        assert len(table.unbroken) == round(robust * len(data))
+
+
+def test_apgd_t_needs_four_classes_and_says_so() -> None:
+    check = next(check for check in audited(linear()).checks if check.name == "apgd-t-gap")
+    assert (check.figure, check.alarm) == (None, None)
+    assert "four classes" in check.sentence
+
+
+def test_in_l2_only_square_is_left_out() -> None:
+    found = audited(linear(), norm="l2")
+    assert [check.name for check in found.checks if check.alarm is None] == ["black-box", "transfer", "apgd-t-gap"]
+    assert found.alarms == []
+
+
+# ---------------------------------------------------------------------- what trips
+
+
+def test_logits_times_a_thousand(masks: ModuleType) -> None:
+    net = linear(4)
+    found = audited(masks.scaled(net, 1e4), labelled(net))
+    assert {"zero-gradient", "loss-gap", "useless-gradient", "apgd-t-gap"} <= set(found.alarms)
+    assert "apgd-t-gap" not in audited(net, labelled(net)).alarms  # the control
+
+
+def test_quantised_pixels(masks: ModuleType) -> None:
+    masked = masks.quantised(linear(), 4)
+    source = Transfer("transfer:plain", linear(), Pgd("pgd-20", 20))
+    found = audited(masked, labelled(masked), transfer=source)
+    tripped = {"zero-gradient", "steps-loss", "eps-loss", "large-eps", "black-box", "transfer", "useless-gradient"}
+    assert tripped <= set(found.alarms)
+    assert figure(found, "zero-gradient") == 1
+    assert figure(found, "large-eps") == 1
+    honest = audited(linear(), transfer=source)
+    assert figure(honest, "transfer") == 0
+
+
+def test_a_net_without_any_gradient_is_found_out_not_a_crash() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.inner(x.detach())
+            return logits
+
+    found = audited(Cut())
+    assert {"zero-gradient", "black-box"} <= set(found.alarms)
+
+
+@pytest.mark.parametrize(("mask", "amount"), [("dropping", 0.3), ("noisy", 0.2), ("shifted", 1)])
+def test_randomness_at_test_time(masks: ModuleType, mask: str, amount: float) -> None:
+    found = audited(getattr(masks, mask)(linear(), amount))
+    assert "non-determinism" in found.alarms
+    assert len(found.alarms) >= 2
+    again = audited(getattr(masks, mask)(linear(), amount))
+    assert found == again
+
+
+def test_a_fast_wave_shatters_the_gradient(masks: ModuleType) -> None:
+    found = audited(masks.shattered(linear(), 500))
+    assert {"useless-gradient", "random-search"} & set(found.alarms)
+
+
+def test_probabilities_instead_of_logits(masks: ModuleType) -> None:
+    found = audited(masks.softened(linear(), 1e-3))
+    assert {"probabilities", "zero-gradient"} <= set(found.alarms)
+
+
+class Trap(nn.Module):
+    """The mean m of an image decides: a slope down, a wall at 0.52, an abyss behind it at 0.59."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = x.flatten(1).mean(1) - 0.5
+        value = self.one - 10 * m + 200 * (m - 0.02).relu() - 4000 * (m - 0.09).relu()
+        return torch.stack([value, torch.zeros_like(value)], 1)
+
+
+def test_one_step_that_beats_many() -> None:
+    grey = advkit.Dataset("grey", torch.full((3, 1, 4, 4), 127, dtype=torch.uint8), torch.zeros(3).long(), ("a", "b"))
+    found = audited(Trap(), grey)
+    assert figure(found, "one-step") == 1
+    assert {"one-step", "black-box"} <= set(found.alarms)
+
+
+def fake(right: list[list[int]], loss: list[list[float]] | None = None) -> Bench:
+    """A bench whose PGD went so: an iterate a row, an image a column."""
+    rows = torch.tensor(right, dtype=torch.bool)
+    losses = torch.tensor(loss) if loss else torch.zeros(rows.shape)
+    trace = Trace(losses, rows, torch.zeros(rows.shape, dtype=torch.bool)[1:], torch.zeros(rows.shape[1], 1, 1, 1))
+    return SimpleNamespace(pgd=trace, share=lambda chosen: int(chosen.sum()) / rows.shape[1])  # type: ignore[return-value]
+
+
+def test_silent_success_and_steps_that_help_the_net() -> None:
+    falling = [[1, 1]] * 5 + [[0, 1]] * 46
+    back_again = [[1, 1]] * 5 + [[0, 1]] * 6 + [[1, 1]] * 40
+    assert (figures.silent(fake(falling)), figures.steps_accuracy(fake(falling))) == (0, 0)
+    assert (figures.silent(fake(back_again)), figures.steps_accuracy(fake(back_again))) == (0.5, 0.5)
+
+
+def test_incomplete_optimisation_is_what_the_last_ten_steps_bring() -> None:
+    climbing = [[float(step)] for step in range(51)]
+    flat = [[min(float(step), 20.0)] for step in range(51)]
+    stuck = [[1.0]] * 51
+    stands, falls = [[1]] * 51, [[0]] * 51
+    assert figures.incomplete(fake(stands, climbing)) == pytest.approx(0.2)
+    assert figures.incomplete(fake(stands, flat)) == 0
+    assert figures.incomplete(fake(stands, stuck)) == 0
+    assert figures.incomplete(fake(falls, climbing)) == 0  # a broken image needs no more steps
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0, 10), min_size=2, max_size=6))
+def test_falls_are_shares_of_the_range(losses: list[float]) -> None:
+    share = figures.relative_fall(losses)
+    assert 0 <= share <= 1
+    assert figures.relative_fall(sorted(losses)) == (0 if max(losses) > min(losses) else 1)
+
+
+# ---------------------------------------------------------------------- what it leaves alone
+
+
+def test_net_modes_and_global_numbers_are_left_alone(tiny_net: Callable[..., nn.Sequential]) -> None:
+    net = tiny_net(batch_norm=True, dropout=0.5)
+    net.train()
+    net[3].eval()
+    net[0].weight.requires_grad_(False)
+    images = torch.randint(0, 256, (6, 2, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    with mode(net, training=False), torch.no_grad():
+        labels = net(images / 255).argmax(1)
+    data = advkit.Dataset("noise", images, labels, ("a", "b", "c"))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    state, gradients = torch.get_rng_state(), [parameter.requires_grad for parameter in net.parameters()]
+    audited(net, data)
+    short(net, data, {}, eps=EPS)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert [module.training for module in net.modules()] == modes
+    assert [parameter.requires_grad for parameter in net.parameters()] == gradients
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_net_that_is_never_right_is_not_judged() -> None:
+    data = labelled(linear())
+    wrong = advkit.Dataset(data.name, data.images, 1 - data.labels, data.classes)
+    found = audited(linear(), wrong)
+    assert found.alarms == []
+    assert {check.alarm for check in found.checks} == {None}
+
+
+# ---------------------------------------------------------------------- the short form
+
+
+def judged(net: nn.Module, data: advkit.Dataset, *names: str) -> dict[str, Verdicts]:
+    return verdicts(net, data, [advkit_attack(name) for name in names], eps=EPS, norm="linf")
+
+
+def advkit_attack(name: str) -> Pgd:
+    from advkit.studies.transfer import parse_attack
+
+    return parse_attack(name)  # type: ignore[return-value]
+
+
+def test_the_short_form_uses_the_verdicts_and_changes_none(masks: ModuleType) -> None:
+    data = labelled(linear())
+    for net, expected in (
+        (linear(), set[str]()),
+        (masks.scaled(linear(), 1e4), {"zero-gradient", "loss-gap", "useless-gradient"}),
+    ):
+        found = judged(net, data, "fgsm", "pgd-10", "cw-10", "square")
+        before = {name: each.robust.clone() for name, each in found.items()}
+        checks = short(net, data, found, eps=EPS)
+        assert expected == {check.name for check in checks if check.alarm} & (expected or set(RULES))
+        assert all(torch.equal(before[name], each.robust) for name, each in found.items())
+        left_out = {check.name for check in checks if check.alarm is None}
+        assert left_out == {"transfer", "apgd-t-gap"}
+
+
+def test_without_attacks_the_short_form_says_what_is_missing() -> None:
+    checks = {check.name: check for check in short(linear(), labelled(linear()), {}, eps=EPS)}
+    assert "pgd-K, cw-K and square" in checks["black-box"].sentence
+    assert checks["zero-gradient"].alarm is False
+
+
+def test_what_square_finds_is_held_against_both_losses() -> None:
+    """A margin attack that finds it too shows that gradients lead there; PGD on one loss alone shows nothing."""
+    n = torch.arange(10)
+
+    def verdict(name: str, robust: torch.Tensor, **more: object) -> Verdicts:
+        settings = {"name": name, "norm": "linf", "eps": EPS, **more}
+        return Verdicts(settings, robust)
+
+    walk = {"steps": 20, "step_size": EPS / 5}
+    pgd = verdict("pgd-20", n < 9, loss="cross-entropy", **walk)
+    square = verdict("square", n < 6)
+    for margin, expected in ((None, None), (n < 9, 0.3), (n < 6, 0.0)):
+        cw = [] if margin is None else [verdict("cw-20", margin, loss="margin", **walk)]
+        found = from_verdicts([pgd, square, *cw])["black-box"]
+        assert found == expected if expected is not None else isinstance(found, str)
+    apgd = verdict("apgd-t", n < 6, parts=["apgd-t"])
+    cw20 = verdict("cw-20", n < 9, loss="margin", **walk)
+    assert from_verdicts([pgd, cw20, apgd, square])["black-box"] == 0
+
+
+def test_the_short_form_costs_what_it_says() -> None:
+    net = linear()
+    count = 0
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    net.register_full_backward_hook(counted)
+    short(net, labelled(net), {}, eps=EPS)
+    assert 0 < count <= 25
+
+
+# ---------------------------------------------------------------------- checks and the command
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(sorted(RULES)), st.one_of(st.floats(), st.just("a reason")))
+def test_every_outcome_is_json_and_a_sentence(name: str, value: float | str) -> None:
+    check = RULES[name].judge(value)
+    record = json.loads(json.dumps(check.as_dict(), allow_nan=False))
+    assert list(record) == ["name", "figure", "threshold", "alarm", "sentence"]
+    assert record["sentence"].endswith(".") and "{" not in record["sentence"]
+    assert (check.alarm is None) == (check.figure is None)
+    if check.figure is not None:
+        assert check.alarm == (check.figure > RULES[name].threshold)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        check.alarm = None  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("audit") / "run"
+    advkit.train(eps=0.15, epochs=3, settings={"attack.steps": 0, "model.width": 6}, out=out)
+    return out
+
+
+def test_the_command_keeps_what_it_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(["audit", str(folder), "--n", "4", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((folder / "audit.json").read_text())
+    assert {"run", "checkpoint", "split", "n", "norm", "eps", "checks", "alarms"} <= printed.keys()
+    assert [check["name"] for check in printed["checks"]] == list(RULES)
+    assert printed["alarms"] == [check["name"] for check in printed["checks"] if check["alarm"]]
+    assert (printed["n"], printed["checkpoint"], printed["norm"], printed["eps"]) == (4, "best", "linf", 0.15)
+    assert code == (3 if printed["alarms"] else 0)
+
+
+def test_a_masked_file_of_weights_ends_with_three(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from advkit.studies.subject import of_run
+
+    model = of_run(folder).model
+    with torch.no_grad():
+        model[-1].weight.mul_(1e4)  # type: ignore[index]
+        model[-1].bias.mul_(1e4)  # type: ignore[index]
+    file = tmp_path / "net.safetensors"
+    safetensors.torch.save_file(model.state_dict(), file)
+    typed = ["--model", "small-cnn", "--set", "model.width=6", "--dataset", "digits", "--eps", "0.15", "--n", "4"]
+    assert run(["audit", str(file), *typed]) == 3
+    out, err = capsys.readouterr()
+    assert "ALARM" in out and "zero-gradient" in err
+    assert err.startswith("Error: ") and err.count("\n") == 1
+
+
+def test_what_can_not_be_audited_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["audit", str(folder), "--eps", "0"]) == 2
+    assert "--eps" in capsys.readouterr().err
+    assert run(["audit", str(folder), "--transfer", str(folder / "none")]) == 4
+    assert run(["audit", str(folder / "none")]) == 4
+    assert Check("x", None, 0.0, None, "y").as_dict()["alarm"] is None
+    with pytest.raises(OptionError):
+        figures.ApgdT().perturb(  # the exception that apgd-t-gap turns into a sentence
+            SimpleNamespace(classes=2, note=print), torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1)
+        )
+
+
+def test_an_audit_that_could_check_nothing_is_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = advkit.load_data("digits", limit=20)
+    net = advkit.train(settings={"model.width": 2, "attack.steps": 1, "data.limit": 40}, epochs=1).model
+    with torch.no_grad():  # one class for all, and it is no image's
+        net[-1].weight.zero_()
+        net[-1].bias.copy_(torch.arange(10.0) * (torch.arange(10) != data.test.labels[0]))
+        net[-1].bias[data.test.labels[:4]] = -1
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "wrong.safetensors")
+    line = ["audit", str(tmp_path / "wrong.safetensors"), "--model", "small-cnn", "--set", "model.width=2"]
+    assert run([*line, "--dataset", "digits", "--eps", "0.1", "--n", "4"]) == 3
+    assert "No check could be run, so nothing is known of this net." in capsys.readouterr().err

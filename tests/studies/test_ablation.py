@@ -1,0 +1,243 @@
+"""Leave-one-out: which sets there are, that they are the runs `advkit train` makes, and the intervals."""
+
+from __future__ import annotations
+
+import json
+from math import gamma, pi, sqrt
+from pathlib import Path
+from random import Random
+
+import pytest
+import safetensors.torch
+from hypothesis import given, settings, strategies as st
+
+from advkit import OptionError
+from advkit.cli.main import run
+from advkit.config.layer import Layer
+from advkit.errors import PluginLoad
+from advkit.evaluation import statistics
+from advkit.studies import ablation
+
+TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
+TINY += ["--set", "validation.steps=2"]
+ASKED = ["--attacks", "clean,pgd-2,cw-2", "--n", "20"]
+
+
+def advkit(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, str]:
+    code = run(list(line))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def sets(*plugins: str, declined: tuple[str, ...] = (), **options: dict[str, object]) -> dict[str, ablation.Arm]:
+    layer = Layer("test", {}, {name.replace("_", "-"): given for name, given in options.items()})
+    return {arm.name: arm for arm in ablation.arms(plugins, [layer], declined, [0, 1])}
+
+
+def members(arm: ablation.Arm) -> list[str]:
+    return [plugin.name for plugin in arm.resolved[0].composition.plugins]
+
+
+# ---------------------------------------------------------------------- which sets
+
+
+def test_the_sets_are_all_each_left_out_and_none() -> None:
+    found = sets("lsiw", "cat-eps")
+    assert list(found) == ["full", "without cat-eps", "without lsiw", "none"]
+    assert members(found["full"]) == ["av-rank", "awp", "cat-eps", "lsiw"]
+    assert members(found["without cat-eps"]) == ["av-rank", "awp", "lsiw"], "companions stay with who asks for them"
+    assert members(found["without lsiw"]) == ["cat-eps"] and members(found["none"]) == []
+    assert {arm.resolved[seed].run.seed == seed for arm in found.values() for seed in (0, 1)} == {True}
+    assert list(sets("awp")) == ["full", "none"]
+
+
+def test_what_is_left_out_does_not_come_back_as_a_companion() -> None:
+    found = sets("lsiw", "awp")
+    assert members(found["without awp"]) == ["av-rank", "lsiw"]
+    assert found["without awp"].declined == ("weight_perturbation",)
+    assert members(found["without lsiw"]) == ["awp"] and not found["without lsiw"].declined
+
+
+def test_a_declined_companion_is_declined_wherever_it_is_asked_for() -> None:
+    found = sets("lsiw", "awp", declined=("instance_weight:lsiw",))
+    assert members(found["full"]) == [*members(found["without lsiw"]), "lsiw"] == ["awp", "lsiw"]
+
+
+def test_options_leave_with_their_plugin() -> None:
+    found = sets("lsiw", "cat-eps", lsiw={"lam": 0.5}, cat_eps={"eta": 0.01}, awp={"gamma": 0.02})
+    assert found["without cat-eps"].resolved[0].values()["awp.gamma"] == 0.02
+    assert found["without lsiw"].resolved[0].values()["cat-eps.eta"] == 0.01
+
+
+def test_refused_sets_are_a_sentence_and_wrong_words_an_error() -> None:
+    found = sets("lsiw", "av-rank")
+    assert found["without lsiw"].refused == (
+        "Plugin av-rank weighs the term lsiw, which no chosen plugin adds; the terms of this run are base_loss."
+    )
+    assert found["full"].refused is None and members(found["without av-rank"]) == ["awp", "lsiw"]
+    with pytest.raises(PluginLoad, match="Unknown plugin zebra"):
+        sets("lsiw", "zebra")
+    with pytest.raises(OptionError, match=r"Unknown option lsiw\.lan"):
+        sets("lsiw", "awp", lsiw={"lan": 1})
+    with pytest.raises(OptionError, match="There is nothing to leave out; name plugins"):
+        sets()
+
+
+# ---------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["ablate", "--plugins", "av-rank,lsiw", "--seeds", "3,5", *TINY, *ASKED, "--out", "a"]
+    code, out, err = advkit(capsys, *line)
+    assert code == 0 and len(err.splitlines()) == 6, "three sets that run, two seeds"
+    rows = json.loads((here / "a" / "table.json").read_text())
+    assert [row["arm"] for row in rows] == ["full", "without av-rank", "without lsiw", "none"]
+    assert rows[2]["refused"] and rows[2]["refused"] in out and rows[2]["refused"] in (here / "a/table.md").read_text()
+    assert rows[0]["difference"] == {} and rows[1]["difference"].keys() == {"clean", "pgd-2", "cw-2"}
+    for row in (rows[1], rows[3]):
+        for attack, found in row["difference"].items():
+            base = rows[0]["accuracy"][attack]["seeds"]
+            own = row["accuracy"][attack]["seeds"]
+            assert found["seeds"] == pytest.approx([one - other for one, other in zip(own, base, strict=True)])
+    # the same bits as a run of its own, and the accuracies of `advkit evaluate`
+    single = ["--plugins", "lsiw", "--no-companion", "instance_weight:lsiw", "--seed", "5"]
+    assert advkit(capsys, "train", *single, *TINY, "--progress", "none", "--out", "b")[0] == 0
+    stored = [
+        safetensors.torch.load_file(here / folder / "checkpoints/last/tensors.safetensors")
+        for folder in ("a/runs/without-av-rank-seed-5", "b")
+    ]
+    assert stored[0].keys() == stored[1].keys()
+    assert [name for name, value in stored[0].items() if not value.equal(stored[1][name])] == []
+    evaluated = json.loads(advkit(capsys, "evaluate", "b", *ASKED, "--json")[1])
+    assert {each["name"]: each["accuracy"] for each in evaluated["attacks"]} == {
+        name: found["seeds"][1] for name, found in rows[1]["accuracy"].items()
+    }
+    # again: nothing is trained, the table is the same; other attacks need no training either
+    before = {path: path.read_bytes() for path in here.glob("a/runs/*/metrics.jsonl")}
+    assert advkit(capsys, *line)[:2] == (code, out) and len(before) == 6
+    other = [*line[: line.index("--attacks")], "--attacks", "clean", "--n", "10", "--out", "a", "--json"]
+    again = json.loads(advkit(capsys, *other)[1])
+    assert again[0]["accuracy"].keys() == {"clean"}
+    assert {path: path.read_bytes() for path in here.glob("a/runs/*/metrics.jsonl")} == before
+    # another run in its place is refused
+    code, _, err = advkit(capsys, *line, "--eps", "0.05")
+    assert code == 2 and "A run can not change its settings: " in err and "attack.eps" in err
+
+
+def test_a_stopped_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from advkit.cli.display import Quiet
+    from advkit.errors import Stopped
+
+    line = ["ablate", "--plugins", "awp", "--seeds", "0", *TINY, "--epochs", "2", *ASKED, "--out", "a"]
+    steps = iter(range(100))
+    with monkeypatch.context() as patched:
+        patched.setattr(Quiet, "stop_requested", lambda self: Stopped if next(steps) == 5 else None)
+        code, out, err = advkit(capsys, *line)
+    assert (code, out) == (75, "") and err.splitlines()[-1] == (
+        "Stopped; everything is saved. Give the same command again to go on."
+    )
+    assert len(list(here.glob("a/runs/*/run.toml"))) == 2 and not (here / "a/table.json").exists()
+    assert advkit(capsys, *line)[0] == 0
+    whole = ["ablate", *line[1:-1], "b"]
+    assert advkit(capsys, *whole)[0] == 0
+    assert (here / "a/table.json").read_text() == (here / "b/table.json").read_text()
+
+
+def test_a_preference_that_leaves_with_its_plugin_is_named() -> None:
+    layers = [Layer("test", {"attack.init": "zero"})]
+    arms = {arm.name: arm for arm in ablation.arms(["cat-eps"], layers, (), [0])}
+    assert ablation._changed(arms["none"].resolved[0], arms["full"].resolved[0]) == {}
+    changed = ablation._changed(
+        ablation.arms(["awp"], [Layer("test", {"attack.mode": "train"})], (), [0])[0].resolved[0],
+        arms["full"].resolved[0],
+    )
+    assert changed == {"attack.mode": ["eval", "train"]}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--plugins awp --seed 1", "An ablation takes its seeds from --seeds; leave run.seed and --seed out."),
+        ("--plugins awp --set run.seed=1", "An ablation takes its seeds from --seeds; leave run.seed and --seed out."),
+        ("--plugins awp --seeds 0,0", "--seeds 0,0 must be whole numbers >= 0, each once, such as 0,1,2."),
+        ("--plugins awp --seeds x", "--seeds x must be whole numbers >= 0, each once, such as 0,1,2."),
+        ("--plugins awp --seeds ,", "--seeds , must be whole numbers >= 0, each once, such as 0,1,2."),
+        ("", "There is nothing to leave out; name plugins: --plugins cat-eps,lsiw."),
+    ],
+)
+def test_refusals(line: str, sentence: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert advkit(capsys, "ablate", *line.split(), "--out", "a") == (2, "", f"Error: {sentence}\n")
+    assert not (here / "a").exists()
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def test_student_is_the_quantile_of_its_density() -> None:
+    for df in (1, 2, 3, 7, 10, 11, 15, 30, 100):
+        scale = gamma((df + 1) / 2) / (sqrt(df * pi) * gamma(df / 2))
+        steps, bound = 20_000, statistics.student(df)
+        width = bound / steps
+        density = [scale * (1 + (k * width) ** 2 / df) ** (-(df + 1) / 2) for k in range(steps + 1)]
+        inside = width * (sum(density) - (density[0] + density[-1]) / 2)
+        assert inside == pytest.approx(0.475, abs=2e-4), df
+
+
+def test_the_interval_over_seeds() -> None:
+    assert statistics.seed_interval([0.25]) is None
+    low, high = statistics.seed_interval([0.01, 0.02, 0.06])  # type: ignore[misc]
+    half = 4.303 * 0.0264575 / sqrt(3)
+    assert (low, high) == (pytest.approx(0.03 - half, abs=1e-5), pytest.approx(0.03 + half, abs=1e-5))
+    assert statistics.seed_interval([0.5, 0.5]) == [0.5, 0.5]
+
+
+@settings(deadline=None, max_examples=60)
+@given(b=st.integers(0, 40), c=st.integers(0, 40), same=st.integers(1, 60))
+def test_the_interval_over_images_is_bonett_and_prices(b: int, c: int, same: int) -> None:
+    """For one seed: p12 = (b + 1) / (n + 2), p21 = (c + 1) / (n + 2)."""
+    n = b + c + same
+    one, two = (b + 1) / (n + 2), (c + 1) / (n + 2)
+    half = 1.959963984540054 * sqrt((one + two - (one - two) ** 2) / (n + 2))
+    found = statistics.difference([("1" * b + "0" * c + "1" * same, "0" * b + "1" * c + "1" * same)])
+    assert found["mean"] == pytest.approx((b - c) / n) and found["seed_interval"] is None
+    assert found["image_interval"] == pytest.approx([max(-1, one - two - half), min(1, one - two + half)])
+
+
+def test_the_interval_over_images_covers() -> None:
+    """Nets that differ on a known share of images: the truth lies inside in about 95 of 100 draws of images."""
+    draws, n = Random(0), 150
+    inside = 0
+    for _ in range(400):
+        values = [draws.choices((1.0, 0.0, -1.0), (0.15, 0.79, 0.06))[0] for _ in range(n)]
+        low, high = statistics.image_interval(values)
+        inside += low <= 0.09 <= high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_accuracy_counts_images_once() -> None:
+    found = statistics.accuracy(["1100", "1110"])
+    assert (found["mean"], found["seeds"]) == (0.625, [0.5, 0.75])
+    low, high = found["interval"]
+    assert low < 0.3 and high > 0.85, "four images, not eight"
+
+
+def test_the_table_says_what_is_suspect_declined_and_changed() -> None:
+    share = {"pgd-20": {"mean": 0.5, "seeds": [0.5], "interval": [0.4, 0.6]}}
+    gap = {"pgd-20": {"mean": -0.0001, "seeds": [0.0], "seed_interval": None, "image_interval": [-0.1, 0.1]}}
+    common = {"plugins": [], "refused": None, "seeds": [0], "accuracy": share}
+    rows = [
+        {"arm": "full", **common, "suspect": [], "declined": ["x"], "changed": {}, "difference": {}},
+        {"arm": "none", **common, "suspect": [0, 2], "declined": ["x"], "changed": {"a.b": [1, 2]}, "difference": gap},
+    ]
+    cells, notes = ablation.table(rows)
+    assert all(len(line) == len(ablation.HEADER) for line in cells)
+    assert cells[0] == ["full", "pgd-20", "0.500", "0.400 to 0.600", "", "", "", ""]
+    assert cells[1][4:] == ["+0.000", "", "-0.100 to +0.100", "suspect (seed 0, 2)"]
+    assert notes == ["none: declined as companions: x", "none: a.b is 2, in the full set 1"]
+    assert ablation.markdown(rows).startswith("| plugins | attack | accuracy |")

@@ -1,0 +1,206 @@
+"""Runs side by side, and weights that leave advkit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import advkit
+from advkit.cli.main import run as command
+from advkit.evaluation.statistics import image_interval
+from advkit.models.base import Normalize
+from advkit.studies.export import export, without_normalisation
+from advkit.studies.subject import of_run
+
+TINY = ["--epochs", "2", "--limit", "200", "--set", "model.width=2", "--set", "attack.steps=1", "--progress", "none"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+    """Two runs on the same images, and one at another eps."""
+    base = tmp_path_factory.mktemp("compare")
+    names = tuple(str(base / name) for name in ("a", "b", "c"))
+    for name, more in zip(names, ([], ["--seed", "1"], ["--eps", "0.05"]), strict=True):
+        assert command(["train", *TINY, *more, "--out", name]) == 0
+    return names
+
+
+def test_compare_is_paired_and_agrees_with_the_verdicts(
+    runs: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert command(["compare", *runs[:2], "--attacks", "clean,pgd-3", "--n", "90", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["run"], row["checkpoint"]) for row in found["runs"]] == [
+        (run, which) for run in runs[:2] for which in ("best", "last")
+    ]
+    robust, clean = {}, {}
+    for row in found["runs"]:
+        path = next(Path(row["run"]).glob(f"evaluations/{row['checkpoint']}-*/*/verdicts.csv"))
+        with open(path) as stream:
+            table = list(csv.DictReader(stream))
+        robust[row["run"], row["checkpoint"]] = [int(each["pgd-3"]) for each in table]
+        clean[row["run"], row["checkpoint"]] = [int(each["clean"]) for each in table]
+    for row in found["runs"]:
+        mine, base = robust[row["run"], row["checkpoint"]], robust[runs[0], row["checkpoint"]]
+        pgd = row["attacks"][1]
+        assert pgd["accuracy"] == sum(mine) / 90
+        if row["run"] == runs[0]:
+            assert "to_first" not in pgd
+            continue
+        values = [one - other for one, other in zip(mine, base, strict=True)]
+        assert pgd["to_first"] == {"difference": sum(values) / 90, "interval": image_interval(values)}
+        worst = [min(one, two) for one, two in zip(clean[row["run"], row["checkpoint"]], mine, strict=True)]
+        least = [min(one, two) for one, two in zip(clean[runs[0], row["checkpoint"]], base, strict=True)]
+        assert row["worst_case"]["to_first"]["difference"] == pytest.approx((sum(worst) - sum(least)) / 90)
+    for row in found["best_minus_last"]:
+        best, last = robust[row["run"], "best"], robust[row["run"], "last"]
+        assert row["attacks"][1]["difference"] == pytest.approx((sum(best) - sum(last)) / 90)
+    assert command(["compare", *runs[:2], "--attacks", "clean,pgd-3", "--n", "90"]) == 0
+    shown = capsys.readouterr().out
+    assert "minus the first run" in shown and "best minus last" in shown
+
+
+def test_compare_refuses_what_is_not_comparable(
+    runs: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [*runs[:1], "--attacks", "clean", "--n", "20"]
+    assert command(["compare", *base]) == 2
+    assert "Name two or more runs to compare, each once." in capsys.readouterr().err
+    assert command(["compare", runs[2], *base]) == 2
+    assert "say at which both are judged: --eps E." in capsys.readouterr().err
+    assert command(["compare", runs[2], *base, "--eps", "0.1"]) == 0
+    other = str(tmp_path / "other")
+    assert command(["train", *TINY, "--limit", "100", "--out", other]) == 0
+    capsys.readouterr()
+    assert command(["compare", runs[0], other, "--attacks", "clean", "--n", "0"]) == 2
+    assert "is judged on other images than" in capsys.readouterr().err
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    text = (Path(runs[0]) / "run.toml").read_text()
+    (absent / "run.toml").write_text(text.replace('name = "digits"', 'name = "fashion-mnist"'))
+    assert command(["compare", runs[0], str(absent)]) == 2
+    assert f"{absent} is judged on fashion-mnist, {runs[0]} on digits; compare" in capsys.readouterr().err
+
+
+WITHOUT_ADVKIT = """
+import sys
+sys.modules["advkit"] = None  # importing it fails
+import json, torch
+from torch import nn
+from safetensors.torch import load_file
+def net(first):
+    layers, channels = [], 1
+    for out, stride in ((2, 1), (4, 2), (8, 2)):
+        layers += [nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        channels = out
+    return nn.Sequential(*first, *layers, nn.Flatten(), nn.Linear(8 * 2 * 2, 10)).eval()
+class Standard(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 1, 1, 1)); self.register_buffer("std", torch.ones(1, 1, 1, 1))
+    def forward(self, x):
+        return (x - self.mean) / self.std
+x, record = torch.load(sys.argv[1], weights_only=True), json.load(open("export.json"))
+mean, std = (torch.tensor(record[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+for suffix in ("safetensors", "pt"):
+    for name, made, images in (
+        ("model", net([Standard()]), x), ("model-without-normalisation", net([]), (x - mean) / std),
+    ):
+        path = f"{name}.{suffix}"
+        weights = load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True)
+        made.load_state_dict(weights)
+        print(json.dumps(made(images).tolist()))
+graph = torch.export.load("model.pt2").module()
+print(json.dumps(graph(x).tolist()))
+example = load_file("example.safetensors")
+assert torch.equal(example["images"], x[:4])
+torch.testing.assert_close(graph(example["images"]), example["logits"])
+images = x[:1].clone().requires_grad_()
+graph(images).sum().backward()
+assert images.grad.abs().sum() > 0
+"""
+
+
+def test_an_export_gives_the_same_logits_without_advkit(
+    runs: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "net"
+    capsys.readouterr()
+    assert command(["export", runs[0], "--out", str(out), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["architecture"], record["architecture_options"]["width"]) == ("small-cnn", 2)
+    model = of_run(Path(runs[0])).model.eval()
+    x = advkit.load_data("digits", limit=30).test.images.float() / 255
+    torch.save(x, tmp_path / "x.pt")
+    line = [sys.executable, "-c", WITHOUT_ADVKIT, str(tmp_path / "x.pt")]
+    ran = subprocess.run(line, cwd=out, check=True, text=True, stdout=subprocess.PIPE)
+    logits = [torch.tensor(json.loads(text)) for text in ran.stdout.splitlines()]
+    assert len(logits) == 5
+    for found in logits:
+        torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)
+    assert command(["export", runs[0], "--out", str(out)]) == 2
+    assert "holds files already; choose another --out." in capsys.readouterr().err
+    assert command(["export", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 4
+
+
+def test_a_net_that_can_not_be_traced_is_exported_without_its_graph(
+    runs: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Deciding(torch.nn.Module):
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x) if x.sum() > 0 else self.net(-x)
+
+    subject = of_run(Path(runs[0]))
+    record = export(replace(subject, model=Deciding(subject.model)), tmp_path / "net")
+    assert record["without_graph"]
+    assert not (tmp_path / "net" / "model.pt2").exists()
+    assert "torch.export.load" not in (tmp_path / "net" / "README.txt").read_text()
+
+
+def test_an_export_without_normalisation_is_recognised(
+    runs: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["export", runs[0], "--out", str(tmp_path / "net")]) == 0
+    given = ["--model", "small-cnn", "--dataset", "digits", "--eps", "0.1", "--set", "model.width=2"]
+    assert command(["evaluate", str(tmp_path / "net/model-without-normalisation.pt"), *given]) == 4
+    assert "if they are an export without normalisation, give the one with it." in capsys.readouterr().err
+    (tmp_path / "bad.pt").write_text("no weights")
+    assert command(["evaluate", str(tmp_path / "bad.pt"), *given]) == 4
+    sentence = f"{tmp_path}/bad.pt can not be read as weights (it is damaged, or holds more than tensors); give "
+    assert sentence in capsys.readouterr().err
+
+
+def test_normalisation_inside_a_module_is_dropped_without_new_names() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = Normalize((0.5,), (0.2,)), torch.nn.Linear(2, 2)
+
+    kept, shifted = without_normalisation(Wrapped())
+    assert (sorted(kept), shifted) == (["head.bias", "head.weight"], False)
+    kept, shifted = without_normalisation(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    assert (sorted(kept), shifted) == (["0.bias", "0.weight"], False)
+
+
+def test_tied_weights_are_exported_twice() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Linear(2, 2)
+            self.b = self.a
+
+    kept, _ = without_normalisation(Tied())
+    assert safetensors.torch.load(safetensors.torch.save(kept)).keys() == kept.keys() and len(kept) == 4

@@ -1,0 +1,425 @@
+"""Evaluations on disk and on the command line: what is kept, what a kill costs, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import advkit
+from advkit.cli.display import bar
+from advkit.cli.evaluate import Asked
+from advkit.cli.main import run as command
+from advkit.data.base import Dataset
+from advkit.evaluation.statistics import wilson
+from advkit.evaluation.verdicts import BATCH, Verdicts, summary
+from advkit.studies.verdict_store import Store
+
+ATTACKS = "clean,pgd-3,pgd-3x3,square"
+TINY = ["--epochs", "1", "--limit", "330", "--set", "model.width=2", "--set", "attack.steps=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation") / "run"
+    assert command(["train", *TINY, "--out", str(folder), "--progress", "none"]) == 0
+    return folder
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert command(["evaluate", *map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def without_times(found: dict[str, Any]) -> dict[str, Any]:
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in found["attacks"]]
+    return {**found, "attacks": rows, "folder": None}
+
+
+def test_the_result_and_its_files_say_the_same(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(capsys, trained, "--attacks", "clean,pgd-3,cw-3x2", "--n", 150, "--out", tmp_path)
+    folder = Path(found["folder"])
+    stored = json.loads((folder / "evaluation.json").read_text())
+    assert stored == {key: value for key, value in found.items() if key != "folder"}
+    with open(folder / "verdicts.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["index"] for row in rows] == [str(i) for i in range(150)]
+    for row in found["attacks"]:
+        assert row["accuracy"] == sum(each[row["name"]] == "1" for each in rows) / 150
+        assert row["interval"] == wilson(150 * row["accuracy"], 150)
+    worst = sum(all(each[row["name"]] == "1" for row in found["attacks"]) for each in rows)
+    assert found["worst_case"]["accuracy"] == worst / 150
+    assert [row["restarts"] for row in found["attacks"][1:]] == [1, 2]
+    assert {"advkit", "torch", "numpy"} <= found["versions"].keys()
+    assert (found["checkpoint"], found["weights"], found["selected_on"]) == ("best", "raw", "validation")
+    assert found["robustbench"]["clean_acc"] == f"{100 * found['attacks'][0]['accuracy']:.2f}"
+    assert found["robustbench"]["autoattack_acc"] is None
+    assert found["attacks"][1]["passes"]["input_backward"] <= 3
+
+
+def test_known_verdicts_are_not_asked_again(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path)
+    progress = Path(first["folder"]).parent / "progress.jsonl"
+    lines = progress.read_bytes().count(b"\n")
+    assert (
+        lines == 2 * 3
+        and evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path) == first
+    )
+    more = evaluated(capsys, trained, "--attacks", "cw-3", "--n", 230, "--out", tmp_path)
+    assert progress.read_bytes().count(b"\n") == lines + 3
+    assert [row["name"] for row in more["attacks"]] == ["cw-3"]
+    stored = json.loads((Path(first["folder"]) / "evaluation.json").read_text())
+    assert [row["name"] for row in stored["attacks"]] == ["cw-3", "clean", "pgd-3"]
+    fresh = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path, "--fresh")
+    assert without_times(fresh) == without_times(first)
+    assert progress.read_bytes().count(b"\n") == 2 * lines + 3  # nothing is thrown away
+    assert evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 230, "--out", tmp_path) == fresh
+
+
+def test_other_settings_get_other_verdicts(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = [trained, "--attacks", "pgd-3", "--n", 50, "--out", tmp_path]
+    changes = ([], ["--eps", "0.01"], ["--checkpoint", "last"], ["--split", "train"], ["--seed", "1"])
+    folders = {evaluated(capsys, *base, *change)["folder"] for change in changes}
+    assert len(folders) == len(changes)
+    slow = evaluated(capsys, *base, "--step", "eps/50")
+    fast = evaluated(capsys, *base)
+    assert slow["folder"] == fast["folder"] and slow["attacks"][0]["step_size"] < fast["attacks"][0]["step_size"]
+    assert slow["attacks"][0]["accuracy"] > fast["attacks"][0]["accuracy"]
+    stored = json.loads((Path(fast["folder"]) / "evaluation.json").read_text())["attacks"]
+    assert [row["step_size"] for row in stored] == [row["attacks"][0]["step_size"] for row in (fast, slow)]
+    with open(Path(fast["folder"]) / "verdicts.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in stored:
+        assert row["column"] == f"pgd-3 step_size={row['step_size']}"
+        assert row["accuracy"] == sum(each[row["column"]] == "1" for each in rows) / 50
+
+
+def test_another_norm_does_not_forget_what_is_known(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [trained, "--n", 50, "--out", tmp_path, "--attacks"]
+    first = evaluated(capsys, *base, "pgd-3")
+    both = evaluated(capsys, *base, "pgd-3,pgd-3-l2", "--eps-l2", 0.5)
+    assert both["folder"] == first["folder"] and both["attacks"][0] == first["attacks"][0]
+    other = evaluated(capsys, *base, "cw-3-l2", "--eps-l2", 0.25)
+    stored = json.loads((Path(other["folder"]) / "evaluation.json").read_text())
+    # A worst case over two balls of one norm would mean nothing: the ball asked for last is shown.
+    assert [(row["name"], row["eps"]) for row in stored["attacks"]] == [("cw-3-l2", 0.25), ("pgd-3", first["eps"])]
+
+
+def test_an_attack_whose_code_changed_is_asked_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+from advkit import EvaluationAttack
+class Corner(EvaluationAttack):
+    name = "corner"
+    def perturb(self, net, x, y, radius, index):
+        return (x SIGN radius.view(-1, 1, 1, 1)).clamp(0, 1)
+"""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    results = []
+    for sign in "+-":
+        (tmp_path / "corners.py").write_text(source.replace("SIGN", sign))
+        monkeypatch.delitem(sys.modules, "corners", raising=False)
+        importlib.invalidate_caches()
+        asked = Asked("clean", None, None, None, "eps/5", "50", "test", "0", fresh=False)
+        asked.attacks = [importlib.import_module("corners").Corner()]
+        results.append(asked.evaluate(asked.subject(str(trained), "best"), tmp_path / "out")[0])
+    plus, minus = (each["attacks"][0] for each in results)
+    assert plus["code"] != minus["code"] and results[0]["folder"] == results[1]["folder"]
+    stored = json.loads((Path(results[1]["folder"]) / "evaluation.json").read_text())
+    assert [row["code"] for row in stored["attacks"]] == [minus["code"]]  # what the old code found is not shown
+
+
+def damage(progress: Path, how: str) -> None:
+    raw = progress.read_bytes()
+    lines = raw.splitlines(keepends=True)
+    if how == "torn":
+        progress.write_bytes(raw[:-7])
+    elif how == "flipped":
+        lines[1] = lines[1].replace(b'"robust": "1', b'"robust": "0').replace(b'"robust": "0', b'"robust": "1', 1)
+        progress.write_bytes(b"".join([lines[0], lines[1][:20] + b"x" + lines[1][21:], *lines[2:]]))
+    else:
+        progress.write_bytes(b"".join(lines[:-1]) + b"\0" * 64)
+
+
+@pytest.mark.parametrize("how", ["torn", "flipped", "zeros"])
+def test_a_damaged_line_is_asked_again(
+    how: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (trained, "--attacks", "clean,pgd-3", "--n", 150, "--out", tmp_path)
+    first = evaluated(capsys, *arguments)
+    damage(Path(first["folder"]).parent / "progress.jsonl", how)
+    lines = (Path(first["folder"]).parent / "progress.jsonl").read_bytes().count(b"\n")
+    assert without_times(evaluated(capsys, *arguments)) == without_times(first)
+    # One line is lost: what follows a damaged one has checksums of its own.
+    after = (Path(first["folder"]).parent / "progress.jsonl").read_bytes().count(b"\n")
+    assert after == lines + 1
+
+
+def test_what_the_audit_found_outlives_a_later_evaluation(trained: Path, tmp_path: Path) -> None:
+    """The attacks it is about stay in evaluation.json, so it does too."""
+    kept = {}
+    for attacks in ("pgd-10,cw-10", "clean"):
+        asked = Asked(attacks, None, None, None, "eps/5", "100", "test", "0", fresh=False)
+        result = asked.evaluate(asked.subject(str(trained), "best"), tmp_path)[0]
+        kept[attacks] = json.loads((Path(result["folder"]) / "evaluation.json").read_text())["audit"]
+    assert kept["clean"] == kept["pgd-10,cw-10"]
+    assert [check["alarm"] is None for check in kept["clean"] if check["name"] == "loss-gap"] == [False]
+    assert [check["alarm"] for check in result["audit"] if check["name"] == "loss-gap"] == [None]  # of what was asked
+
+
+def test_only_the_test_split_is_told_to_robustbench(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [trained, "--attacks", "clean", "--n", 50, "--out", tmp_path]
+    assert evaluated(capsys, *base, "--split", "train")["robustbench"] is None
+    found = evaluated(capsys, *base, "--eps", "8/255")
+    assert (found["robustbench"]["eps"], found["robustbench"]["reported"], found["worst_case"]) == ("8/255", None, None)
+
+
+def test_killed_at_random_moments_and_resumed_gives_the_same_table(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two kills here, twenty in the long version below."""
+    _kill_and_resume(2, trained, tmp_path, capsys)
+
+
+@pytest.mark.soak
+def test_killed_twenty_times(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _kill_and_resume(20, trained, tmp_path, capsys)
+
+
+def _kill_and_resume(kills: int, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(trained), "--attacks", ATTACKS, "--n", "300"]
+    straight = evaluated(capsys, *arguments, "--out", tmp_path / "straight")
+    dice = random.Random(kills)
+    killed = set()
+    for attempt in range(kills):
+        out = tmp_path / f"killed-{attempt}"
+        line = [sys.executable, "-m", "advkit", "evaluate", *arguments, "--out", str(out), "--json"]
+        for _ in range(dice.choice((1, 1, 2)) if kills > 2 else 1):
+            process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            # From the moment that the first verdicts may be written.
+            while process.poll() is None and not list(out.glob("*/progress.jsonl")):
+                time.sleep(0.01)
+            time.sleep(dice.uniform(0, 0.4))
+            process.send_signal(signal.SIGKILL)
+            if process.wait() != 0:
+                killed.add(attempt)
+        again = evaluated(capsys, *arguments, "--out", out)
+        assert without_times(again) == without_times(straight)
+        table = (Path(again["folder"]) / "verdicts.csv").read_bytes()
+        assert table == (Path(straight["folder"]) / "verdicts.csv").read_bytes()
+    assert len(killed) >= 0.9 * kills  # a fast machine may be done before
+
+
+def test_a_stop_keeps_the_verdicts_and_says_so(trained: Path, tmp_path: Path) -> None:
+    # One chunk takes hours, and is not waited for.
+    line = [sys.executable, "-m", "advkit", "evaluate", str(trained), "--attacks", "clean,pgd-9999x999", "--n", "0"]
+    process = subprocess.Popen([*line, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("*/progress.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 75 and "Give the same command again to go on." in said
+
+
+def test_two_at_a_time_are_refused(trained: Path, tmp_path: Path) -> None:
+    with Store(tmp_path / "store", {}), pytest.raises(advkit.AdvkitError, match="is in use by process"):
+        Store(tmp_path / "store", {}).__enter__()
+
+
+def test_gate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["evaluate", str(trained), "--attacks", "clean,pgd-3", "--n", "50", "--out", str(tmp_path)]
+    assert command([*line, "--min-robust", "0"]) == 0
+    share = json.loads(next(tmp_path.glob("*/*/evaluation.json")).read_text())["worst_case"]["accuracy"]
+    capsys.readouterr()
+    assert command([*line, "--min-robust", "0.99"]) == 3
+    said = capsys.readouterr()
+    assert said.err == f"Error: The robust accuracy {share:.3f} is below --min-robust 0.99.\n" and "pgd-3" in said.out
+    assert command([*line, "--min-robust", str(share)]) == 0
+
+
+REFUSED = [
+    ("--min-robust 45", "--min-robust 45 must be a share from 0 to 1, such as 0.45."),
+    ("--attacks clean --min-robust 0.4", "--min-robust needs an attack in linf; add one to --attacks"),
+    ("--attacks clean,pgd-3-l2 --eps-l2 9 --min-robust 0.4", "--min-robust needs an attack in linf; add one"),
+    ("--eps 8", "eps = 8 is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255."),
+    ("--attacks pgd-3 --eps-linf 0.01", "is judged in linf, whose eps is --eps; leave --eps-linf out."),
+    ("--step 0.2", "--step 0.2 must be a share of eps, such as eps/5 or 0.2 eps."),
+    ("--step eps/0", "--step eps/0 must be a share of eps, such as eps/5 or 0.2 eps."),
+    ("--attacks transfer:", "transfer: names no run; write transfer:RUN, the folder of the net that is attacked."),
+    ("--attacks transfer:@RUN", "is the net under test itself; name a run with other weights."),
+    ("--attacks pgd-3-l2", "pgd-3-l2 attacks in l2, but eps is in linf; give --eps-l2 E too"),
+    ("--model small-cnn", "is a run: its own model and data are used; leave --model, --dataset and --set."),
+]
+
+
+@pytest.mark.parametrize(("typed", "sentence"), REFUSED)
+def test_refusals(typed: str, sentence: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["evaluate", str(trained), *typed.replace("@RUN", str(trained)).split()]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+    assert not (trained / "evaluations").exists()  # a refused command leaves nothing behind
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "wrapped"])
+def test_weights_give_what_their_run_gives(
+    kind: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_run = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 60, "--out", tmp_path / "a")
+    model = advkit.studies.subject.of_run(trained).model
+    path = tmp_path / ("net.safetensors" if kind == "safetensors" else "net.pt")
+    if kind == "safetensors":
+        safetensors.torch.save_file(model.state_dict(), path)
+    else:
+        named = {f"module.{name}": value for name, value in model.state_dict().items()}
+        torch.save({"state_dict": named, "epoch": 3} if kind == "wrapped" else model.state_dict(), path)
+    options = ["--model", "small-cnn", "--dataset", "digits", "--eps", "0.15", "--set", "model.width=2"]
+    of_file = evaluated(
+        capsys,
+        path,
+        *options,
+        "--attacks",
+        "clean,pgd-3",
+        "--n",
+        60,
+        "--set",
+        "data.limit=330",
+        "--out",
+        tmp_path / "b",
+    )
+    assert without_times(of_file)["attacks"] == without_times(of_run)["attacks"]
+    assert (of_file["checkpoint"], of_file["epoch"]) == (None, None)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(Payload.where),)
+
+    where = Path("unset")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Payload.where = tmp_path / "executed"
+    torch.save({"a": Payload()}, tmp_path / "evil.pt")
+    options = ["--model", "small-cnn", "--dataset", "digits"]
+    assert command(["evaluate", str(tmp_path / "evil.pt"), *options]) == 4
+    assert "can not be read as weights" in capsys.readouterr().err and not Payload.where.exists()
+    for name, content in (("empty.pt", b""), ("text.safetensors", b"hello"), ("absent.pt", None)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        assert command(["evaluate", str(tmp_path / name), *options]) == 4
+        assert capsys.readouterr().err.count("\n") == 1
+    assert command(["evaluate", str(tmp_path / "absent.pt")]) == 2  # says which options are missing
+
+
+def test_a_checkpoint_is_no_file_of_weights(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trained / "checkpoints" / "best" / "tensors.safetensors"
+    assert command(["evaluate", str(path), "--model", "small-cnn", "--dataset", "digits"]) == 4
+    assert "is part of a run's checkpoint; give the run's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["audit @RUN", "analyze vulnerability @RUN", "compare @RUN @OTHER"])
+def test_gray_levels_are_refused_everywhere(
+    line: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "other", symlinks=True)
+    words = line.replace("@RUN", str(trained)).replace("@OTHER", str(tmp_path / "other")).split()
+    assert command([*words, "--eps", "8"]) == 2
+    assert "a budget of 8 gray levels is 8/255" in capsys.readouterr().err
+
+
+def test_long_work_says_where_it_is_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 5.0, 11.0, 11.0, 20.0])
+    monkeypatch.setattr("advkit.cli.display.time.monotonic", lambda: next(clock))
+    with bar(300, "evaluating") as advance:
+        for _ in range(3):
+            advance(100)
+    assert capsys.readouterr().err == "evaluating: 200 of 300\n"
+
+
+def test_evaluating_leaves_training_alone(tmp_path: Path) -> None:
+    """Every epoch or never: the same weights, bit for bit."""
+    settings = {"model.width": 2, "attack.steps": 2, "attack.init": "uniform", "data.limit": 200}
+    weights = []
+    for every in (1, 50):
+        found = advkit.train(settings=settings | {"validation.every_epochs": every}, epochs=3)
+        before = torch.get_rng_state()
+        advkit.evaluate(found.model, _digits(40), ("clean", "pgd-3x2", "square"), eps=0.1)
+        assert torch.equal(torch.get_rng_state(), before)
+        weights.append(found.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def _digits(n: int) -> Dataset:
+    return advkit.load_data("digits", limit=n).test
+
+
+def test_the_worst_case_is_of_one_norm() -> None:
+    def verdict(name: str, norm: str, robust: list[bool]) -> Verdicts:
+        return Verdicts({"name": name, "norm": norm, "eps": 0.1}, torch.tensor(robust))
+
+    clean = verdict("clean", "linf", [True, True, True, False])
+    linf = verdict("a", "linf", [True, True, False, False])
+    l2 = verdict("b", "l2", [False, False, True, True])
+    found = summary([clean, linf, l2], "linf")
+    assert found["worst_case"]["accuracy"] == 0.5
+    assert {norm: row["accuracy"] for norm, row in found["worst_case_by_norm"].items()} == {"linf": 0.5, "l2": 0.25}
+    assert summary([clean, l2], "linf")["worst_case"] is None  # nobody attacked in linf
+    assert summary([clean], "linf")["worst_case"] is None
+
+
+def test_suspect_compares_like_with_like() -> None:
+    """One attack with 0.9, the other with 0.2: suspect only where nothing but the loss differs."""
+
+    def verdict(name: str, loss: str, share: float, **more: object) -> Verdicts:
+        settings = {"name": name, "norm": "linf", "eps": 0.1, "loss": loss, "steps": 10, "step_size": 0.02, **more}
+        return Verdicts(settings, torch.arange(10) < 10 * share)
+
+    pgd = verdict("pgd-10", "cross-entropy", 0.9)
+    assert summary([pgd, verdict("cw-10", "margin", 0.2)], "linf")["suspect"] is True
+    assert summary([pgd, verdict("cw-10", "margin", 0.9)], "linf")["suspect"] is False
+    for other in ({"steps": 20}, {"norm": "l2"}, {"restarts": 5}, {"eps": 0.2}):
+        assert summary([pgd, verdict("cw", "margin", 0.2, **other)], "linf")["suspect"] is None, other
+    short = {"steps": 3}  # 0.6 of the way to the edge
+    pair = [verdict("pgd-3", "cross-entropy", 0.9, **short), verdict("cw-3", "margin", 0.2, **short)]
+    assert summary(pair, "linf")["suspect"] is None
+
+
+def test_equal_weights_in_another_architecture_have_verdicts_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"model.depth": 10, "model.width": 1, "data.limit": 50, "attack.steps": 1}
+    trained = advkit.train("wide-resnet", settings=settings, epochs=1)
+    torch.save(trained.model.state_dict(), tmp_path / "net.pt")
+    line = [tmp_path / "net.pt", "--model", "wide-resnet", "--dataset", "digits", "--eps", "0.1", "--out", tmp_path]
+    line += ["--set", "model.depth=10", "--set", "model.width=1", "--set", "data.limit=50", "--attacks", "clean"]
+    folders = {evaluated(capsys, *line, "--set", f"model.variant={each}")["folder"] for each in ("trades", "iseat")}
+    assert len(folders) == 2
+
+
+def test_a_chunk_is_the_most_that_is_lost() -> None:
+    assert BATCH == 100

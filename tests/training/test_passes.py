@@ -1,0 +1,574 @@
+"""Passes counted by the model itself equal the ledger, the plan and the published table.
+
+The witness below hangs on the first layer and knows nothing of advkit's own bookkeeping.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advkit import AttackResult, Budget, Passes, Plugin, Step, hookimpl, registry
+from advkit.errors import HookConflict, HookContract, OptionError
+
+Net = Callable[..., nn.Sequential]
+BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def subsets(names: tuple[str, ...]) -> list[set[str]]:
+    return [set(chosen) for size in range(len(names) + 1) for chosen in combinations(names, size)]
+
+
+def name_of(chosen: set[str]) -> str:
+    return ",".join(sorted(chosen)) or "pgd-at"
+
+
+SUBSETS = subsets(("av-rank", "awp", "cat-eps", "dirichlet-ls", "lsiw"))
+EVERY_SUBSET = subsets(("av-rank", "awp", "cat-eps", "cat-margin", "dirichlet-ls", "lsiw", "mart", "trades"))
+ALONE_REFUSED = "Plugin av-rank weighs the term lsiw, which no chosen plugin adds; the terms of this run are base_loss."
+
+
+def refusal(chosen: Collection[str]) -> str | None:
+    """The sentence with which a set of the eight is refused, companions being granted."""
+    for first, second, hook in (("cat-margin", "trades", "attack_objective"), ("mart", "trades", "base_loss")):
+        if first in chosen and second in chosen:
+            return (
+                f"Plugins {first} and {second} both own {hook}, which takes one owner; "
+                "leave one of them out of --plugins."
+            )
+    if "av-rank" in chosen and "lsiw" not in chosen:
+        terms = ["base_loss", *sorted({"cat-margin", "mart", "trades"} & set(chosen))]
+        return ALONE_REFUSED.replace("are base_loss.", f"are {', '.join(terms)}.")
+    return None
+
+
+# All four combinations of the two coefficients, one an epoch.
+LAM = [[0, 0.0], [1, 0.1], [3, 0.0]]
+GAMMA = [[0, 0.01], [2, 0.0]]
+LAM_IS_ON, GAMMA_IS_ON = {1, 2}, {0, 1}
+
+
+class Witness:
+    """Counts at the first layer: its forwards, gradients at its output, and gradients at the images.
+
+    Phases are told apart by the layer's mode, so the attack has to run in eval mode. `probes` counts forwards of a
+    single image, which advkit runs once to learn the number of classes.
+    """
+
+    def __init__(self, net: nn.Sequential) -> None:
+        self.probes = 0
+        self._seen: Counter[tuple[str, str]] = Counter()
+        net[0].register_forward_hook(self._forward)
+
+    def take(self) -> dict[str, Passes]:
+        """Since the last call, by phase."""
+        kinds = ("forward", "input_backward", "full_backward")
+        taken = {phase: Passes(*(self._seen[phase, kind] for kind in kinds)) for phase in ("attack", "update")}
+        self._seen.clear()
+        return taken
+
+    def _forward(self, layer: nn.Module, images: tuple[Tensor], output: Tensor) -> None:
+        (x,) = images
+        if len(x) == 1:
+            self.probes += 1
+            return
+        phase = "update" if layer.training else "attack"
+        self._seen[phase, "forward"] += 1
+        if x.requires_grad:
+            x.register_hook(lambda _: self._seen.update([(phase, "input_backward")]))
+        if output.requires_grad and layer.weight.requires_grad:
+            output.register_hook(lambda _: self._seen.update([(phase, "full_backward")]))
+
+
+def updates(count: int) -> Passes:
+    return Passes(forward=count, full_backward=count)
+
+
+def table(plugins: Collection[str], epoch: int, steps: int) -> dict[str, Passes]:
+    """What the documentation promises for built-ins, companions included, with the schedules above."""
+    perturbed = "awp" in plugins and epoch in GAMMA_IS_ON
+    regularized = "lsiw" in plugins and epoch in LAM_IS_ON
+    clean = bool({"mart", "trades"} & set(plugins))  # f(x; theta+v); f(x; theta) is the same without awp
+    at_theta = regularized and (perturbed or not clean)
+    own = "lsiw" in plugins  # then awp.loss is adv_ce
+    return {
+        "attack": Passes(forward=steps + ("cat-eps" in plugins) + ("trades" in plugins), input_backward=steps),
+        "update": updates(1 + clean + at_theta + perturbed * (1 + (clean and not own))),
+    }
+
+
+def scheduled(plugins: Collection[str]) -> dict[str, dict[str, object]]:
+    options: Mapping[str, dict[str, object]] = {"lsiw": {"lam": LAM}, "awp": {"gamma": GAMMA}}
+    return {name: given for name, given in options.items() if name in plugins}
+
+
+def witnessed(
+    net: nn.Sequential, plugins: Iterable[Any], batch: tuple[Tensor, Tensor, Tensor], **arguments: Any
+) -> tuple[Step, Callable[[int], dict[str, Passes]]]:
+    """A step, and a call of it that returns the witness's counts after comparing them with ledger and plan."""
+    witness = Witness(net)
+    step = Step(net, torch.optim.SGD(net.parameters(), lr=0.01), plugins, num_samples=len(batch[1]), **arguments)
+
+    def run(epoch: int) -> dict[str, Passes]:
+        report = step(*batch, epoch=epoch)
+        seen = witness.take()
+        assert seen == report.passes
+        assert seen == step.composition.at(epoch).passes
+        assert witness.probes == 1
+        return seen
+
+    return step, run
+
+
+@pytest.mark.parametrize("chosen", EVERY_SUBSET, ids=name_of)
+def test_every_subset_of_the_eight_methods_is_refused_or_trains(
+    tiny_net: Net, tiny_batch: BatchOf, chosen: set[str]
+) -> None:
+    """Two steps, in one of which every coefficient is on, and in one not; a step refuses NaN by itself."""
+    net, everyone = tiny_net(True), chosen | ({"awp", "av-rank"} if "lsiw" in chosen else set())
+    arguments: dict[str, Any] = {"options": scheduled(everyone), "settings": {"attack.steps": 2}}
+    if sentence := refusal(chosen):
+        with pytest.raises(HookConflict) as refused:
+            witnessed(net, chosen, tiny_batch(), **arguments)
+        assert str(refused.value) == sentence
+        return
+    before = net[0].weight.detach().clone()
+    step, run = witnessed(net, chosen, tiny_batch(), **arguments)
+    for epoch in (1, 3):
+        assert run(epoch) == table(everyone, epoch, 2)
+    assert {plugin.name for plugin in step.composition.plugins} == everyone
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+    assert not net[0].weight.equal(before)
+
+
+def test_how_many_of_the_256_are_legal() -> None:
+    legal = [chosen for chosen in EVERY_SUBSET if refusal(chosen) is None]
+    assert (len(EVERY_SUBSET), len(legal)) == (256, 120)
+
+
+@pytest.mark.parametrize("steps", [10, 3, 0])
+@pytest.mark.parametrize("chosen", SUBSETS, ids=name_of)
+def test_every_subset_of_the_built_ins(tiny_net: Net, tiny_batch: BatchOf, chosen: set[str], steps: int) -> None:
+    everyone = chosen | ({"awp", "av-rank"} if "lsiw" in chosen else set())
+    arguments: dict[str, Any] = {"options": scheduled(everyone), "settings": {"attack.steps": steps}}
+    if "av-rank" in chosen and "lsiw" not in chosen:
+        with pytest.raises(HookConflict) as refused:
+            witnessed(tiny_net(True), chosen, tiny_batch(), **arguments)
+        assert str(refused.value) == ALONE_REFUSED
+        return
+    _, run = witnessed(tiny_net(True), chosen, tiny_batch(), **arguments)
+    for epoch in range(4):
+        assert run(epoch) == table(everyone, epoch, steps)
+
+
+@pytest.mark.parametrize("declined", [("weight_perturbation",), ("instance_weight:lsiw",), "both"], ids=str)
+@pytest.mark.parametrize(
+    "chosen", [names for names in SUBSETS if "lsiw" in names], ids=lambda names: ",".join(sorted(names))
+)
+def test_every_subset_with_companions_declined(
+    tiny_net: Net, tiny_batch: BatchOf, chosen: set[str], declined: Any
+) -> None:
+    companions = {"weight_perturbation": "awp", "instance_weight:lsiw": "av-rank"}
+    declined = tuple(companions) if declined == "both" else declined
+    everyone = chosen | {name for hook, name in companions.items() if hook not in declined}
+    step, run = witnessed(
+        tiny_net(True),
+        chosen,
+        tiny_batch(),
+        options=scheduled(everyone),
+        settings={"attack.steps": 3},
+        no_companion=declined,
+    )
+    assert {plugin.name for plugin in step.composition.plugins} == everyone
+    for epoch in range(4):
+        assert run(epoch) == table(everyone, epoch, 3)
+
+
+def test_without_lsiw_there_is_no_companion_to_decline(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    with pytest.raises(OptionError) as refused:
+        witnessed(tiny_net(), ["cat-eps"], tiny_batch(), no_companion=["weight_perturbation"])
+    assert str(refused.value) == "--no-companion weight_perturbation declines nothing: no plugin asks for one."
+
+
+@pytest.mark.parametrize(
+    ("chosen", "update", "more"),
+    [
+        ("", 1, 0),
+        ("awp", 2, 0),
+        ("lsiw", 3, 0),
+        ("lsiw,awp,av-rank", 3, 0),
+        ("cat-eps,dirichlet-ls", 1, 1),
+        ("cat-eps,dirichlet-ls,lsiw", 3, 1),
+        ("trades", 2, 1),
+        ("mart", 2, 0),
+        ("trades,awp", 4, 1),
+        ("mart,awp", 4, 0),
+        ("cat-margin", 1, 0),
+        ("cat-eps,dirichlet-ls,cat-margin,lsiw", 3, 1),
+    ],
+)
+def test_the_published_table_with_default_options(
+    tiny_net: Net, tiny_batch: BatchOf, chosen: str, update: int, more: int
+) -> None:
+    _, run = witnessed(tiny_net(), chosen.split(",") if chosen else (), tiny_batch())
+    assert run(0) == {"attack": Passes(10 + more, 10), "update": updates(update)}
+
+
+APART = {"av-rank", "vulnerability-log"}
+"""The one is among the subsets, the other answers hooks that only the training loop asks."""
+
+
+@pytest.mark.parametrize("name", sorted({*registry.names("plugin")} - APART))
+def test_every_installed_plugin_alone(tiny_net: Net, tiny_batch: BatchOf, name: str) -> None:
+    _, run = witnessed(tiny_net(True), [name], tiny_batch())
+    for _ in range(3):
+        run(0)
+
+
+def cautions(net: nn.Sequential, *plugins: Any, options: Any = None, **settings: object) -> list[str]:
+    step, _ = witnessed(net, plugins, _ONE, settings=settings, options=options or {})
+    return step.composition.cautions
+
+
+_ONE = (torch.zeros(1, 2, 4, 4), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+
+
+def test_two_losses_are_refused_word_for_word(tiny_net: Net) -> None:
+    with pytest.raises(HookConflict) as refused:
+        cautions(tiny_net(), "trades", "mart")
+    assert str(refused.value) == (
+        "Plugins mart and trades both own base_loss, which takes one owner; leave one of them out of --plugins."
+    )
+
+
+def test_soft_labels_that_a_phase_does_not_use_are_cautioned_word_for_word(tiny_net: Net) -> None:
+    assert cautions(tiny_net(), "mart", "dirichlet-ls") == [
+        "the soft labels of dirichlet-ls do not reach the loss of mart"
+    ]
+    assert cautions(tiny_net(), "trades", "dirichlet-ls") == [
+        "the soft labels of dirichlet-ls do not reach the attack of trades"
+    ]
+    assert cautions(tiny_net(), "cat-margin", "dirichlet-ls") == []
+    # Weights by rank may read them; the loss still does not.
+    assert cautions(tiny_net(), "mart", "dirichlet-ls", "lsiw")[0] == (
+        "the soft labels of dirichlet-ls do not reach the loss of mart"
+    )
+
+
+def test_awp_cautions_of_the_attack_mode_where_its_code_has_another(tiny_net: Net) -> None:
+    """The official TRADES-AWP attacks in eval mode; MART-AWP was never released."""
+    assert cautions(tiny_net(), "awp") == [
+        "the official AWP code attacks in train mode from a uniform start; this run in eval mode"
+    ]
+    assert cautions(tiny_net(), "awp", **{"attack.mode": "train"}) == []
+    assert cautions(tiny_net(), "trades", "awp") == cautions(tiny_net(), "mart", "awp") == []
+
+
+@pytest.mark.parametrize("owner", ["trades", "mart"])
+def test_lsiw_lets_v_increase_another_loss_than_the_runs(tiny_net: Net, owner: str) -> None:
+    """ISEAT's v is for the cross-entropy; `awp` alone takes the loss of the run."""
+    other = f"awp.loss is adv_ce, so v increases the cross-entropy on x_adv and not the loss of {owner}"
+    iseat = "the official ISEAT code attacks in train mode; this run attacks in eval mode"
+    assert cautions(tiny_net(), owner, "lsiw") == [other, iseat]
+    assert cautions(tiny_net(), owner, "awp", options={"awp": {"loss": "adv_ce"}}) == [other]
+    assert cautions(tiny_net(), owner, "lsiw", options={"awp": {"loss": "objective"}})[0] == (
+        "awp.loss is objective, but lsiw needs logits at theta, so v does not see it"
+    )
+
+
+class OwnAttack(Plugin):
+    """With a start of its own."""
+
+    name = "own-attack"
+
+    @hookimpl
+    def inner_attack(self, batch, radius, objective):
+        return AttackResult(batch.x)
+
+
+START = (
+    "attack.init is zero, where the KL of trades has no gradient beyond rounding, so some samples may never be "
+    "attacked; choose --set attack.init=normal"
+)
+
+
+def test_trades_has_no_gradient_at_the_image_itself(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """Which is what `attack.init=zero` starts from, the default that stands where `cat-eps` prefers otherwise."""
+    assert START in cautions(tiny_net(), "trades", "cat-eps")
+    assert cautions(tiny_net(), "trades", **{"attack.init": "zero"}) == [START]
+    for silent in (("trades",), ("mart", "cat-eps"), ("trades", OwnAttack)):
+        assert START not in cautions(tiny_net(), *silent)
+    moved = {}
+    for init in ("zero", "normal"):
+        net, batch = tiny_net(dtype=torch.float64), tiny_batch(dtype=torch.float64)
+        settings = {"attack.init": init, "attack.norm": "l2", "attack.steps": 1}
+        with torch.no_grad():
+            net[5].weight.zero_()  # a net so flat that nothing is left but rounding
+            net[5].weight[0, 0] = 1e-3
+        step = Step(net, torch.optim.SGD(net.parameters(), lr=0.01), ["trades"], num_samples=4, settings=settings)
+        moved[init] = (step(*batch, epoch=0).x_train != batch[0]).flatten(1).any(1)
+    assert not moved["zero"].all() and moved["normal"].all()
+
+
+@pytest.mark.parametrize("mode", ["train", "train-frozen"])
+def test_the_counts_do_not_depend_on_the_attack_mode(tiny_net: Net, tiny_batch: BatchOf, mode: str) -> None:
+    net = tiny_net(True)
+    witness = Witness(net)
+    step = Step(
+        net,
+        torch.optim.SGD(net.parameters(), 0.01),
+        ["cat-eps", "lsiw"],
+        num_samples=4,
+        settings={"attack.mode": mode},
+    )
+    report = step(*tiny_batch(), epoch=0)
+    assert report.passes == {"attack": Passes(11, 10), "update": updates(3)}
+    assert witness.take()["update"] == Passes(14, 10, 3)  # every forward is in train mode here: the two phases' sum
+
+
+def test_the_witness_would_notice_an_unbooked_forward(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """A negative control: a plugin that runs the model behind the core's back."""
+    net, batch = tiny_net(), tiny_batch()
+
+    class Sly(Plugin):
+        name = "sly"
+
+        @hookimpl
+        def extra_regularizer(self, x_train):
+            return net(x_train).sum(1)
+
+    _, run = witnessed(net, [Sly], batch)
+    with pytest.raises(AssertionError):
+        run(0)
+
+
+def test_each_forward_names_who_demanded_it(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    net = tiny_net()
+    step = Step(net, torch.optim.SGD(net.parameters(), 0.01), ["cat-eps", "lsiw"], num_samples=4)
+    assert step(*tiny_batch(), epoch=0).demanded_by == {
+        "attack.iterates": ["core"],
+        "attack.success": ["cat-eps"],
+        "update.adv_logits": ["av-rank", "core", "lsiw"],
+        "update.clean_logits_base": ["av-rank", "lsiw"],
+        "update.gradient_at adv_logits": ["awp"],
+    }
+
+
+# --- methods that advkit does not ship, as their authors would write them --------------------------
+
+
+def divergence(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
+    clean = clean_logits.log_softmax(1)
+    return (clean.exp() * (clean - adv_logits.log_softmax(1))).sum(1)
+
+
+class Trades(Plugin):
+    name = "trades-like"
+    prefers = {"attack.init": "normal"}
+
+    @hookimpl
+    def attack_objective(self, clean_logits):
+        return lambda logits: divergence(clean_logits, logits)
+
+    @hookimpl
+    def base_loss(self, batch, clean_logits):
+        return F.cross_entropy(clean_logits, batch.y, reduction="none")
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits, clean_logits):
+        return 6 * divergence(clean_logits, adv_logits)
+
+
+class Rwp(Plugin):
+    """Ten random or uphill moves, each with a gradient of its own."""
+
+    name = "rwp-like"
+
+    def passes(self, hook, costs):
+        return costs.adv_ce * 10
+
+    @hookimpl
+    def weight_perturbation(self, params, gradient_at):
+        shift = {name: torch.zeros_like(p) for name, p in params.items()}
+        for _ in range(10):
+            gradient = gradient_at(shift, select=lambda logits, y: logits.argmax(1) != y)
+            shift = {name: shift[name] + 1e-3 * gradient[name] for name in shift}
+        return shift
+
+
+class Stability(Plugin):
+    """On the base weights, whatever perturbs them."""
+
+    name = "stability"
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits_base, clean_logits_base):
+        return (adv_logits_base - clean_logits_base).square().sum(1)
+
+
+class Anchored(Plugin):
+    """Pulls the adversarial logits to the clean ones, which it takes as given."""
+
+    name = "anchored"
+
+    def detached(self, hook, epoch):
+        return {"clean_logits"}
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits, clean_logits):
+        assert not clean_logits.requires_grad
+        return (adv_logits - clean_logits).square().sum(1)
+
+
+class Margin(Plugin):
+    """A budget from the clean margin, as MMA or IAAT would ask for."""
+
+    name = "margin"
+
+    @hookimpl
+    def perturbation_budget(self, clean_logits, run):
+        eps = clean_logits.softmax(1).amax(1) * run.attack.eps
+        return Budget(attack=eps, label=eps)
+
+
+class Fgsm(Plugin):
+    """One step of its own, instead of the core's K."""
+
+    name = "fgsm"
+
+    def passes(self, hook, costs):
+        return Passes(forward=1, input_backward=1)
+
+    @hookimpl
+    def inner_attack(self, model, batch, radius, objective):
+        x = batch.x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
+        return AttackResult((batch.x + radius.view(-1, 1, 1, 1) * gradient.sign()).clamp(0, 1))
+
+
+class Watcher(Plugin):
+    """Looks at every iterate and stops nobody."""
+
+    name = "watcher"
+
+    @hookimpl
+    def attack_step(self, logits):
+        return torch.ones(len(logits), dtype=torch.bool)
+
+
+K = Passes(10, 10)
+
+
+@pytest.mark.parametrize(
+    ("plugins", "options", "attack", "update"),
+    [
+        ([Trades], {}, Passes(11, 10), updates(2)),
+        ([Trades, "awp"], {}, Passes(11, 10), updates(4)),  # auto: the objective, as TRADES-AWP
+        ([Trades, "awp"], {"awp": {"loss": "adv_ce"}}, Passes(11, 10), updates(3)),
+        ([Trades, "cat-eps"], {}, Passes(12, 10), updates(2)),
+        ([Trades, Margin], {}, Passes(11, 10), updates(2)),  # one clean forward in the attack, shared
+        ([Rwp], {}, K, updates(11)),
+        (["lsiw", Rwp], {}, K, updates(12)),
+        ([Stability], {}, K, updates(2)),  # base views are the plain ones where nobody perturbs
+        ([Stability, "awp"], {}, K, updates(4)),
+        ([Stability, "awp"], {"awp": {"loss": "objective"}}, K, updates(4)),  # v never sees base views
+        (["lsiw"], {"lsiw": {"clean_at": "theta+v"}}, K, Passes(4, 0, 3)),  # av-rank's clean forward is at theta
+        (["lsiw"], {"lsiw": {"clean_at": "theta+v"}, "awp": {"loss": "objective"}}, K, Passes(5, 0, 4)),
+        (["lsiw"], {"lsiw": {"adv_at": "theta"}}, K, updates(4)),
+        ([Anchored], {}, K, Passes(forward=2, full_backward=1)),
+        ([Anchored, Trades], {}, Passes(11, 10), updates(2)),  # somebody else wants that gradient
+        ([Margin], {}, Passes(11, 10), updates(1)),
+        ([Fgsm], {}, Passes(1, 1), updates(1)),
+        ([Fgsm, "cat-eps", "lsiw"], {}, Passes(2, 1), updates(3)),
+        ([Watcher], {}, K, updates(1)),
+    ],
+    ids=lambda value: ",".join(p if isinstance(p, str) else p.name for p in value) if isinstance(value, list) else "",
+)
+def test_other_methods(
+    tiny_net: Net, tiny_batch: BatchOf, plugins: list[Any], options: Any, attack: Passes, update: Passes
+) -> None:
+    _, run = witnessed(tiny_net(), plugins, tiny_batch(), options=options)
+    for _ in range(2):
+        assert run(0) == {"attack": attack, "update": update}
+
+
+def test_detached_may_change_with_the_epoch(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    class Thawing(Plugin):
+        name = "thawing"
+
+        def detached(self, hook, epoch):
+            return {"clean_logits"} if epoch == 0 else ()
+
+        @hookimpl
+        def extra_regularizer(self, adv_logits, clean_logits):
+            return (adv_logits - clean_logits).square().sum(1)
+
+    _, run = witnessed(tiny_net(), [Thawing], tiny_batch())
+    assert run(0)["update"] == Passes(forward=2, full_backward=1)
+    assert run(1)["update"] == updates(2)
+
+
+# --- declarations that do not hold ----------------------------------------------------------------
+
+
+class Secretive(Rwp):
+    name = "secretive"
+
+    def passes(self, hook, costs):
+        return costs.adv_ce * 9
+
+
+class Boastful(Rwp):
+    name = "boastful"
+
+    def passes(self, hook, costs):
+        return costs.adv_ce * 11
+
+
+class Hungry(Fgsm):
+    name = "hungry"
+
+    @hookimpl
+    def inner_attack(self, model, batch, radius, objective):
+        model(batch.x)
+        return super().inner_attack(model, batch, radius, objective)
+
+
+class Silent(Plugin):
+    """Drops a gradient without saying so in `detached`."""
+
+    name = "silent"
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits, clean_logits):
+        return (adv_logits - clean_logits.detach()).square().sum(1)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "who", "ran", "phase", "plan"),
+    [
+        (Secretive, "Plugin secretive", updates(11), "update", updates(10)),
+        (Boastful, "Plugin boastful", updates(11), "update", updates(12)),
+        (Hungry, "Plugin hungry", Passes(2, 1), "attack", Passes(1, 1)),
+        (Silent, "The plugins silent", Passes(2, 0, 1), "update", updates(2)),
+    ],
+)
+def test_undeclared_passes_are_refused_before_the_update(
+    tiny_net: Net, tiny_batch: BatchOf, plugin: type[Plugin], who: str, ran: Passes, phase: str, plan: Passes
+) -> None:
+    net = tiny_net()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(HookContract) as refused:
+        witnessed(net, [plugin], tiny_batch())[1](0)
+    assert str(refused.value) == (
+        f"{who} ran other passes than declared: {ran.as_dict()} in the {phase} phase, where the plan says "
+        f"{plan.as_dict()}. Declare them in Plugin.passes or Plugin.detached."
+    )
+    assert all(torch.equal(p, was) for p, was in zip(net.parameters(), before, strict=True))

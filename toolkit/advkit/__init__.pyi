@@ -1,0 +1,51 @@
+# The public names and where they live: type checkers read this file, and so does `advkit.__getattr__`.
+from .ascent import Ball as Ball, L2Ball as L2Ball, LinfBall as LinfBall, per_sample as per_sample, pgd as pgd
+from .compose.composition import Composition as Composition
+from .data.base import Dataset as Dataset, DataSource as DataSource, Splits as Splits
+from .errors import (
+    AdvkitError as AdvkitError,
+    AmbiguousOrder as AmbiguousOrder,
+    CheckpointError as CheckpointError,
+    DataError as DataError,
+    GateMissed as GateMissed,
+    HookConflict as HookConflict,
+    HookContract as HookContract,
+    Interrupted as Interrupted,
+    NonFinite as NonFinite,
+    OptionError as OptionError,
+    PluginImport as PluginImport,
+    PluginLoad as PluginLoad,
+    ResumeMismatch as ResumeMismatch,
+    Stopped as Stopped,
+    UnknownHook as UnknownHook,
+)
+from .evaluation.attacks.base import EvaluationAttack as EvaluationAttack, Victim as Victim
+from .evaluation.verdicts import evaluate as evaluate
+from .hookspec import Rule as Rule, hookimpl as hookimpl
+from .losses import (
+    kl_divergence as kl_divergence,
+    margin as margin,
+    soft_cross_entropy as soft_cross_entropy,
+)
+from .models.base import DataSpec as DataSpec, ModelBuilder as ModelBuilder, Normalize as Normalize
+from .options import Real as Real, Schedule as Schedule, option as option
+from .plugin import Budgets as Budgets, Costs as Costs, Order as Order, Plugin as Plugin, PluginOptions as PluginOptions
+from .rng import Draws as Draws
+from .run import Run as Run
+from .settings import AttackSettings as AttackSettings
+from .studies.analysis.unevenness import Unevenness as Unevenness
+from .training.launch import load_data as load_data, load_weights as load_weights, train as train
+from .training.loop import Progress as Progress, TrainResult as TrainResult
+from .training.step import Step as Step
+from .training.step_report import Report as Report
+from .types import (
+    AttackResult as AttackResult,
+    Batch as Batch,
+    Budget as Budget,
+    BudgetScale as BudgetScale,
+    Mix as Mix,
+    Objective as Objective,
+    Passes as Passes,
+)
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Who answers which hook, in which order, and what that demands and costs."""

@@ -1,0 +1,134 @@
+"""Recipes: published settings by name. A recipe is data, a run file with a table [recipe] about it.
+
+Packages ship them: an entry point in group "advkit.recipes" names a package, and every `*.toml` in its folder is a
+recipe. A table [mini] holds what to change for a twin called NAME-mini, which trains in minutes on a laptop. Nothing
+here imports torch until a recipe becomes a run.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PluginImport, PluginLoad, did_you_mean
+
+if TYPE_CHECKING:
+    from .runfile import RunFile
+
+GROUP = "advkit.recipes"
+MINI = "-mini"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings, options and plugins of a run (`table`, as in a run file), and what is known about it."""
+
+    name: str
+    distribution: str
+    summary: str
+    paper: str
+    mini: str | None
+    """The name of its twin; a twin's is its own."""
+    published: tuple[Mapping[str, Any], ...]
+    """Figures in percent: net, clean, attack, robust, eps, source; `clean` may be absent. A twin has none."""
+    notes: tuple[str, ...]
+    """Where paper and official code differ, and what advkit does."""
+    table: Mapping[str, Any]
+
+    def file(self) -> RunFile:
+        """The recipe as a layer of a run."""
+        from dataclasses import replace
+
+        from . import runfile
+
+        found = runfile.parse(self.table, f"recipe {self.name}")
+        return replace(found, layer=replace(found.layer, origin=f"recipe {self.name}"))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "published": list(self.published), "notes": list(self.notes)}
+
+
+def names() -> list[str]:
+    """All recipes, each followed by its twin."""
+    found = []
+    for name, (path, _) in sorted(_files().items()):
+        found += [name, f"{name}{MINI}"] if "mini" in _read(path) else [name]
+    return found
+
+
+def load(name: str) -> Recipe:
+    """The recipe called `name`. Raises PluginLoad where there is none, PluginImport where its file is damaged."""
+    files = _files()
+    whole = name if name in files else name.removesuffix(MINI)
+    table = _read(files[whole][0]) if whole in files else {}
+    if whole not in files or (name != whole and "mini" not in table):
+        raise PluginLoad(f"Unknown recipe {name}.{did_you_mean(name, names())} `advkit recipes list` shows them all.")
+    path, distribution = files[whole]
+    about, mini = table.pop("recipe", {}), table.pop("mini", None)
+    _check(about, path)
+    twin = f"{whole}{MINI}" if mini is not None else None
+    summary, published, notes = about["summary"], about.get("published", ()), about.get("notes", ())
+    if name != whole:
+        table = _merged(table, mini)
+        summary, published = f"{summary}, small enough for a laptop", ()
+    return Recipe(name, distribution, summary, about["paper"], twin, tuple(published), tuple(notes), table)
+
+
+def _files() -> dict[str, tuple[Path, str]]:
+    """Path and distribution of every recipe, by name."""
+    from .. import registry
+
+    found: dict[str, tuple[Path, str]] = {}
+    for point in entry_points(group=GROUP):
+        owner = point.dist.name if point.dist else "unknown"
+        home = registry.source(point.value)
+        for path in sorted(home.parent.glob("*.toml")) if home else ():
+            if path.stem in found:
+                raise PluginLoad(
+                    f"The recipe name {path.stem} is registered by {found[path.stem][1]} and {owner}; "
+                    "uninstall one of them."
+                )
+            found[path.stem] = (path, owner)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, next(iter(str(error).splitlines()), type(error).__name__)) from None
+
+
+def _merged(table: Mapping[str, Any], mini: Mapping[str, Any]) -> dict[str, Any]:
+    """`table` with the values of `mini` in place of its own. Another model has other options: [model] is replaced."""
+    merged = dict(table)
+    for key, value in mini.items():
+        deep = isinstance(value, dict) and isinstance(table.get(key), dict) and key != "model"
+        merged[key] = _merged(table[key], value) if deep else value
+    return merged
+
+
+FIGURE = {"net": str, "clean": float, "attack": str, "robust": float, "eps": str, "source": str}
+
+
+def _check(about: Any, path: Path) -> None:
+    """Say what is wrong with a table [recipe]."""
+    if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in ("summary", "paper")):
+        raise _damaged(path, "[recipe] needs a summary and a paper")
+    if stray := about.keys() - {"summary", "paper", "published", "notes"}:
+        raise _damaged(path, f"[recipe] has an unknown {min(stray)}")
+    notes, published = about.get("notes", []), about.get("published", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise _damaged(path, "notes must be a list of texts")
+    for figure in published if isinstance(published, list) else [None]:
+        kinds = {key: type(value) for key, value in figure.items()} if isinstance(figure, dict) else {}
+        if kinds != {key: kind for key, kind in FIGURE.items() if key in kinds or key != "clean"}:
+            raise _damaged(path, f"a published figure needs {', '.join(FIGURE)}, shares in percent such as 54.04")
+
+
+def _damaged(path: Path, reason: str) -> PluginImport:
+    return PluginImport(f"The recipe {path.stem} can not be read ({reason}); reinstall or repair {path}.")

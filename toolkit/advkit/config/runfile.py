@@ -1,0 +1,119 @@
+"""Run files: TOML in, TOML out. What `dump` writes, `load` turns into the same run again."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ..errors import OptionError, did_you_mean
+from ..settings import SECTIONS
+from .layer import Layer
+from .resolve import Resolved
+
+FORMAT = 1
+CAP = 1 << 20  # bytes; nobody writes a longer one by hand, and a parser should not be fed more
+TOP_LEVEL = (*SECTIONS, "model", "order", "options", "plugins", "no_companion", "companions", "format")
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A file's plugins (None: it names none), settings and options, and the companions it was resolved with."""
+
+    plugins: tuple[str, ...] | None
+    no_companion: tuple[str, ...]
+    layer: Layer
+    companions: Mapping[str, Any] | None
+
+
+def load(path: Path) -> RunFile:
+    """Read a run file. Raises OptionError, one sentence, for whatever is wrong with it."""
+    try:
+        if path.stat().st_size > CAP:
+            raise OptionError(f"{path} is larger than 1 MiB; that is no run file.")
+        table = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path} can not be read ({error.strerror}); give an existing run file.") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OptionError(f"{path} is not valid TOML ({reason}); correct it.") from None
+    return parse(table, path.name)
+
+
+def parse(table: Mapping[str, Any], name: str) -> RunFile:
+    """A parsed run file called `name`."""
+    for key, value in table.items():
+        if key not in TOP_LEVEL:
+            raise OptionError(f"{name}: unknown section {key}.{did_you_mean(key, TOP_LEVEL)}")
+        if key in (*SECTIONS, "model", "order", "options", "companions") and not isinstance(value, dict):
+            raise OptionError(f"{name}: {key} must be a table, [{key}].")
+    if table.get("format", FORMAT) != FORMAT:
+        raise OptionError(f"{name} has format {table['format']!r}; this advkit reads format {FORMAT}.")
+    plugins, declined = (_names(table, name, key) if key in table else None for key in ("plugins", "no_companion"))
+    options = table.get("options", {})
+    for plugin, values in options.items():
+        if not isinstance(values, dict):
+            raise OptionError(f"{name}: options.{plugin} must be a table, [options.{plugin}].")
+    settings = {
+        f"{section}.{key}": value
+        for section in (*SECTIONS, "model", "order")
+        for key, value in table.get(section, {}).items()
+    }
+    return RunFile(plugins, declined or (), Layer(f"file {name}", settings, options), table.get("companions"))
+
+
+def _names(table: Mapping[str, Any], name: str, key: str) -> tuple[str, ...]:
+    value = table[key]
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise OptionError(f'{name}: {key} must be a list of names, such as ["cat-eps", "lsiw"].')
+    return tuple(value)
+
+
+def companions(resolved: Resolved) -> dict[str, dict[str, str]]:
+    """Who was added, for which hook, and at whose wish."""
+    return {name: {"hook": hook, "for": asker} for name, (hook, asker) in sorted(resolved.composition.added.items())}
+
+
+def same_companions(recorded: Mapping[str, Any] | None, resolved: Resolved, name: str) -> None:
+    """Refuse a file whose recorded companions are no longer those that its plugins get."""
+    if recorded is not None and dict(recorded) != companions(resolved):
+        raise OptionError(
+            f"{name} records the companions {', '.join(recorded) or 'none'}, but its plugins now get "
+            f"{', '.join(companions(resolved)) or 'none'}; install the recorded versions, or remove [companions]."
+        )
+
+
+def dump(resolved: Resolved) -> str:
+    """The run in force, complete: every setting and option, whatever its origin."""
+    table: dict[str, Any] = {
+        "format": FORMAT,
+        "plugins": list(resolved.chosen),
+        "no_companion": list(resolved.no_companion),
+    }
+    table |= {name: options.model_dump() for name, options in resolved.sections.items()}
+    table["model"] = {"name": resolved.model_name, **resolved.model_options}
+    table["order"] = {hook: list(names) for hook, names in resolved.composition.setting.order.items()}
+    table["options"] = {p.name: p.options.model_dump(exclude_none=True) for p in resolved.composition.plugins}
+    table["companions"] = companions(resolved)
+    return tomli_w.dumps(table)
+
+
+def difference(stored: str, now: str) -> list[str]:
+    """What two dumps disagree on: ["run.epochs: 3 in the run, 4 now"]."""
+    before, after = _flat(tomllib.loads(stored)), _flat(tomllib.loads(now))
+    return [
+        f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,1 @@
+"""Nets and images under attack: verdicts, statistics, audit. Knows no run folder."""

@@ -1,0 +1,85 @@
+"""Whether a robust accuracy can be believed: the checks for gradient masking that the literature asks for.
+
+Athalye et al. (ICML 2018), Carlini et al. (2019, "On evaluating adversarial robustness"), Croce and Hein (ICML 2020,
+AutoAttack's flags) and Pintor et al. (NeurIPS 2022, indicators of attack failures). An audit that stays silent proves
+nothing; one that trips says that the accuracies under attack are too high, and which attack to try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from ...data.base import Dataset
+from ..attacks.base import EvaluationAttack
+from . import figures
+from .bench import Bench, bench
+from .brief import short
+from .checks import RULES, Check
+from .figures import Figure
+
+__all__ = ["RULES", "Audit", "Check", "audit", "short"]
+
+_FIGURES: dict[str, Callable[[Bench], Figure]] = {
+    "zero-gradient": figures.blind,
+    "steps-accuracy": figures.steps_accuracy,
+    "steps-loss": figures.steps_loss,
+    "eps-accuracy": figures.eps_accuracy,
+    "eps-loss": figures.eps_loss,
+    "large-eps": figures.large_eps,
+    "restarts": figures.restarts,
+    "black-box": figures.square,
+    "random-search": figures.random_search,
+    "loss-gap": figures.losses,
+    "apgd-t-gap": figures.apgd_t,
+    "incomplete-optimisation": figures.incomplete,
+    "silent-success": figures.silent,
+    "unstable-loss": figures.unstable,
+    "one-step": figures.one_step,
+    "useless-gradient": figures.useless,
+    "non-determinism": figures.varying,
+    "probabilities": figures.probabilities,
+}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The checks in the order of `RULES`, and what they cost, counted in images."""
+
+    checks: tuple[Check, ...]
+    forwards: int
+    backwards: int
+
+    @property
+    def alarms(self) -> list[str]:
+        """Names of the checks that tripped."""
+        return [check.name for check in self.checks if check.alarm]
+
+
+def audit(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    eps: float,
+    norm: str = "linf",
+    seed: int = 0,
+    transfer: EvaluationAttack | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Audit:
+    """Every check of `RULES` on all of `dataset`. Changes nothing in the model and no global generator.
+
+    `transfer` makes examples on another net; without one that check's alarm is None. `tick` is called with 1 after
+    each check. Only images that are classified correctly as they are attacked; shares are of all images where
+    they are differences of accuracies.
+    """
+    chosen = _FIGURES | {"transfer": partial(figures.transfer, attack=transfer)}
+    with bench(model, dataset, eps=eps, norm=norm, seed=seed) as table:
+        found = []
+        for name, rule in RULES.items():
+            figure = chosen[name](table) if len(table.x) else figures.NONE_RIGHT
+            found.append(rule.judge(figure))
+            tick(1)
+        return Audit(tuple(found), table.net.forwards, table.net.backwards)

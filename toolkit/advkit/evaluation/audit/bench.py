@@ -1,0 +1,219 @@
+"""What the checks share: one net, the images it gets right, and every attack on them run once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from ...ascent import NORMS, Ball, pgd
+from ...data.base import Dataset
+from ...data.transforms import to_float
+from ...modules import frozen, mode, own_generator, placement
+from ...rng import derive_seed
+from ..attacks.base import EvaluationAttack, Victim
+from ..attacks.gradient import OBJECTIVES
+from ..verdicts import BATCH
+
+STEPS, PACE = 50, 0.2
+"""PGD from the image itself, in steps of eps/5: what every other attack is held against."""
+RUNGS = (5, 10, 20, STEPS)
+"""Numbers of steps that are compared. Five of eps/5 are the fewest that reach the edge of the ball."""
+SHORT = 20
+"""Steps of PGD where it is run several times: restarts, and every eps."""
+RESTARTS = 4
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An ascent with `steps` moves of m images, at every iterate: the whole of what the attack saw."""
+
+    loss: Tensor
+    """(steps + 1, m)"""
+    right: Tensor
+    """(steps + 1, m) bool: still classified as labelled."""
+    blind: Tensor
+    """(steps, m) bool: the input gradient was zero or not finite."""
+    x_adv: Tensor
+    """(m, C, H, W): the last iterate."""
+
+
+class Bench:
+    """A net in eval mode on the m of `n` images that it classifies correctly: x (m, C, H, W), y, index (m,)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        *,
+        eps: float,
+        norm: str,
+        seed: int,
+        steps: int,
+        reseed: Callable[[int], None],
+    ) -> None:
+        device, dtype = placement(model)
+        self.net = Victim(_Attached(model), classes=len(dataset.classes), norm=norm, seed=seed)
+        self.eps, self.norm, self.n, self.steps, self._reseed = eps, norm, len(dataset), steps, reseed
+        self._by_eps: dict[float, tuple[float, float]] = {}
+        self.x = to_float(dataset.images.to(device), dtype)
+        self.y = dataset.labels.to(device)
+        self.index = torch.arange(self.n, device=device)
+        kept = self.logits("clean", self.x).argmax(1) == self.y
+        self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
+
+    def seed(self, purpose: str) -> None:
+        """A net that draws in eval mode does not draw the same in every part of the audit, but in every audit."""
+        self._reseed(derive_seed(self.net.seed, "core", "audit", purpose))
+
+    def logits(self, purpose: str, x: Tensor) -> Tensor:
+        """(B, K) without gradient."""
+        self.seed(purpose)
+        with torch.no_grad():
+            return torch.cat([self.net(part) for part in parts(x)])
+
+    def right(self, purpose: str, x: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """(B,) bool: which of x are classified as the images `rows` are labelled."""
+        return self.logits(purpose, x).argmax(1) == self.y[rows] if len(x) else self.y[:0] == 0
+
+    def ball(self, radius: float, rows: Tensor | slice = slice(None)) -> Ball:
+        """Around the images `rows`."""
+        x = self.x[rows]
+        return NORMS[self.norm](x, x.new_full((len(x),), radius))
+
+    def ascend(
+        self,
+        purpose: str,
+        *,
+        steps: int,
+        radius: float,
+        loss: str = "cross-entropy",
+        pace: float = PACE,
+        start: int = 0,
+        rows: Tensor | None = None,
+    ) -> Trace:
+        """PGD on the images `rows`, from themselves or, where `start` > 0, from that many-th random point."""
+        self.seed(purpose)
+        rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
+        found = [self._ascend(part, steps, radius, loss, pace, start) for part in parts(rows)]
+        return Trace(
+            torch.cat([part.loss for part in found], 1),
+            torch.cat([part.right for part in found], 1),
+            torch.cat([part.blind for part in found], 1),
+            torch.cat([part.x_adv for part in found]),
+        )
+
+    def _ascend(self, rows: Tensor, steps: int, radius: float, loss: str, pace: float, start: int) -> Trace:
+        ball, y, seen = self.ball(radius, rows), self.y[rows], _Seen()
+        begin = ball.uniform(self.net.draws("audit", self.index[rows], start)) if start else ball.x.clone()
+        objective = OBJECTIVES[loss](y)
+        seen.y = y
+        found = pgd(self.net, ball, begin, objective, steps=steps, step_size=pace * ball.radius, observe=seen)
+        with torch.no_grad():
+            logits = self.net(found.x_adv)
+        seen.note(logits, objective(logits))
+        blind = torch.stack(seen.blind) if seen.blind else y.new_zeros(0, len(y), dtype=torch.bool)
+        return Trace(torch.stack(seen.loss), torch.stack(seen.right), blind, found.x_adv)
+
+    def stand(self, attack: EvaluationAttack, rows: Tensor) -> Tensor:
+        """(B,) bool: which of the images `rows` withstand `attack`."""
+        kept = []
+        self.seed(attack.name)
+        for part in parts(rows):
+            radius = self.x.new_full((len(part),), self.eps)
+            x_adv = attack.perturb(self.net, self.x[part], self.y[part], radius, self.index[part])
+            kept.append(self.net.correct(x_adv, self.y[part]))
+        return torch.cat(kept)
+
+    @cached_property
+    def pgd(self) -> Trace:
+        return self.ascend("pgd", steps=self.steps, radius=self.eps)
+
+    @cached_property
+    def margin(self) -> Trace:
+        return self.ascend("margin", steps=self.steps, radius=self.eps, loss="margin")
+
+    @cached_property
+    def restarted(self) -> Tensor:
+        """(m,) bool: withstand PGD from the image and from RESTARTS random points, SHORT steps each."""
+        stands = self.pgd.right[SHORT].clone()
+        for start in range(1, RESTARTS + 1):
+            left = torch.nonzero(stands).squeeze(1)
+            if len(left):
+                found = self.ascend(f"restart {start}", steps=SHORT, radius=self.eps, start=start, rows=left)
+                stands[left] = found.right[-1]
+        return stands
+
+    @cached_property
+    def unbroken(self) -> Tensor:
+        """Positions of the images that withstand all gradient attacks of this audit, APGD-T aside."""
+        return torch.nonzero(self.pgd.right[-1] & self.margin.right[-1] & self.restarted).squeeze(1)
+
+    def over_eps(self, factors: Sequence[float]) -> list[tuple[float, float]]:
+        """Accuracy and mean loss under SHORT steps of PGD, at multiples of eps; measured once."""
+        for factor in factors:
+            if factor not in self._by_eps:
+                trace = self.ascend(f"eps {factor}", steps=SHORT, radius=factor * self.eps)
+                self._by_eps[factor] = self.share(trace.right[-1]), float(trace.loss[-1].mean())
+        return [self._by_eps[factor] for factor in factors]
+
+    def newly_broken(self, attack: EvaluationAttack, rows: Tensor) -> float:
+        """Images among `rows` that `attack` breaks, as a share of all."""
+        return self.share(~self.stand(attack, rows)) if len(rows) else 0.0
+
+    def share(self, chosen: Tensor) -> float:
+        """How many are true, as a share of all n images: the unit of accuracies."""
+        return int(chosen.sum()) / self.n
+
+
+@contextmanager
+def bench(
+    model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int, steps: int = STEPS
+) -> Iterator[Bench]:
+    """A bench for the scope, whose PGD has `steps` steps. Modes and global generators come back as they were."""
+    with mode(model, training=False), frozen(model), own_generator(placement(model)[0]) as reseed:
+        yield Bench(model, dataset, eps=eps, norm=norm, seed=seed, steps=steps, reseed=reseed)
+
+
+def parts(rows: Tensor) -> list[Tensor]:
+    """At most BATCH rows each; one part where there are none."""
+    return [rows[first : first + BATCH] for first in range(0, max(1, len(rows)), BATCH)]
+
+
+class _Seen:
+    """Records every iterate."""
+
+    y: Tensor
+
+    def __init__(self) -> None:
+        self.loss: list[Tensor] = []
+        self.right: list[Tensor] = []
+        self.blind: list[Tensor] = []
+
+    def __call__(self, *, x_adv: Tensor, logits: Tensor, loss: Tensor, gradient: Tensor, step: int) -> Tensor:
+        self.note(logits, loss)
+        peak = gradient.flatten(1).abs().amax(1)
+        self.blind.append((peak == 0) | ~peak.isfinite())
+        return torch.ones_like(self.blind[-1])
+
+    def note(self, logits: Tensor, loss: Tensor) -> None:
+        self.loss.append(loss)
+        self.right.append(logits.argmax(1) == self.y)
+
+
+class _Attached(nn.Module):
+    """The net with a gradient of zero where it has none at all, which is a finding and no failure."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = partial(model)  # not registered: its modes are its owner's
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
+            return logits + (0 * x).flatten(1).sum(1, keepdim=True)
+        return logits

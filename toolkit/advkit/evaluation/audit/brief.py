@@ -1,0 +1,93 @@
+"""The short form, at the end of every evaluation: what its verdicts already say, and some twenty passes more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...data.base import Dataset
+from ..verdicts import Verdicts, loss_gap, reach
+from . import figures
+from .bench import Bench, bench
+from .checks import RULES, Check
+from .figures import Figure
+
+IMAGES, STEPS = 100, 10
+"""Of the data set; of PGD, in the ball and in the whole box."""
+
+_MEASURED: dict[str, Callable[[Bench], Figure]] = {
+    "zero-gradient": figures.blind,
+    "large-eps": lambda table: figures.large_eps(table, STEPS),
+    "silent-success": figures.silent,
+    "useless-gradient": figures.useless,
+    "non-determinism": figures.varying,
+    "probabilities": figures.probabilities,
+}
+
+
+def short(
+    model: nn.Module,
+    dataset: Dataset,
+    found: Mapping[str, Verdicts],
+    *,
+    eps: float,
+    norm: str = "linf",
+    seed: int = 0,
+) -> list[Check]:
+    """The checks of `RULES` that cost little: 21 backwards on each of the first 100 images, and the verdicts `found`.
+
+    Changes neither model nor verdicts. A check whose attacks are not among the verdicts has alarm None.
+    """
+    return judged(measured(model, dataset, eps=eps, norm=norm, seed=seed), found.values(), norm)
+
+
+def measured(model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int) -> dict[str, Figure]:
+    """What the short form asks the net itself, by check."""
+    few = Dataset(dataset.name, dataset.images[:IMAGES], dataset.labels[:IMAGES], dataset.classes)
+    with bench(model, few, eps=eps, norm=norm, seed=seed, steps=STEPS) as table:
+        return {name: of(table) if len(table.x) else figures.NONE_RIGHT for name, of in _MEASURED.items()}
+
+
+def judged(asked: Mapping[str, Figure], found: Iterable[Verdicts], norm: str) -> list[Check]:
+    """Those figures and what the verdicts in `norm` say, in the order of `RULES`."""
+    known = {**asked, **from_verdicts([each for each in found if each.settings["norm"] == norm])}
+    return [rule.judge(known[name]) for name, rule in RULES.items() if name in known]
+
+
+def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Figure]:
+    """What verdicts of one norm say about each other, by check."""
+    # Attacks that can cross the ball twice; shorter ones say little about the net.
+    walked = [each for each in found if each.settings.get("loss") and reach(each) >= 2]
+    entropy = _standing(each for each in walked if each.settings["loss"] == "cross-entropy")
+    # PGD on one loss is no proof that gradients mislead: the other loss may lead there.
+    both = len({each.settings["loss"] for each in walked}) == 2
+    alone = [each for each in found if each.settings.get("parts") == ["apgd-t"]]
+    gradient = _standing([*walked, *alone]) if both else None
+    fgsm = _standing(each for each in found if each.settings["name"] == "fgsm")
+    square = _standing(each for each in found if each.settings["name"] == "square")
+    transferred = _standing(each for each in found if each.settings["name"].startswith("transfer:"))
+    apgd_t = _standing(each for each in found if "apgd-t" in each.settings.get("parts", ()))
+
+    def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Figure:
+        if standing is None or by is None:
+            return f"this evaluation has not all of {needs}"
+        return int((standing & ~by).sum()) / len(by)
+
+    gap: Figure | None = loss_gap(found)
+    if gap is None:
+        gap = "this evaluation has not both pgd-K and cw-K of the same steps"
+    return {
+        "black-box": broken("pgd-K, cw-K and square", gradient, square),
+        "transfer": broken("pgd-K, cw-K and transfer:RUN", gradient, transferred),
+        "loss-gap": gap,
+        "apgd-t-gap": broken("pgd-K and apgd-t", entropy, apgd_t),
+        "one-step": broken("pgd-K and fgsm", entropy, fgsm),
+    }
+
+
+def _standing(found: Iterable[Verdicts]) -> Tensor | None:
+    """(n,) bool: the images that withstand all of these; None where there are none."""
+    rows = [each.robust for each in found]
+    return torch.stack(rows).all(0) if rows else None

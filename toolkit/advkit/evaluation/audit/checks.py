@@ -1,0 +1,166 @@
+"""The checks: above which figure each raises the alarm, and what it then says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+
+from ..verdicts import SUSPECT_GAP
+from .figures import Figure
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check's outcome. `alarm` is None where it could not be run; then `sentence` says why."""
+
+    name: str
+    figure: float | None
+    threshold: float
+    alarm: bool | None
+    sentence: str
+
+    def as_dict(self) -> dict[str, str | float | bool | None]:
+        """For JSON: name, figure, threshold, alarm, sentence."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check before it is run: the alarm is raised where the figure is above `threshold`."""
+
+    name: str
+    threshold: float
+    fact: str
+    """With {0} for the figure."""
+    meaning: str
+    """What an alarm says."""
+
+    def judge(self, figure: Figure) -> Check:
+        """The outcome for a figure, or for the reason why there is none."""
+        if not isinstance(figure, str) and not isfinite(figure):
+            figure = "the net's outputs are not finite"
+        if isinstance(figure, str):
+            return Check(self.name, None, self.threshold, None, f"Not checked: {figure}.")
+        alarm = figure > self.threshold
+        sentence = self.fact.format(figure) + (f": {self.meaning}." if alarm else ".")
+        return Check(self.name, figure, self.threshold, alarm, sentence)
+
+
+_RULES = (
+    Rule(
+        "zero-gradient",
+        0.02,
+        "{0:.1%} of the attacked images met an input gradient that is zero or not finite",
+        "gradient attacks stand still there, and no figure of theirs means anything",
+    ),
+    Rule(
+        "steps-accuracy",
+        0.02,
+        "With more steps of PGD the accuracy rises by at most {0:.3f}",
+        "more steps must never help the net",
+    ),
+    Rule(
+        "steps-loss",
+        0.05,
+        "With more steps of PGD the mean loss falls by at most {0:.1%} of its range",
+        "the attack does not climb",
+    ),
+    Rule(
+        "eps-accuracy",
+        0.02,
+        "With a larger eps the accuracy rises by at most {0:.3f}",
+        "a larger ball holds the smaller one, so this is the attack's failure",
+    ),
+    Rule(
+        "eps-loss",
+        0.05,
+        "With a larger eps the mean loss falls by at most {0:.1%} of its range",
+        "the attack does not climb",
+    ),
+    Rule(
+        "large-eps",
+        0.05,
+        "With the whole box as the ball the accuracy is {0:.3f}",
+        "no net can withstand that, so the attack fails",
+    ),
+    Rule(
+        "restarts",
+        0.05,
+        "Random restarts of PGD break {0:.1%} of all images more",
+        "where PGD ends depends on where it began; one start says little",
+    ),
+    Rule(
+        "black-box",
+        0.03,
+        "Square, which sees no gradient, breaks {0:.1%} of all images although PGD on neither loss did",
+        "gradients do not lead to the adversarial examples that exist",
+    ),
+    Rule(
+        "random-search",
+        0.03,
+        "Random points of the ball break {0:.1%} of all images although PGD on neither loss did",
+        "gradients do not lead to the adversarial examples that exist",
+    ),
+    Rule(
+        "transfer",
+        0.03,
+        "Examples made on another net break {0:.1%} of all images although PGD on this one does on neither loss",
+        "this net's gradients hide adversarial examples that exist",
+    ),
+    Rule(
+        "loss-gap",
+        SUSPECT_GAP,
+        "Accuracies under PGD on cross-entropy and on the margin differ by {0:.3f}",
+        "on one of the two losses PGD misses what it finds on the other; believe the lower figure at most",
+    ),
+    Rule(
+        "apgd-t-gap",
+        0.07,
+        "APGD-T breaks {0:.1%} of all images although PGD did not",
+        "PGD's accuracy is too high; report AutoAttack's",
+    ),
+    Rule(
+        "incomplete-optimisation",
+        0.05,
+        "The last ten of fifty steps bring {0:.1%} of the loss that PGD gains",
+        "PGD was still climbing; give it more steps",
+    ),
+    Rule(
+        "silent-success",
+        0.02,
+        "On {0:.1%} of all images PGD passed an adversarial example and ended at none",
+        "its accuracy counts them as withstood",
+    ),
+    Rule(
+        "unstable-loss",
+        0.5,
+        "Around the end of PGD the loss changes by {0:.1%} on average",
+        "its gradient describes a point and not its neighbourhood",
+    ),
+    Rule(
+        "one-step",
+        0.02,
+        "One step of eps breaks {0:.1%} of all images although many steps do not",
+        "many steps must do at least as well",
+    ),
+    Rule(
+        "useless-gradient",
+        0.2,
+        "On {0:.1%} of the attacked images one of eight random steps does more than the gradient's",
+        "the gradient does not point to where the net is weak",
+    ),
+    Rule(
+        "non-determinism",
+        1e-4,
+        "Two forwards of the same images differ by {0:.2g} of the largest logit",
+        "the net draws in eval mode; average its gradients (EOT) before believing any attack",
+    ),
+    Rule(
+        "probabilities",
+        0.5,
+        "{0:.1%} of the outputs are probabilities",
+        "losses expect logits; take the softmax off",
+    ),
+)
+RULES = {rule.name: rule for rule in _RULES}
+"""By name, in the order of the report."""

@@ -1,0 +1,75 @@
+"""What any torch module is asked and put into: where it computes, its mode, its parameters, its random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .errors import OptionError
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model computes, and in which floating type: its first floating parameter's or buffer's, else float32."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in train or eval mode; every submodule gets its own mode back.
+
+    A model that is in train mode stays as it is: submodules that its owner keeps in eval mode are meant to be.
+    """
+    if training and model.training:
+        yield
+        return
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient; those that did ask again afterwards. Values are never touched."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
+
+
+@contextmanager
+def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
+    """A scope in which models may draw (dropout), by a seeding function; global generators come back as they were."""
+    cuda = [device] if device.type == "cuda" else []
+
+    def seed(value: int) -> None:
+        torch.default_generator.manual_seed(value)
+        for each in cuda:
+            torch.cuda.default_generators[each.index or 0].manual_seed(value)
+
+    with torch.random.fork_rng(devices=cuda):
+        yield seed
+
+
+def checked_logits(logits: object, rows: int) -> Tensor:
+    """Refuse a model whose output is not logits (B, K)."""
+    if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[0] == rows:
+        return logits
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise OptionError(
+        f"The model must return logits of shape (batch, classes), but it returned {found}; "
+        "wrap it in a module that does."
+    )

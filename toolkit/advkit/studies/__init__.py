@@ -1,0 +1,1 @@
+"""What one does with runs: evaluate, compare, ablate, analyse, report, export."""

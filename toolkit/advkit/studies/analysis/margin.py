@@ -1,0 +1,123 @@
+"""How far along the adversarial direction the prediction holds: Li and Spratling 2023 (ISEAT), Eq. 7 and Fig. 1b.
+
+After Rade and Moosavi-Dezfooli (ICLR 2022), whose script takes steps of 1 before it takes steps of 0.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from torch import Tensor, nn
+
+from ...data.base import Dataset
+from ...errors import OptionError
+from .perturb import BATCH, Forward, Pgd, batches, lengths, still, unit
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """mu of n images along delta / ||delta||_2, in L2 units on images in [0, 1]; each (n,) on the CPU."""
+
+    index: Tensor
+    """int64: places in the data set."""
+    mu: Tensor
+    """float64: the first scanned mu at which the prediction differs from that at x; `cap` where none does; NaN where
+    delta is 0, so that there is no direction."""
+    flipped: Tensor
+    """bool: whether the prediction changed at all."""
+    length: Tensor
+    """float64: mu_eps, the sample's own ||delta||_2, to which its mu is compared."""
+    cap: float
+    precision: float
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The figures of ISEAT's section 3.2. Means and shares are over the samples that have a direction.
+
+        `disordered` is the share that never flips up to the cap ("disordered robustness"), `within_eps` that with
+        mu <= mu_eps, and so on. `mean` counts those that never flip with the cap, `mean_flipped` leaves them out.
+        """
+        known = ~self.mu.isnan()
+        mu, length, flipped = self.mu[known], self.length[known], self.flipped[known]
+        ranked, n = mu.sort().values, len(mu)
+
+        def mean(values: Tensor) -> float | None:
+            return float(values.double().mean()) if len(values) else None
+
+        return {
+            "n": len(self.mu),
+            "undefined": int((~known).sum()),
+            "mean": mean(mu),
+            "mean_flipped": mean(mu[flipped]),
+            # Lower quantiles: a margin that a sample has, also where half of them are the cap.
+            **{f"q{round(100 * q)}": float(ranked[int(q * (n - 1))]) if n else None for q in QUANTILES},
+            "within_third_of_eps": mean(flipped & (mu <= length / 3)),
+            "within_eps": mean(flipped & (mu <= length)),
+            "beyond_twice_eps": mean(~flipped | (mu > 2 * length)),
+            "disordered": mean(~flipped),
+            "mean_mu_eps": mean(length),
+        }
+
+
+def margins(
+    model: nn.Module,
+    dataset: Dataset,
+    attack: Pgd,
+    *,
+    index: Tensor | None = None,
+    cap: float = 50.0,
+    precision: float = 0.1,
+    clip: bool = True,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Margins:
+    """mu of the images of `dataset` at `index` (n,), all by default; delta by `attack` on the same model.
+
+    mu = precision, 2 precision, ..., cap are scanned one after the other, so the first flip is found however often
+    the prediction changes along the ray; mu is at most one `precision` too large, provided that the prediction does
+    not change twice between two neighbours. `clip`: images are clipped to [0, 1], as in ISEAT.
+    """
+    steps = round(cap / precision) if 0 < precision <= cap < float("inf") else 0
+    if not steps or abs(steps * precision - cap) > 1e-9 * cap:
+        raise OptionError(f"cap = {cap} and precision = {precision}: the cap must be a positive multiple of it.")
+    index = torch.arange(len(dataset)) if index is None else index
+    # Of whole numbers: 0.1 added up 500 times is not 50.
+    scan = torch.arange(1, steps + 1, dtype=torch.float64) * (cap / steps)
+    mus, reached = [], []
+    with still(model) as forward:
+        for x, y in batches(model, dataset, index):
+            delta = attack(forward, x, y) - x
+            length = lengths(delta)
+            mu = first_flip(forward, x, unit(delta), scan, clip=clip)
+            mus.append(mu.masked_fill(length == 0, nan).cpu())
+            reached.append(length.cpu())
+            tick(len(y))
+    mu = torch.cat(mus)
+    flipped = mu.isfinite()
+    return Margins(index, torch.where(mu.isinf(), cap, mu), flipped, torch.cat(reached), cap, cap / steps)
+
+
+@torch.no_grad()
+def first_flip(forward: Forward, x: Tensor, way: Tensor, scan: Tensor, *, clip: bool = True) -> Tensor:
+    """(B,) float64: the first mu of the rising `scan` (S,) with argmax f(x + mu way) != argmax f(x), else Inf.
+
+    `x` and `way` are (B, C, H, W). Samples leave the scan when they flip, and the others get more mu a forward.
+    """
+    before = forward(x).argmax(1)
+    found = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    done = 0
+    while done < len(scan):
+        left = found.isinf().nonzero().flatten()
+        if not len(left):
+            break
+        mu = scan[done : done + max(1, BATCH // len(left))].to(x.device)
+        shifts = mu.to(x.dtype).view(1, -1, *[1] * (x.dim() - 1)) * way[left].unsqueeze(1)
+        points = (x[left].unsqueeze(1) + shifts).flatten(0, 1)
+        after = forward(points.clamp_(0, 1) if clip else points).argmax(1).view(len(left), -1)
+        flips = torch.where(after != before[left].unsqueeze(1), mu, torch.inf)
+        found[left] = flips.amin(1)
+        done += len(mu)
+    return found

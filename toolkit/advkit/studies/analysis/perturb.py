@@ -1,0 +1,136 @@
+"""What the analyses attack with: PGD from x itself, on a model that stays as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ascent import NORMS, per_sample, pgd
+from ...data.base import Dataset
+from ...data.transforms import to_float
+from ...errors import NonFinite, OptionError
+from ...modules import checked_logits, frozen, mode, own_generator, placement
+from ...rng import derive_seed
+
+BATCH = 250
+"""Images a forward; every analysis is per sample, so this decides about memory and time alone."""
+
+Forward = Callable[[Tensor], Tensor]
+"""From images (B, C, H, W) to logits (B, K)."""
+
+
+@dataclass(frozen=True)
+class Pgd:
+    """K steps of PGD on the cross-entropy with the labels, from x itself: no random start, so there is one answer.
+
+    `eps` and `step_size` in the unit of `norm` ("linf", "l2") on images in [0, 1]. The default is the attack of
+    ISEAT's section 3, PGD50 with step eps/4 (2/255 at 8/255).
+    """
+
+    eps: float
+    steps: int = 50
+    step_size: float | None = None
+    """None: eps/4."""
+    norm: str = "linf"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise OptionError(f"norm = {self.norm!r} must be one of {', '.join(NORMS)}.")
+        if self.steps < 1:
+            raise OptionError(f"steps = {self.steps} must be 1 or more.")
+        for name, value in (("eps", self.eps), ("step_size", self.pace)):
+            if not (isfinite(value) and value >= 0):
+                raise OptionError(f"{name} = {value} must be a finite number >= 0.")
+
+    @property
+    def pace(self) -> float:
+        """The step size in force."""
+        return self.eps / 4 if self.step_size is None else self.step_size
+
+    @classmethod
+    def parse(cls, name: str, *, eps: float, step_size: float | None = None, norm: str = "linf") -> Pgd:
+        """From `pgd-K`, K from 1 to 9999. Raises OptionError."""
+        found = re.fullmatch(r"pgd-([1-9][0-9]{0,3})", name)
+        if not found:
+            raise OptionError(
+                f"Unknown attack {name}; an analysis takes pgd-K, K steps from the image, such as pgd-50."
+            )
+        return cls(eps, int(found[1]), step_size, norm)
+
+    def as_dict(self) -> dict[str, object]:
+        """The settings, for a record."""
+        return {
+            "name": f"pgd-{self.steps}",
+            "norm": self.norm,
+            "eps": self.eps,
+            "steps": self.steps,
+            "step_size": self.pace,
+            "start": "zero",
+        }
+
+    def __call__(self, forward: Forward, x: Tensor, y: Tensor) -> Tensor:
+        """x_adv of images x (B, C, H, W) in [0, 1] with labels y (B,), for the `forward` of `still`.
+
+        Raises NonFinite if an input gradient is not finite: its sign would be no direction at all.
+        """
+        radius = x.new_full((len(x),), self.eps)
+        result = pgd(
+            forward,
+            NORMS[self.norm](x, radius),
+            x.clone(),
+            lambda logits: F.cross_entropy(logits, y, reduction="none"),
+            steps=self.steps,
+            step_size=torch.full_like(radius, self.pace),
+        )
+        if result.finite is not None and not bool(result.finite):
+            raise NonFinite("The attack met an input gradient that is NaN or Inf; the analysis would mean nothing.")
+        return result.x_adv
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[Forward]:
+    """The model as a function from images to logits: eval mode, frozen, drawing from a generator of its own.
+
+    Nothing of it is changed afterwards.
+    """
+    with mode(model, training=False), frozen(model), own_generator(device_of(model)) as seed:
+        seed(derive_seed(0, "core", "analysis"))
+        yield lambda x: checked_logits(model(x), len(x))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes."""
+    return placement(model)[0]
+
+
+def batches(model: nn.Module, dataset: Dataset, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """x (B, C, H, W) in [0, 1] and y (B,) where the model is, of the images at `index` (n,), or of all."""
+    device, dtype = placement(model)
+    rows = torch.arange(len(dataset)) if index is None else index
+    for part in torch.split(rows, BATCH):
+        x = to_float(dataset.images[part].to(device), dtype)
+        yield x, dataset.labels[part].to(device)
+
+
+def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    """CE with hard labels, (B,) float64: small differences of large losses are what an analysis is about."""
+    return F.cross_entropy(logits.double(), y, reduction="none")
+
+
+def lengths(way: Tensor) -> Tensor:
+    """||way||_2 of each of (B, C, H, W): (B,) float64."""
+    found: Tensor = torch.linalg.vector_norm(way.flatten(1).double(), dim=1)
+    return found
+
+
+def unit(way: Tensor) -> Tensor:
+    """way / ||way||_2 of each of (B, C, H, W); 0 stays 0."""
+    length = lengths(way)
+    return (way.double() / per_sample(torch.where(length > 0, length, 1.0), way)).to(way.dtype)

@@ -1,0 +1,62 @@
+"""What an analysis leaves on disk: NAME.json with figures and settings, NAME.npz with arrays, NAME.png and NAME.svg."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ...errors import OptionError
+from ...storage.checkpoint import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NO_PICTURE = "No picture: pip install 'advkit[plot]' draws the pictures; figures and arrays are written."
+
+
+def tensors(found: Any) -> dict[str, Tensor]:
+    """The tensors of an analysis' dataclass, by field."""
+    return {field.name: value for field in fields(found) if isinstance(value := getattr(found, field.name), Tensor)}
+
+
+def write(
+    folder: Path,
+    name: str,
+    record: Mapping[str, Any],
+    arrays: Mapping[str, Tensor],
+    draw: Callable[[], Figure],
+) -> bool:
+    """Write the files of one analysis, each at once or not at all; False where matplotlib is absent.
+
+    `draw` makes the figure; pictures of an earlier analysis are removed first, as they would show other figures.
+    Raises OptionError where the folder can not be written.
+    """
+    stored = io.BytesIO()
+    np.savez(stored, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix in ("png", "svg"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+        write_atomic(folder / f"{name}.npz", stored.getvalue())
+        write_atomic(folder / f"{name}.json", text.encode())
+        try:
+            from .plotting import rendered
+
+            pictures = rendered(draw)
+        except ImportError as absent:
+            if (absent.name or "").partition(".")[0] not in ("matplotlib", "mpl_toolkits"):
+                raise
+            return False
+        for suffix, data in pictures.items():
+            write_atomic(folder / f"{name}.{suffix}", data)
+    except OSError as error:
+        raise OptionError(f"{folder} can not be written ({error.strerror}); choose another --out.") from None
+    return True

@@ -1,0 +1,122 @@
+"""A net for people who have no advkit: its graph, and plain state dicts with the normalisation layer and without it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..data.transforms import to_float
+from ..errors import OptionError
+from ..models.base import Normalize
+from ..modules import mode, placement
+from ..storage import checkpoint
+from .subject import Subject
+
+README = """\
+A net trained with advkit, {architecture}.
+{graph}
+Its weights in three lines, where net is your own definition of the architecture:
+
+    from safetensors.torch import load_file
+    weights = load_file("model.safetensors")
+    net.load_state_dict(weights)
+
+or with torch.load("model.pt", weights_only=True). model.* expects images in [0, 1] and normalises them in its first
+layer. model-without-normalisation.* lacks that layer{shift}:
+give it (x - mean) / std, both per channel in export.json.
+
+example.safetensors holds the first test images and the logits of this net for them: compare before you trust a
+definition of your own, for weights may fit a net of other strides.
+"""
+GRAPH = """
+With nothing but torch:
+
+    net = torch.export.load("model.pt2").module()
+    logits = net(images)  # (B, C, H, W) in [0, 1], any B; differentiable in the images
+"""
+EXAMPLES = 4
+"""Test images whose logits are exported too."""
+
+
+def export(subject: Subject, out: Path) -> dict[str, Any]:
+    """Write the subject's weights into the new or empty folder `out`; returns what export.json says."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise OptionError(f"{out} holds files already; choose another --out.")
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise OptionError(f"{out} can not be used ({reason}); choose another --out.") from None
+    model = subject.model.cpu()
+    full = {name: _copy(value) for name, value in model.state_dict().items()}
+    bare, shifted = without_normalisation(model)
+    means = [layer for layer in model.modules() if isinstance(layer, Normalize)]
+    record = {
+        "run": subject.name,
+        **subject.record,
+        "architecture": subject.resolved.model_name,
+        "architecture_options": dict(subject.resolved.model_options),
+        "data": subject.resolved.data.name,
+        "classes": list(subject.splits.train.classes),
+        "shape": list(subject.splits.train.shape),
+        "mean": means[0].mean.flatten().tolist() if means else None,
+        "std": means[0].std.flatten().tolist() if means else None,
+        "plugins": list(subject.resolved.chosen),
+        "norm": subject.norm,
+        "eps": subject.eps,
+    }
+    images = subject.images("test", EXAMPLES).images
+    with mode(model, training=False), torch.no_grad():
+        x = to_float(images, placement(model)[1]).contiguous()
+        example = {"images": x, "logits": model(x).contiguous()}
+        graph, record["without_graph"] = _graph(model, x)
+    checkpoint.write_atomic(out / "example.safetensors", safetensors.torch.save(example))
+    if graph:
+        checkpoint.write_atomic(out / "model.pt2", graph)
+    for name, weights in (("model", full), ("model-without-normalisation", bare)):
+        checkpoint.write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
+        buffer = io.BytesIO()
+        torch.save(weights, buffer)
+        checkpoint.write_atomic(out / f"{name}.pt", buffer.getvalue())
+    shift = ", and the names of the others count one less" if shifted else ""
+    text = README.format(architecture=subject.resolved.model_name, shift=shift, graph=GRAPH if graph else "")
+    checkpoint.write_atomic(out / "README.txt", text.encode())
+    checkpoint.write_atomic(out / "export.json", (json.dumps(record, indent=1) + "\n").encode())
+    return record
+
+
+def _graph(model: nn.Module, x: Tensor) -> tuple[bytes | None, str | None]:
+    """What torch.export makes of the net, for any number of images; else None and why not."""
+    buffer = io.BytesIO()
+    try:
+        torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), buffer)
+    except Exception as error:  # whatever a third party's net does that can not be traced
+        return None, (next(iter(str(error).splitlines()), "") or type(error).__name__)[:200]
+    return buffer.getvalue(), None
+
+
+def without_normalisation(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
+    """The state dict without that of Normalize, and whether the rest was numbered anew.
+
+    It is where Normalize leads an nn.Sequential, so that it fits `model[1:]`.
+    """
+    gone = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, Normalize))
+    kept = {n: _copy(v) for n, v in model.state_dict().items() if not (gone and n.startswith(gone))}
+    if not (isinstance(model, nn.Sequential) and gone == ("0.",)):
+        return kept, False
+    renamed = {}
+    for name, value in kept.items():
+        number, _, rest = name.partition(".")
+        renamed[f"{int(number) - 1}.{rest}"] = value
+    return renamed, True
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Its own memory: safetensors takes no two names for one tensor."""
+    return value.detach().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,218 @@
+"""What several runs withstand, on equal terms: one table for each set of images and checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ...errors import OptionError
+from ...evaluation.statistics import wilson
+from . import charts
+from .markup import Html, details, figure, join, listing, paragraph, share, span, table, tag
+from .records import Accuracy, AttackRow, Evaluation
+from .sources import Source
+
+ORDER = ("clean", "fgsm", "pgd", "cw", "square", "transfer", "deepfool", "fab", "apgd", "autoattack")
+"""Clean first, the field's own suites last."""
+
+
+class Images(NamedTuple):
+    """What two evaluations must share before their accuracies compare."""
+
+    data: str
+    split: str
+    n: int
+    checkpoint: str
+
+    def __str__(self) -> str:
+        which = f", checkpoint {self.checkpoint}" if self.checkpoint else ""
+        return f"{self.data} {self.split}, n = {self.n}{which}"
+
+
+class Attack(NamedTuple):
+    """What two rows must share as well; `norm` is empty where nothing is attacked."""
+
+    norm: str
+    eps: float
+    name: str
+    step: float
+
+    @property
+    def threat(self) -> str:
+        return f"{self.norm} {figure(self.eps)}" if self.norm else ""
+
+    @property
+    def pace(self) -> str:
+        return f"step {figure(self.step)}" if self.step else ""
+
+
+class Found(NamedTuple):
+    """A row, and the evaluation of its run that has it."""
+
+    row: AttackRow
+    evaluation: str
+
+
+class Line(NamedTuple):
+    """A line of a table: its name there and in the chart, how it was attacked, and the runs' accuracies."""
+
+    name: str
+    how: str
+    short: str
+    cells: Mapping[int, Accuracy]
+
+
+Group = dict[Attack, dict[int, Found]]
+"""By attack and the number of the run."""
+
+
+def accuracies(sources: Sequence[Source]) -> Html:
+    """A chart and a table of the images that most runs share, then whatever else has been evaluated."""
+    parts: list[Html] = []
+    problems: list[str] = []
+    groups = _groups(sources, problems)
+    shared = _shared(groups)
+    tables = {}
+    for images in sorted(groups, key=lambda one: (one != shared, -one.n, one)):
+        lines = _lines(sources, groups[images], problems)
+        rows = [[_named(line), *(_cell(line.cells.get(source.number)) for source in sources)] for line in lines]
+        caption = f"Accuracy with 95 % interval: {images}"
+        tables[images] = table(caption, ("attack", *(source.title for source in sources)), rows)
+        if images == shared and any(len(line.cells) > 1 for line in lines):
+            parts += [legend(sources), _chart(images, lines)]
+    if shared:
+        parts.append(tables.pop(shared))
+    elif sum(bool(source.evaluations) for source in sources) > 1:
+        lead = "No two runs have been evaluated on the same number of test images at the best checkpoint."
+        parts.append(paragraph(lead, kind="missing"))
+    rest = list(tables.values())
+    if shared and rest:
+        parts.append(details(f"On other images or checkpoints ({len(rest)})", *rest))
+    else:
+        parts += rest
+    averaged = [source for source in sources if any(w not in (None, "raw") for w in _weights(source))]
+    parts += [paragraph(f"Run {source.number} is judged by averaged weights.") for source in averaged]
+    parts += [paragraph(problem, kind="missing") for problem in dict.fromkeys(problems)]
+    if groups:
+        both = shlex.join(["advkit", "compare", *(source.path for source in sources)])
+        note = "Where intervals overlap, two runs on the same images may differ all the same: "
+        parts.append(paragraph(note, tag("code", both), " gives the paired difference."))
+    missing = [source for source in sources if not source.evaluations]
+    if missing:
+        commands = [tag("code", s.command("evaluate", after=("--attacks", "clean,pgd-20,cw-20"))) for s in missing]
+        lead = "Not evaluated yet:" if groups else "None of the runs has been evaluated yet; these commands do it:"
+        parts.append(tag("div", paragraph(lead), listing(commands), class_="missing"))
+    return join(parts)
+
+
+def legend(sources: Sequence[Source]) -> Html:
+    """Which number and which line is which run."""
+    return listing((join([charts.swatch(source.number - 1), source.title]) for source in sources), class_="key")
+
+
+def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Group]:
+    groups: dict[Images, Group] = {}
+    for source in sources:
+        for name, found in source.evaluations.items():
+            if isinstance(found, str):
+                continue
+            if why := source.outdated(found):
+                problems.append(f"An evaluation of run {source.number} at n = {found.n} is left out: it is {why}.")
+                continue
+            data = found.dataset or str(source.values.get("data.name"))
+            group = groups.setdefault(Images(data, found.split, found.n, found.checkpoint or ""), {})
+            for row in found.attacks:
+                norm, step = (row.norm or found.norm, row.step_size or 0.0) if row.eps else ("", 0.0)
+                runs = group.setdefault(Attack(norm, row.eps or 0.0, row.name, step), {})
+                held = runs.get(source.number)
+                # Of two evaluations of one kind the lower counts: a claim holds as far as its strongest attack.
+                if held is None or row.accuracy < held.row.accuracy:
+                    runs[source.number] = Found(row, name)
+    return groups
+
+
+def _weights(source: Source) -> list[str | None]:
+    return [each.weights for each in source.evaluations.values() if isinstance(each, Evaluation)]
+
+
+def _shared(groups: Mapping[Images, Group]) -> Images | None:
+    """The test images that most runs share at the best checkpoint, of two such the more."""
+    counts = {images: len(set().union(*group.values())) for images, group in groups.items()}
+    several = [one for one in groups if counts[one] > 1 and one.split == "test" and one.checkpoint == "best"]
+    return max(several, key=lambda one: (counts[one], one.n, one), default=None)
+
+
+def _lines(sources: Sequence[Source], group: Group, problems: list[str]) -> list[Line]:
+    """In the runs' own ball first; each ball ends with the worst case over what the runs share there."""
+    own = {f"{source.values.get('attack.norm')} {figure(source.values.get('attack.eps'))}" for source in sources}
+    usual = own.pop() if len(own) == 1 else None
+    alike = Counter((attack.threat, attack.name) for attack in group)
+    lines = []
+    threats = sorted({attack.threat for attack in group}, key=lambda threat: (threat != "", threat != usual, threat))
+    for threat in threats:
+        ball = "" if threat == usual else threat
+        attacks = sorted((attack for attack in group if attack.threat == threat), key=lambda one: (_place(one), one))
+        for attack in attacks:
+            step = attack.pace if alike[threat, attack.name] > 1 else ""
+            how = ", ".join(each for each in (threat, attack.pace) if each)
+            short = "\n".join(each for each in (attack.name, ball, step) if each)
+            cells: dict[int, Accuracy] = {number: found.row for number, found in group[attack].items()}
+            lines.append(Line(attack.name, how, short, cells))
+        if threat:
+            shared, worst = _worst(sources, {attack: group[attack] for attack in attacks}, problems)
+            names = [f"{a.name} ({a.pace})" if alike[threat, a.name] > 1 else a.name for a in shared]
+            over = f"over {', '.join(names)}" if names else "no attack is shared"
+            lines.append(Line("worst case", f"{threat}, {over}", "\n".join(filter(None, ("worst case", ball))), worst))
+    return lines
+
+
+def _worst(sources: Sequence[Source], group: Group, problems: list[str]) -> tuple[list[Attack], dict[int, Accuracy]]:
+    """Over the attacks that all runs share which were attacked in this ball at all, from the verdicts by image."""
+    runs = set().union(*group.values())
+    shared = [attack for attack, found in group.items() if found.keys() == runs]
+    cells: dict[int, Accuracy] = {}
+    for source in sources:
+        if source.number not in runs or not shared:
+            continue
+        try:
+            columns = [_withstood(source, group[attack][source.number]) for attack in shared]
+        except OptionError as error:
+            problems.append(f"No worst case of run {source.number}: {error}")
+            continue
+        n, robust = len(columns[0]), sum(map(all, zip(*columns, strict=True)))
+        low, high = wilson(robust, n)
+        cells[source.number] = Accuracy(accuracy=robust / n, interval=(low, high))
+    return shared, cells
+
+
+def _withstood(source: Source, found: Found) -> list[bool]:
+    return source.withstood(found.evaluation)[found.row.column or found.row.name]
+
+
+def _place(attack: Attack) -> int:
+    first = attack.name.partition("-")[0].partition(":")[0]
+    return ORDER.index(first) if first in ORDER else len(ORDER)
+
+
+def _chart(images: Images, lines: Sequence[Line]) -> Html:
+    """The lines that two or more runs have."""
+    drawn = [(line.short, line.cells) for line in lines if len(line.cells) > 1]
+    numbers = sorted(set().union(*(cells for _, cells in drawn)))
+    who = f"the most that runs {', '.join(map(str, numbers))} share"
+    groups = [
+        (name, [charts.Bar(str(n), cells[n].accuracy, cells[n].interval, n - 1) for n in sorted(cells)])
+        for name, cells in drawn
+    ]
+    return charts.bars("comparison-bars", f"Accuracy with 95 % intervals: {images}, {who}", groups)
+
+
+def _named(line: Line) -> Html | str:
+    return join([line.name, " ", tag("small", line.how)]) if line.how else line.name
+
+
+def _cell(row: Accuracy | None) -> Html | str:
+    if row is None:
+        return "–"
+    return join([share(row.accuracy), " ", tag("small", span(row.interval))])

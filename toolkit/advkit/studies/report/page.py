@@ -1,0 +1,115 @@
+"""The page: sections in order, one style sheet, and nothing from anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import __version__
+from ...data.base import Splits
+from ...errors import CheckpointError, OptionError
+from ...training.launch import data_of
+from . import sections
+from .analyses import analyses
+from .comparison import comparison
+from .markup import Html, join, listing, section, tag
+from .samples import SHOWN
+from .sources import Source
+
+# The browser itself refuses whatever would be fetched or run.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A finished page; `sections` are the ids of its sections, in order."""
+
+    html: str
+    sections: tuple[str, ...]
+
+
+def build(runs: Sequence[str], samples: int = SHOWN) -> Page:
+    """The report of one or more run folders, with `samples` test images each; the same folders give the same page.
+
+    Raises CheckpointError for a folder that is no run or is damaged. Whatever else is missing, such as evaluations,
+    images or a plugin that is not installed, is said in its section.
+    """
+    twice = next((path for place, path in enumerate(runs) if _same(path, runs[:place])), None)
+    if not runs or twice is not None:
+        raise OptionError(f"{twice} is named twice; name each run once." if runs else "Name one or more runs.")
+    sources = [Source(place, path) for place, path in enumerate(runs, 1)]
+    known: dict[tuple[object, ...], Splits] = {}
+
+    def data(source: Source) -> Splits:
+        if source.resolved is None:
+            raise CheckpointError(source.unresolved)
+        settings = source.resolved.data
+        key = (settings.name, settings.root, settings.limit)
+        if key not in known:
+            known[key] = data_of(source.resolved)
+        return known[key]
+
+    parts: list[tuple[str, str, Html]] = []
+    listed: list[tuple[str, str, list[tuple[str, str]]]] = []
+    for source in sources:
+        inner = [
+            ("settings", "Settings and plan", sections.settings(source)),
+            ("curves", "Curves", sections.curves(source)),
+            ("evaluations", "Evaluations", sections.evaluations(source)),
+            ("audit", "Audit", sections.audit(source)),
+            ("analyses", "Analyses", analyses(source)),
+            *([("samples", "Sample pictures", sections.samples(source, data, samples))] if samples else []),
+            ("environment", "Environment", sections.environment(source)),
+        ]
+        content = [section(f"{source.key}-{key}", heading, 3, body) for key, heading, body in inner]
+        where = tag("p", tag("code", source.path), class_="where")
+        title = f"Run {source.title}"
+        parts.append((source.key, title, section(source.key, title, 2, where, *content)))
+        listed.append((source.key, title, [(f"{source.key}-{key}", heading) for key, heading, _ in inner]))
+    if len(sources) > 1:  # after the runs: it knows their data once their checkpoints have been read
+        parts.insert(0, ("comparison", "Comparison", comparison(sources)))
+        listed.insert(0, ("comparison", "Comparison", []))
+    return Page(_document(sources, listed, [body for *_, body in parts]), _ids(listed))
+
+
+def _same(path: str, earlier: Sequence[str]) -> bool:
+    return any(Path(path).resolve() == Path(other).resolve() for other in earlier)
+
+
+def _ids(listed: Sequence[tuple[str, str, list[tuple[str, str]]]]) -> tuple[str, ...]:
+    return tuple(key for outer, _, inner in listed for key in (outer, *(each for each, _ in inner)))
+
+
+def _document(
+    sources: Sequence[Source], listed: Sequence[tuple[str, str, list[tuple[str, str]]]], bodies: Sequence[Html]
+) -> str:
+    title = sources[0].name if len(sources) == 1 else f"{len(sources)} runs"
+    contents = listing(
+        join([tag("a", heading, href=f"#{key}"), _links(inner) if inner else None]) for key, heading, inner in listed
+    )
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content=f"advkit {__version__}"),
+        tag("title", f"advkit report: {title}"),
+        tag("link", rel="icon", href="data:,"),
+        tag("style", Html(style)),
+    )
+    body = tag(
+        "body",
+        tag("a", "Skip to the report", href="#report", class_="skip"),
+        tag("header", tag("h1", f"advkit report: {title}")),
+        tag("nav", contents, aria_label="Contents"),
+        tag("main", *bodies, id="report", tabindex=-1),
+        tag("footer", tag("p", f"Made by advkit {__version__}. Nothing here is loaded from elsewhere.")),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _links(inner: Sequence[tuple[str, str]]) -> Html:
+    return listing(tag("a", heading, href=f"#{key}") for key, heading in inner)

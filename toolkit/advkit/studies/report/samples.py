@@ -1,0 +1,121 @@
+"""Sample pictures: the first test images, what PGD makes of them, and what it added."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...ascent import NORMS, pgd
+from ...data.base import Splits
+from ...data.transforms import to_float
+from ...errors import CheckpointError, DataError, NonFinite
+from ...losses import cross_entropy
+from ...modules import checked_logits, frozen, mode, own_generator
+from ...rng import derive_seed
+from ...storage.weights import put_weights
+from ...training.launch import build_model
+from .sources import Source
+
+STEPS, PACE = 20, 0.2
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A test image before and after the attack; pictures are PNG."""
+
+    index: int
+    label: str
+    before: tuple[str, float]
+    """Prediction and its probability."""
+    after: tuple[str, float]
+    clean: bytes
+    adversarial: bytes
+    difference: bytes
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`magnified`: by how much the differences are, around mid-grey."""
+
+    norm: str
+    eps: float
+    magnified: float
+    rows: tuple[Sample, ...]
+
+
+def draw(source: Source, splits: Splits, count: int) -> Samples:
+    """The first `count` test images under PGD-20 on the cross-entropy, from x, step eps/5, at the best checkpoint.
+
+    On the CPU, whatever the run was trained on. Raises AdvkitError where weights or images are missing or do not fit.
+    """
+    resolved, tensors, state = source.resolved, *source.folder.load("best")
+    if resolved is None:
+        raise CheckpointError(source.unresolved)
+    source.fingerprint = state.get("data")
+    if source.fingerprint not in (None, splits.train.fingerprint()):
+        raise DataError(f"The training images of {splits.train.name} are not those of this run; restore them.")
+    model = build_model(resolved, splits.train)
+    put_weights(model, tensors, source.path, averaged=True)
+    test, (norm, eps) = splits.test, (resolved.attack.norm, resolved.attack.eps)
+    if test.shape[0] not in (1, 3):
+        raise DataError(f"Images of {test.shape[0]} channels can not be shown; only grey and colour can.")
+    x, y = to_float(test.images[:count]), test.labels[:count]
+    with mode(model, training=False), frozen(model), own_generator(torch.device("cpu")) as seed:
+        seed(derive_seed(0, "core", "report"))  # for a model that draws in eval mode
+        radius = torch.full((len(x),), float(eps))
+        result = pgd(
+            lambda images: checked_logits(model(images), len(images)),
+            NORMS[norm](x, radius),
+            x.clone(),
+            cross_entropy(y),
+            steps=STEPS,
+            step_size=PACE * radius,
+        )
+        if result.finite is not None and not bool(result.finite):
+            raise NonFinite("The attack met an input gradient that is NaN or Inf.")
+        with torch.no_grad():
+            before, after = model(x).softmax(1), model(result.x_adv).softmax(1)
+    change = result.x_adv - x
+    largest = float(change.abs().max())
+    scale = 0.5 / largest if largest else 1.0
+    rows = []
+    for index in range(len(x)):
+        rows.append(
+            Sample(
+                index=index,
+                label=test.classes[int(y[index])],
+                before=_told(before[index], test.classes),
+                after=_told(after[index], test.classes),
+                clean=png(x[index]),
+                adversarial=png(result.x_adv[index]),
+                difference=png(0.5 + scale * change[index]),
+            )
+        )
+    return Samples(norm, eps, scale, tuple(rows))
+
+
+def _told(probabilities: Tensor, classes: tuple[str, ...]) -> tuple[str, float]:
+    best = int(probabilities.argmax())
+    return classes[best], float(probabilities[best])
+
+
+def png(image: Tensor) -> bytes:
+    """An image (1 or 3, H, W) in [0, 1] as PNG."""
+    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(levels[..., 0] if levels.shape[2] == 1 else levels)).save(
+        stream, "PNG", optimize=True
+    )
+    return stream.getvalue()
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """Bytes as an address that needs no file."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,0 +1,203 @@
+"""What a run's folder holds, read with care: a run that is damaged is refused, a part that is gets a sentence."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...config.layer import Layer
+from ...config.resolve import MODEL, Resolved, resolve
+from ...config.runfile import RunFile
+from ...errors import AdvkitError, CheckpointError, OptionError
+from ...storage.run_folder import RunFolder
+from ...training.launch import resolve_folder
+from .records import Audit, Evaluation, content, members, number, read, withstood
+
+ANALYSES = ("vulnerability", "margin", "landscape", "budget")
+LARGE = 256 << 10  # bytes; of a vector picture beyond it the pixels are taken
+PICTURES = {"svg": "image/svg+xml", "png": "image/png"}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """RUN/analysis/NAME.json with its picture; whatever could not be read is a sentence in `problems`."""
+
+    name: str
+    record: dict[str, Any]
+    picture: tuple[str, bytes] | None
+    """Media type and content."""
+    problems: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """What the record, or else the file's name, says it is: "landscape-iseat-7" is a landscape."""
+        return str(self.record.get("analysis", self.name)).partition("-")[0]
+
+
+class Source:
+    """One run. Raises CheckpointError where run.toml or metrics.jsonl is absent or damaged."""
+
+    def __init__(self, number: int, path: str) -> None:
+        self.number, self.path = number, path
+        self.folder = RunFolder.open(Path(path))
+        self.file: RunFile = self.folder.file()
+        self.history = self.folder.history()
+        if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in self.history):
+            raise CheckpointError(f"{self.folder.metrics} is damaged; restore it, or remove it to go on without.")
+        self.fingerprint: str | None = None
+        """Of its training images; known once its checkpoint has been read."""
+        self.unresolved = ""
+        try:
+            self.resolved: Resolved | None = resolve_folder(self.folder)
+        except AdvkitError as error:  # a plugin that is not installed here, say: the figures can be shown all the same
+            self.resolved, self.unresolved = None, str(error)
+
+    @property
+    def key(self) -> str:
+        """Starts the ids of its sections."""
+        return f"run-{self.number}"
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.absolute().name or self.path
+
+    @property
+    def title(self) -> str:
+        return f"{self.number} {self.name}"
+
+    def command(self, *words: str, after: Sequence[str] = ()) -> str:
+        """A command line on this run, to be copied into a shell."""
+        return shlex.join(["advkit", *words, self.path, *after])
+
+    @cached_property
+    def values(self) -> dict[str, object]:
+        """Every setting and option, {"attack.eps": 0.15, "cat-eps.eta": 0.0239}."""
+        if self.resolved is not None:
+            return self.resolved.values()
+        layer = self.file.layer
+        options = {f"{name}.{key}": value for name, each in layer.options.items() for key, value in each.items()}
+        return {**layer.settings, **options}
+
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        """Where each value came from, as far as the folder tells: run.toml is complete, so this is worked out.
+
+        A value that the plugins, the data set or the defaults give anyway is theirs; any other was given.
+        """
+        if self.resolved is None:
+            return {}
+        values, chosen, declined = self.values, self.resolved.chosen, self.resolved.no_companion
+        named = {key: values[key] for key in ("data.name", "data.root", "model.name")}
+        # What other defaults are fractions of.
+        scales = ("attack.eps", "run.epochs", "optimizer.schedule", "optimizer.milestones")
+        try:
+            bare = resolve(chosen, [Layer("given", named)], no_companion=declined)
+            scaled = {**named, **{key: values[key] for key in scales}}
+            guesses = [bare, resolve(chosen, [Layer("given", scaled)], no_companion=declined)]
+        except AdvkitError:
+            return {}
+        found: dict[str, str] = {}
+        for key, value in values.items():
+            same = (guess for guess in guesses if key in guess.values() and guess.values()[key] == value)
+            origin = next((guess.origins.get(key, "default") for guess in same), "given")
+            defaults = {"data.name": "digits", "data.root": "", "model.name": MODEL}
+            found[key] = "default" if origin == "given" and defaults.get(key) == value else origin
+        if found["run.threads"] == "given":
+            found["run.threads"] = "given, or this machine's"
+        return found
+
+    @cached_property
+    def environment(self) -> dict[str, Any] | str:
+        """environment.json, or a sentence."""
+        try:
+            return members(self.folder.path / "environment.json")
+        except OptionError as error:
+            return str(error)
+
+    @cached_property
+    def evaluations(self) -> dict[str, Evaluation | str]:
+        """By their folder in `evaluations`, most images first; a damaged one is a sentence."""
+        files = sorted(self.folder.path.glob("evaluations/*/*/evaluation.json"))
+        found = {f"{file.parent.parent.name}/{file.parent.name}": read(file, Evaluation) for file in files}
+        return dict(sorted(found.items(), key=lambda item: -item[1].n if isinstance(item[1], Evaluation) else 0))
+
+    def withstood(self, name: str) -> dict[str, list[bool]]:
+        """Which images withstood in the evaluation of that name, by column."""
+        found = self.evaluations[name]
+        assert isinstance(found, Evaluation)
+        return withstood(self.folder.path / "evaluations" / name / "verdicts.csv", found)
+
+    @cached_property
+    def audit(self) -> Audit | str | None:
+        """None where there is none; a sentence where it is damaged."""
+        file = self.folder.path / "audit.json"
+        return read(file, Audit) if file.exists() else None
+
+    @cached_property
+    def analyses(self) -> list[Analysis]:
+        """By file name, the vector picture where there are two."""
+        names = {file.stem for kind in ("json", *PICTURES) for file in self.folder.path.glob(f"analysis/*.{kind}")}
+        found = (_analysis(self.folder.path / "analysis", name) for name in sorted(names))
+        return [each for each in found if each.kind in ANALYSES]
+
+    def curve(self, kind: str) -> list[tuple[float, float]]:
+        """(epoch from 1, value) of `loss`, `train_adversarial_accuracy`, ... or `validation KIND`, where known."""
+        points = ((row["epoch"] + 1, number(_cell(row, kind))) for row in self.history)
+        return [(float(epoch), value) for epoch, value in points if value is not None]
+
+    def validated(self, kind: str) -> str | None:
+        """The name of validation's attack of a kind: "pgd" is "pgd-10"."""
+        names = (name for row in self.history for name in _named(row.get("validation"), kind))
+        return next(names, None)
+
+    def outdated(self, found: Evaluation | Audit) -> str:
+        """Why a figure is not of what is the best or the last checkpoint now, since the run went on; "" where it is."""
+        best, last = self.best, int(self.history[-1]["epoch"]) if self.history else -1
+        if found.checkpoint == "last" and found.epoch is not None and found.epoch < last:
+            return f"of the last checkpoint of then, epoch {found.epoch + 1}; the run has gone on to epoch {last + 1}"
+        if found.checkpoint != "best" or found.epoch is None or best is None or found.epoch == best["epoch"]:
+            return ""
+        return f"of the best checkpoint of then, epoch {found.epoch + 1}; the best is now epoch {best['epoch'] + 1}"
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The line of the best epoch: the last that was best so far."""
+        return next((row for row in reversed(self.history) if row.get("best")), None)
+
+
+def _cell(row: dict[str, Any], kind: str) -> object:
+    first, _, rest = kind.partition(" ")
+    named = _named(row.get(first), rest)
+    return row.get(kind) if not rest else row[first][named[0]] if named else None
+
+
+def _named(validation: object, kind: str) -> list[str]:
+    keys = validation if isinstance(validation, dict) else {}
+    return [key for key in keys if key == kind or key.startswith(f"{kind}-")]
+
+
+def _analysis(folder: Path, name: str) -> Analysis:
+    record: dict[str, Any] = {}
+    problems = []
+    try:
+        record = members(folder / f"{name}.json")
+    except OptionError as error:
+        problems.append(str(error))
+    pictures = [(kind, folder / f"{name}.{suffix}") for suffix, kind in PICTURES.items()]
+    found = sorted(
+        (file.stat().st_size > LARGE, place, kind, file)
+        for place, (kind, file) in enumerate(pictures)
+        if file.is_file()
+    )
+    picture = None
+    if found:
+        *_, kind, file = found[0]
+        try:
+            picture = (kind, content(file))
+        except OptionError as error:
+            problems.append(str(error))
+    return Analysis(name, record, picture, tuple(problems))

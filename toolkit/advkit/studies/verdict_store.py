@@ -1,0 +1,244 @@
+"""Evaluations on disk: every verdict is kept as soon as it is known, so a killed evaluation loses at most a chunk.
+
+RUN/evaluations/best-test-linf-0.1-3f9a0c12/
+    identity.json           of what: net, weights, data, eps, seed; another identity gets another folder
+    progress.jsonl          a line a chunk of images and attack, each with its checksum
+    n-1000/evaluation.json  accuracies, of the attacks asked for last and of all others known for these images
+    n-1000/verdicts.csv     a row an image, a column an attack; 1: withstood
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from .. import __version__
+from ..data.base import Dataset
+from ..errors import AdvkitError, OptionError
+from ..evaluation.statistics import bits
+from ..evaluation.verdicts import BATCH, Verdicts
+from ..storage import checkpoint
+from .subject import Subject
+
+LIBRARIES = ("torch", "numpy", "pyautoattack", "foolbox")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that verdicts may depend on."""
+    found = {"advkit": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def identity(subject: Subject, split: str, eps: float, seed: int) -> dict[str, Any]:
+    """What verdicts belong to. The number of images and the attacks do not enter: their verdicts are kept apart.
+
+    `eps` is that of the subject's norm; attacks in another norm have theirs among their own settings.
+    """
+    return {
+        **subject.identity(),
+        "data": subject.images(split).fingerprint(),
+        "split": split,
+        "norm": subject.norm,
+        "eps": eps,
+        "seed": seed,
+        "chunk": BATCH,
+        "device": subject.resolved.run.device,
+        "advkit": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def folder_of(base: Path, subject: Subject, known: Mapping[str, Any]) -> Path:
+    """Where the evaluations of an identity lie, below `base`."""
+    short = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    which = subject.record["checkpoint"] or "weights"
+    return base / f"{which}-{known['split']}-{subject.norm}-{known['eps']:.4g}-{short}"
+
+
+class Store:
+    """`with Store(folder, identity) as kept:` verdicts of one identity; one process at a time."""
+
+    def __init__(self, folder: Path, known: Mapping[str, Any], fresh: bool = False) -> None:
+        self.folder, self.known, self.fresh = folder, known, fresh
+        self.progress = folder / "progress.jsonl"
+        self._found: dict[tuple[str, int, int], Verdicts] = {}
+        self._stale: set[tuple[str, int, int]] = set()
+        """Known, but to be asked again."""
+
+    def __enter__(self) -> Self:
+        self._lock = checkpoint.RunLock(self.folder / "lock")
+        try:
+            self._lock.__enter__()
+            checkpoint.sweep(self.folder)
+            checkpoint.write_atomic(self.folder / "identity.json", _json(self.known))
+            self._read()
+            if self.fresh:
+                self._stale = set(self._found)
+            self._stream = open(self.progress, "ab", buffering=0)
+        except OSError as error:
+            raise OptionError(
+                f"{self.folder} can not be written ({error.strerror}); choose a place that can with `evaluate --out`."
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._lock.__exit__()
+
+    def get(self, key: str, first: int, count: int) -> Verdicts | None:
+        return None if (key, first, count) in self._stale else self._found.get((key, first, count))
+
+    def put(self, first: int, found: Verdicts) -> None:
+        """Once it returns, these verdicts survive a kill."""
+        record = {
+            "settings": found.settings,
+            "first": first,
+            "robust": bits(found.robust),
+            "forwards": found.forwards,
+            "backwards": found.backwards,
+            "seconds": found.seconds,
+            "notes": found.notes,
+        }
+        text = json.dumps(record)
+        try:
+            self._stream.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise AdvkitError(f"{self.progress} can not be written ({error.strerror}); free some space.") from None
+        place = (found.key, first, len(found.robust))
+        self._found.pop(place, None)  # to the end: the order is that of asking
+        self._found[place] = found
+        self._stale.discard(place)
+
+    def complete(self, n: int) -> list[Verdicts]:
+        """The attacks whose verdicts on the first `n` images are all known, joined."""
+        found = []
+        for key in dict.fromkeys(key for key, _, _ in self._found):
+            parts = [self._found.get((key, first, min(BATCH, n - first))) for first in range(0, n, BATCH)]
+            joined = Verdicts({}, torch.zeros(0, dtype=torch.bool))
+            for part in parts:
+                if part is None:
+                    break
+                joined.settings = part.settings
+                joined.append(part)
+            else:
+                found.append(joined)
+        return found
+
+    def results(self, n: int) -> Path:
+        """Where what is said of the first `n` images lies."""
+        return self.folder / f"n-{n}"
+
+    def finish(self, result: Mapping[str, Any], dataset: Dataset, found: Sequence[Verdicts]) -> None:
+        """Write evaluation.json and verdicts.csv."""
+        home = self.results(len(dataset))
+        home.mkdir(exist_ok=True)
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["index", "label", *(row["column"] for row in result["attacks"])])
+        columns = [each.robust.int().tolist() for each in found]
+        for index, label in enumerate(dataset.labels.tolist()):
+            writer.writerow([index, label, *(column[index] for column in columns)])
+        checkpoint.write_atomic(home / "verdicts.csv", table.getvalue().encode())
+        checkpoint.write_atomic(home / "evaluation.json", _json(result))
+
+    def _read(self) -> None:
+        """Every line whose checksum holds; an end that a kill cut short is dropped, and what is missing asked again."""
+        if not self.progress.exists():
+            return
+        raw = self.progress.read_bytes()
+        good = raw.rfind(b"\n") + 1
+        for line in raw[:good].split(b"\n"):
+            record = _parsed(line)
+            if record is None:
+                continue
+            robust = torch.tensor([char == "1" for char in record["robust"]], dtype=torch.bool)
+            parts = (record[name] for name in ("forwards", "backwards", "seconds", "notes"))
+            found = Verdicts(record["settings"], robust, *parts)
+            self._found.pop(place := (found.key, record["first"], len(robust)), None)
+            self._found[place] = found
+        if good < len(raw):
+            os.truncate(self.progress, good)
+
+
+def merged(asked: Iterable[Verdicts], others: Iterable[Verdicts]) -> list[Verdicts]:
+    """The attacks asked for, then all others known, but one eps a norm and one state of an attack's code: the newest.
+
+    Two attacks may have one name, such as pgd-20 with two steps.
+    """
+    found, old = list(asked), []
+    eps: dict[str, object] = {}
+    taken = set()
+    for place, each in enumerate((*found, *reversed(list(others)))):
+        settings = each.settings
+        kind = json.dumps({key: settings[key] for key in settings if key != "code"}, sort_keys=True)
+        alike = settings["name"] == "clean" or eps.setdefault(settings["norm"], settings["eps"]) == settings["eps"]
+        if place >= len(found) and alike and kind not in taken:
+            old.append(each)
+        taken.add(kind)
+    return found + old[::-1]
+
+
+def columns(found: Sequence[Verdicts]) -> list[str]:
+    """A name for each attack that no other has: where names are equal, with the settings that differ."""
+    names = []
+    for each in found:
+        name = str(each.settings["name"])
+        same = [other.settings for other in found if other.settings["name"] == name]
+        apart = [key for key in each.settings if any(other.get(key) != each.settings[key] for other in same)]
+        names.append(" ".join([name, *(f"{key}={each.settings[key]}" for key in apart)]))
+    return names
+
+
+def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result under the field names of RobustBench's model_info; None for what only its authors know.
+
+    None altogether where the images are not of the test split, for that is what RobustBench lists.
+    """
+    if result["split"] != "test":
+        return None
+    gray = 255 * result["eps"]
+    whole = gray > 0.5 and abs(gray - round(gray)) < 1e-6
+    accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in reversed(result["attacks"])}  # the newest first
+    return {
+        "link": None,
+        "name": Path(subject.name).name,
+        "authors": None,
+        "additional_data": None,
+        "number_forward_passes": 1,
+        "dataset": result["dataset"],
+        "venue": None,
+        "architecture": result["model"],
+        "eps": f"{round(gray)}/255" if whole else f"{result['eps']:g}",
+        "clean_acc": accuracy.get("clean"),
+        "reported": f"{100 * result['worst_case']['accuracy']:.2f}" if result["worst_case"] else None,
+        "autoattack_acc": accuracy.get("autoattack"),
+    }
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.partition(b" ")
+    if checksum != f"{zlib.crc32(text):08x}".encode():
+        return None
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

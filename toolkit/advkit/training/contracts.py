@@ -1,0 +1,217 @@
+"""What an answer must be. Shapes and gradients are checked at every step, values where asked: they cost a sync."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..ascent import per_sample
+from ..errors import HookContract
+from ..types import AttackResult, Batch, Budget, BudgetScale
+
+
+class Contract:
+    """Checks answers of one step's hooks. `values` also checks finiteness, ranges and the simplex."""
+
+    def __init__(self, batch: Batch, classes: int, steps: int, values: bool) -> None:
+        self.batch, self.classes, self.steps, self.values = batch, classes, steps, values
+        self.rows = batch.x.shape[0]
+
+    def mixed(self, who: str, batch: object) -> Batch:
+        """The batch that all later answers are checked against."""
+        if not isinstance(batch, Batch):
+            raise _broken(who, "mix_batch", f"an advkit.Batch is expected, not {type(batch).__name__}")
+        self._like(who, "mix_batch", batch.x)
+        if batch.y is not self.batch.y or batch.index is not self.batch.index:
+            raise _broken(who, "mix_batch", "y and index must stay those of the batch")
+        self.batch = batch
+        return batch
+
+    def budget(self, who: str, hook: str, budget: object) -> Budget:
+        if not isinstance(budget, Budget):
+            raise _broken(who, hook, f"an advkit.Budget is expected, not {type(budget).__name__}")
+        for name in ("attack", "label", "step_size"):
+            value = getattr(budget, name)
+            if value is not None:
+                self._per_sample(who, hook, name, value)
+                self._true(who, hook, partial(torch.ge, value, 0), f"{name} must not be negative")
+        if (steps := budget.steps) is not None:
+            if not isinstance(steps, Tensor) or steps.shape != (self.rows,) or steps.dtype != torch.int64:
+                raise _broken(who, hook, f"steps must be ({self.rows},) int64, not {_found(steps)}")
+            self._true(
+                who,
+                hook,
+                lambda: (steps >= 0) & (steps <= self.steps),
+                f"steps must lie in 0..{self.steps} (attack.steps), so that the cost is known",
+            )
+        return budget
+
+    def scale(self, who: str, scale: object) -> BudgetScale:
+        if not isinstance(scale, BudgetScale):
+            raise _broken(who, "budget_scale", f"an advkit.BudgetScale is expected, not {type(scale).__name__}")
+        for name in ("radius", "step_size"):
+            value = getattr(scale, name)
+            value = torch.tensor(value) if isinstance(value, int | float) else value
+            if not isinstance(value, Tensor) or value.shape not in ((), (self.rows,)):
+                raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {_found(value)}")
+            self._true(
+                who,
+                "budget_scale",
+                partial(_not_negative, value),
+                f"{name} must be finite and not negative",
+            )
+        return scale
+
+    def target(self, who: str, target: Tensor) -> Tensor:
+        if not isinstance(target, Tensor) or target.shape != (self.rows, self.classes):
+            raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {_found(target)}")
+        if target.requires_grad:
+            raise _broken(who, "target_label", "the target must be detached")
+        self._true(who, "target_label", lambda: (target >= 0).all(1), "a row has a negative entry")
+        self._true(
+            who,
+            "target_label",
+            lambda: (target.sum(1) - 1).abs() <= 1e-5,
+            "a row does not sum to 1",
+        )
+        return target
+
+    def objective(self, who: str, goal: object) -> Callable[[Tensor], Tensor]:
+        if not callable(goal):
+            raise _broken(who, "attack_objective", f"a callable is expected, not {type(goal).__name__}")
+
+        def checked(logits: Tensor) -> Tensor:
+            try:
+                loss: Tensor = goal(logits)
+            except Exception as error:
+                error.add_note(f"in plugin {who}, the objective of hook attack_objective")
+                raise
+            if not isinstance(loss, Tensor) or loss.shape != (self.rows,):
+                raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_found(loss)}")
+            if torch.is_grad_enabled() and logits.requires_grad and not loss.requires_grad:
+                raise _broken(who, "attack_objective", "its values must depend on the logits, undetached")
+            return loss
+
+        return checked
+
+    def attack(self, who: str, result: object, radius: Tensor, norm: str) -> AttackResult:
+        if not isinstance(result, AttackResult):
+            raise _broken(who, "inner_attack", f"an advkit.AttackResult is expected, not {type(result).__name__}")
+        self.images(who, "inner_attack", result.x_adv, radius, norm)
+        return result
+
+    def images(self, who: str, hook: str, x_adv: Tensor, radius: Tensor, norm: str) -> Tensor:
+        """x_adv inside box and ball. The ball has the slack that rounding x + radius takes."""
+        x = self.batch.x
+        self._like(who, hook, x_adv)
+        if x_adv.requires_grad:
+            raise _broken(who, hook, "the images must be detached")
+        slack = 4 * torch.finfo(x.dtype).eps
+
+        def inside() -> Tensor:
+            shift = (x_adv - x).flatten(1)
+            if norm == "linf":
+                return (shift.abs() <= per_sample(radius, shift) + slack).all(1)
+            lengths = torch.linalg.vector_norm(shift, dim=1)
+            inside_l2: Tensor = lengths <= radius * (1 + slack) + slack * shift.shape[1] ** 0.5
+            return inside_l2
+
+        self._true(who, hook, lambda: ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1), "images leave [0, 1]")
+        self._true(who, hook, inside, "images leave the ball of the budget")
+        return x_adv
+
+    def commit(self, who: str, answer: object, radius: Tensor, norm: str) -> tuple[Budget, Tensor | None]:
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise _broken(who, "commit_attack", f"(Budget, images or None) is expected, not {_found(answer)}")
+        budget, x_train = answer
+        if x_train is not None:
+            self.images(who, "commit_attack", x_train, radius, norm)
+        return self.budget(who, "commit_attack", budget), x_train
+
+    def mask(self, who: str, mask: Tensor) -> Tensor:
+        if not isinstance(mask, Tensor) or mask.shape != (self.rows,) or mask.dtype != torch.bool:
+            raise _broken(who, "attack_step", f"({self.rows},) bool is expected, not {_found(mask)}")
+        return mask
+
+    def term(self, who: str, hook: str, term: Tensor) -> Tensor:
+        self._per_sample(who, hook, "the term", term, finite=False)  # NaN here is the run's failure, named there
+        if hook == "extra_regularizer" and torch.is_grad_enabled() and not term.requires_grad:
+            # Zeros are how a coefficient of 0 may say that it has nothing to add.
+            self._true(
+                who, hook, lambda: term == 0, "the term has no gradient, so it trains nothing; drop its .detach()"
+            )
+        return term
+
+    def weight(self, who: str, weight: Tensor) -> Tensor:
+        self._per_sample(who, "instance_weight", "the weight", weight)
+        if weight.requires_grad:
+            raise _broken(who, "instance_weight", "weights must be detached")
+        self._true(who, "instance_weight", lambda: weight >= 0, "weights must not be negative")
+        return weight
+
+    def shift(self, who: str, shift: object, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if not isinstance(shift, Mapping):
+            raise _broken(who, "weight_perturbation", f"a mapping is expected, not {type(shift).__name__}")
+        for name, value in shift.items():
+            if name not in params:
+                raise _broken(who, "weight_perturbation", f"there is no trainable parameter {name}")
+            if _found(value) != _found(params[name]):
+                raise _broken(
+                    who,
+                    "weight_perturbation",
+                    f"the shift of {name} must be {_found(params[name])} like it, not {_found(value)}",
+                )
+            if value.requires_grad:
+                raise _broken(
+                    who,
+                    "weight_perturbation",
+                    f"the shift of {name} requires grad, which would corrupt the gradient; detach it",
+                )
+            self._true(
+                who,
+                "weight_perturbation",
+                partial(_finite, value),
+                f"the shift of {name} is not finite",
+            )
+        return shift
+
+    def _like(self, who: str, hook: str, images: object) -> None:
+        expected = _found(self.batch.x)
+        if _found(images) != expected:
+            raise _broken(who, hook, f"images {expected} are expected, not {_found(images)}")
+
+    def _per_sample(self, who: str, hook: str, name: str, value: object, finite: bool = True) -> None:
+        if not isinstance(value, Tensor) or value.shape != (self.rows,) or not value.is_floating_point():
+            raise _broken(who, hook, f"{name} must be ({self.rows},) floating point, not {_found(value)}")
+        if finite:
+            self._true(who, hook, value.isfinite, f"{name} is not finite")
+
+    def _true(self, who: str, hook: str, test: Callable[[], Tensor], complaint: str) -> None:
+        if not self.values:
+            return
+        holds = test()
+        if not bool(holds.all()):
+            rows = (~holds).nonzero().flatten().tolist() if holds.shape == (self.rows,) else []
+            where = f" (dataset index {int(self.batch.index[rows[0]])})" if rows else ""
+            raise _broken(who, hook, complaint + where)
+
+
+def _not_negative(value: Tensor) -> Tensor:
+    return value.isfinite() & (value >= 0)
+
+
+def _finite(value: Tensor) -> Tensor:
+    return value.isfinite().all()
+
+
+def _found(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _broken(who: str, hook: str, complaint: str) -> HookContract:
+    return HookContract(f"Plugin {who} broke the contract of {hook}: {complaint}. See advkit/hooks.py.")

@@ -1,0 +1,240 @@
+"""Runs as a whole: start one, resume one, take the weights of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .. import registry
+from ..config import runfile
+from ..config.layer import Layer
+from ..config.resolve import PASSED, PluginChoice, Resolved, resolve
+from ..data.base import Dataset, DataSource, Splits
+from ..errors import CheckpointError, DataError, OptionError, ResumeMismatch
+from ..models.base import DataSpec, ModelBuilder
+from ..modules import own_generator
+from ..plugin import CORE
+from ..rng import derive_seed
+from ..storage import checkpoint
+from ..storage.run_folder import RunFolder
+from ..storage.weights import put_weights
+from .loop import Progress, Silent, Trainer, TrainResult
+
+
+def load_data(name: str, root: str | Path | None = None, limit: int | None = None) -> Splits:
+    """A registered data set: its training and test images. `limit` is at most so many a split.
+
+    Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
+    """
+    source = cast(type[DataSource], registry.load("data set", name))()
+    return source.load(Path(root) if root else None, limit or None)
+
+
+def data_of(resolved: Resolved) -> Splits:
+    """The data set that the settings name."""
+    data = resolved.data
+    if data.name.startswith(PASSED):
+        raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
+    return load_data(data.name, data.root, data.limit)
+
+
+def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
+    """The model that the settings name, initialised from the seed."""
+    name = resolved.model_name
+    if name.startswith(PASSED):
+        raise CheckpointError(
+            "This run trained a model passed from Python; use advkit.load_weights(model, run) and advkit.evaluate."
+        )
+    kind = cast(type[ModelBuilder], registry.load("model", name))
+    builder = kind(kind.Options(**resolved.model_options))
+    with own_generator(torch.device("cpu")) as seed:
+        seed(derive_seed(resolved.run.seed, CORE, "init"))
+        return builder.build(DataSpec.of(train))
+
+
+def on_this_machine(resolved: Resolved) -> Resolved:
+    """Refuse what can not run here; put the number of threads in force where it was left open."""
+    import os
+    from dataclasses import replace
+
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise OptionError("Distributed training is not supported yet; start one process, without torchrun.")
+    try:
+        torch.zeros(1, device=resolved.run.device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"run.device = {resolved.run.device!r} can not be used here ({reason}).") from None
+    if resolved.run.threads:
+        torch.set_num_threads(resolved.run.threads)
+    run = resolved.run.model_copy(update={"threads": torch.get_num_threads()})
+    origins = dict(resolved.origins)
+    origins.setdefault("run.threads", "this machine")
+    return replace(resolved, sections={**resolved.sections, "run": run}, origins=origins)
+
+
+def start(
+    resolved: Resolved,
+    splits: Splits,
+    model: nn.Module,
+    *,
+    out: Path | None = None,
+    init_from: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train from the beginning, into the new folder `out`, or into none."""
+    if init_from is not None:
+        load_weights(model, init_from)
+    if out is None:
+        return Trainer(resolved, splits, model, None, progress).run()
+    trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing
+    folder = trainer.folder = RunFolder.create(out)
+    with folder.lock:
+        folder.describe(resolved)
+        trainer.save()  # no seed brings back weights that were passed, or that --init-from names
+        return trainer.run()
+
+
+def resume(
+    folder: RunFolder,
+    resolved: Resolved,
+    splits: Splits,
+    model: nn.Module,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Go on from the newest checkpoint that verifies; from the beginning where there is none yet."""
+    seen = progress or Silent()
+    with folder.lock:
+        for sentence in folder.drift(resolved):
+            seen.warn(f"environment.json differs: {sentence}; bits may differ too")
+        checkpoint.sweep(folder.checkpoints)
+        trainer = Trainer(resolved, splits, model, folder, seen)
+        newest = checkpoint.newest(folder.checkpoints, seen.warn)
+        if newest is not None:
+            trainer.restore(*checkpoint.load(newest))
+            trainer.publish(newest)
+        elif checkpoint.steps(folder.checkpoints):
+            raise CheckpointError(
+                f"No checkpoint of {folder.path} is intact; restore one, or start again with "
+                f"`advkit train --config {folder.path}/run.toml`."
+            )
+        folder.truncate_metrics(trainer.position.metrics_size)
+        trainer.history = folder.history()
+        if trainer.finished:
+            seen.warn(f"The run in {folder.path} is finished; nothing is left to do.")
+            return TrainResult(trainer.model, trainer.history, trainer.position.best, folder.path)
+        return trainer.run()
+
+
+def resolve_folder(folder: RunFolder, plugins: Sequence[str] | None = None, layer: Layer | None = None) -> Resolved:
+    """The run of a folder. What is given on top must not change it: ResumeMismatch lists the difference."""
+    file = folder.file()
+    stored = resolve(file.plugins or (), [file.layer], no_companion=file.no_companion)
+    runfile.same_companions(file.companions, stored, "run.toml")
+    if plugins is not None:
+        _refuse_other_plugins(stored.chosen, tuple(sorted(plugins)))
+    if layer is not None:
+        refuse_difference(stored, resolve(stored.chosen, [file.layer, layer], no_companion=file.no_companion))
+    return stored
+
+
+def refuse_difference(stored: Resolved, wanted: Resolved) -> None:
+    """A run goes on as it began, or not at all."""
+    _refuse_other_plugins(stored.chosen, wanted.chosen)
+    _refuse(runfile.difference(runfile.dump(stored), runfile.dump(wanted)))
+
+
+def _refuse_other_plugins(stored: Sequence[str], wanted: Sequence[str]) -> None:
+    if list(stored) != list(wanted):
+        raise ResumeMismatch(
+            f"The run was started with the plugins {', '.join(stored) or 'none'}, not {', '.join(wanted) or 'none'}; "
+            "start a new run with another --out."
+        )
+
+
+def _refuse(changes: Sequence[str]) -> None:
+    if changes:
+        raise ResumeMismatch(
+            f"A run can not change its settings: {'; '.join(changes)}. Leave them out, or start a new run "
+            "with another --out."
+        )
+
+
+def train(
+    model: str | nn.Module = "small-cnn",
+    dataset: str | Splits = "digits",
+    plugins: Iterable[PluginChoice] = (),
+    *,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    settings: Mapping[str, object] | None = None,
+    eps: float | str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    resume_from: str | Path | None = None,
+    init_from: str | Path | None = None,
+    no_companion: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Adversarial training, as `advkit train` does it.
+
+    Args:
+        model: a registered name, or any module from images in [0, 1] to logits (B, K); it is trained in place.
+        dataset: a registered name, or `advkit.Splits`.
+        plugins: names, plugin classes or instances, in any order; none is PGD-AT.
+        options: by plugin, {"cat-eps": {"eta": 0.005}}.
+        settings: {"attack.steps": 10, "optimizer.lr": 0.05}, as `--set`.
+        eps, epochs, batch_size, seed: short for attack.eps, run.epochs, run.batch_size, run.seed.
+        out: a new folder for run.toml, metrics and checkpoints; None writes nothing.
+        resume_from: the folder of a stopped run of these very arguments.
+        init_from: the folder of a run whose best weights are the start.
+
+    Raises AdvkitError's subclasses, each one sentence.
+    """
+    short = {"attack.eps": eps, "run.epochs": epochs, "run.batch_size": batch_size, "run.seed": seed}
+    given: dict[str, object] = {
+        "model.name": model if isinstance(model, str) else f"{PASSED}{type(model).__name__}",
+        "data.name": dataset if isinstance(dataset, str) else f"{PASSED}{dataset.train.name}",
+    }
+    given |= {**(settings or {}), **{key: value for key, value in short.items() if value is not None}}
+    resolved = resolve(plugins, [Layer("python", given, options or {})], no_companion=no_companion)
+    resolved = on_this_machine(resolved)
+    splits = data_of(resolved) if isinstance(dataset, str) else dataset
+    net = build_model(resolved, splits.train) if isinstance(model, str) else model
+    if resume_from is None:
+        return start(
+            resolved,
+            splits,
+            net,
+            out=Path(out) if out else None,
+            init_from=Path(init_from) if init_from else None,
+            progress=progress,
+        )
+    folder = RunFolder.open(Path(resume_from))
+    _refuse_other_plugins(sorted(folder.file().plugins or ()), resolved.chosen)
+    # By the file's text: plugins may be classes or objects that no name brings back.
+    _refuse(runfile.difference((folder.path / "run.toml").read_text(), runfile.dump(resolved)))
+    return resume(folder, resolved, splits, net, progress)
+
+
+def load_weights(model: nn.Module, run: str | Path, checkpoint: str = "best") -> None:
+    """Copy the weights of a run's checkpoint ("best", "last") into `model`, in place.
+
+    Averaged weights are taken where a plugin provided some, as `advkit evaluate` does. Raises CheckpointError.
+    """
+    tensors, _ = RunFolder.open(Path(run)).load(checkpoint)
+    put_weights(model, tensors, str(run), averaged=True)
+
+
+def evaluate_folder(
+    folder: RunFolder, resolved: Resolved, splits: Splits, name: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The run's model with the weights of the checkpoint `name`, and that checkpoint's position."""
+    tensors, state = folder.load(name)
+    model = build_model(resolved, splits.train).to(resolved.run.device)
+    put_weights(model, tensors, str(folder.path), averaged=True)
+    return model, state["position"]

@@ -1,0 +1,46 @@
+"""Counts the passes a step really runs, and remembers who demanded each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from ..types import Passes
+
+PHASES = ("attack", "update")
+
+
+class Ledger:
+    """One step's passes. Forwards are booked when run; backwards when a gradient really reaches the logits."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.demanded: dict[str, set[str]] = {}
+
+    def forward(self, phase: str, label: str, owners: Iterable[str], logits: Tensor, backward: str) -> Tensor:
+        """Book one forward with output `logits`, and its backward ("input_backward", "full_backward") if it comes."""
+        self.counts[phase, "forward"] += 1
+        self.demanded.setdefault(f"{phase}.{label}", set()).update(owners)
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._backward(phase, backward))  # type: ignore[no-untyped-call]
+        return logits
+
+    def _backward(self, phase: str, kind: str) -> None:
+        self.counts[phase, kind] += 1
+
+    def passes(self) -> dict[str, Passes]:
+        """By phase."""
+        return {
+            phase: Passes(
+                self.counts[phase, "forward"],
+                self.counts[phase, "input_backward"],
+                self.counts[phase, "full_backward"],
+            )
+            for phase in PHASES
+        }
+
+    def demanded_by(self) -> dict[str, list[str]]:
+        """Who demanded each forward: {"update.clean_logits_base": ["av-rank", "lsiw"], ...}."""
+        return {label: sorted(owners) for label, owners in sorted(self.demanded.items())}

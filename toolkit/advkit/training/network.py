@@ -1,0 +1,116 @@
+"""Runs the model for one step: with which weights, moving which buffers, drawing which numbers, booked to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import OptionError
+from ..modules import checked_logits
+from .ledger import Ledger
+
+
+class Network:
+    """The model in one step. `seed(label)` seeds what it draws, so that no forward shifts another's dropout."""
+
+    def __init__(self, model: nn.Module, ledger: Ledger, seed: Callable[[str], None]) -> None:
+        self.model, self.ledger, self._seed = model, ledger, seed
+        self.params = dict(model.named_parameters())
+
+    def forward(
+        self,
+        phase: str,
+        label: str,
+        owners: Iterable[str],
+        x: Tensor,
+        *,
+        params: Mapping[str, Tensor] | None = None,
+        moves_statistics: bool = False,
+        backward: str = "full_backward",
+        turn: int = 0,
+    ) -> Tensor:
+        """Logits (B, K) with some parameters replaced by `params`; the module itself is never changed.
+
+        Buffers stay as they are unless `moves_statistics`. `turn` tells calls of one label apart.
+        """
+        replaced = dict(params or {})
+        if not moves_statistics and self.model.training:
+            # Train mode updates buffers in place: on clones, which are dropped.
+            replaced |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self._seed(f"{phase} {label} {turn}")
+        logits = functional_call(self.model, replaced, (x,)) if replaced else self.model(x)
+        return self.ledger.forward(phase, label, owners, checked_logits(logits, len(x)), backward)
+
+    def attacked(self, owner: str, moves_statistics: bool) -> Callable[[Tensor], Tensor]:
+        """f(. ; theta) for an attack, which runs in the scope of `frozen`."""
+        turns = count()
+
+        def forward(x: Tensor) -> Tensor:
+            return self.forward(
+                "attack",
+                "iterates",
+                [owner],
+                x,
+                moves_statistics=moves_statistics,
+                backward="input_backward",
+                turn=next(turns),
+            )
+
+        return forward
+
+    def judge(self, label: str, owners: Iterable[str], x: Tensor) -> Tensor:
+        """f(x; theta) in the attack phase, without gradient, moving nothing."""
+        with torch.no_grad():
+            return self.forward("attack", label, owners, x)
+
+    def shifted(self, shift: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """theta + v by name, for the parameters that v shifts."""
+        return {name: self.params[name] + value for name, value in shift.items()}
+
+
+@contextmanager
+def moved(params: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator[None]:
+    """The parameters at theta + v for the scope, in place: added before, subtracted after, as the official AWP code.
+
+    The subtraction rounds, so theta is not restored bit for bit, except after an exception.
+    """
+    before = {name: params[name].detach().clone() for name in shift}
+    with torch.no_grad():
+        try:
+            for name, value in shift.items():
+                params[name].add_(value)
+            yield
+            for name, value in shift.items():
+                params[name].sub_(value)
+        except BaseException:
+            for name, value in before.items():
+                params[name].copy_(value)
+            raise
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Wrappers that change what a forward is."""
+    kinds: Sequence[tuple[type, str]] = (
+        (
+            nn.parallel.DistributedDataParallel,
+            "Distributed training is not supported yet; pass the module itself.",
+        ),
+        (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
+        (
+            torch._dynamo.eval_frame.OptimizedModule,
+            "torch.compile is not supported yet; pass the module itself.",
+        ),
+    )
+    for kind, sentence in kinds:
+        if isinstance(model, kind):
+            raise OptionError(sentence)
+    if model._compiled_call_impl is not None:
+        raise OptionError("torch.compile is not supported yet; pass a module that is not compiled.")
+    dtypes = {p.dtype for p in model.parameters()}
+    if not dtypes <= {torch.float32, torch.float64}:
+        raise OptionError("Mixed and half precision are not supported yet; train in float32 or float64.")

@@ -1,0 +1,160 @@
+"""The update phase: the forwards that are demanded, the loss terms, their weights, one total.
+
+Sums are divided by the sample count that is passed in, so that a rank's share of a batch weighs what it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compose.stage import VIEWS, Answer, Stage
+from ..losses import soft_cross_entropy
+from ..run import Run
+from .contracts import Contract
+from .network import Network
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the update phase computed. `raw` and `weighted` are each term's sum over the batch, detached."""
+
+    loss: Tensor
+    raw: Mapping[str, Tensor]
+    weighted: Mapping[str, Tensor]
+    logits: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update works on: the arguments of the hooks up to here in `known`, each plugin's Run in `runs`."""
+
+    network: Network
+    stage: Stage
+    known: Mapping[str, Any]
+    runs: Mapping[str, Run]
+    contract: Contract
+
+    def gradient_at(self, owner: str) -> Callable[..., Mapping[str, Tensor]]:
+        """The argument of that name (see `Hooks.weight_perturbation`).
+
+        Train mode; buffers, `.grad` and parameters stay untouched.
+        """
+        turns = count()
+        trained = {name: p for name, p in self.network.params.items() if p.requires_grad}
+
+        def gradient_at(
+            shift: Mapping[str, Tensor] | None = None,
+            loss: str = "adv_ce",
+            select: Callable[[Tensor, Tensor], Tensor] | None = None,
+        ) -> Mapping[str, Tensor]:
+            if loss not in ("adv_ce", "objective"):
+                raise ValueError(f'gradient_at knows the losses "adv_ce" and "objective", not {loss!r}')
+            turn = next(turns)
+            views = {"adv_logits": True} if loss == "adv_ce" else self.stage.objective_views
+            with torch.enable_grad():
+                moved = trained | (self.network.shifted(shift) if shift else {})
+                logits = {}
+                for name, differentiated in views.items():
+                    with torch.set_grad_enabled(differentiated):
+                        logits[name] = self.network.forward(
+                            "update", f"gradient_at {name}", [owner], self.images(name), params=moved, turn=turn
+                        )
+                values = (
+                    soft_cross_entropy(logits["adv_logits"], self.known["target"])
+                    if loss == "adv_ce"
+                    else _total(self.terms(logits, self.stage.objective_terms).values())
+                )
+                if select is not None:
+                    judged = logits.get("adv_logits", next(iter(logits.values())))
+                    mask = select(judged.detach(), self.known["batch"].y)
+                    if mask.shape != values.shape:
+                        raise ValueError(f"select must return a mask {tuple(values.shape)}, not {tuple(mask.shape)}")
+                    values = values * mask
+                total = values.sum() / len(values)
+            found = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
+            return {
+                name: torch.zeros_like(trained[name]) if value is None else value
+                for name, value in zip(trained, found, strict=True)
+            }
+
+        return gradient_at
+
+    def images(self, view: str) -> Tensor:
+        chosen: Tensor = self.known["x_train"] if view.startswith("adv") else self.known["batch"].x
+        return chosen
+
+    def terms(self, logits: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+        """Loss terms (B,) by name, the base loss first."""
+        terms = {}
+        by_name = {answer.plugin.name: answer for answer in self.stage.answers["extra_regularizer"]}
+        for name in names:
+            answer = self.stage.owner("base_loss") if name == "base_loss" else by_name[name]
+            if answer is None:
+                terms[name] = soft_cross_entropy(logits["adv_logits"], self.known["target"])
+            else:
+                values = answer(self.arguments(answer, logits))
+                terms[name] = self.contract.term(answer.plugin.name, answer.hook, values)
+        return terms
+
+    def weigh(self, term: str, values: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
+        for answer in self.stage.weights_of(term):
+            weight = answer(self.arguments(answer, logits) | {"term": term})
+            values = self.contract.weight(answer.plugin.name, weight) * values
+        return values
+
+    def arguments(self, answer: Answer, logits: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What an answer of the update is given. A forward that it did not demand is None, whoever else had it."""
+        needs = self.stage.demands[answer.hook, answer.plugin.name]
+        detached = answer.detached(self.runs[answer.plugin.name].epoch)
+        arguments = dict(self.known) | {"run": self.runs[answer.plugin.name]}
+        for name in VIEWS:
+            output = logits.get(self.stage.aliases.get(name, name)) if name in needs else None
+            arguments[name] = output.detach() if output is not None and name in detached else output
+        return arguments
+
+
+class Objective(nn.Module):
+    """mean(w_base * base_loss) + sum_k mean(w_k * regularizer_k), as one module around the model.
+
+    Everything that a gradient flows through is inside, so that a wrapper of modules has one thing to wrap.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, update: Update, shift: Mapping[str, Tensor], samples: int) -> Outcome:
+        """At theta + `shift` (v), averaged over `samples`."""
+        moved, logits = update.network.shifted(shift), {}
+        for name, view in update.stage.views.items():
+            with torch.set_grad_enabled(view.gradient):
+                logits[name] = update.network.forward(
+                    "update",
+                    name,
+                    view.owners,
+                    update.images(name),
+                    params=None if name.endswith("_base") else moved,
+                    moves_statistics=view.moves_statistics,
+                )
+        terms = update.terms(logits, update.stage.terms)
+        weighted = {name: update.weigh(name, term, logits).sum() for name, term in terms.items()}
+        return Outcome(
+            loss=_total(weighted.values()) / samples,
+            raw={name: term.detach().sum() for name, term in terms.items()},
+            weighted={name: term.detach() for name, term in weighted.items()},
+            logits={name: output.detach() for name, output in logits.items()},
+        )
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    """Added in the order given."""
+    first, *others = terms
+    for term in others:
+        first = first + term
+    return first

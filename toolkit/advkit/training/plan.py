@@ -1,0 +1,59 @@
+"""What a run will do and cost, before a minute is spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..compose.registration import RULES
+from ..config.resolve import Resolved
+from ..config.runfile import companions
+from ..run import Run, RunState
+
+
+def plan(resolved: Resolved) -> dict[str, Any]:
+    """What the run will do and cost, as plain data: `advkit plan --json`."""
+    composition = resolved.composition
+    stages = composition.stages()
+    dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)
+    values = resolved.values()
+    return {
+        "plugins": [plugin.name for plugin in composition.plugins],
+        "hooks": {hook: list(composition.owners(hook)) for hook, answers in composition.answers.items() if answers},
+        "rules": {hook: _rule(hook) for hook, answers in composition.answers.items() if answers},
+        "companions": companions(resolved),
+        "cautions": list(resolved.cautions),
+        "settings": {
+            key: {"value": value, "from": resolved.origins.get(key, "default")} for key, value in values.items()
+        },
+        "state": _claims(resolved),
+        "passes": {phase: passes.as_dict() for phase, passes in dearest.passes.items()},
+        "relative_cost": round(dearest.cost / max(1, _pgd_at_cost(resolved.attack.steps)), 4),
+        "stages": [
+            {"from_epoch": epoch, "passes": {phase: passes.as_dict() for phase, passes in stage.passes.items()}}
+            for epoch, stage in stages
+        ],
+    }
+
+
+def _rule(hook: str) -> str:
+    return RULES[hook].value
+
+
+def _pgd_at_cost(steps: int) -> int:
+    """PGD-AT in forwards: an input backward counts 1, a full backward 2."""
+    return 2 * steps + 3
+
+
+def _claims(resolved: Resolved) -> list[str]:
+    """The state that plugins claim in `setup`, asked of them on a run without samples."""
+    state = RunState(seed=0, num_samples=0, attack=resolved.attack, device=torch.device("cpu"), dtype=torch.float32)
+    composition = resolved.composition
+    unknown = []
+    for answer in composition.answers["setup"]:
+        if "model" in answer.arguments:
+            unknown.append(f"{answer.plugin.name}/(depends on the model)")
+        else:
+            answer({"run": Run(state, answer.plugin.name, composition)})
+    return [*state.samples, *state.tensors, *unknown]

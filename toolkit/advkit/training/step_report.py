@@ -1,0 +1,93 @@
+"""What a step tells: its figures, and whether anything in it was not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..run import RunState
+from ..types import AttackResult, Passes
+from .ledger import Ledger
+from .objective import Outcome
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step did. Tensors are detached and stay on the device: reading one synchronises.
+
+    `raw` and `weighted` are each loss term's sum over the batch. `adv_correct`, `clean_correct` (at the weights of
+    the loss) and `success` are counts, None where nothing demanded what they need. `shift_ratio` is
+    ||v|| / ||theta||.
+    """
+
+    epoch: int
+    step: int
+    count: int
+    loss: Tensor
+    raw: Mapping[str, Tensor]
+    weighted: Mapping[str, Tensor]
+    adv_correct: Tensor | None
+    clean_correct: Tensor | None
+    success: Tensor | None
+    zero_gradients: Tensor | None
+    radius: Tensor
+    shift_ratio: Tensor | None
+    x_train: Tensor
+    passes: Mapping[str, Passes]
+    demanded_by: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(
+        cls, state: RunState, known: Mapping[str, Any], outcome: Outcome, ratio: Tensor | None, ledger: Ledger
+    ) -> Self:
+        """From what the step knew at its end; no synchronisation."""
+        batch, attack, logits = known["batch"], known["attack"], outcome.logits
+
+        def correct(view: str) -> Tensor | None:
+            return (logits[view].argmax(1) == batch.y).sum() if view in logits else None
+
+        return cls(
+            epoch=state.epoch,
+            step=state.step,
+            count=len(batch.y),
+            loss=outcome.loss.detach(),
+            raw=outcome.raw,
+            weighted=outcome.weighted,
+            adv_correct=correct("adv_logits"),
+            clean_correct=correct("clean_logits" if "clean_logits" in logits else "clean_logits_base"),
+            success=None if known["success"] is None else known["success"].sum(),
+            zero_gradients=None if attack.zero_gradients is None else attack.zero_gradients.sum(),
+            radius=known["radius"].sum(),
+            shift_ratio=ratio,
+            x_train=known["x_train"],
+            passes=ledger.passes(),
+            demanded_by=ledger.demanded_by(),
+        )
+
+
+def not_finite(model: nn.Module, attack: AttackResult, outcome: Outcome) -> str | None:
+    """What is not finite, the earliest cause first: an input gradient, the loss, a parameter gradient; or None."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flags = {"an input gradient of the attack": attack.finite, "the loss": outcome.loss.isfinite()}
+    if gradients:
+        flags["a parameter gradient"] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
+    found = {name: flag for name, flag in flags.items() if flag is not None}
+    good = torch.stack(list(found.values())).tolist()  # the step's one synchronisation
+    what = next((name for name, fine in zip(found, good, strict=True) if not fine), None)
+    if what == "the loss":
+        terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
+        return what + (f" (term {', '.join(terms)})" if terms else "")
+    if what == "a parameter gradient":
+        broken = (n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all()))
+        return f"{what} ({next(broken)})"
+    return what
+
+
+def shift_ratio(shift: Mapping[str, Tensor], model: nn.Module) -> Tensor:
+    """||v|| / ||theta|| over all trainable parameters."""
+    weights = [p.detach() for p in model.parameters() if p.requires_grad]
+    return nn.utils.get_total_norm(list(shift.values())) / nn.utils.get_total_norm(weights)
