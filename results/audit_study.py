@@ -139,7 +139,7 @@ def measure(net: Net) -> dict[str, Any]:
     if file.exists():
         return dict(json.loads(file.read_text()))
     images = advkit.load_data("digits", limit=None).test
-    dataset = advkit.Dataset(images.name, images.images[:IMAGES], images.labels[:IMAGES], images.classes)
+    dataset = images.take(slice(IMAGES))
     began = time.process_time()
     found = audit(net.make().eval(), dataset, eps=EPS)
     result = {

@@ -37,7 +37,7 @@ def main() -> None:
     trained = advkit.train(settings={"attack.steps": 5}, epochs=3)
     model = trained.model.eval()
     data = advkit.load_data("digits").test
-    data = advkit.Dataset(data.name, data.images[:IMAGES], data.labels[:IMAGES], data.classes)
+    data = data.take(slice(IMAGES))
     x, y = data.images.float() / 255, data.labels
     steps = EPS / 5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import sqrt
 from pathlib import Path
@@ -23,21 +23,34 @@ from .transforms import TRANSFORMS
 class Dataset:
     """Images (N, C, H, W) uint8 and labels (N,) int64, both on the CPU; `labels` are positions in `classes`.
 
-    The position of an image is its stable index: per-sample state and random draws are addressed by it.
-    Raises DataError where the parts do not fit together.
+    `index` (N,) int64 are the images' places in the split they were taken from; 0 to N - 1 for a whole one. In
+    training the position of an image in the data set that is trained on is its stable index: per-sample state and
+    random draws are addressed by it. Raises DataError where the parts do not fit together.
     """
 
     name: str
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    index: Tensor = field(default=None)  # type: ignore[assignment]  # until __post_init__ counts
 
     def __post_init__(self) -> None:
         images, labels, count = self.images, self.labels, len(self.classes)
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.device.type != "cpu":
-            self._refuse(f"images are {_kind(images)}; give a uint8 tensor (N, C, H, W) on the CPU")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or labels.device.type != "cpu":
-            self._refuse(f"labels are {_kind(labels)}; give an int64 tensor ({len(images)},) on the CPU")
+        if (
+            not isinstance(images, Tensor)
+            or images.dtype != torch.uint8
+            or images.ndim != 4
+            or images.device.type != "cpu"
+        ):
+            self._refuse(f"images are {_described(images)}; give a uint8 tensor (N, C, H, W) on the CPU")
+        if channels_last(images.shape):
+            self._refuse(f"images are {_described(images)}, channels last; give images.permute(0, 3, 1, 2)")
+        if self.index is None:
+            object.__setattr__(self, "index", torch.arange(len(images)))
+        for name, values in (("labels", labels), ("index", self.index)):
+            flat = isinstance(values, Tensor) and values.shape == images.shape[:1] and values.device.type == "cpu"
+            if not flat or values.dtype != torch.int64:
+                self._refuse(f"{name} are {_described(values)}; give an int64 tensor ({len(images)},) on the CPU")
         if images.numel() == 0:
             self._refuse(f"images are empty, {tuple(images.shape)}; give at least one image")
         if count < 2 or len(set(self.classes)) != count:
@@ -58,8 +71,12 @@ class Dataset:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
+    def take(self, rows: Tensor | slice) -> Dataset:
+        """The images at `rows`, positions (n,) int64 or a slice; their `index` still tells their places."""
+        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows])
+
     def fingerprint(self) -> str:
-        """SHA-256 of shape, classes, images and labels, in hex. The name does not enter."""
+        """SHA-256 of shape, classes, images and labels, in hex. Neither name nor `index` enters."""
         return self._sha256
 
     @cached_property
@@ -85,8 +102,17 @@ class Dataset:
         return tuple(means), tuple(deviations)
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device.type}"
+def _described(values: object) -> str:
+    """ "int32 (8,) on cpu", or the type of what is no tensor."""
+    if not isinstance(values, Tensor):
+        return f"of type {type(values).__name__}"
+    return f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)} on {values.device.type}"
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether (N, a, b, c) can only be (N, H, W, C): a last axis of 1, 3 or 4 beside two longer ones is no width."""
+    _, height, width, channels = shape
+    return channels in (1, 3, 4) and min(height, width) > 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any, cast
 from .. import registry
 from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve, without_strangers
-from ..data.base import Dataset, Splits
+from ..data.base import Splits
 from ..errors import HookConflict, OptionError
 from ..evaluation.attacks import EvaluationAttack
 from ..evaluation.statistics import accuracy, bits, difference, share
@@ -110,9 +110,7 @@ def measure(
     fresh = not (path / "run.toml").is_file()
     if not fresh:
         refuse_difference(resolve_folder(RunFolder.open(path)), resolved)
-    test = splits.test
-    rows = slice(0, count or len(test))
-    test = Dataset(test.name, test.images[rows], test.labels[rows], test.classes)
+    test = splits.test.take(slice(count or None))
     asked = {"attacks": [attack.name for attack in attacks], "n": len(test), "data": test.fingerprint()}
     if (kept := _stored(store)) and asked.items() <= kept.items():
         return kept

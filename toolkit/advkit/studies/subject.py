@@ -40,8 +40,7 @@ class Subject:
     def images(self, split: str, count: int = 0) -> Dataset:
         """The first `count` images of "test" or "train"; 0: all."""
         full = self.splits.test if split == "test" else self.splits.train
-        rows = slice(0, count or len(full))
-        return Dataset(full.name, full.images[rows], full.labels[rows], full.classes)
+        return full.take(slice(count or None))
 
     def identity(self) -> dict[str, Any]:
         """What tells this net from others: two architectures may share names and shapes of all their weights."""

@@ -260,12 +260,7 @@ class Trainer:
         last = epoch == self.resolved.run.epochs - 1
         if split is None or ((epoch + 1) % chosen.every_epochs and not last):
             return None
-        train = self.splits.train
-        dataset = (
-            self.splits.test
-            if split == "test"
-            else Dataset(train.name, train.images[self.validation], train.labels[self.validation], train.classes)
-        )
+        dataset = self.splits.test if split == "test" else self.splits.train.take(self.validation)
         names = ("clean", f"pgd-{chosen.steps}", f"cw-{chosen.steps}")
         attacks = parse_attacks(names, pace=0.25)
         attack = self.resolved.attack
