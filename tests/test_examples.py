@@ -15,6 +15,8 @@ import pytest
 
 from advkit.cli.main import run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 OWN_LOOP = ROOT / "examples" / "own_loop.py"
 PACKAGE = ROOT / "examples" / "third_party_plugin"

@@ -19,6 +19,8 @@ from advkit.cli.main import run
 from advkit.training.launch import resolve_folder
 from advkit.training.loop import parted
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("vulnerability", "margin", "landscape", "budget")
 FILES = {kind: kind for kind in KINDS} | {"landscape": "landscape-cat"}
 QUICK = {

@@ -22,6 +22,8 @@ from advkit.storage import checkpoint
 from advkit.training.launch import build_model, data_of
 from advkit.training.plan import plan
 
+pytestmark = pytest.mark.slow
+
 ALL = ("cat-eps", "dirichlet-ls", "lsiw", "awp", "av-rank")
 CAT = ("cat-eps", "dirichlet-ls", "cat-margin", "lsiw")
 SENTENCES = [ALL, CAT, ("trades", "awp"), ("mart", "awp", "eps-ramp")]

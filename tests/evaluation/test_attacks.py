@@ -196,6 +196,7 @@ def test_pgd_40_is_foolbox_linf_pgd_per_sample() -> None:
     assert torch.equal(net(ours).argmax(1) != y, success) and 0 < success.double().mean() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parts"), [("autoattack", None), ("apgd-t", ["apgd-t"]), ("apgd-ce", ["apgd-ce"])])
 def test_the_adapter_equals_pyautoattack_called_directly(name: str, parts: list[str] | None) -> None:
     pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")

@@ -5,11 +5,23 @@ from __future__ import annotations
 import naive
 import pytest
 import torch
+from methods import Method, run
 from naive import Attack, Learner
 from subject import APART, assert_parity, differences, pair
 
 ATTACK = Attack(eps=0.1, alpha=0.03, m=4)
 VISITS = 2  # the second step has momentum
+
+METHODS = {
+    "awp": Method(
+        neutral=[
+            (run("awp", options={"awp": {"gamma": 0.0}}), run()),
+            (run("awp", "cat-eps", "dirichlet-ls", options={"awp": {"gamma": 0.0}}), run("cat-eps", "dirichlet-ls")),
+        ],
+        changes=[(run("awp", options={"awp": {"gamma": 1e-3}}), run())],
+        moving={"awp": {"gamma": [[0, 0.0], [1, 0.01]], "step_at": "theta+v"}},
+    )
+}
 
 
 def test_pgd_at(net, data):

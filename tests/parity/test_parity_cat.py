@@ -7,6 +7,7 @@ from dataclasses import replace
 import naive
 import pytest
 import torch
+from methods import Method, run
 from naive import Attack
 from subject import APART, TOLERANCE, assert_parity, differences, pair
 
@@ -16,6 +17,23 @@ C = 0.9 / 0.08  # strong labels, so that one draw in place of another changes th
 SEED = 7
 VISITS = 3
 BOTH = ("cat-eps", "dirichlet-ls")
+
+METHODS = {
+    "cat-eps": Method(
+        # Reset after every visit, eps_i + eta is always eps.
+        neutral=[
+            (run("cat-eps", options={"cat-eps": {"eta": "eps", "on_success": "reset", "on_failure": "reset"}}), run())
+        ],
+        changes=[(run("cat-eps"), run())],
+    ),
+    "dirichlet-ls": Method(
+        neutral=[
+            (run("dirichlet-ls", options={"dirichlet-ls": {"c": 0.0}}), run()),
+            (run("dirichlet-ls", "lsiw", options={"dirichlet-ls": {"c": 0.0}}), run("lsiw")),
+        ],
+        changes=[(run("dirichlet-ls", options={"dirichlet-ls": {"c": 1.0}}), run())],
+    ),
+}
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ from dataclasses import replace
 import naive
 import pytest
 import torch
+from methods import Method, run
 from naive import Attack, Mixed
 from subject import APART, assert_parity, differences, pair
 
+from advkit import Budget, Plugin, hookimpl
 from advkit_plugins.cat_eps import next_eps
 
 ATTACK = Attack(eps=0.08, alpha=0.04, m=4)
@@ -17,6 +19,48 @@ RULE = {"eta": 0.05, "eps_max": 0.08}
 C = 0.9 / 0.08
 SEED = 7
 VISITS = 3
+
+
+class NoBudget(Plugin):
+    """Radius 0 for each sample."""
+
+    name = "no-budget"
+
+    @hookimpl
+    def perturbation_budget(self, batch):
+        zeros = batch.x.new_zeros(len(batch.x))
+        return Budget(attack=zeros, label=zeros)
+
+
+CAT = ("cat-eps", "cat-margin", "dirichlet-ls", "lsiw")
+"""CAT as printed, and ISEAT."""
+
+
+def margin(*plugins, **values):
+    return run("cat-margin", *plugins, options={"cat-margin": values})
+
+
+METHODS = {
+    "cat-margin": Method(
+        neutral=[
+            # A weight of 0 leaves the cross-entropy.
+            *((margin(NoBudget, weight=weight), run(NoBudget)) for weight in ("eps", "eps-sum")),
+            # Both hinges are the margin itself while it is within kappa.
+            *(
+                (margin(*others, kappa=1e6, inner="literal"), margin(*others, kappa=1e6, inner="mirrored"))
+                for others in ((), [name for name in CAT if name != "cat-margin"])
+            ),
+        ],
+        changes=[
+            (margin(), run()),
+            (margin(NoBudget), run(NoBudget)),
+            (margin(kappa=1e-2), margin(kappa=1e6)),
+            (margin(kappa=1e-2), margin(kappa=1e-2, inner="mirrored")),
+            (margin(weight="eps"), margin(weight="eps-sum")),
+        ],
+        moving={"cat-margin": {"kappa": 0.01, "weight": "eps"}},
+    )
+}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import naive
 import pytest
 import torch
+from methods import Method, run
 from naive import Attack
 from subject import APART, assert_parity, differences, pair
 
@@ -13,6 +14,33 @@ from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 
 ATTACK = Attack(eps=0.1, alpha=0.03, m=4)
+CAT = ("cat-eps", "cat-margin", "dirichlet-ls", "lsiw")
+
+
+def ramp(*plugins, epochs=None, **values):
+    """Two epochs of ramp: 0, a half, and whole from then on."""
+    more = {} if epochs is None else {"epochs": epochs}
+    return run(*plugins, "eps-ramp", options={"eps-ramp": {"epochs": 2} | values}, **more)
+
+
+METHODS = {
+    "eps-ramp": Method(
+        neutral=[
+            # From its end on it is not there; in its first epoch the radius is 0.
+            *(
+                (ramp(*others, step_size=True, epochs=[2, 3]), run(*others, epochs=[2, 3]))
+                for others in ((), ("trades", "awp"), ("mart", "awp"), CAT)
+            ),
+            *(
+                (ramp(*others, step_size=scaled, epochs=[0]), run(*others, eps=0.0, epochs=[0]))
+                for others in ((), ("trades",), ("mart",), ("cat-margin",), ("lsiw",))
+                for scaled in (False, True)
+            ),
+        ],
+        changes=[(ramp(), run()), (ramp(), ramp(step_size=True)), (run(), run(epochs=[2, 3]))],
+        moving={"eps-ramp": {"epochs": 2, "step_size": True}},
+    )
+}
 
 
 def ramped(epoch: int, epochs: int, step_too: bool) -> Attack:

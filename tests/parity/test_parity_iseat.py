@@ -5,12 +5,41 @@ from __future__ import annotations
 import naive
 import pytest
 import torch
+from methods import Method, run
 from naive import Attack, Learner
 from subject import APART, assert_parity, differences, pair
 
 ATTACK = Attack(eps=0.1, alpha=0.03, m=4)
 GAMMA, LAM = 0.02, 0.3
 VISITS = 2
+BOTH = ("weight_perturbation", "instance_weight:lsiw")
+
+METHODS = {
+    "lsiw": Method(
+        neutral=[
+            (run("lsiw", options={"lsiw": {"lam": 0.0}}, no_companion=BOTH), run()),
+            # Its companion awp is not switched off: what is left is awp alone.
+            (
+                run("lsiw", options={"lsiw": {"lam": 0.0}}),
+                run("awp", options={"awp": {"gamma": 0.007, "loss": "adv_ce"}}),
+            ),
+            # Two epochs are run: the schedule has not begun.
+            (run("lsiw", options={"lsiw": {"lam": [[0, 0.0], [2, 0.1]]}}), run("lsiw", options={"lsiw": {"lam": 0.0}})),
+            (run("lsiw"), run("lsiw", "awp", "av-rank")),
+        ],
+        changes=[(run("lsiw", options={"lsiw": {"lam": 1e-3}}, no_companion=BOTH), run())],
+        moving={"lsiw": {"lam": [[0, 0.0], [1, 0.1]]}},
+    ),
+    "av-rank": Method(
+        neutral=[
+            (
+                run("lsiw", "av-rank", options={"av-rank": {"scheme": "uniform"}}),
+                run("lsiw", no_companion=["instance_weight:lsiw"]),
+            )
+        ],
+        changes=[(run("lsiw", "av-rank", options={"av-rank": {"scheme": "top-k"}}), run("lsiw", "av-rank"))],
+    ),
+}
 
 
 def start(net, data, plugins=("lsiw",), options=None, **more):

@@ -2,31 +2,89 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import naive
 import pytest
 import torch
+import torch.nn.functional as F
+from methods import Method, run, trained
 from naive import Attack
 from subject import APART, assert_parity, differences, pair
 
-from advkit import Step
+from advkit import Plugin, Step, hookimpl
+from advkit_plugins.mart import Mart
 
 EPS = 0.1
 ATTACK = Attack(eps=EPS, alpha=7 / 31 * EPS, m=4)  # four steps stay inside: the start's noise is in the result
 BETA, LAM, GAMMA, SEED = 4.0, 3.0, 0.02, 5
 VISITS = 2
-METHODS = {"trades": (naive.trades, {"beta": BETA}), "mart": (naive.mart, {"lam": LAM})}
 
-method = pytest.mark.parametrize("name", sorted(METHODS))
+
+class Boosted(Plugin):
+    """MART without its second term, written again."""
+
+    name = "boosted"
+    prefers = Mart.prefers
+
+    @hookimpl
+    def base_loss(self, batch, adv_logits):
+        p = adv_logits.softmax(1)
+        rival = p.masked_fill(F.one_hot(batch.y, p.shape[1]).bool(), 0).amax(1)
+        return F.cross_entropy(adv_logits, batch.y, reduction="none") - (1.0001 - rival + 1e-12).log()
+
+
+# Only one forward moves the statistics, as without the plugin; dropout has masks of its own for each forward.
+ON_CLEAN = {"settings": {"attack.mode": "eval", "update.batch_norm": "clean_logits"}, "dropout": 0.0}
+UNATTACKED = {"settings": {"attack.mode": "eval", "attack.steps": 0}, "dropout": 0.0}
+ON_ADVERSARIAL = {"settings": {"attack.mode": "eval", "update.batch_norm": "adv_logits"}}
+
+
+def given(name, *others, more=MappingProxyType({}), **values):
+    return run(name, *others, options={name: values}, **more)
+
+
+METHODS = {
+    "trades": Method(
+        # beta 0 is standard training; with AWP, AWP on clean images.
+        neutral=[
+            (given("trades", beta=0.0, more=ON_CLEAN), run(**UNATTACKED)),
+            (given("trades", beta=[[0, 0.0], [2, 6.0]], more=ON_CLEAN), run(**UNATTACKED)),
+            (given("trades", "awp", beta=0.0, more=ON_CLEAN), run("awp", **UNATTACKED)),
+        ],
+        changes=[(given("trades", beta=1e-3), given("trades", beta=0.0))],
+        moving={"trades": {"beta": [[0, 1.0], [1, 6.0]]}},
+    ),
+    "mart": Method(
+        # lambda 0 is the boosted cross-entropy, whatever would be detached.
+        neutral=[
+            (
+                given("mart", *others, lam=0.0, detach_target=detached, more=ON_ADVERSARIAL),
+                run(Boosted, *others, **ON_ADVERSARIAL),
+            )
+            for detached in (False, True)
+            for others in ((), ("awp",))
+        ],
+        changes=[
+            (given("mart", lam=1e-3), given("mart", lam=0.0)),
+            (given("mart", detach_target=True), given("mart")),
+        ],
+        moving={"mart": {"lam": [[0, 1.0], [1, 5.0]]}},
+    ),
+}
+EQUATIONS = {"trades": (naive.trades, {"beta": BETA}), "mart": (naive.mart, {"lam": LAM})}
+
+method = pytest.mark.parametrize("name", sorted(EQUATIONS))
 
 
 def start(net, data, name, plugins=(), **own):
-    options = {name: METHODS[name][1] | own} | {plugin: {"gamma": GAMMA} for plugin in plugins}
+    options = {name: EQUATIONS[name][1] | own} | {plugin: {"gamma": GAMMA} for plugin in plugins}
     more = {"attack": ATTACK, "samples": data.samples, "lr": 0.1, "options": options, "seed": SEED}
     return pair(net, [name, *plugins], **more)
 
 
 def expect(me, data, name, epoch, **changed):
-    loss, constants = METHODS[name]
+    loss, constants = EQUATIONS[name]
     more = {"attack": ATTACK, "index": data.index, "epoch": epoch, "seed": SEED} | constants | changed
     return loss(me, *data.of_naive, **more)
 
@@ -113,7 +171,7 @@ def test_the_detach_switches_of_mart(net, data, parts):
 def test_a_wrong_constant_is_told_apart(net, data, name, wrong):
     subject, me = start(net, data, name, ["awp"])
     if factor := wrong.get("coefficient"):
-        wrong = {key: value * factor for key, value in METHODS[name][1].items()}
+        wrong = {key: value * factor for key, value in EQUATIONS[name][1].items()}
     expected = expect(me, data, name, **({"epoch": 0, "gamma": GAMMA} | wrong))
     errors = differences(subject.visit(*data.of_step, 0), expected)
     assert min(errors["loss"], errors["gradient 0.weight"], errors["parameter 0.weight"]) > APART
@@ -173,3 +231,27 @@ def test_statistics_see_both_forwards(normed, data, name):
     expected = expect(me, data, name, 0)
     assert differences(both.visit(*data.of_step, 0), expected)["statistic 1.running_mean"] < 1e-10
     assert differences(subject.visit(*data.of_step, 0), expected)["statistic 1.running_mean"] > APART
+
+
+@method
+def test_a_coefficient_of_0_changes_no_policy_of_statistics(name):
+    """Both forwards move them, whatever the coefficient."""
+    coefficient = {"trades": "beta", "mart": "lam"}[name]
+
+    def mean(value, **settings):
+        return trained([name], options={name: {coefficient: value}}, settings=settings, lr=0.0)["1.running_mean"]
+
+    assert torch.equal(mean(0.0), mean(1.0))
+    assert not torch.equal(mean(0.0), mean(0.0, **{"update.batch_norm": "adv_logits"}))
+
+
+@pytest.mark.parametrize(("name", "base"), [("trades", []), ("mart", [Boosted])])
+def test_at_radius_0_a_divergence_is_0(name, base):
+    """Up to rounding, and to the 1e-12 inside MART's logarithm: gradients cancel, bits do not."""
+    exact = {"dropout": 0.0, "dtype": torch.float64, "lr": 0.01, "settings": ON_ADVERSARIAL["settings"]}
+
+    def apart(eps):
+        one, other = (trained(plugins, eps=eps, **exact) for plugins in ([name], base))
+        return max((one[key] - other[key]).abs().max().item() for key in one)
+
+    assert apart(0.0) < 1e-10 and apart(0.1) > 1e-4

@@ -276,6 +276,7 @@ def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return harm
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.sampled_from(FILES), harm=damage())
 def test_no_damage_loads_and_no_other_exception_escapes(intact: Path, name: str, harm: Any) -> None:
@@ -671,6 +672,7 @@ def check(folder: Path, replacing: bool) -> None:
     assert (folder / "run.toml").read_bytes() in (b"old", b"new" * 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
 def test_a_kill_at_every_call_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacing: bool) -> None:
     folder, source = tmp_path / "f", template(tmp_path / "source", replacing)
@@ -761,6 +763,7 @@ def test_a_real_file_size_limit(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     dice = random.Random(0)
     best = dirty = 0
@@ -853,6 +856,7 @@ def test_the_holder_is_not_mistaken_for_a_dead_predecessor(tmp_path: Path, monke
             cp.RunLock(lock).__enter__()
 
 
+@pytest.mark.slow
 def test_of_simultaneous_starters_exactly_one_wins(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     for _ in range(20):

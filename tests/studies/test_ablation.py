@@ -92,6 +92,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["ablate", "--plugins", "av-rank,lsiw", "--seeds", "3,5", *TINY, *ASKED, "--out", "a"]
     code, out, err = advkit(capsys, *line)

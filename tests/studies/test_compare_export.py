@@ -130,6 +130,7 @@ assert images.grad.abs().sum() > 0
 """
 
 
+@pytest.mark.slow
 def test_an_export_gives_the_same_logits_without_advkit(
     runs: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -196,6 +196,7 @@ def test_only_the_test_split_is_told_to_robustbench(
     assert (found["robustbench"]["eps"], found["robustbench"]["reported"], found["worst_case"]) == ("8/255", None, None)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_gives_the_same_table(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +233,7 @@ def _kill_and_resume(kills: int, trained: Path, tmp_path: Path, capsys: pytest.C
     assert len(killed) >= 0.9 * kills  # a fast machine may be done before
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_the_verdicts_and_says_so(trained: Path, tmp_path: Path) -> None:
     # One chunk takes hours, and is not waited for.
     line = [sys.executable, "-m", "advkit", "evaluate", str(trained), "--attacks", "clean,pgd-9999x999", "--n", "0"]
@@ -361,6 +363,7 @@ def test_long_work_says_where_it_is_without_a_terminal(
     assert capsys.readouterr().err == "evaluating: 200 of 300\n"
 
 
+@pytest.mark.slow
 def test_evaluating_leaves_training_alone(tmp_path: Path) -> None:
     """Every epoch or never: the same weights, bit for bit."""
     settings = {"model.width": 2, "attack.steps": 2, "attack.init": "uniform", "data.limit": 200}

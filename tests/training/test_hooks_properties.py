@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from methods import both, run, same
 from torch import Tensor, nn
 
 from advkit import Budget, Budgets, Order, Passes, Plugin, PluginOptions, Step, hookimpl
@@ -21,7 +22,6 @@ from advkit_plugins.awp import Awp
 from advkit_plugins.cat_eps import next_eps
 from advkit_plugins.cat_margin import margin
 from advkit_plugins.dirichlet_ls import smooth
-from advkit_plugins.mart import Mart
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -38,13 +38,6 @@ def step_of(net: nn.Module, plugins: Iterable[Any] = (), *, lr: float = 0.1, **a
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Bit for bit; NaN equals itself."""
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name].nan_to_num(nan=7e7), other[name].nan_to_num(nan=7e7)) for name in one
-    )
 
 
 class Given(Plugin):
@@ -626,27 +619,6 @@ def test_company_does_not_change_anybodys_draws(tiny_net: Net, tiny_batch: Batch
     assert not torch.equal(reseeded_start, start)
 
 
-def trained(
-    tiny_net: Net,
-    tiny_batch: BatchOf,
-    plugins: Iterable[Any],
-    *,
-    epochs: Iterable[int] = (0, 1),
-    eps: float = 0.1,
-    dropout: float = 0.3,
-    dtype: torch.dtype = torch.float32,
-    **arguments: Any,
-) -> dict[str, Tensor]:
-    """Everything the model holds after some steps, with batch statistics and dropout."""
-    net = tiny_net(True, dropout=dropout, dtype=dtype)
-    arguments["settings"] = {"attack.mode": "train", "attack.steps": 3} | arguments.get("settings", {})
-    step = step_of(net, plugins, eps=eps, **arguments)
-    for epoch in epochs:
-        for seed in range(2):
-            step(*tiny_batch(seed=seed, dtype=dtype), epoch=epoch)
-    return copies(net.state_dict())
-
-
 class Idle(Plugin):
     """Runs the model for nothing: a gradient that is dropped, a shift of nothing, a term of zero."""
 
@@ -665,168 +637,9 @@ class Idle(Plugin):
         return 0 * (clean_logits + adv_logits_base).sum(1)
 
 
-class Boosted(Plugin):
-    """MART without its second term, written again."""
-
-    name = "boosted"
-    prefers = Mart.prefers
-
-    @hookimpl
-    def base_loss(self, batch, adv_logits):
-        p = adv_logits.softmax(1)
-        rival = p.masked_fill(F.one_hot(batch.y, p.shape[1]).bool(), 0).amax(1)
-        return F.cross_entropy(adv_logits, batch.y, reduction="none") - (1.0001 - rival + 1e-12).log()
-
-
-class NoBudget(Plugin):
-    """Radius 0 for each sample."""
-
-    name = "no-budget"
-
-    @hookimpl
-    def perturbation_budget(self, batch):
-        zeros = batch.x.new_zeros(len(batch.x))
-        return Budget(attack=zeros, label=zeros)
-
-
-BOTH = ("weight_perturbation", "instance_weight:lsiw")
-CAT = ["cat-eps", "cat-margin", "dirichlet-ls", "lsiw"]
-"""CAT as printed, and ISEAT."""
-
-# Only one forward moves the statistics, as without the plugin; dropout has masks of its own for each forward.
-ON_CLEAN = {"settings": {"attack.mode": "eval", "update.batch_norm": "clean_logits"}, "dropout": 0.0}
-UNATTACKED = {"settings": {"attack.mode": "eval", "attack.steps": 0}, "dropout": 0.0}
-ON_ADVERSARIAL = {"settings": {"attack.mode": "eval", "update.batch_norm": "adv_logits"}}
-
-
-def options(name: str, **values: Any) -> dict[str, Any]:
-    return {"plugins": [name], "options": {name: values}}
-
-
-def ramped(names: list[Any], **values: Any) -> dict[str, Any]:
-    return {"plugins": [*names, "eps-ramp"], "options": {"eps-ramp": {"epochs": 2} | values}}
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ({"plugins": [Idle]}, {"plugins": []}),
-        (options("awp", gamma=0.0), {"plugins": []}),
-        (options("lsiw", lam=0.0) | {"no_companion": BOTH}, {"plugins": []}),
-        (options("dirichlet-ls", c=0.0), {"plugins": []}),
-        (options("lsiw", lam=0.0), options("awp", gamma=0.007, loss="adv_ce")),
-        (options("lsiw", lam=[[0, 0.0], [2, 0.1]]), options("lsiw", lam=0.0)),  # two epochs are run
-        ({"plugins": ["lsiw"]}, {"plugins": ["av-rank", "awp", "lsiw"]}),
-        ({"plugins": ["lsiw"]}, {"plugins": ["lsiw", "awp", "av-rank"]}),
-        (
-            {"plugins": ["lsiw"], "options": {"av-rank": {"scheme": "uniform"}}},
-            {"plugins": ["lsiw"], "no_companion": BOTH[1:]},
-        ),
-        ({"plugins": ["cat-eps", "dirichlet-ls", "lsiw"]}, {"plugins": ["lsiw", "dirichlet-ls", "cat-eps"]}),
-        *(
-            (ramped(names), ramped([]) | {"plugins": ["eps-ramp", *names[::-1]]})
-            for names in (["trades"], ["mart"], ["cat-margin"], ["trades", "awp"], ["mart", Awp], CAT)
-        ),
-        # beta 0: standard training. With AWP, AWP on clean images.
-        (options("trades", beta=0.0) | ON_CLEAN, {"plugins": []} | UNATTACKED),
-        (options("trades", beta=[[0, 0.0], [2, 6.0]]) | ON_CLEAN, {"plugins": []} | UNATTACKED),
-        (options("trades", beta=0.0) | {"plugins": ["trades", "awp"]} | ON_CLEAN, {"plugins": ["awp"]} | UNATTACKED),
-        # lambda 0: boosted cross-entropy, whatever would be detached.
-        *(
-            (
-                options("mart", lam=0.0, detach_target=detached) | {"plugins": ["mart", *others]} | ON_ADVERSARIAL,
-                {"plugins": [Boosted, *others]} | ON_ADVERSARIAL,
-            )
-            for detached in (False, True)
-            for others in ([], ["awp"])
-        ),
-        # Both hinges are the margin itself while it is within kappa; a weight of 0 leaves the cross-entropy.
-        *(
-            tuple(
-                options("cat-margin", kappa=1e6, inner=inner) | {"plugins": names} for inner in ("literal", "mirrored")
-            )
-            for names in (["cat-margin"], CAT)
-        ),
-        *(
-            (options("cat-margin", weight=weight) | {"plugins": [NoBudget, "cat-margin"]}, {"plugins": [NoBudget]})
-            for weight in ("eps", "eps-sum")
-        ),
-        # A ramp attacks with radius 0 in its first epoch, and is not there from its end on.
-        *(
-            (ramped(names, step_size=scaled) | {"epochs": [0]}, {"plugins": names, "eps": 0.0, "epochs": [0]})
-            for names in ([], ["trades"], ["mart"], ["cat-margin"], ["lsiw"])
-            for scaled in (False, True)
-        ),
-        *(
-            (ramped(names, step_size=True) | {"epochs": [2, 3]}, {"plugins": names, "epochs": [2, 3]})
-            for names in ([], ["trades", "awp"], ["mart", "awp"], CAT)
-        ),
-    ],
-)
-def test_neutral_options_and_order_leave_the_bits(
-    tiny_net: Net, tiny_batch: BatchOf, one: dict[str, Any], other: dict[str, Any]
-) -> None:
-    assert same(trained(tiny_net, tiny_batch, **one), trained(tiny_net, tiny_batch, **other))
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        *(
-            (one, {"plugins": base})
-            for base in ([], ["lsiw"])
-            for one in (
-                options("awp", gamma=1e-3),
-                options("lsiw", lam=1e-3),
-                options("dirichlet-ls", c=1.0),
-                options("cat-eps"),
-                {"plugins": ["lsiw", "awp", "av-rank"], "options": {"av-rank": {"scheme": "top-k"}}},
-            )
-        ),
-        (options("trades", beta=1e-3), options("trades", beta=0.0)),
-        (options("mart", lam=1e-3), options("mart", lam=0.0)),
-        (options("mart", detach_target=True), options("mart")),
-        (options("cat-margin", kappa=1e-2), options("cat-margin", kappa=1e6)),
-        (options("cat-margin", kappa=1e-2), options("cat-margin", kappa=1e-2, inner="mirrored")),
-        (options("cat-margin", weight="eps"), options("cat-margin", weight="eps-sum")),
-        ({"plugins": [NoBudget, "cat-margin"]}, {"plugins": [NoBudget]}),
-        (ramped([]), {"plugins": []}),
-        (ramped([]), ramped([], step_size=True)),
-        ({"plugins": [], "epochs": [0, 1]}, {"plugins": [], "epochs": [2, 3]}),
-    ],
-)
-def test_other_options_do_change_the_bits(
-    tiny_net: Net, tiny_batch: BatchOf, one: dict[str, Any], other: dict[str, Any]
-) -> None:
-    """The control to the test above."""
-    assert not same(trained(tiny_net, tiny_batch, **one), trained(tiny_net, tiny_batch, **other))
-
-
-@pytest.mark.parametrize(("name", "coefficient"), [("trades", "beta"), ("mart", "lam")])
-def test_a_coefficient_of_0_changes_no_policy_of_statistics(
-    tiny_net: Net, tiny_batch: BatchOf, name: str, coefficient: str
-) -> None:
-    """Both forwards move them, whatever the coefficient."""
-
-    def mean(value: float, **settings: Any) -> Tensor:
-        given = options(name, **{coefficient: value}) | {"settings": settings}
-        return trained(tiny_net, tiny_batch, **given, lr=0.0)["1.running_mean"]
-
-    assert torch.equal(mean(0.0), mean(1.0))
-    assert not torch.equal(mean(0.0), mean(0.0, **{"update.batch_norm": "adv_logits"}))
-
-
-@pytest.mark.parametrize(("name", "base"), [("trades", []), ("mart", [Boosted])])
-def test_at_radius_0_a_divergence_is_0(tiny_net: Net, tiny_batch: BatchOf, name: str, base: list[Any]) -> None:
-    """Up to rounding, and to the 1e-12 inside MART's logarithm: gradients cancel, bits do not."""
-
-    exact: dict[str, Any] = {"dropout": 0.0, "dtype": torch.float64, "lr": 0.01} | ON_ADVERSARIAL
-
-    def apart(eps: float) -> float:
-        one, other = (trained(tiny_net, tiny_batch, plugins, eps=eps, **exact) for plugins in ([name], base))
-        return max((one[key] - other[key]).abs().max().item() for key in one)
-
-    assert apart(0.0) < 1e-10 and apart(0.1) > 1e-4
+def test_work_for_nothing_leaves_the_bits() -> None:
+    """What the installed plugins leave alone is in test_methods.py."""
+    assert both(run(Idle), run())
 
 
 def test_a_saturated_hinge_changes_no_bit(tiny_net: Net, tiny_batch: BatchOf) -> None:

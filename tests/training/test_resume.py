@@ -37,6 +37,8 @@ from advkit.storage import checkpoint
 from advkit.training.loop import Silent, Trainer
 from advkit.training.step_report import Report
 
+pytestmark = pytest.mark.slow
+
 LINE = ["train", "--plugins", "cat-eps,dirichlet-ls,lsiw", "--limit", "300", "--batch-size", "32", "--epochs", "3"]
 LINE += ["--set=model.width=4", "--set=checkpoint.every_steps=3", "--set=run.threads=1", "--progress=none"]
 STEPS = 3 * 9

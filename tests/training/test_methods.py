@@ -1,0 +1,41 @@
+"""What holds for every installed plugin, found by its name; see `methods.py` for what each declares."""
+
+from __future__ import annotations
+
+import itertools
+
+import methods
+import pytest
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_switched_off_it_moves_no_bit(name: str) -> None:
+    method = methods.declared(name)
+    assert method.neutral, f"{name} has to say with which options a run is the run without it"
+    for one, other in method.neutral:
+        assert methods.both(one, other), (one, other)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_switched_on_it_does(name: str) -> None:
+    """The control to the test above."""
+    for one, other in methods.declared(name).changes:
+        assert not methods.both(one, other), (one, other)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_it_runs_alone_or_beside_whom_it_needs(name: str) -> None:
+    assert name in methods.alone(name)
+
+
+@pytest.mark.parametrize("chosen", methods.CROWDS, ids=",".join)
+def test_a_crowd_is_one_run_in_any_order(chosen: tuple[str, ...]) -> None:
+    assert methods.both(methods.run(*chosen), methods.run(*reversed(chosen)))
+    middle = len(chosen) // 2
+    assert methods.both(methods.run(*chosen), methods.run(*chosen[middle:], *chosen[:middle]))
+
+
+def test_the_crowds_hold_every_plugin_and_no_other_fits() -> None:
+    assert set(itertools.chain(*methods.CROWDS)) == {*methods.names()}
+    for chosen in methods.CROWDS:
+        assert all(methods.refusal((*chosen, other)) for other in methods.names() if other not in chosen)
