@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from advkit import DataError, Dataset
+from advkit.data.base import balanced, choice
+from advkit.evaluation.statistics import wilson
 
 CLASSES = ("a", "b", "c")
 
@@ -30,7 +32,7 @@ def test_what_is_taken_remembers_its_places() -> None:
 
 
 def test_nothing_taken_is_refused() -> None:
-    with pytest.raises(DataError, match="images are empty, .*; give at least one image"):
+    with pytest.raises(DataError, match=r"images are empty, .*; give at least one image"):
         whole().take(slice(0, 0))
 
 
@@ -61,3 +63,28 @@ def test_parts_of_another_type(part: str, value: Any, sentence: str) -> None:
     with pytest.raises(DataError) as refused:
         Dataset("own", classes=CLASSES, **parts)
     assert sentence in str(refused.value)
+
+
+def uneven() -> Dataset:
+    """180 of one class and 20 of another, in turn while the smaller lasts: the order of `balanced`."""
+    labels = balanced(torch.arange(200) // 180)
+    images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1)
+    return Dataset("uneven", images, (labels >= 180).long(), ("many", "few"))
+
+
+def test_a_choice_stands_for_the_whole_and_keeps_indices() -> None:
+    data = uneven()
+    assert data.labels[:40].float().mean() == 0.5
+    for count in (20, 40, 100):
+        part = data.sample(count)
+        low, high = wilson(int((part.labels == 0).sum()), count)
+        assert low <= 0.9 <= high
+        assert torch.equal(part.images.flatten().long(), part.index) and len(part.index.unique()) == count
+
+
+def test_a_smaller_choice_begins_a_larger_and_enough_is_all_as_it_is() -> None:
+    data = uneven()
+    assert torch.equal(data.sample(30).index, data.sample(100).index[:30])
+    assert torch.equal(data.sample(100).sample(30).index, data.sample(30).index)
+    assert data.sample(0) is data and data.sample(200) is data and data.sample(10**9) is data
+    assert choice(200, 200) == "all 200 images" and choice(3, 200) == "3 of 200 images, chosen at random, seed 0"

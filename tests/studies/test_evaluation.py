@@ -26,6 +26,7 @@ from advkit.cli.main import run as command
 from advkit.data.base import Dataset
 from advkit.evaluation.statistics import wilson
 from advkit.evaluation.verdicts import BATCH, Verdicts, summary
+from advkit.studies.subject import of_run
 from advkit.studies.verdict_store import Store
 
 ATTACKS = "clean,pgd-3,pgd-3x3,square"
@@ -59,7 +60,10 @@ def test_the_result_and_its_files_say_the_same(
     assert stored == {key: value for key, value in found.items() if key != "folder"}
     with open(folder / "verdicts.csv") as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["index"] for row in rows] == [str(i) for i in range(150)]
+    test = of_run(trained).splits.test
+    index = [int(row["index"]) for row in rows]
+    assert index == sorted(test.sample(150).index.tolist()) and found["images"].startswith("150 of ")
+    assert [int(row["label"]) for row in rows] == test.labels[index].tolist()
     for row in found["attacks"]:
         assert row["accuracy"] == sum(each[row["name"]] == "1" for each in rows) / 150
         assert row["interval"] == wilson(150 * row["accuracy"], 150)

@@ -10,14 +10,22 @@ from .types import Objective
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """-sum_k target_k log softmax(logits)_k: (B,) from (B, K) and rows on the simplex (B, K)."""
-    return -(target * F.log_softmax(logits, dim=1)).sum(dim=1)
+    """-sum_k target_k log softmax(logits)_k: (B,) from (B, K) and rows on the simplex (B, K).
+
+    A logit of -inf, a masked class, adds nothing where its target is 0: the limit, where the product is NaN.
+    """
+    log = F.log_softmax(logits, dim=1)
+    return -(target * log.masked_fill((target == 0) & (log == -torch.inf), 0)).sum(dim=1)
 
 
 def kl_divergence(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
-    """KL(p(x) || p(x')), both softmax of logits (B, K): (B,). Gradients flow through both."""
+    """KL(p(x) || p(x')), both softmax of logits (B, K): (B,). Gradients flow through both.
+
+    A class that p(x) gives 0 adds nothing, whatever its logits: the limit, where the product is NaN.
+    """
     log_clean, log_adv = F.log_softmax(clean_logits, dim=1), F.log_softmax(adv_logits, dim=1)
-    return (log_clean.exp() * (log_clean - log_adv)).sum(dim=1)
+    p, ratio = log_clean.exp(), log_clean - log_adv
+    return (p * ratio.masked_fill((p == 0) & ~ratio.isfinite(), 0)).sum(dim=1)
 
 
 def cross_entropy(y: Tensor) -> Objective:

@@ -18,7 +18,7 @@ from .run_options import Typed, run_options
 @click.option(
     "--attacks", default="clean,pgd-20,cw-20", show_default=True, metavar="A,B", help="clean, fgsm, pgd-K, cw-K."
 )
-@click.option("--n", "count", default="1000", show_default=True, metavar="N", help="The first N test images; 0: all.")
+@click.option("--n", "count", default="1000", show_default=True, metavar="N", help="N test images at random; 0: all.")
 @click.option("--out", metavar="DIR", required=True, help="Folder of all runs and the table; give it again to go on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typed: Any) -> None:

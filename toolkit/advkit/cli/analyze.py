@@ -48,7 +48,7 @@ def options(
             click.option(
                 "--split", default="train", show_default=True, type=splits, help="train: without held-out ones."
             ),
-            click.option("--n", "count", default=n, show_default=True, metavar="N", help="The first N images; 0: all."),
+            click.option("--n", "count", default=n, show_default=True, metavar="N", help="N images at random; 0: all."),
         ]
     if attacked:
         found += [

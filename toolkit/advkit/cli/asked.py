@@ -54,7 +54,7 @@ class Asked:
         if not len(known):
             raise OptionError(f"--split {self.split} has no images: this run held none out (validation.fraction).")
         if place is None:
-            return known[: count or None]
+            return self.dataset.take(known).sample(count).index.sort().values
         if not bool((known == place).any()):
             raise OptionError(
                 f"--index {place} is no image of --split {self.split}, which has {len(known)} images, from "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("audit")
 @click.argument("subject", metavar="RUN|WEIGHTS")
-@click.option("--n", "count", default="200", show_default=True, metavar="N", help="The first N images; 0: all.")
+@click.option("--n", "count", default="200", show_default=True, metavar="N", help="N images at random; 0: all.")
 @click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"]))
 @click.option("--eps", metavar="E", help="Perturbation budget; the run's by default.")
 @click.option("--transfer", metavar="RUN", help="Try examples made on this run's net as well.")
@@ -63,6 +63,7 @@ def command(subject: str, which: str, transfer: str | None, as_json: bool, **typ
 def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> dict[str, Any]:
     """The result, which is kept in the run's folder."""
 
+    from ..data.base import choice
     from ..evaluation.audit import RULES, audit
     from ..studies.transfer import parse_attack, refuse_itself
     from ..studies.verdict_store import versions
@@ -81,6 +82,7 @@ def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> 
         **subject.record,
         "split": asked.split,
         "n": n,
+        "images": choice(n, len(subject.images(asked.split))),
         "norm": subject.norm,
         "eps": eps,
         "seed": asked.seed,
@@ -117,7 +119,7 @@ def show(found: dict[str, Any]) -> None:
     where = f"checkpoint {found['checkpoint']}, " if found["checkpoint"] else ""
     console.print(
         Text(
-            f"{found['run']}  {where}{found['split']} split, n = {found['n']}, {found['norm']}, eps {found['eps']:.4g}"
+            f"{found['run']}  {where}{found['split']} split, {found['images']}, {found['norm']}, eps {found['eps']:.4g}"
         )
     )
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -115,7 +115,7 @@ def compared(results: list[dict[str, Any]], verdicts: list[dict[str, Verdicts]])
             lowest = gaps.pop(WORST, None)
             attacks = [{"name": name, **gap} for name, gap in gaps.items()]
             overfitting.append({"run": result["run"], "attacks": attacks, "worst_case": lowest})
-    head = {key: results[0][key] for key in ("split", "n", "norm", "eps", "seed", "versions")}
+    head = {key: results[0][key] for key in ("split", "n", "images", "norm", "eps", "seed", "versions")}
     return head | {"runs": rows, "best_minus_last": overfitting}
 
 
@@ -126,7 +126,7 @@ def _show(found: dict[str, Any]) -> None:
     from .display import stdout
 
     console = stdout()
-    console.print(Text(f"{found['split']} split, n = {found['n']}, {found['norm']}, eps {found['eps']:.4g}"))
+    console.print(Text(f"{found['split']} split, {found['images']}, {found['norm']}, eps {found['eps']:.4g}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
     heads = ("run", "checkpoint", "attack", "accuracy", "95 % interval", "minus the first run", "best minus last")
     for name in heads:

@@ -32,7 +32,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--step", default="eps/5", show_default=True, metavar="S", help="Step of PGD: eps/N or SHARE eps."
             ),
             click.option(
-                "--n", "count", default="1000", show_default=True, metavar="N", help="The first N images; 0: all."
+                "--n", "count", default="1000", show_default=True, metavar="N", help="N images at random; 0: all."
             ),
             click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"])),
             click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches."),
@@ -138,6 +138,7 @@ class Asked:
 
     def evaluate(self, subject: Subject, base: Path | None = None) -> tuple[dict[str, Any], dict[str, Verdicts]]:
         """The result, which is kept on disk too, and the verdicts by attack."""
+        from ..data.base import choice
         from ..evaluation.audit.brief import judged, measured
         from ..evaluation.verdicts import budgets, summary, verdicts
         from ..studies.transfer import refuse_itself
@@ -152,7 +153,8 @@ class Asked:
             raise OptionError(f"{subject.name} is judged in {norm}, whose eps is --eps; leave --eps-{norm} out.")
         radii = {norm: eps} | self.by_norm
         budgets(self.attacks, radii, norm, 1)  # refused before anything is written
-        dataset, known = subject.images(self.split, self.count), identity(subject, self.split, eps, self.seed)
+        dataset = subject.images(self.split, self.count)
+        known = identity(subject, self.split, eps, self.seed, self.count)
         home = Path(subject.name) / "evaluations" if Path(subject.name).is_dir() else Path("runs/evaluations")
         folder = folder_of(base or home, subject, known)
         again = "the same command again, without --fresh," if self.fresh else "the same command again"
@@ -169,6 +171,7 @@ class Asked:
                 **subject.record,
                 "split": self.split,
                 "n": len(dataset),
+                "images": choice(len(dataset), len(subject.images(self.split))),
                 "norm": norm,
                 "eps": eps,
                 "seed": self.seed,
@@ -199,7 +202,7 @@ def show(found: dict[str, Any]) -> None:
 
     console = stdout()
     where = f"checkpoint {found['checkpoint']} (epoch {found['epoch'] + 1}), " if found["checkpoint"] else ""
-    console.print(Text(f"{found['run']}  {where}{found['split']} split, n = {found['n']}, {found['norm']}"))
+    console.print(Text(f"{found['run']}  {where}{found['split']} split, {found['images']}, {found['norm']}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (
         ("attack", "left"),

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, OptionError, did_you_mean
+from ..rng import Draws, derive_key
 from .transforms import TRANSFORMS
+
+CHOICE = 0
+"""The seed that images are chosen by, whatever else is seeded: every net is judged on the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,17 @@ class Dataset:
         """The images at `rows`, positions (n,) int64 or a slice; their `index` still tells their places."""
         return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows])
 
+    def sample(self, count: int) -> Dataset:
+        """`count` images chosen at random without replacement, in random order; all of them as they are for 0.
+
+        Every image is as likely as another, so shares and intervals speak of the whole set; its own order, one of each
+        class in turn, would make them of another. A smaller choice is the beginning of a larger one.
+        """
+        if not 0 < count < len(self):
+            return self
+        turn = Draws(derive_key(CHOICE, "core", "choice of images"), self.index).bits(1).squeeze(1)
+        return self.take(turn.argsort(stable=True)[:count])
+
     def fingerprint(self) -> str:
         """SHA-256 of shape, classes, images and labels, in hex. Neither name nor `index` enters."""
         return self._sha256
@@ -100,6 +115,11 @@ class Dataset:
             means.append(total / (255 * n))
             deviations.append(max(sqrt(n * squares - total * total) / n, 1.0) / 255)
         return tuple(means), tuple(deviations)
+
+
+def choice(n: int, whole: int) -> str:
+    """What `n` images of a set of `whole` are, for tables: "200 of 360 images, chosen at random, seed 0"."""
+    return f"all {n} images" if n == whole else f"{n} of {whole} images, chosen at random, seed {CHOICE}"
 
 
 def _described(values: object) -> str:

@@ -15,7 +15,7 @@ from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import OptionError
-from ..modules import frozen, mode, own_generator, placement
+from ..modules import judged, placement
 from ..registry import code
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, refuse_outside
@@ -86,7 +86,7 @@ def verdicts(
     radii = budgets(attacks, eps, norm, len(dataset))
     rows = range(0, len(dataset), BATCH)
     found: dict[str, Verdicts] = {}
-    with mode(model, training=False), frozen(model), own_generator(placement(model)[0]) as reseed:
+    with judged(model) as reseed:
         for first in rows:
             chunk = _Chunk(model, dataset, first, seed, reseed)
             for attack in attacks:

@@ -104,13 +104,13 @@ def measure(
 ) -> dict[str, Any]:
     """Train the run in `path`, or go on with it, and evaluate its best checkpoint; what is there already is kept.
 
-    Returns {"attacks", "n", "verdicts": {attack: "110..."}, "suspect"}, on the first `count` test images (0: all).
+    Returns {"attacks", "n", "verdicts": {attack: "110..."}, "suspect"}, on `count` test images at random (0: all).
     """
     resolved, store = on_this_machine(resolved), path / "ablation.json"
     fresh = not (path / "run.toml").is_file()
     if not fresh:
         refuse_difference(resolve_folder(RunFolder.open(path)), resolved)
-    test = splits.test.take(slice(count or None))
+    test = splits.test.sample(count)
     asked = {"attacks": [attack.name for attack in attacks], "n": len(test), "data": test.fingerprint()}
     if (kept := _stored(store)) and asked.items() <= kept.items():
         return kept

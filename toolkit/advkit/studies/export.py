@@ -71,7 +71,7 @@ def export(subject: Subject, out: Path) -> dict[str, Any]:
         "norm": subject.norm,
         "eps": subject.eps,
     }
-    images = subject.images("test", EXAMPLES).images
+    images = subject.images("test").images[:EXAMPLES]
     with mode(model, training=False), torch.no_grad():
         x = to_float(images, placement(model)[1]).contiguous()
         example = {"images": x, "logits": model(x).contiguous()}

@@ -38,9 +38,9 @@ class Subject:
         return self.resolved.attack.eps
 
     def images(self, split: str, count: int = 0) -> Dataset:
-        """The first `count` images of "test" or "train"; 0: all."""
+        """`count` images of "test" or "train", chosen at random; 0: all, in order."""
         full = self.splits.test if split == "test" else self.splits.train
-        return full.take(slice(count or None))
+        return full.sample(count)
 
     def identity(self) -> dict[str, Any]:
         """What tells this net from others: two architectures may share names and shapes of all their weights."""

@@ -24,7 +24,7 @@ from typing import Any, Self
 import torch
 
 from .. import __version__
-from ..data.base import Dataset
+from ..data.base import CHOICE, Dataset
 from ..errors import AdvkitError, OptionError
 from ..evaluation.statistics import bits
 from ..evaluation.verdicts import BATCH, Verdicts
@@ -45,14 +45,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def identity(subject: Subject, split: str, eps: float, seed: int) -> dict[str, Any]:
-    """What verdicts belong to. The number of images and the attacks do not enter: their verdicts are kept apart.
+def identity(subject: Subject, split: str, eps: float, seed: int, count: int = 0) -> dict[str, Any]:
+    """What verdicts belong to. The attacks do not enter, nor does how many images were chosen: theirs are kept apart.
 
     `eps` is that of the subject's norm; attacks in another norm have theirs among their own settings.
     """
+    whole = subject.images(split)
     return {
         **subject.identity(),
-        "data": subject.images(split).fingerprint(),
+        "data": whole.fingerprint(),
+        "images": f"chosen at random, seed {CHOICE}" if 0 < count < len(whole) else "all",
         "split": split,
         "norm": subject.norm,
         "eps": eps,
@@ -153,8 +155,8 @@ class Store:
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["index", "label", *(row["column"] for row in result["attacks"])])
         columns = [each.robust.int().tolist() for each in found]
-        for index, label in enumerate(dataset.labels.tolist()):
-            writer.writerow([index, label, *(column[index] for column in columns)])
+        rows = zip(dataset.index.tolist(), dataset.labels.tolist(), *columns, strict=True)
+        writer.writerows(sorted(rows))
         checkpoint.write_atomic(home / "verdicts.csv", table.getvalue().encode())
         checkpoint.write_atomic(home / "evaluation.json", _json(result))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...ascent import NORMS, Ball, pgd
 from ...data.base import Dataset
 from ...data.transforms import to_float
-from ...modules import frozen, mode, own_generator, placement
+from ...modules import judged, placement
 from ...rng import derive_seed
 from ..attacks.base import EvaluationAttack, Victim
 from ..attacks.gradient import OBJECTIVES
@@ -175,7 +175,7 @@ def bench(
     model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int, steps: int = STEPS
 ) -> Iterator[Bench]:
     """A bench for the scope, whose PGD has `steps` steps. Modes and global generators come back as they were."""
-    with mode(model, training=False), frozen(model), own_generator(placement(model)[0]) as reseed:
+    with judged(model) as reseed:
         yield Bench(model, dataset, eps=eps, norm=norm, seed=seed, steps=steps, reseed=reseed)
 
 

@@ -45,7 +45,7 @@ def short(
 
 def measured(model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int) -> dict[str, Figure]:
     """What the short form asks the net itself, by check."""
-    few = dataset.take(slice(IMAGES))
+    few = dataset.sample(IMAGES)
     with bench(model, few, eps=eps, norm=norm, seed=seed, steps=STEPS) as table:
         return {name: of(table) if len(table.x) else figures.NONE_RIGHT for name, of in _MEASURED.items()}
 

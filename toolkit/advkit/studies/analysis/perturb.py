@@ -16,7 +16,7 @@ from ...ascent import NORMS, per_sample, pgd
 from ...data.base import Dataset
 from ...data.transforms import to_float
 from ...errors import NonFinite, OptionError
-from ...modules import checked_logits, frozen, mode, own_generator, placement
+from ...modules import checked_logits, judged, placement
 from ...rng import derive_seed
 
 BATCH = 250
@@ -100,7 +100,7 @@ def still(model: nn.Module) -> Iterator[Forward]:
 
     Nothing of it is changed afterwards.
     """
-    with mode(model, training=False), frozen(model), own_generator(device_of(model)) as seed:
+    with judged(model) as seed:
         seed(derive_seed(0, "core", "analysis"))
         yield lambda x: checked_logits(model(x), len(x))
 

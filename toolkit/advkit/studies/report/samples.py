@@ -16,7 +16,7 @@ from ...data.base import Splits
 from ...data.transforms import to_float
 from ...errors import CheckpointError, DataError, NonFinite
 from ...losses import cross_entropy
-from ...modules import checked_logits, frozen, mode, own_generator
+from ...modules import checked_logits, judged
 from ...rng import derive_seed
 from ...storage.weights import put_weights
 from ...training.launch import build_model
@@ -67,7 +67,7 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
     if test.shape[0] not in (1, 3):
         raise DataError(f"Images of {test.shape[0]} channels can not be shown; only grey and colour can.")
     x, y = to_float(test.images[:count]), test.labels[:count]
-    with mode(model, training=False), frozen(model), own_generator(torch.device("cpu")) as seed:
+    with judged(model) as seed:
         seed(derive_seed(0, "core", "report"))  # for a model that draws in eval mode
         radius = torch.full((len(x),), float(eps))
         result = pgd(
