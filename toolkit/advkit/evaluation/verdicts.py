@@ -15,7 +15,8 @@ from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import OptionError
-from ..modules import judged, placement
+from ..judging import judged
+from ..modules import placement
 from ..registry import code
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, refuse_outside

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import OptionError
-from ..modules import checked_logits
+from ..judging import checked_logits
 from .ledger import Ledger
 
 

@@ -15,8 +15,9 @@ from ..compose.stage import Answer, Stage
 from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve
 from ..errors import HookConflict, HookContract, NonFinite, OptionError, ResumeMismatch
+from ..judging import checked_logits
 from ..losses import soft_cross_entropy
-from ..modules import checked_logits, frozen, mode, own_generator
+from ..modules import frozen, mode, own_generator
 from ..plugin import CORE, Plugin
 from ..rng import Draws, derive_key, derive_seed
 from ..run import Run, RunState

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import HookContract, OptionError
-from ...modules import checked_logits
+from ...judging import checked_logits
 from ...rng import Draws, derive_key
 
 SLACK = 1e-5

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ...ascent import NORMS, Ball, pgd
 from ...data.base import Dataset
 from ...data.transforms import to_float
-from ...modules import judged, placement
+from ...judging import judged
+from ...modules import placement
 from ...rng import derive_seed
 from ..attacks.base import EvaluationAttack, Victim
 from ..attacks.gradient import OBJECTIVES

@@ -16,7 +16,8 @@ from ...ascent import NORMS, per_sample, pgd
 from ...data.base import Dataset
 from ...data.transforms import to_float
 from ...errors import NonFinite, OptionError
-from ...modules import checked_logits, judged, placement
+from ...judging import checked_logits, judged
+from ...modules import placement
 from ...rng import derive_seed
 
 BATCH = 250

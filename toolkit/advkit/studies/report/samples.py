@@ -15,8 +15,8 @@ from ...ascent import NORMS, pgd
 from ...data.base import Splits
 from ...data.transforms import to_float
 from ...errors import CheckpointError, DataError, NonFinite
+from ...judging import checked_logits, judged
 from ...losses import cross_entropy
-from ...modules import checked_logits, judged
 from ...rng import derive_seed
 from ...storage.weights import put_weights
 from ...training.launch import build_model

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from advkit import NonFinite, OptionError
-from advkit.modules import checked_logits, judged
+from advkit.judging import checked_logits, judged
 
 
 def net() -> nn.Sequential:
