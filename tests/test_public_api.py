@@ -29,7 +29,6 @@ READING_LINES, READING_STATEMENTS = 2700, 1950
 """Limits of the reading set: lines of its files, and those of them that are neither blank, comment nor docstring."""
 
 LONG = {
-    "storage/checkpoint.py": "one guarantee, crash safety, from the temporary name to the verified load",
     "training/loop.py": "a run from the first batch to the last checkpoint, in reading order",
     "training/step.py": "one step, in reading order",
 }

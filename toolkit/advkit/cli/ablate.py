@@ -33,7 +33,7 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
     import json
 
     from ..errors import Stopped
-    from ..storage import checkpoint
+    from ..storage import files
     from ..studies import ablation
     from ..studies.transfer import parse_attacks
     from ..training.launch import data_of
@@ -57,8 +57,8 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
             rows = ablation.run(arms, data_of(some), folder, chosen, wanted, lambda: Quiet(signals), tell)
         except Stopped as stopped:
             raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
-    checkpoint.write_atomic(folder / "table.json", (json.dumps(rows, indent=1) + "\n").encode())
-    checkpoint.write_atomic(folder / "table.md", ablation.markdown(rows).encode())
+    files.write_atomic(folder / "table.json", (json.dumps(rows, indent=1) + "\n").encode())
+    files.write_atomic(folder / "table.md", ablation.markdown(rows).encode())
     if as_json:
         from .main import print_json
 

@@ -97,7 +97,7 @@ def _keep(found: dict[str, Any]) -> None:
     """RUN/audit.json, after everything has been shown: what was measured is not lost to a folder that is read-only."""
     import json
 
-    from ..storage.checkpoint import write_atomic
+    from ..storage.files import write_atomic
     from .display import say
 
     if not Path(found["run"]).is_dir():

@@ -26,7 +26,7 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool) -> Non
     first. What has not been made yet is named with the command that makes it.
     """
     begin = time.perf_counter()
-    from ..storage import checkpoint
+    from ..storage import files
     from ..studies.report import build
 
     path = Path(out)
@@ -37,7 +37,7 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool) -> Non
     page = build(runs, samples)
     content = page.html.encode("utf-8")
     try:
-        checkpoint.write_atomic(path, content)
+        files.write_atomic(path, content)
     except CheckpointError as error:
         reason = getattr(error.__cause__, "strerror", None) or "the disk refuses"
         raise OptionError(f"--out {out} can not be written ({reason}); name another file.") from None

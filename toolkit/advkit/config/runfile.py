@@ -104,12 +104,22 @@ def dump(resolved: Resolved) -> str:
 
 def difference(stored: str, now: str) -> list[str]:
     """What two dumps disagree on: ["run.epochs: 3 in the run, 4 now"]."""
-    before, after = _flat(tomllib.loads(stored)), _flat(tomllib.loads(now))
+    try:
+        before, after = _flat(tomllib.loads(stored)), _flat(tomllib.loads(now))
+    except ValueError:
+        return ["what is stored is no run file"]
     return [
         f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and not (key not in before and _is_default(key, after[key]))
     ]
+
+
+def _is_default(key: str, value: object) -> bool:
+    """Whether a setting that an earlier advkit did not know is as if it were not there."""
+    section, _, field = key.partition(".")
+    known = SECTIONS[section].model_fields.get(field) if section in SECTIONS else None
+    return known is not None and known.default == value
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -40,20 +40,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels, count = self.images, self.labels, len(self.classes)
-        if (
-            not isinstance(images, Tensor)
-            or images.dtype != torch.uint8
-            or images.ndim != 4
-            or images.device.type != "cpu"
-        ):
+        if not _is(images, torch.uint8) or images.ndim != 4:
             self._refuse(f"images are {_described(images)}; give a uint8 tensor (N, C, H, W) on the CPU")
         if channels_last(images.shape):
             self._refuse(f"images are {_described(images)}, channels last; give images.permute(0, 3, 1, 2)")
         if self.index is None:
             object.__setattr__(self, "index", torch.arange(len(images)))
         for name, values in (("labels", labels), ("index", self.index)):
-            flat = isinstance(values, Tensor) and values.shape == images.shape[:1] and values.device.type == "cpu"
-            if not flat or values.dtype != torch.int64:
+            if not _is(values, torch.int64) or values.shape != images.shape[:1]:
                 self._refuse(f"{name} are {_described(values)}; give an int64 tensor ({len(images)},) on the CPU")
         if images.numel() == 0:
             self._refuse(f"images are empty, {tuple(images.shape)}; give at least one image")
@@ -120,6 +114,10 @@ class Dataset:
 def choice(n: int, whole: int) -> str:
     """What `n` images of a set of `whole` are, for tables: "200 of 360 images, chosen at random, seed 0"."""
     return f"all {n} images" if n == whole else f"{n} of {whole} images, chosen at random, seed {CHOICE}"
+
+
+def _is(values: object, dtype: torch.dtype) -> bool:
+    return isinstance(values, Tensor) and values.dtype == dtype and values.device.type == "cpu"
 
 
 def _described(values: object) -> str:

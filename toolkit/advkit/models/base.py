@@ -66,3 +66,7 @@ class ModelBuilder(ABC):
 
         Weights are drawn by torch's default initialisation; the caller seeds it, inside `fork_rng`.
         """
+
+    def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of published files under this model's names; as it is where nothing is known of others."""
+        return weights

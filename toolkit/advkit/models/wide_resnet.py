@@ -9,12 +9,17 @@ The two are different functions with equally many parameters, and they start dif
 
 TRADES' code also holds a second first stage, which its forward never calls; `dead_block` adds it, to count or to
 load such weights.
+
+Files of weights under the names of those codes are taken (`published`). Their nets take images in [0, 1] without
+normalisation, and so does the net they are loaded into; codes that normalise outside the net (AWP, Rice) share the
+names, and their weights need the normalisation added to the file, as 0.mean and 0.std.
 """
 
 from __future__ import annotations
 
 from typing import Literal, final
 
+import torch
 from pydantic import field_validator
 from torch import Tensor, nn
 
@@ -87,6 +92,32 @@ def _start_as_trades(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def published(weights: dict[str, Tensor], depth: int, dead_block: bool) -> dict[str, Tensor]:
+    """Weights under the names of TRADES' code, such as block1.layer.0.convShortcut.weight, under those of this file."""
+    if not {"conv1.weight", "fc.weight"} <= weights.keys():
+        return weights
+    blocks = (depth - 4) // 6
+    dead = 2 + blocks
+    second = dead + dead_block
+    norm = second + 2 * blocks
+    first = {"block1": 2, "block2": second, "block3": second + blocks}
+    own = {}
+    for name, value in weights.items():
+        head, _, rest = name.replace("convShortcut", "shortcut").partition(".")
+        number, _, inner = rest.removeprefix("layer.").partition(".")
+        if head in first and number.isdecimal():
+            own[f"{first[head] + int(number)}.{inner}"] = value
+        elif head == "sub_block1":
+            if dead_block:  # else nobody misses it
+                own[f"{dead}.{number}.{inner}"] = value
+        else:
+            own[{"conv1": f"1.{rest}", "bn1": f"{norm}.{rest}", "fc": f"{norm + 4}.{rest}"}.get(head, name)] = value
+    channels = weights["conv1.weight"].shape[1]
+    own.setdefault("0.mean", torch.zeros(1, channels, 1, 1))
+    own.setdefault("0.std", torch.ones(1, channels, 1, 1))
+    return own
+
+
 class WideOptions(ModelBuilder.Options):
     """What every wide net may be told."""
 
@@ -117,6 +148,9 @@ class WideResNet(ModelBuilder):
         chosen = self.options
         return wide_resnet(spec, chosen.depth, chosen.width, chosen.variant, chosen.dead_block)
 
+    def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return published(weights, self.options.depth, self.options.dead_block)
+
 
 @final
 class WideResNet2810(ModelBuilder):
@@ -128,6 +162,9 @@ class WideResNet2810(ModelBuilder):
 
     def build(self, spec: DataSpec) -> nn.Module:
         return wide_resnet(spec, 28, 10, self.options.variant, self.options.dead_block)
+
+    def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return published(weights, 28, self.options.dead_block)
 
 
 @final
@@ -143,3 +180,6 @@ class WideResNet3410(ModelBuilder):
 
     def build(self, spec: DataSpec) -> nn.Module:
         return wide_resnet(spec, 34, 10, self.options.variant, self.options.dead_block)
+
+    def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return published(weights, 34, self.options.dead_block)

@@ -1,40 +1,36 @@
 """Checkpoints that survive kills, full disks and bit rot: a flat dict of tensors and a JSON state.
 
     folder/step-00000400/{tensors.safetensors, state.json, manifest.json}
-    folder/last -> step-00000400
+    folder/names.json             {"last": "step-00000400", "best": "step-00000360"}
+    folder/last -> step-00000400  the same as links, where the file system has them
 
 A step is written under a hidden name, fsynced, then renamed: at every instant a `step-*` folder is complete.
 Neither safetensors nor JSON notices a flipped bit: manifest.json has sizes and SHA-256, and `load` parses
 only the very bytes it has hashed. No pickle. To resume: take the `RunLock`, `sweep`, then load `newest`.
-Failures raise CheckpointError; a second writer gets an OptionError. POSIX only.
+Failures raise CheckpointError.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import itertools
 import json
 import os
 import re
-import shutil
-import socket
-import stat
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError
+from . import files
 
 FORMAT = 1
-TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+TENSORS, STATE, MANIFEST, NAMES = "tensors.safetensors", "state.json", "manifest.json", "names.json"
 STATE_CAP, MANIFEST_CAP = 64 << 20, 64 << 10  # bytes, checked before a file is read
 _STEP = re.compile(r"step-[0-9]{8,}")
 
@@ -47,19 +43,20 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     same content it is kept; damaged or different, it is replaced.
     """
     final = folder / f"step-{step:08d}"
-    work = folder / _hidden("tmp", final.name)
+    work = folder / files.hidden("tmp", final.name)
+    files.refuse_link(folder)
     blobs = _blobs(final, tensors, state)
     blobs[MANIFEST] = _encode(_manifest(step, blobs))
-    with _using(final, work):
+    with files.using(final, work):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            _sync_folder(folder.parent)
+            files.sync_folder(folder.parent)
         if verified(final) and (final / MANIFEST).read_bytes() == blobs[MANIFEST]:
             return final
         work.mkdir()
         for name, blob in blobs.items():  # the manifest last
-            _write(work / name, blob)
-        _sync_folder(work)
+            files.write_new(work / name, blob)
+        files.sync_folder(work)
         _publish(work, final)
     return final
 
@@ -102,10 +99,11 @@ def verified(path: Path) -> bool:
 
 def steps(folder: Path) -> list[Path]:
     """Step folders, newest first; none if there is no `folder`."""
-    with _using(folder), suppress(FileNotFoundError):
-        names = [e.name for e in os.scandir(folder) if e.is_dir(follow_symlinks=False)]
-        found = sorted((n for n in names if _STEP.fullmatch(n)), key=lambda n: int(n[5:]), reverse=True)
-        return [folder / name for name in found]
+    with files.using(folder), suppress(FileNotFoundError):
+        names = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        return [
+            folder / name for name in sorted(filter(_STEP.fullmatch, names), key=lambda n: int(n[5:]), reverse=True)
+        ]
     return []
 
 
@@ -122,146 +120,98 @@ def newest(folder: Path, warn: Callable[[str], None] | None = None) -> Path | No
 
 
 def point(folder: Path, name: str, target: Path) -> None:
-    """Make folder/name a relative link to the step `target` of `folder`; readers see the old or new one."""
+    """Let `name` ("last", "best") be the step `target` of `folder`; readers see the old one or the new one.
+
+    The record is names.json. The link of that name, relative, is for people: some file systems have none.
+    """
     if target not in steps(folder):
         raise CheckpointError(f"{target} is not a step of {folder}: save it before {name!r} names it.")
-    work = folder / _hidden("tmp", name)
-    with _using(folder / name, work):
-        os.symlink(target.name, work)
-        os.replace(work, folder / name)
-        _sync_folder(folder)
+    files.refuse_link(folder)
+    try:
+        named = _recorded(folder)
+    except CheckpointError:
+        named = {}
+    files.write_atomic(folder / NAMES, _encode({**_linked(folder), **named, name: target.name}))
+    work = folder / files.hidden("tmp", name)
+    with suppress(OSError):
+        try:
+            os.symlink(target.name, work)
+            os.replace(work, folder / name)
+            files.sync_folder(folder)
+        finally:
+            files.delete(work)
 
 
 def resolve(folder: Path, name: str) -> Path:
-    """The step that the link `name` ("last", "best") names; a link out of `folder` is refused."""
-    with _using(folder / name):
-        target = folder / os.readlink(folder / name)
-    if Path(name).name != name or target not in steps(folder):
-        raise CheckpointError(f"{folder / name} does not name a step of {folder}; remove that link.")
-    return target
+    """The step called `name` ("last", "best"): by the record, or where there is none by the link.
+
+    Raises CheckpointError where neither names a step of `folder`.
+    """
+    link, linked, known = folder / name, _linked(folder), steps(folder)
+    stray = name in linked and folder / linked[name] not in known
+    if Path(name).name != name or _STEP.fullmatch(name) or stray:
+        raise CheckpointError(f"{link} does not name a step of {folder}; remove that link.")
+    try:
+        step = _recorded(folder).get(name) or linked.get(name)
+    except CheckpointError:
+        if name not in linked:
+            raise
+        step = linked[name]
+    if step is None and link.is_dir():  # a copy of before there was a record, with links made folders
+        step = f"step-{_parse(link / MANIFEST, _read(link / MANIFEST, MANIFEST_CAP)).get('step'):08}"
+    if step is None:
+        raise CheckpointError(f"{folder} has no checkpoint {name!r}.")
+    if folder / step not in known:
+        raise CheckpointError(f"{folder}: {name!r} is {step}, which is lost; restore it, or read another checkpoint.")
+    return folder / step
+
+
+def named(folder: Path, name: str) -> bool:
+    """Whether anything says which step is called `name`, be it lost or damaged."""
+    try:
+        return name in _recorded(folder) or os.path.lexists(folder / name)
+    except CheckpointError:
+        return True
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """{name: step} of names.json; {} where there is none. Raises CheckpointError where it is damaged."""
+    if not os.path.lexists(folder / NAMES):
+        return {}
+    named = _parse(folder / NAMES, _read(folder / NAMES, MANIFEST_CAP))
+    if not all(isinstance(step, str) and _STEP.fullmatch(step) for step in named.values()):
+        raise _damaged(folder / NAMES, "is damaged")
+    return named
+
+
+def _linked(folder: Path) -> dict[str, str]:
+    """{name: step} of the links."""
+    with suppress(OSError):
+        return {
+            entry.name: os.readlink(entry)
+            for entry in os.scandir(folder)
+            if entry.is_symlink() and not entry.name.startswith((".", "step-"))
+        }
+    return {}
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove what is older than the newest `keep` (>= 1) steps that verify, except what a link there names.
+    """Remove what is older than the newest `keep` (>= 1) steps that verify, except what has a name.
 
     Damaged steps do not count, so the last good one stays. A delete that fails is left to a later `sweep`.
     """
     good = 0
     with suppress(OSError, CheckpointError):
-        linked = {os.readlink(entry) for entry in os.scandir(folder) if entry.is_symlink()}
+        files.refuse_link(folder)
+        named = {*_recorded(folder).values(), *(Path(step).name for step in _linked(folder).values())}
         for path in steps(folder):
             if good < max(keep, 1):
                 good += verified(path)
-            elif path.name not in linked:
-                trash = folder / _hidden("trash", path.name)  # half a step must not look like a damaged one
+            elif path.name not in named:
+                trash = folder / files.hidden("trash", path.name)  # half a step must not look like a damaged one
                 with suppress(OSError):
                     os.rename(path, trash)
-                _delete(trash)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what dead processes of this host left half-written or half-deleted; never raises.
-
-    Leftovers of live processes and of other hosts stay. A step whose replacement was cut short is put back.
-    """
-    with suppress(OSError):
-        for entry in list(os.scandir(folder)):
-            if not (found := _HIDDEN.fullmatch(entry.name)) or not _dead(found):
-                continue
-            step = folder / found["name"]
-            if found["kind"] == "old" and not os.path.lexists(step):
-                os.rename(entry, step)
-            _delete(Path(entry))
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write or replace a small file: after a kill or on a full disk it holds the old content or the new."""
-    work = path.parent / _hidden("tmp", path.name)
-    with _using(path, work):
-        _write(work, data)
-        os.replace(work, path)
-        _sync_folder(path.parent)
-
-
-class RunLock:
-    """`with RunLock(folder / "lock"):` one writer a folder; a second gets an OptionError naming the first.
-
-    The kernel holds the lock (flock) and drops it with the process: none is ever stale, and of simultaneous
-    starters exactly one wins. The file only says who it is. It stays behind: unlinking it would let a third
-    process lock a new file while a second waits at the old one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Self:
-        with _using(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab+", buffering=0, opener=_open)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._file.truncate(0)
-                self._file.write(_owner().encode())
-            except OSError as error:
-                with self._file:
-                    if not isinstance(error, BlockingIOError):
-                        raise
-                    raise OptionError(
-                        f"{self.path.parent} is in use by {_holder(self._file)}; wait for it or stop it."
-                    ) from error
-        # A forked data-loader worker shares the open file, and would keep the lock of a killed parent alive.
-        os.register_at_fork(after_in_child=self._file.close)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._file.closed:  # as it is in a forked child
-            with suppress(OSError), self._file:
-                self._file.truncate(0)
-
-
-def _holder(file: IO[bytes]) -> str:
-    for _ in range(50):  # the winner may be an instant from writing its name over that of a dead one
-        found = re.fullmatch(_OWNER, os.pread(file.fileno(), 1000, 0).decode(errors="replace"))
-        if found and not _dead(found):
-            break
-        time.sleep(0.02)
-    return f"process {found['pid']} on host {found['host']}" if found else "another process"
-
-
-# Temporary files and the lock name their process by host, pid and birth, since pids recur.
-_HOST = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname())
-_OWNER = r"(?P<host>[A-Za-z0-9._-]*)@(?P<pid>[0-9]{1,9})@(?P<birth>[0-9a-f.-]*)"
-_HIDDEN = re.compile(rf"\.(?P<kind>tmp|old|trash)-(?P<name>.+)@{_OWNER}@[0-9]+")
-_serial = itertools.count()
-
-
-def _owner() -> str:
-    return f"{_HOST}@{os.getpid()}@{_birth(os.getpid())}"
-
-
-def _hidden(kind: str, name: str) -> str:
-    """A fresh name for what is being written (tmp), replaced (old) or deleted (trash)."""
-    return f".{kind}-{name}@{_owner()}@{next(_serial)}"
-
-
-def _dead(owner: re.Match[str]) -> bool:
-    """Whether that was a process of this host and has ended; False if it can not be known."""
-    if owner["host"] != _HOST:
-        return False
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except OSError as error:
-        return error.errno == errno.ESRCH
-    return _birth(int(owner["pid"])) != owner["birth"]
-
-
-def _birth(pid: int) -> str:
-    """Boot id and clock ticks from boot to the start of a process; "" for a zombie, or without /proc."""
-    with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return "" if fields[0] in (b"Z", b"X") else f"{boot}.{fields[19].decode()}"
-    return ""
+                files.delete(trash)
 
 
 def _encode(value: Mapping[str, Any]) -> bytes:
@@ -299,41 +249,18 @@ def _blobs(final: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any])
         ) from error
 
 
-def _open(path: str, flags: int) -> int:
-    """Opener that neither hangs on a FIFO nor follows a link out of the folder."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
-
-
 def _read(file: Path, most: int) -> bytes:
-    with _using(file), open(file, "rb", opener=_open) as stream:
-        status = os.fstat(stream.fileno())
-        if stat.S_ISREG(status.st_mode) and status.st_size <= most:
-            return stream.read()
-    raise _damaged(file, f"is damaged (not a file of at most {most} bytes)")
-
-
-def _write(file: Path, data: bytes) -> None:
-    """A new file, on disk when this returns. Its mode follows the umask (safetensors' own writer: 0600)."""
-    with open(file, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such call
-            raise
-    finally:
-        os.close(fd)
+        return files.read(file, most)
+    except CheckpointError as error:
+        if getattr(error.__cause__, "errno", None) in (errno.EFBIG, errno.EINVAL):
+            raise _damaged(file, f"is damaged (not a file of at most {most} bytes)") from error
+        raise
 
 
 def _publish(work: Path, final: Path) -> None:
     """Rename `work` to `final`. What was there steps aside; after a kill in between, `sweep` puts it back."""
-    old = final.parent / _hidden("old", final.name)
+    old = final.parent / files.hidden("old", final.name)
     if os.path.lexists(final):
         os.rename(final, old)
     try:
@@ -343,30 +270,9 @@ def _publish(work: Path, final: Path) -> None:
             os.rename(old, final)
         raise
     try:
-        _sync_folder(final.parent)
+        files.sync_folder(final.parent)
     finally:
-        _delete(old)
-
-
-def _delete(path: Path) -> None:
-    """Remove a file, link or folder, if it is there and can be removed."""
-    with suppress(OSError):
-        path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
-
-
-@contextmanager
-def _using(path: Path, work: Path | None = None) -> Iterator[None]:
-    """One sentence for whatever the disk says about `path`; the temporary `work` is gone afterwards."""
-    try:
-        yield
-    except (OSError, MemoryError) as error:
-        why = error.strerror if isinstance(error, OSError) else "out of memory"
-        raise CheckpointError(
-            f"{path} can not be used ({why}); check path, permissions and free space; nothing else changed."
-        ) from error
-    finally:
-        if work is not None:
-            _delete(work)
+        files.delete(old)
 
 
 def _damaged(file: Path, why: str) -> CheckpointError:

@@ -5,23 +5,32 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import re
 import sys
+import zlib
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from .. import __version__, registry
+from .. import registry
 from ..config import runfile
 from ..config.resolve import Resolved
 from ..errors import CheckpointError, OptionError
-from . import checkpoint
+from . import checkpoint, files, machine, schema
+from .lock import RunLock
+
+METRICS_CAP, TABLE_CAP = 1 << 30, 1 << 20
+"""Bytes of metrics.jsonl and environment.json, judged before they are read."""
+
+
+class Mark(NamedTuple):
+    """How far metrics.jsonl had got: its bytes and their CRC-32."""
+
+    size: int = 0
+    crc: int = 0
 
 
 class RunFolder:
@@ -31,7 +40,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
-        self.lock = checkpoint.RunLock(path / "lock")
+        self.lock = RunLock(path / "lock")
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -39,7 +48,7 @@ class RunFolder:
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            checkpoint.sweep(path)  # of a start that was killed
+            files.sweep(path)  # of a start that was killed
             folder._refuse_content()
         except OSError as error:
             reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
@@ -49,9 +58,9 @@ class RunFolder:
     def describe(self, resolved: Resolved) -> None:
         """Write run.toml, then environment.json. The caller holds the lock: of two starters one gets here first."""
         self._refuse_content()
-        checkpoint.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())
+        files.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())
         text = json.dumps(environment(resolved), indent=2) + "\n"
-        checkpoint.write_atomic(self.path / "environment.json", text.encode())
+        files.write_atomic(self.path / "environment.json", text.encode())
 
     def _refuse_content(self) -> None:
         content = {entry.name for entry in self.path.iterdir()} - {self.lock.path.name}
@@ -62,9 +71,15 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """An existing run; CheckpointError where there is none."""
-        if not (path / "run.toml").is_file():
-            why = "it has no run.toml" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
-            raise CheckpointError(f"{path} is not a run folder: {why}. Give the --out of a run.")
+        try:
+            os.stat(path / "run.toml")
+        except (OSError, ValueError) as error:  # ValueError: what no file system takes for a name
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                why = "it has no run.toml" if os.path.isdir(path) else "it is a file"
+                why = why if os.path.lexists(path) else "it does not exist"
+            else:
+                why = getattr(error, "strerror", None) or str(error)
+            raise CheckpointError(f"{path} is not a run folder: {why}. Give the --out of a run.") from None
         return cls(path)
 
     def file(self) -> runfile.RunFile:
@@ -75,39 +90,79 @@ class RunFolder:
             raise CheckpointError(f"{error} It belongs to a run: restore it, or start a new run.") from None
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and state of the checkpoint that the link `name` ("best", "last") names."""
-        if not os.path.lexists(self.checkpoints / name):
+        """Tensors and state of the checkpoint called `name` ("best", "last")."""
+        path = checkpoint.resolve(self.checkpoints, name) if checkpoint.named(self.checkpoints, name) else None
+        path = path or self._searched(name)
+        if path is None:
             when = "an epoch that is validated" if name == "best" else "its first checkpoint"
             raise CheckpointError(f"{self.path} has no checkpoint {name!r} yet; let it train until {when}.")
-        return checkpoint.load(checkpoint.resolve(self.checkpoints, name))
+        tensors, state = checkpoint.load(path)
+        schema.state_of(state)
+        return tensors, state
 
-    def truncate_metrics(self, size: int) -> None:
-        """Drop lines that were written after the checkpoint that is resumed."""
-        if self.metrics.exists():
-            os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
+    def _searched(self, name: str) -> Path | None:
+        """Where a copy has lost both record and links: the newest step, and the best epoch's that it knows of."""
+        newest = checkpoint.newest(self.checkpoints)
+        if newest is None or name != "best":
+            return newest if name == "last" else None
+        best = schema.state_of(checkpoint.load(newest)[1]).position.best
+        return self.end_of(best.epoch) if best else None
+
+    def end_of(self, epoch: int) -> Path | None:
+        """The intact checkpoint of the end of an epoch (from 0), if there is one."""
+        for path in checkpoint.steps(self.checkpoints):
+            with suppress(CheckpointError):
+                at = schema.state_of(checkpoint.load(path)[1]).position
+                if (at.epoch, at.step) == (epoch + 1, 0):
+                    return path
+        return None
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        try:
-            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError):
-            raise CheckpointError(f"{self.metrics} is damaged; restore it, or remove it to go on without.") from None
+        """The lines of metrics.jsonl; none where there is no such file."""
+        return self._rows(files.read(self.metrics, METRICS_CAP)) if os.path.lexists(self.metrics) else []
 
-    def append_metrics(self, row: Mapping[str, object]) -> int:
-        """Write one line; returns the file's size. Once it returns, the line survives a crash."""
-        with open(self.metrics, "ab") as stream:
-            stream.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-            return stream.tell()
+    def history_to(self, mark: Mark) -> list[dict[str, Any]]:
+        """The lines that a checkpoint knows of. What was written after it is dropped.
+
+        Raises CheckpointError where the file is not the one the checkpoint was made with.
+        """
+        content = files.read(self.metrics, METRICS_CAP) if os.path.lexists(self.metrics) else b""
+        rows = self._rows(content[: mark.size])
+        if mark != self.mark(mark.size):
+            raise CheckpointError(
+                f"{self.metrics} is not what the checkpoint was made with ({mark.size} bytes of it); restore it, or "
+                "remove it to go on without."
+            )
+        if content:
+            files.truncate(self.metrics, mark.size)
+        return rows
+
+    def mark(self, size: int) -> Mark:
+        """Of the first `size` bytes of metrics.jsonl, or of those that are there."""
+        content = files.read(self.metrics, METRICS_CAP)[:size] if os.path.lexists(self.metrics) else b""
+        return Mark(len(content), zlib.crc32(content))
+
+    def _rows(self, content: bytes) -> list[dict[str, Any]]:
+        try:
+            rows = [json.loads(line) for line in content.decode().splitlines()]
+        except (ValueError, RecursionError):
+            rows = [None]
+        if not all(isinstance(row, dict) and type(row.get("epoch")) is int for row in rows):
+            raise CheckpointError(f"{self.metrics} is damaged; restore it, or remove it to go on without.")
+        return rows
+
+    def append_metrics(self, row: Mapping[str, object], mark: Mark) -> Mark:
+        """Write one line after `mark`; the new mark. Once it returns, the line survives a crash."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        return Mark(files.append(self.metrics, line), zlib.crc32(line, mark.crc))
 
     def drift(self, resolved: Resolved) -> list[str]:
         """How this machine and these versions differ from those the run was started with."""
         try:
-            then = json.loads((self.path / "environment.json").read_text())
-        except (OSError, ValueError):
+            then = json.loads(files.read(self.path / "environment.json", TABLE_CAP))
+        except (CheckpointError, ValueError, RecursionError):
+            then = None
+        if not isinstance(then, dict):
             return ["environment.json is absent or damaged: what the run was started with is unknown"]
         now = environment(resolved)
         return [
@@ -120,17 +175,10 @@ class RunFolder:
 def environment(resolved: Resolved) -> dict[str, Any]:
     """What bits depend on beside run.toml."""
     used = {plugin.name for plugin in resolved.composition.plugins}
-    owners = {each.name: f"{each.distribution} {each.version}" for each in registry.describe("plugin")}
+    owners = {plugin.name: f"{plugin.distribution} {plugin.version}" for plugin in registry.describe("plugin")}
     return {
-        "advkit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "safetensors": _version("safetensors"),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if resolved.run.device.startswith("cuda") else None,
+        **machine.versions("numpy", "safetensors"),
+        **machine.hardware(resolved.run.device),
         "plugins": {name: owners.get(name, "passed from Python") for name in sorted(used)},
         "command": sys.argv[1:],
     }
@@ -149,18 +197,3 @@ def fresh(root: Path, plugins: tuple[str, ...]) -> Path:
             raise OptionError(f"{path} can not be created ({error.strerror}); choose another --out.") from None
         return path
     raise AssertionError
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _processor() -> str:
-    try:
-        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()

@@ -17,7 +17,7 @@ from ..evaluation.attacks import EvaluationAttack
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..evaluation.verdicts import summary, verdicts
 from ..plugin import Plugin
-from ..storage import checkpoint
+from ..storage import files
 from ..storage.run_folder import RunFolder
 from ..training.launch import (
     build_model,
@@ -126,7 +126,7 @@ def measure(
         "verdicts": {name: bits(each.robust) for name, each in found.items()},
         "suspect": summary(list(found.values()), norm)["suspect"],
     }
-    checkpoint.write_atomic(store, json.dumps(measured).encode())
+    files.write_atomic(store, json.dumps(measured).encode())
     return measured
 
 

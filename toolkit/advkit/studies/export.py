@@ -15,7 +15,7 @@ from ..data.transforms import to_float
 from ..errors import OptionError
 from ..models.base import Normalize
 from ..modules import mode, placement
-from ..storage import checkpoint
+from ..storage import files
 from .subject import Subject
 
 README = """\
@@ -76,18 +76,18 @@ def export(subject: Subject, out: Path) -> dict[str, Any]:
         x = to_float(images, placement(model)[1]).contiguous()
         example = {"images": x, "logits": model(x).contiguous()}
         graph, record["without_graph"] = _graph(model, x)
-    checkpoint.write_atomic(out / "example.safetensors", safetensors.torch.save(example))
+    files.write_atomic(out / "example.safetensors", safetensors.torch.save(example))
     if graph:
-        checkpoint.write_atomic(out / "model.pt2", graph)
+        files.write_atomic(out / "model.pt2", graph)
     for name, weights in (("model", full), ("model-without-normalisation", bare)):
-        checkpoint.write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
+        files.write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
         buffer = io.BytesIO()
         torch.save(weights, buffer)
-        checkpoint.write_atomic(out / f"{name}.pt", buffer.getvalue())
+        files.write_atomic(out / f"{name}.pt", buffer.getvalue())
     shift = ", and the names of the others count one less" if shifted else ""
     text = README.format(architecture=subject.resolved.model_name, shift=shift, graph=GRAPH if graph else "")
-    checkpoint.write_atomic(out / "README.txt", text.encode())
-    checkpoint.write_atomic(out / "export.json", (json.dumps(record, indent=1) + "\n").encode())
+    files.write_atomic(out / "README.txt", text.encode())
+    files.write_atomic(out / "export.json", (json.dumps(record, indent=1) + "\n").encode())
     return record
 
 

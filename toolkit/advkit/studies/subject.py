@@ -13,8 +13,9 @@ from torch import nn
 from .. import registry
 from ..config.resolve import Resolved
 from ..data.base import Dataset, Splits
+from ..storage.foreign import read_weights
 from ..storage.run_folder import RunFolder
-from ..storage.weights import digest, put_weights, read_weights
+from ..storage.weights import digest, put_weights
 from ..training.launch import build_model, data_of, load_data, on_this_machine, resolve_folder
 
 

@@ -28,7 +28,8 @@ from ..data.base import CHOICE, Dataset
 from ..errors import AdvkitError, OptionError
 from ..evaluation.statistics import bits
 from ..evaluation.verdicts import BATCH, Verdicts
-from ..storage import checkpoint
+from ..storage import files
+from ..storage.lock import RunLock
 from .subject import Subject
 
 LIBRARIES = ("torch", "numpy", "pyautoattack", "foolbox")
@@ -84,11 +85,11 @@ class Store:
         """Known, but to be asked again."""
 
     def __enter__(self) -> Self:
-        self._lock = checkpoint.RunLock(self.folder / "lock")
+        self._lock = RunLock(self.folder / "lock")
         try:
             self._lock.__enter__()
-            checkpoint.sweep(self.folder)
-            checkpoint.write_atomic(self.folder / "identity.json", _json(self.known))
+            files.sweep(self.folder)
+            files.write_atomic(self.folder / "identity.json", _json(self.known))
             self._read()
             if self.fresh:
                 self._stale = set(self._found)
@@ -157,8 +158,8 @@ class Store:
         columns = [each.robust.int().tolist() for each in found]
         rows = zip(dataset.index.tolist(), dataset.labels.tolist(), *columns, strict=True)
         writer.writerows(sorted(rows))
-        checkpoint.write_atomic(home / "verdicts.csv", table.getvalue().encode())
-        checkpoint.write_atomic(home / "evaluation.json", _json(result))
+        files.write_atomic(home / "verdicts.csv", table.getvalue().encode())
+        files.write_atomic(home / "evaluation.json", _json(result))
 
     def _read(self) -> None:
         """Every line whose checksum holds; an end that a kill cut short is dropped, and what is missing asked again."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +21,10 @@ from ..models.base import DataSpec, ModelBuilder
 from ..modules import own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
-from ..storage import checkpoint
-from ..storage.run_folder import RunFolder
+from ..storage import checkpoint, files, schema
+from ..storage.run_folder import Mark, RunFolder
 from ..storage.weights import put_weights
-from .loop import Progress, Silent, Trainer, TrainResult
+from .loop import Position, Progress, Silent, Trainer, TrainResult
 
 
 def load_data(name: str, root: str | Path | None = None, limit: int | None = None) -> Splits:
@@ -58,9 +60,6 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
 
 def on_this_machine(resolved: Resolved) -> Resolved:
     """Refuse what can not run here; put the number of threads in force where it was left open."""
-    import os
-    from dataclasses import replace
-
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise OptionError("Distributed training is not supported yet; start one process, without torchrun.")
     try:
@@ -110,23 +109,60 @@ def resume(
     with folder.lock:
         for sentence in folder.drift(resolved):
             seen.warn(f"environment.json differs: {sentence}; bits may differ too")
-        checkpoint.sweep(folder.checkpoints)
+        files.sweep(folder.path)
+        files.sweep(files.below(folder.path, folder.checkpoints.name))
         trainer = Trainer(resolved, splits, model, folder, seen)
         newest = checkpoint.newest(folder.checkpoints, seen.warn)
         if newest is not None:
-            trainer.restore(*checkpoint.load(newest))
+            tensors, state = checkpoint.load(newest)
+            schema.check_place(newest, schema.state_of(state))
+            trainer.restore(tensors, state)
+            trainer.history = _history(folder, trainer.position, state["position"], seen)
+            _mend_best(folder, trainer.position, seen)
             trainer.publish(newest)
         elif checkpoint.steps(folder.checkpoints):
             raise CheckpointError(
                 f"No checkpoint of {folder.path} is intact; restore one, or start again with "
                 f"`advkit train --config {folder.path}/run.toml`."
             )
-        folder.truncate_metrics(trainer.position.metrics_size)
-        trainer.history = folder.history()
+        else:
+            trainer.history = folder.history_to(Mark())
         if trainer.finished:
             seen.warn(f"The run in {folder.path} is finished; nothing is left to do.")
             return TrainResult(trainer.model, trainer.history, trainer.position.best, folder.path)
         return trainer.run()
+
+
+def _history(folder: RunFolder, at: Position, stored: Mapping[str, Any], seen: Progress) -> list[dict[str, Any]]:
+    """The lines of the epochs that are done, as far as they are left; `at` then says how far the file really goes."""
+    if at.metrics_size and not os.path.lexists(folder.metrics):
+        seen.warn(f"{folder.metrics} is absent: what it said of {at.epoch} epochs is lost")
+        at.metrics_size, at.metrics_crc = Mark()
+        return []
+    if "metrics_crc" not in stored:
+        seen.warn(f"{folder.metrics} is taken as it is: the checkpoint is of an advkit that could not check it")
+        at.metrics_crc = folder.mark(at.metrics_size).crc
+    rows = folder.history_to(Mark(at.metrics_size, at.metrics_crc))
+    best = next((row["epoch"] for row in reversed(rows) if row.get("best")), None)
+    if [row["epoch"] for row in rows] != list(range(at.epoch)) or best != (at.best and at.best["epoch"]):
+        if len(rows) == at.epoch:
+            raise CheckpointError(f"{folder.metrics} and the checkpoint disagree about epochs; restore one of them.")
+        seen.warn(f"{folder.metrics} lacks epochs: {len(rows)} of {at.epoch} are left")
+    return rows
+
+
+def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:
+    """Let `best` name the checkpoint of the best epoch, or say that it is lost."""
+    if at.best is None:
+        return
+    path = folder.end_of(at.best["epoch"])
+    if path is not None:
+        checkpoint.point(folder.checkpoints, "best", path)
+    else:
+        seen.warn(
+            f"The best checkpoint of {folder.path}, of epoch {at.best['epoch'] + 1}, is lost or damaged; until an "
+            "epoch is better, take --checkpoint last"
+        )
 
 
 def resolve_folder(folder: RunFolder, plugins: Sequence[str] | None = None, layer: Layer | None = None) -> Resolved:

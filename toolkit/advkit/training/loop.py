@@ -18,13 +18,13 @@ from ..config import runfile
 from ..config.resolve import Resolved
 from ..data.base import Dataset, Splits
 from ..data.transforms import TRANSFORMS, to_float
-from ..errors import CheckpointError, DataError, HookContract, OptionError, ResumeMismatch, Stopped, did_you_mean
+from ..errors import DataError, HookContract, OptionError, ResumeMismatch, Stopped, did_you_mean
 from ..evaluation.attacks.names import parse_attacks
 from ..evaluation.verdicts import verdicts
 from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
-from ..storage import checkpoint
-from ..storage.run_folder import RunFolder
+from ..storage import checkpoint, schema
+from ..storage.run_folder import Mark, RunFolder
 from ..storage.weights import put_weights
 from .meter import Meter, quantiles
 from .step import Step
@@ -63,6 +63,7 @@ class Position:
     global_step: int = 0
     best: dict[str, Any] | None = None
     metrics_size: int = 0
+    metrics_crc: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Trainer:
         row["seconds"] = {name: round(value, 3) for name, value in self.meter.seconds.items()}
         self.history.append(row)
         if self.folder:
-            at.metrics_size = self.folder.append_metrics(row)
+            at.metrics_size, at.metrics_crc = self.folder.append_metrics(row, Mark(at.metrics_size, at.metrics_crc))
         at.epoch, at.step, self.meter = at.epoch + 1, 0, Meter()
         self.save(evaluated)
         self.progress.finished_epoch(row)
@@ -325,12 +326,20 @@ class Trainer:
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of this very run."""
-        if not {"data", "run", "position", "optimizer", "meter"} <= state.keys():
-            raise CheckpointError("The checkpoint is of another version of advkit; resume it with that one.")
+        known = schema.state_of(state)
         if state["data"] != self.splits.train.fingerprint():
             raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
         if changes := runfile.difference(state["run"], runfile.dump(self.resolved)):
             raise ResumeMismatch(f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it.")
+        schema.check(
+            known,
+            tensors,
+            self._tensors(None),
+            {name: p for name, p in self.model.named_parameters() if p.requires_grad},
+            epochs=self.resolved.run.epochs,
+            momentum=self.resolved.optimizer.momentum > 0,
+            split=self._selecting_split(),
+        )
         put_weights(self.model, tensors, "the run's checkpoint")
         parameters = dict(self.model.named_parameters())
         for name, numbers in state["optimizer"].items():

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import OptionError
-from ...storage.checkpoint import write_atomic
+from ...storage.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,281 @@
+"""A run folder that was copied, damaged, or made by somebody else: what is lost is said, nothing outside changes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from advkit.cli.display import Quiet
+from advkit.cli.main import run
+from advkit.errors import Stopped
+from advkit.storage import checkpoint
+from advkit.storage.run_folder import RunFolder
+from advkit.training.loop import Trainer
+from advkit.training.step_report import Report
+
+LINE = ["train", "--plugins", "cat-eps,lsiw", "--limit", "60", "--batch-size", "20", "--epochs", "3", "--seed", "1"]
+LINE += ["--set=model.width=2", "--set=attack.steps=1", "--set=validation.steps=1", "--set=run.threads=1"]
+LINE += ["--set=checkpoint.every_steps=1", "--progress=none"]
+STOP = 5
+"""Steps; an epoch has three."""
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def advkit_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    def ran(*arguments: object) -> Ran:
+        capsys.readouterr()
+        return Ran(run([str(argument) for argument in arguments]), *capsys.readouterr())
+
+    return ran
+
+
+@pytest.fixture
+def resume(advkit_: Callable[..., Ran]) -> Callable[[Path], Ran]:
+    return lambda folder: advkit_("train", "--resume", folder, "--progress", "none")
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    assert run([*LINE, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def halted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, stopped in its second epoch."""
+    folder = tmp_path_factory.mktemp("halted") / "run"
+    done = [0]
+
+    def stepped(self: Quiet, trainer: Trainer, report: Report) -> None:
+        done[0] = trainer.position.global_step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Quiet, "stepped", stepped)
+        patch.setattr(Quiet, "stop_requested", lambda self: Stopped if done[0] == STOP else None)
+        assert run([*LINE, "--out", str(folder)]) == 75
+    return folder
+
+
+@pytest.fixture
+def stopped(halted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(halted, tmp_path / "stopped", symlinks=True))
+
+
+def everything_in(folder: Path) -> dict[str, object]:
+    return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*")) if p.name != "lock"}
+
+
+def ended(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+    """Tensors of the last checkpoint, metrics without their seconds, and which steps have a name."""
+    tensors, _ = RunFolder.open(folder).load("last")
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in RunFolder.open(folder).history()]
+    named = json.loads((folder / "checkpoints" / "names.json").read_text())
+    return {n: (v.dtype, v.shape, v.numpy().tobytes()) for n, v in tensors.items()}, rows, named
+
+
+# ---------------------------------------------------------------------- copies
+
+
+@pytest.mark.parametrize("how", ["links", "no links", "links made folders", "links and no record", "neither"])
+def test_a_copy_by_any_tool_goes_on_to_the_same_end(
+    stopped: Path, short: Path, tmp_path: Path, resume: Callable[[Path], Ran], how: str
+) -> None:
+    """`scp -r` and `cp -rL` make folders of links, Drive and Windows lose them; folders of before have no record."""
+    copied = tmp_path / "copied"
+    shutil.copytree(stopped, copied, symlinks=how != "links made folders")
+    store = copied / "checkpoints"
+    if how in ("links and no record", "neither", "links made folders"):
+        (store / "names.json").unlink()
+    if how in ("no links", "neither"):
+        for name in ("last", "best"):
+            (store / name).unlink(missing_ok=True)
+    last = RunFolder.open(copied).load("last")[1]["position"]
+    assert last == RunFolder.open(stopped).load("last")[1]["position"]
+    assert resume(copied).code == 0
+    assert ended(copied) == ended(short)
+    assert json.loads((store / "names.json").read_text()) == ended(short)[2]
+
+
+def test_without_symbolic_links_a_run_is_the_same(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advkit_: Callable[..., Ran]
+) -> None:
+    def unsupported(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "symlink", unsupported)
+    assert advkit_(*LINE, "--out", tmp_path / "run").code == 0
+    store = tmp_path / "run" / "checkpoints"
+    assert not [path for path in store.iterdir() if path.is_symlink() or path.name.startswith(".")]
+    assert json.loads((store / "names.json").read_text()) == ended(short)[2]
+
+
+def test_a_best_checkpoint_that_is_lost_is_said(stopped: Path, resume: Callable[[Path], Ran]) -> None:
+    best = checkpoint.resolve(stopped / "checkpoints", "best")
+    (best / checkpoint.MANIFEST).unlink()
+    sentence = (
+        f"The best checkpoint of {stopped}, of epoch 1, is lost or damaged; until an epoch is better, take "
+        "--checkpoint last"
+    )
+    assert sentence in resume(stopped).err
+
+
+METRICS: dict[str, tuple[Callable[[Path], object], int, str]] = {
+    "deleted": (Path.unlink, 0, "is absent: what it said of 1 epochs is lost"),
+    "shortened": (lambda path: path.write_bytes(b""), 4, "is not what the checkpoint was made with"),
+    "another run's": (
+        lambda path: path.write_text(path.read_text().replace('"samples": ', '"samples": 1')),
+        4,
+        "is not what the checkpoint was made with",
+    ),
+    "a list": (
+        lambda path: path.write_text("[1]\n" * 500),
+        4,
+        "is damaged; restore it, or remove it to go on without.",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", METRICS)
+def test_metrics_are_those_the_checkpoint_was_made_with(
+    stopped: Path, resume: Callable[[Path], Ran], harm: str
+) -> None:
+    edit, code, sentence = METRICS[harm]
+    edit(stopped / "metrics.jsonl")
+    ran = resume(stopped)
+    assert ran.code == code and sentence in ran.err and ran.err.count("\n") == 1
+    if code == 0:  # the run goes on, and again
+        assert resume(stopped).code == 0
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{", '{"torch": [1], "advkit": null}', "[" * 100_000])
+def test_an_environment_of_any_shape(stopped: Path, resume: Callable[[Path], Ran], text: str) -> None:
+    (stopped / "environment.json").write_text(text)
+    ran = resume(stopped)
+    assert ran.code == 0 and "environment.json" in ran.err
+
+
+def test_a_checkpoint_of_before_has_no_checksum_of_the_metrics(
+    stopped: Path, short: Path, resume: Callable[[Path], Ran]
+) -> None:
+    newest = checkpoint.newest(stopped / "checkpoints")
+    assert newest is not None
+    tensors, state = checkpoint.load(newest)
+    del state["position"]["metrics_crc"]
+    checkpoint.save(newest.parent, int(newest.name[5:]), tensors, state)
+    ran = resume(stopped)
+    assert ran.code == 0 and "is taken as it is" in ran.err
+    assert ended(stopped) == ended(short)
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "metrics.jsonl", "lock"])
+def test_nothing_is_written_through_a_link(
+    stopped: Path, tmp_path: Path, resume: Callable[[Path], Ran], part: str
+) -> None:
+    outside = tmp_path / "outside"
+    os.rename(stopped / part, outside)
+    (stopped / part).symlink_to(outside)
+    before = everything_in(outside) if outside.is_dir() else outside.read_bytes()
+    ran = resume(stopped)
+    assert ran.code == 4 and str(stopped / part) in ran.err and ran.err.count("\n") == 1
+    assert before == (everything_in(outside) if outside.is_dir() else outside.read_bytes())
+
+
+# ---------------------------------------------------------------------- contents that their hashes fit
+
+
+Edit = Callable[[dict[str, Tensor], dict[str, Any]], object]
+
+
+def _of(name: str, change: Callable[[Tensor], Tensor]) -> Edit:
+    return lambda tensors, state: tensors.update({name: change(tensors[name])})
+
+
+def _position(key: str, value: object) -> Edit:
+    return lambda tensors, state: state["position"].update({key: value})
+
+
+MOMENTUM = "optimizer/1.weight/momentum_buffer"
+FORGED: dict[str, tuple[Edit, str]] = {
+    "no momentum": (lambda tensors, state: tensors.pop(MOMENTUM), f"{MOMENTUM} is missing"),
+    "no optimizer at all": (
+        lambda tensors, state: [tensors.pop(n) for n in list(tensors) if n.startswith("optimizer/")],
+        "momentum_buffer is missing",
+    ),
+    "momentum of one value": (_of(MOMENTUM, lambda value: torch.zeros(1)), f"{MOMENTUM} is float32 (1,)"),
+    "a weight of one value": (_of("model/1.weight", lambda value: torch.zeros(1)), "model/1.weight is float32 (1,)"),
+    "a weight of integers": (_of("model/1.weight", lambda value: value.long()), "model/1.weight is int64"),
+    "a weight that is NaN": (_of("model/1.weight", lambda value: value / 0 * 0), "model/1.weight holds NaN or Inf"),
+    "a weight gone": (lambda tensors, state: tensors.pop("model/1.weight"), "model/1.weight is missing"),
+    "a stranger": (lambda tensors, state: tensors.update(x=torch.zeros(3)), "x is nothing that this run stores"),
+    "state of a stranger": (
+        lambda tensors, state: tensors.update({"samples/x/y": torch.zeros(3)}),
+        "samples/x/y is nothing that this run stores",
+    ),
+    "per-sample state too short": (
+        _of("samples/cat-eps/eps", lambda value: value[:1]),
+        "samples/cat-eps/eps is float32 (1,), and the run's is float32 (60,)",
+    ),
+    "averages of nothing": (
+        lambda tensors, state: tensors.update({"evaluated/1.weight": torch.zeros(3)}),
+        "evaluated/1.weight is float32 (3,)",
+    ),
+    "a sum gone": (lambda tensors, state: tensors.pop("meter/loss"), "its meter has no sum of loss"),
+    "a sum of another type": (_of("meter/loss", lambda value: value.float()), "meter/loss is float32 ()"),
+    "epoch far off": (_position("epoch", 10**9), "its position is epoch 1000000000"),
+    "epoch below 0": (_position("epoch", -1), "position.epoch of its state is -1"),
+    "epoch as text": (_position("epoch", "1"), "position.epoch of its state is '1'"),
+    "epoch as truth": (_position("epoch", True), "position.epoch of its state is True"),
+    "another step": (_position("global_step", 4), "its position is step 4, its name step-00000005"),
+    "steps that were not counted": (_position("step", 1), "its meter counts 2 steps of an epoch, its position 1"),
+    "metrics of another size": (_position("metrics_size", 10**9), "is not what the checkpoint was made with"),
+    "best to come": (
+        _position("best", {"epoch": 2, "selected": 0.5, "split": "validation"}),
+        "its best epoch is 2",
+    ),
+    "best on no split": (_position("best", {"epoch": 0, "selected": None, "split": None}), "its best epoch is 0"),
+    "no best": (_position("best", None), "disagree about epochs"),
+    "no position": (lambda tensors, state: state.pop("position"), "of another version of advkit"),
+    "a list for a meter": (lambda tensors, state: state.update(meter=[]), "meter of its state is []"),
+    "counts as text": (
+        lambda tensors, state: state["meter"].update(counts={"steps": "x"}),
+        "meter.counts.steps of its state is 'x'",
+    ),
+    "an optimizer's number as text": (
+        lambda tensors, state: state["optimizer"].update({"1.weight": {"momentum_buffer": "x"}}),
+        "optimizer.1.weight.momentum_buffer",
+    ),
+    "settings that are none": (lambda tensors, state: state.update(run="= ="), "what is stored is no run file"),
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_a_checkpoint_whose_hashes_fit_is_judged_by_its_contents(
+    stopped: Path, resume: Callable[[Path], Ran], how: str
+) -> None:
+    edit, sentence = FORGED[how]
+    newest = checkpoint.newest(stopped / "checkpoints")
+    assert newest is not None
+    tensors, state = checkpoint.load(newest)
+    edit(tensors, state)
+    checkpoint.save(newest.parent, STOP, tensors, state)
+    before = everything_in(stopped)
+    ran = resume(stopped)
+    assert ran.code in (2, 4) and sentence in ran.err and ran.err.count("\n") == 1, ran
+    assert everything_in(stopped) == before

@@ -1,0 +1,164 @@
+"""Files that survive kills and full disks, and folders that may be somebody else's.
+
+Nothing is written through a link: new content replaces a link by name, what is appended to or cut is opened without
+following one, and `below` refuses linked folders on the way. Whatever the disk says is one sentence, a CheckpointError.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import CheckpointError
+from . import process
+
+HIDDEN = re.compile(rf"\.(?P<kind>tmp|old|trash)-(?P<name>.+)@{process.OWNER}@[0-9]+")
+_serial = itertools.count()
+
+
+def hidden(kind: str, name: str) -> str:
+    """A fresh name for what is being written (tmp), replaced (old) or deleted (trash)."""
+    return f".{kind}-{name}@{process.owner()}@{next(_serial)}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead processes of this host left half-written or half-deleted; never raises.
+
+    Leftovers of live processes and of other hosts stay. What a replacement had moved aside is put back.
+    """
+    with suppress(OSError):
+        for entry in [] if folder.is_symlink() else list(os.scandir(folder)):
+            left = HIDDEN.fullmatch(entry.name)
+            if left is None or not process.dead(left):
+                continue
+            if left["kind"] == "old" and not os.path.lexists(folder / left["name"]):
+                os.rename(entry, folder / left["name"])
+            delete(Path(entry))
+
+
+def below(root: Path, *names: str) -> Path:
+    """root/names..., a place to write to. Raises CheckpointError where a folder on the way below `root` is a link.
+
+    `root` itself may be reached by links: it was named by who runs this, and what is in it perhaps not.
+    """
+    path = root
+    for name in names:
+        path /= name
+        refuse_link(path)
+    return path
+
+
+def refuse_link(path: Path) -> None:
+    """Whatever is to be written below `path` must stay there."""
+    if os.path.islink(path):
+        raise CheckpointError(f"{path} is a link, and nothing is written through one; put a copy in its place.")
+
+
+def make_folder(root: Path, *names: str) -> Path:
+    """`below`, with the folders made that are not there."""
+    path = below(root, *names)
+    with using(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write or replace a small file: after a kill or on a full disk it holds the old content or the new."""
+    work = path.parent / hidden("tmp", path.name)
+    with using(path, work):
+        write_new(work, data)
+        os.replace(work, path)
+        sync_folder(path.parent)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A new file, on disk when this returns. Its mode follows the umask (safetensors' own writer: 0600)."""
+    with open(path, "xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def append(path: Path, data: bytes) -> int:
+    """Add to a file, or begin it; its size. Once this returns, the data survive a crash."""
+    with using(path), open(path, "ab", opener=opener) as stream:
+        _regular(stream.fileno())
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+        return stream.tell()
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cut a file that is longer than `size`."""
+    with using(path), open(path, "r+b", opener=opener) as stream:
+        _regular(stream.fileno())
+        if os.fstat(stream.fileno()).st_size > size:
+            stream.truncate(size)
+
+
+def read(path: Path, most: int, judge: Callable[[Path, bytes, int], None] | None = None) -> bytes:
+    """A file of at most `most` bytes. Links, devices and what is larger raise CheckpointError before they are read.
+
+    So does what `judge` says of path, first bytes and size, by an OSError.
+    """
+    with using(path), open(path, "rb", opener=opener) as stream:
+        _regular(stream.fileno())
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+        if judge is not None:
+            judge(path, stream.peek(64), size)
+        return stream.read()
+
+
+def opener(path: str, flags: int) -> int:
+    """Opener that neither hangs on a FIFO nor follows a link."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _regular(descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def sync_folder(folder: Path) -> None:
+    """Names in it are on disk when this returns. Windows has no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such call
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def delete(path: Path) -> None:
+    """Remove a file, link or folder, if it is there and can be removed."""
+    with suppress(OSError):
+        path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+
+
+@contextmanager
+def using(path: Path, work: Path | None = None) -> Iterator[None]:
+    """One sentence for whatever the disk says about `path`; the temporary `work` is gone afterwards."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        why = error.strerror if isinstance(error, OSError) else "out of memory"
+        raise CheckpointError(
+            f"{path} can not be used ({why}); check path, permissions and free space; nothing else changed."
+        ) from error
+    finally:
+        if work is not None:
+            delete(work)

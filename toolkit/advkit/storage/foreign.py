@@ -1,0 +1,159 @@
+"""Files of weights that other programs wrote: read without running what they say, and brought to a model's names."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from . import files
+from .weights import MODEL
+
+WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+"""Keys below which other people's files keep the state dict."""
+
+INSERTED = ("module", "_orig_mod")
+"""What DataParallel and torch.compile put into names, at the start or within."""
+
+CAP = 2 << 30
+"""Bytes of a file, and of what it unpacks to, where nothing else is said."""
+
+MAGIC = (b"PK\x03\x04", b"\x80")
+"""What torch.save's files begin with: those of today, and those of before torch 1.6."""
+
+
+def read_weights(path: Path, cap: int = CAP) -> dict[str, Tensor]:
+    """A state dict from a .safetensors file, or from what torch.save wrote; nothing in it is executed.
+
+    A file of more than `cap` bytes, packed or unpacked, is refused before it is read.
+    """
+    content = _content(path, cap)
+    stored: Any
+    try:
+        if path.suffix == ".safetensors":
+            stored = safetensors.torch.load(content)
+        else:
+            # weights_only: tensors and plain containers; a file that would run code is refused.
+            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _unreadable(path, _reason(error, content)) from None
+    if isinstance(stored, dict) and any(str(name).startswith(MODEL) for name in stored):
+        raise CheckpointError(
+            f"{path} is part of a run's checkpoint; give the run's folder, or write its weights with `advkit export`."
+        )
+    for key in WRAPPERS:
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            stored = stored[key]
+            break
+    if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
+        raise CheckpointError(f"{path} holds no state dict, a dictionary of tensors by name; save model.state_dict().")
+    for name, value in stored.items():
+        if form := _form(value):
+            raise CheckpointError(f"{path}: {name} is a {form} tensor; save dense ones, of a float model.")
+    return {str(name): value for name, value in stored.items()}
+
+
+def fitted(
+    weights: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> dict[str, Tensor]:
+    """Weights under the names of a model's state dict `own`, as far as wrappers and published names explain theirs.
+
+    Wrappers put `module.`, `_orig_mod.` or a name of their own, such as `model.`, before all names or within them;
+    `renamed` is `ModelBuilder.renamed`. What nothing explains keeps its name, and is refused by `put_weights`.
+    """
+    if weights.keys() & own.keys():
+        return dict(weights)
+    plain = {_plain(name): value for name, value in weights.items()}
+    if len(plain) < len(weights):
+        return dict(weights)
+    known = Counter(map(_plain, own))
+    while True:
+        names = renamed(plain)
+        back = {_plain(name): name for name in own if known[_plain(name)] == 1}
+        if names.keys() & back.keys() or not (inner := _without_head(plain)):
+            return {back.get(name, name): value for name, value in names.items()}
+        plain = inner
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in INSERTED)
+
+
+def _without_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the part that all names begin with; {} where there is no such part."""
+    heads = {name.partition(".")[0] for name in weights}
+    if len(heads) != 1 or not all("." in name for name in weights):
+        return {}
+    return {name.partition(".")[2]: value for name, value in weights.items()}
+
+
+def _content(path: Path, cap: int) -> bytes:
+    try:
+        content = files.read(Path(os.path.realpath(path)), cap, _refuse_other)
+    except (CheckpointError, OSError, ValueError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        if isinstance(cause, FileNotFoundError | NotADirectoryError):
+            raise CheckpointError(f"{path} does not exist; give a run folder or a file of weights.") from None
+        raise _unreadable(path, getattr(cause, "strerror", None) or str(cause)) from None
+    try:
+        if is_zipfile(io.BytesIO(content)):
+            with ZipFile(io.BytesIO(content)) as archive:
+                if sum(member.file_size for member in archive.infolist()) > cap:
+                    raise _unreadable(path, f"it unpacks to more than {cap} bytes")
+    except (BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise _unreadable(path, str(error)) from None
+    return content
+
+
+def _refuse_other(path: Path, head: bytes, size: int) -> None:
+    """Judge a file by its first bytes: a sparse one of zeros is no reason to take 2 GB of memory."""
+    if path.suffix == ".safetensors":
+        header = int.from_bytes(head[:8], "little")
+        fine = len(head) >= 10 and 2 <= header <= size - 8 and head[8:9] == b"{"
+    else:
+        fine = head.startswith(MAGIC)
+    if not fine:
+        raise OSError(errno.EINVAL, "its first bytes are not those of such a file")
+
+
+def _reason(error: Exception, content: bytes) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to switch the protection off
+        try:
+            others = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
+        except Exception:  # of a damaged pickle, which may say anything
+            others = []
+        return (
+            f"it holds {', '.join(others[:3])} beside tensors"
+            if others
+            else "it is damaged, or holds more than tensors"
+        )
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return reason.split(". ")[0][:120]
+
+
+def _unreadable(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} can not be read as weights ({reason}); give a .safetensors file or a state dict saved by torch.save."
+    )
+
+
+def _form(value: Tensor) -> str:
+    """What is not dense about a tensor, "" for a dense one."""
+    if value.is_meta:
+        return "meta"
+    if value.is_quantized:
+        return "quantized"
+    return "" if value.layout == torch.strided else str(value.layout).removeprefix("torch.")

@@ -1,0 +1,77 @@
+"""One writer a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Self
+
+from ..errors import OptionError
+from . import files, process
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(file: IO[bytes]) -> None:
+        file.seek(1 << 30)  # a locked byte can not be read by others: one far behind the owner's name
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(errno.EAGAIN, "held") from error
+else:
+    import fcntl
+
+    def _take(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class RunLock:
+    """`with RunLock(folder / "lock"):` one writer a folder; a second gets an OptionError naming the first.
+
+    The kernel holds the lock and drops it with the process: none is ever stale, and of simultaneous starters exactly
+    one wins. The file only says who it is. It stays behind: unlinking it would let a third process lock a new file
+    while a second waits at the old one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        with files.using(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab+", buffering=0, opener=files.opener)
+            try:
+                _take(self._file)
+                self._file.truncate(0)
+                self._file.write(process.owner().encode())
+            except OSError as error:
+                with self._file:
+                    if not isinstance(error, BlockingIOError):
+                        raise
+                    raise OptionError(
+                        f"{self.path.parent} is in use by {_holder(self._file)}; wait for it or stop it."
+                    ) from error
+        # A forked data-loader worker shares the open file, and would keep the lock of a killed parent alive.
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._file.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._file.closed:  # as it is in a forked child
+            with suppress(OSError), self._file:
+                self._file.truncate(0)
+
+
+def _holder(file: IO[bytes]) -> str:
+    for _ in range(50):  # the winner may be an instant from writing its name over that of a dead one
+        file.seek(0)
+        name = re.fullmatch(process.OWNER, file.read(1000).decode(errors="replace"))
+        if name and not process.dead(name):
+            break
+        time.sleep(0.02)
+    return f"process {name['pid']} on host {name['host']}" if name else "another process"

@@ -1,0 +1,189 @@
+"""What a checkpoint of a run must hold. A hash says that it is what was written, not that it is what can be resumed.
+
+Everything is judged before anything is put into the run; whatever does not fit is named, in a CheckpointError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from pydantic import ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..options import OptionModel
+from . import weights
+from .weights import under
+
+GROWING = (weights.OPTIMIZER, weights.METER, weights.EVALUATED)
+"""Prefixes of tensors that a run has not from its start."""
+
+COUNT = Field(ge=0, lt=2**53)
+
+
+class Best(OptionModel):
+    """The epoch that `best` names."""
+
+    epoch: int = COUNT
+    selected: float | None
+    split: Literal["validation", "test"] | None
+
+
+class Position(OptionModel):
+    """Where a run is, and how far its metrics.jsonl had got. Checkpoints of before lack the CRC-32 of the latter."""
+
+    epoch: int = COUNT
+    step: int = COUNT
+    global_step: int = COUNT
+    best: Best | None
+    metrics_size: int = COUNT
+    metrics_crc: int = Field(0, ge=0, lt=2**32)
+
+
+class Seconds(OptionModel):
+    wall: float = Field(ge=0)
+    cpu: float = Field(ge=0)
+
+
+class Meter(OptionModel):
+    """The sums of an unfinished epoch."""
+
+    counts: dict[str, int]
+    seconds: Seconds
+
+
+class State(OptionModel):
+    """state.json. A later advkit may add to it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    position: Position
+    meter: Meter
+    optimizer: dict[str, dict[str, float | int | bool]]
+    data: str
+    run: str
+
+
+def state_of(state: Mapping[str, Any]) -> State:
+    """The typed state. Raises CheckpointError naming the first part that is absent or of a wrong type."""
+    try:
+        return State.model_validate(dict(state))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        part = ".".join(str(key) for key in first["loc"])
+        if first["type"] == "missing" and len(first["loc"]) == 1:
+            raise CheckpointError("The checkpoint is of another version of advkit; resume it with that one.") from None
+        _refuse(f"{part} of its state is {_short(first['input'])}: {str(first['msg'])[0].lower()}{first['msg'][1:]}")
+
+
+def check(
+    known: State,
+    tensors: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    *,
+    epochs: int,
+    momentum: bool,
+    split: str | None,
+) -> None:
+    """Judge what a checkpoint holds, for a run of these settings.
+
+    Args:
+        known, tensors: what it holds.
+        fresh: what the run would store before its first step: the model, and the state of plugins.
+        parameters: those that are trained, by name.
+        epochs, momentum, split: how many the run has, whether its optimizer keeps a tensor a parameter, which images
+            choose `best`.
+    """
+    fixed = {name: value for name, value in fresh.items() if not name.startswith(GROWING)}
+    for name, value in tensors.items():
+        if value.dtype.is_floating_point and _finite(name, fixed) and not bool(value.isfinite().all()):
+            _refuse(f"{name} holds NaN or Inf")
+        if name not in fixed and not name.startswith(GROWING):
+            _refuse(f"{name} is nothing that this run stores")
+    for name, value in fixed.items():
+        _alike(name, tensors.get(name), value)
+    for name, value in under(tensors, weights.EVALUATED).items():
+        if f"{weights.MODEL}{name}" not in fixed:
+            _refuse(f"{weights.EVALUATED}{name} is no weight of the model")
+        _alike(f"{weights.EVALUATED}{name}", value, fixed[f"{weights.MODEL}{name}"])
+    _position(known, epochs, split)
+    _optimizer(known, under(tensors, weights.OPTIMIZER), parameters, momentum)
+    _meter(known, under(tensors, weights.METER))
+
+
+def check_place(path: Path, known: State) -> None:
+    """Judge whether a checkpoint lies where its position says."""
+    if path.name != f"step-{known.position.global_step:08d}":
+        _refuse(f"its position is step {known.position.global_step}, its name {path.name}")
+
+
+def _finite(name: str, fresh: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor must be: all but the state of a plugin that starts with NaN or Inf itself."""
+    return name not in fresh or not fresh[name].dtype.is_floating_point or bool(fresh[name].isfinite().all())
+
+
+def _alike(name: str, value: Tensor | None, own: Tensor) -> None:
+    if value is None:
+        _refuse(f"{name} is missing")
+    if value.shape != own.shape or value.dtype != own.dtype:
+        _refuse(f"{name} is {_form(value)}, and the run's is {_form(own)}")
+
+
+def _position(known: State, epochs: int, split: str | None) -> None:
+    at = known.position
+    if at.epoch > epochs or (at.epoch == epochs and at.step) or at.epoch + at.step > at.global_step:
+        _refuse(f"its position is epoch {at.epoch}, step {at.step} ({at.global_step} in all) of {epochs} epochs")
+    best = at.best
+    if best is not None and (
+        best.epoch >= at.epoch or best.split != split or (best.selected is None) != (split is None)
+    ):
+        _refuse(f"its best epoch is {best.epoch}, by {best.selected} on the {best.split} split, in epoch {at.epoch}")
+
+
+def _optimizer(known: State, stored: Mapping[str, Tensor], parameters: Mapping[str, Tensor], momentum: bool) -> None:
+    keys: dict[str, set[str]] = {name: set() for name in known.optimizer}
+    for full, value in stored.items():
+        name, _, key = full.rpartition("/")
+        if name not in parameters or name not in keys:
+            _refuse(f"{weights.OPTIMIZER}{full} belongs to no parameter that is trained")
+        if value.ndim or key.endswith("_buffer"):
+            _alike(f"{weights.OPTIMIZER}{full}", value, parameters[name].detach())
+        keys[name].add(key)
+    if stray := keys.keys() - parameters.keys():
+        _refuse(f"its optimizer knows {min(stray)}, which the run does not train")
+    most = max(keys.values(), key=len, default=set())
+    for name, own in keys.items():
+        if (momentum and not own) or most - own:
+            _refuse(f"{weights.OPTIMIZER}{name}/{min(most - own, default='momentum_buffer')} is missing")
+    if momentum and known.position.global_step and not keys:
+        _refuse("the optimizer's momentum is missing")
+
+
+def _meter(known: State, sums: Mapping[str, Tensor]) -> None:
+    counts = known.meter.counts
+    if counts.get("steps", 0) != known.position.step:
+        _refuse(f"its meter counts {counts.get('steps', 0)} steps of an epoch, its position {known.position.step}")
+    if min(counts.values(), default=0) < 0 or (known.position.step and "samples" not in counts):
+        _refuse("its meter has counts that can not be")
+    counted = {name.removeprefix("n ") for name in counts if name.startswith("n ")}
+    if different := sums.keys() ^ counted:
+        _refuse(f"its meter has {'no count of' if min(different) in sums else 'no sum of'} {min(different)}")
+    for name, value in sums.items():
+        _alike(f"{weights.METER}{name}", value, torch.zeros((), dtype=torch.float64))
+
+
+def _form(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _refuse(why: str) -> NoReturn:
+    raise CheckpointError(f"The checkpoint is intact, but not of this run: {why}; resume an earlier one.")
