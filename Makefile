@@ -1,13 +1,19 @@
-# make demo    installs into .venv, trains cat-eps,dirichlet-ls,lsiw on the embedded digits, evaluates
-# make test    installs into .venv, runs the tests
+# make demo         installs into .venv, trains cat-eps,dirichlet-ls,lsiw on the embedded digits, evaluates
+# make quick        the tests that take no seconds each: under a minute on two cores
+# make test         all tests but the soak: about four minutes on two cores
+# make test K=word  those whose name, file or parameters have the word (pytest -k)
+# make soak         long repetitions of the reliability tests: hours
+# make check        ruff and mypy; make fix mends what ruff can
+# make docs         writes the generated tables and pages anew
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One method's cost is no other's: tests run in parallel, each on one thread.
 JOBS ?= auto
+K ?=
 DATA ?=
 
-.PHONY: setup demo test check fix bench soak results results-fashion \
+.PHONY: setup demo quick test check fix docs bench soak results results-fashion \
 	results-robustness results-audit results-evaluation-cost results-pictures clean
 
 setup: $(VENV)/.installed
@@ -27,8 +33,11 @@ demo: setup
 	$(BIN)/advkit evaluate "$$out" --attacks clean,pgd-20,cw-20 && \
 	printf '\nNext, try:\n  . %s/bin/activate\n  advkit plan --plugins lsiw,awp\n  advkit plugins show cat-eps\n  advkit train --plugins lsiw --eps 0.15\n  less README.md\n' $(VENV)
 
+quick: setup
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not soak and not slow' -k '$(K)'
+
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k '$(K)'
 
 check: setup
 	$(BIN)/ruff check .
@@ -38,6 +47,9 @@ check: setup
 fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python docs/generate.py
 
 bench: setup
 	$(BIN)/python results/bench.py

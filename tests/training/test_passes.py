@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
+import methods
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advkit import AttackResult, Budget, Passes, Plugin, Step, hookimpl, registry
+from advkit import AttackResult, Budget, Passes, Plugin, Step, hookimpl
 from advkit.errors import HookConflict, HookContract, OptionError
 
 Net = Callable[..., nn.Sequential]
@@ -221,15 +222,31 @@ def test_the_published_table_with_default_options(
     assert run(0) == {"attack": Passes(10 + more, 10), "update": updates(update)}
 
 
-APART = {"av-rank", "vulnerability-log"}
-"""The one is among the subsets, the other answers hooks that only the training loop asks."""
+IN_A_STEP = [name for name in methods.names() if not methods.needs_the_loop([name])]
+"""The installed plugins that a loop of one's own can have."""
 
 
-@pytest.mark.parametrize("name", sorted({*registry.names("plugin")} - APART))
-def test_every_installed_plugin_alone(tiny_net: Net, tiny_batch: BatchOf, name: str) -> None:
-    _, run = witnessed(tiny_net(True), [name], tiny_batch())
-    for _ in range(3):
-        run(0)
+@pytest.mark.parametrize(
+    "chosen",
+    sorted(
+        {methods.alone(name) for name in IN_A_STEP}
+        | {*combinations(IN_A_STEP, 2)}
+        | {tuple(name for name in chosen if name in IN_A_STEP) for chosen in methods.CROWDS}
+    ),
+    ids=",".join,
+)
+def test_every_installed_plugin_every_two_and_all_that_fit(
+    tiny_net: Net, tiny_batch: BatchOf, chosen: tuple[str, ...]
+) -> None:
+    """Refused as the plan refuses them, or the witness, the ledger and the plan agree."""
+    if sentence := methods.refusal(chosen):
+        with pytest.raises((HookConflict, OptionError)) as refused:
+            witnessed(tiny_net(True), chosen, tiny_batch())
+        assert str(refused.value) == sentence
+        return
+    _, run = witnessed(tiny_net(True), chosen, tiny_batch())
+    for epoch in range(3):
+        run(epoch)
 
 
 def cautions(net: nn.Sequential, *plugins: Any, options: Any = None, **settings: object) -> list[str]:

@@ -22,6 +22,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import methods
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -524,15 +525,12 @@ def test_resume_after_a_crash_or_a_stop(
 
 
 SENTENCES: dict[str, dict[str, Any]] = {
-    "trades": {"trades": {"beta": [[0, 1.0], [1, 6.0]]}},
-    "mart": {"mart": {"lam": [[0, 1.0], [1, 5.0]]}},
-    "cat-margin": {"cat-margin": {"kappa": 0.01}},
-    "eps-ramp": {"eps-ramp": {"epochs": 2, "step_size": True}},
+    **{",".join(methods.alone(name)): dict(methods.declared(name).moving) for name in methods.names()},
     "trades,awp": {"awp": {"gamma": [[0, 0.0], [1, 0.01]]}},
     "mart,awp": {"awp": {"step_at": "theta+v"}},
     "cat-eps,dirichlet-ls,cat-margin,lsiw": {"cat-margin": {"weight": "eps"}},
 }
-"""Options that change or add up from step to step."""
+"""Every installed plugin, and some together, with options that change or add up from step to step."""
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)
