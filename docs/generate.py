@@ -1,31 +1,34 @@
-"""Fills the generated tables of the documentation from the code.
+"""Fills the generated parts of the documentation from the code.
 
     python docs/generate.py            rewrites what stands between the markers
     python docs/generate.py --check    fails if that would change anything
 
-A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `TABLES`.
+A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `PARTS`. Plugins, hooks, public
+names and rooms are found, never listed here.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
+import inspect
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from functools import cache
-from itertools import combinations
+from itertools import groupby, pairwise
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, get_args, get_origin
 
-import torch
-from torch import nn
-
-from advkit import OptionError, Passes, Plugin, Schedule, Step, registry
+import advkit
+from advkit import OptionError, Passes, Plugin, Schedule, registry
 from advkit.compose.registration import RULES, hooks_of
 from advkit.config import recipes as recipe_files
 from advkit.config.layer import Layer
-from advkit.config.resolve import resolve
+from advkit.config.resolve import Resolved, resolve
 from advkit.errors import HookConflict
 from advkit.options import validate
 from advkit.settings import SECTIONS
@@ -33,10 +36,10 @@ from advkit.settings import SECTIONS
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-METHODS = ("cat-eps", "dirichlet-ls", "cat-margin", "trades", "mart", "awp", "lsiw", "av-rank")
-BUILT_INS = (*METHODS, "eps-ramp", "vulnerability-log")
+BUILT_INS = tuple(registry.names("plugin"))
 PAPER_EPS = 8 / 255
-DIGITS = [str(number) for number in range(1, 100)]
+NUMBERS = [str(number) for number in range(1, 1000)]
+LETTERS_OF_REFUSALS = [*ascii_uppercase, *(f"{a}{b}" for a in ascii_uppercase for b in ascii_uppercase)]
 
 LETTERS = {
     "trades.beta": "β",
@@ -49,25 +52,6 @@ LETTERS = {
     "awp.gamma": "γ",
 }
 """How the papers call an option."""
-
-MEASURED: Sequence[tuple[str, Sequence[str], Mapping[str, object], Mapping[str, Mapping[str, object]]]] = (
-    ("none: PGD-AT", (), {}, {}),
-    ("none, `attack.steps=0`: standard training", (), {"attack.steps": 0}, {}),
-    ("`dirichlet-ls`", ("dirichlet-ls",), {}, {}),
-    ("`cat-eps`", ("cat-eps",), {}, {}),
-    ("`cat-eps,dirichlet-ls`", ("cat-eps", "dirichlet-ls"), {}, {}),
-    ("`cat-eps,dirichlet-ls,cat-margin`", ("cat-eps", "dirichlet-ls", "cat-margin"), {}, {}),
-    ("`trades`", ("trades",), {}, {}),
-    ("`mart`", ("mart",), {}, {}),
-    ("`awp`", ("awp",), {}, {}),
-    ("`awp`, gamma 0", ("awp",), {}, {"awp": {"gamma": 0.0}}),
-    ("`trades,awp`", ("trades", "awp"), {}, {}),
-    ("`mart,awp`", ("mart", "awp"), {}, {}),
-    ("`lsiw` (with `awp` and `av-rank`)", ("lsiw",), {}, {}),
-    ("`lsiw`, lam 0", ("lsiw",), {}, {"lsiw": {"lam": 0.0}}),
-    ("`cat-eps,dirichlet-ls,lsiw`", ("cat-eps", "dirichlet-ls", "lsiw"), {}, {}),
-)
-"""The rows of the pass-count table: what is said, plugins, settings, options."""
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -82,9 +66,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def hooks() -> str:
     """Every hook, its rule, and the built-ins that answer it."""
-    kinds = {name: registry.load("plugin", name) for name in BUILT_INS}
     rows = (
-        (f"[`{hook}`](#{hook})", rule.value, ", ".join(n for n, kind in kinds.items() if hook in hooks_of(kind)))
+        (f"[`{hook}`](#{hook})", rule.value, ", ".join(name for name in BUILT_INS if hook in hooks_of(_plugin(name))))
         for hook, rule in RULES.items()
     )
     return table(("hook", "rule", "built-in answers"), rows)
@@ -94,16 +77,16 @@ def settings() -> str:
     """Every setting of a run."""
     rows = (
         (f"`{section}.{key}`", f"`{_plain(field.default)}`" if field.default != "" else "", field.description)
-        for section, kind in SECTIONS.items()
-        for key, field in kind.model_fields.items()
+        for section, model in SECTIONS.items()
+        for key, field in model.model_fields.items()
     )
     return table(("setting", "default", "meaning"), rows)
 
 
 def options(name: str) -> str:
     """The options of a plugin. Defaults that depend on eps are also given at the papers' 8/255."""
-    kind: type[Plugin] = registry.load("plugin", name)
-    at_paper = validate(kind.Options, {}, where=name, eps=PAPER_EPS)
+    fields = _plugin(name).Options
+    at_paper = validate(fields, {}, where=name, eps=PAPER_EPS)
     header = ["option", "paper", "default", "at eps 8/255", "unit", "allowed", "meaning"]
     rows = [
         [
@@ -115,7 +98,7 @@ def options(name: str) -> str:
             _allowed(field),
             field.description or "",
         ]
-        for key, field in kind.Options.model_fields.items()
+        for key, field in fields.model_fields.items()
     ]
     kept = [column for column in range(len(header)) if column in (0, 2) or any(row[column] for row in rows)]
     return table((header[c] for c in kept), ([row[c] for c in kept] for row in rows))
@@ -137,7 +120,10 @@ def _allowed(field: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [
-        f"{sign} {getattr(each, key)}" for each in field.metadata for key, sign in signs.items() if hasattr(each, key)
+        f"{sign} {getattr(limit, key)}"
+        for limit in field.metadata
+        for key, sign in signs.items()
+        if hasattr(limit, key)
     ]
     if field.annotation is Schedule:
         limits.append(">= 0, or a schedule")
@@ -148,66 +134,77 @@ def _allowed(field: Any) -> str:
 
 
 def passes() -> str:
-    """Passes a step, counted by the ledger of one real step with K = 10."""
-    rows = []
-    for said, plugins, chosen, given in MEASURED:
-        found = _one_step(plugins, chosen, given)
-        attack, update = found["attack"], found["update"]
-        rows.append((said, attack.forward, attack.input_backward, update.forward, update.full_backward, _cost(found)))
+    """Passes a step with K = 10: of every built-in alone, and of what the recipes combine."""
+    recipes = (recipe_files.load(name) for name in recipe_files.names())
+    combined = {",".join(recipe.table["plugins"]): tuple(recipe.table["plugins"]) for recipe in recipes}
+    sets = [(name,) for name in BUILT_INS] + [chosen for chosen in combined.values() if len(chosen) > 1]
+    rows = [_row("none: PGD-AT"), _row("none, `attack.steps=0`: standard training", settings={"attack.steps": 0})]
+    for chosen in sets:
+        if not _fate(chosen)[0]:
+            rows.append(_row(f"`{','.join(chosen)}`", chosen))
     header = ("plugins", "attack forward", "input backward", "update forward", "full backward", "x PGD-AT")
     return table(header, rows)
 
 
+def _row(said: str, chosen: Sequence[str] = (), settings: Mapping[str, object] = {}) -> list[object]:
+    resolved = _resolved(chosen, settings)
+    spent: Mapping[str, Passes] = max((stage for _, stage in resolved.composition.stages()), key=_price).passes
+    attack, update = spent["attack"], spent["update"]
+    if resolved.composition.added:
+        said += f" (with {' and '.join(f'`{name}`' for name in sorted(resolved.composition.added))})"
+    return [said, attack.forward, attack.input_backward, update.forward, update.full_backward, _cost(spent)]
+
+
+def _price(stage: Any) -> int:
+    return int(stage.cost)
+
+
 @cache
 def composition() -> str:
-    """The methods two by two; below, what the notes say, and how all subsets fare."""
-    alone = {name: _fate([name]) for name in METHODS}
+    """The built-ins two by two; below, what the notes say."""
+    alone = {name: _fate((name,)) for name in BUILT_INS}
     refusals: list[str] = []
     cautions: list[str] = []
     rows = []
-    for row in METHODS:
+    for row in BUILT_INS:
         cells = [f"`{row}`"]
-        for column in METHODS:
-            refusal, said = alone[row] if row == column else _fate([row, column])
+        for column in BUILT_INS:
+            refusal, said = alone[row] if row == column else _fate(tuple(sorted((row, column))))
             if refusal:
-                cells.append(f"refused {_marks([refusal], refusals, ascii_uppercase)}")
+                cells.append(f"refused {_marks([refusal], refusals, LETTERS_OF_REFUSALS)}")
             else:
                 known = [] if row == column else alone[row][1] + alone[column][1]
-                cells.append(f"runs {_marks([each for each in said if each not in known], cautions, DIGITS)}".strip())
+                cells.append(f"runs {_marks([text for text in said if text not in known], cautions, NUMBERS)}".strip())
         rows.append(cells)
-    counts = Counter(_fate(chosen)[0] for size in range(len(METHODS) + 1) for chosen in combinations(METHODS, size))
     return "\n".join(
         [
-            table(("", *(f"`{name}`" for name in METHODS)), rows),
+            table(("", *(f"`{name}`" for name in BUILT_INS)), rows),
             "",
-            *(f"- ({mark}) {text}" for mark, text in zip(ascii_uppercase, refusals, strict=False)),
-            *(f"- ({mark}) {text}" for mark, text in zip(DIGITS, cautions, strict=False)),
-            "",
-            f"All {counts.total()} subsets:",
-            "",
-            table(
-                ("subsets", "result"),
-                [(counts.pop(""), "runs"), *((count, f"refused: {text}") for text, count in counts.most_common())],
-            ),
+            *(f"- ({mark}) {text}" for mark, text in zip(LETTERS_OF_REFUSALS, refusals, strict=False)),
+            *(f"- ({mark}) {text}" for mark, text in zip(NUMBERS, cautions, strict=False)),
         ]
     )
 
 
-def _fate(chosen: Iterable[str]) -> tuple[str, list[str]]:
+@cache
+def _fate(chosen: tuple[str, ...]) -> tuple[str, list[str]]:
     """Why a set of plugins is refused, "" if it runs, and its cautions."""
     try:
-        # Named as Step names what is passed to it: data set and model need not be looked up 300 times.
-        layer = Layer("docs", {"model.name": "python:model", "data.name": "python:data"})
-        resolved = resolve([_kind(name) for name in chosen], [layer])
+        return "", list(_resolved(chosen).cautions)
     except (HookConflict, OptionError) as refusal:
         return str(refusal), []
-    return "", list(resolved.cautions)
+
+
+def _resolved(chosen: Iterable[str], settings: Mapping[str, object] = {}) -> Resolved:
+    # Named as Step names what is passed to it: data set and model need not be looked up for each set.
+    layer = Layer("docs", {"model.name": "python:model", "data.name": "python:data", **settings})
+    return resolve([_plugin(name) for name in chosen], [layer])
 
 
 @cache
-def _kind(name: str) -> type[Plugin]:
-    found: type[Plugin] = registry.load("plugin", name)
-    return found
+def _plugin(name: str) -> type[Plugin]:
+    plugin: type[Plugin] = registry.load("plugin", name)
+    return plugin
 
 
 def _marks(texts: Iterable[str], known: list[str], marks: Sequence[str]) -> str:
@@ -224,8 +221,8 @@ def recipes() -> str:
         if name.endswith(recipe_files.MINI):
             continue
         figures = (
-            f"{each['net']}, eps {each['eps']}: {_clean(each)}{each['attack']} {each['robust']} ({each['source']})"
-            for each in recipe.published
+            f"{row['net']}, eps {row['eps']}: {_clean(row)}{row['attack']} {row['robust']} ({row['source']})"
+            for row in recipe.published
         )
         plugins = ",".join(recipe.table["plugins"])
         rows.append((f"`{name}`", f"`{plugins}`" if plugins else "none", recipe.summary, "; ".join(figures)))
@@ -238,49 +235,165 @@ def _clean(figure: Mapping[str, Any]) -> str:
 
 def notes() -> str:
     """What each recipe's file says about paper and code."""
-    found = []
+    lines = []
     for name in recipe_files.names():
         recipe = recipe_files.load(name)
         if not name.endswith(recipe_files.MINI):
-            found += [f"### {name}", "", f"{recipe.paper}.", "", *(f"- {note}" for note in recipe.notes), ""]
-    return "\n".join(found).rstrip()
+            lines += [f"### {name}", "", f"{recipe.paper}.", "", *(f"- {note}" for note in recipe.notes), ""]
+    return "\n".join(lines).rstrip()
 
 
-def _one_step(
-    plugins: Sequence[str], chosen: Mapping[str, object], given: Mapping[str, Mapping[str, object]]
-) -> Mapping[str, Passes]:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    step = Step(net, torch.optim.SGD(net.parameters(), 0.1), plugins, num_samples=3, settings=chosen, options=given)
-    return step(torch.full((3, 1, 2, 2), 0.5), torch.arange(3), torch.arange(3), epoch=0).passes
-
-
-def _cost(found: Mapping[str, Passes]) -> str:
+def _cost(spent: Mapping[str, Passes]) -> str:
     """Relative to PGD-AT with ten steps: 10 forwards and input backwards, one forward and full backward."""
     pgd_at = Passes(10, 10).cost + Passes(1, full_backward=1).cost
-    return f"{sum(each.cost for each in found.values()) / pgd_at:.2f}"
+    return f"{sum(passes.cost for passes in spent.values()) / pgd_at:.2f}"
+
+
+# ---------------------------------------------------------------------- the methods, the rooms, the public names
+
+
+def methods() -> str:
+    """Every built-in with the first line of its class, which `advkit plugins list` shows too."""
+    rows = (
+        (f"[`{name}`](docs/methods/{name}.md)", (inspect.getdoc(_plugin(name)) or "").splitlines()[0])
+        for name in BUILT_INS
+    )
+    return table(("plugin", "what it does"), rows)
+
+
+@cache
+def _test_of_rooms() -> Any:
+    """Their order, and how imports are read, stand once: in the test that holds them."""
+    spec = importlib.util.spec_from_file_location("test_rooms", HERE.parent / "tests" / "test_rooms.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rooms() -> str:
+    """The tree: every module with the first sentence of its docstring."""
+    held = _test_of_rooms()
+    lines = ["```text", "toolkit/advkit/"]
+    for room in held.ROOMS:
+        indent = "  "
+        if room:
+            path = held.CORE / room / "__init__.py"
+            lines.append(f"  {room + '/':<30}{_sentence(path)}")
+            indent = "    "
+        inside = [(name, path) for name, path in held.modules().items() if held.room(name) == room and name != room]
+        for name, path in sorted(inside):
+            if name in held.FRONT:
+                continue
+            words = name.split(".")[1:] if room else [name]
+            file = "/".join(words) + ("/" if path.name == "__init__.py" else ".py")
+            lines.append(f"{indent + file:<32}{_sentence(path)}")
+    return "\n".join([*lines, "```"])
+
+
+def _sentence(path: Path) -> str:
+    """The first one, if not more than the docstring's first line: "et al." ends none."""
+    first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+    return re.split(r"(?<!al)(?<!Fig)(?<!Eq)(?<=[.?]) (?=[A-Z])", first)[0]
+
+
+def imports() -> str:
+    """Which rooms each room imports from."""
+    held = _test_of_rooms()
+    known = held.modules()
+    taken: dict[str, set[str]] = {room: set() for room in held.ROOMS}
+    for name, path in known.items():
+        if name not in held.FRONT:
+            targets = held.imports(name, path, path.read_text(encoding="utf-8"), known)
+            taken[held.room(name)] |= {held.room(target) for target, typing in targets if target and not typing}
+    rows = [
+        (
+            f"`{room}`" if room else "the shelf",
+            ", ".join(
+                f"`{other}`" if other else "the shelf" for other in held.ROOMS if other in taken[room] and other != room
+            )
+            or "nothing",
+        )
+        for room in held.ROOMS
+    ]
+    return table(("room", "imports from"), rows)
+
+
+def api() -> str:
+    """The public names by room: name, signature, first line of the docstring."""
+    homes = sorted(advkit._HOME.items(), key=lambda home: (_room(home[1][0]), home[0]))
+    parts = []
+    for room, names in groupby(homes, key=lambda home: _room(home[1][0])):
+        rows = [(f"`{name}`", signature(name), docstring(name)) for name, _ in names]
+        parts += [f"## {room or 'The shelf'}", "", table(("name", "signature", "what it is"), rows), ""]
+    return "\n".join(parts).rstrip()
+
+
+def _room(module: str) -> str:
+    head, dot, _ = module.removeprefix(".").partition(".")
+    return head if dot else ""
+
+
+def docstring(name: str) -> str:
+    """The first line of a public name's docstring; of a value, of the text below its assignment. "" if it has none."""
+    value = getattr(advkit, name)
+    module, there = advkit._HOME[name]
+    if inspect.isclass(value) or inspect.isfunction(value):
+        text = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+        text = "" if (text or "").startswith(f"{there}(") else text or ""  # what dataclasses write of themselves
+    else:
+        source = inspect.getsource(importlib.import_module(module, "advkit"))
+        body = ast.parse(source).body
+        below = {
+            ast.unparse(target): after.value.value
+            for node, after in pairwise(body)
+            if isinstance(node, ast.Assign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            for target in node.targets
+        }
+        text = str(below.get(there, ""))
+    return " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
+
+
+def signature(name: str) -> str:
+    """How a public name is called; "" for what is no class or function."""
+    value = getattr(advkit, name)
+    if not (inspect.isclass(value) or inspect.isfunction(value)) or (
+        inspect.isclass(value) and issubclass(value, Exception | Enum)
+    ):
+        return ""
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except ValueError:
+        return ""
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    return f"`{inspect.Signature(plain)}`"
 
 
 # ---------------------------------------------------------------------- files
 
-TABLES: dict[str, Callable[[], str]] = {
+PARTS: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "settings": settings,
     "passes": passes,
     "composition": composition,
     "recipes": recipes,
     "notes": notes,
+    "methods": methods,
+    "rooms": rooms,
+    "imports": imports,
+    "api": api,
     **{f"options {name}": lambda name=name: options(name) for name in BUILT_INS},  # type: ignore[misc]
 }
 
 
 def render(text: str) -> str:
-    """`text` with every generated table as it should be. Raises KeyError for a name that is not in `TABLES`."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
+    """`text` with every generated part as it should be. Raises KeyError for a name that is not in `PARTS`."""
+    return BLOCK.sub(lambda block: f"{block[1]}\n{PARTS[block[2]]()}\n\n{block[3]}", text)
 
 
 def pages() -> list[Path]:
     """Every page of the documentation."""
-    return sorted(HERE.rglob("*.md"))
+    return [*(path for path in [HERE.parent / "README.md"] if path.exists()), *sorted(HERE.rglob("*.md"))]
 
 
 def main(arguments: Sequence[str]) -> int:

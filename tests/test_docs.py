@@ -10,30 +10,31 @@ import json
 import re
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import click
+import methods
 import pytest
 
 import advkit
 from advkit import errors, registry, rng
 from advkit.cli.main import cli, run
-from advkit.compose.registration import HOOKS, RULES
+from advkit.compose.registration import HOOKS, RULES, hooks_of
 from advkit.config import recipes
 from advkit.hooks import Hooks
+from advkit.hookspec import Rule
 from advkit.settings import SECTIONS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 EXAMPLE = ROOT / "examples" / "third_party_plugin"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
-METHODS = ["cat-eps", "dirichlet-ls", "cat-margin", "trades", "mart", "awp", "lsiw", "av-rank"]
-CARDS = [*METHODS, "eps-ramp", "vulnerability-log"]
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *(page for room in ("docs", "examples", "results") for page in (ROOT / room).rglob("*.md"))}
+)
+CARDS = registry.names("plugin")
 
 
 def read(page: Path) -> str:
@@ -72,19 +73,19 @@ def generate() -> ModuleType:
 # ---------------------------------------------------------------------- generated tables
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=named)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=named)
 def test_generated_tables_are_up_to_date(generate: ModuleType, page: Path) -> None:
     assert generate.render(read(page)) == read(page), "run: python docs/generate.py"
 
 
-def test_every_table_is_shown_and_a_stale_one_is_noticed(generate: ModuleType) -> None:
+def test_every_part_is_shown_and_a_stale_one_is_noticed(generate: ModuleType) -> None:
     texts = [read(page) for page in generate.pages()]
     assert sorted(name for text in texts for name in re.findall(r"<!-- generated: (.+?) -->", text)) == sorted(
-        generate.TABLES
+        generate.PARTS
     )
-    composing = read(DOCS / "composing.md")
-    stale = composing.replace("| 120 | runs |", "| 121 | runs |", 1)
-    assert stale != composing and generate.render(stale) == composing
+    loop = read(DOCS / "loop.md")
+    stale = loop.replace("| none: PGD-AT | 10 |", "| none: PGD-AT | 11 |", 1)
+    assert stale != loop and generate.render(stale) == loop
 
 
 def test_check_fails_where_a_page_is_stale(generate: ModuleType, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -97,10 +98,21 @@ def test_check_fails_where_a_page_is_stale(generate: ModuleType, tmp_path: Path,
     assert page.read_text() == read(DOCS / "hooks.md")
 
 
+def card(name: str) -> str:
+    """The text of a plugin's card; fails with a sentence where there is none."""
+    page = DOCS / "methods" / f"{name}.md"
+    if not page.exists():
+        pytest.fail(
+            f"The plugin {name} has no card: write docs/methods/{name}.md with the headings of the others.",
+            pytrace=False,
+        )
+    return read(page)
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_cards_have_the_options_of_their_plugins(name: str) -> None:
     fields = registry.load("plugin", name).Options.model_fields
-    text = read(DOCS / "methods" / f"{name}.md")
+    text = card(name)
     column = text.split("\n## Options\n", 1)[1].split("| option ", 1)[1].splitlines()[0].split("|").index(" default ")
     shown = {quoted(row[0])[0]: quoted(row[column])[0] for row in rows(text, "## Options")}
     assert shown.keys() == fields.keys()
@@ -111,27 +123,46 @@ def test_cards_have_the_options_of_their_plugins(name: str) -> None:
 
 
 def test_cards_have_one_shape() -> None:
-    shapes = {tuple(re.findall(r"^## (.+)$", read(DOCS / "methods" / f"{name}.md"), re.MULTILINE)) for name in CARDS}
+    shapes = {tuple(re.findall(r"^## (.+)$", card(name), re.MULTILINE)) for name in CARDS}
     assert len(shapes) == 1
     assert {path.stem for path in (DOCS / "methods").glob("*.md")} == set(CARDS)
 
 
+@pytest.mark.parametrize(("missing", "sentence"), [(card, "has no card"), (methods.declared, "has no parity test")])
+def test_a_plugin_without_card_or_parity_test_is_named(missing: Any, sentence: str) -> None:
+    with pytest.raises(pytest.fail.Exception, match=f"The plugin never-written {sentence}: write "):
+        missing("never-written")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_plugin_has_a_parity_test(name: str) -> None:
+    methods.declared(name)
+    _, path = methods.methods()[name]
+    assert re.search(r"^def test_\w+", read(path), re.MULTILINE), f"{path.name} tests nothing"
+
+
 def refusal(chosen: set[str]) -> str:
-    """What of a set of methods can not be: a hook with two owners, or ranks that weigh nothing; "" if all can."""
-    if {"trades", "cat-margin"} <= chosen:
-        return "own attack_objective"
-    if {"trades", "mart"} <= chosen:
-        return "own base_loss"
-    return "av-rank weighs the term lsiw" if "av-rank" in chosen and "lsiw" not in chosen else ""
+    """Why a pair can not be, by the specification alone: a hook with two owners, or a term that nobody adds."""
+    answers = {name: set(hooks_of(registry.load("plugin", name))) for name in chosen}
+    for hook, rule in RULES.items():
+        if rule is Rule.EXCLUSIVE and sum(hook in hooks for hooks in answers.values()) > 1:
+            return f"both own {hook}"
+    adders = {name for name, hooks in answers.items() if "extra_regularizer" in hooks} | {"base_loss"}
+    for name, hooks in answers.items():
+        plugin = registry.load("plugin", name)
+        terms = plugin(plugin.Options()).terms if "instance_weight" in hooks else ()
+        if not {*terms} <= adders:
+            return f"{name} weighs the term"
+    return ""
 
 
 def test_the_table_of_pairs_says_which_are_refused_and_why() -> None:
     text = read(DOCS / "composing.md")
     notes = dict(re.findall(r"^- \((\w+)\) (.+)$", text, re.MULTILINE))
     table = rows(text, "## The built-ins, two by two")
-    assert [quoted(row[0])[0] for row in table] == METHODS
-    for row, (_, *cells) in zip(METHODS, table, strict=True):
-        for column, cell in zip(METHODS, cells, strict=True):
+    assert [quoted(row[0])[0] for row in table] == CARDS
+    for row, (_, *cells) in zip(CARDS, table, strict=True):
+        for column, cell in zip(CARDS, cells, strict=True):
             marks = re.findall(r"\((\w+)\)", cell)
             assert set(marks) <= set(notes)
             expected = refusal({row, column})
@@ -139,20 +170,20 @@ def test_the_table_of_pairs_says_which_are_refused_and_why() -> None:
             assert not expected or expected in notes[marks[0]]
 
 
-def test_the_counts_of_all_subsets_are_right() -> None:
-    shown: Counter[str] = Counter()
-    for count, result in rows(read(DOCS / "composing.md"), "All 256 subsets:"):
-        reasons = ("own attack_objective", "own base_loss", "av-rank weighs the term lsiw")
-        shown[next((reason for reason in reasons if reason in result), result)] += int(count)
-    subsets = [set(chosen) for size in range(9) for chosen in combinations(METHODS, size)]
-    assert shown == Counter(refusal(chosen) or "runs" for chosen in subsets)
-
-
 def test_every_recipe_is_shown() -> None:
     text = read(DOCS / "recipes.md")
     shown = [quoted(row[0])[0] for row in rows(text, "# Recipes")]
     assert shown == [name for name in recipes.names() if not name.endswith("-mini")]
     assert shown == re.findall(r"^### (.+)$", text, re.MULTILINE)
+
+
+# ---------------------------------------------------------------------- public names
+
+
+@pytest.mark.parametrize("name", advkit.__all__)
+def test_every_public_name_has_a_docstring(generate: ModuleType, name: str) -> None:
+    said = generate.docstring(name)
+    assert said.endswith((".", "?", ":", ")")) or len(said) > 20, f"advkit.{name} says {said!r}"
 
 
 # ---------------------------------------------------------------------- hooks.md
@@ -350,18 +381,24 @@ def assignments(page: Path) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_settings_and_options_in_sentences_exist(page: Path) -> None:
+    """Beside the plugins that they name, or beside all that fit."""
     for words in assignments(page):
         if words[0].startswith("-"):
             named = {name for name in CARDS if any(f"{name}." in word for word in words)}
             named |= {"trades"} if any("clean_logits" in word for word in words) else set()  # computed for somebody
-            own = {"trades", "mart", "cat-margin"} - named  # they can not all be there
-            together = ",".join(name for name in CARDS if name not in own)
-            code, _, error = output("plan", "--plugins", together, *words, "--json")
-            assert code == 0, error
+            smallest = tuple(sorted({member for name in named for member in methods.alone(name)}))
+            errors = []
+            for together in (smallest, *(crowd for crowd in methods.CROWDS if named <= {*crowd})):
+                code, _, error = output("plan", "--plugins", ",".join(together), *words, "--json")
+                if code == 0:
+                    break
+                errors.append(error)
+            else:
+                pytest.fail("\n".join(errors))
         else:
             owner, key = words
-            kind = SECTIONS.get(owner) or registry.load("plugin", owner).Options
-            assert key in kind.model_fields, f"{owner}.{key}"
+            options = SECTIONS.get(owner) or registry.load("plugin", owner).Options
+            assert key in options.model_fields, f"{owner}.{key}"
 
 
 def test_settings_and_options_in_sentences_are_found(tmp_path: Path) -> None:
