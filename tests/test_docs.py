@@ -22,7 +22,7 @@ import pytest
 import advkit
 from advkit import errors, registry, rng
 from advkit.cli.main import cli, run
-from advkit.compose.registration import HOOKS, RULES, hooks_of
+from advkit.compose.registration import hooks_of
 from advkit.config import recipes
 from advkit.hooks import Hooks
 from advkit.hookspec import Rule
@@ -144,8 +144,8 @@ def test_every_plugin_has_a_parity_test(name: str) -> None:
 def refusal(chosen: set[str]) -> str:
     """Why a pair can not be, by the specification alone: a hook with two owners, or a term that nobody adds."""
     answers = {name: set(hooks_of(registry.load("plugin", name))) for name in chosen}
-    for hook, rule in RULES.items():
-        if rule is Rule.EXCLUSIVE and sum(hook in hooks for hooks in answers.values()) > 1:
+    for hook, spec in methods.SPECS.items():
+        if spec.rule is Rule.EXCLUSIVE and sum(hook in hooks for hooks in answers.values()) > 1:
             return f"both own {hook}"
     adders = {name for name, hooks in answers.items() if "extra_regularizer" in hooks} | {"base_loss"}
     for name, hooks in answers.items():
@@ -192,10 +192,10 @@ def test_every_public_name_has_a_docstring(generate: ModuleType, name: str) -> N
 def test_hooks_are_documented_with_their_rules_and_exact_arguments_in_order() -> None:
     written = re.findall(r"^### (\w+)\n\n\*\*(\w+)\*\* `\((.*?)\) -> (.+?)`$", read(DOCS / "hooks.md"), re.MULTILINE)
     specified = []
-    for name in (name for name in vars(Hooks) if name in HOOKS):
+    for name, spec in methods.SPECS.items():
         signature = inspect.signature(getattr(Hooks, name))
         arguments = ", ".join(list(signature.parameters)[1:])
-        specified.append((name, RULES[name].value, arguments, signature.return_annotation))
+        specified.append((name, spec.rule.value, arguments, signature.return_annotation))
     assert written == specified
 
 
@@ -203,7 +203,7 @@ def test_the_arguments_tables_name_every_argument() -> None:
     text = read(DOCS / "hooks.md")
     section = text.split("\n## Arguments\n", 1)[1].split("\n## ", 1)[0]
     shown = {name for line in section.splitlines() if line.startswith("|") for name in quoted(line.split("|")[1])}
-    asked = {name for hook in HOOKS.values() for name in list(inspect.signature(hook).parameters)[1:]}
+    asked = {name for hook in methods.SPECS for name in list(inspect.signature(getattr(Hooks, hook)).parameters)[1:]}
     loop_and_attack = {"dataset", "indices", "batch_size", "x", "draws", "epoch", "metrics", "params", "term"}
     own = {"model", "objective", "x_adv", "logits", "loss", "gradient", "step"}  # said where their hooks are
     assert shown == asked - loop_and_attack - own
