@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @run_options
 @click.option("--out", metavar="DIR", help="The run's new folder; runs/PLUGINS-N by default.")
 @click.option("--resume", metavar="DIR", help="Continue the run in DIR, bit for bit.")
-@click.option("--init-from", metavar="RUN", help="Start from the best weights of a run.")
+@click.option("--init-from", metavar="RUN", help="Start from the best weights of a run, or from a file of weights.")
 @click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
 @click.option("--check-hooks", is_flag=True, help="Check the values of every hook's answer at every step.")
 @click.option("--dry-run", is_flag=True, help="Run one step, show plan, size and time; write nothing.")

@@ -74,7 +74,7 @@ def fitted(
     Wrappers put `module.`, `_orig_mod.` or a name of their own, such as `model.`, before all names or within them;
     `renamed` is `ModelBuilder.renamed`. What nothing explains keeps its name, and is refused by `put_weights`.
     """
-    if weights.keys() & own.keys():
+    if weights.keys() <= own.keys():
         return dict(weights)
     plain = {_plain(name): value for name, value in weights.items()}
     if len(plain) < len(weights):

@@ -13,10 +13,9 @@ from torch import nn
 from .. import registry
 from ..config.resolve import Resolved
 from ..data.base import Dataset, Splits
-from ..storage.foreign import read_weights
 from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
-from ..training.launch import build_model, data_of, load_data, on_this_machine, resolve_folder
+from ..training.launch import build_model, data_of, load_data, on_this_machine, put_file, resolve_folder
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,9 @@ def of_run(path: Path, checkpoint: str = "best", root: str | None = None) -> Sub
 def of_weights(path: Path, resolved: Resolved) -> Subject:
     """A file of weights in the model, on the data, at the eps and norm that `resolved` names."""
     resolved = on_this_machine(resolved)
-    weights = read_weights(path)
     splits = data_of(resolved)
     model = build_model(resolved, splits.train).to(resolved.run.device)
-    put_weights(model, {f"model/{name}": value for name, value in weights.items()}, str(path))
+    put_file(model, path, resolved)
     record = {
         "checkpoint": None,
         "weights": "raw",

@@ -22,8 +22,9 @@ from ..modules import own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..storage import checkpoint, files, schema
+from ..storage.foreign import fitted, read_weights
 from ..storage.run_folder import Mark, RunFolder
-from ..storage.weights import put_weights
+from ..storage.weights import MODEL, prefixed, put_weights
 from .loop import Position, Progress, Silent, Trainer, TrainResult
 
 
@@ -51,11 +52,26 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
         raise CheckpointError(
             "This run trained a model passed from Python; use advkit.load_weights(model, run) and advkit.evaluate."
         )
-    kind = cast(type[ModelBuilder], registry.load("model", name))
-    builder = kind(kind.Options(**resolved.model_options))
+    builder = _builder(resolved)
     with own_generator(torch.device("cpu")) as seed:
         seed(derive_seed(resolved.run.seed, CORE, "init"))
         return builder.build(DataSpec.of(train))
+
+
+def _builder(resolved: Resolved) -> ModelBuilder:
+    builder = cast(type[ModelBuilder], registry.load("model", resolved.model_name))
+    return builder(builder.Options(**resolved.model_options))
+
+
+def put_file(model: nn.Module, path: Path, resolved: Resolved) -> None:
+    """Copy a file of weights, of advkit's export or of other programs, into the model that `resolved` names.
+
+    Wrappers' prefixes and the names of published files are brought to the model's. Raises CheckpointError.
+    """
+    weights = read_weights(path)
+    named = not resolved.model_name.startswith(PASSED)
+    own = fitted(weights, model.state_dict(), _builder(resolved).renamed if named else dict)
+    put_weights(model, prefixed(MODEL, own), str(path))
 
 
 def on_this_machine(resolved: Resolved) -> Resolved:
@@ -84,8 +100,13 @@ def start(
     init_from: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train from the beginning, into the new folder `out`, or into none."""
-    if init_from is not None:
+    """Train from the beginning, into the new folder `out`, or into none; from the weights of `init_from`, if given.
+
+    That is the folder of a run, whose best weights are taken, or a file of weights.
+    """
+    if init_from is not None and os.path.isfile(init_from):
+        put_file(model, init_from, resolved)
+    elif init_from is not None:
         load_weights(model, init_from)
     if out is None:
         return Trainer(resolved, splits, model, None, progress).run()
@@ -227,7 +248,7 @@ def train(
         eps, epochs, batch_size, seed: short for attack.eps, run.epochs, run.batch_size, run.seed.
         out: a new folder for run.toml, metrics and checkpoints; None writes nothing.
         resume_from: the folder of a stopped run of these very arguments.
-        init_from: the folder of a run whose best weights are the start.
+        init_from: the folder of a run whose best weights are the start, or a file of weights.
 
     Raises AdvkitError's subclasses, each one sentence.
     """

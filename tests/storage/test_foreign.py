@@ -1,0 +1,191 @@
+"""Files of weights as other programs write them, and as nobody should."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import resource
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from advkit import CheckpointError, DataSpec
+from advkit.models.wide_resnet import WideResNet
+from advkit.storage.foreign import fitted, read_weights
+from advkit.storage.weights import MODEL, prefixed, put_weights
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
+
+
+def put(model: nn.Module, weights: dict[str, Tensor], **renaming: Any) -> None:
+    put_weights(model, prefixed(MODEL, fitted(weights, model.state_dict(), **renaming)), "the file")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda name: name,
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"model.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.model.{name}",
+        lambda name: f"net.backbone.{name}",
+        lambda name: name.replace(".", ".module.", 1),  # DataParallel within
+        lambda name: name.replace("3.", "3.module.", 1),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_what_wrappers_put_into_names(named: Callable[[str], str], suffix: str, tmp_path: Path) -> None:
+    weights, file = net(1).state_dict(), tmp_path / f"net.{suffix}"
+    renamed = {named(name): value for name, value in weights.items()}
+    torch.save({"epoch": 3, "state_dict": renamed}, file) if suffix == "pt" else safetensors.torch.save_file(
+        renamed, file
+    )
+    model = net()
+    put(model, read_weights(file))
+    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_whose_own_names_begin_so_keeps_them() -> None:
+    model, other = nn.ModuleDict({"model": net()}), nn.ModuleDict({"model": net(1)})
+    put(model, other.state_dict())
+    assert model.state_dict()["model.0.weight"].equal(other.state_dict()["model.0.weight"])
+    with pytest.raises(CheckpointError, match="do not fit this model"):
+        put(net(), {f"a.{name}" if k else f"b.{name}": v for k, (name, v) in enumerate(net().state_dict().items())})
+
+
+def test_weights_of_before_num_batches_tracked() -> None:
+    weights = {name: value for name, value in net(1).state_dict().items() if "tracked" not in name}
+    model = net()
+    put(model, weights)
+    assert model[0].weight.equal(weights["0.weight"])
+    del weights["1.running_mean"]
+    with pytest.raises(CheckpointError, match=r"first difference: 1\.running_mean"):
+        put(model, weights)
+
+
+def official(name: str) -> str:
+    """A name of advkit's wide net of depth 10 with its dead block, as TRADES' code has it."""
+    head, _, rest = name.partition(".")
+    rest = rest.replace("shortcut", "convShortcut")
+    heads = {"1": "conv1", "2": "block1.layer.0", "4": "block2.layer.0", "5": "block3.layer.0", "6": "bn1", "10": "fc"}
+    return f"sub_block1.layer.{rest.removeprefix('module.')}" if head == "3" else f"{heads[head]}.{rest}"
+
+
+@pytest.mark.parametrize("dead_block", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_names_of_wide_nets(dead_block: bool, prefix: str) -> None:
+    builder = WideResNet(WideResNet.Options(depth=10, width=1, dead_block=True))
+    unscaled = DataSpec(3, 8, 8, 4, (0.0,) * 3, (1.0,) * 3)
+    source = builder.build(unscaled).eval()
+    weights = {f"{prefix}{official(n)}": v for n, v in source.state_dict().items() if not n.startswith("0.")}
+    assert f"{prefix}block2.layer.0.convShortcut.weight" in weights
+    builder = WideResNet(WideResNet.Options(depth=10, width=1, dead_block=dead_block))
+    model = builder.build(DataSpec(3, 8, 8, 4, (0.4,) * 3, (0.2,) * 3)).eval()
+    put(model, weights, renamed=builder.renamed)
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(model(x), source(x)), "and images enter as they are"
+    weights[f"{prefix}block2.layer.1.bn1.weight"] = torch.ones(3)
+    with pytest.raises(CheckpointError, match="do not fit this model"):
+        put(model, weights, renamed=builder.renamed)
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/advkit-was-run",)
+
+
+def _zip_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for k in range(3):
+            with archive.open(f"a/data/{k}", "w", force_zip64=True) as member:
+                for _ in range(16):
+                    member.write(bytes(50 << 20))
+
+
+def _sparse(path: Path, head: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(head)
+        stream.truncate(1900 << 20)
+
+
+SENTENCE = r"can not be read as weights \({reason}"
+REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "a namespace beside": (
+        "w.pt",
+        lambda path: torch.save({"state_dict": net().state_dict(), "args": argparse.Namespace(lr=1)}, path),
+        SENTENCE.format(reason=r"it holds argparse\.Namespace"),
+    ),
+    "numpy scalars beside": (
+        "w.pt",
+        lambda path: torch.save({"state_dict": net().state_dict(), "best": np.float64(0.5)}, path),
+        SENTENCE.format(reason=r"it holds numpy"),
+    ),
+    "code": ("w.pt", lambda path: torch.save({"w": Evil()}, path), SENTENCE.format(reason="it holds posix.system")),
+    "code of before zips": (
+        "w.pt",
+        lambda path: path.write_bytes(pickle.dumps({"w": Evil()})),
+        SENTENCE.format(reason=".*"),
+    ),
+    "a meta tensor": (
+        "w.pt",
+        lambda path: torch.save({"w": torch.zeros(2, device="meta")}, path),
+        "is a meta tensor",
+    ),
+    "a sparse tensor": (
+        "w.pt",
+        lambda path: torch.save({"w": torch.eye(2).to_sparse()}, path),
+        "is a sparse_coo tensor",
+    ),
+    "a quantized tensor": (
+        "w.pt",
+        lambda path: torch.save({"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path),
+        r"(w is a quantized tensor|can not be read as weights)",
+    ),
+    "a pipe": ("w.pt", lambda path: os.mkfifo(path), SENTENCE.format(reason="it is no regular file")),
+    "a device": ("w.pt", lambda path: path.symlink_to("/dev/zero"), SENTENCE.format(reason="it is no regular file")),
+    "a folder": ("w.pt", lambda path: path.mkdir(), SENTENCE.format(reason=".*")),
+    "nothing": ("w.pt", lambda path: None, "does not exist"),
+    "a name too long": ("w" * 300 + ".pt", lambda path: None, SENTENCE.format(reason="File name too long")),
+    "zeros": ("w.pt", lambda path: _sparse(path, b""), SENTENCE.format(reason="its first bytes")),
+    "no header": (
+        "w.safetensors",
+        lambda path: _sparse(path, b""),
+        SENTENCE.format(reason="its first bytes"),
+    ),
+    "a header of a gigabyte": (
+        "w.safetensors",
+        lambda path: _sparse(path, struct.pack("<Q", 4 << 30) + b"{"),
+        SENTENCE.format(reason="its first bytes"),
+    ),
+    "a zip that inflates": ("w.pt", _zip_bomb, SENTENCE.format(reason="it unpacks to more than")),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_what_is_no_plain_file_of_weights(what: str, tmp_path: Path) -> None:
+    name, make, sentence = REFUSED[what]
+    make(tmp_path / name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=sentence) as refused:
+        read_weights(tmp_path / name, cap=2 << 30)
+    assert "\n" not in str(refused.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10, "KiB; it was judged first"
+    assert not Path("/tmp/advkit-was-run").exists()
