@@ -347,8 +347,8 @@ REFUSALS = [
     # evaluate
     (
         "evaluate @RUN --attacks pgdd-20",
-        "Unknown attack pgdd-20. Did you mean pgd-20? Known: clean, fgsm, pgd-K, pgd-KxR, cw-K, pgd-K-l2, "
-        "transfer:RUN, apgd-ce, apgd-t, autoattack, deepfool, fab-t, square.",
+        "Unknown attack pgdd-20. Did you mean pgd-20? Known: clean, fgsm, pgd-K, pgd-KxR, pgd-K-l2, pgd-K-linf, cw-K, "
+        "cw-KxR, cw-K-l2, cw-K-linf, square, transfer:RUN, deepfool, fab-t, apgd-ce, apgd-t, autoattack.",
     ),
     (
         "evaluate @RUN --attacks pgd-2,pgd-2",

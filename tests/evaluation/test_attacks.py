@@ -18,7 +18,7 @@ import advkit
 from advkit.ascent import L2Ball
 from advkit.data.base import Dataset
 from advkit.errors import HookContract, OptionError
-from advkit.evaluation.attacks import EvaluationAttack, Pgd, Square, Victim, parse_attack, parse_attacks
+from advkit.evaluation.attacks import Cw, EvaluationAttack, Pgd, Square, Victim, parse_attack, parse_attacks
 from advkit.evaluation.attacks.libraries import AutoAttack, DeepFool, FromAutoAttack
 from advkit.evaluation.attacks.square import share
 from advkit.evaluation.audit import short
@@ -365,10 +365,10 @@ def test_an_attack_is_not_believed(answer: Callable[[Tensor], object], sentence:
 
 def test_names() -> None:
     assert [type(each).__name__ for each in parse_attacks(["clean", "fgsm", "square", "deepfool"])] == [
-        *("Clean", "Pgd", "Square", "DeepFool")
+        *("Clean", "Fgsm", "Square", "DeepFool")
     ]
     found = parse_attack("cw-30x4-l2", pace=0.5)
-    assert found == Pgd("cw-30x4-l2", 30, loss="margin", pace=0.5, restarts=4, norm="l2")
+    assert found == Cw("cw-30x4-l2", 30, pace=0.5, restarts=4, norm="l2")
     for name in ("pgd-0", "pgd", "pgd-5x0", "cw-3-l1", "PGD-3", "autoatack"):
         with pytest.raises(OptionError, match=f"Unknown attack {name}"):
             parse_attack(name)

@@ -23,7 +23,8 @@ from advkit.evaluation.attacks import Pgd
 from advkit.evaluation.audit import RULES, Audit, Check, audit, figures, short
 from advkit.evaluation.audit.bench import Bench, Trace, bench
 from advkit.evaluation.audit.brief import from_verdicts
-from advkit.evaluation.verdicts import Verdicts, verdicts
+from advkit.evaluation.results import Verdicts
+from advkit.evaluation.verdicts import verdicts
 from advkit.modules import mode
 from advkit.studies.transfer import Transfer
 
@@ -255,7 +256,7 @@ def judged(net: nn.Module, data: advkit.Dataset, *names: str) -> dict[str, Verdi
 
 
 def advkit_attack(name: str) -> Pgd:
-    from advkit.studies.transfer import parse_attack
+    from advkit.evaluation.attacks import parse_attack
 
     return parse_attack(name)  # type: ignore[return-value]
 
@@ -291,7 +292,7 @@ def test_what_square_finds_is_held_against_both_losses() -> None:
 
     walk = {"steps": 20, "step_size": EPS / 5}
     pgd = verdict("pgd-20", n < 9, loss="cross-entropy", **walk)
-    square = verdict("square", n < 6)
+    square = dataclasses.replace(verdict("square", n < 6), access="scores")
     for margin, expected in ((None, None), (n < 9, 0.3), (n < 6, 0.0)):
         cw = [] if margin is None else [verdict("cw-20", margin, loss="margin", **walk)]
         found = from_verdicts([pgd, square, *cw])["black-box"]

@@ -24,8 +24,9 @@ from advkit.cli.display import bar
 from advkit.cli.evaluate import Asked
 from advkit.cli.main import run as command
 from advkit.data.base import Dataset
+from advkit.evaluation.results import Verdicts, summary
 from advkit.evaluation.statistics import wilson
-from advkit.evaluation.verdicts import BATCH, Verdicts, summary
+from advkit.evaluation.verdicts import BATCH
 from advkit.studies.subject import of_run
 from advkit.studies.verdict_store import Store
 

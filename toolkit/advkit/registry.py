@@ -6,9 +6,9 @@ import ast
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
@@ -37,9 +37,12 @@ class Description:
     version: str
     hooks: list[str] | None
     summary: str | None
+    literals: Mapping[str, object]
+    """What the class body sets to a literal, such as an attack's `spellings`."""
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """For people: all but the literals."""
+        return {key: value for key, value in vars(self).items() if key != "literals"}
 
 
 def names(kind: str) -> list[str]:
@@ -49,10 +52,38 @@ def names(kind: str) -> list[str]:
 
 def describe(kind: str) -> list[Description]:
     """Everything registered of a kind, sorted by name; names that two distributions claim appear twice."""
-    found = [
-        Description(point.name, *_distribution(point), *_read(point)) for point in entry_points(group=GROUPS[kind])
-    ]
-    return sorted(found, key=lambda each: (each.name, each.distribution))
+    points = entry_points(group=GROUPS[kind])
+    described = [_describe(point) for point in points]
+    return sorted(described, key=lambda one: (one.name, one.distribution))
+
+
+def attacks() -> list[tuple[Description, tuple[str, ...]]]:
+    """Every attack with how it is typed, in the order of tables and help."""
+
+    def place(one: Description) -> tuple[int, str]:
+        said = one.literals.get("place")
+        return said if isinstance(said, int) else 50, one.name
+
+    rows = []
+    for one in sorted(describe("attack"), key=place):
+        said = one.literals.get("spellings")
+        typed = [text for text in said if isinstance(text, str)] if isinstance(said, (tuple, list)) else []
+        rows.append((one, tuple(typed) or (one.name,)))
+    return rows
+
+
+def spellings() -> list[str]:
+    """How all attacks are typed: clean, fgsm, pgd-K, ..."""
+    return list(dict.fromkeys(text for _, typed in attacks() for text in typed))
+
+
+def attack_of(typed: str) -> str | None:
+    """The registered name that an attack as it is typed is, or begins with; the longest: pgd of pgd-20x5-l2."""
+    return max(
+        (name for name in names("attack") if typed == name or typed.startswith((f"{name}-", f"{name}:"))),
+        key=len,
+        default=None,
+    )
 
 
 def load(kind: str, name: str) -> type:
@@ -116,23 +147,35 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return point.dist.name or "unknown", point.dist.version or "unknown"  # metadata may be broken
 
 
-def _read(point: EntryPoint) -> tuple[list[str] | None, str | None]:
-    """Hooks and first docstring line of the entry point's class, from its source."""
+def _describe(point: EntryPoint) -> Description:
+    hooks, summary, literals = _read(point)
+    return Description(point.name, *_distribution(point), hooks, summary, literals)
+
+
+def _read(point: EntryPoint) -> tuple[list[str] | None, str | None, Mapping[str, object]]:
+    """Hooks, first docstring line and literals of the entry point's class, from its source."""
     try:
         path = source(point.module)
         tree = ast.parse(path.read_text(encoding="utf-8") if path else "")
         classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
         chosen = classes[point.attr]
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError, KeyError, AttributeError):
-        return None, None  # AttributeError: the entry point's value is malformed
+        return None, None, {}  # AttributeError: the entry point's value is malformed
+    members = [member for base in _with_bases(chosen, dict(classes)) for member in base.body]
     hooks = {
         member.name
-        for each in _with_bases(chosen, dict(classes))
-        for member in each.body
+        for member in members
         if isinstance(member, ast.FunctionDef) and any(_is_hookimpl(mark) for mark in member.decorator_list)
     }
+    literals: dict[str, object] = {}
+    for member in members:
+        if isinstance(member, (ast.Assign, ast.AnnAssign)) and member.value is not None:
+            target = member.targets[0] if isinstance(member, ast.Assign) else member.target
+            if isinstance(target, ast.Name):
+                with suppress(ValueError):  # no literal
+                    literals.setdefault(target.id, ast.literal_eval(member.value))
     lines = (ast.get_docstring(chosen) or "").splitlines()
-    return sorted(hooks), lines[0] if lines else ""
+    return sorted(hooks), lines[0] if lines else "", literals
 
 
 def _with_bases(chosen: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:

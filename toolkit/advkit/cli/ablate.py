@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import OptionError
+from .evaluate import ATTACKS
 from .main import parse_value
 from .run_options import Typed, run_options
 
@@ -15,9 +16,7 @@ from .run_options import Typed, run_options
 @click.command("ablate")
 @run_options
 @click.option("--seeds", default="0,1,2", show_default=True, metavar="A,B", help="Every set is trained at each.")
-@click.option(
-    "--attacks", default="clean,pgd-20,cw-20", show_default=True, metavar="A,B", help="clean, fgsm, pgd-K, cw-K."
-)
+@click.option("--attacks", default="clean,pgd-20,cw-20", show_default=True, metavar="A,B", help=ATTACKS)
 @click.option("--n", "count", default="1000", show_default=True, metavar="N", help="N test images at random; 0: all.")
 @click.option("--out", metavar="DIR", required=True, help="Folder of all runs and the table; give it again to go on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -33,9 +32,9 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
     import json
 
     from ..errors import Stopped
+    from ..evaluation.attacks import parse_attacks
     from ..storage import files
     from ..studies import ablation
-    from ..studies.transfer import parse_attacks
     from ..training.launch import data_of
     from .display import Quiet, Signals
     from .evaluate import whole

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"]))
 @click.option("--eps", metavar="E", help="Perturbation budget; the run's by default.")
 @click.option("--transfer", metavar="RUN", help="Try examples made on this run's net as well.")
+@click.option("--batch-size", default="100", show_default=True, metavar="B", help="Images at once.")
 @click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches.")
 @click.option("--checkpoint", "which", default="best", show_default=True, type=click.Choice(["best", "last"]))
 @click.option("--model", metavar="NAME", help="WEIGHTS: the model they fit.")
@@ -64,8 +65,9 @@ def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> 
     """The result, which is kept in the run's folder."""
 
     from ..data.base import choice
+    from ..evaluation.attacks import parse_attack
     from ..evaluation.audit import RULES, audit
-    from ..studies.transfer import parse_attack, refuse_itself
+    from ..studies.transfer import refuse_itself
     from ..studies.verdict_store import versions
     from .display import bar
 
@@ -75,7 +77,16 @@ def _audit(subject: Subject, asked: Asked, eps: float, transfer: str | None) -> 
         refuse_itself(other, subject.identity())
     dataset = subject.images(asked.split, asked.count)
     with bar(len(RULES), "auditing") as advance:
-        found = audit(subject.model, dataset, eps=eps, norm=subject.norm, seed=asked.seed, transfer=other, tick=advance)
+        found = audit(
+            subject.model,
+            dataset,
+            eps=eps,
+            norm=subject.norm,
+            seed=asked.seed,
+            transfer=other,
+            batch_size=asked.batch_size,
+            tick=advance,
+        )
     n = len(dataset)
     return {
         "run": subject.name,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..evaluation.verdicts import Verdicts
+    from ..evaluation.results import Verdicts
     from ..studies.subject import Subject
 
 CHECKPOINTS = ("best", "last")
@@ -84,8 +84,8 @@ def _refuse_other_settings(asked: Asked, runs: Sequence[str]) -> None:
 
 def compared(results: list[dict[str, Any]], verdicts: list[dict[str, Verdicts]]) -> dict[str, Any]:
     """Accuracies; differences to the first run, at the same checkpoint; best minus last of each run."""
+    from ..evaluation.results import worst_cases
     from ..evaluation.statistics import image_interval
-    from ..evaluation.verdicts import worst_cases
 
     norm = results[0]["norm"]
 

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import registry
 from ..errors import GateMissed, OptionError
 from .main import assignments, names, parse_value, print_json
 
 if TYPE_CHECKING:
-    from ..evaluation.verdicts import Verdicts
+    from ..evaluation.results import Verdicts
     from ..studies.subject import Subject
 
-ATTACKS = (
-    "clean, fgsm, pgd-K, pgd-KxR, cw-K, pgd-K-l2, transfer:RUN, square, autoattack, apgd-ce, apgd-t, fab-t, deepfool."
-)
+ATTACKS = f"{', '.join(registry.spellings())}."
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +35,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"])),
             click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches."),
+            click.option("--batch-size", default="100", show_default=True, metavar="B", help="Images at once."),
             click.option("--fresh", is_flag=True, help="Forget the verdicts that are known; ask all again."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         )
@@ -98,20 +98,20 @@ class Asked:
         split: str,
         seed: str,
         fresh: bool,
+        batch_size: str = "100",
         model: str | None = None,
         dataset: str | None = None,
         data_root: str | None = None,
         settings: tuple[str, ...] = (),
     ) -> None:
-        from ..studies.transfer import parse_attacks
+        from ..evaluation.attacks import parse_attacks
 
         self.eps = number("--eps", eps)
-        self.by_norm: dict[str, float] = {}
-        for norm, text in (("l2", eps_l2), ("linf", eps_linf)):
-            if (value := number(f"--eps-{norm}", text)) is not None:
-                self.by_norm[norm] = value
+        typed = {norm: number(f"--eps-{norm}", text) for norm, text in (("l2", eps_l2), ("linf", eps_linf))}
+        self.by_norm = {norm: value for norm, value in typed.items() if value is not None}
         self.attacks = parse_attacks(names(attacks) or (), pace(step), data_root)
         self.count, self.split, self.seed, self.fresh = whole("--n", count), split, whole("--seed", seed), fresh
+        self.batch_size = whole("--batch-size", batch_size) or None
         self.given = {"model.name": model, "data.name": dataset, "data.root": data_root}
         self.settings = settings
 
@@ -140,7 +140,8 @@ class Asked:
         """The result, which is kept on disk too, and the verdicts by attack."""
         from ..data.base import choice
         from ..evaluation.audit.brief import judged, measured
-        from ..evaluation.verdicts import budgets, summary, verdicts
+        from ..evaluation.results import summary
+        from ..evaluation.verdicts import budgets, verdicts
         from ..studies.transfer import refuse_itself
         from ..studies.verdict_store import Store, columns, folder_of, identity, merged, robustbench, versions
         from .display import AtOnce, bar
@@ -162,7 +163,15 @@ class Asked:
         with Store(folder, known, self.fresh) as kept:
             with AtOnce(stopped), bar(len(dataset) * len(self.attacks), "evaluating") as tick:
                 found = verdicts(
-                    subject.model, dataset, self.attacks, eps=radii, norm=norm, seed=self.seed, kept=kept, tick=tick
+                    subject.model,
+                    dataset,
+                    self.attacks,
+                    eps=radii,
+                    norm=norm,
+                    seed=self.seed,
+                    kept=kept,
+                    batch_size=self.batch_size,
+                    tick=tick,
                 )
             head = {
                 "run": subject.name,
@@ -180,7 +189,10 @@ class Asked:
             result = head | summary(list(found.values()), norm)
             every = merged(found.values(), kept.complete(len(dataset)))
             stored = head | summary(every, norm)
-            asked = measured(subject.model, dataset, eps=eps, norm=norm, seed=self.seed) if eps else None
+            size = self.batch_size
+            asked = (
+                measured(subject.model, dataset, eps=eps, norm=norm, seed=self.seed, batch_size=size) if eps else None
+            )
             for part, judges in ((result, found.values()), (stored, every)):
                 part["robustbench"] = robustbench(subject, part)
                 checks = [] if asked is None else judged(asked, judges, norm)

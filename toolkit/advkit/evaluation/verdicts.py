@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -19,44 +18,21 @@ from ..judging import judged
 from ..modules import placement
 from ..registry import code
 from ..rng import derive_seed
-from .attacks.base import EvaluationAttack, Victim, refuse_outside
+from .attacks.base import EvaluationAttack, Victim, attacked
 from .attacks.names import parse_attacks
-from .statistics import wilson
-
-SUSPECT_GAP = 0.06
-"""PGD and margin accuracies further apart than this are a sign of masked gradients."""
+from .results import Verdicts, summary
 
 BATCH = 100
 """Images attacked together, and what a killed evaluation may have to do again."""
 
+ALONE = 1e-3
+"""How far logits may move, as a share of the largest, where an image is shown alone: rounding moves them by 1e-5."""
+
+BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
+"""Said of a net that normalises by the batch, or attends over it."""
+
 Radius = float | Tensor
 """One eps for all images, or (n,)."""
-
-
-@dataclass
-class Verdicts:
-    """What one attack found: `robust` (n,) bool on the CPU, and what it cost, passes counted in images."""
-
-    settings: dict[str, Any]
-    """Name, norm, eps and whatever else tells this attack from others; JSON values."""
-    robust: Tensor
-    forwards: int = 0
-    backwards: int = 0
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def key(self) -> str:
-        """Equal for equal attacks."""
-        return json.dumps(self.settings, sort_keys=True)
-
-    def append(self, other: Verdicts) -> None:
-        """Take the next images in."""
-        self.robust = torch.cat([self.robust, other.robust])
-        self.forwards += other.forwards
-        self.backwards += other.backwards
-        self.seconds += other.seconds
-        self.notes += [note for note in other.notes if note not in self.notes]
 
 
 class Kept(Protocol):
@@ -64,7 +40,7 @@ class Kept(Protocol):
 
     def get(self, key: str, first: int, count: int) -> Verdicts | None: ...
 
-    def put(self, first: int, found: Verdicts) -> None: ...
+    def put(self, first: int, part: Verdicts) -> None: ...
 
 
 def verdicts(
@@ -76,77 +52,111 @@ def verdicts(
     norm: str,
     seed: int = 0,
     kept: Kept | None = None,
+    batch_size: int | None = None,
+    chunk: int = BATCH,
     tick: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Verdicts]:
     """Which images of `dataset` withstand each attack, by its name. Changes nothing in the model.
 
     `eps` of another norm than `norm` comes by name, {"linf": 0.03, "l2": 0.5}. An image that is misclassified as it
     is withstands nothing and is not attacked. A model that draws in eval mode gets numbers of its own, the same at
-    every evaluation.
+    every evaluation. `batch_size` images at most are computed at once, for nets that need much memory; see `Victim`.
+    `chunk` are attacked together: numbers that a library draws depend on it, advkit's own do not.
     """
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"batch_size = {batch_size} must be 1 or more.")
     radii = budgets(attacks, eps, norm, len(dataset))
-    rows = range(0, len(dataset), BATCH)
-    found: dict[str, Verdicts] = {}
+    joined: dict[str, Verdicts] = {}
     with judged(model) as reseed:
-        for first in rows:
-            chunk = _Chunk(model, dataset, first, seed, reseed)
+        for first in range(0, len(dataset), chunk):
+            part = _Chunk(model, dataset.take(slice(first, first + chunk)), first, seed, batch_size, reseed)
             for attack in attacks:
                 own = attack.norm or norm
-                radius = radii[own][first : first + BATCH]
+                radius = radii[own][first : first + chunk]
                 settings = describe(attack, radii[own], own, seed)
-                part = kept.get(json.dumps(settings, sort_keys=True), first, chunk.size) if kept else None
-                if part is None:
-                    part = chunk.judge(attack, own, radius, settings)
+                said = kept.get(json.dumps(settings, sort_keys=True), first, part.size) if kept else None
+                if said is None:
+                    said = part.judge(attack, own, radius, settings)
                     if kept:
-                        kept.put(first, part)
-                if attack.name in found:
-                    found[attack.name].append(part)
+                        kept.put(first, said)
+                if attack.name in joined:
+                    joined[attack.name].append(said)
                 else:
-                    found[attack.name] = part
-                tick(chunk.size)
-    return found
+                    joined[attack.name] = said
+                tick(part.size)
+    return joined
 
 
 class _Chunk:
     """Some images of a data set and who of them is classified correctly as it is; computed where it is asked for."""
 
     def __init__(
-        self, model: nn.Module, dataset: Dataset, first: int, seed: int, reseed: Callable[[int], None]
+        self,
+        model: nn.Module,
+        part: Dataset,
+        first: int,
+        seed: int,
+        batch_size: int | None,
+        reseed: Callable[[int], None],
     ) -> None:
-        self.model, self.dataset, self.first, self.seed, self.reseed = model, dataset, first, seed, reseed
-        self.size = min(BATCH, len(dataset) - first)
-        self._clean: tuple[Tensor, Tensor, Tensor] | None = None
+        self.part, self.first, self.seed, self.reseed = part, first, seed, reseed
+        self.model, self.size, self.batch_size = model, len(self.part), batch_size
+        self._clean: tuple[Tensor, Tensor, Tensor, list[str]] | None = None
 
     def judge(self, attack: EvaluationAttack, norm: str, radius: Tensor, settings: dict[str, Any]) -> Verdicts:
         began = time.perf_counter()
-        x, y, right = self._images()
+        x, y, right, notes = self._images()
         if attack.name == "clean":
-            return Verdicts(settings, right.cpu(), self.size, 0, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            return Verdicts(settings, right.cpu(), self.size, 0, seconds, [*notes], attack.access)
         left = torch.nonzero(right).squeeze(1)
-        net = Victim(self.model, classes=len(self.dataset.classes), norm=norm, seed=self.seed)
-        radius = radius.to(x)[left]
+        net = self._victim(norm)
         self._seed(attack.name)
         robust = right.clone()
         if len(left):
-            x_adv = attack.perturb(net, x[left], y[left], radius, self.first + left)
-            x_adv = refuse_outside(attack.name, x[left], x_adv, radius, norm)
+            index = self.part.index.to(x.device)[left]
+            x_adv = attacked(attack, net, x[left], y[left], radius.to(x)[left], index)
             robust[left] = net.correct(x_adv, y[left])
         seconds = time.perf_counter() - began
-        return Verdicts(settings, robust.cpu(), net.forwards, net.backwards, seconds, net.notes)
+        notes = [*notes, *(note for note in net.notes if note not in notes)]
+        return Verdicts(settings, robust.cpu(), net.forwards, net.backwards, seconds, notes, attack.access)
 
-    def _images(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _victim(self, norm: str) -> Victim:
+        classes = len(self.part.classes)
+        return Victim(self.model, classes=classes, norm=norm, seed=self.seed, batch_size=self.batch_size)
+
+    def _images(self) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         if self._clean is None:
             device, dtype = placement(self.model)
-            rows = slice(self.first, self.first + self.size)
-            x = to_float(self.dataset.images[rows].to(device), dtype)
-            y = self.dataset.labels[rows].to(device)
+            x, y = to_float(self.part.images.to(device), dtype), self.part.labels.to(device)
+            net = self._victim("linf")
             self._seed("clean")
-            net = Victim(self.model, classes=len(self.dataset.classes), norm="linf")
-            self._clean = x, y, net.correct(x, y)
+            right = net.correct(x, y)
+            if self.first == 0 and self._by_batch(net, x):
+                net.note(BY_BATCH)
+            self._clean = x, y, right, net.notes
         return self._clean
+
+    def _by_batch(self, net: Victim, x: Tensor) -> bool:
+        """Whether the first image alone has other logits than among the others, of a net that draws nothing."""
+
+        def logits(images: Tensor, purpose: str) -> Tensor:
+            self._seed(purpose)
+            with torch.no_grad():
+                return net(images)[0]
+
+        together, alone = logits(x, "clean"), logits(x[:1], "clean")
+        differ = far_apart(together, alone)
+        return differ and not far_apart(together, logits(x, "once more"))
 
     def _seed(self, purpose: str) -> None:
         self.reseed(derive_seed(self.seed, "core", "evaluation", f"{purpose} {self.first}"))
+
+
+def far_apart(one: Tensor, other: Tensor) -> bool:
+    """Whether logits (K,) of one image differ by more than rounding; those that are not finite do not count."""
+    both = one.isfinite() & other.isfinite()
+    return bool(((one - other).abs() > ALONE * one.abs()[both].max())[both].any()) if bool(both.any()) else False
 
 
 def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> dict[str, Any]:
@@ -193,70 +203,6 @@ def refuse_gray_levels(eps: float, norm: str) -> None:
         raise OptionError(f"eps = {eps:g} is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255.")
 
 
-def _accuracy(robust: Tensor) -> dict[str, Any]:
-    correct, n = int(robust.sum()), len(robust)
-    return {"accuracy": correct / n, "interval": wilson(correct, n)}
-
-
-def summary(found: Sequence[Verdicts], norm: str) -> dict[str, Any]:
-    """Accuracies with intervals and costs, the worst case per sample, and whether PGD and margin disagree.
-
-    `worst_case` is over the attacks in `norm`, the evaluation's; None where there were none.
-    """
-    rows: list[dict[str, Any]] = []
-    for each in found:
-        n = len(each.robust)
-        row = {key: value for key, value in each.settings.items() if key != "eps_of_images"} | _accuracy(each.robust)
-        row["passes"] = {"forward": each.forwards / n, "input_backward": each.backwards / n}
-        row |= {"seconds": each.seconds} | ({"notes": each.notes} if each.notes else {})
-        rows.append(row)
-    by_norm = {name: _accuracy(kept) for name, kept in worst_cases(found).items()}
-    gap = loss_gap(found)
-    return {
-        "attacks": rows,
-        "worst_case": by_norm.get(norm),
-        **({"worst_case_by_norm": by_norm} if set(by_norm) - {norm} else {}),
-        "suspect": None if gap is None else gap > SUSPECT_GAP,
-    }
-
-
-def worst_cases(found: Iterable[Verdicts]) -> dict[str, Tensor]:
-    """By norm, (n,) bool: the images that withstand every attack in it, and are classified correctly as they are."""
-    found = list(found)
-    clean = [each.robust for each in found if each.settings["name"] == "clean"]
-    worst: dict[str, Tensor] = {}
-    for each in found:
-        if each.settings["name"] != "clean":
-            own = each.settings["norm"]
-            worst[own] = worst[own] & each.robust if own in worst else torch.stack([each.robust, *clean]).all(0)
-    return worst
-
-
-def loss_gap(found: Iterable[Verdicts]) -> float | None:
-    """The largest difference of accuracies between cross-entropy and margin, None where no two attacks match.
-
-    They match where all but the loss is equal, and where their steps reach the edge of the ball.
-    """
-    pairs: dict[str, dict[str, float]] = {}
-    for each in found:
-        settings = each.settings
-        if settings.get("loss") in ("cross-entropy", "margin") and reach(each) >= 1:
-            alike = json.dumps({key: settings[key] for key in settings if key not in ("name", "loss")}, sort_keys=True)
-            pairs.setdefault(alike, {})[settings["loss"]] = float(each.robust.double().mean())
-    gaps = [abs(pair["cross-entropy"] - pair["margin"]) for pair in pairs.values() if len(pair) == 2]
-    return max(gaps, default=None)
-
-
-def reach(found: Verdicts) -> float:
-    """How far an attack can walk, in eps: steps times step size; 0 for what takes no steps."""
-    steps, size, eps = (found.settings.get(key) for key in ("steps", "step_size", "eps"))
-    if not isinstance(steps, int) or size is None:
-        return 0.0
-    if isinstance(size, str):  # "0.2 eps", where eps differs by image
-        return steps * float(size.removesuffix(" eps"))
-    return steps * size / eps if eps else 0.0
-
-
 def _attack(given: object) -> EvaluationAttack:
     if isinstance(given, str):
         return parse_attacks([given])[0]
@@ -274,18 +220,20 @@ def evaluate(
     eps: Radius | Mapping[str, Radius],
     norm: str = "linf",
     seed: int = 0,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Accuracies of `model` on all of `dataset`: {"n", "attacks", "worst_case", "suspect", "robust"}.
 
     Attacks are names or objects. `eps` is one number, (n,), or by norm {"linf": 0.03, "l2": 0.5}, for attacks in
     another norm than `norm`. `robust` is a list of bool an attack. `suspect` is True where the accuracies under
-    cross-entropy and margin PGD of equal steps differ by more than 0.06, None where not both were run.
+    cross-entropy and margin PGD of equal steps differ by more than 0.06, None where not both were run. `batch_size`
+    images at most are computed at once.
     """
     chosen = [_attack(each) for each in attacks]
     if not chosen or len({each.name for each in chosen}) != len(chosen):
         raise OptionError("Name one or more attacks, each once.")
     if norm not in NORMS:
         raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
-    found = verdicts(model, dataset, chosen, eps=eps, norm=norm, seed=seed)
+    found = verdicts(model, dataset, chosen, eps=eps, norm=norm, seed=seed, batch_size=batch_size)
     robust = {name: each.robust.tolist() for name, each in found.items()}
     return {"n": len(dataset), **summary(list(found.values()), norm), "robust": robust}

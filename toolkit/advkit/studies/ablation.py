@@ -14,8 +14,9 @@ from ..config.resolve import Resolved, resolve, without_strangers
 from ..data.base import Splits
 from ..errors import HookConflict, OptionError
 from ..evaluation.attacks import EvaluationAttack
+from ..evaluation.results import summary
 from ..evaluation.statistics import accuracy, bits, difference, share
-from ..evaluation.verdicts import summary, verdicts
+from ..evaluation.verdicts import verdicts
 from ..plugin import Plugin
 from ..storage import files
 from ..storage.run_folder import RunFolder

@@ -1,68 +1,71 @@
-"""The black box of both papers: examples made against another net."""
+"""The black box of both papers: examples made against the net of another run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..evaluation.attacks import names
-from ..evaluation.attacks.base import EvaluationAttack, Victim
+from ..evaluation.attacks.base import EvaluationAttack, Typed, Victim, attacked
 from ..evaluation.attacks.gradient import Pgd
-from ..evaluation.attacks.names import CAT_PACE
-from ..modules import frozen, mode
+from ..judging import checked_logits, judged
 from .subject import of_run
 
 
-@dataclass(frozen=True)
 class Transfer(EvaluationAttack):
-    """Attacks `source` and shows the result to the net under test, which is never asked for a gradient."""
+    """pgd-20 against the net of another run, shown to the one under test: the black box of both papers.
 
-    name: str
-    source: nn.Module = field(repr=False)
-    attack: Pgd
-    identity: Mapping[str, object] = field(default_factory=dict)
-    """What tells the source from others, for the record."""
-    shape: tuple[int, int, int] | None = None
-    """Of the images that the source takes; None: any."""
+    That net is never asked for a gradient. A robust source makes weaker examples; CAT's were trained without an attack.
+    """
+
+    name = "transfer"
+    access: ClassVar[str] = "transfer"
+    spellings: ClassVar[tuple[str, ...]] = ("transfer:RUN",)
+    place: ClassVar[int] = 65
+
+    def __init__(
+        self,
+        name: str,
+        source: nn.Module,
+        attack: Pgd,
+        identity: Mapping[str, object] | None = None,
+        shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """`identity` tells the source from others, for the record; `shape` is that of its images, None: any."""
+        self.name, self.source, self.attack = name, source, attack
+        self.identity, self.shape = dict(identity or {}), shape
+
+    @classmethod
+    def spelled(cls, typed: Typed) -> EvaluationAttack | None:
+        head, colon, run = typed.text.partition(":")
+        if head != cls.name or not colon:
+            return None
+        if not run:
+            raise OptionError("transfer: names no run; write transfer:RUN, the folder of the net that is attacked.")
+        source = of_run(Path(run), root=typed.root)
+        attack = Pgd("pgd-20", 20, pace=typed.pace)
+        return cls(typed.text, source.model, attack, source.identity(), source.splits.train.shape)
 
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
         if self.shape not in (None, tuple(x.shape[1:])):
             raise OptionError(f"{self.name} takes images of shape {self.shape}, not {tuple(x.shape[1:])}.")
-        with mode(self.source, training=False), frozen(self.source):
-            other = Victim(self.source.to(x.device), classes=net.classes, norm=net.norm, seed=net.seed)
-            classes = other(x[:1]).shape[1] if len(x) else net.classes
+        with judged(self.source.to(x.device)):
+            classes = checked_logits(self.source(x[:1]), 1).shape[1] if len(x) else net.classes
             if classes != net.classes:
                 raise OptionError(f"{self.name} has {classes} classes, the net under test {net.classes}.")
+            source = Victim(self.source, classes=classes, norm=net.norm, seed=net.seed, batch_size=net.batch_size)
             # Images that the source gets wrong are attacked too: their gradient is as good as any.
-            found = self.attack.perturb(other, x, y, radius, index)
-        net.forwards += other.forwards
-        net.backwards += other.backwards
-        return found
+            x_adv = attacked(self.attack, source, x, y, radius, index)
+        net.forwards += source.forwards
+        net.backwards += source.backwards
+        return x_adv
 
     def settings(self, eps: float | None) -> Mapping[str, object]:
         # Below a key of its own: this is no gradient attack on the net under test.
         return {"source": self.identity, "by": {"name": self.attack.name, **self.attack.settings(eps)}}
-
-
-def parse_attack(name: str, pace: float = CAT_PACE, root: str | None = None) -> EvaluationAttack:
-    """One attack by its name: `transfer:RUN`, or one that needs no run; `root` is where that run's data lies now."""
-    head, colon, run = name.partition(":")
-    if head != "transfer" or not colon:
-        return names.parse_attack(name, pace)
-    if not run:
-        raise OptionError("transfer: names no run; write transfer:RUN, the folder of the net that is attacked.")
-    source = of_run(Path(run), root=root)
-    return Transfer(name, source.model, Pgd("pgd-20", 20, pace=pace), source.identity(), source.splits.train.shape)
-
-
-def parse_attacks(typed: Sequence[str], pace: float = CAT_PACE, root: str | None = None) -> list[EvaluationAttack]:
-    """One or more attacks, each once."""
-    names.refuse_repeated(typed)
-    return [parse_attack(name, pace, root) for name in typed]
 
 
 def refuse_itself(attack: EvaluationAttack, identity: Mapping[str, object]) -> None:

@@ -26,8 +26,8 @@ import torch
 from .. import __version__
 from ..data.base import CHOICE, Dataset
 from ..errors import AdvkitError, OptionError
-from ..evaluation.statistics import bits
-from ..evaluation.verdicts import BATCH, Verdicts
+from ..evaluation.results import Verdicts
+from ..evaluation.verdicts import BATCH
 from ..storage import files
 from ..storage.lock import RunLock
 from .subject import Subject
@@ -109,16 +109,7 @@ class Store:
 
     def put(self, first: int, found: Verdicts) -> None:
         """Once it returns, these verdicts survive a kill."""
-        record = {
-            "settings": found.settings,
-            "first": first,
-            "robust": bits(found.robust),
-            "forwards": found.forwards,
-            "backwards": found.backwards,
-            "seconds": found.seconds,
-            "notes": found.notes,
-        }
-        text = json.dumps(record)
+        text = json.dumps({"first": first, **found.as_dict()})
         try:
             self._stream.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
             os.fsync(self._stream.fileno())
@@ -138,7 +129,7 @@ class Store:
             for part in parts:
                 if part is None:
                     break
-                joined.settings = part.settings
+                joined.settings, joined.access = part.settings, part.access
                 joined.append(part)
             else:
                 found.append(joined)
@@ -171,10 +162,9 @@ class Store:
             record = _parsed(line)
             if record is None:
                 continue
-            robust = torch.tensor([char == "1" for char in record["robust"]], dtype=torch.bool)
-            parts = (record[name] for name in ("forwards", "backwards", "seconds", "notes"))
-            found = Verdicts(record["settings"], robust, *parts)
-            self._found.pop(place := (found.key, record["first"], len(robust)), None)
+            first = record.pop("first")
+            found = Verdicts.of_dict(record)
+            self._found.pop(place := (found.key, first, len(found.robust)), None)
             self._found[place] = found
         if good < len(raw):
             os.truncate(self.progress, good)

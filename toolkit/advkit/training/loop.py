@@ -20,7 +20,7 @@ from ..data.base import Dataset, Splits
 from ..data.transforms import TRANSFORMS, to_float
 from ..errors import DataError, HookContract, OptionError, ResumeMismatch, Stopped, did_you_mean
 from ..evaluation.attacks.names import parse_attacks
-from ..evaluation.verdicts import verdicts
+from ..evaluation.verdicts import BATCH, verdicts
 from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
 from ..storage import checkpoint, schema
@@ -266,7 +266,8 @@ class Trainer:
         attacks = parse_attacks(names, pace=0.25)
         attack = self.resolved.attack
         with _replaced(self.model, evaluated):
-            kept = verdicts(self.model, dataset, attacks, eps=attack.eps, norm=attack.norm)
+            size = min(BATCH, self.resolved.run.batch_size)
+            kept = verdicts(self.model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)
         found: dict[str, Any] = {name: float(each.robust.double().mean()) for name, each in kept.items()}
         # Cross-entropy PGD alone would pick epochs whose gradients are masked.
         return {"split": split, "n": len(dataset), **found, "selected": min(found[names[1]], found[names[2]])}

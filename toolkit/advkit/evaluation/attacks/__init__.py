@@ -6,9 +6,20 @@ none is believed: the evaluation checks every answer against ball and box and as
 
 from __future__ import annotations
 
-from .base import EvaluationAttack, Victim
-from .gradient import Clean, Pgd
+from .base import EvaluationAttack, Typed, Victim
+from .gradient import Clean, Cw, Fgsm, Pgd
 from .names import parse_attack, parse_attacks
 from .square import Square
 
-__all__ = ["Clean", "EvaluationAttack", "Pgd", "Square", "Victim", "parse_attack", "parse_attacks"]
+__all__ = [
+    "Clean",
+    "Cw",
+    "EvaluationAttack",
+    "Fgsm",
+    "Pgd",
+    "Square",
+    "Typed",
+    "Victim",
+    "parse_attack",
+    "parse_attacks",
+]

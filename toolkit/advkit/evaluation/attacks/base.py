@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ...errors import HookContract, OptionError
+from ...errors import HookContract, NonFinite, OptionError
 from ...judging import checked_logits
 from ...rng import Draws, derive_key
 
@@ -16,24 +19,42 @@ SLACK = 1e-5
 """How far beyond ball or box an answer may lie: float32 rounding of other libraries' projections."""
 
 
+CAT_PACE = 0.2
+"""CAT's step as a share of eps: 1/5."""
+
+STILL = 0.02
+"""The share of input gradients that may be zero before it is said."""
+
+
 class Victim:
     """The net under attack: in eval mode, its parameters frozen by the caller, every pass counted.
 
-    `forwards` and `backwards` count images, not calls: attacks drop images that are broken.
+    `forwards` and `backwards` count the images that an attack shows, not calls: attacks drop images that are broken.
+    `batch_size` images at most are computed at once, whatever the attack shows: those of a larger batch one part after
+    the other, and where a gradient is asked for, each part once more. So memory is bounded, and the verdicts are the
+    same up to the rounding of batches of different size.
     """
 
-    def __init__(self, model: nn.Module, *, classes: int, norm: str, seed: int = 0) -> None:
-        self.model, self.classes, self.norm, self.seed = model, classes, norm, seed
+    def __init__(
+        self, model: nn.Module, *, classes: int, norm: str, seed: int = 0, batch_size: int | None = None
+    ) -> None:
+        self.model, self.classes, self.norm, self.seed, self.batch_size = model, classes, norm, seed, batch_size
         self.forwards = self.backwards = 0
         self.notes: list[str] = []
         """What an attack wants its reader to know, each once."""
+        self._broken: Tensor | None = None
+        self._still: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W); with a graph where x asks for a gradient."""
-        rows = len(x)
-        logits = checked_logits(self.model(x), rows)
+        rows, followed = len(x), x.requires_grad and torch.is_grad_enabled()
+        if followed:
+            # Through a view: every call watches its own gradient, whatever else x is used for.
+            x = x.view_as(x)
+            x.register_hook(self._watch)  # type: ignore[no-untyped-call]
+        logits = self._forward(x, followed)
         self.forwards += rows
-        if x.requires_grad and not logits.requires_grad:
+        if followed and not logits.requires_grad:
             raise OptionError(
                 "The net has no gradient at its input, so attacks that follow it mean nothing; attack a copy that is "
                 "differentiable, or use attacks without gradient: --attacks clean,square."
@@ -46,14 +67,43 @@ class Victim:
             logits.register_hook(count)  # type: ignore[no-untyped-call]
         return logits
 
+    def _forward(self, x: Tensor, followed: bool) -> Tensor:
+        size = self.batch_size or len(x)
+        if len(x) <= size:
+            return checked_logits(self.model(x), len(x), self.classes)
+        parts = []
+        for part in torch.split(x, size):
+            logits = checkpoint(self.model, part, use_reentrant=False) if followed else self.model(part)
+            parts.append(checked_logits(logits, len(part), self.classes))
+        return torch.cat(parts)
+
+    def _watch(self, gradient: Tensor) -> None:
+        """Of every input gradient: no number, or none at all. Kept on the device; read once, when the attack is over.
+
+        sign(NaN) is 0: without this an attack that follows a broken gradient would be none, and the net robust.
+        """
+        peak = gradient.detach().flatten(1).abs().amax(1)  # keeps NaN
+        broken, still = (~peak.isfinite()).any(), (peak == 0).sum()
+        self._broken = broken if self._broken is None else self._broken | broken
+        self._still = still if self._still is None else self._still + still
+
+    def refuse_broken_gradients(self, attack: str) -> None:
+        """NonFinite where an input gradient that `attack` asked for is NaN or Inf; a note where many are zero."""
+        if self._broken is None or self._still is None:
+            return
+        if bool(self._broken):
+            raise NonFinite(f"{attack} met an input gradient that is NaN or Inf; its accuracy would mean nothing.")
+        if int(self._still) > STILL * self.backwards:
+            self.note("many input gradients are zero; an attack that follows them stands still there")
+
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B,) bool: which images are classified as y (B,); none whose logits are NaN or Inf."""
+        """(B,) bool: which images are classified as y (B,); none whose logits are NaN or Inf, but -Inf for others."""
         with torch.no_grad():
             logits = self(x)
-            finite = logits.isfinite().all(1)
-            if not bool(finite.all()):
+            sound = logits.amax(1).isfinite()  # NaN where there is any
+            if not bool(sound.all()):
                 self.note("some logits are NaN or Inf; those images count as broken")
-            return (logits.argmax(1) == y) & finite
+            return (logits.argmax(1) == y) & sound
 
     def draws(self, purpose: str, index: Tensor, part: int = 0) -> Draws:
         """Random numbers of `purpose`, a row for each image; the same whatever else is in the batch."""
@@ -64,17 +114,40 @@ class Victim:
             self.notes.append(sentence)
 
 
+@dataclass(frozen=True)
+class Typed:
+    """An attack as it was typed, and what was typed beside it."""
+
+    text: str
+    pace: float = CAT_PACE
+    """The step of PGD as a share of eps."""
+    root: str | None = None
+    """Where data lies now, for attacks that load a run."""
+
+
 class EvaluationAttack(ABC):
     """One attack of an evaluation.
 
     Third parties subclass it with a class attribute `name`, a constructor without arguments, and an entry point of
-    that name in the group `advkit.attacks`; `advkit evaluate --attacks NAME` finds it.
+    that name in the group `advkit.attacks`; `advkit evaluate --attacks NAME` finds it. An attack with numbers in its
+    name says so in `spellings` and reads them in `spelled`. The first line of the docstring is its summary.
     """
 
     name: str
     """As it is typed and printed."""
     norm: str | None = None
     """"linf" or "l2" where the attack knows only one; None: the evaluation's."""
+    access: ClassVar[str] = "gradient"
+    """What it is shown: "gradient", "scores" (outputs alone) or "transfer" (another net's gradient)."""
+    spellings: ClassVar[tuple[str, ...]] = ()
+    """How it is typed, such as ("pgd-K", "pgd-KxR"), a literal; all begin with its name. None: by its name alone."""
+    place: ClassVar[int] = 50
+    """Where it stands in tables and help, a literal: clean 0, gradient attacks from 10, black boxes from 60."""
+
+    @classmethod
+    def spelled(cls, typed: Typed) -> EvaluationAttack | None:
+        """The attack that was typed; None where that is none of `spellings`. The text begins with the name."""
+        return cls() if typed.text == cls.name else None
 
     @abstractmethod
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
@@ -89,11 +162,18 @@ class EvaluationAttack(ABC):
         return {}
 
 
+def attacked(attack: EvaluationAttack, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+    """What `attack.perturb` returns, once it is known to be what it promises: in ball and box, by sound gradients."""
+    x_adv = refuse_outside(attack.name, x, attack.perturb(net, x, y, radius, index), radius, net.norm)
+    net.refuse_broken_gradients(attack.name)
+    return x_adv
+
+
 def refuse_outside(attack: str, x: Tensor, x_adv: object, radius: Tensor, norm: str) -> Tensor:
     """`x_adv` if it is what `perturb` promises, up to rounding; HookContract otherwise."""
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or x_adv.dtype != x.dtype:
-        kind = f"{x_adv.dtype} {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
-        raise HookContract(f"The attack {attack} returned {kind}; it must return images as it got: {tuple(x.shape)}.")
+        given = f"{x_adv.dtype} {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        raise HookContract(f"The attack {attack} returned {given}; it must return images as it got: {tuple(x.shape)}.")
     if len(x) == 0:
         return x_adv
     if not bool(x_adv.isfinite().all()):

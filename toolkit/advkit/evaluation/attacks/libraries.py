@@ -19,6 +19,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from ...ascent import per_sample
 from ...errors import HookContract, OptionError
 from ...modules import own_generator, placement
 from .base import EvaluationAttack, Victim, shared_radius
@@ -66,22 +67,22 @@ class FromAutoAttack(EvaluationAttack):
     @staticmethod
     def build(net: Victim, eps: float, device: torch.device) -> Any:
         """pyautoattack's AutoAttack in its standard version, its numbers of steps verified."""
-        kind: Any = import_module("pyautoattack").AutoAttack
+        standard: Any = import_module("pyautoattack").AutoAttack
         norm = {"linf": "Linf", "l2": "L2"}[net.norm]
-        attack = kind(_Module(net), norm=norm, eps=eps, seed=net.seed, version="standard", device=str(device))
+        attack = standard(_Module(net), norm=norm, eps=eps, seed=net.seed, version="standard", device=str(device))
         targets = min(TARGETS, net.classes - 1)
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
-        found = {
+        numbers = {
             "steps of apgd-ce": (attack.apgd.n_iter, ITERATIONS),
             "steps of apgd-t": (attack.apgd_targeted.n_iter, ITERATIONS),
             "steps of fab-t": (attack.fab.n_iter, ITERATIONS),
             "queries of square": (attack.square.n_queries, QUERIES),
             "restarts": ((attack.apgd.n_restarts, attack.apgd_targeted.n_restarts, attack.fab.n_restarts), (1, 1, 1)),
         }
-        for what, (now, standard) in found.items():
-            if now != standard:
+        for what, (now, published) in numbers.items():
+            if now != published:
                 raise HookContract(
-                    f"pyautoattack {version('pyautoattack')} has {now} {what}, not AutoAttack's {standard}; "
+                    f"pyautoattack {version('pyautoattack')} has {now} {what}, not AutoAttack's {published}; "
                     "install the release that advkit[autoattack] names."
                 )
         return attack
@@ -100,9 +101,10 @@ class FromAutoAttack(EvaluationAttack):
 @final
 @dataclass(frozen=True)
 class AutoAttack(FromAutoAttack):
-    """APGD on cross-entropy, targeted APGD on DLR, targeted FAB and Square (Croce and Hein, ICML 2020)."""
+    """apgd-ce, apgd-t, fab-t and square, each on the images still standing (Croce and Hein, ICML 2020)."""
 
     name: str = "autoattack"
+    place: ClassVar[int] = 90
     parts: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
@@ -112,6 +114,7 @@ class ApgdCe(FromAutoAttack):
     """Auto-PGD on cross-entropy, 100 steps, the first part of AutoAttack."""
 
     name: str = "apgd-ce"
+    place: ClassVar[int] = 80
     parts: ClassVar[tuple[str, ...]] = ("apgd-ce",)
 
 
@@ -121,6 +124,7 @@ class ApgdT(FromAutoAttack):
     """Auto-PGD on the difference of logits ratio against nine target classes, the strongest part of AutoAttack."""
 
     name: str = "apgd-t"
+    place: ClassVar[int] = 81
     parts: ClassVar[tuple[str, ...]] = ("apgd-t",)
 
 
@@ -130,15 +134,17 @@ class FabT(FromAutoAttack):
     """Fast adaptive boundary attack against nine target classes: looks for the nearest change of class."""
 
     name: str = "fab-t"
+    place: ClassVar[int] = 75
     parts: ClassVar[tuple[str, ...]] = ("fab-t",)
 
 
 @final
 @dataclass(frozen=True)
 class DeepFool(EvaluationAttack):
-    """DeepFool in Linf by foolbox, 50 steps, overshoot 0.02; it counts where the change found is within eps."""
+    """DeepFool in linf by foolbox, counted where its change is within eps; weak (Moosavi-Dezfooli et al. 2016)."""
 
     name: str = "deepfool"
+    place: ClassVar[int] = 70
     norm: str | None = "linf"
     steps: int = 50
     overshoot: float = 0.02
@@ -151,9 +157,9 @@ class DeepFool(EvaluationAttack):
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
         if not len(x):
             return x
-        found = self.closest(net, x, y)
-        near = (found - x).flatten(1).abs().amax(1) <= radius
-        return torch.where(near.view(-1, *[1] * (x.dim() - 1)), found, x)
+        ends = self.closest(net, x, y)
+        near = (ends - x).flatten(1).abs().amax(1) <= radius
+        return torch.where(per_sample(near, x), ends, x)
 
     def closest(self, net: Victim, x: Tensor, y: Tensor) -> Tensor:
         """The images DeepFool ends at, however far from x (B, C, H, W)."""

@@ -1,58 +1,34 @@
-"""From what is typed to attacks."""
+"""From what is typed to attacks: all are found in the registry, advkit's own as anybody's."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import cast
 
 from ... import registry
 from ...errors import OptionError, did_you_mean
-from .base import EvaluationAttack
-from .gradient import Clean, Pgd
-
-CAT_PACE = 0.2
-"""CAT's step as a share of eps: 1/5."""
-
-_PGD = re.compile(r"(pgd|cw)-([1-9][0-9]{0,3})(?:x([1-9][0-9]{0,2}))?(?:-(linf|l2))?")
-_OWN = ("clean", "fgsm", "pgd-20", "pgd-20x5", "pgd-20-l2", "cw-20")
+from .base import CAT_PACE, EvaluationAttack, Typed
 
 
-def parse_attack(name: str, pace: float = CAT_PACE) -> EvaluationAttack:
-    """One attack by its name; `pace` is the step of PGD as a share of eps.
+def parse_attack(name: str, pace: float = CAT_PACE, root: str | None = None) -> EvaluationAttack:
+    """One attack as it is typed; `pace` is PGD's step as a share of eps, `root` where the data of a named run lies.
 
-    `clean`; `fgsm`, one step of eps; `pgd-K` and `cw-K`, K steps on cross-entropy or on the margin, from x;
-    `pgd-KxR` with R - 1 more starts; `pgd-K-l2` in L2; or one that is registered.
+    `registry.spellings()` lists what there is. The registered name that the text is, or begins with, decides whose it
+    is; that class reads the rest.
     """
-    if name == "clean":
-        return Clean()
-    if name == "fgsm":
-        return Pgd(name, 1, pace=1.0)
-    if found := _PGD.fullmatch(name):
-        loss, steps, restarts, norm = found.groups()
-        return Pgd(
-            name,
-            int(steps),
-            loss="margin" if loss == "cw" else "cross-entropy",
-            pace=pace,
-            restarts=int(restarts or 1),
-            norm=norm,
-        )
-    registered = registry.names("attack")
-    if name not in registered:
-        known = f"clean, fgsm, pgd-K, pgd-KxR, cw-K, pgd-K-l2, transfer:RUN, {', '.join(registered)}"
-        raise OptionError(f"Unknown attack {name}.{did_you_mean(name, (*_OWN, *registered))} Known: {known}.")
-    return cast(type[EvaluationAttack], registry.load("attack", name))()
+    owner = registry.attack_of(name)
+    if owner is not None:
+        attack = cast(type[EvaluationAttack], registry.load("attack", owner)).spelled(Typed(name, pace, root))
+        if attack is not None:
+            return attack
+    known = registry.spellings()
+    near = did_you_mean(name, [text.replace("-K", "-20").replace("xR", "x5") for text in known])
+    raise OptionError(f"Unknown attack {name}.{near} Known: {', '.join(known)}.")
 
 
-def parse_attacks(names: Sequence[str], pace: float = CAT_PACE) -> list[EvaluationAttack]:
+def parse_attacks(names: Sequence[str], pace: float = CAT_PACE, root: str | None = None) -> list[EvaluationAttack]:
     """One or more attacks, each once."""
-    refuse_repeated(names)
-    return [parse_attack(name, pace) for name in names]
-
-
-def refuse_repeated(names: Sequence[str]) -> None:
-    """OptionError unless one or more attacks are named, each once."""
     if not names or len(set(names)) != len(names):
         given = ",".join(names)
         raise OptionError(f"--attacks {given!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20.")
+    return [parse_attack(name, pace, root) for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,15 +21,18 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass(frozen=True)
 class Square(EvaluationAttack):
-    """Squares of +-eps at random places, kept where the margin grows; a budget of queries an image.
+    """Random search with 5,000 queries, in linf, no gradient (Andriushchenko et al. 2020).
 
-    Settings of AutoAttack: 5,000 queries, p 0.8, the schedule not rescaled to the number of queries.
+    Squares of +-eps at random places, kept where the margin grows. Settings of AutoAttack: p 0.8, the schedule not
+    rescaled to the number of queries.
     """
 
     name: str = "square"
     queries: int = 5000
     p: float = 0.8
     norm: str | None = "linf"
+    access: ClassVar[str] = "scores"
+    place: ClassVar[int] = 60
 
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
         best = self._stripes(net, x, radius, index)
@@ -37,7 +41,7 @@ class Square(EvaluationAttack):
         for first in range(1, self.queries, BLOCK):
             if not len(left):
                 break
-            part = [each[left] for each in (x, y, radius, index, best, value)]
+            part = [rows[left] for rows in (x, y, radius, index, best, value)]
             queries = range(first, min(first + BLOCK, self.queries))
             best[left], value[left] = self._search(net, queries, *part)
             left = left[value[left] <= 0]

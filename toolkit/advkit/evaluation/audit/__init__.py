@@ -67,16 +67,17 @@ def audit(
     norm: str = "linf",
     seed: int = 0,
     transfer: EvaluationAttack | None = None,
+    batch_size: int | None = None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Audit:
     """Every check of `RULES` on all of `dataset`. Changes nothing in the model and no global generator.
 
     `transfer` makes examples on another net; without one that check's alarm is None. `tick` is called with 1 after
-    each check. Only images that are classified correctly as they are attacked; shares are of all images where
-    they are differences of accuracies.
+    each check; `batch_size` images at most are computed at once. Only images that are classified correctly as they are
+    attacked; shares are of all images where they are differences of accuracies.
     """
     chosen = _FIGURES | {"transfer": partial(figures.transfer, attack=transfer)}
-    with bench(model, dataset, eps=eps, norm=norm, seed=seed) as table:
+    with bench(model, dataset, eps=eps, norm=norm, seed=seed, batch_size=batch_size) as table:
         found = []
         for name, rule in RULES.items():
             figure = chosen[name](table) if len(table.x) else figures.NONE_RIGHT

@@ -10,14 +10,14 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from ...ascent import NORMS, Ball, pgd
+from ...ascent import NORMS, Ball
 from ...data.base import Dataset
 from ...data.transforms import to_float
 from ...judging import judged
 from ...modules import placement
 from ...rng import derive_seed
-from ..attacks.base import EvaluationAttack, Victim
-from ..attacks.gradient import OBJECTIVES
+from ..attacks.base import EvaluationAttack, Victim, attacked
+from ..attacks.gradient import OBJECTIVES, climb
 from ..verdicts import BATCH
 
 STEPS, PACE = 50, 0.2
@@ -55,21 +55,24 @@ class Bench:
         norm: str,
         seed: int,
         steps: int,
+        batch_size: int | None,
         reseed: Callable[[int], None],
     ) -> None:
         device, dtype = placement(model)
-        self.net = Victim(_Attached(model), classes=len(dataset.classes), norm=norm, seed=seed)
-        self.eps, self.norm, self.n, self.steps, self._reseed = eps, norm, len(dataset), steps, reseed
+        self._model, self._classes, self.norm = _Attached(model), len(dataset.classes), norm
+        self._seed, self._batch_size = seed, batch_size
+        self.net = self._victim()
+        self.eps, self.n, self.steps, self._reseed = eps, len(dataset), steps, reseed
         self._by_eps: dict[float, tuple[float, float]] = {}
         self.x = to_float(dataset.images.to(device), dtype)
         self.y = dataset.labels.to(device)
-        self.index = torch.arange(self.n, device=device)
+        self.index = dataset.index.to(device)
         kept = self.logits("clean", self.x).argmax(1) == self.y
         self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
 
     def seed(self, purpose: str) -> None:
         """A net that draws in eval mode does not draw the same in every part of the audit, but in every audit."""
-        self._reseed(derive_seed(self.net.seed, "core", "audit", purpose))
+        self._reseed(derive_seed(self._seed, "core", "audit", purpose))
 
     def logits(self, purpose: str, x: Tensor) -> Tensor:
         """(B, K) without gradient."""
@@ -110,25 +113,41 @@ class Bench:
 
     def _ascend(self, rows: Tensor, steps: int, radius: float, loss: str, pace: float, start: int) -> Trace:
         ball, y, seen = self.ball(radius, rows), self.y[rows], _Seen()
-        begin = ball.uniform(self.net.draws("audit", self.index[rows], start)) if start else ball.x.clone()
-        objective = OBJECTIVES[loss](y)
         seen.y = y
-        found = pgd(self.net, ball, begin, objective, steps=steps, step_size=pace * ball.radius, observe=seen)
+        begin = partial(ball.uniform, self.net.draws("audit", self.index[rows], start)) if start else None
+        size = pace * ball.radius
+        x_adv = climb(
+            self.net,
+            ball.x,
+            y,
+            ball.radius,
+            norm=self.norm,
+            steps=steps,
+            step_size=size,
+            loss=loss,
+            begin=begin,
+            observe=seen,
+        ).x_adv
         with torch.no_grad():
-            logits = self.net(found.x_adv)
-        seen.note(logits, objective(logits))
+            logits = self.net(x_adv)
+        seen.note(logits, OBJECTIVES[loss](y)(logits))
         blind = torch.stack(seen.blind) if seen.blind else y.new_zeros(0, len(y), dtype=torch.bool)
-        return Trace(torch.stack(seen.loss), torch.stack(seen.right), blind, found.x_adv)
+        return Trace(torch.stack(seen.loss), torch.stack(seen.right), blind, x_adv)
 
     def stand(self, attack: EvaluationAttack, rows: Tensor) -> Tensor:
         """(B,) bool: which of the images `rows` withstand `attack`."""
-        kept = []
+        kept, net = [], self._victim()
         self.seed(attack.name)
         for part in parts(rows):
             radius = self.x.new_full((len(part),), self.eps)
-            x_adv = attack.perturb(self.net, self.x[part], self.y[part], radius, self.index[part])
-            kept.append(self.net.correct(x_adv, self.y[part]))
+            x_adv = attacked(attack, net, self.x[part], self.y[part], radius, self.index[part])
+            kept.append(net.correct(x_adv, self.y[part]))
+        self.net.forwards += net.forwards
+        self.net.backwards += net.backwards
         return torch.cat(kept)
+
+    def _victim(self) -> Victim:
+        return Victim(self._model, classes=self._classes, norm=self.norm, seed=self._seed, batch_size=self._batch_size)
 
     @cached_property
     def pgd(self) -> Trace:
@@ -173,11 +192,18 @@ class Bench:
 
 @contextmanager
 def bench(
-    model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int, steps: int = STEPS
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    eps: float,
+    norm: str,
+    seed: int,
+    steps: int = STEPS,
+    batch_size: int | None = None,
 ) -> Iterator[Bench]:
     """A bench for the scope, whose PGD has `steps` steps. Modes and global generators come back as they were."""
     with judged(model) as reseed:
-        yield Bench(model, dataset, eps=eps, norm=norm, seed=seed, steps=steps, reseed=reseed)
+        yield Bench(model, dataset, eps=eps, norm=norm, seed=seed, steps=steps, batch_size=batch_size, reseed=reseed)
 
 
 def parts(rows: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.base import Dataset
-from ..verdicts import Verdicts, loss_gap, reach
+from ..results import Verdicts, loss_gap, reach
 from . import figures
 from .bench import Bench, bench
 from .checks import RULES, Check
@@ -43,10 +43,12 @@ def short(
     return judged(measured(model, dataset, eps=eps, norm=norm, seed=seed), found.values(), norm)
 
 
-def measured(model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int) -> dict[str, Figure]:
+def measured(
+    model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int, batch_size: int | None = None
+) -> dict[str, Figure]:
     """What the short form asks the net itself, by check."""
     few = dataset.sample(IMAGES)
-    with bench(model, few, eps=eps, norm=norm, seed=seed, steps=STEPS) as table:
+    with bench(model, few, eps=eps, norm=norm, seed=seed, steps=STEPS, batch_size=batch_size) as table:
         return {name: of(table) if len(table.x) else figures.NONE_RIGHT for name, of in _MEASURED.items()}
 
 
@@ -59,16 +61,17 @@ def judged(asked: Mapping[str, Figure], found: Iterable[Verdicts], norm: str) ->
 def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Figure]:
     """What verdicts of one norm say about each other, by check."""
     # Attacks that can cross the ball twice; shorter ones say little about the net.
-    walked = [each for each in found if each.settings.get("loss") and reach(each) >= 2]
-    entropy = _standing(each for each in walked if each.settings["loss"] == "cross-entropy")
+    walked = [one for one in found if one.settings.get("loss") and reach(one) >= 2]
+    entropy = _standing(one for one in walked if one.settings["loss"] == "cross-entropy")
     # PGD on one loss is no proof that gradients mislead: the other loss may lead there.
-    both = len({each.settings["loss"] for each in walked}) == 2
-    alone = [each for each in found if each.settings.get("parts") == ["apgd-t"]]
+    both = len({one.settings["loss"] for one in walked}) == 2
+    alone = [one for one in found if one.settings.get("parts") == ["apgd-t"]]
     gradient = _standing([*walked, *alone]) if both else None
-    fgsm = _standing(each for each in found if each.settings["name"] == "fgsm")
-    square = _standing(each for each in found if each.settings["name"] == "square")
-    transferred = _standing(each for each in found if each.settings["name"].startswith("transfer:"))
-    apgd_t = _standing(each for each in found if "apgd-t" in each.settings.get("parts", ()))
+    once = [one for one in found if one.settings.get("loss") == "cross-entropy" and one.settings.get("steps") == 1]
+    fgsm = _standing(one for one in once if 1 <= reach(one) < 2)
+    square = _standing(one for one in found if one.access == "scores" and one.settings["name"] != "clean")
+    transferred = _standing(one for one in found if one.access == "transfer")
+    apgd_t = _standing(one for one in found if "apgd-t" in one.settings.get("parts", ()))
 
     def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Figure:
         if standing is None or by is None:
@@ -87,7 +90,7 @@ def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Figure]:
     }
 
 
-def _standing(found: Iterable[Verdicts]) -> Tensor | None:
+def _standing(chosen: Iterable[Verdicts]) -> Tensor | None:
     """(n,) bool: the images that withstand all of these; None where there are none."""
-    rows = [each.robust for each in found]
+    rows = [one.robust for one in chosen]
     return torch.stack(rows).all(0) if rows else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from math import isfinite
 
-from ..verdicts import SUSPECT_GAP
+from ..results import SUSPECT_GAP
 from .figures import Figure
 
 

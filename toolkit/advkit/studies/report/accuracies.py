@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ... import registry
 from ...errors import OptionError
 from ...evaluation.statistics import wilson
 from . import charts
 from .markup import Html, details, figure, join, listing, paragraph, share, span, table, tag
 from .records import Accuracy, AttackRow, Evaluation
 from .sources import Source
-
-ORDER = ("clean", "fgsm", "pgd", "cw", "square", "transfer", "deepfool", "fab", "apgd", "autoattack")
-"""Clean first, the field's own suites last."""
 
 
 class Images(NamedTuple):
@@ -192,8 +190,10 @@ def _withstood(source: Source, found: Found) -> list[bool]:
 
 
 def _place(attack: Attack) -> int:
-    first = attack.name.partition("-")[0].partition(":")[0]
-    return ORDER.index(first) if first in ORDER else len(ORDER)
+    """Among all registered attacks; behind them where it is registered no more."""
+    order = [one.name for one, _ in registry.attacks()]
+    owner = registry.attack_of(attack.name)
+    return order.index(owner) if owner in order else len(order)
 
 
 def _chart(images: Images, lines: Sequence[Line]) -> Html:

@@ -1,0 +1,132 @@
+"""What attacks found, and what their verdicts say together: accuracies, the worst case, whether two losses disagree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .statistics import bits, wilson
+
+SUSPECT_GAP = 0.06
+"""PGD and margin accuracies further apart than this are a sign of masked gradients."""
+
+
+@dataclass
+class Verdicts:
+    """What one attack found: `robust` (n,) bool on the CPU, and what it cost, passes counted in images."""
+
+    settings: dict[str, Any]
+    """Name, norm, eps and whatever else tells this attack from others; JSON values."""
+    robust: Tensor
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    access: str = "gradient"
+    """What the attack was shown: the gradient, the scores alone, or another net ("transfer")."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, for `of_dict`."""
+        return {name: value for name, value in vars(self).items() if name != "robust"} | {"robust": bits(self.robust)}
+
+    @classmethod
+    def of_dict(cls, record: Mapping[str, Any]) -> Self:
+        """From what `as_dict` gave; ValueError where it is something else."""
+        settings, robust, notes = (record.get(name) for name in ("settings", "robust", "notes"))
+        costs = [record.get(name) for name in ("forwards", "backwards", "seconds")]
+        good = (
+            isinstance(settings, dict)
+            and all(isinstance(settings.get(name), str) for name in ("name", "norm"))
+            and isinstance(robust, str)
+            and set(robust) <= {"0", "1"}
+            and all(isinstance(cost, (int, float)) and isfinite(cost) and cost >= 0 for cost in costs)
+            and isinstance(notes, list)
+            and all(isinstance(note, str) for note in notes)
+            and isinstance(record.get("access"), str)
+        )
+        if not good:
+            raise ValueError("these are no verdicts")
+        return cls(**{**record, "robust": torch.tensor([bit == "1" for bit in robust or ""], dtype=torch.bool)})
+
+    @property
+    def key(self) -> str:
+        """Equal for equal attacks."""
+        return json.dumps(self.settings, sort_keys=True)
+
+    def append(self, other: Verdicts) -> None:
+        """Take the next images in."""
+        self.robust = torch.cat([self.robust, other.robust])
+        self.forwards += other.forwards
+        self.backwards += other.backwards
+        self.seconds += other.seconds
+        self.notes += [note for note in other.notes if note not in self.notes]
+
+
+def _accuracy(robust: Tensor) -> dict[str, Any]:
+    correct, n = int(robust.sum()), len(robust)
+    return {"accuracy": correct / n, "interval": wilson(correct, n)}
+
+
+def summary(found: Sequence[Verdicts], norm: str) -> dict[str, Any]:
+    """Accuracies with intervals and costs, the worst case per sample, and whether PGD and margin disagree.
+
+    `worst_case` is over the attacks in `norm`, the evaluation's; None where there were none.
+    """
+    rows: list[dict[str, Any]] = []
+    for each in found:
+        n = len(each.robust)
+        row = {key: value for key, value in each.settings.items() if key != "eps_of_images"} | _accuracy(each.robust)
+        row["passes"] = {"forward": each.forwards / n, "input_backward": each.backwards / n}
+        row |= {"seconds": each.seconds} | ({"notes": each.notes} if each.notes else {})
+        rows.append(row)
+    by_norm = {name: _accuracy(kept) for name, kept in worst_cases(found).items()}
+    gap = loss_gap(found)
+    return {
+        "attacks": rows,
+        "worst_case": by_norm.get(norm),
+        **({"worst_case_by_norm": by_norm} if set(by_norm) - {norm} else {}),
+        "suspect": None if gap is None else gap > SUSPECT_GAP,
+    }
+
+
+def worst_cases(found: Iterable[Verdicts]) -> dict[str, Tensor]:
+    """By norm, (n,) bool: the images that withstand every attack in it, and are classified correctly as they are."""
+    found = list(found)
+    clean = [each.robust for each in found if each.settings["name"] == "clean"]
+    worst: dict[str, Tensor] = {}
+    for each in found:
+        if each.settings["name"] != "clean":
+            own = each.settings["norm"]
+            worst[own] = worst[own] & each.robust if own in worst else torch.stack([each.robust, *clean]).all(0)
+    return worst
+
+
+def loss_gap(found: Iterable[Verdicts]) -> float | None:
+    """The largest difference of accuracies between cross-entropy and margin, None where no two attacks match.
+
+    They match where all but the loss is equal, and where their steps reach the edge of the ball.
+    """
+    pairs: dict[str, dict[str, float]] = {}
+    for each in found:
+        settings = each.settings
+        if settings.get("loss") in ("cross-entropy", "margin") and reach(each) >= 1:
+            alike = json.dumps({key: settings[key] for key in settings if key not in ("name", "loss")}, sort_keys=True)
+            pairs.setdefault(alike, {})[settings["loss"]] = float(each.robust.double().mean())
+    gaps = [abs(pair["cross-entropy"] - pair["margin"]) for pair in pairs.values() if len(pair) == 2]
+    return max(gaps, default=None)
+
+
+def reach(found: Verdicts) -> float:
+    """How far an attack can walk, in eps: steps times step size; 0 for what takes no steps."""
+    steps, size, eps = (found.settings.get(key) for key in ("steps", "step_size", "eps"))
+    if not isinstance(steps, int) or size is None:
+        return 0.0
+    if isinstance(size, str):  # "0.2 eps", where eps differs by image
+        return steps * float(size.removesuffix(" eps"))
+    return steps * size / eps if eps else 0.0
