@@ -267,6 +267,12 @@ def methods() -> str:
     return table(("plugin", "what it does"), rows)
 
 
+def attacks() -> str:
+    """What an evaluation can attack with: how each is typed, and the first line of its class."""
+    rows = [[", ".join(f"`{text}`" for text in typed), one.summary] for one, typed in registry.attacks()]
+    return table(("typed", "what it does"), rows)
+
+
 @cache
 def _test_of_rooms() -> Any:
     """Their order, and how imports are read, stand once: in the test that holds them."""
@@ -385,6 +391,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     "notes": notes,
     "methods": methods,
+    "attacks": attacks,
     "rooms": rooms,
     "imports": imports,
     "api": api,
