@@ -141,10 +141,10 @@ def measure(net: Net) -> dict[str, Any]:
     images = advkit.load_data("digits", limit=None).test
     dataset = images.take(slice(IMAGES))
     began = time.process_time()
-    found = audit(net.make().eval(), dataset, eps=EPS)
+    judged = audit(net.make().eval(), dataset, eps=EPS)
     result = {
-        "figures": {check.name: check.figure for check in found.checks},
-        "passes": [found.forwards, found.backwards],
+        "figures": {check.name: check.figure for check in judged.checks},
+        "passes": [judged.forwards, judged.backwards],
         "seconds": time.process_time() - began,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -166,9 +166,9 @@ def table(nets: tuple[Net, ...], results: dict[str, Any]) -> list[str]:
         alarms = [check for check in checks_of(results[net.name]["figures"]) if check.alarm]
         said = ", ".join(f"{check.name} {check.figure:.2g}" for check in alarms) or "none"
         wrong = bool(alarms) == net.honest
-        kind = "honest" if net.honest else "masked"
+        truth = "honest" if net.honest else "masked"
         seconds = results[net.name]["seconds"]
-        lines.append(f"| {net.name} | {kind} | {'**wrong:** ' if wrong else ''}{said} | {seconds:.0f} |")
+        lines.append(f"| {net.name} | {truth} | {'**wrong:** ' if wrong else ''}{said} | {seconds:.0f} |")
     return lines
 
 
@@ -185,8 +185,8 @@ def count(nets: tuple[Net, ...], results: dict[str, Any]) -> str:
     )
 
 
-def _share(found: int, n: int) -> str:
-    low, high = wilson(found, n)
+def _share(count: int, n: int) -> str:
+    low, high = wilson(count, n)
     return f"95 % interval {low:.2f} to {high:.2f}"
 
 

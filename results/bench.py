@@ -209,7 +209,7 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     order, turn, began = list(contestants), 0, time.perf_counter()
     while turn < 5 or time.perf_counter() - began < budget:
-        chosen = [batches[(turn * block + each) % len(batches)] for each in range(block)]
+        chosen = [batches[(turn * block + place) % len(batches)] for place in range(block)]
         for name in order:
             seconds[name].append(_timed(contestants[name], chosen, clock) / block)
         order.append(order.pop(0))
@@ -249,9 +249,9 @@ def methods(case: Case, budget: float, clock: Callable[[], float]) -> dict[str, 
     for plugins in ("", *METHODS):
         name = plugins or "PGD-AT"
         contestants[name], step = by_advkit(deepcopy(case.model), case.eps, case.samples, plugins)
-        interval = step.composition.at(0)
-        costs[name] = interval.cost
-        passes[name] = {phase: each.as_dict() for phase, each in interval.passes.items()}
+        stage = step.composition.at(0)
+        costs[name] = stage.cost
+        passes[name] = {phase: spent.as_dict() for phase, spent in stage.passes.items()}
     times = take_turns(contestants, case.batches, budget, clock)
     rows = {
         name: {
@@ -283,8 +283,8 @@ def machine(clock: str) -> dict[str, Any]:
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    here = found["machine"]
+def markdown(measured: Mapping[str, Any]) -> str:
+    here = measured["machine"]
     lines = [
         "# What advkit costs",
         "",
@@ -306,7 +306,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "| ratio, checked | overhead, µs a step | overhead, checked |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in found["step"]:
+    for row in measured["step"]:
         seconds = row["seconds_per_step"]
         lines.append(
             f"| {row['case']} | {row['turns']} x {row['steps_per_turn']} | {_ms(seconds['advkit'])} "
@@ -323,7 +323,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "*Predicted* is what `advkit plan` says from the pass counts: a forward costs 1, a backward to the input 1, a",
         "full backward 2. Companions are included: `lsiw` brings `awp` and `av-rank`.",
     ]
-    for table in found["methods"]:
+    for table in measured["methods"]:
         lines += [
             "",
             f"{table['case']}; {table['turns']} turns x {table['steps_per_turn']} steps; PGD-AT takes "
@@ -335,8 +335,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         ]
         for name, row in table["methods"].items():
             total = [
-                sum(phase.get(kind, 0) for phase in row["passes"].values())
-                for kind in ("forward", "input_backward", "full_backward")
+                sum(phase.get(passes, 0) for phase in row["passes"].values())
+                for passes in ("forward", "input_backward", "full_backward")
             ]
             measured = row["measured"]
             lines.append(
@@ -348,7 +348,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def _ms(seconds: Mapping[str, float]) -> str:
     digits = 1 if seconds["median"] >= LONG_STEP else 2
-    low, mid, high = (f"{1e3 * seconds[each]:.{digits}f}" for each in ("min", "median", "max"))
+    low, mid, high = (f"{1e3 * seconds[share]:.{digits}f}" for share in ("min", "median", "max"))
     return f"{mid} ({low} to {high})"
 
 
@@ -369,9 +369,9 @@ def main() -> None:
     seconds = (45.0, 50.0, 10.0, 8.0)
     step = [against_hand(case, scale * budget, clock) for case, budget in zip(every, seconds, strict=True)]
     beside = [methods(every[which], scale * budget, clock) for which, budget in ((0, 60.0), (2, 10.0))]
-    found = {"machine": machine(chosen.clock), "step": step, "methods": beside}
-    text = markdown(found)
-    (chosen.out / "bench.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    measured = {"machine": machine(chosen.clock), "step": step, "methods": beside}
+    text = markdown(measured)
+    (chosen.out / "bench.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     (chosen.out / "bench.md").write_text(text, encoding="utf-8")
     print(text)
     for row in step:

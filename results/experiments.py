@@ -81,7 +81,7 @@ def measure(folder: Path, method: Method, common: list[str], seed: int) -> dict[
         advkit("train", "--resume", str(folder), "--progress", "plain")
     else:
         advkit(*command, "--out", str(folder), "--progress", "plain")
-    found: dict[str, Any] = {"method": method.name, "seed": seed, "commands": ["advkit " + _quoted(command)]}
+    measured: dict[str, Any] = {"method": method.name, "seed": seed, "commands": ["advkit " + _quoted(command)]}
     for which in ("best", "last"):
         text = advkit("evaluate", str(folder), "--attacks", ",".join(ATTACKS), "--checkpoint", which, "--json")
         result = json.loads(text)
@@ -90,13 +90,13 @@ def measure(folder: Path, method: Method, common: list[str], seed: int) -> dict[
         if which == "best":
             with open(folder_of_verdicts / "verdicts.csv") as stream:
                 table = list(csv.DictReader(stream))
-            found["verdicts"] = {attack: [int(row[attack]) for row in table] for attack in ATTACKS}
-        found[which] = result
+            measured["verdicts"] = {attack: [int(row[attack]) for row in table] for attack in ATTACKS}
+        measured[which] = result
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found["seconds_per_epoch"] = statistics.median(row["seconds"]["wall"] for row in rows)
-    found["cpu_seconds_per_epoch"] = statistics.median(row["seconds"]["cpu"] for row in rows)
-    found["mean_radius"] = rows[-1]["mean_radius"]
-    return found
+    measured["seconds_per_epoch"] = statistics.median(row["seconds"]["wall"] for row in rows)
+    measured["cpu_seconds_per_epoch"] = statistics.median(row["seconds"]["cpu"] for row in rows)
+    measured["mean_radius"] = rows[-1]["mean_radius"]
+    return measured
 
 
 def accuracy(run: dict[str, Any], attack: str, which: str = "best") -> float:
@@ -248,11 +248,11 @@ def fashion_page(runs: list[dict[str, Any]], jobs: int) -> None:
         "|---|---|---|---|---|",
     ]
     methods = chosen_methods(FASHION, first_decay=5)
-    found = {key: next(run for run in runs if run["method"] == method.name) for key, method in methods.items()}
+    by_key = {key: next(run for run in runs if run["method"] == method.name) for key, method in methods.items()}
     for one, other, sign, source in CLAIMS:
         cells, words = [], []
         for attack in ("pgd-20", "cw-20"):
-            gap, low, high = paired(found[one], found[other], attack)
+            gap, low, high = paired(by_key[one], by_key[other], attack)
             cells.append(f"{gap:+.3f} ({low:+.3f} to {high:+.3f})")
             words.append("undecided" if low <= 0 <= high else "agrees" if gap * sign > 0 else "**the opposite**")
         word = words[0] if words[0] == words[1] else f"pgd-20 {words[0]}, cw-20 {words[1]}"

@@ -22,7 +22,7 @@ from experiments import DIGITS, FASHION, HERE, RUNS, advkit, chosen_methods, in_
 from matplotlib.figure import Figure
 
 from advkit.evaluation.statistics import image_interval
-from advkit.studies.analysis.pictures import rendered
+from advkit.studies.analysis.plotting import rendered
 
 WEAK = ("clean", "pgd-20", "cw-20")
 STRONG = ("apgd-t", "square", "autoattack")
@@ -49,13 +49,13 @@ def measure(run: Path, eps: float, dimension: int, root: list[str], tabled: bool
 
     def evaluate(*arguments: str) -> dict[str, Any]:
         commands.append(" ".join(["advkit evaluate RUN", *arguments]))
-        found: dict[str, Any] = json.loads(advkit("evaluate", str(run), *root, "--json", *arguments))
-        del found["run"]
-        return found
+        evaluation: dict[str, Any] = json.loads(advkit("evaluate", str(run), *root, "--json", *arguments))
+        del evaluation["run"]
+        return evaluation
 
     l2 = round(L2_SHARE * eps * sqrt(dimension), 3)
     few = ["--n", str(FEW)]
-    found = {
+    figures = {
         "run": run.name,
         "weak": evaluate("--attacks", ",".join(WEAK)),
         "strong": evaluate("--attacks", ",".join((*WEAK, *STRONG)), *few),
@@ -63,12 +63,12 @@ def measure(run: Path, eps: float, dimension: int, root: list[str], tabled: bool
         "curve": {share: evaluate("--attacks", "pgd-20,cw-20", "--eps", f"{share * eps:.6g}", *few) for share in GRID},
         "commands": commands,
     }
-    found["white_box_only"] = pgd_only(Path(found["strong"]["folder"]))
-    found["withstands"] = column(Path(found["strong"]["folder"]), "autoattack")
-    found["audit"] = audit(run, root)
+    figures["white_box_only"] = pgd_only(Path(figures["strong"]["folder"]))
+    figures["withstands"] = column(Path(figures["strong"]["folder"]), "autoattack")
+    figures["audit"] = audit(run, root)
     if tabled:
-        found["vulnerability"] = vulnerability(run, root)
-    return found
+        figures["vulnerability"] = vulnerability(run, root)
+    return figures
 
 
 def audit(run: Path, root: list[str]) -> dict[str, Any]:
@@ -113,14 +113,14 @@ def paired(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
     return "; ".join(said)
 
 
-def accuracy(found: dict[str, Any], attack: str) -> float:
+def accuracy(evaluation: dict[str, Any], attack: str) -> float:
     """One figure."""
-    return next(float(row["accuracy"]) for row in found["attacks"] if row["name"] == attack)
+    return next(float(row["accuracy"]) for row in evaluation["attacks"] if row["name"] == attack)
 
 
-def cell(found: dict[str, Any], attack: str) -> str:
+def cell(evaluation: dict[str, Any], attack: str) -> str:
     """A figure with its interval."""
-    row = next(row for row in found["attacks"] if row["name"] == attack)
+    row = next(row for row in evaluation["attacks"] if row["name"] == attack)
     low, high = row["interval"]
     return f"{row['accuracy']:.3f} ({low:.3f} to {high:.3f})"
 
@@ -200,11 +200,13 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
     lines += _vulnerability(groups)
     lines += ["", "## Cost", "", "Median over the runs, an image, images already broken dropped:", ""]
     lines += ["| attack | forwards | input backwards | ms |", "|---|---|---|---|"]
-    for kind, attacks in (("weak", WEAK), ("strong", STRONG)):
+    for strength, attacks in (("weak", WEAK), ("strong", STRONG)):
         for attack in attacks:
-            rows = [r for runs in groups.values() for run in runs for r in run[kind]["attacks"] if r["name"] == attack]
+            rows = [
+                r for runs in groups.values() for run in runs for r in run[strength]["attacks"] if r["name"] == attack
+            ]
             passes = [statistics.median(row["passes"][way] for row in rows) for way in ("forward", "input_backward")]
-            count = n if kind == "weak" else FEW
+            count = n if strength == "weak" else FEW
             ms = statistics.median(1000 * row["seconds"] / count for row in rows)
             lines.append(f"| {attack} | {passes[0]:.0f} | {passes[1]:.0f} | {ms:.1f} |")
     runs = [run for group in groups.values() for run in group]
@@ -229,8 +231,8 @@ def _vulnerability(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
     for key, (label, *paper) in TABLE_1.items():
         if key not in groups:
             continue
-        each = [_columns(run["vulnerability"]) for run in groups[key]]
-        measured[key] = [statistics.fmean(column) for column in zip(*each, strict=True)]
+        table = [_columns(run["vulnerability"]) for run in groups[key]]
+        measured[key] = [statistics.fmean(column) for column in zip(*table, strict=True)]
         ours = " | ".join(f"{value:.3f}" for value in measured[key])
         lines.append(f"| {key} | {ours} | {label}: {', '.join(f'{value:g}' for value in paper)} |")
     lines.append("")
@@ -260,25 +262,25 @@ def picture(curves: dict[str, list[float]]) -> Figure:
     return figure
 
 
-def _audited(found: list[dict[str, Any]]) -> str:
+def _audited(audits: list[dict[str, Any]]) -> str:
     """Alarms with the number of runs that raise them, and the figure that is nearest to its threshold."""
-    counts = Counter(alarm for each in found for alarm in each["alarms"])
-    alarms = ", ".join(f"{name} in {count} of {len(found)}" for name, count in counts.items()) or "none"
-    checks = [check for each in found for check in each["checks"] if check["figure"] is not None]
+    counts = Counter(alarm for run in audits for alarm in run["alarms"])
+    alarms = ", ".join(f"{name} in {count} of {len(audits)}" for name, count in counts.items()) or "none"
+    checks = [check for run in audits for check in run["checks"] if check["figure"] is not None]
     nearest = max(checks, key=lambda check: float(check["figure"] / check["threshold"]))
     return f"{alarms} | {nearest['name']} | {nearest['figure']:.3g} | {nearest['threshold']:g}"
 
 
-def _columns(found: dict[str, Any]) -> list[float]:
-    figures = found["figures"]
+def _columns(analysis: dict[str, Any]) -> list[float]:
+    figures = analysis["figures"]
     shares = [100 * figures[name] for name in ("at_least_1", "at_most_0")]
     return [figures["sd"], figures["top_10"], figures["bottom_10"], *shares]
 
 
-def _cells(runs: list[dict[str, Any]], kind: str, attack: str) -> str:
+def _cells(runs: list[dict[str, Any]], strength: str, attack: str) -> str:
     if len(runs) == 1:
-        return cell(runs[0][kind], attack)
-    return _several([accuracy(run[kind], attack) for run in runs], "{:.3f}")
+        return cell(runs[0][strength], attack)
+    return _several([accuracy(run[strength], attack) for run in runs], "{:.3f}")
 
 
 def _several(values: list[float], form: str) -> str:
@@ -308,10 +310,10 @@ def main() -> None:
         run = RUNS / given.what / (key if seed is None else f"{key}-{seed}")
         return measure(run, eps, dimension, root, key in TABLE_1)
 
-    found = in_parallel(work, tasks, given.jobs)
+    measured = in_parallel(work, tasks, given.jobs)
     groups: dict[str, list[dict[str, Any]]] = {key: [] for key in keys}
-    for (key, _), each in zip(tasks, found, strict=True):
-        groups[key].append(each)
+    for (key, _), figures in zip(tasks, measured, strict=True):
+        groups[key].append(figures)
     page(given.what, "Digits" if digits else "Fashion-MNIST", eps, groups, labels)
 
 

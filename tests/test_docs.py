@@ -203,10 +203,12 @@ def test_the_arguments_tables_name_every_argument() -> None:
     text = read(DOCS / "hooks.md")
     section = text.split("\n## Arguments\n", 1)[1].split("\n## ", 1)[0]
     shown = {name for line in section.splitlines() if line.startswith("|") for name in quoted(line.split("|")[1])}
-    asked = {name for hook in methods.SPECS for name in list(inspect.signature(getattr(Hooks, hook)).parameters)[1:]}
+    arguments = {
+        name for hook in methods.SPECS for name in list(inspect.signature(getattr(Hooks, hook)).parameters)[1:]
+    }
     loop_and_attack = {"dataset", "indices", "batch_size", "x", "draws", "epoch", "metrics", "params", "term"}
     own = {"model", "objective", "x_adv", "logits", "loss", "gradient", "step"}  # said where their hooks are
-    assert shown == asked - loop_and_attack - own
+    assert shown == arguments - loop_and_attack - own
 
 
 # ---------------------------------------------------------------------- links and paths
@@ -307,14 +309,14 @@ def flags(command: click.Command) -> set[str]:
 
 def find(words: list[str]) -> tuple[click.Command, list[str]]:
     """The command that the words name, and the words after it. Raises UsageError where there is none."""
-    found: click.Command = cli
+    command: click.Command = cli
     words = list(words)
-    while isinstance(found, click.Group) and words and not words[0].startswith("-"):
-        context = click.Context(found)
-        _, chosen, words = found.resolve_command(context, words)
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        context = click.Context(command)
+        _, chosen, words = command.resolve_command(context, words)
         assert chosen
-        found = chosen
-    return found, words
+        command = chosen
+    return command, words
 
 
 def check(line: str) -> None:
@@ -372,11 +374,11 @@ def assignments(page: Path) -> Iterator[tuple[str, ...]]:
             continue
         if code.startswith(("-o ", "--set ", "--eps ")):
             yield tuple(shlex.split(code))
-        elif (found := KEY.fullmatch(code)) and found[1] in {*SECTIONS, *CARDS}:
-            if found[3]:
-                yield "--set" if found[1] in SECTIONS else "-o", code
-            elif found[1] not in ("run", "attack"):  # run.epoch, attack.x_adv: what hooks get
-                yield found[1], found[2]
+        elif (pair := KEY.fullmatch(code)) and pair[1] in {*SECTIONS, *CARDS}:
+            if pair[3]:
+                yield "--set" if pair[1] in SECTIONS else "-o", code
+            elif pair[1] not in ("run", "attack"):  # run.epoch, attack.x_adv: what hooks get
+                yield pair[1], pair[2]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -477,7 +479,7 @@ def test_the_keys_of_metrics_are_documented(trained: Any) -> None:
     assert set(row["seconds"]) == said["seconds"]
     assert set(row["state"]["cat-eps/eps"]) == said["state"]
     assert set(row["terms"]["lsiw"]) == said["terms"]
-    assert {kind for kinds in row["passes"].values() for kind in kinds} == said["passes"]
+    assert {name for passes in row["passes"].values() for name in passes} == said["passes"]
 
 
 def test_the_files_of_a_run_are_documented(trained: Any) -> None:
@@ -507,8 +509,10 @@ def test_the_addresses_of_random_numbers_are_documented(trained: Any) -> None:
 
 def test_exit_codes_are_documented() -> None:
     shown = {int(row[0]) for row in rows(read(DOCS / "run-folder.md"), "## Exit codes")}
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AdvkitError)]
-    assert shown == {0, *(kind.exit_code for kind in kinds)}
+    failures = [
+        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.AdvkitError)
+    ]
+    assert shown == {0, *(failure.exit_code for failure in failures)}
 
 
 def test_the_python_of_the_pages_runs() -> None:

@@ -87,7 +87,7 @@ def test_own_loop_names_public_things_only() -> None:
 
 def test_an_installed_third_party_is_listed_beside_the_built_ins(installed: Path) -> None:
     command = ("-m", "advkit", "plugins", "list", "--json")
-    listed = {each["name"]: each for each in json.loads(python(*command, on_path=installed).stdout)}
+    listed = {row["name"]: row for row in json.loads(python(*command, on_path=installed).stdout)}
     assert listed[NAME] == {
         "name": NAME,
         "distribution": "advkit-label-smoothing",

@@ -78,21 +78,21 @@ def test_importing_advkit_does_not_import_torch(program: str, heavy: bool) -> No
 
 def strangers(source: str) -> list[str]:
     """Imports that a built-in may not have: all but `from advkit import PUBLIC`, torch and the standard library."""
-    found = []
+    imported = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             modules = [f"{'.' * node.level}{node.module or ''}"]
             if modules == ["advkit"]:
-                found += [f"advkit.{alias.name}" for alias in node.names if alias.name not in advkit.__all__]
+                imported += [f"advkit.{alias.name}" for alias in node.names if alias.name not in advkit.__all__]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("__import__", "import_module")):
-            found.append(ast.unparse(node))
+            imported.append(ast.unparse(node))
             continue
         else:
             continue
-        found += [module for module in modules if not _allowed(module)]
-    return found
+        imported += [module for module in modules if not _allowed(module)]
+    return imported
 
 
 def _allowed(module: str) -> bool:

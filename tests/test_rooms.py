@@ -26,11 +26,11 @@ FRONT = ("__init__", "__main__")
 
 def modules() -> dict[str, Path]:
     """{"training.step": path}; a package is its `__init__`."""
-    found = {}
+    paths = {}
     for path in sorted(CORE.rglob("*.py")):
         parts = path.relative_to(CORE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
-    return found
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+    return paths
 
 
 def room(module: str) -> str:

@@ -37,10 +37,10 @@ def trained(
 
 def test_the_rows_stay_on_the_simplex_and_move_towards_uniform() -> None:
     target = torch.eye(4, dtype=torch.float64)
-    found = smooth(target, 0.2)
-    assert torch.equal(found.argmax(1), target.argmax(1))
-    torch.testing.assert_close(found.diagonal(), torch.full((4,), 0.85, dtype=torch.float64))
-    torch.testing.assert_close(found.sum(1), torch.ones(4, dtype=torch.float64))
+    smoothed = smooth(target, 0.2)
+    assert torch.equal(smoothed.argmax(1), target.argmax(1))
+    torch.testing.assert_close(smoothed.diagonal(), torch.full((4,), 0.85, dtype=torch.float64))
+    torch.testing.assert_close(smoothed.sum(1), torch.ones(4, dtype=torch.float64))
 
 
 def test_smoothed_labels_reach_the_loss() -> None:

@@ -81,16 +81,16 @@ def pair(model: nn.Module, plugins: Iterable[str | type[Plugin]], **both: Any) -
     return Subject(model, plugins, **both), Learner(model, both["samples"], both["lr"])
 
 
-def differences(found: Record, expected: Record) -> dict[str, float]:
+def differences(measured: Record, expected: Record) -> dict[str, float]:
     """The relative error of each tensor the naive code knows; gradients, parameters and statistics are all there."""
     whole = ("gradient", "parameter", "statistic")
-    assert {n for n in found if n.startswith(whole)} == {n for n in expected if n.startswith(whole)}
+    assert {n for n in measured if n.startswith(whole)} == {n for n in expected if n.startswith(whole)}
     errors = {}
     for name, value in expected.items():
-        gap, size = (found[name] - value).abs().max().item(), value.abs().max().item()
+        gap, size = (measured[name] - value).abs().max().item(), value.abs().max().item()
         errors[name] = gap / size if size else float("inf" if gap else 0)
     return errors
 
 
-def assert_parity(found: Record, expected: Record) -> None:
-    assert {name: error for name, error in differences(found, expected).items() if not error <= TOLERANCE} == {}
+def assert_parity(measured: Record, expected: Record) -> None:
+    assert {name: error for name, error in differences(measured, expected).items() if not error <= TOLERANCE} == {}

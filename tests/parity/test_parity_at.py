@@ -35,8 +35,8 @@ def test_pgd_at(net, data):
 @pytest.mark.parametrize("wrong", [{"eps": 0.101}, {"alpha": 0.031}, {"m": 3}])
 def test_a_wrong_attack_is_told_apart(net, data, wrong):
     subject, me = pair(net, [], attack=ATTACK, samples=data.samples, lr=0.1)
-    found = subject.visit(*data.of_step, 0)
-    errors = differences(found, naive.pgd_at(me, *data.of_naive, attack=Attack(**(vars(ATTACK) | wrong))))
+    measured = subject.visit(*data.of_step, 0)
+    errors = differences(measured, naive.pgd_at(me, *data.of_naive, attack=Attack(**(vars(ATTACK) | wrong))))
     assert all(errors[name] > APART for name in ("loss", "x_adv", "gradient 0.weight", "parameter 0.weight"))
 
 
@@ -113,8 +113,8 @@ def test_step_at_theta_plus_v_is_the_official_order(net, data, step_at):
         assert max(gaps.values()) < 1e-14
     else:
         assert min(gaps[name] for name in v) > 1e-9  # lr decay v, the decay of v alone
-    for found, expected in zip(subject.model.buffers(), me.theta.buffers(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4 if step_at == "theta" else 1e-12, atol=0)
+    for measured, expected in zip(subject.model.buffers(), me.theta.buffers(), strict=True):
+        torch.testing.assert_close(measured, expected, rtol=1e-4 if step_at == "theta" else 1e-12, atol=0)
 
 
 def test_v_is_gamma_times_the_norm_of_every_weight_and_nothing_for_biases_and_norms(net, data):

@@ -48,7 +48,7 @@ def start(net, data, plugins=BOTH, options=None):
 
 
 def visits(net, data, **wrong):
-    """(found, expected) of each visit; `wrong` are constants for the naive side alone."""
+    """(measured, expected) of each visit; `wrong` are constants for the naive side alone."""
     subject, me = start(net, data)
     constants = {**RULE, "c": C} | wrong
     for epoch in range(VISITS):
@@ -61,15 +61,15 @@ def visits(net, data, **wrong):
 def worst(pairs):
     """By name, the largest difference over the visits."""
     errors: dict[str, float] = {}
-    for found, expected in pairs:
-        for name, error in differences(found, expected).items():
+    for measured, expected in pairs:
+        for name, error in differences(measured, expected).items():
             errors[name] = max(error, errors.get(name, 0.0))
     return errors
 
 
 def test_three_visits(net, data):
-    for found, expected in visits(net, data):
-        assert_parity(found, expected)
+    for measured, expected in visits(net, data):
+        assert_parity(measured, expected)
         assert expected.keys() >= {"x_adv", "eps", "radius", "success", "loss"}
 
 

@@ -72,21 +72,21 @@ def data(net, data):
 def visits(
     net, data, cat_eps=None, dirichlet_ls=None, margin=None, c=C, plugins=("cat-eps", "dirichlet-ls"), **expected
 ):
-    """(found, expected) of each visit: options of the plugins, and what the naive side makes of them."""
+    """(measured, expected) of each visit: options of the plugins, and what the naive side makes of them."""
     options = {"cat-eps": RULE | (cat_eps or {}), "dirichlet-ls": {"c": c} | (dirichlet_ls or {})}
     if margin is not None:
         plugins, options = (*plugins, "cat-margin"), options | {"cat-margin": margin}
     subject, me = pair(net, plugins, attack=ATTACK, samples=data.samples, lr=0.02, options=options, seed=SEED)
     for epoch in range(VISITS):
         shared = {"attack": ATTACK, "index": data.index, "epoch": epoch, "seed": SEED, "c": c}
-        found = subject.visit(*data.of_step, epoch)
-        yield found, naive.cat(me, *data.of_naive, **shared, **RULE, **expected)
+        measured = subject.visit(*data.of_step, epoch)
+        yield measured, naive.cat(me, *data.of_naive, **shared, **RULE, **expected)
 
 
 def assert_told_apart(pairs, *names):
     worst: dict[str, float] = {}
-    for found, expected in pairs:
-        for name, error in differences(found, expected).items():
+    for measured, expected in pairs:
+        for name, error in differences(measured, expected).items():
             worst[name] = max(error, worst.get(name, 0.0))
     assert all(worst[name] > APART for name in names)
 
@@ -112,8 +112,8 @@ def ruled(on_success="reset", on_failure="keep"):
 @pytest.mark.parametrize("action", sorted(ACTIONS))
 def test_actions(net, data, when, action):
     printed = {"on_success": "reset", "on_failure": "keep"}[when] == action
-    for found, expected in visits(net, data, {when: action}, rule=ruled(**{when: action})):
-        assert_parity(found, expected)
+    for measured, expected in visits(net, data, {when: action}, rule=ruled(**{when: action})):
+        assert_parity(measured, expected)
     # A failed attack spends its whole budget on these nets, so that its distance is what it kept.
     same = printed or (when, action) == ("on_failure", "distance")
     if not same:
@@ -127,38 +127,38 @@ def test_distance_is_what_the_attack_moved_and_not_its_budget(net, data):
     subject, me = pair(net, ["cat-eps"], attack=short, samples=data.samples, lr=0.02, options=options, seed=SEED)
     rule = ruled("distance", "distance")
     shared = {"attack": short, "index": data.index, "epoch": 0, "seed": SEED, "c": 0}
-    found = subject.visit(*data.of_step, 0)
-    assert_parity(found, naive.cat(me, *data.of_naive, **shared, **RULE, rule=rule))
-    assert found["eps"].tolist() == pytest.approx([0.03] * len(data.y))
+    measured = subject.visit(*data.of_step, 0)
+    assert_parity(measured, naive.cat(me, *data.of_naive, **shared, **RULE, rule=rule))
+    assert measured["eps"].tolist() == pytest.approx([0.03] * len(data.y))
 
 
 def test_cap_before_the_attack(net, data):
-    for found, expected in visits(net, data, {"cap": "before"}, cap_before=True):
-        assert_parity(found, expected)
-        assert (found["x_adv"] - data.x).abs().max() <= RULE["eps_max"] + 1e-12
+    for measured, expected in visits(net, data, {"cap": "before"}, cap_before=True):
+        assert_parity(measured, expected)
+        assert (measured["x_adv"] - data.x).abs().max() <= RULE["eps_max"] + 1e-12
     assert_told_apart(visits(net, data, {"cap": "before"}), "x_adv", "gradient 0.weight")
 
 
 def test_attack_label_of_the_new_eps(net, data):
     c = 0.9 / 0.13  # eps_i is not capped yet: at most eps_max + eta
-    for found, expected in visits(net, data, {"attack_label": "new"}, c=c, attack_label="new"):
-        assert_parity(found, expected)
+    for measured, expected in visits(net, data, {"attack_label": "new"}, c=c, attack_label="new"):
+        assert_parity(measured, expected)
     assert_told_apart(visits(net, data, {"attack_label": "new"}, c=c), "x_adv")
 
 
 @pytest.mark.parametrize("outcome", ["success", "failure"])
 def test_clean_images_on(net, data, outcome):
     seen = set()
-    for found, expected in visits(net, data, {"clean_on": outcome}, clean_on=outcome == "success"):
-        assert_parity(found, expected)
-        seen |= {bool(row.all()) for row in (found["x_adv"] == data.x).flatten(1)}
+    for measured, expected in visits(net, data, {"clean_on": outcome}, clean_on=outcome == "success"):
+        assert_parity(measured, expected)
+        seen |= {bool(row.all()) for row in (measured["x_adv"] == data.x).flatten(1)}
     assert seen == {True, False}
     assert_told_apart(visits(net, data, {"clean_on": outcome}), "x_adv", "gradient 0.weight")
 
 
 def test_no_redraw(net, data):
-    for found, expected in visits(net, data, dirichlet_ls={"redraw": False}, redraw=False):
-        assert_parity(found, expected)
+    for measured, expected in visits(net, data, dirichlet_ls={"redraw": False}, redraw=False):
+        assert_parity(measured, expected)
     assert_told_apart(visits(net, data, dirichlet_ls={"redraw": False}), "gradient 0.weight")
 
 
@@ -211,8 +211,8 @@ STATES = {
 def test_code_states(net, data, state):
     options, expected, margin = STATES[state]
     mixed = Mixed(0.1, mirrored=True, weight="eps-sum") if margin else None
-    for found, wanted in visits(net, data, options, margin=margin, mixed=mixed, **expected):
-        assert_parity(found, wanted)
+    for measured, wanted in visits(net, data, options, margin=margin, mixed=mixed, **expected):
+        assert_parity(measured, wanted)
     if state != "paper":
         assert_told_apart(visits(net, data, options, margin=margin, mixed=mixed), "eps", "gradient 0.weight")
 
@@ -244,10 +244,10 @@ def simulated(eta, eps_max, cap_before, **actions):
 )
 def test_frozen_margins(arguments, actions, small, middle, large):
     """The paper gives large budgets to robust images, both codes of June 2020 to images that are wrong already."""
-    found = simulated(*arguments, **actions)
-    assert found == pytest.approx([small, middle, large], abs=6e-4)
+    measured = simulated(*arguments, **actions)
+    assert measured == pytest.approx([small, middle, large], abs=6e-4)
     inverted = "on_success" in actions and actions["on_success"] in ("keep", "distance")
-    assert (found[0] > found[2]) == inverted
+    assert (measured[0] > measured[2]) == inverted
 
 
 # ---------------------------------------------------------------------- the mixed loss
@@ -260,8 +260,8 @@ KAPPA = 0.1  # some margins of these nets lie beyond it, some within
 def test_mixed_loss(net, data, inner, weight):
     margin = {"kappa": KAPPA, "inner": inner, "weight": weight}
     mixed = Mixed(KAPPA, inner == "mirrored", weight)
-    for found, expected in visits(net, data, margin=margin, mixed=mixed):
-        assert_parity(found, expected)
+    for measured, expected in visits(net, data, margin=margin, mixed=mixed):
+        assert_parity(measured, expected)
         assert expected.keys() >= {"base_loss", "cat-margin"}
 
 
@@ -279,24 +279,24 @@ def test_mixed_loss_alone_takes_the_runs_eps(net, data):
 def test_the_hinge_of_the_code_has_the_same_gradient_as_the_printed_one(net, data):
     """max(max_j Z_j - Z_y + kappa, 0), times eps_i, summed: kappa sum eps_i more than the printed term."""
     margin = {"kappa": KAPPA, "weight": "eps-sum"}
-    (found, _), *_ = visits(net, data, margin=margin, mixed=Mixed(KAPPA, weight="eps-sum"))
+    (measured, _), *_ = visits(net, data, margin=margin, mixed=Mixed(KAPPA, weight="eps-sum"))
     model = naive.Learner(net, data.samples, 0.02).copy()
-    z = model(found["x_adv"])
+    z = model(measured["x_adv"])
     hinges = [(naive.margin(z[i], int(y)) + KAPPA).clamp(min=0) for i, y in enumerate(data.y)]
-    hinge = sum(found["eps"][i] * hinges[i] for i in range(len(z)))
+    hinge = sum(measured["eps"][i] * hinges[i] for i in range(len(z)))
     assert any(h == 0 for h in hinges) and any(h > 0 for h in hinges)
-    of_term = hinge.item() - KAPPA * found["eps"].sum().item()
-    assert (found["cat-margin"] / len(z)).item() == pytest.approx(of_term, rel=1e-10)
+    of_term = hinge.item() - KAPPA * measured["eps"].sum().item()
+    assert (measured["cat-margin"] / len(z)).item() == pytest.approx(of_term, rel=1e-10)
     names = [name for name, _ in model.named_parameters()]
     code = dict(zip(names, torch.autograd.grad(hinge, list(model.parameters())), strict=True))
     base = naive.Learner(net, data.samples, 0.02).copy()
-    z = base(found["x_adv"])
+    z = base(measured["x_adv"])
     hard = naive.one_hot(data.y, 4)
     u = naive.noise(SEED, "train", 0, data.index, 4)
-    labels = [naive.smoothed(hard[i], float(found["eps"][i]), C, u[i]) for i in range(len(z))]
+    labels = [naive.smoothed(hard[i], float(measured["eps"][i]), C, u[i]) for i in range(len(z))]
     naive.mean([naive.cross_entropy(z[i], labels[i]) for i in range(len(z))]).backward()
     for name, p in base.named_parameters():
-        torch.testing.assert_close(found[f"gradient {name}"], p.grad + code[name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(measured[f"gradient {name}"], p.grad + code[name], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

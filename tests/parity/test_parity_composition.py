@@ -40,27 +40,27 @@ def visits(net, data, plugins=SENTENCE, av_rank=None, cat=CAT, iseat=ISEAT, **na
 
 
 def assert_told_apart(pairs, name="gradient 0.weight"):
-    assert max(differences(found, expected)[name] for found, expected in pairs) > APART
+    assert max(differences(measured, expected)[name] for measured, expected in pairs) > APART
 
 
 def test_the_whole_sentence(net, data):
     seen = set()
-    for found, expected in visits(net, data):
-        assert_parity(found, expected)
+    for measured, expected in visits(net, data):
+        assert_parity(measured, expected)
         assert expected.keys() >= {"x_adv", "eps", "radius", "success", "shift", "base_loss", "lsiw", "loss"}
         seen |= set(expected["eps"].tolist())
     assert seen == {0.0, CAT["eta"], CAT["eps_max"]}
 
 
 def test_av_is_ranked_by_radius_only_where_budgets_differ(net, data):
-    for found, expected in visits(net, data, av_rank={"normalise": "none"}, normalise=False):
-        assert_parity(found, expected)
+    for measured, expected in visits(net, data, av_rank={"normalise": "none"}, normalise=False):
+        assert_parity(measured, expected)
     assert_told_apart(visits(net, data, normalise=False))
 
 
 def test_av_on_soft_labels_is_on_the_training_ones(net, data):
-    for found, expected in visits(net, data, av_rank={"target": "soft"}, judge="soft"):
-        assert_parity(found, expected)
+    for measured, expected in visits(net, data, av_rank={"target": "soft"}, judge="soft"):
+        assert_parity(measured, expected)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ class PartlyWarm(Plugin):
 
 
 def test_radius_0_has_key_0_and_ties_fall_to_the_smaller_id(net, data):
-    for found, expected in visits(net, data, (*SENTENCE, PartlyWarm), warm_up=WARM_UP):
-        assert_parity(found, expected)
-        assert found["x_adv"][0].equal(data.x[0])
+    for measured, expected in visits(net, data, (*SENTENCE, PartlyWarm), warm_up=WARM_UP):
+        assert_parity(measured, expected)
+        assert measured["x_adv"][0].equal(data.x[0])
 
 
 @pytest.mark.parametrize("wrong", ["the key is AV", "ties by position"])

@@ -55,9 +55,9 @@ def test_every_epoch_of_the_ramp_and_after(net, data, step_too):
     subject, me = pair(net, ["eps-ramp"], attack=ATTACK, samples=data.samples, lr=0.1, options=options)
     for epoch in range(5):
         expected = naive.pgd_at(me, *data.of_naive, attack=ramped(epoch, 3, step_too))
-        found = subject.visit(*data.of_step, epoch)
-        assert_parity(found, expected)
-        assert found["x_adv"].equal(data.x) == (epoch == 0)
+        measured = subject.visit(*data.of_step, epoch)
+        assert_parity(measured, expected)
+        assert measured["x_adv"].equal(data.x) == (epoch == 0)
     assert (expected["x_adv"] - data.x).abs().max().item() == pytest.approx(ATTACK.eps)
 
 

@@ -134,8 +134,8 @@ def test_trades_awp_lets_v_increase_the_regularizer_too(net, data, monkeypatch):
     how = {"clean_at": "theta+v", "distance": naive.kl, "weight": naive.unweighted}
     for epoch in range(VISITS):
         monkeypatch.setattr(naive, "ascent", of_the_whole_loss)
-        found = subject.visit(*data.of_step, epoch)
-        assert_parity(found, expect(me, data, **how))
+        measured = subject.visit(*data.of_step, epoch)
+        assert_parity(measured, expect(me, data, **how))
     monkeypatch.setattr(naive, "ascent", of_cross_entropy)
     subject, me = start(net, data, options=options)
     assert differences(subject.visit(*data.of_step, 0), expect(me, data, **how))["gradient 0.weight"] > APART
@@ -163,10 +163,10 @@ def two_models(me, data):
 def test_eq_20_is_the_sum_of_two_backward_passes(net, data):
     subject, me = start(net, data)
     moved, still, _ = two_models(me, data)
-    found = subject.visit(*data.of_step, 0)
+    measured = subject.visit(*data.of_step, 0)
     for name in moved:
         gradient = moved[name].grad + still[name].grad
-        torch.testing.assert_close(found[f"gradient {name}"], gradient, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(measured[f"gradient {name}"], gradient, rtol=1e-10, atol=1e-12)
         assert (gradient - moved[name].grad).abs().max() > 1e-4 * gradient.abs().max()  # both terms count
 
 
@@ -175,14 +175,14 @@ def test_eq_21_steps_at_theta_plus_v_which_differs_by_the_decay_of_v(net, data):
     lr, decay = 0.1, 5e-4
     subject, me = start(net, data)
     moved, still, v = two_models(me, data)
-    found = subject.visit(*data.of_step, 0)
+    measured = subject.visit(*data.of_step, 0)
     for name, at_v in moved.items():
         shift = v.get(name, torch.zeros_like(at_v))
         gradient = at_v.grad + still[name].grad
         printed = at_v.detach() - lr * (gradient + decay * at_v.detach()) - shift
-        torch.testing.assert_close(found[f"parameter {name}"] - lr * decay * shift, printed, rtol=0, atol=1e-14)
+        torch.testing.assert_close(measured[f"parameter {name}"] - lr * decay * shift, printed, rtol=0, atol=1e-14)
         if name in v:
-            assert (found[f"parameter {name}"] - printed).abs().max() > 1e-9
+            assert (measured[f"parameter {name}"] - printed).abs().max() > 1e-9
 
 
 # ---------------------------------------------------------------------- what must be told apart

@@ -136,8 +136,10 @@ def test_the_start_is_not_clipped_before_the_first_gradient(net, data, name):
 
 
 def test_the_attack_of_trades_knows_no_labels(net, data):
-    found = [start(net, data, "trades")[0].visit(data.x, y, data.index, 0)["x_adv"] for y in (data.y, data.y.flip(0))]
-    assert found[0].equal(found[1]) and not data.y.equal(data.y.flip(0))
+    measured = [
+        start(net, data, "trades")[0].visit(data.x, y, data.index, 0)["x_adv"] for y in (data.y, data.y.flip(0))
+    ]
+    assert measured[0].equal(measured[1]) and not data.y.equal(data.y.flip(0))
 
 
 @pytest.mark.parametrize("parts", [("weight",), ("target",), ("weight", "target")], ids="+".join)
