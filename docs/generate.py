@@ -25,12 +25,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import advkit
 from advkit import OptionError, Passes, Plugin, Schedule, registry
-from advkit.compose.registration import hooks_of
+from advkit.compose.registration import HOOKS, hooks_of
 from advkit.config import recipes as recipe_files
 from advkit.config.layer import Layer
 from advkit.config.resolve import Resolved, resolve
 from advkit.errors import HookConflict
-from advkit.hooks import Hooks
 from advkit.options import validate
 from advkit.settings import SECTIONS
 
@@ -68,15 +67,14 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 def hooks() -> str:
     """Every hook, its rule, and the built-ins that answer it."""
     rows = (
-        (f"[`{hook}`](#{hook})", rule.value, ", ".join(name for name in BUILT_INS if hook in hooks_of(_plugin(name))))
-        for hook, rule in _rules().items()
+        (
+            f"[`{hook}`](#{hook})",
+            spec.rule.value,
+            ", ".join(name for name in BUILT_INS if hook in hooks_of(_plugin(name))),
+        )
+        for hook, spec in HOOKS.items()
     )
     return table(("hook", "rule", "built-in answers"), rows)
-
-
-def _rules() -> dict[str, Any]:
-    specs = {name: getattr(hook, "spec", hook) for name, hook in vars(Hooks).items()}
-    return {name: spec.rule for name, spec in specs.items() if hasattr(spec, "rule")}
 
 
 def settings() -> str:

@@ -22,30 +22,13 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import Dataset, OptionError, Plugin, Splits, Step, registry
-from advkit.compose.registration import hooks_of
+from advkit.compose.registration import HOOKS, hooks_of
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.errors import HookConflict
-from advkit.hooks import Hooks
 
 PARITY = Path(__file__).with_name("parity")
 SAMPLES = 16
-
-SPECS: dict[str, Any] = {
-    name: getattr(hook, "spec", hook)
-    for name, hook in vars(Hooks).items()
-    if hasattr(hook, "spec") or hasattr(hook, "rule")
-}
-"""Every hook as the specification declares it."""
-
-ASKED_BY_THE_LOOP = (
-    "train_dataset",
-    "train_sampler",
-    "train_transform",
-    "epoch_start",
-    "epoch_end",
-    "evaluation_weights",
-)
 
 Arguments = Mapping[str, Any]
 """Of one small training, as `run` makes and `trained` takes them."""
@@ -102,7 +85,7 @@ def declared(name: str) -> Method:
 def needs_the_loop(names: Iterable[str | type[Plugin]]) -> bool:
     """Whether one of them answers a hook that only `advkit.train` asks."""
     kinds = (registry.load("plugin", plugin) if isinstance(plugin, str) else plugin for plugin in names)
-    return any(hook in ASKED_BY_THE_LOOP for plugin in kinds for hook in hooks_of(plugin))
+    return any(HOOKS[hook].asked_by == "loop" for plugin in kinds for hook in hooks_of(plugin))
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import inspect
 import io
 import json
 import re
@@ -22,9 +21,8 @@ import pytest
 import advkit
 from advkit import errors, registry, rng
 from advkit.cli.main import cli, run
-from advkit.compose.registration import hooks_of
+from advkit.compose.registration import HOOKS, hooks_of
 from advkit.config import recipes
-from advkit.hooks import Hooks
 from advkit.hookspec import Rule
 from advkit.settings import SECTIONS
 
@@ -144,7 +142,7 @@ def test_every_plugin_has_a_parity_test(name: str) -> None:
 def refusal(chosen: set[str]) -> str:
     """Why a pair can not be, by the specification alone: a hook with two owners, or a term that nobody adds."""
     answers = {name: set(hooks_of(registry.load("plugin", name))) for name in chosen}
-    for hook, spec in methods.SPECS.items():
+    for hook, spec in HOOKS.items():
         if spec.rule is Rule.EXCLUSIVE and sum(hook in hooks for hooks in answers.values()) > 1:
             return f"both own {hook}"
     adders = {name for name, hooks in answers.items() if "extra_regularizer" in hooks} | {"base_loss"}
@@ -192,10 +190,9 @@ def test_every_public_name_has_a_docstring(generate: ModuleType, name: str) -> N
 def test_hooks_are_documented_with_their_rules_and_exact_arguments_in_order() -> None:
     written = re.findall(r"^### (\w+)\n\n\*\*(\w+)\*\* `\((.*?)\) -> (.+?)`$", read(DOCS / "hooks.md"), re.MULTILINE)
     specified = []
-    for name, spec in methods.SPECS.items():
-        signature = inspect.signature(getattr(Hooks, name))
-        arguments = ", ".join(list(signature.parameters)[1:])
-        specified.append((name, spec.rule.value, arguments, signature.return_annotation))
+    for name, spec in HOOKS.items():
+        arguments = ", ".join(spec.arguments)
+        specified.append((name, spec.rule.value, arguments, spec.signature.return_annotation))
     assert written == specified
 
 
@@ -203,11 +200,9 @@ def test_the_arguments_tables_name_every_argument() -> None:
     text = read(DOCS / "hooks.md")
     section = text.split("\n## Arguments\n", 1)[1].split("\n## ", 1)[0]
     shown = {name for line in section.splitlines() if line.startswith("|") for name in quoted(line.split("|")[1])}
-    arguments = {
-        name for hook in methods.SPECS for name in list(inspect.signature(getattr(Hooks, hook)).parameters)[1:]
-    }
+    arguments = {name for hook in HOOKS.values() for name in hook.arguments}
     loop_and_attack = {"dataset", "indices", "batch_size", "x", "draws", "epoch", "metrics", "params", "term"}
-    own = {"model", "objective", "x_adv", "logits", "loss", "gradient", "step"}  # said where their hooks are
+    own = {"model", "objective", "observe", "x_adv", "logits", "loss", "gradient", "step"}  # said where their hooks are
     assert shown == arguments - loop_and_attack - own
 
 

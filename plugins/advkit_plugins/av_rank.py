@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advkit import Batch, Composition, Plugin, PluginOptions, Real, Run, hookimpl, option
+from advkit import Batch, Company, Plugin, PluginOptions, Real, Run, hookimpl, option
 
 
 def vulnerability(adv_logits: Tensor, clean_logits: Tensor, target: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class AvRank(Plugin):
     def terms(self) -> tuple[str, ...]:
         return (self.options.term,)
 
-    def join(self, composition: Composition) -> list[str]:
-        owner = composition.owner("perturbation_budget")
+    def join(self, company: Company) -> list[str]:
+        owner = company.owner("perturbation_budget")
         auto = "radius" if owner != "core" else "none"
         self.normalise = auto if self.options.normalise == "auto" else self.options.normalise
         found = []

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advkit import Composition, Costs, Passes, Plugin, PluginOptions, Run, Schedule, hookimpl, option
+from advkit import Company, Costs, Passes, Plugin, PluginOptions, Run, Schedule, hookimpl, option
 
 
 def layerwise(gradients: Mapping[str, Tensor], params: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
@@ -53,16 +53,16 @@ class Awp(Plugin):
     def passes(self, hook: str, costs: Costs) -> Passes:
         return costs.objective if self.loss == "objective" else costs.adv_ce
 
-    def join(self, composition: Composition) -> list[str]:
-        owner = composition.owner("base_loss")
+    def join(self, company: Company) -> list[str]:
+        owner = company.owner("base_loss")
         self.loss = self.options.loss
         if self.loss == "auto":
             self.loss = "adv_ce" if owner == "core" else "objective"
         found = []
         left_out = [
-            answer.plugin.name
-            for answer in composition.answers["extra_regularizer"]
-            if any(view.endswith("_base") for view in answer.demands(0))
+            name
+            for name in company.owners("extra_regularizer")
+            if any(view.endswith("_base") for view in company.loss_views(name))
         ]
         if self.loss == "objective" and left_out:
             found.append(
@@ -71,7 +71,7 @@ class Awp(Plugin):
         if self.loss == "adv_ce" and owner != "core":  # as lsiw asks for it
             found.append(f"awp.loss is adv_ce, so v increases the cross-entropy on x_adv and not the loss of {owner}")
         # TRADES-AWP attacks in eval mode.
-        if composition.setting.attack_mode == "eval" and owner == "core":
+        if company.attack.mode == "eval" and owner == "core":
             found.append("the official AWP code attacks in train mode from a uniform start; this run in eval mode")
         return found
 

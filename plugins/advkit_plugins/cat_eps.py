@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advkit import AttackResult, Batch, Budget, Budgets, Composition, Plugin, PluginOptions, Real, Run, hookimpl, option
+from advkit import AttackResult, Batch, Budget, Budgets, Company, Plugin, PluginOptions, Real, Run, hookimpl, option
 
 Action = Literal["keep", "roll-back", "reset", "distance"]
 
@@ -62,10 +62,10 @@ class CatEps(Plugin):
         label = self.options.eps_max + (above if self.options.attack_label == "new" else 0.0)
         return Budgets(attack=self.options.eps_max + above, label=label)
 
-    def join(self, composition: Composition) -> list[str]:
+    def join(self, company: Company) -> list[str]:
         found = [
             f"{owner} scales the radius that is attacked, but eps_i grows and resets as if it were not scaled"
-            for owner in composition.owners("budget_scale")
+            for owner in company.owners("budget_scale")
         ]
         if self.options.cap == "after":
             attack = self.largest_budget(0).attack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from advkit import Batch, Budget, Composition, OptionError, Plugin, PluginOptions, Real, Run, hookimpl, option
+from advkit import Batch, Budget, Company, OptionError, Plugin, PluginOptions, Real, Run, hookimpl, option
 
 
 def smooth(target: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
@@ -24,11 +24,11 @@ class DirichletLs(Plugin):
 
     options: Options
 
-    def join(self, composition: Composition) -> list[str]:
-        alpha = self.options.c * composition.largest_budget.label
+    def join(self, company: Company) -> list[str]:
+        alpha = self.options.c * company.largest_budget.label
         if alpha > 1:
             raise OptionError(
-                f"dirichlet-ls.c = {self.options.c:g} times the largest budget {composition.largest_budget.label:g} is "
+                f"dirichlet-ls.c = {self.options.c:g} times the largest budget {company.largest_budget.label:g} is "
                 f"{alpha:g}: a label can not be smoothed by more than 1; lower dirichlet-ls.c."
             )
         if alpha > 0.5:

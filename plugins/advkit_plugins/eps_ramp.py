@@ -3,7 +3,7 @@ in the first five epochs"."""
 
 from __future__ import annotations
 
-from advkit import BudgetScale, Composition, Plugin, PluginOptions, Run, hookimpl, option
+from advkit import BudgetScale, Company, Plugin, PluginOptions, Run, hookimpl, option
 
 
 class EpsRamp(Plugin):
@@ -20,8 +20,8 @@ class EpsRamp(Plugin):
     def active(self, hook: str, epoch: int) -> bool:
         return epoch < self.options.epochs
 
-    def join(self, composition: Composition) -> list[str]:
-        epochs = composition.setting.epochs
+    def join(self, company: Company) -> list[str]:
+        epochs = company.epochs
         if self.options.epochs >= epochs:
             return [
                 f"eps-ramp is {self.options.epochs} epochs long: a run of {epochs} never attacks with the whole eps"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from advkit import Composition, Plugin, PluginOptions, Run, Schedule, hookimpl, kl_divergence, option
+from advkit import Company, Plugin, PluginOptions, Run, Schedule, hookimpl, kl_divergence, option
 
 
 def squared_l2(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ class Lsiw(Plugin):
             "clean_logits" if self.options.clean_at == "theta+v" else "clean_logits_base",
         }
 
-    def join(self, composition: Composition) -> list[str]:
-        if composition.setting.attack_mode == "eval":
+    def join(self, company: Company) -> list[str]:
+        if company.attack.mode == "eval":
             return ["the official ISEAT code attacks in train mode; this run attacks in eval mode"]
         return []
 

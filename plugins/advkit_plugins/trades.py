@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from advkit import (
-    Composition,
+    Company,
     Plugin,
     PluginOptions,
     Run,
@@ -37,8 +37,8 @@ class Trades(Plugin):
 
     options: Options
 
-    def join(self, composition: Composition) -> list[str]:
-        if composition.setting.attack_init == "zero" and not composition.answers["inner_attack"]:
+    def join(self, company: Company) -> list[str]:
+        if company.attack.init == "zero" and company.owner("inner_attack") == "core":
             return [
                 "attack.init is zero, where the KL of trades has no gradient beyond rounding, so some samples may "
                 "never be attacked; choose --set attack.init=normal"

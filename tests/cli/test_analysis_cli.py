@@ -16,8 +16,8 @@ import torch
 
 import advkit
 from advkit.cli.main import run
+from advkit.training.feed import parted
 from advkit.training.launch import resolve_folder
-from advkit.training.loop import parted
 
 pytestmark = pytest.mark.slow
 

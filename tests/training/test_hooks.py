@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import methods
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from advkit import (
     Step,
     hookimpl,
 )
+from advkit.compose.registration import HOOKS
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -85,9 +85,9 @@ def trained(tiny_net: Net) -> Callable[..., advkit.TrainResult]:
 
 def test_every_hook_has_a_test_of_its_name() -> None:
     written = {name.removeprefix("test_hook_") for name in globals() if name.startswith("test_hook_")}
-    missing = methods.SPECS.keys() - written
+    missing = HOOKS.keys() - written
     assert not missing, f"write test_hook_{min(missing)} in tests/training/test_hooks.py"
-    assert written == methods.SPECS.keys(), f"there is no hook {min(written - methods.SPECS.keys())}"
+    assert written == HOOKS.keys(), f"there is no hook {min(written - HOOKS.keys())}"
 
 
 def moved(report: Report, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ import advkit
 from advkit import Dataset, Plugin, Run, Splits, hookimpl
 from advkit.errors import HookContract, Stopped
 from advkit.storage import checkpoint
-from advkit.training.loop import Silent
+from advkit.training.progress import Silent
 
 Net = Callable[..., nn.Sequential]
 

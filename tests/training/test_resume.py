@@ -35,7 +35,8 @@ from advkit.cli.main import run
 from advkit.data.digits import Digits
 from advkit.errors import Interrupted, NonFinite, ResumeMismatch, Stopped
 from advkit.storage import checkpoint, files
-from advkit.training.loop import Silent, Trainer
+from advkit.training.loop import Trainer
+from advkit.training.progress import Silent
 from advkit.training.step_report import Report
 
 pytestmark = pytest.mark.slow

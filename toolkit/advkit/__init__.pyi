@@ -1,6 +1,12 @@
 # The public names and where they live: type checkers read this file, and so does `advkit.__getattr__`.
-from .ascent import Ball as Ball, L2Ball as L2Ball, LinfBall as LinfBall, per_sample as per_sample, pgd as pgd
-from .compose.composition import Composition as Composition
+from .ascent import (
+    Ball as Ball,
+    L2Ball as L2Ball,
+    LinfBall as LinfBall,
+    Observer as Observer,
+    per_sample as per_sample,
+    pgd as pgd,
+)
 from .data.base import Dataset as Dataset, DataSource as DataSource, Splits as Splits
 from .errors import (
     AdvkitError as AdvkitError,
@@ -29,14 +35,22 @@ from .losses import (
 )
 from .models.base import DataSpec as DataSpec, ModelBuilder as ModelBuilder, Normalize as Normalize
 from .options import Real as Real, Schedule as Schedule, option as option
-from .plugin import Budgets as Budgets, Costs as Costs, Order as Order, Plugin as Plugin, PluginOptions as PluginOptions
+from .plugin import (
+    Budgets as Budgets,
+    Company as Company,
+    Costs as Costs,
+    Order as Order,
+    Plugin as Plugin,
+    PluginOptions as PluginOptions,
+)
 from .rng import Draws as Draws
 from .run import Run as Run
 from .settings import AttackSettings as AttackSettings
 from .studies.analysis.unevenness import Unevenness as Unevenness
 from .training.launch import load_data as load_data, load_weights as load_weights, train as train
-from .training.loop import Progress as Progress, TrainResult as TrainResult
-from .training.step import Step as Step
+from .training.loop import TrainResult as TrainResult
+from .training.own_loop import Step as Step
+from .training.progress import Progress as Progress
 from .training.step_report import Report as Report
 from .types import (
     AttackResult as AttackResult,

@@ -55,6 +55,11 @@ class ResumeMismatch(AdvkitError):
 class HookContract(AdvkitError):
     """A plugin answered a hook with the wrong shape, dtype or value, or ran passes it did not declare."""
 
+    @classmethod
+    def broken(cls, plugin: str, hook: str, complaint: str) -> HookContract:
+        """Of a hook's answer, or of what its plugin did while it was asked."""
+        return cls(f"Plugin {plugin} broke the contract of {hook}: {complaint}. See advkit/hooks.py.")
+
 
 class NonFinite(AdvkitError):
     """NaN or Inf appeared in a loss, an input gradient or a parameter gradient. The step was not applied."""

@@ -26,6 +26,7 @@ from .hookspec import Rule, hookspec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .ascent import Observer
     from .data.base import Dataset
     from .rng import Draws
     from .run import Run
@@ -37,11 +38,11 @@ class Hooks:
 
     # ------------------------------------------------------------------ data (called by the training loop)
 
-    @hookspec(Rule.CHAIN)
+    @hookspec(Rule.CHAIN, "data", asked_by="loop")
     def train_dataset(self, dataset: Dataset, run: Run) -> Dataset:
         """The training set, once before the run. May add samples at the end; indices 0..len-1 stay stable."""
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "data", asked_by="loop")
     def train_sampler(self, indices: Tensor, batch_size: int, epoch: int, run: Run) -> Sequence[Tensor]:
         """The batches of an epoch: int64 index tensors, drawn from `indices` (n,), the samples to train on.
 
@@ -49,28 +50,28 @@ class Hooks:
         recur; the core numbers its occurrences, so that each visit has draws of its own.
         """
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "data", asked_by="loop")
     def train_transform(self, x: Tensor, draws: Draws, run: Run) -> Tensor:
         """Augmented images, (B, C, H, W) in [0, 1] as `x`. `draws` are addressed by sample, epoch and occurrence."""
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "data")
     def mix_batch(self, batch: Batch, run: Run) -> Batch:
         """The batch with mixed `x` and `mix` = (partner position, ratio of the own image); y and index unchanged."""
 
     # ------------------------------------------------------------------ attack: theta, no parameter gradients
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True)
     def perturbation_budget(self, batch: Batch, clean_logits: Tensor, run: Run) -> Budget:
         """Budgets per sample: `attack` bounds x_adv, `label` is what target labels depend on; each (B,), >= 0.
 
         `step_size` (B,) and `steps` (B,) int64, at most `attack.steps`, default to the run's settings.
         """
 
-    @hookspec(Rule.PRODUCT)
+    @hookspec(Rule.PRODUCT, "attack")
     def budget_scale(self, batch: Batch, clean_logits: Tensor, run: Run) -> BudgetScale:
         """Factors () or (B,), >= 0, on the radius and on the step size, for warm-ups."""
 
-    @hookspec(Rule.CHAIN)
+    @hookspec(Rule.CHAIN, "attack")
     def target_label(
         self, target: Tensor, batch: Batch, budget: Budget, phase: str, clean_logits: Tensor, run: Run
     ) -> Tensor:
@@ -79,13 +80,13 @@ class Hooks:
         Called twice a step: phase "attack" before the attack, phase "train" after `commit_attack`.
         """
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True)
     def attack_objective(
         self, batch: Batch, target: Tensor, radius: Tensor, clean_logits: Tensor, run: Run
     ) -> Callable[[Tensor], Tensor]:
         """What the attack increases: a callable from logits (B, K) to (B,), built once per batch."""
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True)
     def inner_attack(
         self,
         model: Callable[[Tensor], Tensor],
@@ -93,15 +94,16 @@ class Hooks:
         target: Tensor,
         radius: Tensor,
         objective: Callable[[Tensor], Tensor],
+        observe: Observer | None,
         run: Run,
     ) -> AttackResult:
         """Adversarial examples inside ball and box. `model` has frozen parameters and books its passes.
 
-        Declare its cost in `Plugin.passes`. Name "attack_step" in `Plugin.honours` if it asks observers through
-        `run.attack_step(...)` at every iterate.
+        Declare its cost in `Plugin.passes`. Who lists `observe` asks it at every iterate, before the move, which
+        samples go on: `observe(x_adv=, logits=, loss=, gradient=, step=)` is (B,) bool, None where nobody observes.
         """
 
-    @hookspec(Rule.AND)
+    @hookspec(Rule.AND, "attack")
     def attack_step(
         self,
         batch: Batch,
@@ -117,7 +119,7 @@ class Hooks:
         All tensors are detached and borrowed: read them, keep no reference, change nothing.
         """
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "attack")
     def commit_attack(
         self, batch: Batch, budget: Budget, attack: AttackResult, success: Tensor, run: Run
     ) -> tuple[Budget, Tensor | None]:
@@ -128,7 +130,7 @@ class Hooks:
 
     # ------------------------------------------------------------------ update: train mode
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "update")
     def weight_perturbation(
         self, params: Mapping[str, Tensor], gradient_at: Callable[..., Mapping[str, Tensor]], run: Run
     ) -> Mapping[str, Tensor]:
@@ -139,7 +141,7 @@ class Hooks:
         demand no `_base` view, instance weights 1. `select(logits, y)` is a mask (B,); sums are divided by B.
         """
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "update", prefers=True)
     def base_loss(
         self,
         batch: Batch,
@@ -156,7 +158,7 @@ class Hooks:
     ) -> Tensor:
         """(B,), minimised in the mean. Its forwards move BatchNorm's running statistics; nobody else's do."""
 
-    @hookspec(Rule.SUM)
+    @hookspec(Rule.SUM, "update")
     def extra_regularizer(
         self,
         batch: Batch,
@@ -173,7 +175,7 @@ class Hooks:
     ) -> Tensor:
         """(B,), its coefficient included; added to the base loss in the mean."""
 
-    @hookspec(Rule.PRODUCT)
+    @hookspec(Rule.PRODUCT, "update", detached=True)
     def instance_weight(
         self,
         term: str,
@@ -194,7 +196,7 @@ class Hooks:
         Called for each active term that `Plugin.terms` names. Not renormalised.
         """
 
-    @hookspec(Rule.NOTIFY)
+    @hookspec(Rule.NOTIFY, "update", detached=True)
     def observe_update(
         self,
         batch: Batch,
@@ -211,31 +213,31 @@ class Hooks:
     ) -> None:
         """What the update computed, before the optimizer's step: for logs. All tensors are detached and borrowed."""
 
-    @hookspec(Rule.NOTIFY)
+    @hookspec(Rule.NOTIFY, "update")
     def after_update(self, model: nn.Module, run: Run) -> None:
         """After the optimizer's step: for averages of the weights."""
 
     # ------------------------------------------------------------------ run
 
-    @hookspec(Rule.NOTIFY)
+    @hookspec(Rule.NOTIFY, "run")
     def setup(self, model: nn.Module, run: Run) -> None:
         """Once, before the first step or a resume: claim per-sample state and tensors here."""
 
-    @hookspec(Rule.NOTIFY)
+    @hookspec(Rule.NOTIFY, "run", asked_by="loop")
     def epoch_start(self, epoch: int, run: Run) -> None:
         """Before the first step of an epoch (not when resuming in its middle)."""
 
-    @hookspec(Rule.NOTIFY)
+    @hookspec(Rule.NOTIFY, "run", asked_by="loop")
     def epoch_end(self, epoch: int, metrics: Mapping[str, object], run: Run) -> None:
         """After validation, before the epoch's checkpoint; `metrics` is the epoch's line in metrics.jsonl.
 
         `run.figure` adds a plugin's own figures to that line.
         """
 
-    @hookspec(Rule.NOTIFY)
+    @hookspec(Rule.NOTIFY, "run")
     def teardown(self, run: Run) -> None:
         """Once, after the run, also when it failed."""
 
-    @hookspec(Rule.EXCLUSIVE)
+    @hookspec(Rule.EXCLUSIVE, "run", asked_by="loop")
     def evaluation_weights(self, model: nn.Module, run: Run) -> Mapping[str, Tensor]:
         """Parameters and buffers, by name, that validation and `best` use in place of the model's own."""

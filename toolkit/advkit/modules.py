@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -60,3 +60,15 @@ def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
 
     with torch.random.fork_rng(devices=cuda):
         yield seed
+
+
+@contextmanager
+def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Some parameters and buffers of a module, by name, have other values for the scope."""
+    own = model.state_dict() if values else {}
+    before = {name: own[name].clone() for name in values}
+    model.load_state_dict(dict(values), strict=False)
+    try:
+        yield
+    finally:
+        model.load_state_dict(before, strict=False)

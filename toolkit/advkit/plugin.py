@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .options import OptionModel
+from .settings import AttackSettings
 from .types import Passes
-
-if TYPE_CHECKING:
-    from .compose.composition import Composition
-
 
 CORE = "core"
 """Who owns what no plugin answers."""
@@ -32,6 +29,48 @@ class Costs:
     steps: int
     adv_ce: Passes
     objective: Passes
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Upper bounds of `Budget.attack` and `Budget.label`, in pixels in [0, 1]."""
+
+    attack: float
+    label: float
+
+
+@dataclass(frozen=True)
+class Company:
+    """Who is in the run, and what it is: what `Plugin.join` and `Run.company` tell a plugin. Nothing here changes."""
+
+    answering: Mapping[str, tuple[str, ...]]
+    """Plugins by hook, in the order in which they answer."""
+    attack: AttackSettings
+    epochs: int
+    _largest_budget: Callable[[], Budgets] = field(repr=False)
+    _loss_views: Callable[[str], frozenset[str]] = field(repr=False)
+
+    @property
+    def largest_budget(self) -> Budgets:
+        """The largest budgets that any sample can get."""
+        return self._largest_budget()
+
+    def loss_views(self, plugin: str) -> frozenset[str]:
+        """The logits that the plugin's loss terms, weights and logs demand in any epoch."""
+        return self._loss_views(plugin)
+
+    def owner(self, hook: str) -> str:
+        """Who owns an exclusive hook, "core" where no plugin does."""
+        return next(iter(self.answering[hook]), CORE)
+
+    def owners(self, hook: str) -> tuple[str, ...]:
+        """All who answer a hook, in order."""
+        return self.answering[hook]
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The loss terms, in the order they are added: "base_loss" and the plugins that add one."""
+        return ("base_loss", *self.answering["extra_regularizer"])
 
 
 class PluginOptions(OptionModel):
@@ -60,9 +99,6 @@ class Plugin:
 
     order: ClassVar[Mapping[str, Order]] = {}
     """Places on chained hooks, by hook."""
-
-    honours: ClassVar[frozenset[str]] = frozenset()
-    """What an `inner_attack` consumes beyond its arguments: {"attack_step"}."""
 
     def __init__(self, options: PluginOptions) -> None:
         self.options: PluginOptions = options
@@ -102,17 +138,9 @@ class Plugin:
         """The largest budgets that `perturbation_budget` can return, for plans and checks."""
         return Budgets(attack=eps, label=eps)
 
-    def join(self, composition: Composition) -> Sequence[str]:
+    def join(self, company: Company) -> Sequence[str]:
         """Called once, when it is known who else is there: settle what an option leaves to the company.
 
         Returns cautions, sentences on what this combination means. May raise OptionError to refuse it.
         """
         return ()
-
-
-@dataclass(frozen=True)
-class Budgets:
-    """Upper bounds of `Budget.attack` and `Budget.label`, in pixels in [0, 1]."""
-
-    attack: float
-    label: float

@@ -2,69 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .errors import OptionError
+from .errors import OptionError, ResumeMismatch
+from .plugin import Company
 from .rng import Draws, derive_key
 from .settings import AttackSettings
 from .types import Batch
-
-if TYPE_CHECKING:
-    from .compose.composition import Composition
 
 
 class RunState:
     """The run's own facts and tensors; one for all plugins. Everything in `samples` and `tensors` is checkpointed."""
 
     def __init__(
-        self,
-        *,
-        seed: int,
-        num_samples: int,
-        attack: AttackSettings,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, seed: int, num_samples: int, attack: AttackSettings, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.seed, self.num_samples, self.attack = seed, num_samples, attack
         self.device, self.dtype = device, dtype
         self.num_classes = 0
         """0 until the first batch has been seen."""
-        self.epoch = 0
-        self.step = 0
-        """Within the epoch."""
+        self.epoch = self.step = 0
+        """Where the run is; `step` counts within the epoch. Written by `TrainingStep.seek` alone."""
         self.samples: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
         self.figures: dict[str, float | None] = {}
         """Of the epoch that ends; never checkpointed, as the line in metrics.jsonl is written first."""
 
-    @contextmanager
-    def unless_failed(self, model: nn.Module, index: Tensor) -> Iterator[None]:
-        """Put the state of these samples, other tensors and the model's buffers back if the step fails."""
-        samples = {name: values[index] for name, values in self.samples.items()}
-        others = [(tensor, tensor.clone()) for tensor in (*self.tensors.values(), *model.buffers())]
-        try:
-            yield
-        except BaseException:
-            for name, values in samples.items():
-                self.samples[name][index] = values
-            with torch.no_grad():
-                for tensor, before in others:
-                    tensor.copy_(before)
-            raise
+    def stored(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold, by name."""
+        samples = {f"samples/{name}": values for name, values in self.samples.items()}
+        return samples | {f"tensors/{name}": values for name, values in self.tensors.items()}
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Put back what `stored` gave. Raises ResumeMismatch if these plugins claim other state."""
+        own = self.stored()
+        fitting = {name for name in stored.keys() & own.keys() if stored[name].shape == own[name].shape}
+        if different := sorted({*stored, *own} - fitting):
+            raise ResumeMismatch(
+                f"The stored state and that of the plugins differ in {different[0]}; "
+                "resume with the same plugins and data."
+            )
+        for name, values in stored.items():
+            own[name].copy_(values)
 
 
 class Run:
-    """One plugin's view of the run: names are its own, so plugins never meet in state or randomness."""
+    """One plugin's view of the run: names are its own, so plugins never meet in state or randomness.
 
-    def __init__(self, state: RunState, plugin: str, composition: Composition) -> None:
-        self._state, self._plugin, self._composition = state, plugin, composition
-        self._observe: Callable[..., Tensor] | None = None
+    `company` says who else is in the run.
+    """
+
+    def __init__(self, state: RunState, plugin: str, company: Company) -> None:
+        self._state, self._plugin, self.company = state, plugin, company
 
     @property
     def epoch(self) -> int:
@@ -101,10 +94,6 @@ class Run:
         """The model's floating dtype."""
         return self._state.dtype
 
-    def owner(self, hook: str) -> str:
-        """Who owns an exclusive hook in this run, "core" where no plugin does."""
-        return self._composition.owner(hook)
-
     def draws(self, purpose: str, batch: Batch, phase: str = "") -> Draws:
         """Random numbers of `purpose`, a row for each sample of the batch.
 
@@ -133,14 +122,6 @@ class Run:
         What is not finite is written as null.
         """
         self._state.figures[f"{self._plugin}/{name}"] = float(value) if isfinite(value) else None
-
-    def attack_step(
-        self, batch: Batch, x_adv: Tensor, logits: Tensor, loss: Tensor, gradient: Tensor, step: int
-    ) -> Tensor:
-        """For an `inner_attack` that honours "attack_step": which samples go on moving, (B,) bool."""
-        if self._observe is None:
-            return torch.ones(batch.x.shape[0], dtype=torch.bool, device=self.device)
-        return self._observe(x_adv=x_adv, logits=logits.detach(), loss=loss.detach(), gradient=gradient, step=step)
 
     def _claim(self, store: dict[str, Tensor], name: str, initial: Tensor) -> Tensor:
         full = f"{self._plugin}/{name}"

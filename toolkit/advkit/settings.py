@@ -8,9 +8,8 @@ from typing import Literal, Self
 from pydantic import field_validator, model_validator
 
 from .errors import OptionError, did_you_mean
+from .hookspec import VIEWS
 from .options import OptionModel, Real, option
-
-VIEW_NAMES = ("adv_logits", "clean_logits", "adv_logits_base", "clean_logits_base")
 
 
 class RunSettings(OptionModel):
@@ -22,22 +21,6 @@ class RunSettings(OptionModel):
     device: str = option("cpu", help="a torch device, such as cpu or cuda:0")
     threads: int = option(0, ge=0, le=1024, help="intra-op threads; 0: as torch chooses, then recorded")
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
-    precision: str = option("float32", help="float32; mixed precision is not supported yet")
-    compile: bool = option(False, help="torch.compile; not supported yet")
-
-    @field_validator("precision")
-    @classmethod
-    def _float32(cls, value: str) -> str:
-        if value != "float32":
-            raise ValueError("is not supported: advkit trains in float32 for now; leave run.precision out")
-        return value
-
-    @field_validator("compile")
-    @classmethod
-    def _eager(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("is not supported: advkit runs without torch.compile for now; leave run.compile out")
-        return value
 
 
 class DataSettings(OptionModel):
@@ -80,9 +63,9 @@ class UpdateSettings(OptionModel):
     @field_validator("batch_norm")
     @classmethod
     def _views(cls, value: str) -> str:
-        stray = [name for name in value.split(",") if name not in VIEW_NAMES]
+        stray = [name for name in value.split(",") if name not in VIEWS]
         if value != "base_loss" and stray:
-            raise ValueError(f"must be base_loss or names out of {', '.join(VIEW_NAMES)}")
+            raise ValueError(f"must be base_loss or names out of {', '.join(VIEWS)}")
         return value
 
     @property

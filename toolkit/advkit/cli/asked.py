@@ -46,7 +46,7 @@ class Asked:
         """(n,) int64: places in the split."""
         import torch
 
-        from ..training.loop import parted
+        from ..training.feed import parted
 
         known = torch.arange(len(self.dataset))
         if self.split != "test":

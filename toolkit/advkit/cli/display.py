@@ -166,7 +166,7 @@ class Rich(Quiet):
     def begin(self, trainer: Trainer) -> None:
         at, self.epochs = trainer.position, trainer.resolved.run.epochs
         self.rows = list(trainer.history)
-        self.steps = len(trainer.batches(at.epoch))
+        self.steps = len(trainer.feed.batches(at.epoch))
         self.all = self.bar.add_task(
             "run", total=self.epochs * self.steps, completed=at.epoch * self.steps + at.step, loss=""
         )

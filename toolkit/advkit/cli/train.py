@@ -164,7 +164,7 @@ def _dry_run(resolved: Resolved) -> None:
     resolved = on_this_machine(resolved)
     splits = data_of(resolved)
     trainer = Trainer(resolved, splits, build_model(resolved, splits.train))
-    batches = trainer.batches(0)
+    batches = trainer.feed.batches(0)
     trainer.one_step(batches[0])  # the first pays for allocations
     began = time.perf_counter()
     trainer.one_step(batches[0])
@@ -175,8 +175,8 @@ def _dry_run(resolved: Resolved) -> None:
     total = seconds * len(batches) * resolved.run.epochs
     console.print(
         Text(
-            f"\n{count:,} parameters; {len(trainer.training):,} images to train on, "
-            f"{len(trainer.validation):,} to validate"
+            f"\n{count:,} parameters; {len(trainer.feed.training):,} images to train on, "
+            f"{len(trainer.feed.validation):,} to validate"
             f"\n{1000 * seconds:.0f} ms a step, {len(batches)} steps an epoch: about {total / 60:.1f} min for "
             f"{resolved.run.epochs} epochs without validation; nothing was written"
         )

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from itertools import combinations, pairwise
-from typing import Any
+from typing import Any, cast
 
 from ..errors import AmbiguousOrder, HookConflict, OptionError
 from ..hookspec import Rule
-from ..plugin import CORE, Budgets, Order, Plugin
+from ..plugin import Budgets, Company, Order, Plugin
 from .consumption import unconsumed
-from .registration import HOOKS, RULES, register
+from .registration import HOOKS, declared, register
 from .stage import Answer, Setting, Stage, stage
 
 
@@ -39,38 +39,46 @@ class Composition:
             raise HookConflict(f"Plugin {twice[0]} is named twice; name it once.")
         manager = register(list(self.plugins))
         self.answers = {hook: self._collect(manager, hook) for hook in HOOKS}
-        for hook, rule in RULES.items():
-            if rule is Rule.EXCLUSIVE and len(self.answers[hook]) > 1:
+        for hook, spec in HOOKS.items():
+            if spec.rule is Rule.EXCLUSIVE and len(self.answers[hook]) > 1:
                 first, second = (answer.plugin.name for answer in self.answers[hook][:2])
                 raise HookConflict(
                     f"Plugins {first} and {second} both own {hook}, which takes one owner; "
                     "leave one of them out of --plugins."
                 )
-            if rule is Rule.CHAIN:
+            if spec.rule is Rule.CHAIN:
                 self.answers[hook] = self._chained(hook)
         self._stages: dict[tuple[object, ...], Stage] = {}
         self._by_epoch: dict[int, Stage] = {}
-        self.cautions = [*unconsumed(self), *self._loose_orders()]
+        self._refuse_loose_orders()
+        self.cautions = unconsumed(self.answers, setting.attack.steps)
+        self.company = Company(
+            answering={hook: self.owners(hook) for hook in HOOKS},
+            attack=setting.attack,
+            epochs=setting.epochs,
+            _largest_budget=self._largest_budget,
+            _loss_views=self._loss_views,
+        )
         for plugin in self.plugins:
-            self.cautions += plugin.join(self)
+            self.cautions += declared(plugin, "join", self.company)
         self._batch_norm_views_exist()
-
-    # ------------------------------------------------------------------ what plugins may ask
-
-    def owner(self, hook: str) -> str:
-        """The name of an exclusive hook's owner, "core" where no plugin answers."""
-        return self.answers[hook][0].plugin.name if self.answers[hook] else CORE
 
     def owners(self, hook: str) -> tuple[str, ...]:
         """The names of all that answer a hook, in order."""
         return tuple(answer.plugin.name for answer in self.answers[hook])
 
-    @property
-    def largest_budget(self) -> Budgets:
-        """The largest budgets any sample can get."""
-        owner = self.answers["perturbation_budget"]
-        eps = self.setting.eps
-        return owner[0].plugin.largest_budget(eps) if owner else Budgets(attack=eps, label=eps)
+    def _largest_budget(self) -> Budgets:
+        eps = self.setting.attack.eps
+        for answer in self.answers["perturbation_budget"]:
+            return cast(Budgets, declared(answer.plugin, "largest_budget", eps))
+        return Budgets(attack=eps, label=eps)
+
+    def _loss_views(self, plugin: str) -> frozenset[str]:
+        every = [answer for answers in self.answers.values() for answer in answers]
+        own = [answer for answer in every if answer.plugin.name == plugin and answer.spec.phase == "update"]
+        return frozenset(
+            view for answer in own for epoch in range(self.setting.epochs) for view in answer.demands(epoch)
+        )
 
     # ------------------------------------------------------------------ stages
 
@@ -82,42 +90,39 @@ class Composition:
 
     def _at(self, epoch: int) -> Stage:
         active = {
-            hook: tuple(answer for answer in answers if answer.plugin.active(hook, epoch))
+            hook: tuple(answer for answer in answers if declared(answer.plugin, "active", hook, epoch))
             for hook, answers in self.answers.items()
         }
         terms = {"base_loss", *(answer.plugin.name for answer in active["extra_regularizer"])}
         active["instance_weight"] = tuple(
-            answer for answer in active["instance_weight"] if terms & set(answer.plugin.terms)
+            answer for answer in active["instance_weight"] if terms & {*declared(answer.plugin, "terms")}
         )
-        demands = {
-            (hook, answer.plugin.name): answer.demands(epoch) for hook, answers in active.items() for answer in answers
-        }
-        signature = (
-            *((hook, *(a.plugin.name for a in answers)) for hook, answers in active.items()),
-            *demands.values(),
-            *(answer.detached(epoch) for answers in active.values() for answer in answers),
+        signature = tuple(
+            (*answer.key, answer.demands(epoch), answer.detached(epoch))
+            for answers in active.values()
+            for answer in answers
         )
         if signature not in self._stages:
-            self._stages[signature] = stage(epoch, active, demands, self.setting)
+            self._stages[signature] = stage(epoch, active, self.setting)
         return self._stages[signature]
 
     def stages(self) -> list[tuple[int, Stage]]:
         """(first epoch, stage) for every change over the run's epochs."""
         changes: list[tuple[int, Stage]] = []
         for epoch in range(max(1, self.setting.epochs)):
-            stage = self.at(epoch)
-            if not changes or changes[-1][1] is not stage:
-                changes.append((epoch, stage))
+            now = self.at(epoch)
+            if not changes or changes[-1][1] is not now:
+                changes.append((epoch, now))
         return changes
 
     # ------------------------------------------------------------------ checks
 
     def _collect(self, manager: Any, hook: str) -> tuple[Answer, ...]:
-        found = (
-            Answer(hook, implementation.plugin, implementation.function, tuple(implementation.argnames))
+        answers = (
+            Answer(HOOKS[hook], implementation.plugin, implementation.function, tuple(implementation.argnames))
             for implementation in getattr(manager.hook, hook).get_hookimpls()
         )
-        return tuple(sorted(found, key=lambda answer: answer.plugin.name))
+        return tuple(sorted(answers, key=lambda answer: answer.plugin.name))
 
     def _chained(self, hook: str) -> tuple[Answer, ...]:
         """The one order that the declarations allow. The user's `order.HOOK` counts as a declaration."""
@@ -154,18 +159,19 @@ class Composition:
                 )
         return tuple(answers[name] for name in order)
 
-    def _loose_orders(self) -> list[str]:
+    def _refuse_loose_orders(self) -> None:
+        chains = [name for name, spec in HOOKS.items() if spec.rule is Rule.CHAIN]
         for hook in self.setting.order:
-            if RULES.get(hook) is not Rule.CHAIN:
-                chains = ", ".join(name for name, rule in RULES.items() if rule is Rule.CHAIN)
-                raise OptionError(f"order.{hook} orders nothing; only chained hooks have an order: {chains}.")
-        return []
+            if hook not in chains:
+                raise OptionError(
+                    f"order.{hook} orders nothing; only chained hooks have an order: {', '.join(chains)}."
+                )
 
     def _batch_norm_views_exist(self) -> None:
         chosen = self.setting.batch_norm
         if chosen is None:
             return
-        computed = {name for _, stage in self.stages() for name in stage.views}
+        computed = {name for _, part in self.stages() for name in part.views}
         absent = [name for name in chosen if name not in computed]
         if absent:
             raise OptionError(

@@ -1,4 +1,4 @@
-"""One schedule stage: the answers in force, the forwards that they demand, and the passes of a step."""
+"""One stage of the schedule: the answers in force, the forwards that they demand, and the passes of a step."""
 
 from __future__ import annotations
 
@@ -7,32 +7,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import AdvkitError
+from ..hookspec import VIEWS, HookSpec, Rule
 from ..plugin import CORE, Costs, Plugin
+from ..settings import AttackSettings
 from ..types import Passes
-
-VIEWS = ("adv_logits", "clean_logits", "adv_logits_base", "clean_logits_base")
-"""The forwards of the update phase, in the order they are run."""
-
-ATTACK_VIEW_HOOKS = ("perturbation_budget", "budget_scale", "target_label", "attack_objective")
-"""Hooks whose `clean_logits` is f(x; theta) in the attack mode, without gradient."""
-
-LOSS_HOOKS = ("base_loss", "extra_regularizer", "instance_weight")
-OBSERVING_HOOKS = ("instance_weight", "observe_update")
-"""Hooks that get every view without gradient."""
-
-VIEW_HOOKS = (*LOSS_HOOKS, "observe_update")
-ATTACK_HOOKS = (*ATTACK_VIEW_HOOKS, "inner_attack", "attack_step", "commit_attack")
-PREFERRING_HOOKS = ("perturbation_budget", "attack_objective", "inner_attack", "base_loss")
+from .registration import declared
 
 
 @dataclass(frozen=True)
 class Answer:
     """One plugin's method for one hook, and the arguments it lists."""
 
-    hook: str
+    spec: HookSpec
     plugin: Plugin
     function: Callable[..., Any]
     arguments: tuple[str, ...]
+
+    @property
+    def hook(self) -> str:
+        return self.spec.name
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(hook, plugin)."""
+        return self.hook, self.plugin.name
 
     def __call__(self, known: Mapping[str, Any]) -> Any:
         try:
@@ -47,12 +45,12 @@ class Answer:
     def demands(self, epoch: int) -> frozenset[str]:
         """The demanding arguments it needs in this epoch."""
         listed = frozenset(self.arguments) & {*VIEWS, "success"}
-        wanted = self.plugin.demands(self.hook, epoch)
+        wanted = declared(self.plugin, "demands", self.hook, epoch)
         return listed if wanted is None else listed & frozenset(wanted)
 
     def detached(self, epoch: int) -> frozenset[str]:
-        """The views it takes without gradient; weights of instances and observers never have one."""
-        return frozenset(VIEWS if self.hook in OBSERVING_HOOKS else self.plugin.detached(self.hook, epoch))
+        """The views it takes without gradient."""
+        return frozenset(VIEWS if self.spec.detached else declared(self.plugin, "detached", self.hook, epoch))
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class View:
 
 @dataclass(frozen=True)
 class Stage:
-    """The hooks of one schedule stage. Answers are in canonical order (chains in their declared order)."""
+    """The hooks of one stage. Answers are in canonical order (chains in their declared order)."""
 
     answers: Mapping[str, tuple[Answer, ...]]
     views: Mapping[str, View]
@@ -74,6 +72,7 @@ class Stage:
     """Base views that are the plain ones, because nothing perturbs the weights."""
     demands: Mapping[tuple[str, str], frozenset[str]]
     """By (hook, plugin)."""
+    detached: Mapping[tuple[str, str], frozenset[str]]
     attack_view: tuple[str, ...]
     """Who demands f(x; theta) in the attack phase."""
     success: tuple[str, ...]
@@ -94,7 +93,7 @@ class Stage:
 
     def weights_of(self, term: str) -> tuple[Answer, ...]:
         """Who weighs the instances of a loss term."""
-        return tuple(a for a in self.answers["instance_weight"] if term in a.plugin.terms)
+        return tuple(a for a in self.answers["instance_weight"] if term in declared(a.plugin, "terms"))
 
     @property
     def cost(self) -> int:
@@ -106,107 +105,80 @@ class Stage:
 class Setting:
     """What a composition must know of the run it is for."""
 
-    eps: float
-    steps: int = 10
+    attack: AttackSettings
     epochs: int = 1
-    attack_mode: str = "eval"
-    attack_init: str = "zero"
     batch_norm: tuple[str, ...] | None = None
     """Views whose forwards move BatchNorm's running statistics; None: those that base_loss demands."""
     order: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def stage(
-    epoch: int,
-    active: Mapping[str, tuple[Answer, ...]],
-    demands: Mapping[tuple[str, str], frozenset[str]],
-    setting: Setting,
-) -> Stage:
+def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting) -> Stage:
     """What the active answers demand of the forwards, and what a step then costs."""
-    aliases = (
-        {} if active["weight_perturbation"] else {"adv_logits_base": "adv_logits", "clean_logits_base": "clean_logits"}
-    )
-    wanted: dict[str, list[tuple[str, str]]] = {view: [] for view in VIEWS}
-    differentiated = set() if active["base_loss"] else {"adv_logits"}
-    for hook in VIEW_HOOKS:
-        for answer in active[hook]:
-            names = demands[hook, answer.plugin.name]
-            for name in names:
-                wanted[aliases.get(name, name)].append((hook, answer.plugin.name))
-            differentiated |= {aliases.get(name, name) for name in names - answer.detached(epoch)}
-    if not active["base_loss"]:
-        wanted["adv_logits"].append(("base_loss", CORE))
-    views = {
-        name: View(
-            owners=tuple(sorted({plugin for _, plugin in askers})),
-            gradient=name in differentiated,
-            moves_statistics=(
-                any(hook == "base_loss" for hook, _ in askers)
-                if setting.batch_norm is None
-                else name in setting.batch_norm
-            ),
-        )
-        for name, askers in wanted.items()
-        if askers
-    }
-    attack_view = tuple(
-        sorted(
-            {
-                plugin
-                for (hook, plugin), names in demands.items()
-                if hook in ATTACK_VIEW_HOOKS and "clean_logits" in names
-            }
-        )
-    )
-    success = tuple(plugin for (_, plugin), names in demands.items() if "success" in names)
+    answers = [answer for answered in active.values() for answer in answered]
+    demands = {answer.key: answer.demands(epoch) for answer in answers}
+    detached = {answer.key: answer.detached(epoch) for answer in answers}
+    bare = ("adv_logits_base", "clean_logits_base")
+    aliases = {} if active["weight_perturbation"] else {name: name.removesuffix("_base") for name in bare}
+    loss = [answer for answer in answers if answer.spec.phase == "update"]
     based = {
-        plugin
-        for (hook, plugin), names in demands.items()
-        if hook == "extra_regularizer" and any(name.endswith("_base") for name in names - aliases.keys())
+        answer.plugin.name for answer in active["extra_regularizer"] if demands[answer.key] & {*bare} - aliases.keys()
     }
-    objective_views = [
-        view
-        for view in VIEWS
-        if any(hook not in OBSERVING_HOOKS and plugin not in based for hook, plugin in wanted[view])
-    ]
-    objective_gradients = {"adv_logits"} if not active["base_loss"] else set()
-    for hook in ("base_loss", "extra_regularizer"):
-        for answer in active[hook]:
-            if answer.plugin.name not in based:
-                names = demands[hook, answer.plugin.name] - answer.detached(epoch)
-                objective_gradients |= {aliases.get(name, name) for name in names}
-    costs = Costs(
-        steps=setting.steps,
-        adv_ce=Passes(forward=1, full_backward=1),
-        objective=Passes(forward=len(objective_views), full_backward=len(objective_gradients)),
-    )
-    own = {
-        phase: sum(
-            (
-                answer.plugin.passes(hook, costs)
-                for hook, answers in active.items()
-                if (hook in ATTACK_HOOKS) == (phase == "attack")
-                for answer in answers
-            ),
-            Passes(),
+    inner = [a for a in loss if not (a.hook == "extra_regularizer" and a.plugin.name in based)]
+    default = {("base_loss", CORE)} if not active["base_loss"] else set()  # the core's own needs adv_logits
+
+    def askers(view: str, answers: Sequence[Answer]) -> set[tuple[str, str]]:
+        asking = {a.key for a in answers if any(aliases.get(name, name) == view for name in demands[a.key])}
+        return asking | (default if view == "adv_logits" else set())
+
+    def differentiated(answers: Sequence[Answer]) -> set[str]:
+        names = {name for answer in answers for name in demands[answer.key] - detached[answer.key]}
+        return {aliases.get(name, name) for name in names} | ({"adv_logits"} if default else set())
+
+    views = {
+        view: View(
+            owners=tuple(sorted({plugin for _, plugin in asking})),
+            gradient=view in differentiated(loss),
+            moves_statistics=view in setting.batch_norm
+            if setting.batch_norm is not None
+            else any(hook == "base_loss" for hook, _ in asking),
         )
-        for phase in ("attack", "update")
+        for view in VIEWS
+        if (asking := askers(view, loss))
     }
-    steps = 0 if active["inner_attack"] else setting.steps
+    adding = [answer for answer in inner if not answer.spec.detached]
+    objective_views = {view: view in differentiated(adding) for view in VIEWS if askers(view, adding)}
+    costs = Costs(
+        steps=setting.attack.steps,
+        adv_ce=Passes(forward=1, full_backward=1),
+        objective=Passes(forward=len(objective_views), full_backward=sum(objective_views.values())),
+    )
+
+    def own(phase: str) -> Passes:
+        costing = [answer for answer in answers if answer.spec.phase == phase]
+        return sum((declared(a.plugin, "passes", a.hook, costs) for a in costing), Passes())
+
+    attack_view = {a.plugin.name for a in answers if a.spec.phase == "attack" and "clean_logits" in demands[a.key]}
+    success = tuple(answer.plugin.name for answer in answers if "success" in demands[answer.key])
+    steps = 0 if active["inner_attack"] else setting.attack.steps
     return Stage(
         answers=active,
         views=views,
         aliases=aliases,
         demands=demands,
-        attack_view=attack_view,
+        detached=detached,
+        attack_view=tuple(sorted(attack_view)),
         success=success,
-        objective_terms=(
-            "base_loss",
-            *(a.plugin.name for a in active["extra_regularizer"] if a.plugin.name not in based),
-        ),
-        objective_views={view: view in objective_gradients for view in objective_views},
+        objective_terms=("base_loss", *(a.plugin.name for a in active["extra_regularizer"] if a in inner)),
+        objective_views=objective_views,
         passes={
-            "attack": own["attack"] + Passes(steps + bool(attack_view) + bool(success), steps),
-            "update": own["update"] + Passes(len(views), full_backward=sum(view.gradient for view in views.values())),
+            "attack": own("attack") + Passes(steps + bool(attack_view) + bool(success), steps),
+            "update": own("update") + Passes(len(views), full_backward=sum(view.gradient for view in views.values())),
         },
     )
+
+
+def readers(answers: Mapping[str, tuple[Answer, ...]], argument: str) -> list[Answer]:
+    """Who lists an argument in the update, logs aside."""
+    every = [answer for answered in answers.values() for answer in answered]
+    updating = [a for a in every if a.spec.phase == "update" and a.spec.rule is not Rule.NOTIFY]
+    return [answer for answer in updating if argument in answer.arguments]

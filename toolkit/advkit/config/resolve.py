@@ -14,8 +14,8 @@ from typing import Any, cast
 from .. import registry
 from ..compose.companions import add_companions, companion_options, loaded
 from ..compose.composition import Composition
-from ..compose.registration import check, hooks_of
-from ..compose.stage import PREFERRING_HOOKS, Setting
+from ..compose.registration import HOOKS, build, check, hooks_of
+from ..compose.stage import Setting
 from ..errors import OptionError, PluginLoad, did_you_mean
 from ..options import OptionModel, parse_number, validate
 from ..plugin import Plugin
@@ -131,7 +131,7 @@ def resolve(
                 raise OptionError(f"Plugin {name} was passed as an object; set its options on the object.")
         else:
             options = validate(kind.Options, {**defaults, **given}, where=name, eps=eps, decays=decays)
-            built[name] = kind(options)
+            built[name] = build(kind, options)
         origins |= {f"{name}.{key}": f"companion of {asker}" for key in defaults}
         origins |= {f"{name}.{key}": option_origins[name, key] for key in given}
 
@@ -139,11 +139,8 @@ def resolve(
     composition = Composition(
         built.values(),
         Setting(
-            eps=attack.eps,
-            steps=attack.steps,
+            attack=attack,
             epochs=run.epochs,
-            attack_mode=attack.mode,
-            attack_init=attack.init,
             batch_norm=cast(UpdateSettings, sections["update"]).views,
             order=_order(raw),
         ),
@@ -233,9 +230,10 @@ def _preferences(
     stated: dict[str, list[tuple[object, str]]] = {}
     for name, kind in sorted(kinds.items()):
         for key, value in kind.prefers.items():
-            if not set(hooks_of(kind)) & set(PREFERRING_HOOKS):
+            preferring = [hook for hook, spec in HOOKS.items() if spec.prefers]
+            if not set(hooks_of(kind)) & set(preferring):
                 raise PluginLoad(
-                    f"Plugin {name} prefers {key}, but owns none of {', '.join(PREFERRING_HOOKS)}; "
+                    f"Plugin {name} prefers {key}, but owns none of {', '.join(preferring)}; "
                     "it may only state a caution."
                 )
             known_setting(key)

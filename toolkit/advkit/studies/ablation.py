@@ -29,7 +29,7 @@ from ..training.launch import (
     resume,
     start,
 )
-from ..training.loop import Progress
+from ..training.progress import Progress
 
 FULL = "full"
 

@@ -199,6 +199,9 @@ class Contract:
             raise _broken(who, hook, complaint + where)
 
 
+_broken = HookContract.broken
+
+
 def _not_negative(value: Tensor) -> Tensor:
     return value.isfinite() & (value >= 0)
 
@@ -211,7 +214,3 @@ def _found(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-
-
-def _broken(who: str, hook: str, complaint: str) -> HookContract:
-    return HookContract(f"Plugin {who} broke the contract of {hook}: {complaint}. See advkit/hooks.py.")

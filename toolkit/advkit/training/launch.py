@@ -25,7 +25,9 @@ from ..storage import checkpoint, files, schema
 from ..storage.foreign import fitted, read_weights
 from ..storage.run_folder import Mark, RunFolder
 from ..storage.weights import MODEL, prefixed, put_weights
-from .loop import Position, Progress, Silent, Trainer, TrainResult
+from .loop import Position, Trainer, TrainResult
+from .progress import Progress, Silent
+from .saving import publish, restore, save
 
 
 def load_data(name: str, root: str | Path | None = None, limit: int | None = None) -> Splits:
@@ -114,7 +116,7 @@ def start(
     folder = trainer.folder = RunFolder.create(out)
     with folder.lock:
         folder.describe(resolved)
-        trainer.save()  # no seed brings back weights that were passed, or that --init-from names
+        save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run()
 
 
@@ -137,10 +139,10 @@ def resume(
         if newest is not None:
             tensors, state = checkpoint.load(newest)
             schema.check_place(newest, schema.state_of(state))
-            trainer.restore(tensors, state)
-            trainer.history = _history(folder, trainer.position, state["position"], seen)
+            restore(trainer, tensors, state)
+            trainer.metrics, trainer.history = _history(folder, trainer.position, state["position"], seen)
             _mend_best(folder, trainer.position, seen)
-            trainer.publish(newest)
+            publish(trainer, newest)
         elif checkpoint.steps(folder.checkpoints):
             raise CheckpointError(
                 f"No checkpoint of {folder.path} is intact; restore one, or start again with "
@@ -154,22 +156,24 @@ def resume(
         return trainer.run()
 
 
-def _history(folder: RunFolder, at: Position, stored: Mapping[str, Any], seen: Progress) -> list[dict[str, Any]]:
-    """The lines of the epochs that are done, as far as they are left; `at` then says how far the file really goes."""
-    if at.metrics_size and not os.path.lexists(folder.metrics):
+def _history(
+    folder: RunFolder, at: Position, stored: Mapping[str, Any], seen: Progress
+) -> tuple[Mark, list[dict[str, Any]]]:
+    """How far metrics.jsonl really goes, and the lines of the epochs that are done, as far as they are left."""
+    mark = Mark(at.metrics_size, at.metrics_crc)
+    if mark.size and not os.path.lexists(folder.metrics):
         seen.warn(f"{folder.metrics} is absent: what it said of {at.epoch} epochs is lost")
-        at.metrics_size, at.metrics_crc = Mark()
-        return []
+        return Mark(), []
     if "metrics_crc" not in stored:
         seen.warn(f"{folder.metrics} is taken as it is: the checkpoint is of an advkit that could not check it")
-        at.metrics_crc = folder.mark(at.metrics_size).crc
-    rows = folder.history_to(Mark(at.metrics_size, at.metrics_crc))
+        mark = folder.mark(mark.size)
+    rows = folder.history_to(mark)
     best = next((row["epoch"] for row in reversed(rows) if row.get("best")), None)
     if [row["epoch"] for row in rows] != list(range(at.epoch)) or best != (at.best and at.best["epoch"]):
         if len(rows) == at.epoch:
             raise CheckpointError(f"{folder.metrics} and the checkpoint disagree about epochs; restore one of them.")
         seen.warn(f"{folder.metrics} lacks epochs: {len(rows)} of {at.epoch} are left")
-    return rows
+    return mark, rows
 
 
 def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:

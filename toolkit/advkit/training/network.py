@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import OptionError
 from ..judging import checked_logits
 from .ledger import Ledger
 
@@ -77,40 +76,11 @@ class Network:
 def moved(params: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator[None]:
     """The parameters at theta + v for the scope, in place: added before, subtracted after, as the official AWP code.
 
-    The subtraction rounds, so theta is not restored bit for bit, except after an exception.
+    The subtraction rounds, so theta is not restored bit for bit.
     """
-    before = {name: params[name].detach().clone() for name in shift}
     with torch.no_grad():
-        try:
-            for name, value in shift.items():
-                params[name].add_(value)
-            yield
-            for name, value in shift.items():
-                params[name].sub_(value)
-        except BaseException:
-            for name, value in before.items():
-                params[name].copy_(value)
-            raise
-
-
-def refuse_wrapped(model: nn.Module) -> None:
-    """Wrappers that change what a forward is."""
-    kinds: Sequence[tuple[type, str]] = (
-        (
-            nn.parallel.DistributedDataParallel,
-            "Distributed training is not supported yet; pass the module itself.",
-        ),
-        (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
-        (
-            torch._dynamo.eval_frame.OptimizedModule,
-            "torch.compile is not supported yet; pass the module itself.",
-        ),
-    )
-    for kind, sentence in kinds:
-        if isinstance(model, kind):
-            raise OptionError(sentence)
-    if model._compiled_call_impl is not None:
-        raise OptionError("torch.compile is not supported yet; pass a module that is not compiled.")
-    dtypes = {p.dtype for p in model.parameters()}
-    if not dtypes <= {torch.float32, torch.float64}:
-        raise OptionError("Mixed and half precision are not supported yet; train in float32 or float64.")
+        for name, value in shift.items():
+            params[name].add_(value)
+        yield
+        for name, value in shift.items():
+            params[name].sub_(value)

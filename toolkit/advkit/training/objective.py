@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compose.stage import VIEWS, Answer, Stage
+from ..compose.stage import Stage
 from ..losses import soft_cross_entropy
-from ..run import Run
 from .contracts import Contract
 from .network import Network
+from .panel import Panel
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update works on: the arguments of the hooks up to here in `known`, each plugin's Run in `runs`."""
+    """What one update works on: the arguments of the hooks up to here in `known`, and whom to ask."""
 
     network: Network
     stage: Stage
     known: Mapping[str, Any]
-    runs: Mapping[str, Run]
+    panel: Panel
     contract: Contract
 
     def gradient_at(self, owner: str) -> Callable[..., Mapping[str, Tensor]]:
@@ -98,25 +98,15 @@ class Update:
             if answer is None:
                 terms[name] = soft_cross_entropy(logits["adv_logits"], self.known["target"])
             else:
-                values = answer(self.arguments(answer, logits))
+                values = self.panel.ask(answer, self.known, **logits)
                 terms[name] = self.contract.term(answer.plugin.name, answer.hook, values)
         return terms
 
     def weigh(self, term: str, values: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
         for answer in self.stage.weights_of(term):
-            weight = answer(self.arguments(answer, logits) | {"term": term})
+            weight = self.panel.ask(answer, self.known, **logits, term=term)
             values = self.contract.weight(answer.plugin.name, weight) * values
         return values
-
-    def arguments(self, answer: Answer, logits: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What an answer of the update is given. A forward that it did not demand is None, whoever else had it."""
-        needs = self.stage.demands[answer.hook, answer.plugin.name]
-        detached = answer.detached(self.runs[answer.plugin.name].epoch)
-        arguments = dict(self.known) | {"run": self.runs[answer.plugin.name]}
-        for name in VIEWS:
-            output = logits.get(self.stage.aliases.get(name, name)) if name in needs else None
-            arguments[name] = output.detach() if output is not None and name in detached else output
-        return arguments
 
 
 class Objective(nn.Module):

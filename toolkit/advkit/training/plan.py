@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..compose.registration import RULES
+from ..compose.registration import HOOKS
 from ..config.resolve import Resolved
 from ..config.runfile import companions
 from ..run import Run, RunState
@@ -21,7 +21,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     return {
         "plugins": [plugin.name for plugin in composition.plugins],
         "hooks": {hook: list(composition.owners(hook)) for hook, answers in composition.answers.items() if answers},
-        "rules": {hook: _rule(hook) for hook, answers in composition.answers.items() if answers},
+        "rules": {hook: HOOKS[hook].rule.value for hook, answers in composition.answers.items() if answers},
         "companions": companions(resolved),
         "cautions": list(resolved.cautions),
         "settings": {
@@ -37,10 +37,6 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def _rule(hook: str) -> str:
-    return RULES[hook].value
-
-
 def _pgd_at_cost(steps: int) -> int:
     """PGD-AT in forwards: an input backward counts 1, a full backward 2."""
     return 2 * steps + 3
@@ -48,12 +44,12 @@ def _pgd_at_cost(steps: int) -> int:
 
 def _claims(resolved: Resolved) -> list[str]:
     """The state that plugins claim in `setup`, asked of them on a run without samples."""
-    state = RunState(seed=0, num_samples=0, attack=resolved.attack, device=torch.device("cpu"), dtype=torch.float32)
+    state = RunState(0, 0, resolved.attack, torch.device("cpu"), torch.float32)
     composition = resolved.composition
     unknown = []
     for answer in composition.answers["setup"]:
         if "model" in answer.arguments:
             unknown.append(f"{answer.plugin.name}/(depends on the model)")
         else:
-            answer({"run": Run(state, answer.plugin.name, composition)})
+            answer({"run": Run(state, answer.plugin.name, composition.company)})
     return [*state.samples, *state.tensors, *unknown]

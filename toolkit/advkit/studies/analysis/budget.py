@@ -15,7 +15,7 @@ from ...data.base import Dataset
 from ...errors import OptionError
 from ...plugin import CORE
 from ...storage.run_folder import RunFolder
-from ...training.loop import parted
+from ...training.feed import parted
 from ...training.meter import quantiles
 from .perturb import batches, cross_entropies, still
 
@@ -86,7 +86,7 @@ class SampleBudgets:
 
 def budget_state(resolved: Resolved, tensors: Mapping[str, Tensor]) -> str:
     """The per-sample state "PLUGIN/eps" of whoever owns `perturbation_budget`. Raises OptionError where none is."""
-    owner = resolved.composition.owner("perturbation_budget")
+    owner = resolved.composition.company.owner("perturbation_budget")
     if owner == CORE:
         raise OptionError(
             "This run has no budgets per sample: none of its plugins sets any, so every eps_i is attack.eps = "
@@ -132,5 +132,5 @@ def sample_budgets(
         norm=resolved.attack.norm,
         run_eps=resolved.attack.eps,
         eps_max=float(eps_max) if isinstance(eps_max, (int, float)) else None,
-        largest_radius=resolved.composition.largest_budget.attack,
+        largest_radius=resolved.composition.company.largest_budget.attack,
     )

@@ -1,0 +1,112 @@
+"""What the loop feeds the step: which images, in which order, augmented how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..config.resolve import Resolved
+from ..data.base import Dataset, Splits
+from ..data.transforms import TRANSFORMS, to_float
+from ..errors import HookContract, OptionError, did_you_mean
+from ..plugin import CORE
+from ..rng import Draws, derive_key, permutation
+from .panel import Panel
+
+
+class Feed:
+    """Batches of one run. `training` and `validation` are indices into `train_set`, each (n,) int64 and rising."""
+
+    def __init__(self, resolved: Resolved, splits: Splits, panel: Panel) -> None:
+        self.run, self.panel = resolved.run, panel
+        self.transform = _transform(resolved.data.transform, splits.transform)
+        self.train_set = self._grown(splits.train)
+        original = len(splits.train)
+        training, self.validation = parted(resolved, original)
+        # Added samples are never held out.
+        self.training = torch.cat([training, torch.arange(original, len(self.train_set))])
+        if not len(self.training):
+            raise OptionError("validation.fraction leaves nothing to train on; lower it.")
+
+    def _grown(self, dataset: Dataset) -> Dataset:
+        """The training set after the chain of `train_dataset`."""
+        for answer in self.panel.composition.answers["train_dataset"]:
+            grown = self.panel.ask(answer, {"dataset": dataset})
+            fits = isinstance(grown, Dataset) and len(grown) >= len(dataset) and grown.shape == dataset.shape
+            if not fits or not torch.equal(grown.labels[: len(dataset)], dataset.labels):
+                raise HookContract.broken(
+                    answer.plugin.name,
+                    answer.hook,
+                    "an advkit.Dataset of the same image shape is expected, with added samples at its end",
+                )
+            dataset = grown
+        self.panel.state.num_samples, self.panel.state.num_classes = len(dataset), len(dataset.classes)
+        return dataset
+
+    def batches(self, epoch: int) -> list[Tensor]:
+        """The index tensors of an epoch, each (b,) int64: a function of the seed and the epoch."""
+        size = self.run.batch_size
+        if sampler := self.panel.composition.at(epoch).owner("train_sampler"):
+            known = {"indices": self.training, "batch_size": size, "epoch": epoch}
+            batches = list(self.panel.ask(sampler, known))
+            if not batches or not all(map(self._is_batch, batches)):
+                raise HookContract.broken(
+                    sampler.plugin.name, sampler.hook, "every batch must be an int64 tensor (b,) of `indices`"
+                )
+            return batches
+        order = permutation(derive_key(self.run.seed, CORE, "order", "train", epoch), len(self.training))
+        return list(torch.split(self.training[order], size))
+
+    def _is_batch(self, batch: object) -> bool:
+        if not isinstance(batch, Tensor) or batch.dtype != torch.int64 or batch.dim() != 1 or not len(batch):
+            return False
+        return bool(torch.isin(batch, self.training).all())
+
+    def images(self, index: Tensor, occurrence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y, index of a batch on the device, augmented."""
+        state = self.panel.state
+        x = to_float(self.train_set.images[index].to(state.device), state.dtype)
+        labels, index = self.train_set.labels[index.cpu()].to(state.device), index.to(state.device)
+        key = derive_key(self.run.seed, CORE, "transform", "train", state.epoch)
+        draws = Draws(key, index, occurrence.to(state.device))
+        owner = self.panel.stage.owner("train_transform")
+        if owner is None:
+            return self.transform(x, draws), labels, index
+        augmented = self.panel.ask(owner, {"x": x, "draws": draws})
+        if not isinstance(augmented, Tensor) or augmented.shape != x.shape or augmented.dtype != x.dtype:
+            what = f"images {tuple(x.shape)} {x.dtype} are expected, as they came"
+            raise HookContract.broken(owner.plugin.name, owner.hook, what)
+        return augmented, labels, index
+
+
+def _transform(name: str, default: str) -> Callable[[Tensor, Draws], Tensor]:
+    name = default if name == "auto" else name
+    if name not in TRANSFORMS:
+        raise OptionError(
+            f"data.transform = {name!r} is unknown.{did_you_mean(name, TRANSFORMS)} "
+            f"Known: auto, {', '.join(TRANSFORMS)}."
+        )
+    return TRANSFORMS[name]
+
+
+def parted(resolved: Resolved, samples: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training split to train on, and those held out for validation, by the run's seed; rising."""
+    held_out = round(resolved.validation.fraction * samples)
+    order = permutation(derive_key(resolved.run.seed, CORE, "validation"), samples)
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def occurrences(batches: Sequence[Tensor]) -> list[Tensor]:
+    """How often each index came before in the epoch, in the shape of `batches`."""
+    flat = torch.cat(list(batches))
+    order = flat.argsort(stable=True)
+    ranked = flat[order]
+    first = torch.ones_like(ranked, dtype=torch.bool)
+    first[1:] = ranked[1:] != ranked[:-1]
+    place = torch.arange(len(flat))
+    starts = torch.where(first, place, torch.zeros_like(place)).cummax(0).values
+    seen = torch.empty_like(flat)
+    seen[order] = place - starts
+    return list(torch.split(seen, [len(batch) for batch in batches]))

@@ -1,0 +1,97 @@
+"""What a step is given: models, optimizers and batches that would train something else than was meant are refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from ..judging import checked_logits
+from ..modules import mode, own_generator
+from ..run import RunState
+from ..types import Batch
+
+
+def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """OptionError for what no step can train."""
+    for module in model.modules():
+        refuse_wrapped(module)
+    dtypes = {p.dtype for p in model.parameters()}
+    if not dtypes <= {torch.float32, torch.float64}:
+        raise OptionError("Mixed and half precision are not supported yet; train in float32 or float64.")
+    own = {id(p) for p in model.parameters()}
+    if not any(p.requires_grad for p in model.parameters()):
+        raise OptionError("The model has no trainable parameter; nothing could be learnt.")
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise OptionError(wants_closure(optimizer))
+
+
+def wants_closure(optimizer: torch.optim.Optimizer) -> str:
+    """The sentence for an optimizer that evaluates the loss by itself."""
+    return (
+        f"The optimizer {type(optimizer).__name__} steps with a closure that evaluates the loss again, which a step of "
+        "advkit has not; take one that steps on gradients, such as SGD or AdamW (for sharpness-aware training: awp)."
+    )
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Wrappers that change what a forward is, at the top or inside."""
+    kinds: Sequence[tuple[type, str]] = (
+        (
+            nn.parallel.DistributedDataParallel,
+            "Distributed training is not supported yet; pass the module itself.",
+        ),
+        (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
+        (
+            torch._dynamo.eval_frame.OptimizedModule,
+            "torch.compile is not supported yet; pass the module itself.",
+        ),
+    )
+    for kind, sentence in kinds:
+        if isinstance(model, kind):
+            raise OptionError(sentence)
+    if model._compiled_call_impl is not None:
+        raise OptionError("torch.compile is not supported yet; pass a module that is not compiled.")
+
+
+def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, epoch: int, dtype: torch.dtype) -> Batch:
+    """Shapes and types of what a step is called with."""
+    rows = len(x)
+    if not rows or (y.shape, index.shape) != ((rows,), (rows,)) or (y.dtype, index.dtype) != (torch.int64, torch.int64):
+        raise OptionError(
+            f"A step takes x (B, C, H, W), y (B,) and index (B,), the last two int64; got {tuple(x.shape)}, "
+            f"{tuple(y.shape)} {y.dtype} and {tuple(index.shape)} {index.dtype}."
+        )
+    if x.dtype != dtype:
+        raise OptionError(f"x is {x.dtype} and the model {dtype}; convert x.")
+    if epoch < 0:
+        raise OptionError(f"epoch = {epoch} must be 0 or more.")
+    if torch.is_autocast_enabled(x.device.type):
+        raise OptionError("Mixed precision is not supported yet; call the step outside torch.autocast.")
+    return Batch(x, y, index, torch.zeros_like(index) if occurrence is None else occurrence)
+
+
+def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
+    """Values of a batch, where they are checked: mistakes that would train, but not what was meant."""
+    x, index = batch.x, batch.index
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise OptionError("x leaves [0, 1]; pass images in [0, 1] and normalise them inside the model.")
+    if not bool(((index >= 0) & (index < samples)).all()):
+        raise OptionError(f"index leaves 0..{samples - 1}; pass each sample's place in the training set.")
+    if not bool(((batch.y >= 0) & (batch.y < classes)).all()):
+        raise OptionError(f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits.")
+    visits = torch.stack([index, batch.occurrence], dim=1)
+    if len(torch.unique(visits, dim=0)) != len(index):
+        raise OptionError("index names a sample twice in a batch; number its visits with `occurrence`.")
+
+
+def a_width(model: nn.Module, x: Tensor, state: RunState) -> int:
+    """K, from one eval forward of one image before the first step; OptionError where the data has another."""
+    with own_generator(state.device), mode(model, training=False), torch.no_grad():
+        return checked_logits(model(x[:1]), 1, state.num_classes or None).shape[1]

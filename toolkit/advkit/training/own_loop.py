@@ -1,0 +1,80 @@
+"""`Step`: adversarial training inside a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..compose.registration import HOOKS
+from ..config.layer import Layer
+from ..config.resolve import resolve
+from ..errors import HookConflict, ResumeMismatch
+from ..modules import placement
+from ..plugin import Plugin
+from ..run import RunState
+from .panel import Panel
+from .step import TrainingStep
+
+
+class Step(TrainingStep):
+    """`report = step(x, y, index, epoch=e)`: one attack and one update of `model` by `optimizer`.
+
+    Args:
+        model: any module from images (B, C, H, W) in [0, 1] to logits (B, K); normalise inside it.
+        optimizer: any torch optimizer over the model's parameters.
+        plugins: names of installed plugins, plugin classes or instances, in any order.
+        num_samples: N; every `index` is below it.
+        options: {"cat-eps": {"eta": 0.005}}, by plugin.
+        settings: {"attack.steps": 10, "attack.init": "uniform"}, as `advkit train --set`.
+        eps, seed: short for the settings attack.eps and run.seed.
+        no_companion: hooks whose companions are declined.
+
+    Raises OptionError, HookConflict and their relatives before anything runs; NonFinite from a step whose loss or
+    gradients are not finite: parameters, buffers and per-sample state are then as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plugins: Iterable[str | type[Plugin] | Plugin] = (),
+        *,
+        num_samples: int,
+        options: Mapping[str, Mapping[str, object]] | None = None,
+        settings: Mapping[str, object] | None = None,
+        eps: float | str | None = None,
+        seed: int | None = None,
+        no_companion: Iterable[str] = (),
+    ) -> None:
+        short = {"attack.eps": eps, "run.seed": seed}
+        given = dict(settings or {}) | {key: value for key, value in short.items() if value is not None}
+        own = {"model.name": "python:model", "data.name": "python:data"}
+        layer = Layer("python", own | given, options or {})
+        resolved = resolve(plugins, [layer], no_companion=no_companion)
+        for hook, spec in HOOKS.items():
+            if spec.asked_by == "loop" and (owners := resolved.composition.owners(hook)):
+                raise HookConflict(
+                    f"Plugin {owners[0]} answers {hook}, which only advkit.train asks; "
+                    "train with advkit.train, or leave the plugin out."
+                )
+        state = RunState(resolved.run.seed, num_samples, resolved.attack, *placement(model))
+        super().__init__(model, optimizer, Panel(resolved.composition, state), resolved.run.check_hooks)
+        self.panel.notify("setup", model=model)
+
+    def close(self) -> None:
+        """Tell the plugins that the run is over (`teardown`)."""
+        self.panel.notify("teardown")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The plugins' state, by name: save it beside the model's and the optimizer's, for an exact resume."""
+        place = torch.tensor([self.state.epoch, self.state.step])
+        return self.state.stored() | {"position": place}
+
+    def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave. Raises ResumeMismatch if these plugins claim other state."""
+        self.state.restore({name: values for name, values in stored.items() if name != "position"})
+        if stored.get("position", torch.zeros(0)).shape != (2,):
+            raise ResumeMismatch("The stored state has no position; give what Step.state_dict returned.")
+        self.seek(*stored["position"].tolist())

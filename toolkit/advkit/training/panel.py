@@ -1,0 +1,63 @@
+"""The plugins of one run and what they are shown: only what they demand, borrowed, and blamed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ..compose.composition import Composition
+from ..compose.stage import Answer, Stage
+from ..errors import OptionError
+from ..hookspec import VIEWS
+from ..run import Run, RunState
+from .guard import unchanged
+
+
+class Panel:
+    """Asks the plugins of one run. `guarded` also watches what an answer leaves changed, which costs copies."""
+
+    def __init__(self, composition: Composition, state: RunState) -> None:
+        for plugin in composition.plugins:
+            if plugin.taken:
+                raise OptionError(
+                    f"The plugin object {plugin.name} is in another run already; build a new one, or pass its class."
+                )
+            plugin.taken = True
+        self.composition, self.state, self.guarded = composition, state, False
+        self.runs = {p.name: Run(state, p.name, composition.company) for p in composition.plugins}
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the current epoch."""
+        return self.composition.at(self.state.epoch)
+
+    def ask(self, answer: Answer, known: Mapping[str, Any], **more: Any) -> Any:
+        """One answer. A forward that the plugin did not demand is None to it, whoever else had it computed."""
+        stage, everything = self.stage, {**known, **more}
+        needs, detached = stage.demands.get(answer.key, ()), stage.detached.get(answer.key, VIEWS)
+        arguments = everything | {"run": self.runs[answer.plugin.name]}
+        for name in (*VIEWS, "success"):
+            value = everything.get(stage.aliases.get(name, name)) if name in needs else None
+            arguments[name] = value.detach() if value is not None and name in detached else value
+        if not self.guarded:
+            return answer(arguments)
+        listed = {name: arguments[name] for name in answer.arguments}
+        draws = "model" in listed or "gradient_at" in listed  # the net's own numbers, which the network seeds
+        with unchanged(answer.plugin.name, answer.hook, listed, generators=not draws):
+            return answer(arguments)
+
+    def notify(self, hook: str, **known: Any) -> None:
+        """Tell everybody who answers a NOTIFY hook in this epoch; before and after the run, whoever is in it."""
+        whole = hook in ("setup", "teardown")
+        for answer in (self.composition.answers if whole else self.stage.answers)[hook]:
+            self.ask(answer, known)
+
+    @contextmanager
+    def watching(self, on: bool) -> Iterator[None]:
+        """Guarded for the scope, if `on`."""
+        before, self.guarded = self.guarded, on
+        try:
+            yield
+        finally:
+            self.guarded = before

@@ -1,0 +1,35 @@
+"""Who wants to see a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import Stopped
+from .step_report import Report
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+class Progress(Protocol):
+    """Who wants to see a run. Every method may do nothing."""
+
+    def begin(self, trainer: Trainer) -> None: ...
+    def stepped(self, trainer: Trainer, report: Report) -> None: ...
+    def finished_epoch(self, row: Mapping[str, Any]) -> None: ...
+    def warn(self, sentence: str) -> None: ...
+
+    def stop_requested(self) -> type[Stopped] | None:
+        """Asked after every step; an answer stops the run after a checkpoint."""
+
+
+class Silent:
+    """Shows nothing and never stops."""
+
+    def begin(self, trainer: Trainer) -> None: ...
+    def stepped(self, trainer: Trainer, report: Report) -> None: ...
+    def finished_epoch(self, row: Mapping[str, Any]) -> None: ...
+    def warn(self, sentence: str) -> None: ...
+    def stop_requested(self) -> type[Stopped] | None:
+        return None

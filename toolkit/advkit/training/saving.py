@@ -1,0 +1,105 @@
+"""A run on disk: what a checkpoint holds of it, and how it is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..config import runfile
+from ..errors import NonFinite, ResumeMismatch
+from ..storage import checkpoint, schema
+from ..storage.weights import put_weights
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> None:
+    """A checkpoint of where the run is, if it has a folder; `evaluated` are the weights that were validated.
+
+    Raises NonFinite where the weights to evaluate are not finite; nothing is written then.
+    """
+    if trainer.folder is None:
+        return
+    trainer.meter.lap()
+    evaluated = trainer.evaluated() if evaluated is None else evaluated
+    for name, value in evaluated.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise NonFinite(f"NaN or Inf in {name} of the weights to evaluate; the checkpoint was not written.")
+    state = {
+        "position": vars(trainer.position),
+        "meter": trainer.meter.state(),
+        "optimizer": _optimizer_numbers(trainer),
+        "data": trainer.splits.train.fingerprint(),
+        "run": runfile.dump(trainer.resolved),
+    }
+    tensors = _tensors(trainer) | {f"evaluated/{name}": value for name, value in evaluated.items()}
+    publish(trainer, checkpoint.save(trainer.folder.checkpoints, trainer.global_step, tensors, state))
+
+
+def publish(trainer: Trainer, path: Path) -> None:
+    """Point `last`, and `best` where it is that, to the checkpoint of this position; drop old ones.
+
+    A resume does it again: the run may have been killed between a checkpoint and its links.
+    """
+    at, store = trainer.position, path.parent
+    checkpoint.point(store, "last", path)
+    if at.step == 0 and at.best is not None and at.best["epoch"] == at.epoch - 1:
+        checkpoint.point(store, "best", path)
+    checkpoint.prune(store, trainer.resolved.checkpoint.keep)
+
+
+def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Go on from a checkpoint of this very run."""
+    known = schema.state_of(state)
+    if state["data"] != trainer.splits.train.fingerprint():
+        raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
+    if changes := runfile.difference(state["run"], runfile.dump(trainer.resolved)):
+        raise ResumeMismatch(f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it.")
+    evaluated = {f"evaluated/{name}": value for name, value in trainer.evaluated().items()}
+    schema.check(
+        known,
+        tensors,
+        _tensors(trainer) | evaluated,
+        {name: p for name, p in trainer.model.named_parameters() if p.requires_grad},
+        epochs=trainer.resolved.run.epochs,
+        momentum=trainer.resolved.optimizer.momentum > 0,
+        split=trainer.selecting_split(),
+    )
+    put_weights(trainer.model, tensors, "the run's checkpoint")
+    parameters, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer
+    for name, numbers in state["optimizer"].items():
+        optimizer.state[parameters[name]].update(numbers)
+    for full, value in tensors.items():
+        kind, _, name = full.partition("/")
+        if kind == "optimizer":
+            owner, _, key = name.rpartition("/")
+            parameter = parameters[owner]
+            optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+    trainer.panel.state.restore({n: v for n, v in tensors.items() if n.startswith(("samples/", "tensors/"))})
+    trainer.go_on_from(state["position"])
+    sums = {name.removeprefix("meter/"): v for name, v in tensors.items() if name.startswith("meter/")}
+    trainer.meter.restore(state["meter"], sums, trainer.device)
+
+
+def _tensors(trainer: Trainer) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    stored = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
+    for parameter, values in trainer.optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                stored[f"optimizer/{names[id(parameter)]}/{key}"] = value
+    stored |= trainer.panel.state.stored()
+    return stored | {f"meter/{name}": value for name, value in trainer.meter.tensors.items()}
+
+
+def _optimizer_numbers(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    return {
+        names[id(parameter)]: {k: v for k, v in values.items() if not isinstance(v, Tensor) and v is not None}
+        for parameter, values in trainer.optimizer.state.items()
+    }

@@ -1,0 +1,65 @@
+"""A step happens or it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NonFinite
+from ..run import RunState
+
+
+@contextmanager
+def all_or_nothing(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, index: Tensor
+) -> Iterator[None]:
+    """Put weights, buffers, optimizer and plugins' state back if the scope fails, or leaves anything not finite.
+
+    Costs a copy of the weights and of the optimizer's state. `index` (B,) are the samples whose state may change.
+    """
+    held = [*model.named_parameters(), *model.named_buffers(), *state.tensors.items()]
+    before = [(name, tensor, tensor.detach().clone()) for name, tensor in held]
+    samples = [(name, values, values[index]) for name, values in state.samples.items()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    steps = {parameter: _copied(values) for parameter, values in optimizer.state.items()}
+    try:
+        yield
+        rows = [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
+        if what := _not_finite([*before, *rows], optimizer):
+            raise NonFinite(
+                f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was not "
+                "applied; lower optimizer.lr or look at the options of the plugins in this run."
+            )
+    except BaseException:
+        with torch.no_grad():
+            for _, tensor, was in before:
+                tensor.copy_(was)
+        for _, values, was in samples:
+            values[index] = was
+        optimizer.state.clear()
+        optimizer.state.update(steps)
+        for parameter, gradient in gradients:
+            if parameter.grad is not gradient:  # this step's own, which nobody may step on
+                parameter.grad = None
+        raise
+
+
+def _copied(values: dict[str, object]) -> dict[str, object]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
+
+
+def _not_finite(changed: list[tuple[str, Tensor, Tensor]], optimizer: torch.optim.Optimizer) -> str | None:
+    """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay."""
+    moments = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    parts = [(name, tensor.detach()) for name, tensor, _ in changed] + [("the optimizer's state", m) for m in moments]
+    floating = [(name, tensor) for name, tensor in parts if tensor.is_floating_point() and tensor.numel()]
+    before = {name: values for name, _, values in changed}
+    peaks = torch._foreach_norm([tensor for _, tensor in floating], torch.inf)
+    good = torch.stack([peak.isfinite() for peak in peaks]).tolist() if peaks else []
+    for (name, tensor), fine in zip(floating, good, strict=True):
+        if not fine and (name not in before or bool((before[name].isfinite() & ~tensor.isfinite()).any())):
+            return name
+    return None
