@@ -547,6 +547,8 @@ def test_damaged_distributions_do_not_hinder_the_others(install: Install) -> Non
 def test_no_run_folder(line: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     reasons = {"absent": "it does not exist", "": "it has no run.toml", "file": "it is a file"}
+    if "init-from" in line:
+        del reasons["file"]  # which may be one of weights
     for name, why in reasons.items():
         folder = tmp_path / name
         ran = advkit(*line.split(), folder, *(["--progress", "none"] if "train" in line else []))

@@ -14,6 +14,7 @@ import tomli_w
 from advkit.cli.main import run
 from advkit.config import recipes
 from advkit.config.layer import Layer
+from advkit.config.request import Request
 from advkit.config.resolve import Resolved, resolve
 from advkit.errors import PluginImport, PluginLoad
 from advkit.storage import checkpoint
@@ -27,8 +28,7 @@ HOME = Path(__file__).parents[2] / "plugins" / "advkit_plugins" / "recipes"
 
 
 def resolved(name: str) -> Resolved:
-    file = recipes.load(name).file()
-    return resolve(file.plugins or (), [file.layer], no_companion=file.no_companion)
+    return Resolved.of(Request.of(Layer("test"), recipe=name))
 
 
 def advkit(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, str]:

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from advkit import OptionError, Schedule
 from advkit.config.layer import Layer
+from advkit.config.request import Request
 from advkit.config.resolve import Resolved, resolve
 from advkit.config.runfile import dump, parse
 from advkit.options import OptionModel, option, validate
@@ -122,8 +123,7 @@ def test_the_run_file_brings_the_same_schedule_back() -> None:
     once = iseat(run__epochs=30, optimizer__milestones=[7, 9], optimizer__schedule="piecewise")
     table = tomllib.loads(dump(once))
     assert table["optimizer"]["milestones"] == [7, 9] and table["options"]["lsiw"]["lam"] == [[0, 0.0], [7, 0.1]]
-    file = parse(table, "run.toml")
-    again = resolve(file.plugins or (), [file.layer])
+    again = Resolved.of(Request((parse(table, "run.toml"),)))
     assert dump(again) == dump(once)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from advkit import OptionError
 from advkit.cli.main import run
 from advkit.config.layer import Layer
+from advkit.config.request import Request
 from advkit.errors import PluginLoad
 from advkit.evaluation import statistics
 from advkit.studies import ablation
@@ -30,8 +31,9 @@ def advkit(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, st
 
 
 def sets(*plugins: str, declined: tuple[str, ...] = (), **options: dict[str, object]) -> dict[str, ablation.Arm]:
-    layer = Layer("test", {}, {name.replace("_", "-"): given for name, given in options.items()})
-    return {arm.name: arm for arm in ablation.arms(plugins, [layer], declined, [0, 1])}
+    by_plugin = {name.replace("_", "-"): given for name, given in options.items()}
+    request = Request((Layer("test", {}, by_plugin, plugins, declined),))
+    return {arm.name: arm for arm in ablation.arms(request, [0, 1])}
 
 
 def members(arm: ablation.Arm) -> list[str]:
@@ -151,11 +153,11 @@ def test_a_stopped_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str], m
 
 
 def test_a_preference_that_leaves_with_its_plugin_is_named() -> None:
-    layers = [Layer("test", {"attack.init": "zero"})]
-    arms = {arm.name: arm for arm in ablation.arms(["cat-eps"], layers, (), [0])}
+    request = Request((Layer("test", {"attack.init": "zero"}, plugins=("cat-eps",)),))
+    arms = {arm.name: arm for arm in ablation.arms(request, [0])}
     assert ablation._changed(arms["none"].resolved[0], arms["full"].resolved[0]) == {}
     changed = ablation._changed(
-        ablation.arms(["awp"], [Layer("test", {"attack.mode": "train"})], (), [0])[0].resolved[0],
+        ablation.arms(Request((Layer("test", {"attack.mode": "train"}, plugins=("awp",)),)), [0])[0].resolved[0],
         arms["full"].resolved[0],
     )
     assert changed == {"attack.mode": ["eval", "train"]}

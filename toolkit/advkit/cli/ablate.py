@@ -10,7 +10,7 @@ import click
 from ..errors import OptionError
 from .evaluate import ATTACKS
 from .main import parse_value
-from .run_options import Typed, run_options
+from .run_options import request, run_options
 
 
 @click.command("ablate")
@@ -39,12 +39,11 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
     from .display import Quiet, Signals
     from .evaluate import whole
 
-    asked = Typed.of(**typed)
-    plugins, layers, declined = asked.parts()
-    if any("run.seed" in layer.settings for layer in layers):
+    asked = request(**typed)
+    if any("run.seed" in layer.settings for layer in asked.layers):
         raise OptionError("An ablation takes its seeds from --seeds; leave run.seed and --seed out.")
     chosen, wanted = parse_attacks([name.strip() for name in attacks.split(",") if name.strip()]), whole("--n", count)
-    arms = ablation.arms(plugins, layers, sorted(declined), _seeds(seeds))
+    arms = ablation.arms(asked, _seeds(seeds))
     some = next(iter(next(arm.resolved for arm in arms if arm.resolved).values()))
     folder = Path(out)
 

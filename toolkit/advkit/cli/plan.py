@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .main import print_json
-from .run_options import Typed, run_options
+from .run_options import request, run_options
 
 
 @click.command("plan")
@@ -15,10 +15,10 @@ from .run_options import Typed, run_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool, **typed: Any) -> None:
     """Show what a run would do and cost, without running it."""
+    from ..config.resolve import Resolved
     from ..training.plan import plan
 
-    resolved = Typed.of(**typed).resolve()
-    found = plan(resolved)
+    found = plan(Resolved.of(request(**typed)))
     if as_json:
         print_json(found)
     else:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
-from .run_options import Typed, run_options
+from .run_options import request, run_options
 
 if TYPE_CHECKING:
+    from ..config.layer import Layer
     from ..config.resolve import Resolved
     from ..training.loop import TrainResult
 
@@ -47,15 +48,19 @@ def command(
     """
     if check_hooks:
         typed["settings"] = (*typed["settings"], "run.check_hooks=true")
-    asked = Typed.of(**typed)
     if resume is not None:
         if out or init_from or dry_run or print_config:
             raise OptionError("--resume continues a run as it is; leave --out, --init-from and the others out.")
-        _resume(Path(resume), asked, progress)
+        if typed["config"] or typed["recipe"] or typed["no_companion"]:
+            raise OptionError(
+                "--resume takes its settings from the run; leave --config, --recipe and --no-companion out."
+            )
+        _resume(Path(resume), request(**typed).top, progress)
         return
     from ..config import runfile
+    from ..config.resolve import Resolved
 
-    resolved = asked.resolve()
+    resolved = Resolved.of(request(**typed))
     if print_config:
         click.echo(runfile.dump(resolved), nl=False)
     elif dry_run:
@@ -88,16 +93,13 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
     _farewell(result, kind)
 
 
-def _resume(path: Path, asked: Typed, kind: str) -> None:
+def _resume(path: Path, typed: Layer, kind: str) -> None:
     from ..storage.run_folder import RunFolder
     from ..training.launch import build_model, data_of, on_this_machine, resolve_folder, resume
     from .display import Signals, progress
 
-    if asked.config is not None or asked.recipe is not None or asked.no_companion:
-        raise OptionError("--resume takes its settings from the run; leave --config, --recipe and --no-companion out.")
     folder = RunFolder.open(path)
-    stored = resolve_folder(folder) if asked.empty else resolve_folder(folder, asked.plugins, asked.layer)
-    resolved = on_this_machine(stored)
+    resolved = on_this_machine(resolve_folder(folder, typed))
     splits = data_of(resolved)
     model = build_model(resolved, splits.train)
     with Signals() as signals, _nothing_ends_quietly():

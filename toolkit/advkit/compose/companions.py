@@ -6,49 +6,30 @@ from collections.abc import Mapping, Sequence
 
 from .. import registry
 from ..errors import HookConflict, OptionError, did_you_mean
-from ..options import validate
 from ..plugin import Plugin
 from .registration import check, hooks_of
 
 
 def loaded(name: str) -> type[Plugin]:
-    kind: type[Plugin] = registry.load("plugin", name)
-    check(kind)
-    return kind
+    """The plugin of that name, checked against the hook specification."""
+    plugin: type[Plugin] = registry.load("plugin", name)
+    check(plugin)
+    return plugin
 
 
-def _provided(
-    wish: str,
-    kinds: Mapping[str, type[Plugin]],
-    built: Mapping[str, Plugin],
-    raw_options: Mapping[str, Mapping[str, object]],
-) -> bool:
+def _provided(wish: str, plugins: Mapping[str, Plugin]) -> bool:
     """Whether a chosen plugin answers a companion's wish: a hook, or "instance_weight:TERM"."""
     hook, _, term = wish.partition(":")
-    for name, kind in kinds.items():
-        if hook not in hooks_of(kind):
-            continue
-        if not term:
-            return True
-        given = raw_options.get(name, {})
-        # What eps and decays are plays no part in `terms`.
-        plugin = built.get(name) or kind(validate(kind.Options, given, where=name, eps=1.0, decays=range(1, 10_000)))
-        if term in plugin.terms:
-            return True
-    return False
+    owners = [plugin for plugin in plugins.values() if hook in hooks_of(type(plugin))]
+    return any(not term or term in plugin.terms for plugin in owners)
 
 
-def add_companions(
-    kinds: dict[str, type[Plugin]],
-    built: Mapping[str, Plugin],
-    declined: Sequence[str],
-    raw_options: Mapping[str, Mapping[str, object]],
-) -> dict[str, tuple[str, str]]:
-    """Add to `kinds` the companions that are missing: {name: (hook, asker)}. Companions add no companions."""
-    wishes: dict[str, list[tuple[str, str, Mapping[str, object]]]] = {}
-    for asker, kind in sorted(kinds.items()):
-        for wish, (name, options) in kind.companions.items():
-            wishes.setdefault(wish, []).append((asker, name, options))
+def add_companions(plugins: Mapping[str, Plugin], declined: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The companions that are missing among these plugins: {name: (hook, asker)}. Companions add no companions."""
+    wishes: dict[str, list[tuple[str, str]]] = {}
+    for asker, plugin in sorted(plugins.items()):
+        for wish, (name, _) in plugin.companions.items():
+            wishes.setdefault(wish, []).append((asker, name))
     unknown = [wish for wish in declined if wish not in wishes]
     if unknown:
         raise OptionError(
@@ -60,21 +41,20 @@ def add_companions(
             )
             + did_you_mean(unknown[0], wishes)
         )
-    before, added = dict(kinds), {}
+    added = {}
     for wish, askers in wishes.items():
-        if wish in declined or _provided(wish, before, built, raw_options):
+        if wish in declined or _provided(wish, plugins):
             continue
-        first = askers[0]
-        if first[1] in before:
+        (asker, name), *others = askers
+        if name in plugins:
             continue  # the user named it, and with options of which it answers something else
-        for other in askers[1:]:
-            if other[1] != first[1]:  # the same one with other options: `companion_options` says so
+        for other, another in others:
+            if another != name:  # the same one with other options: `companion_options` says so
                 raise HookConflict(
-                    f"Plugins {first[0]} and {other[0]} ask for different companions on {wish} "
-                    f"({first[1]} and {other[1]}); name the one you want in --plugins."
+                    f"Plugins {asker} and {other} ask for different companions on {wish} "
+                    f"({name} and {another}); name the one you want in --plugins."
                 )
-        kinds[first[1]] = loaded(first[1])
-        added[first[1]] = (wish, first[0])
+        added[name] = (wish, asker)
     return added
 
 

@@ -2,7 +2,7 @@
 
 Packages ship them: an entry point in group "advkit.recipes" names a package, and every `*.toml` in its folder is a
 recipe. A table [mini] holds what to change for a twin called NAME-mini, which trains in minutes on a laptop. Nothing
-here imports torch until a recipe becomes a run.
+here imports torch: a recipe becomes a layer of a run in `Request.of`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .. import registry
 from ..errors import PluginImport, PluginLoad, did_you_mean
-
-if TYPE_CHECKING:
-    from .runfile import RunFile
 
 GROUP = "advkit.recipes"
 MINI = "-mini"
@@ -39,25 +37,16 @@ class Recipe:
     """Where paper and official code differ, and what advkit does."""
     table: Mapping[str, Any]
 
-    def file(self) -> RunFile:
-        """The recipe as a layer of a run."""
-        from dataclasses import replace
-
-        from . import runfile
-
-        found = runfile.parse(self.table, f"recipe {self.name}")
-        return replace(found, layer=replace(found.layer, origin=f"recipe {self.name}"))
-
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "published": list(self.published), "notes": list(self.notes)}
 
 
 def names() -> list[str]:
     """All recipes, each followed by its twin."""
-    found = []
+    known = []
     for name, (path, _) in sorted(_files().items()):
-        found += [name, f"{name}{MINI}"] if "mini" in _read(path) else [name]
-    return found
+        known += [name, f"{name}{MINI}"] if "mini" in _read(path) else [name]
+    return known
 
 
 def load(name: str) -> Recipe:
@@ -80,20 +69,18 @@ def load(name: str) -> Recipe:
 
 def _files() -> dict[str, tuple[Path, str]]:
     """Path and distribution of every recipe, by name."""
-    from .. import registry
-
-    found: dict[str, tuple[Path, str]] = {}
+    files: dict[str, tuple[Path, str]] = {}
     for point in entry_points(group=GROUP):
         owner = point.dist.name if point.dist else "unknown"
         home = registry.source(point.value)
         for path in sorted(home.parent.glob("*.toml")) if home else ():
-            if path.stem in found:
+            if path.stem in files:
                 raise PluginLoad(
-                    f"The recipe name {path.stem} is registered by {found[path.stem][1]} and {owner}; "
+                    f"The recipe name {path.stem} is registered by {files[path.stem][1]} and {owner}; "
                     "uninstall one of them."
                 )
-            found[path.stem] = (path, owner)
-    return found
+            files[path.stem] = (path, owner)
+    return files
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -125,8 +112,8 @@ def _check(about: Any, path: Path) -> None:
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise _damaged(path, "notes must be a list of texts")
     for figure in published if isinstance(published, list) else [None]:
-        kinds = {key: type(value) for key, value in figure.items()} if isinstance(figure, dict) else {}
-        if kinds != {key: kind for key, kind in FIGURE.items() if key in kinds or key != "clean"}:
+        types = {key: type(value) for key, value in figure.items()} if isinstance(figure, dict) else {}
+        if types != {key: known for key, known in FIGURE.items() if key in types or key != "clean"}:
             raise _damaged(path, f"a published figure needs {', '.join(FIGURE)}, shares in percent such as 54.04")
 
 

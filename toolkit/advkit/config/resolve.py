@@ -1,22 +1,18 @@
-"""From what was typed to what will run: plugins, their companions, and every setting with its origin.
-
-Precedence, lowest first: the core, the data set, plugins' unanimous preferences, recipe, file, command line.
-For options: the plugin, the plugin that asked for it as companion, recipe, file, command line.
-"""
+"""From what was asked for to what will run: plugins, their companions, and every setting with its origin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, cast
 
 from .. import registry
 from ..compose.companions import add_companions, companion_options, loaded
 from ..compose.composition import Composition
-from ..compose.registration import HOOKS, build, check, hooks_of
+from ..compose.registration import build, check
 from ..compose.stage import Setting
-from ..errors import OptionError, PluginLoad, did_you_mean
+from ..errors import OptionError, did_you_mean
 from ..options import OptionModel, parse_number, validate
 from ..plugin import Plugin
 from ..settings import (
@@ -28,17 +24,10 @@ from ..settings import (
     RunSettings,
     UpdateSettings,
     ValidationSettings,
-    known_setting,
 )
-from .layer import Layer
-
-PASSED = "python:"
-"""Starts the name of a model or of data that were passed as objects, and that no file can bring back."""
-
-MODEL = "small-cnn"
-"""What is trained where nothing names a model."""
-
-PluginChoice = str | type[Plugin] | Plugin
+from . import runfile
+from .layer import Layer, PluginChoice, chosen
+from .request import MODEL, PASSED, Request, options_of, settings_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,16 @@ class Resolved:
     no_companion: tuple[str, ...]
     origins: Mapping[str, str]
     cautions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, request: Request) -> Resolved:
+        """What is asked for. Refused where a run file's companions are no longer those its plugins get."""
+        run = resolve(request.plugins, request.in_force(), no_companion=request.declined)
+        for layer in reversed(request.layers):
+            runfile.same_companions(layer.companions, run, layer.origin)
+            if layer.plugins is not None or layer.no_companion:
+                break  # those of the layers below are replaced
+        return run
 
     @property
     def run(self) -> RunSettings:
@@ -94,165 +93,112 @@ class Resolved:
 
 
 def resolve(
-    plugins: Iterable[PluginChoice],
+    plugins: str | Iterable[PluginChoice],
     layers: Sequence[Layer] = (),
     *,
     no_companion: Iterable[str] = (),
 ) -> Resolved:
-    """Check and build everything that does not need the images. Any failure is one sentence."""
+    """Check and build everything that does not need the images. Any failure is one sentence.
+
+    `layers` go from the lowest to the highest; what they name beside settings and options plays no part here.
+    """
     declined = tuple(sorted(set(no_companion)))
-    built: dict[str, Plugin] = {}
-    kinds: dict[str, type[Plugin]] = {}
-    for choice in plugins.split(",") if isinstance(plugins, str) else plugins:
-        kind = _class_of(choice)
-        if kind.name in kinds:
-            raise OptionError(f"Plugin {kind.name} is named twice in --plugins; name it once.")
-        kinds[kind.name] = kind
+    types: dict[str, type[Plugin]] = {}
+    passed: dict[str, Plugin] = {}
+    for choice in chosen(plugins) or ():
+        plugin = loaded(choice) if isinstance(choice, str) else choice if isinstance(choice, type) else type(choice)
+        check(plugin)
+        if plugin.name in types:
+            raise OptionError(f"Plugin {plugin.name} is named twice in --plugins; name it once.")
+        types[plugin.name] = plugin
         if isinstance(choice, Plugin):
-            built[kind.name] = choice
-    chosen = tuple(sorted(kinds))
-    raw_options, option_origins = _options_by_origin(layers)
-    added = add_companions(kinds, built, declined, raw_options)
-    _refuse_options_of_strangers(raw_options, kinds)
+            passed[plugin.name] = choice
+    draft = _draft(types, passed, layers, declined)
+    # A companion is missed by what the plugins are with their options, and may prefer settings itself.
+    added = add_companions(draft.plugins, declined)
+    joined = {**types, **{name: loaded(name) for name in added}}
+    _refuse_options_of_strangers(layers, joined)
+    if added:
+        draft = _draft(joined, passed, layers, declined)
 
-    raw, origins, cautions = _settings_by_origin(kinds, layers)
-    sections, eps = _sections(raw)
-    model_name, model_options = _model(raw, eps)
-    run, rates = cast(RunSettings, sections["run"]), cast(OptimizerSettings, sections["optimizer"])
-    decays = rates.decays(run.epochs)
-    if decays and decays[0] >= run.epochs and isinstance(rates.milestones[0], int):
-        cautions.append(f"optimizer.milestones start at {decays[0]}, so in {run.epochs} epochs nothing decays")
-    asked = companion_options(kinds, declined)
-    for name, kind in sorted(kinds.items()):
-        defaults, asker = asked.get(name, ({}, ""))
-        given = raw_options.get(name, {})
-        if name in built:
-            if given:
-                raise OptionError(f"Plugin {name} was passed as an object; set its options on the object.")
-        else:
-            options = validate(kind.Options, {**defaults, **given}, where=name, eps=eps, decays=decays)
-            built[name] = build(kind, options)
-        origins |= {f"{name}.{key}": f"companion of {asker}" for key in defaults}
-        origins |= {f"{name}.{key}": option_origins[name, key] for key in given}
-
-    attack = cast(AttackSettings, sections["attack"])
+    run, attack = cast(RunSettings, draft.sections["run"]), cast(AttackSettings, draft.sections["attack"])
     composition = Composition(
-        built.values(),
+        draft.plugins.values(),
         Setting(
             attack=attack,
             epochs=run.epochs,
-            batch_norm=cast(UpdateSettings, sections["update"]).views,
-            order=_order(raw),
+            batch_norm=cast(UpdateSettings, draft.sections["update"]).views,
+            order=_order(draft.settings),
         ),
         added,
     )
+    model_name, model_options = _model(draft.settings, attack.eps)
     return Resolved(
         composition=composition,
-        sections=sections,
+        sections=draft.sections,
         model_name=model_name,
         model_options=model_options,
-        chosen=chosen,
+        chosen=tuple(sorted(types)),
         no_companion=declined,
-        origins=origins,
-        cautions=(*cautions, *composition.cautions),
+        origins=draft.origins,
+        cautions=(*draft.cautions, *composition.cautions),
     )
 
 
-# ---------------------------------------------------------------------- plugins and companions
+@dataclass(frozen=True)
+class _Draft:
+    """A set of plugins with the settings it gets, before anybody asks whether it is complete."""
+
+    plugins: Mapping[str, Plugin]
+    settings: Mapping[str, object]
+    """As they were given, model and order among them."""
+    sections: Mapping[str, OptionModel]
+    origins: Mapping[str, str]
+    cautions: Sequence[str]
 
 
-def _class_of(choice: PluginChoice) -> type[Plugin]:
-    kind = registry.load("plugin", choice) if isinstance(choice, str) else choice
-    kind = type(kind) if isinstance(kind, Plugin) else kind
-    check(kind)
-    return kind
+def _draft(
+    types: Mapping[str, type[Plugin]],
+    passed: Mapping[str, Plugin],
+    layers: Sequence[Layer],
+    declined: Sequence[str],
+) -> _Draft:
+    settings, origins, cautions = settings_of(layers, types)
+    sections = _sections(settings)
+    eps, rates = cast(AttackSettings, sections["attack"]).eps, cast(OptimizerSettings, sections["optimizer"])
+    epochs = cast(RunSettings, sections["run"]).epochs
+    decays = rates.decays(epochs)
+    if decays and decays[0] >= epochs and isinstance(rates.milestones[0], int):
+        cautions.append(f"optimizer.milestones start at {decays[0]}, so in {epochs} epochs nothing decays")
+    raw, option_origins = options_of(layers)
+    asked_for = companion_options(types, declined)
+    plugins = {}
+    for name, plugin in sorted(types.items()):
+        defaults, asker = asked_for.get(name, ({}, ""))
+        given = raw.get(name, {})
+        if name in passed:
+            if given:
+                raise OptionError(f"Plugin {name} was passed as an object; set its options on the object.")
+            plugins[name] = passed[name]
+        else:
+            options = validate(plugin.Options, {**defaults, **given}, where=name, eps=eps, decays=decays)
+            plugins[name] = build(plugin, options)
+        origins |= {f"{name}.{key}": f"companion of {asker}" for key in defaults}
+        origins |= {f"{name}.{key}": option_origins[f"{name}.{key}"] for key in given}
+    return _Draft(plugins, settings, sections, origins, cautions)
 
 
-def _refuse_options_of_strangers(
-    raw_options: Mapping[str, Mapping[str, object]], kinds: Mapping[str, type[Plugin]]
-) -> None:
-    for name in raw_options:
-        if name not in kinds:
-            run = ", ".join(sorted(kinds)) or "none"
+def _refuse_options_of_strangers(layers: Sequence[Layer], plugins: Mapping[str, type[Plugin]]) -> None:
+    for name in options_of(layers)[0]:
+        if name not in plugins:
+            run = ", ".join(sorted(plugins)) or "none"
             raise OptionError(
-                f"Options are given for {name}, which is not in this run.{did_you_mean(name, kinds)} "
+                f"Options are given for {name}, which is not in this run.{did_you_mean(name, plugins)} "
                 f"Its plugins: {run}."
             )
 
 
-# ---------------------------------------------------------------------- settings
-
-
-def _options_by_origin(
-    layers: Sequence[Layer],
-) -> tuple[dict[str, dict[str, object]], dict[tuple[str, str], str]]:
-    raw: dict[str, dict[str, object]] = {}
-    origins: dict[tuple[str, str], str] = {}
-    for layer in layers:
-        for name, options in layer.options.items():
-            for key, value in options.items():
-                raw.setdefault(name, {})[key] = value
-                origins[name, key] = layer.origin
-    return raw, origins
-
-
-def _settings_by_origin(
-    kinds: Mapping[str, type[Plugin]], layers: Sequence[Layer]
-) -> tuple[dict[str, object], dict[str, str], list[str]]:
-    given: dict[str, object] = {}
-    origins: dict[str, str] = {}
-    for layer in layers:
-        model = given.get("model.name", MODEL)
-        if layer.settings.get("model.name", model) != model:
-            for key in [key for key in given if key.startswith("model.")]:  # the options of another model
-                del given[key], origins[key]
-        for key, value in layer.settings.items():
-            known_setting(key)
-            given[key], origins[key] = value, layer.origin
-    below: dict[str, object] = {}
-    name = str(given.get("data.name", DataSettings.model_fields["name"].default))
-    if not name.startswith(PASSED):
-        for key, value in getattr(registry.load("data set", name), "defaults", {}).items():
-            below[key] = value
-            origins.setdefault(key, f"data set {name}")
-    preferred, cautions = _preferences(kinds, given)
-    for key, (value, owner) in preferred.items():
-        below[key] = value
-        if key not in given:
-            origins[key] = f"plugin {owner}"
-    return below | given, origins, cautions
-
-
-def _preferences(
-    kinds: Mapping[str, type[Plugin]], given: Mapping[str, object]
-) -> tuple[dict[str, tuple[object, str]], list[str]]:
-    """Unanimous preferences apply; where owners disagree the core's default stands, with a caution naming both."""
-    stated: dict[str, list[tuple[object, str]]] = {}
-    for name, kind in sorted(kinds.items()):
-        for key, value in kind.prefers.items():
-            preferring = [hook for hook, spec in HOOKS.items() if spec.prefers]
-            if not set(hooks_of(kind)) & set(preferring):
-                raise PluginLoad(
-                    f"Plugin {name} prefers {key}, but owns none of {', '.join(preferring)}; "
-                    "it may only state a caution."
-                )
-            known_setting(key)
-            stated.setdefault(key, []).append((value, name))
-    agreed, cautions = {}, []
-    for key, wishes in stated.items():
-        different = next((wish for wish in wishes if wish[0] != wishes[0][0]), None)
-        if different is None:
-            agreed[key] = (wishes[0][0], ", ".join(name for _, name in wishes))
-        elif key not in given:
-            (one, first), (other, second) = wishes[0], different
-            cautions.append(
-                f"{first} prefers {key}={one} and {second} {key}={other}; "
-                f"the default stands, choose with --set {key}=..."
-            )
-    return agreed, cautions
-
-
-def _sections(raw: Mapping[str, object]) -> tuple[dict[str, OptionModel], float]:
+def _sections(raw: Mapping[str, object]) -> dict[str, OptionModel]:
     eps = raw.get("attack.eps", AttackSettings.model_fields["eps"].default)
     known: float | None
     try:
@@ -261,10 +207,10 @@ def _sections(raw: Mapping[str, object]) -> tuple[dict[str, OptionModel], float]
     except (ValueError, TypeError, OverflowError):
         known = None  # validation says what is wrong with it
     sections = {}
-    for section, kind in SECTIONS.items():
+    for section, options in SECTIONS.items():
         given = {key.partition(".")[2]: v for key, v in raw.items() if key.partition(".")[0] == section}
-        sections[section] = validate(kind, given, where=section, eps=known)
-    return sections, cast(AttackSettings, sections["attack"]).eps
+        sections[section] = validate(options, given, where=section, eps=known)
+    return sections
 
 
 def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object]]:
@@ -274,8 +220,8 @@ def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object
         raise OptionError(f"model.name = {name!r} must be a name; installed: {', '.join(registry.names('model'))}.")
     if name.startswith(PASSED):
         return name, {}
-    kind = cast(Any, registry.load("model", name))
-    return name, validate(kind.Options, given, where="model", eps=eps).model_dump()
+    builder = cast(Any, registry.load("model", name))
+    return name, validate(builder.Options, given, where="model", eps=eps).model_dump()
 
 
 def _order(raw: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
@@ -287,11 +233,3 @@ def _order(raw: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
                 raise OptionError(f"{key} = {value!r} must be plugin names, such as {key}=a,b.")
             order[key.partition(".")[2]] = tuple(name.strip() for name in names)
     return order
-
-
-def without_strangers(layer: Layer, plugins: Iterable[str], declined: Iterable[str] = ()) -> Layer:
-    """A layer without the options of plugins that are no longer in the run; companions keep theirs."""
-    wanted = set(plugins)
-    for name in set(wanted):
-        wanted |= {companion for wish, (companion, _) in loaded(name).companions.items() if wish not in declined}
-    return replace(layer, options={name: values for name, values in layer.options.items() if name in wanted})

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from ..errors import OptionError, did_you_mean
 from ..settings import SECTIONS
 from .layer import Layer
-from .resolve import Resolved
+
+if TYPE_CHECKING:
+    from .resolve import Resolved
 
 FORMAT = 1
 CAP = 1 << 20  # bytes; nobody writes a longer one by hand, and a parser should not be fed more
 TOP_LEVEL = (*SECTIONS, "model", "order", "options", "plugins", "no_companion", "companions", "format")
 
 
-@dataclass(frozen=True)
-class RunFile:
-    """A file's plugins (None: it names none), settings and options, and the companions it was resolved with."""
-
-    plugins: tuple[str, ...] | None
-    no_companion: tuple[str, ...]
-    layer: Layer
-    companions: Mapping[str, Any] | None
-
-
-def load(path: Path) -> RunFile:
+def load(path: Path) -> Layer:
     """Read a run file. Raises OptionError, one sentence, for whatever is wrong with it."""
     try:
         if path.stat().st_size > CAP:
@@ -44,8 +35,8 @@ def load(path: Path) -> RunFile:
     return parse(table, path.name)
 
 
-def parse(table: Mapping[str, Any], name: str) -> RunFile:
-    """A parsed run file called `name`."""
+def parse(table: Mapping[str, Any], name: str, origin: str = "") -> Layer:
+    """A parsed run file called `name`, as a layer of a run."""
     for key, value in table.items():
         if key not in TOP_LEVEL:
             raise OptionError(f"{name}: unknown section {key}.{did_you_mean(key, TOP_LEVEL)}")
@@ -63,12 +54,12 @@ def parse(table: Mapping[str, Any], name: str) -> RunFile:
         for section in (*SECTIONS, "model", "order")
         for key, value in table.get(section, {}).items()
     }
-    return RunFile(plugins, declined or (), Layer(f"file {name}", settings, options), table.get("companions"))
+    return Layer(origin or f"file {name}", settings, options, plugins, declined or (), table.get("companions"))
 
 
 def _names(table: Mapping[str, Any], name: str, key: str) -> tuple[str, ...]:
     value = table[key]
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
         raise OptionError(f'{name}: {key} must be a list of names, such as ["cat-eps", "lsiw"].')
     return tuple(value)
 

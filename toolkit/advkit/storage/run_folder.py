@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import registry
 from ..config import runfile
+from ..config.layer import Layer
 from ..config.resolve import Resolved
 from ..errors import CheckpointError, OptionError
 from . import checkpoint, files, machine, schema
@@ -82,7 +83,7 @@ class RunFolder:
             raise CheckpointError(f"{path} is not a run folder: {why}. Give the --out of a run.") from None
         return cls(path)
 
-    def file(self) -> runfile.RunFile:
+    def file(self) -> Layer:
         """The run's own settings."""
         try:
             return runfile.load(self.path / "run.toml")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from .. import registry
 from ..config.layer import Layer
-from ..config.resolve import Resolved, resolve, without_strangers
+from ..config.request import Request
+from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..errors import HookConflict, OptionError
 from ..evaluation.attacks import EvaluationAttack
 from ..evaluation.results import summary
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..evaluation.verdicts import verdicts
-from ..plugin import Plugin
 from ..storage import files
 from ..storage.run_folder import RunFolder
 from ..training.launch import (
@@ -45,51 +44,39 @@ class Arm:
     refused: str | None = None
 
 
-def arms(plugins: Sequence[str], layers: Sequence[Layer], declined: Iterable[str], seeds: Sequence[int]) -> list[Arm]:
+def arms(request: Request, seeds: Sequence[int]) -> list[Arm]:
     """The full set, the set without each plugin, and none. A plugin left out comes not back as a companion."""
-    if not plugins:
+    if not request.plugins:
         raise OptionError("There is nothing to leave out; name plugins: --plugins cat-eps,lsiw.")
-    chosen = tuple(sorted(plugins))
+    chosen = tuple(sorted(str(plugin) for plugin in request.plugins))
     sets = {FULL: chosen}
     if len(chosen) > 1:
-        sets |= {f"without {name}": tuple(each for each in chosen if each != name) for name in chosen}
+        sets |= {f"without {name}": tuple(other for other in chosen if other != name) for name in chosen}
     sets["none"] = ()
-    found = []
+    rows = []
     for name, kept in sets.items():
-        own = [*declined] if name == FULL else [wish for wish in declined if wish in _wishes(kept)]
+        own = request if name == FULL else request.over(Layer("", plugins=kept))
         try:
-            found.append(_arm(name, kept, layers, own, set(chosen) - set(kept), seeds))
+            rows.append(_arm(name, own, kept, set(chosen) - set(kept), seeds))
         except HookConflict as refusal:
-            found.append(Arm(name, kept, refused=str(refusal)))
+            rows.append(Arm(name, kept, refused=str(refusal)))
         except OptionError as refusal:
             if name == FULL:  # what was typed is wrong, whatever is left out
                 raise
-            found.append(Arm(name, kept, refused=str(refusal)))
-    return found
+            rows.append(Arm(name, kept, refused=str(refusal)))
+    return rows
 
 
-def _wishes(plugins: Iterable[str]) -> set[str]:
-    return {wish for name in plugins for wish in cast(type[Plugin], registry.load("plugin", name)).companions}
-
-
-def _arm(
-    name: str,
-    plugins: tuple[str, ...],
-    layers: Sequence[Layer],
-    declined: Sequence[str],
-    left_out: set[str],
-    seeds: Sequence[int],
-) -> Arm:
+def _arm(name: str, request: Request, plugins: tuple[str, ...], left_out: set[str], seeds: Sequence[int]) -> Arm:
     def at(seed: int) -> Resolved:
-        below = layers if name == FULL else [without_strangers(layer, plugins, declined) for layer in layers]
-        return resolve(plugins, [*below, Layer("--seeds", {"run.seed": seed})], no_companion=declined)
+        return Resolved.of(request.over(Layer("--seeds", {"run.seed": seed})))
 
     first = at(seeds[0])
-    back = {wish for each, (wish, _) in first.composition.added.items() if each in left_out}
+    back = {wish for added, (wish, _) in first.composition.added.items() if added in left_out}
     if back:
-        return _arm(name, plugins, layers, sorted({*declined, *back}), left_out, seeds)
+        return _arm(name, request.over(Layer("", no_companion=tuple(back))), plugins, left_out, seeds)
     rest = {seed: at(seed) for seed in seeds[1:]}
-    return Arm(name, plugins, {seeds[0]: first, **rest}, tuple(declined))
+    return Arm(name, plugins, {seeds[0]: first, **rest}, request.declined)
 
 
 # ---------------------------------------------------------------------- runs

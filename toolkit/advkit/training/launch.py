@@ -13,8 +13,9 @@ from torch import nn
 
 from .. import registry
 from ..config import runfile
-from ..config.layer import Layer
-from ..config.resolve import PASSED, PluginChoice, Resolved, resolve
+from ..config.layer import Layer, PluginChoice, chosen
+from ..config.request import PASSED, SHORT, Request, merged
+from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
 from ..errors import CheckpointError, DataError, OptionError, ResumeMismatch
 from ..models.base import DataSpec, ModelBuilder
@@ -190,15 +191,15 @@ def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:
         )
 
 
-def resolve_folder(folder: RunFolder, plugins: Sequence[str] | None = None, layer: Layer | None = None) -> Resolved:
+def resolve_folder(folder: RunFolder, given: Layer | None = None) -> Resolved:
     """The run of a folder. What is given on top must not change it: ResumeMismatch lists the difference."""
-    file = folder.file()
-    stored = resolve(file.plugins or (), [file.layer], no_companion=file.no_companion)
-    runfile.same_companions(file.companions, stored, "run.toml")
-    if plugins is not None:
-        _refuse_other_plugins(stored.chosen, tuple(sorted(plugins)))
-    if layer is not None:
-        refuse_difference(stored, resolve(stored.chosen, [file.layer, layer], no_companion=file.no_companion))
+    file = Request((folder.file(),))
+    stored = Resolved.of(file)
+    if given is None or given.empty:
+        return stored
+    if given.plugins is not None:
+        _refuse_other_plugins(stored.chosen, given.names)
+    refuse_difference(stored, Resolved.of(file.over(replace(given, plugins=None))))
     return stored
 
 
@@ -225,10 +226,12 @@ def _refuse(changes: Sequence[str]) -> None:
 
 
 def train(
-    model: str | nn.Module = "small-cnn",
-    dataset: str | Splits = "digits",
-    plugins: Iterable[PluginChoice] = (),
+    model: str | nn.Module | None = None,
+    dataset: str | Splits | None = None,
+    plugins: str | Iterable[PluginChoice] | None = None,
     *,
+    recipe: str | None = None,
+    config: str | Path | None = None,
     options: Mapping[str, Mapping[str, object]] | None = None,
     settings: Mapping[str, object] | None = None,
     eps: float | str | None = None,
@@ -244,9 +247,12 @@ def train(
     """Adversarial training, as `advkit train` does it.
 
     Args:
-        model: a registered name, or any module from images in [0, 1] to logits (B, K); it is trained in place.
-        dataset: a registered name, or `advkit.Splits`.
-        plugins: names, plugin classes or instances, in any order; none is PGD-AT.
+        model: a registered name, or any module from images in [0, 1] to logits (B, K), which is trained in place;
+            None: that of the recipe or file, else small-cnn.
+        dataset: a registered name, or `advkit.Splits`; None: that of the recipe or file, else digits.
+        plugins: names, plugin classes or instances, in any order; () is PGD-AT; None: those of the recipe or file.
+        recipe: published settings by name, as `--recipe`.
+        config: a run file, as `--config`, over the recipe; the other arguments lie over both.
         options: by plugin, {"cat-eps": {"eta": 0.005}}.
         settings: {"attack.steps": 10, "optimizer.lr": 0.05}, as `--set`.
         eps, epochs, batch_size, seed: short for attack.eps, run.epochs, run.batch_size, run.seed.
@@ -256,27 +262,25 @@ def train(
 
     Raises AdvkitError's subclasses, each one sentence.
     """
-    short = {"attack.eps": eps, "run.epochs": epochs, "run.batch_size": batch_size, "run.seed": seed}
-    given: dict[str, object] = {
-        "model.name": model if isinstance(model, str) else f"{PASSED}{type(model).__name__}",
-        "data.name": dataset if isinstance(dataset, str) else f"{PASSED}{dataset.train.name}",
+    names = {
+        "model": model if model is None or isinstance(model, str) else f"{PASSED}{type(model).__name__}",
+        "dataset": dataset if dataset is None or isinstance(dataset, str) else f"{PASSED}{dataset.train.name}",
     }
-    given |= {**(settings or {}), **{key: value for key, value in short.items() if value is not None}}
-    resolved = resolve(plugins, [Layer("python", given, options or {})], no_companion=no_companion)
-    resolved = on_this_machine(resolved)
-    splits = data_of(resolved) if isinstance(dataset, str) else dataset
-    net = build_model(resolved, splits.train) if isinstance(model, str) else model
+    short = {**names, "eps": eps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    given = merged(
+        settings or {},
+        {SHORT[name]: (name, value) for name, value in short.items() if value is not None},
+        "settings {key} = {value}",
+    )
+    top = Layer("python", given, options or {}, chosen(plugins), tuple(no_companion))
+    resolved = on_this_machine(Resolved.of(Request.of(top, recipe=recipe, config=config)))
+    splits = dataset if isinstance(dataset, Splits) else data_of(resolved)
+    net = model if isinstance(model, nn.Module) else build_model(resolved, splits.train)
     if resume_from is None:
-        return start(
-            resolved,
-            splits,
-            net,
-            out=Path(out) if out else None,
-            init_from=Path(init_from) if init_from else None,
-            progress=progress,
-        )
+        start_from = Path(init_from) if init_from else None
+        return start(resolved, splits, net, out=Path(out) if out else None, init_from=start_from, progress=progress)
     folder = RunFolder.open(Path(resume_from))
-    _refuse_other_plugins(sorted(folder.file().plugins or ()), resolved.chosen)
+    _refuse_other_plugins(folder.file().names, resolved.chosen)
     # By the file's text: plugins may be classes or objects that no name brings back.
     _refuse(runfile.difference((folder.path / "run.toml").read_text(), runfile.dump(resolved)))
     return resume(folder, resolved, splits, net, progress)

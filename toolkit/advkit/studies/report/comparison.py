@@ -45,7 +45,7 @@ def _runs(sources: Sequence[Source]) -> Html:
         rows.append(
             (
                 tag("span", charts.swatch(source.number - 1), link, class_="named"),
-                ", ".join(source.file.plugins or ()) or "none (PGD-AT)",
+                ", ".join(source.file.names) or "none (PGD-AT)",
                 figure(values.get("data.name")),
                 figure(values.get("model.name")),
                 f"{figure(values.get('attack.norm'))} {figure(values.get('attack.eps'))}",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...config.layer import Layer
-from ...config.resolve import MODEL, Resolved, resolve
-from ...config.runfile import RunFile
+from ...config.request import MODEL
+from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError
 from ...storage.run_folder import RunFolder
 from ...training.launch import resolve_folder
@@ -44,7 +44,7 @@ class Source:
     def __init__(self, number: int, path: str) -> None:
         self.number, self.path = number, path
         self.folder = RunFolder.open(Path(path))
-        self.file: RunFile = self.folder.file()
+        self.file: Layer = self.folder.file()
         self.history = self.folder.history()
         if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in self.history):
             raise CheckpointError(f"{self.folder.metrics} is damaged; restore it, or remove it to go on without.")
@@ -78,7 +78,7 @@ class Source:
         """Every setting and option, {"attack.eps": 0.15, "cat-eps.eta": 0.0239}."""
         if self.resolved is not None:
             return self.resolved.values()
-        layer = self.file.layer
+        layer = self.file
         options = {f"{name}.{key}": value for name, each in layer.options.items() for key, value in each.items()}
         return {**layer.settings, **options}
 

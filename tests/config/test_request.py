@@ -1,0 +1,188 @@
+"""Who wins where two places say something: one answer for the command line, for Python and for ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import advkit
+from advkit import OptionError, Plugin, Splits, hookimpl
+from advkit.cli.main import run
+from advkit.config.layer import Layer
+from advkit.config.request import Request
+from advkit.config.resolve import Resolved, resolve
+from advkit.config.runfile import dump
+from advkit.studies import ablation
+
+FILE = """
+plugins = ["lsiw", "cat-eps"]
+no_companion = ["weight_perturbation"]
+[run]
+epochs = 7
+[model]
+name = "small-cnn"
+width = 4
+[options.lsiw]
+lam = 0.3
+[options.cat-eps]
+eta = 0.01
+[options.av-rank]
+target = "train"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "own.toml"
+    path.write_text(FILE.replace('[options.av-rank]\ntarget = "train"\n', ""))
+    return path
+
+
+def layered(top: Layer, file: Path | None = None, recipe: str | None = None) -> Resolved:
+    return Resolved.of(Request.of(top, recipe=recipe, config=file))
+
+
+def test_the_highest_layer_that_names_plugins_names_them(file: Path) -> None:
+    from_file = layered(Layer("top"), file, "trades-mini")
+    assert from_file.chosen == ("cat-eps", "lsiw") and from_file.no_companion == ("weight_perturbation",)
+    assert from_file.values()["lsiw.lam"] == 0.3 and "trades.beta" not in from_file.values()
+    assert from_file.origins["run.epochs"] == "file own.toml"
+    assert layered(Layer("top"), None, "trades-mini").chosen == ("trades",)
+    none = layered(Layer("top", plugins=()), None, "trades-mini")
+    assert none.chosen == () and none.origins["optimizer.lr"] == "recipe trades-mini"
+
+
+def test_options_leave_with_the_plugins_that_are_replaced(file: Path) -> None:
+    request = Request.of(Layer("top", plugins=("lsiw",), no_companion=("instance_weight:lsiw",)), config=file)
+    alone = Resolved.of(request)
+    assert alone.chosen == ("lsiw",) and alone.values()["lsiw.lam"] == 0.3
+    assert alone.no_companion == ("instance_weight:lsiw", "weight_perturbation"), "declined companions add up"
+    with pytest.raises(OptionError, match="Options are given for cat-eps, which is not in this run"):
+        layered(Layer("top", {}, {"cat-eps": {"eta": 0.01}}, ("lsiw",)), file)
+    awp = Layer("low", {}, {"awp": {"gamma": 0.02}}, ("cat-eps", "awp"))
+    kept = Resolved.of(Request((awp, Layer("top", plugins=("lsiw",)))))
+    assert kept.values()["awp.gamma"] == 0.02 and kept.chosen == ("lsiw",), "a companion keeps what was said of it"
+
+
+def test_the_options_of_another_model_leave_with_it(file: Path) -> None:
+    assert layered(Layer("top"), file).model_options["width"] == 4
+    other = layered(Layer("top", {"model.name": "preact-resnet18"}), file)
+    assert other.model_options["width"] == 64 and other.origins.keys() & {"model.width"} == set()
+
+
+def test_one_setting_by_two_names(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OptionError) as refused:
+        advkit.train(eps=0.1, settings={"attack.eps": "8/255"})
+    assert str(refused.value) == (
+        "eps 0.1 and settings attack.eps = 8/255 differ; they are the same setting, give one."
+    )
+    assert run(["plan", "--eps", "0.1", "--set", "attack.eps=8/255"]) == 2
+    assert "--eps 0.1 and --set attack.eps=8/255 differ; they are the same setting" in capsys.readouterr().err
+    assert run(["plan", "--eps", "8/255", "--set", f"attack.eps={8 / 255}"]) == 0
+
+
+def built(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> str:
+    """The run file of what `call` would start."""
+    runs: list[Resolved] = []
+
+    def start(resolved: Resolved, *_: Any, **__: Any) -> None:
+        runs.append(resolved)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("advkit.training.launch.start", start)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    return dump(runs[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments"),
+    [
+        (["--recipe", "trades-mini"], {"recipe": "trades-mini"}),
+        (["--config", "FILE"], {"config": "FILE"}),
+        (["--recipe", "iseat-svhn-mini", "--config", "FILE"], {"recipe": "iseat-svhn-mini", "config": "FILE"}),
+        (
+            ["--config", "FILE", "--plugins", "lsiw", "-o", "lsiw.lam=0.1 after decay 1", "--eps", "8/255"],
+            {"config": "FILE", "plugins": "lsiw", "options": {"lsiw": {"lam": "0.1 after decay 1"}}, "eps": "8/255"},
+        ),
+        (
+            ["--recipe", "trades-mini", "--plugins", "", "--seed", "3", "--set", "attack.steps=2"],
+            {"recipe": "trades-mini", "plugins": (), "seed": 3, "settings": {"attack.steps": 2}},
+        ),
+        (
+            ["--plugins", "lsiw", "--no-companion", "weight_perturbation", "--model", "preact-resnet18"],
+            {"plugins": ["lsiw"], "no_companion": ["weight_perturbation"], "model": "preact-resnet18"},
+        ),
+    ],
+)
+def test_python_asks_for_what_the_command_asks_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: list[str], arguments: Any
+) -> None:
+    typed = [str(file) if part == "FILE" else part for part in line]
+    assert run(["train", *typed, "--print-config", "--set", f"run.threads={torch.get_num_threads()}"]) == 0
+    passed = {name: file if value == "FILE" else value for name, value in arguments.items()}
+    assert built(monkeypatch, lambda: advkit.train(**passed)) == capsys.readouterr().out
+
+
+def test_what_is_passed_lies_over_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    own = advkit.Dataset("own", images, torch.arange(20) % 2, ("a", "b"))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    text = built(monkeypatch, lambda: advkit.train(net, Splits(own, own, "none"), recipe="trades-mini"))
+    assert (
+        'name = "python:own"' in text and 'name = "python:Sequential"' in text and 'plugins = [\n    "trades",' in text
+    )
+
+
+def test_ablations_ask_alike(file: Path) -> None:
+    request = Request.of(Layer("top", {}, {"cat-eps": {"eta": 0.02}}), config=file)
+    arms = {arm.name: arm.resolved[0] for arm in ablation.arms(request, [0])}
+    assert dump(arms["full"]) == dump(layered(Layer("top", {"run.seed": 0}, {"cat-eps": {"eta": 0.02}}), file))
+    without = layered(Layer("top", {"run.seed": 0}, {"cat-eps": {"eta": 0.02}}, ("cat-eps",), ()), file).chosen
+    assert arms["without lsiw"].chosen == without == ("cat-eps",)
+    assert arms["without lsiw"].values()["cat-eps.eta"] == 0.02 and arms["none"].run.epochs == 7
+
+
+# ---------------------------------------------------------------------- companions are missed by what plugins are
+
+
+class Weighs(Plugin):
+    """Weighs lsiw's term where its share of eps is small."""
+
+    name = "weighs"
+    seen: ClassVar[list[Any]] = []
+    """Options it was ever built with."""
+
+    class Options(advkit.PluginOptions):
+        share: advkit.Real = advkit.option("eps/2", help="")
+        lam: advkit.Schedule = advkit.option("1 after decay 1", help="")
+
+    options: Options
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.seen.append(options)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("lsiw",) if self.options.share < 0.1 else ("base_loss",)
+
+    @hookimpl
+    def instance_weight(self, batch, term, run):  # type: ignore[no-untyped-def]
+        return torch.ones_like(batch.y, dtype=torch.float32)
+
+
+def test_terms_are_read_under_the_run_s_own_settings() -> None:
+    Weighs.seen.clear()
+    settings = {"model.name": "python:m", "data.name": "python:d", "run.epochs": 10}
+    near = resolve(["lsiw", Weighs], [Layer("t", settings | {"attack.eps": 0.1})])
+    assert "av-rank" not in near.composition.added
+    far = resolve(["lsiw", Weighs], [Layer("t", settings | {"attack.eps": 0.5})])
+    assert "av-rank" in far.composition.added
+    assert {options.share for options in Weighs.seen} == {0.05, 0.25}
+    assert {options.lam.plain()[1][0] for options in Weighs.seen} == {5}

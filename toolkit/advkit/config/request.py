@@ -1,0 +1,196 @@
+"""What is asked of a run, and who wins where two places say something. Nowhere else is precedence decided.
+
+Settings, lowest first: the core, the data set, plugins' unanimous preferences, recipe, run file, command line or
+arguments. Options: the plugin, the plugin that asked for it as companion, then recipe, file and so on. Whoever names
+plugins replaces those below, whose options for plugins that are gone go with them; declined companions add up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .. import registry
+from ..compose.companions import loaded
+from ..compose.registration import HOOKS, hooks_of
+from ..errors import OptionError, PluginLoad
+from ..options import parse_number
+from ..plugin import Plugin
+from ..settings import DataSettings, known_setting
+from . import recipes, runfile
+from .layer import Layer, PluginChoice
+
+PASSED = "python:"
+"""Starts the name of a model or of data that were passed as objects, and that no file can bring back."""
+
+MODEL = "small-cnn"
+"""What is trained where nothing names a model."""
+
+SHORT = {
+    "dataset": "data.name",
+    "data_root": "data.root",
+    "limit": "data.limit",
+    "model": "model.name",
+    "epochs": "run.epochs",
+    "batch_size": "run.batch_size",
+    "eps": "attack.eps",
+    "seed": "run.seed",
+}
+"""Flags and arguments that are short for a setting."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Layers, the lowest first. The command line, `advkit.train` and `ablate` build it alike."""
+
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def of(cls, top: Layer, recipe: str | None = None, config: str | Path | None = None) -> Request:
+        """What is typed or passed, over a run file, over a recipe."""
+        below = []
+        if recipe is not None:
+            below.append(runfile.parse(recipes.load(recipe).table, f"recipe {recipe}", f"recipe {recipe}"))
+        if config is not None:
+            below.append(runfile.load(Path(config)))
+        root = top.settings.get("data.root")
+        if root and isinstance(root, str):
+            top = replace(top, settings={**top.settings, "data.root": str(Path(os.path.expanduser(root)).absolute())})
+        return cls((*below, top))
+
+    @property
+    def top(self) -> Layer:
+        return self.layers[-1]
+
+    @property
+    def plugins(self) -> tuple[PluginChoice, ...]:
+        """Those of the highest layer that names some."""
+        return next((layer.plugins for layer in reversed(self.layers) if layer.plugins is not None), ())
+
+    @property
+    def declined(self) -> tuple[str, ...]:
+        """Hooks whose companions are declined, in any layer: below one that names plugins, those they ask for."""
+        asked_for = {wish for plugin in self._types() for wish in plugin.companions}
+        wishes: set[str] = set()
+        replaced = False
+        for layer in reversed(self.layers):
+            wishes |= {wish for wish in layer.no_companion if wish in asked_for or not replaced}
+            replaced = replaced or layer.plugins is not None
+        return tuple(sorted(wishes))
+
+    def over(self, layer: Layer) -> Request:
+        """The request with one layer more, the highest."""
+        return Request((*self.layers, layer))
+
+    def in_force(self) -> list[Layer]:
+        """The layers without the options of plugins that a layer above has replaced; companions keep theirs."""
+        declined = self.declined
+        present = {plugin.name for plugin in self._types()} | {
+            name for plugin in self._types() for wish, (name, _) in plugin.companions.items() if wish not in declined
+        }
+        kept: list[Layer] = []
+        changed = False
+        for layer in reversed(self.layers):
+            known = {name: values for name, values in layer.options.items() if name in present or not changed}
+            kept.insert(0, replace(layer, options=known))
+            changed = changed or layer.plugins is not None or bool(layer.no_companion)
+        return kept
+
+    def _types(self) -> list[type[Plugin]]:
+        """The classes of the plugins."""
+        plugins = [loaded(choice) if isinstance(choice, str) else choice for choice in self.plugins]
+        return [plugin if isinstance(plugin, type) else type(plugin) for plugin in plugins]
+
+
+def merged(
+    settings: Mapping[str, object], short: Mapping[str, tuple[str, object]], as_written: str
+) -> dict[str, object]:
+    """Settings and what is short for one, {"attack.eps": ("--eps", 0.1)}; refused where the two differ."""
+    both = dict(settings)
+    for key, (name, value) in short.items():
+        if key in both and _plain(both[key]) != _plain(value):
+            raise OptionError(
+                f"{name} {value} and {as_written.format(key=key, value=both[key])} differ; they are the same setting, "
+                "give one."
+            )
+        both[key] = value
+    return both
+
+
+def _plain(value: object) -> object:
+    """One value for all spellings of it, such as 8/255 and 0.0313..."""
+    try:
+        return parse_number(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def options_of(layers: Sequence[Layer]) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
+    """Options by plugin, and the origin of each, by "plugin.key"."""
+    raw: dict[str, dict[str, object]] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for name, options in layer.options.items():
+            for key, value in options.items():
+                raw.setdefault(name, {})[key] = value
+                origins[f"{name}.{key}"] = layer.origin
+    return raw, origins
+
+
+def settings_of(
+    layers: Sequence[Layer], plugins: Mapping[str, type[Plugin]]
+) -> tuple[dict[str, object], dict[str, str], list[str]]:
+    """Settings that anybody gives, the origin of each, and cautions; those nobody gives are the core's defaults."""
+    given: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        model = given.get("model.name", MODEL)
+        if layer.settings.get("model.name", model) != model:
+            for key in [key for key in given if key.startswith("model.")]:  # the options of another model
+                del given[key], origins[key]
+        for key, value in layer.settings.items():
+            known_setting(key)
+            given[key], origins[key] = value, layer.origin
+    below: dict[str, object] = {}
+    name = str(given.get("data.name", DataSettings.model_fields["name"].default))
+    if not name.startswith(PASSED):
+        for key, value in getattr(registry.load("data set", name), "defaults", {}).items():
+            below[key] = value
+            origins.setdefault(key, f"data set {name}")
+    preferred, cautions = _preferences(plugins, given)
+    for key, (value, owner) in preferred.items():
+        below[key] = value
+        if key not in given:
+            origins[key] = f"plugin {owner}"
+    return below | given, origins, cautions
+
+
+def _preferences(
+    plugins: Mapping[str, type[Plugin]], given: Mapping[str, object]
+) -> tuple[dict[str, tuple[object, str]], list[str]]:
+    """Unanimous preferences apply; where owners disagree the core's default stands, with a caution naming both."""
+    stated: dict[str, list[tuple[object, str]]] = {}
+    for name, plugin in sorted(plugins.items()):
+        for key, value in plugin.prefers.items():
+            preferring = [hook for hook, spec in HOOKS.items() if spec.prefers]
+            if not set(hooks_of(plugin)) & set(preferring):
+                raise PluginLoad(
+                    f"Plugin {name} prefers {key}, but owns none of {', '.join(preferring)}; "
+                    "it may only state a caution."
+                )
+            known_setting(key)
+            stated.setdefault(key, []).append((value, name))
+    agreed, cautions = {}, []
+    for key, wishes in stated.items():
+        different = next((wish for wish in wishes if wish[0] != wishes[0][0]), None)
+        if different is None:
+            agreed[key] = (wishes[0][0], ", ".join(name for _, name in wishes))
+        elif key not in given:
+            (one, first), (other, second) = wishes[0], different
+            cautions.append(
+                f"{first} prefers {key}={one} and {second} {key}={other}; "
+                f"the default stands, choose with --set {key}=..."
+            )
+    return agreed, cautions
