@@ -20,7 +20,7 @@ from advkit.config import runfile
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.storage import checkpoint
-from advkit.training.launch import build_model, data_of
+from advkit.training.parts import build_model, data_of
 from advkit.training.plan import plan
 
 pytestmark = pytest.mark.slow

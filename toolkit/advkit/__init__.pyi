@@ -47,9 +47,10 @@ from .rng import Draws as Draws
 from .run import Run as Run
 from .settings import AttackSettings as AttackSettings
 from .studies.analysis.unevenness import Unevenness as Unevenness
-from .training.launch import load_data as load_data, load_weights as load_weights, train as train
+from .training.launch import train as train
 from .training.loop import TrainResult as TrainResult
 from .training.own_loop import Step as Step
+from .training.parts import load_data as load_data, load_weights as load_weights
 from .training.progress import Progress as Progress
 from .training.step_report import Report as Report
 from .types import (

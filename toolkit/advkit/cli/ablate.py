@@ -35,7 +35,7 @@ def command(seeds: str, attacks: str, count: str, out: str, as_json: bool, **typ
     from ..evaluation.attacks import parse_attacks
     from ..storage import files
     from ..studies import ablation
-    from ..training.launch import data_of
+    from ..training.parts import data_of
     from .display import Quiet, Signals
     from .evaluate import whole
 

@@ -71,7 +71,8 @@ def command(
 
 def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str) -> None:
     from ..storage.run_folder import fresh
-    from ..training.launch import build_model, data_of, on_this_machine, start
+    from ..training.launch import start
+    from ..training.parts import build_model, data_of, on_this_machine
     from .display import Signals, progress
 
     resolved = on_this_machine(resolved)
@@ -95,7 +96,8 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
 
 def _resume(path: Path, typed: Layer, kind: str) -> None:
     from ..storage.run_folder import RunFolder
-    from ..training.launch import build_model, data_of, on_this_machine, resolve_folder, resume
+    from ..training.launch import resolve_folder, resume
+    from ..training.parts import build_model, data_of, on_this_machine
     from .display import Signals, progress
 
     folder = RunFolder.open(path)
@@ -157,8 +159,8 @@ def _dry_run(resolved: Resolved) -> None:
     """One step, and what follows from it."""
     from rich.text import Text
 
-    from ..training.launch import build_model, data_of, on_this_machine
     from ..training.loop import Trainer
+    from ..training.parts import build_model, data_of, on_this_machine
     from ..training.plan import plan
     from .display import stdout
     from .plan import show_plan

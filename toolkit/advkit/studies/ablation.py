@@ -19,15 +19,8 @@ from ..evaluation.statistics import accuracy, bits, difference, share
 from ..evaluation.verdicts import verdicts
 from ..storage import files
 from ..storage.run_folder import RunFolder
-from ..training.launch import (
-    build_model,
-    evaluate_folder,
-    on_this_machine,
-    refuse_difference,
-    resolve_folder,
-    resume,
-    start,
-)
+from ..training.launch import refuse_difference, resolve_folder, resume, start
+from ..training.parts import build_model, evaluate_folder, on_this_machine
 from ..training.progress import Progress
 
 FULL = "full"

@@ -15,7 +15,8 @@ from ..config.resolve import Resolved
 from ..data.base import Dataset, Splits
 from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
-from ..training.launch import build_model, data_of, load_data, on_this_machine, put_file, resolve_folder
+from ..training.launch import resolve_folder
+from ..training.parts import build_model, data_of, load_data, on_this_machine, put_file
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ... import __version__
 from ...data.base import Splits
 from ...errors import CheckpointError, OptionError
-from ...training.launch import data_of
+from ...training.parts import data_of
 from . import sections
 from .analyses import analyses
 from .comparison import comparison

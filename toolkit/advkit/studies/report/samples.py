@@ -19,7 +19,7 @@ from ...judging import checked_logits, judged
 from ...losses import cross_entropy
 from ...rng import derive_seed
 from ...storage.weights import put_weights
-from ...training.launch import build_model
+from ...training.parts import build_model
 from .sources import Source
 
 STEPS, PACE = 20, 0.2

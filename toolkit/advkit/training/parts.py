@@ -1,0 +1,106 @@
+"""What a run is made of on this machine: its data, its model, the weights that are put into it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .. import registry
+from ..config.request import PASSED
+from ..config.resolve import Resolved
+from ..data.base import Dataset, DataSource, Splits
+from ..errors import CheckpointError, DataError, OptionError
+from ..models.base import DataSpec, ModelBuilder
+from ..modules import own_generator
+from ..plugin import CORE
+from ..rng import derive_seed
+from ..storage.foreign import fitted, read_weights
+from ..storage.run_folder import RunFolder
+from ..storage.weights import MODEL, prefixed, put_weights
+
+
+def load_data(name: str, root: str | Path | None = None, limit: int | None = None) -> Splits:
+    """A registered data set: its training and test images. `limit` is at most so many a split.
+
+    Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
+    """
+    source = cast(type[DataSource], registry.load("data set", name))()
+    return source.load(Path(root) if root else None, limit or None)
+
+
+def data_of(resolved: Resolved) -> Splits:
+    """The data set that the settings name."""
+    data = resolved.data
+    if data.name.startswith(PASSED):
+        raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
+    return load_data(data.name, data.root, data.limit)
+
+
+def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
+    """The model that the settings name, initialised from the seed."""
+    name = resolved.model_name
+    if name.startswith(PASSED):
+        raise CheckpointError(
+            "This run trained a model passed from Python; use advkit.load_weights(model, run) and advkit.evaluate."
+        )
+    builder = _builder(resolved)
+    with own_generator(torch.device("cpu")) as seed:
+        seed(derive_seed(resolved.run.seed, CORE, "init"))
+        return builder.build(DataSpec.of(train))
+
+
+def _builder(resolved: Resolved) -> ModelBuilder:
+    builder = cast(type[ModelBuilder], registry.load("model", resolved.model_name))
+    return builder(builder.Options(**resolved.model_options))
+
+
+def put_file(model: nn.Module, path: Path, resolved: Resolved) -> None:
+    """Copy a file of weights, of advkit's export or of other programs, into the model that `resolved` names.
+
+    Wrappers' prefixes and the names of published files are brought to the model's. Raises CheckpointError.
+    """
+    weights = read_weights(path)
+    named = not resolved.model_name.startswith(PASSED)
+    own = fitted(weights, model.state_dict(), _builder(resolved).renamed if named else dict)
+    put_weights(model, prefixed(MODEL, own), str(path))
+
+
+def on_this_machine(resolved: Resolved) -> Resolved:
+    """Refuse what can not run here; put the number of threads in force where it was left open."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise OptionError("Distributed training is not supported yet; start one process, without torchrun.")
+    try:
+        torch.zeros(1, device=resolved.run.device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"run.device = {resolved.run.device!r} can not be used here ({reason}).") from None
+    if resolved.run.threads:
+        torch.set_num_threads(resolved.run.threads)
+    run = resolved.run.model_copy(update={"threads": torch.get_num_threads()})
+    origins = dict(resolved.origins)
+    origins.setdefault("run.threads", "this machine")
+    return replace(resolved, sections={**resolved.sections, "run": run}, origins=origins)
+
+
+def load_weights(model: nn.Module, run: str | Path, checkpoint: str = "best") -> None:
+    """Copy the weights of a run's checkpoint ("best", "last") into `model`, in place.
+
+    Averaged weights are taken where a plugin provided some, as `advkit evaluate` does. Raises CheckpointError.
+    """
+    tensors, _ = RunFolder.open(Path(run)).load(checkpoint)
+    put_weights(model, tensors, str(run), averaged=True)
+
+
+def evaluate_folder(
+    folder: RunFolder, resolved: Resolved, splits: Splits, name: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The run's model with the weights of the checkpoint `name`, and that checkpoint's position."""
+    tensors, state = folder.load(name)
+    model = build_model(resolved, splits.train).to(resolved.run.device)
+    put_weights(model, tensors, str(folder.path), averaged=True)
+    return model, state["position"]
