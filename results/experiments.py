@@ -117,7 +117,7 @@ def suspect(runs: list[dict[str, Any]]) -> str:
 
 
 def digits(jobs: int) -> None:
-    """The issue's table on the embedded digits: six ways of training, three paired seeds."""
+    """The table of digits.md: six ways of training, three paired seeds."""
     seeds = (0, 1, 2)
     chosen = chosen_methods(DIGITS, first_decay=10)
     common = ["--dataset", "digits", "--model", "small-cnn", "--epochs", "20", "--batch-size", "64", "--eps", "0.15"]
@@ -222,7 +222,7 @@ def fashion_page(runs: list[dict[str, Any]], jobs: int) -> None:
         "",
         "10,000 training images (1,000 of them held out to choose the checkpoint), small-cnn, Linf eps 0.1, 10 attack",
         "steps, 10 epochs, batch 64, learning rate 0.01 with drops after 5 and 8 epochs, seed 0, otherwise each",
-        "method's defaults; the first 1,000 test images (100 of each class). Brackets: 95 % interval (Wilson).",
+        "method's defaults; 1,000 of the test images, chosen at random, seed 0. Brackets: 95 % interval (Wilson).",
         "",
         "| training | clean | pgd-20 | cw-20 | mean radius | CPU s, all epochs | |",
         "|---|---|---|---|---|---|---|",
@@ -292,7 +292,7 @@ def pictures_page(runs: list[dict[str, Any]], jobs: int) -> None:
         "",
         "CIFAR-10 as JPEG files, 10,000 training images (1,000 of them held out to choose the checkpoint),",
         "preact-resnet18 of width 16, Linf eps 8/255, 10 attack steps of 2/255 from x, 5 epochs, batch 128, seed 0;",
-        "the first 1,000 test images (100 of each class).",
+        "1,000 of the test images, chosen at random, seed 0.",
         "Five epochs are a check that everything works on real pictures, not a result about the methods.",
         "",
         "| training | clean | pgd-20 | cw-20 | mean radius x 255 | CPU s an epoch | |",
