@@ -30,6 +30,7 @@ from advkit.config import recipes as recipe_files
 from advkit.config.layer import Layer
 from advkit.config.resolve import Resolved, resolve
 from advkit.errors import HookConflict
+from advkit.hookspec import MAY_DEMAND
 from advkit.options import validate
 from advkit.settings import SECTIONS
 
@@ -75,6 +76,26 @@ def hooks() -> str:
         for hook, spec in HOOKS.items()
     )
     return table(("hook", "rule", "built-in answers"), rows)
+
+
+def phase(name: str) -> str:
+    """What the specification says of each hook of a phase."""
+    parts = []
+    for spec in (spec for spec in HOOKS.values() if spec.phase == name):
+        views = [f"`{argument}`" for argument in spec.arguments if argument in MAY_DEMAND[spec.phase]]
+        facts = [
+            "asked by `advkit.train` and by a `Step`" if spec.asked_by == "step" else "asked by `advkit.train` alone",
+            f"may demand {', '.join(views)}{', without gradient' if spec.detached else ''}" if views else "",
+            "its owner may prefer settings" if spec.prefers else "",
+            f"default: {spec.default}" if spec.default else "",
+        ]
+        parts += [
+            f"### {spec.name}",
+            f"**{spec.rule.value}** `({', '.join(spec.arguments)}) -> {spec.signature.return_annotation}`",
+            f"A{'; '.join(fact for fact in facts if fact).removeprefix('a')}.",
+            inspect.getdoc(spec.function) or "",
+        ]
+    return "\n\n".join(parts)
 
 
 def settings() -> str:
@@ -383,6 +404,7 @@ def signature(name: str) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "hooks": hooks,
+    **{f"phase {name}": lambda name=name: phase(name) for name in MAY_DEMAND},  # type: ignore[misc]
     "settings": settings,
     "passes": passes,
     "composition": composition,

@@ -278,12 +278,12 @@ EVERY_COMMAND = [(page, line) for page in PAGES for line in dict.fromkeys(comman
 @pytest.fixture
 def example_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third party's package, as if it were installed."""
-    info = tmp_path / "advkit_label_smoothing-0.1.0.dist-info"
+    info = tmp_path / "advkit_uniform_labels-0.1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: advkit-label-smoothing\nVersion: 0.1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: advkit-uniform-labels\nVersion: 0.1.0\n")
     project = read(EXAMPLE / "pyproject.toml")
-    (line,) = re.findall(r'^label-smoothing = "(.+)"$', project, re.MULTILINE)
-    (info / "entry_points.txt").write_text(f"[advkit.plugins]\nlabel-smoothing = {line}\n")
+    (line,) = re.findall(r'^uniform-labels = "(.+)"$', project, re.MULTILINE)
+    (info / "entry_points.txt").write_text(f"[advkit.plugins]\nuniform-labels = {line}\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), str(EXAMPLE), *sys.path])
     monkeypatch.delenv("ADVKIT_LOAD_PLUGINS", raising=False)
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 OWN_LOOP = ROOT / "examples" / "own_loop.py"
 PACKAGE = ROOT / "examples" / "third_party_plugin"
-NAME, MODULE = "label-smoothing", "advkit_label_smoothing"
+NAME, MODULE = "uniform-labels", "advkit_uniform_labels"
 
 
 def python(*arguments: str | Path, on_path: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -90,7 +90,7 @@ def test_an_installed_third_party_is_listed_beside_the_built_ins(installed: Path
     listed = {row["name"]: row for row in json.loads(python(*command, on_path=installed).stdout)}
     assert listed[NAME] == {
         "name": NAME,
-        "distribution": "advkit-label-smoothing",
+        "distribution": "advkit-uniform-labels",
         "version": "0.1.0",
         "hooks": ["target_label"],
         "summary": "Label smoothing by the same uniform noise for every sample.",
@@ -106,7 +106,7 @@ def test_a_third_party_trains_with_the_built_ins(
     words = f"train --plugins cat-eps,{NAME},lsiw -o {NAME}.alpha=0.2 --limit 40 --epochs 1 --set attack.steps=2"
     assert run([*words.split(), "--progress", "none", "--out", str(tmp_path / "run")]) == 0
     stored = tomllib.loads((tmp_path / "run" / "run.toml").read_text())
-    assert stored["plugins"] == ["cat-eps", NAME, "lsiw"]
+    assert stored["plugins"] == ["cat-eps", "lsiw", NAME]
     assert stored["options"][NAME] == {"alpha": 0.2}
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["epoch"] == 0
 
@@ -124,7 +124,7 @@ def test_without_its_order_it_would_be_refused(
     installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(installed)
-    monkeypatch.setattr(importlib.import_module(MODULE).LabelSmoothing, "order", {})
+    monkeypatch.setattr(importlib.import_module(MODULE).UniformLabels, "order", {})
     assert run(["plan", "--plugins", f"dirichlet-ls,{NAME},cat-eps", "--json"]) == 2
     assert f"Plugins dirichlet-ls and {NAME} both change target_label" in capsys.readouterr().err
 

@@ -36,13 +36,11 @@ if TYPE_CHECKING:
 class Hooks:
     """All questions the core asks, in the order of one run and one step."""
 
-    # ------------------------------------------------------------------ data (called by the training loop)
-
-    @hookspec(Rule.CHAIN, "data", asked_by="loop")
+    @hookspec(Rule.CHAIN, "data", asked_by="loop", default="as loaded")
     def train_dataset(self, dataset: Dataset, run: Run) -> Dataset:
-        """The training set, once before the run. May add samples at the end; indices 0..len-1 stay stable."""
+        """The training set, once before the run. Samples may be added at the end, never held out; 0..len-1 stay."""
 
-    @hookspec(Rule.EXCLUSIVE, "data", asked_by="loop")
+    @hookspec(Rule.EXCLUSIVE, "data", asked_by="loop", default="all once, in a seeded order")
     def train_sampler(self, indices: Tensor, batch_size: int, epoch: int, run: Run) -> Sequence[Tensor]:
         """The batches of an epoch: int64 index tensors, drawn from `indices` (n,), the samples to train on.
 
@@ -50,43 +48,41 @@ class Hooks:
         recur; the core numbers its occurrences, so that each visit has draws of its own.
         """
 
-    @hookspec(Rule.EXCLUSIVE, "data", asked_by="loop")
+    @hookspec(Rule.EXCLUSIVE, "data", asked_by="loop", default="data.transform")
     def train_transform(self, x: Tensor, draws: Draws, run: Run) -> Tensor:
         """Augmented images, (B, C, H, W) in [0, 1] as `x`. `draws` are addressed by sample, epoch and occurrence."""
 
-    @hookspec(Rule.EXCLUSIVE, "data")
+    @hookspec(Rule.EXCLUSIVE, "data", default="unchanged")
     def mix_batch(self, batch: Batch, run: Run) -> Batch:
         """The batch with mixed `x` and `mix` = (partner position, ratio of the own image); y and index unchanged."""
 
-    # ------------------------------------------------------------------ attack: theta, no parameter gradients
-
-    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True)
+    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True, default="attack.eps for both")
     def perturbation_budget(self, batch: Batch, clean_logits: Tensor, run: Run) -> Budget:
         """Budgets per sample: `attack` bounds x_adv, `label` is what target labels depend on; each (B,), >= 0.
 
         `step_size` (B,) and `steps` (B,) int64, at most `attack.steps`, default to the run's settings.
         """
 
-    @hookspec(Rule.PRODUCT, "attack")
+    @hookspec(Rule.PRODUCT, "attack", default="1")
     def budget_scale(self, batch: Batch, clean_logits: Tensor, run: Run) -> BudgetScale:
         """Factors () or (B,), >= 0, on the radius and on the step size, for warm-ups."""
 
-    @hookspec(Rule.CHAIN, "attack")
+    @hookspec(Rule.CHAIN, "attack", default="one-hot")
     def target_label(
         self, target: Tensor, batch: Batch, budget: Budget, phase: str, clean_logits: Tensor, run: Run
     ) -> Tensor:
-        """Rows on the simplex, (B, K), from `target` (the one-hot labels or a neighbour's answer).
+        """Rows on the simplex, (B, K), detached, from `target` (the one-hot labels or a neighbour's answer).
 
-        Called twice a step: phase "attack" before the attack, phase "train" after `commit_attack`.
+        Called twice a step: phase "attack" with the budget of `perturbation_budget`, "train" with `commit_attack`'s.
         """
 
-    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True)
+    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True, default="soft cross-entropy with the target")
     def attack_objective(
         self, batch: Batch, target: Tensor, radius: Tensor, clean_logits: Tensor, run: Run
     ) -> Callable[[Tensor], Tensor]:
         """What the attack increases: a callable from logits (B, K) to (B,), built once per batch."""
 
-    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True)
+    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True, default="PGD by the settings")
     def inner_attack(
         self,
         model: Callable[[Tensor], Tensor],
@@ -97,13 +93,13 @@ class Hooks:
         observe: Observer | None,
         run: Run,
     ) -> AttackResult:
-        """Adversarial examples inside ball and box. `model` has frozen parameters and books its passes.
+        """Adversarial examples inside ball and box, detached. `model` is frozen; `Plugin.passes` declares its passes.
 
-        Declare its cost in `Plugin.passes`. Who lists `observe` asks it at every iterate, before the move, which
-        samples go on: `observe(x_adv=, logits=, loss=, gradient=, step=)` is (B,) bool, None where nobody observes.
+        Who lists `observe` asks it at every iterate, before the move, which samples go on:
+        `observe(x_adv=, logits=, loss=, gradient=, step=)` is (B,) bool, None where nobody observes.
         """
 
-    @hookspec(Rule.AND, "attack")
+    @hookspec(Rule.AND, "attack", default="all go on")
     def attack_step(
         self,
         batch: Batch,
@@ -116,21 +112,19 @@ class Hooks:
     ) -> Tensor:
         """(B,) bool: which samples go on moving. Called at every iterate, before its move; `step` counts from 0.
 
-        All tensors are detached and borrowed: read them, keep no reference, change nothing.
+        Who has stopped stays where it is. Tensors are detached and borrowed: read them, keep none, change nothing.
         """
 
-    @hookspec(Rule.EXCLUSIVE, "attack")
+    @hookspec(Rule.EXCLUSIVE, "attack", default="both unchanged")
     def commit_attack(
         self, batch: Batch, budget: Budget, attack: AttackResult, success: Tensor, run: Run
     ) -> tuple[Budget, Tensor | None]:
         """The budgets from here on, and the images to train on (None: `attack.x_adv`).
 
-        The only place that writes per-sample budgets; owned by whoever owns `perturbation_budget`.
+        The only place that writes per-sample budgets, for who owns `perturbation_budget`. Images are checked again.
         """
 
-    # ------------------------------------------------------------------ update: train mode
-
-    @hookspec(Rule.EXCLUSIVE, "update")
+    @hookspec(Rule.EXCLUSIVE, "update", default="no shift")
     def weight_perturbation(
         self, params: Mapping[str, Tensor], gradient_at: Callable[..., Mapping[str, Tensor]], run: Run
     ) -> Mapping[str, Tensor]:
@@ -139,9 +133,10 @@ class Hooks:
         `gradient_at(shift=None, loss="adv_ce", select=None)` is the gradient of a batch loss at theta+shift:
         "adv_ce", the mean soft cross-entropy on x_train, or "objective", base loss plus the regularizers that
         demand no `_base` view, instance weights 1. `select(logits, y)` is a mask (B,); sums are divided by B.
+        `Plugin.passes` declares its passes. The optimizer steps at theta unless `Plugin.steps_at_shift` is true.
         """
 
-    @hookspec(Rule.EXCLUSIVE, "update", prefers=True)
+    @hookspec(Rule.EXCLUSIVE, "update", prefers=True, default="soft cross-entropy of adv_logits")
     def base_loss(
         self,
         batch: Batch,
@@ -173,9 +168,9 @@ class Hooks:
         clean_logits_base: Tensor,
         run: Run,
     ) -> Tensor:
-        """(B,), its coefficient included; added to the base loss in the mean."""
+        """(B,), its coefficient included; added to the base loss in the mean, a term by the plugin's name."""
 
-    @hookspec(Rule.PRODUCT, "update", detached=True)
+    @hookspec(Rule.PRODUCT, "update", detached=True, default="1")
     def instance_weight(
         self,
         term: str,
@@ -211,17 +206,18 @@ class Hooks:
         clean_logits_base: Tensor,
         run: Run,
     ) -> None:
-        """What the update computed, before the optimizer's step: for logs. All tensors are detached and borrowed."""
+        """What the update computed, found finite, before the optimizer's step: for logs. Tensors are borrowed."""
 
     @hookspec(Rule.NOTIFY, "update")
     def after_update(self, model: nn.Module, run: Run) -> None:
         """After the optimizer's step: for averages of the weights."""
 
-    # ------------------------------------------------------------------ run
-
     @hookspec(Rule.NOTIFY, "run")
     def setup(self, model: nn.Module, run: Run) -> None:
-        """Once, before the first step or a resume: claim per-sample state and tensors here."""
+        """Once, before the first step or a resume: claim per-sample state and tensors here.
+
+        `advkit plan` tells it too, on a run without samples, unless it takes `model`; `run.num_classes` may be 0.
+        """
 
     @hookspec(Rule.NOTIFY, "run", asked_by="loop")
     def epoch_start(self, epoch: int, run: Run) -> None:
@@ -236,8 +232,8 @@ class Hooks:
 
     @hookspec(Rule.NOTIFY, "run")
     def teardown(self, run: Run) -> None:
-        """Once, after the run, also when it failed."""
+        """Once, after the run, also when it failed or was stopped; a `Step` in a loop of one's own tells none."""
 
-    @hookspec(Rule.EXCLUSIVE, "run", asked_by="loop")
+    @hookspec(Rule.EXCLUSIVE, "run", asked_by="loop", default="none")
     def evaluation_weights(self, model: nn.Module, run: Run) -> Mapping[str, Tensor]:
         """Parameters and buffers, by name, that validation and `best` use in place of the model's own."""

@@ -56,6 +56,8 @@ class HookSpec:
     """Whether demanded logits come without gradient, whoever else wants one; in the attack phase they always do."""
     prefers: bool
     """Whether who answers it may prefer settings of the run."""
+    default: str
+    """What the core does where nobody answers."""
 
     @property
     def signature(self) -> inspect.Signature:
@@ -80,11 +82,13 @@ def hookspec(
     asked_by: Literal["step", "loop"] = "step",
     detached: bool = False,
     prefers: bool = False,
+    default: str = "",
 ) -> Callable[[F], F]:
     """Declare a hook; the fields are those of `HookSpec`."""
 
     def mark(function: F) -> F:
-        spec = HookSpec(function.__name__, function, rule, phase, asked_by, detached or phase == "attack", prefers)
+        detached_there = detached or phase == "attack"
+        spec = HookSpec(function.__name__, function, rule, phase, asked_by, detached_there, prefers, default)
         never = {name for names in MAY_DEMAND.values() for name in names} - {*MAY_DEMAND[phase]}
         if impossible := never & {*spec.arguments}:
             raise TypeError(f"{spec.name} is of phase {phase}, where nothing computes {', '.join(sorted(impossible))}")

@@ -12,10 +12,10 @@ def smooth(target: Tensor, alpha: float) -> Tensor:
     return (1 - alpha) * target + alpha / target.shape[1]
 
 
-class LabelSmoothing(Plugin):
+class UniformLabels(Plugin):
     """Label smoothing by the same uniform noise for every sample."""
 
-    name = "label-smoothing"
+    name = "uniform-labels"
     # The dataset's labels are smoothed first; what depends on a sample's budget comes on top.
     order = {"target_label": Order(before=frozenset({"dirichlet-ls"}))}
 

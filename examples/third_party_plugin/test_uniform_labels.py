@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from advkit_label_smoothing import smooth
+from advkit_uniform_labels import smooth
 from torch import Tensor, nn
 
 import advkit
@@ -26,7 +26,7 @@ def trained(
         plugins,
         num_samples=6,
         eps=0.1,
-        options={} if alpha is None else {"label-smoothing": {"alpha": alpha}},
+        options={} if alpha is None else {"uniform-labels": {"alpha": alpha}},
         settings={"attack.steps": 3, "run.check_hooks": True, **(settings or {})},
     )
     x = torch.linspace(0, 1, 24).view(6, 1, 2, 2)
@@ -44,7 +44,7 @@ def test_the_rows_stay_on_the_simplex_and_move_towards_uniform() -> None:
 
 
 def test_smoothed_labels_reach_the_loss() -> None:
-    _, step = trained("label-smoothing", alpha=0.3)
+    _, step = trained("uniform-labels", alpha=0.3)
     report = step(torch.zeros(6, 1, 2, 2), torch.arange(6) % 3, torch.arange(6), epoch=3)
     # No prediction has a lower cross-entropy with a smoothed label than the label itself, its entropy.
     entropy = -(0.8 * math.log(0.8) + 2 * 0.1 * math.log(0.1))
@@ -53,22 +53,22 @@ def test_smoothed_labels_reach_the_loss() -> None:
 
 def test_alpha_0_changes_no_bit_and_alpha_does() -> None:
     plain, _ = trained()
-    assert torch.equal(trained("label-smoothing", alpha=0.0)[0], plain)
-    assert not torch.equal(trained("label-smoothing", alpha=0.1)[0], plain)
+    assert torch.equal(trained("uniform-labels", alpha=0.0)[0], plain)
+    assert not torch.equal(trained("uniform-labels", alpha=0.1)[0], plain)
 
 
 def test_it_comes_before_dirichlet_ls_however_they_are_named() -> None:
-    one, step = trained("label-smoothing", "dirichlet-ls")
-    other, _ = trained("dirichlet-ls", "label-smoothing")
-    assert step.composition.owners("target_label") == ("label-smoothing", "dirichlet-ls")
+    one, step = trained("uniform-labels", "dirichlet-ls")
+    other, _ = trained("dirichlet-ls", "uniform-labels")
+    assert step.composition.owners("target_label") == ("uniform-labels", "dirichlet-ls")
     assert torch.equal(one, other)
 
 
 def test_it_costs_no_pass() -> None:
-    assert trained("label-smoothing")[1].composition.at(0).cost == trained()[1].composition.at(0).cost
+    assert trained("uniform-labels")[1].composition.at(0).cost == trained()[1].composition.at(0).cost
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.0, math.nan])
 def test_alpha_has_a_range(alpha: float) -> None:
-    with pytest.raises(advkit.OptionError, match=r"label-smoothing\.alpha"):
-        trained("label-smoothing", alpha=alpha)
+    with pytest.raises(advkit.OptionError, match=r"uniform-labels\.alpha"):
+        trained("uniform-labels", alpha=alpha)
