@@ -166,7 +166,9 @@ def test_without_a_run_there_is_no_decay() -> None:
     with pytest.raises(OptionError) as refusal:
         validate(Weighted, {"lam": "0.1 after decay 1"}, where="p")
     assert str(refusal.value) == (
-        "p.lam = '0.1 after decay 1' is relative to the decays of the learning rate, which are not known here."
+        "p.lam = '0.1 after decay 1' is relative to the decays of the learning rate, which are not known here; "
+        "give epochs, such as [[0, 0.0], [10, 0.1]], or let a Step know them by its settings run.epochs and "
+        "optimizer.milestones."
     )
 
 

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from .errors import NonFinite, OptionError
 from .modules import frozen, mode, own_generator, placement
 
+IN_PLACE = (
+    "The model changes its input in place, so the images that are attacked would not be those that are judged; let it "
+    "compute a new tensor, x = (x - mean) / std instead of x.sub_(mean).div_(std)."
+)
+
 EXACT = (torch.float32, torch.float64)
 """The types in which the gradients of a confident net are more than 0."""
 
@@ -70,3 +75,17 @@ def checked_logits(logits: object, rows: int, classes: int | None = None) -> Ten
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def untouched(x: Tensor) -> Iterator[None]:
+    """OptionError where a forward in the scope writes into its images x."""
+    before = 0 if x.is_inference() else x._version
+    try:
+        yield
+    except RuntimeError as error:
+        if "in-place" in str(error) and "leaf" in str(error):
+            raise OptionError(IN_PLACE) from error
+        raise
+    if before != (0 if x.is_inference() else x._version):
+        raise OptionError(IN_PLACE)

@@ -51,7 +51,7 @@ def parse_number(text: str, eps: float | None = None) -> float:
     value, operator, position = Fraction(1), "*", 0
     sign = -1 if text.strip().startswith("-") else 1
     body = text.strip().removeprefix("-").lstrip()
-    expect_operand = True
+    expect_operand, denominators = True, 0
     while position < len(body):
         match = _TOKEN.match(body, position)
         if match is None or len(body) > 64 or (match[1] and not expect_operand):
@@ -68,6 +68,9 @@ def parse_number(text: str, eps: float | None = None) -> float:
         operand = Fraction(eps if name else number)  # type: ignore[arg-type]
         if operator == "/" and operand == 0:
             raise ValueError("divides by zero")
+        denominators += operator == "/" and not name
+        if denominators > 1:  # nobody who types 8/256/3 means what it says
+            raise ValueError("is not a number, a fraction such as 8/255, or a multiple of eps such as 'eps/4'")
         value = value / operand if operator == "/" else value * operand
         operator, expect_operand = "*", False
     if expect_operand:
@@ -89,7 +92,10 @@ def _decay(number: int, info: ValidationInfo) -> int:
     """The first epoch after the `number`-th decay of the learning rate."""
     decays = (info.context or {}).get("decays")
     if decays is None:
-        raise ValueError("is relative to the decays of the learning rate, which are not known here")
+        raise ValueError(
+            "is relative to the decays of the learning rate, which are not known here; give epochs, such as "
+            "[[0, 0.0], [10, 0.1]], or let a Step know them by its settings run.epochs and optimizer.milestones"
+        )
     if number > len(decays):
         raise ValueError(
             f"is after a decay that this run has not: its learning rate has {len(decays)} by optimizer.schedule and "
@@ -106,8 +112,8 @@ class Schedule:
     """A coefficient over epochs: piecewise constant, finite, not negative.
 
     Written as a number; as `[[epoch, value], ...]` with rising epochs that start at 0; or as `VALUE after decay N`,
-    0 until the N-th decay of the learning rate. The latter becomes epochs by the settings `optimizer.*` and
-    `run.epochs`, which a loop of one's own should therefore give.
+    0 until the N-th decay of the learning rate. The latter becomes epochs by the settings `optimizer.milestones` and
+    `run.epochs`, which a loop of one's own must therefore give.
     """
 
     __slots__ = ("points",)

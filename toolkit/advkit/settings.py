@@ -18,6 +18,11 @@ class RunSettings(OptionModel):
     seed: int = option(0, ge=0, lt=2**63, help="all random numbers derive from it")
     epochs: int = option(20, ge=1, le=10_000, help="passes over the training set")
     batch_size: int = option(64, ge=1, lt=2**31, help="samples a step; the last batch of an epoch may be smaller")
+    lone_image: Literal["merge", "drop", "keep"] = option(
+        "merge",
+        help="a last batch of one image joins the batch before it, is left out of the epoch, or is kept, which "
+        "BatchNorm may refuse",
+    )
     device: str = option("cpu", help="a torch device, such as cpu or cuda:0")
     threads: int = option(0, ge=0, le=1024, help="intra-op threads; 0: as torch chooses, then recorded")
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")

@@ -14,7 +14,8 @@ from ..errors import AmbiguousOrder, HookConflict, OptionError
 from ..hookspec import Rule
 from ..plugin import Budgets, Company, Order, Plugin
 from .consumption import unconsumed
-from .registration import HOOKS, declared, register
+from .declarations import declared
+from .registration import HOOKS, register
 from .stage import Answer, Setting, Stage, stage
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import HookConflict
 from ..plugin import CORE
-from .registration import declared
+from .declarations import declared
 from .stage import Answer, readers
 
 Answers = Mapping[str, tuple[Answer, ...]]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pluggy
 
-from ..errors import AdvkitError, HookContract, UnknownHook, did_you_mean
+from ..errors import UnknownHook, did_you_mean
 from ..hooks import Hooks
 from ..hookspec import HookSpec
-from ..plugin import Budgets, Order, Plugin, PluginOptions
-from ..types import Passes
+from ..plugin import Plugin
+from .declarations import check_declarations
 
 HOOKS: dict[str, HookSpec] = {
     name: function.spec for name, function in vars(Hooks).items() if hasattr(function, "spec")
@@ -37,7 +37,7 @@ def check(kind: type[Plugin]) -> None:
         raise UnknownHook(
             f"Plugin class {kind.__name__} needs a kebab-case class attribute `name`, such as 'my-plugin'."
         )
-    _check_declarations(kind, name)
+    check_declarations(kind, name)
     for attribute in dir(kind):
         method = inspect.getattr_static(kind, attribute)
         marks = getattr(method, "advkit_impl", None)
@@ -48,25 +48,6 @@ def check(kind: type[Plugin]) -> None:
                 f"Plugin {name} has a method named like the hook {attribute}, but it is not marked: "
                 "put @hookimpl on it, or rename it."
             )
-
-
-def _check_declarations(kind: type[Plugin], name: str) -> None:
-    """The class attributes that are read before there is an object."""
-
-    def companion(value: object) -> bool:
-        return isinstance(value, tuple) and [isinstance(value[0], str), isinstance(value[-1], Mapping)] == [True] * 2
-
-    for attribute, fits, expected in (
-        ("prefers", lambda value: True, "settings and values, such as {'attack.init': 'normal'}"),
-        ("companions", companion, "hooks and (plugin, options), such as {'weight_perturbation': ('awp', {})}"),
-        ("order", lambda value: isinstance(value, Order), "hooks and advkit.Order, such as {'target_label': Order()}"),
-    ):
-        stated = getattr(kind, attribute)
-        names = isinstance(stated, Mapping) and all(isinstance(key, str) for key in stated)
-        if not names or not all(fits(value) for value in stated.values()):
-            raise UnknownHook(f"Plugin {name}: {attribute} must be {expected}, not {stated!r:.80}.")
-    if not isinstance(kind.Options, type) or not issubclass(kind.Options, PluginOptions):
-        raise UnknownHook(f"Plugin {name}: Options must be a class that derives from advkit.PluginOptions.")
 
 
 def _check_method(plugin: str, name: str, method: Callable[..., Any], marks: dict[str, Any]) -> None:
@@ -138,53 +119,3 @@ def register(plugins: list[Plugin]) -> pluggy.PluginManager:
         manager.register(plugin, name=plugin.name)
     manager.check_pending()
     return manager
-
-
-# ---------------------------------------------------------------------- declarations
-
-
-def build(kind: type[Plugin], options: PluginOptions) -> Plugin:
-    """The plugin with its options; what its own constructor raises says whose it is."""
-    try:
-        plugin = kind(options)
-    except AdvkitError:
-        raise
-    except Exception as error:
-        error.add_note(f"in plugin {kind.name}, __init__")
-        raise
-    if not hasattr(plugin, "taken"):
-        raise HookContract(f"Plugin {kind.name}: __init__ must call super().__init__(options).")
-    return plugin
-
-
-def _texts(value: object) -> bool:
-    return isinstance(value, Collection) and not isinstance(value, str) and all(isinstance(text, str) for text in value)
-
-
-_DECLARED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "active": (lambda value: isinstance(value, bool), "True or False"),
-    "demands": (lambda value: value is None or _texts(value), "names of arguments, or None"),
-    "detached": (lambda value: _texts(value), "names of logits"),
-    "passes": (lambda value: isinstance(value, Passes), "advkit.Passes"),
-    "largest_budget": (lambda value: isinstance(value, Budgets), "advkit.Budgets"),
-    "terms": (lambda value: _texts(value), "names of loss terms, such as ('base_loss',)"),
-    "steps_at_shift": (lambda value: isinstance(value, bool), "True or False"),
-    "join": (lambda value: _texts(value), "a list of sentences, empty where there is none"),
-}
-"""What a plugin says of itself beside its hooks: how that must look."""
-
-
-def declared(plugin: Plugin, name: str, *arguments: object) -> Any:
-    """What a plugin declares: a property's value, or a method's answer. HookContract where it is of a wrong type."""
-    try:
-        value = getattr(plugin, name)
-        value = value(*arguments) if callable(value) else value
-    except AdvkitError:
-        raise
-    except Exception as error:
-        error.add_note(f"in plugin {plugin.name}, {name}{f' of {arguments[0]}' if _texts(arguments[:1]) else ''}")
-        raise
-    fits, expected = _DECLARED[name]
-    if not fits(value):
-        raise HookContract(f"Plugin {plugin.name}: {name} must be {expected}, not {value!r:.80}.")
-    return value

@@ -11,7 +11,7 @@ from ..hookspec import VIEWS, HookSpec, Rule
 from ..plugin import CORE, Costs, Plugin
 from ..settings import AttackSettings
 from ..types import Passes
-from .registration import declared
+from .declarations import declared
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any, cast
 from .. import registry
 from ..compose.companions import add_companions, companion_options, loaded
 from ..compose.composition import Composition
-from ..compose.registration import build, check
+from ..compose.declarations import build
+from ..compose.registration import check
 from ..compose.stage import Setting
 from ..errors import OptionError, did_you_mean
 from ..options import OptionModel, parse_number, validate
@@ -97,10 +98,12 @@ def resolve(
     layers: Sequence[Layer] = (),
     *,
     no_companion: Iterable[str] = (),
+    decays_known: bool = True,
 ) -> Resolved:
     """Check and build everything that does not need the images. Any failure is one sentence.
 
     `layers` go from the lowest to the highest; what they name beside settings and options plays no part here.
+    `decays_known`: whether the settings say when the learning rate decays, as they do of all but a loop of one's own.
     """
     declined = tuple(sorted(set(no_companion)))
     types: dict[str, type[Plugin]] = {}
@@ -113,13 +116,13 @@ def resolve(
         types[plugin.name] = plugin
         if isinstance(choice, Plugin):
             passed[plugin.name] = choice
-    draft = _draft(types, passed, layers, declined)
+    draft = _draft(types, passed, layers, declined, decays_known)
     # A companion is missed by what the plugins are with their options, and may prefer settings itself.
     added = add_companions(draft.plugins, declined)
     joined = {**types, **{name: loaded(name) for name in added}}
     _refuse_options_of_strangers(layers, joined)
     if added:
-        draft = _draft(joined, passed, layers, declined)
+        draft = _draft(joined, passed, layers, declined, decays_known)
 
     run, attack = cast(RunSettings, draft.sections["run"]), cast(AttackSettings, draft.sections["attack"])
     composition = Composition(
@@ -162,12 +165,13 @@ def _draft(
     passed: Mapping[str, Plugin],
     layers: Sequence[Layer],
     declined: Sequence[str],
+    decays_known: bool,
 ) -> _Draft:
     settings, origins, cautions = settings_of(layers, types)
     sections = _sections(settings)
     eps, rates = cast(AttackSettings, sections["attack"]).eps, cast(OptimizerSettings, sections["optimizer"])
     epochs = cast(RunSettings, sections["run"]).epochs
-    decays = rates.decays(epochs)
+    decays = rates.decays(epochs) if decays_known else None
     if decays and decays[0] >= epochs and isinstance(rates.milestones[0], int):
         cautions.append(f"optimizer.milestones start at {decays[0]}, so in {epochs} epochs nothing decays")
     raw, option_origins = options_of(layers)

@@ -57,7 +57,10 @@ class Feed:
                 )
             return batches
         order = permutation(derive_key(self.run.seed, CORE, "order", "train", epoch), len(self.training))
-        return list(torch.split(self.training[order], size))
+        *batches, last = torch.split(self.training[order], size)
+        if len(last) > 1 or not batches or self.run.lone_image == "keep":
+            return [*batches, last]
+        return [*batches[:-1], torch.cat([batches[-1], last])] if self.run.lone_image == "merge" else batches
 
     def _is_batch(self, batch: object) -> bool:
         if not isinstance(batch, Tensor) or batch.dtype != torch.int64 or batch.dim() != 1 or not len(batch):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..judging import checked_logits
+from ..judging import checked_logits, untouched
 from ..modules import mode, own_generator
 from ..run import RunState
 from ..types import Batch
@@ -93,5 +93,39 @@ def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
 
 def a_width(model: nn.Module, x: Tensor, state: RunState) -> int:
     """K, from one eval forward of one image before the first step; OptionError where the data has another."""
-    with own_generator(state.device), mode(model, training=False), torch.no_grad():
-        return checked_logits(model(x[:1]), 1, state.num_classes or None).shape[1]
+    one = x[:1].clone()
+    with own_generator(state.device), mode(model, training=False), torch.no_grad(), untouched(one):
+        return checked_logits(model(one), 1, state.num_classes or None).shape[1]
+
+
+class Visits:
+    """Counts, by index, how often each sample came in this epoch."""
+
+    def __init__(self, samples: int, device: torch.device) -> None:
+        self.epoch, self.count = -1, torch.zeros(samples, dtype=torch.int32, device=device)
+        self.repeated = torch.zeros((), dtype=torch.bool, device=device)
+        """Whether some index of this epoch came twice with one occurrence."""
+
+    def begin(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.count.zero_()
+        self.repeated.zero_()
+
+    def fit(self, index: Tensor, occurrence: Tensor) -> bool:
+        """Whether these can be counted; where they can not, the step says why."""
+        whole = index.dtype == torch.int64 and index.shape == occurrence.shape
+        return whole and bool(((index >= 0) & (index < len(self.count))).all())
+
+    def repeats(self, index: Tensor, occurrence: Tensor) -> Tensor:
+        """() bool: whether one of these came before with that occurrence. No synchronisation."""
+        return (occurrence < self.count[index]).any()
+
+    def add(self, index: Tensor, occurrence: Tensor) -> None:
+        self.repeated |= self.repeats(index, occurrence)
+        self.count[index] = torch.maximum(self.count[index], occurrence.to(torch.int32) + 1)
+
+
+AGAIN = (
+    "index names samples that came before in this epoch; pass each sample's place in the training set, not in the "
+    "batch, and number the visits of one that really comes again with `occurrence`."
+)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..judging import checked_logits
+from ..judging import checked_logits, untouched
 from .ledger import Ledger
 
 
@@ -42,7 +42,8 @@ class Network:
             # Train mode updates buffers in place: on clones, which are dropped.
             replaced |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._seed(f"{phase} {label} {turn}")
-        logits = functional_call(self.model, replaced, (x,)) if replaced else self.model(x)
+        with untouched(x):
+            logits = functional_call(self.model, replaced, (x,)) if replaced else self.model(x)
         return self.ledger.forward(phase, label, owners, checked_logits(logits, len(x)), backward)
 
     def attacked(self, owner: str, moves_statistics: bool) -> Callable[[Tensor], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from ..compose.registration import HOOKS
 from ..config.layer import Layer
 from ..config.resolve import resolve
-from ..errors import HookConflict, ResumeMismatch
+from ..errors import HookConflict, OptionError, ResumeMismatch
 from ..modules import placement
 from ..plugin import Plugin
 from ..run import RunState
+from .given import AGAIN, Visits
 from .panel import Panel
 from .step import TrainingStep
+from .step_report import Report
 
 
 class Step(TrainingStep):
@@ -52,7 +55,8 @@ class Step(TrainingStep):
         given = dict(settings or {}) | {key: value for key, value in short.items() if value is not None}
         own = {"model.name": "python:model", "data.name": "python:data"}
         layer = Layer("python", own | given, options or {})
-        resolved = resolve(plugins, [layer], no_companion=no_companion)
+        known = {"run.epochs", "optimizer.milestones"} <= given.keys()
+        resolved = resolve(plugins, [layer], no_companion=no_companion, decays_known=known)
         for hook, spec in HOOKS.items():
             if spec.asked_by == "loop" and (owners := resolved.composition.owners(hook)):
                 raise HookConflict(
@@ -62,6 +66,24 @@ class Step(TrainingStep):
         state = RunState(resolved.run.seed, num_samples, resolved.attack, *placement(model))
         super().__init__(model, optimizer, Panel(resolved.composition, state), resolved.run.check_hooks)
         self.panel.notify("setup", model=model)
+        self._visits = Visits(num_samples, self.state.device)
+
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Report:
+        """Attack x (B, C, H, W) with labels y (B,), then update the model.
+
+        `index` (B,) int64 is each sample's place in the training set. `occurrence` (B,) counts earlier visits of
+        an index in this epoch; leave it out where every index comes once.
+        """
+        seen, visits = torch.zeros_like(index) if occurrence is None else occurrence, self._visits
+        if epoch != visits.epoch:
+            if self.state.samples and bool(visits.repeated):
+                warnings.warn(f"In epoch {visits.epoch}, {AGAIN}", stacklevel=2)
+            visits.begin(epoch)
+        if self.check_hooks and self.state.samples and visits.fit(index, seen) and bool(visits.repeats(index, seen)):
+            raise OptionError(AGAIN[0].upper() + AGAIN[1:])
+        report = super().__call__(x, y, index, epoch=epoch, occurrence=occurrence)
+        visits.add(index, seen)
+        return report
 
     def close(self) -> None:
         """Tell the plugins that the run is over (`teardown`)."""

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from .. import registry
 from ..compose.registration import HOOKS
+from ..config.request import PASSED
 from ..config.resolve import Resolved
 from ..config.runfile import companions
 from ..run import Run, RunState
@@ -23,7 +25,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "hooks": {hook: list(composition.owners(hook)) for hook, answers in composition.answers.items() if answers},
         "rules": {hook: HOOKS[hook].rule.value for hook, answers in composition.answers.items() if answers},
         "companions": companions(resolved),
-        "cautions": list(resolved.cautions),
+        "cautions": [*resolved.cautions, *_lone_image(resolved)],
         "settings": {
             key: {"value": value, "from": resolved.origins.get(key, "default")} for key, value in values.items()
         },
@@ -35,6 +37,25 @@ def plan(resolved: Resolved) -> dict[str, Any]:
             for epoch, stage in stages
         ],
     }
+
+
+def _lone_image(resolved: Resolved) -> list[str]:
+    """A caution where the last batch of an epoch has one image, as far as the size of the data is known."""
+    data, run = resolved.data, resolved.run
+    if data.name.startswith(PASSED) or resolved.composition.owners("train_sampler"):
+        return []
+    images = getattr(registry.load("data set", data.name), "images", None)
+    if images is None or resolved.composition.owners("train_dataset"):
+        return []
+    samples = min(images[0], data.limit or images[0])
+    training = samples - round(resolved.validation.fraction * samples)
+    if training <= run.batch_size or training % run.batch_size != 1:
+        return []
+    does = {"merge": "joins the batch before it", "drop": "is left out", "keep": "is kept; BatchNorm may refuse it"}
+    return [
+        f"the last batch of an epoch has one image of {training}, which {does[run.lone_image]} (run.lone_image); "
+        "another run.batch_size avoids it"
+    ]
 
 
 def _pgd_at_cost(steps: int) -> int:

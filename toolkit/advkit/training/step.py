@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,20 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ascent import NORMS, pgd, start
-from ..compose.registration import declared
+from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
-from ..errors import HookConflict, HookContract, NonFinite
+from ..errors import HookConflict, HookContract, NonFinite, OptionError
 from ..losses import soft_cross_entropy
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import Draws, derive_key, derive_seed
 from ..types import AttackResult, Batch, Budget, BudgetScale, Passes
 from .contracts import Contract
-from .given import a_batch, a_width, refuse_stray_values, refuse_unfit
+from .given import a_batch, a_width, refuse_stray_values, refuse_unfit, wants_closure
 from .ledger import Ledger
 from .network import Network, moved
 from .objective import Objective, Outcome, Update
 from .panel import Panel
+from .probe import nothing_moves, refuse_other_weights
 from .step_report import Report, not_finite, shift_ratio
 from .undo import all_or_nothing
 
@@ -75,10 +77,12 @@ class TrainingStep:
             ratio = shift_ratio(shift, self.model) if shift else None
             if careful:
                 self._as_declared(stage, ledger.passes())
+                if shift and id(stage) not in self._checked:
+                    refuse_other_weights(self.model, known["x_train"], known["target"], shift)
             perturber = stage.owner("weight_perturbation")
             at_shift = perturber is not None and declared(perturber.plugin, "steps_at_shift")
             with moved(network.params, shift if at_shift else {}):
-                self.optimizer.step()
+                self._step_optimizer()
             self._checked.add(id(stage))
             self.panel.notify("after_update", model=self.model)
         report = Report.of(self.state, known, outcome, ratio, ledger)
@@ -101,7 +105,8 @@ class TrainingStep:
             radius = budget.attack * scale.radius
             known |= {"budget": budget, "radius": radius}
             known["target"] = self._target(stage, known, "attack", contract)
-            with frozen(self.model):
+            may_move = self.attack.mode == "train"
+            with frozen(self.model), self._still("the attack", contract.values and not may_move):
                 attack = self._attacked(stage, known, scale, network, contract)
 
             known |= {"attack": attack, "x_train": attack.x_adv, "success": None}
@@ -137,7 +142,9 @@ class TrainingStep:
                 )
             self.optimizer.zero_grad(set_to_none=True)
             self.model.zero_grad(set_to_none=True)  # of parameters that the optimizer does not have, too
-            outcome.loss.backward()
+            may_move = all(view.moves_statistics for view in stage.views.values())
+            with self._still("the backward", contract.values and not may_move):
+                outcome.loss.backward()
         self._stop_if_not_finite(known["attack"], outcome)
         with torch.no_grad():
             for answer in stage.answers["observe_update"]:
@@ -240,6 +247,17 @@ class TrainingStep:
                 f"NaN or Inf in {what} at epoch {self.state.epoch}, step {self.state.step}. The step was not applied; "
                 "lower optimizer.lr or look at the options of the plugins in this run."
             )
+
+    def _still(self, when: str, watched: bool) -> AbstractContextManager[None]:
+        return nothing_moves(self.model, when) if watched else nullcontext()
+
+    def _step_optimizer(self) -> None:
+        try:
+            self.optimizer.step()
+        except Exception as error:
+            if "closure" in str(error):
+                raise OptionError(wants_closure(self.optimizer)) from error
+            raise
 
     def _as_declared(self, stage: Stage, passes: Mapping[str, Passes]) -> None:
         for phase, ran in passes.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import HookContract, NonFinite, OptionError
-from ...judging import checked_logits
+from ...judging import checked_logits, untouched
 from ...rng import Draws, derive_key
 
 SLACK = 1e-5
@@ -68,6 +68,10 @@ class Victim:
         return logits
 
     def _forward(self, x: Tensor, followed: bool) -> Tensor:
+        with untouched(x):
+            return self._parts(x, followed)
+
+    def _parts(self, x: Tensor, followed: bool) -> Tensor:
         size = self.batch_size or len(x)
         if len(x) <= size:
             return checked_logits(self.model(x), len(x), self.classes)

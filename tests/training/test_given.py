@@ -1,0 +1,246 @@
+"""Models, optimizers and batches that would silently train something else."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import advkit
+from advkit import Dataset, NonFinite, OptionError, Plugin, Splits, Step, hookimpl
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
+from advkit.training.plan import plan
+
+BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
+FEATURES = 2 * 4 * 4
+
+
+def step_of(net: nn.Module, plugins: Any = (), *, optimizer: Any = None, **arguments: Any) -> Step:
+    settings = {"attack.steps": 2, **arguments.pop("settings", {})}
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), 0.1)
+    return Step(net, optimizer, plugins, num_samples=16, eps=0.1, settings=settings, **arguments)
+
+
+def net(*inner: nn.Module) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(*inner, nn.Flatten(), nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Around(nn.Module):
+    """A net around a core."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x)
+
+
+class Recomputes(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.core, x, use_reentrant=False)
+
+
+class OwnReference(Around):
+    """Reads a weight past whatever is put in its place."""
+
+    def __init__(self, core: nn.Sequential) -> None:
+        super().__init__(core)
+        self.references = [core[-1].weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.core[:-1](x), self.references[0], self.core[-1].bias)
+
+
+class InPlace(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x.sub_(0.5).div_(0.25))
+
+
+@pytest.mark.parametrize("kind", [Recomputes, OwnReference])
+@pytest.mark.parametrize("plugins", ["awp", "lsiw", "trades,awp"])
+def test_a_gradient_past_the_perturbation_is_refused(tiny_batch: BatchOf, kind: type[Around], plugins: str) -> None:
+    model = kind(net())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(OptionError, match="gradient at perturbed weights is off by"):
+        step_of(model, plugins, options={"awp": {"gamma": 0.05}})(*tiny_batch(), epoch=0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("plugins", ["", "trades"])
+def test_recomputing_is_fine_where_nothing_perturbs(tiny_batch: BatchOf, plugins: str) -> None:
+    gradients = []
+    for kind in (Recomputes, Around):
+        model = kind(net())
+        step_of(model, [name for name in [plugins] if name])(*tiny_batch(), epoch=0)
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_recomputing_does_not_move_batch_norm_unseen(tiny_batch: BatchOf) -> None:
+    model = Recomputes(net(nn.BatchNorm2d(2)))
+    with pytest.raises(OptionError, match=r"running_mean moved in the backward, where nothing may"):
+        step_of(model, ["mart"], settings={"update.batch_norm": "adv_logits"})(*tiny_batch(), epoch=0)
+
+
+def test_the_probe_is_nobodys_pass(tiny_batch: BatchOf) -> None:
+    """It runs on a copy without hooks, so counts and plan agree."""
+    model, calls = net(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    step = step_of(model, "awp")
+    reports = [step(*tiny_batch(), epoch=0) for _ in range(2)]
+    forwards = sum(passes.forward for report in reports for passes in report.passes.values())
+    assert len(calls) == forwards + 1  # the width of the logits, before the first step
+
+
+def test_a_model_that_writes_into_its_images_is_refused(tiny_batch: BatchOf) -> None:
+    x, y, index = tiny_batch()
+    kept = x.clone()
+    with pytest.raises(OptionError, match="changes its input in place"):
+        step_of(InPlace(net()))(x, y, index, epoch=0)
+    assert torch.equal(x, kept)
+
+
+class WantsClosure(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        assert closure is not None, "no closure was given"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, WantsClosure])
+def test_closures_are_refused(tiny_batch: BatchOf, kind: Any) -> None:
+    model = net()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(OptionError, match=f"The optimizer {kind.__name__} steps with a closure"):
+        step_of(model, optimizer=kind(model.parameters()))(*tiny_batch(), epoch=0)
+    assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
+
+
+def test_a_wrapper_inside_is_refused() -> None:
+    with pytest.raises(OptionError, match="DataParallel is not supported"):
+        step_of(nn.Sequential(nn.DataParallel(net())))
+
+
+# ---------------------------------------------------------------------- the state after an update
+
+
+class Overflows(torch.optim.SGD):
+    now = False
+
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        if type(self).now:
+            self.param_groups[0]["params"][0].data[0, 0] = math.inf
+
+
+def test_an_update_that_overflows_does_not_happen(tiny_batch: BatchOf) -> None:
+    model = net()
+    optimizer = Overflows(model.parameters(), 0.1, momentum=0.9)
+    step = step_of(model, optimizer=optimizer)
+    step(*tiny_batch(), epoch=0)
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    moments = [state["momentum_buffer"].clone() for state in optimizer.state.values()]
+    Overflows.now = True
+    with pytest.raises(NonFinite, match=r"after the update of epoch 0, step 1. The step was not applied"):
+        step(*tiny_batch(), epoch=0)
+    assert step.state.step == 1
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before, strict=True))
+    now = [state["momentum_buffer"] for state in optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(now, moments, strict=True))
+
+
+class Absent(Plugin):
+    """State that says NaN where nothing was seen, and Inf where told to."""
+
+    name = "absent"
+    value = 0.0
+
+    @hookimpl
+    def setup(self, run: advkit.Run) -> None:
+        self.seen = run.sample_state("seen", fill=math.nan)
+
+    @hookimpl
+    def observe_update(self, batch: advkit.Batch) -> None:
+        self.seen[batch.index[:2]] = type(self).value
+
+
+def test_state_may_say_absent_and_never_becomes_infinite(tiny_batch: BatchOf) -> None:
+    step = step_of(net(), [Absent])
+    step(*tiny_batch(), epoch=0)
+    Absent.value = math.inf
+    try:
+        with pytest.raises(NonFinite, match="the per-sample state absent/seen"):
+            step(*tiny_batch(), epoch=0)
+    finally:
+        Absent.value = 0.0
+    assert step.state.samples["absent/seen"][:2].tolist() == [0.0, 0.0]
+
+
+# ---------------------------------------------------------------------- indices, epochs, batches
+
+
+def test_an_index_that_comes_again(tiny_batch: BatchOf) -> None:
+    """Places in the batch taken for places in the training set: state of four samples for all."""
+    x, y, _ = tiny_batch()
+    careful = step_of(net(), ["cat-eps"], settings={"run.check_hooks": True})
+    careful(x, y, torch.arange(4), epoch=0)
+    with pytest.raises(OptionError, match="Index names samples that came before in this epoch"):
+        careful(x, y, torch.arange(4), epoch=0)
+    careful(x, y, torch.arange(4), epoch=0, occurrence=torch.ones(4, dtype=torch.int64))
+    step = step_of(net(), ["cat-eps"])
+    for _ in range(2):
+        step(x, y, torch.arange(4), epoch=0)
+    with pytest.warns(UserWarning, match="In epoch 0, index names samples that came before"):
+        step(x, y, torch.arange(4), epoch=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step_of(net())(x, y, torch.arange(4), epoch=0)
+
+
+def test_a_schedule_that_a_loop_of_ones_own_does_not_tell() -> None:
+    options = {"lsiw": {"lam": "0.1 after decay 1"}}
+    with pytest.raises(OptionError, match=r"let a Step know them by its settings run.epochs and optimizer.milestones"):
+        step_of(net(), ["lsiw"], options=options)
+    told = {"run.epochs": 8, "optimizer.milestones": [3, 6]}
+    step = step_of(net(), ["lsiw"], options=options, settings=told)
+    lam = next(p for p in step.composition.plugins if p.name == "lsiw").options.lam
+    assert [lam.at(epoch) for epoch in (0, 2, 3)] == [0.0, 0.0, 0.1]
+
+
+@pytest.mark.parametrize(("choice", "sizes"), [("merge", [4, 5]), ("drop", [4, 4]), ("keep", [4, 4, 1])])
+def test_a_last_batch_of_one(choice: str, sizes: list[int]) -> None:
+    shown = []
+
+    class Watch(Plugin):
+        name = "watch"
+
+        @hookimpl
+        def observe_update(self, batch: advkit.Batch) -> None:
+            shown.append(len(batch.y))
+
+    drawn = torch.randint(0, 256, (9, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    toy = Dataset("toy", drawn, torch.arange(9) % 3, ("a", "b", "c"))
+    settings = {"run.lone_image": choice, "validation.fraction": 0.0, "attack.steps": 1}
+    advkit.train(net(), Splits(toy, toy, "none"), [Watch], settings=settings, epochs=1, batch_size=4)
+    assert shown == sizes
+
+
+def test_the_plan_says_that_the_last_batch_is_one() -> None:
+    def cautions(size: int) -> list[str]:
+        layer = Layer("test", {"run.batch_size": size, "data.limit": 100})
+        return [text for text in plan(resolve((), [layer]))["cautions"] if "lone_image" in text]
+
+    assert cautions(89) == [
+        "the last batch of an epoch has one image of 90, which joins the batch before it (run.lone_image); "
+        "another run.batch_size avoids it"
+    ]
+    assert cautions(64) == []

@@ -1,0 +1,78 @@
+"""What a plugin says of itself beside its hooks: read, and blamed on it where it is of a wrong type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ..errors import AdvkitError, HookContract, UnknownHook
+from ..plugin import Budgets, Order, Plugin, PluginOptions
+from ..types import Passes
+
+
+def check_declarations(kind: type[Plugin], name: str) -> None:
+    """The class attributes that are read before there is an object."""
+
+    def companion(value: object) -> bool:
+        if not isinstance(value, tuple) or len(value) != 2:
+            return False
+        return isinstance(value[0], str) and isinstance(value[1], Mapping)
+
+    for attribute, fits, expected in (
+        ("prefers", lambda value: True, "settings and values, such as {'attack.init': 'normal'}"),
+        ("companions", companion, "hooks and (plugin, options), such as {'weight_perturbation': ('awp', {})}"),
+        ("order", lambda value: isinstance(value, Order), "hooks and advkit.Order, such as {'target_label': Order()}"),
+    ):
+        stated = getattr(kind, attribute)
+        names = isinstance(stated, Mapping) and all(isinstance(key, str) for key in stated)
+        if not names or not all(fits(value) for value in stated.values()):
+            raise UnknownHook(f"Plugin {name}: {attribute} must be {expected}, not {stated!r:.80}.")
+    if not isinstance(kind.Options, type) or not issubclass(kind.Options, PluginOptions):
+        raise UnknownHook(f"Plugin {name}: Options must be a class that derives from advkit.PluginOptions.")
+
+
+def build(kind: type[Plugin], options: PluginOptions) -> Plugin:
+    """The plugin with its options; what its own constructor raises says whose it is."""
+    try:
+        plugin = kind(options)
+    except AdvkitError:
+        raise
+    except Exception as error:
+        error.add_note(f"in plugin {kind.name}, __init__")
+        raise
+    if not hasattr(plugin, "taken"):
+        raise HookContract(f"Plugin {kind.name}: __init__ must call super().__init__(options).")
+    return plugin
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str) and all(isinstance(text, str) for text in value)
+
+
+_DECLARED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "active": (lambda value: isinstance(value, bool), "True or False"),
+    "demands": (lambda value: value is None or _texts(value), "names of arguments, or None"),
+    "detached": (lambda value: _texts(value), "names of logits"),
+    "passes": (lambda value: isinstance(value, Passes), "advkit.Passes"),
+    "largest_budget": (lambda value: isinstance(value, Budgets), "advkit.Budgets"),
+    "terms": (lambda value: _texts(value), "names of loss terms, such as ('base_loss',)"),
+    "steps_at_shift": (lambda value: isinstance(value, bool), "True or False"),
+    "join": (lambda value: _texts(value), "a list of sentences, empty where there is none"),
+}
+"""What a plugin says of itself beside its hooks: how that must look."""
+
+
+def declared(plugin: Plugin, name: str, *arguments: object) -> Any:
+    """What a plugin declares: a property's value, or a method's answer. HookContract where it is of a wrong type."""
+    try:
+        value = getattr(plugin, name)
+        value = value(*arguments) if callable(value) else value
+    except AdvkitError:
+        raise
+    except Exception as error:
+        error.add_note(f"in plugin {plugin.name}, {name}{f' of {arguments[0]}' if _texts(arguments[:1]) else ''}")
+        raise
+    fits, expected = _DECLARED[name]
+    if not fits(value):
+        raise HookContract(f"Plugin {plugin.name}: {name} must be {expected}, not {value!r:.80}.")
+    return value
