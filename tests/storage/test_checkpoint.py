@@ -781,7 +781,7 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
                 step += 1
 
         pid = in_child(run)
-        time.sleep(dice.uniform(0.02, 0.15))
+        time.sleep(dice.uniform(0.03, 0.3))
         os.kill(pid, signal.SIGKILL)
         assert exit_code(pid) == -signal.SIGKILL
         dirty += bool(hidden(tmp_path))

@@ -44,7 +44,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     """
     final = folder / f"step-{step:08d}"
     work = folder / files.hidden("tmp", final.name)
-    files.refuse_link(folder)
+    files.refuse_links(final)
     blobs = _blobs(final, tensors, state)
     blobs[MANIFEST] = _encode(_manifest(step, blobs))
     with files.using(final, work):
@@ -126,7 +126,7 @@ def point(folder: Path, name: str, target: Path) -> None:
     """
     if target not in steps(folder):
         raise CheckpointError(f"{target} is not a step of {folder}: save it before {name!r} names it.")
-    files.refuse_link(folder)
+    files.refuse_links(target)
     try:
         named = _recorded(folder)
     except CheckpointError:
@@ -202,7 +202,7 @@ def prune(folder: Path, keep: int) -> None:
     """
     good = 0
     with suppress(OSError, CheckpointError):
-        files.refuse_link(folder)
+        files.refuse_links(folder / NAMES)
         named = {*_recorded(folder).values(), *(Path(step).name for step in _linked(folder).values())}
         for path in steps(folder):
             if good < max(keep, 1):

@@ -1,7 +1,8 @@
 """Files that survive kills and full disks, and folders that may be somebody else's.
 
 Nothing is written through a link: new content replaces a link by name, what is appended to or cut is opened without
-following one, and `below` refuses linked folders on the way. Whatever the disk says is one sentence, a CheckpointError.
+following one, and linked folders on the way from a run folder are refused. Whatever the disk says is one sentence, a
+CheckpointError.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def sweep(folder: Path) -> None:
 
     Leftovers of live processes and of other hosts stay. What a replacement had moved aside is put back.
     """
-    with suppress(OSError):
-        for entry in [] if folder.is_symlink() else list(os.scandir(folder)):
+    with suppress(OSError, CheckpointError):
+        refuse_links(folder / "file")
+        for entry in list(os.scandir(folder)):
             left = HIDDEN.fullmatch(entry.name)
             if left is None or not process.dead(left):
                 continue
@@ -43,27 +45,23 @@ def sweep(folder: Path) -> None:
             delete(Path(entry))
 
 
-def below(root: Path, *names: str) -> Path:
-    """root/names..., a place to write to. Raises CheckpointError where a folder on the way below `root` is a link.
+def refuse_links(path: Path) -> None:
+    """Raise CheckpointError where a folder between `path` and the run folder that holds it is a link.
 
-    `root` itself may be reached by links: it was named by who runs this, and what is in it perhaps not.
+    The run folder itself may be reached by links: it was named by who runs this, and what is in it perhaps not.
     """
-    path = root
-    for name in names:
-        path /= name
-        refuse_link(path)
-    return path
+    for place in Path(os.path.abspath(path)).parents:
+        if os.path.islink(place) and any(map(_is_run, place.parents)):
+            raise CheckpointError(f"{place} is a link, and nothing is written through one; put a copy in its place.")
 
 
-def refuse_link(path: Path) -> None:
-    """Whatever is to be written below `path` must stay there."""
-    if os.path.islink(path):
-        raise CheckpointError(f"{path} is a link, and nothing is written through one; put a copy in its place.")
+def _is_run(folder: Path) -> bool:
+    return all(os.path.lexists(folder / name) for name in ("run.toml", "environment.json"))
 
 
-def make_folder(root: Path, *names: str) -> Path:
-    """`below`, with the folders made that are not there."""
-    path = below(root, *names)
+def make_folder(path: Path) -> Path:
+    """A folder to write to, made if it is not there."""
+    refuse_links(path / "file")
     with using(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -71,6 +69,7 @@ def make_folder(root: Path, *names: str) -> Path:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write or replace a small file: after a kill or on a full disk it holds the old content or the new."""
+    refuse_links(path)
     work = path.parent / hidden("tmp", path.name)
     with using(path, work):
         write_new(work, data)
@@ -88,6 +87,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 def append(path: Path, data: bytes) -> int:
     """Add to a file, or begin it; its size. Once this returns, the data survive a crash."""
+    refuse_links(path)
     with using(path), open(path, "ab", opener=opener) as stream:
         _regular(stream.fileno())
         stream.write(data)
@@ -98,6 +98,7 @@ def append(path: Path, data: bytes) -> int:
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file that is longer than `size`."""
+    refuse_links(path)
     with using(path), open(path, "r+b", opener=opener) as stream:
         _regular(stream.fileno())
         if os.fstat(stream.fileno()).st_size > size:

@@ -42,6 +42,7 @@ class RunLock:
         self.path = path
 
     def __enter__(self) -> Self:
+        files.refuse_links(self.path)
         with files.using(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab+", buffering=0, opener=files.opener)

@@ -25,12 +25,15 @@ import torch
 
 from .. import __version__
 from ..data.base import CHOICE, Dataset
-from ..errors import AdvkitError, OptionError
+from ..errors import CheckpointError, OptionError
 from ..evaluation.results import Verdicts
 from ..evaluation.verdicts import BATCH
 from ..storage import files
 from ..storage.lock import RunLock
 from .subject import Subject
+
+CAP = 1 << 30
+"""Bytes of a progress.jsonl, judged before it is read."""
 
 LIBRARIES = ("torch", "numpy", "pyautoattack", "foolbox")
 
@@ -93,7 +96,6 @@ class Store:
             self._read()
             if self.fresh:
                 self._stale = set(self._found)
-            self._stream = open(self.progress, "ab", buffering=0)
         except OSError as error:
             raise OptionError(
                 f"{self.folder} can not be written ({error.strerror}); choose a place that can with `evaluate --out`."
@@ -101,7 +103,6 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
         self._lock.__exit__()
 
     def get(self, key: str, first: int, count: int) -> Verdicts | None:
@@ -111,10 +112,10 @@ class Store:
         """Once it returns, these verdicts survive a kill."""
         text = json.dumps({"first": first, **found.as_dict()})
         try:
-            self._stream.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
-            os.fsync(self._stream.fileno())
-        except OSError as error:
-            raise AdvkitError(f"{self.progress} can not be written ({error.strerror}); free some space.") from None
+            files.append(self.progress, f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
+        except CheckpointError as error:
+            reason = getattr(error.__cause__, "strerror", None) or str(error)
+            raise CheckpointError(f"{self.progress} can not be written ({reason}); free some space.") from None
         place = (found.key, first, len(found.robust))
         self._found.pop(place, None)  # to the end: the order is that of asking
         self._found[place] = found
@@ -142,7 +143,7 @@ class Store:
     def finish(self, result: Mapping[str, Any], dataset: Dataset, found: Sequence[Verdicts]) -> None:
         """Write evaluation.json and verdicts.csv."""
         home = self.results(len(dataset))
-        home.mkdir(exist_ok=True)
+        files.make_folder(home)
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["index", "label", *(row["column"] for row in result["attacks"])])
@@ -154,20 +155,19 @@ class Store:
 
     def _read(self) -> None:
         """Every line whose checksum holds; an end that a kill cut short is dropped, and what is missing asked again."""
-        if not self.progress.exists():
+        if not os.path.lexists(self.progress):
             return
-        raw = self.progress.read_bytes()
+        raw = files.read(self.progress, CAP)
         good = raw.rfind(b"\n") + 1
         for line in raw[:good].split(b"\n"):
-            record = _parsed(line)
-            if record is None:
-                continue
-            first = record.pop("first")
-            found = Verdicts.of_dict(record)
+            try:
+                first, found = _parsed(line)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue  # of another advkit, or damaged: it is asked again
             self._found.pop(place := (found.key, first, len(found.robust)), None)
             self._found[place] = found
         if good < len(raw):
-            os.truncate(self.progress, good)
+            files.truncate(self.progress, good)
 
 
 def merged(asked: Iterable[Verdicts], others: Iterable[Verdicts]) -> list[Verdicts]:
@@ -225,12 +225,16 @@ def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any] |
     }
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> tuple[int, Verdicts]:
+    """The place of the first image and the verdicts of a line of progress.jsonl; an exception where it has none."""
     checksum, _, text = line.partition(b" ")
     if checksum != f"{zlib.crc32(text):08x}".encode():
-        return None
-    found: dict[str, Any] = json.loads(text)
-    return found
+        raise ValueError("its checksum is not its own")
+    record = json.loads(text)
+    first = record.pop("first")
+    if type(first) is not int or first < 0:
+        raise ValueError("its place is none")
+    return first, Verdicts.of_dict(record)
 
 
 def _json(value: object) -> bytes:

@@ -64,7 +64,7 @@ def resume(
         for sentence in folder.drift(resolved):
             seen.warn(f"environment.json differs: {sentence}; bits may differ too")
         files.sweep(folder.path)
-        files.sweep(files.below(folder.path, folder.checkpoints.name))
+        files.sweep(folder.checkpoints)
         trainer = Trainer(resolved, splits, model, folder, seen)
         newest = checkpoint.newest(folder.checkpoints, seen.warn)
         if newest is not None:

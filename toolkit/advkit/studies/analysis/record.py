@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import OptionError
-from ...storage.files import write_atomic
+from ...storage.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def write(
     np.savez(stored, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for suffix in ("png", "svg"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
         write_atomic(folder / f"{name}.npz", stored.getvalue())

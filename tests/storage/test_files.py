@@ -1,0 +1,130 @@
+"""What every writer goes through: nothing through a link, one sentence for whatever the disk says, no fcntl needed."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from advkit.errors import CheckpointError, OptionError
+from advkit.storage import checkpoint, files, lock
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "write_atomic": lambda folder: files.write_atomic(folder / "a.json", b"new"),
+    "append": lambda folder: files.append(folder / "a.jsonl", b"new"),
+    "truncate": lambda folder: files.truncate(folder / "a.jsonl", 0),
+    "make_folder": lambda folder: files.make_folder(folder / "n-20"),
+    "a lock": lambda folder: lock.RunLock(folder / "lock").__enter__(),
+    "a checkpoint": lambda folder: checkpoint.save(folder, 2, {}, {}),
+    "a name": lambda folder: checkpoint.point(folder, "last", folder / "step-00000001"),
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder reached by a link, with a folder in it that is a link, too."""
+    real, outside = tmp_path / "real", tmp_path / "outside"
+    for folder in (real, outside):
+        folder.mkdir()
+    checkpoint.save(outside, 1, {}, {})
+    (outside / "a.jsonl").write_text("old")
+    for name in ("run.toml", "environment.json"):
+        (real / name).touch()
+    (real / "inner").symlink_to(outside)
+    (tmp_path / "run").symlink_to(real)
+    return tmp_path / "run"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_no_writer_follows_a_link_in_a_run_folder(run: Path, writer: str) -> None:
+    before = content(run.parent / "outside")
+    with pytest.raises(CheckpointError, match="inner is a link, and nothing is written through one"):
+        WRITERS[writer](run / "inner")
+    files.sweep(run / "inner")
+    checkpoint.prune(run / "inner", 1)
+    assert content(run.parent / "outside") == before
+
+
+@pytest.mark.parametrize("writer", ["write_atomic", "append", "make_folder", "a lock", "a checkpoint"])
+def test_links_on_the_way_to_a_run_are_the_user_s(run: Path, writer: str) -> None:
+    (run / "own").mkdir()
+    WRITERS[writer](run / "own")
+    WRITERS[writer](run)
+
+
+@pytest.mark.parametrize("operation", ["append", "truncate", "read"])
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "device"])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, operation: str, what: str) -> None:
+    path = tmp_path / "a.jsonl"
+    (tmp_path / "precious").write_text("text")
+    {
+        "link": lambda: path.symlink_to(tmp_path / "precious"),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
+    }[what]()
+    with pytest.raises(CheckpointError, match="can not be used"):
+        {"append": files.append, "truncate": files.truncate, "read": files.read}[operation](
+            path,
+            b"x" if operation == "append" else 1,  # type: ignore[arg-type]
+        )
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+def test_a_large_file_is_judged_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="it has more than 100 bytes"):
+        files.read(tmp_path / "sparse", 100)
+
+
+def test_a_full_disk_while_appending_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device") as refused:
+        files.append(tmp_path / "a", b"x")
+    assert refused.value.exit_code == 4
+
+
+def test_a_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows: msvcrt locks a byte of the file, and neither O_NOFOLLOW nor register_at_fork is there."""
+    held: set[int] = set()
+    msvcrt = types.ModuleType("msvcrt")
+
+    def locking(descriptor: int, mode: int, count: int) -> None:
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) == 1 << 30 and (mode, count) == (2, 1)
+        node = os.fstat(descriptor).st_ino
+        if node in held:
+            raise OSError(errno.EACCES, "Permission denied")
+        held.add(node)
+
+    msvcrt.locking, msvcrt.LK_NBLCK = locking, 2  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "msvcrt", msvcrt)
+        patch.setitem(sys.modules, "fcntl", None)
+        patch.setattr(sys, "platform", "win32")
+        for name in ("O_NOFOLLOW", "O_NONBLOCK", "register_at_fork"):
+            patch.delattr(os, name)
+        try:
+            importlib.reload(lock)
+            used = f"is in use by process {os.getpid()} on host"
+            with lock.RunLock(tmp_path / "lock"), pytest.raises(OptionError, match=used):
+                lock.RunLock(tmp_path / "lock").__enter__()
+            assert (tmp_path / "lock").read_bytes() == b""
+        finally:
+            patch.undo()
+            importlib.reload(lock)
+    with lock.RunLock(tmp_path / "other"):
+        pass
