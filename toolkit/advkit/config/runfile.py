@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 CAP = 1 << 20  # bytes; nobody writes a longer one by hand, and a parser should not be fed more
 TOP_LEVEL = (*SECTIONS, "model", "order", "options", "plugins", "no_companion", "companions", "format")
+RETIRED: Mapping[str, object] = {"run.precision": "float32", "run.compile": False}
+"""Settings that could have this value only, in files of 0.1.0: with it they say nothing."""
 
 
 def load(path: Path) -> Layer:
@@ -53,8 +55,13 @@ def parse(table: Mapping[str, Any], name: str, origin: str = "") -> Layer:
         f"{section}.{key}": value
         for section in (*SECTIONS, "model", "order")
         for key, value in table.get(section, {}).items()
+        if not _says_nothing(f"{section}.{key}", value)
     }
     return Layer(origin or f"file {name}", settings, options, plugins, declined or (), table.get("companions"))
+
+
+def _says_nothing(key: str, value: object) -> bool:
+    return key in RETIRED and value == RETIRED[key]
 
 
 def _names(table: Mapping[str, Any], name: str, key: str) -> tuple[str, ...]:
@@ -102,7 +109,9 @@ def difference(stored: str, now: str) -> list[str]:
     return [
         f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and not (key not in before and _is_default(key, after[key]))
+        if before.get(key) != after.get(key)
+        and not (key not in before and _is_default(key, after[key]))
+        and not (key not in after and _says_nothing(key, before[key]))
     ]
 
 

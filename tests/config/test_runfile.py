@@ -1,0 +1,41 @@
+"""Run files of earlier versions: runs that were trained with 0.1.0 are resumed, evaluated and planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import advkit
+from advkit.cli.main import run
+from advkit.config import runfile
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run whose file has the two settings of 0.1.0 that are none any more."""
+    advkit.train(
+        epochs=1,
+        settings={"data.limit": 40, "attack.steps": 1, "model.width": 2, "validation.steps": 1},
+        out=tmp_path / "run",
+    )
+    file = tmp_path / "run" / "run.toml"
+    file.write_text(file.read_text().replace("[run]\n", '[run]\nprecision = "float32"\ncompile = false\n', 1))
+    return tmp_path / "run"
+
+
+def test_settings_that_could_only_have_one_value_say_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not {*runfile.load(folder / "run.toml").settings} & {*runfile.RETIRED}
+    for command in (
+        ["plan", "--config", str(folder / "run.toml")],
+        ["train", "--resume", str(folder)],
+        ["evaluate", str(folder), "--n", "20", "--attacks", "clean"],
+    ):
+        assert run(command) == 0, capsys.readouterr().err
+
+
+def test_with_another_value_they_are_unknown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "run.toml"
+    file.write_text(file.read_text().replace('"float32"', '"bfloat16"'))
+    assert run(["plan", "--config", str(file)]) == 2
+    assert "Unknown setting run.precision" in capsys.readouterr().err
