@@ -14,17 +14,25 @@ Action = Literal["keep", "roll-back", "reset", "distance"]
 
 
 def next_eps(
-    stored: Tensor,
     attacked: Tensor,
     distance: Tensor,
     success: Tensor,
     *,
     on_success: Action = "reset",
     on_failure: Action = "keep",
+    eta: float,
     eps_max: float,
 ) -> Tensor:
-    """eps_i for the next visit, all (B,). By default lines 9 to 12 of Algorithm 1: 0 after a success, then capped."""
-    outcome = {"keep": attacked, "roll-back": stored, "reset": torch.zeros_like(stored), "distance": distance}
+    """eps_i for the next visit, all (B,). By default lines 9 to 12 of Algorithm 1: 0 after a success, then capped.
+
+    `attacked` is eps_i + eta, capped or not; a roll-back takes eta off what was attacked, as the code of June 2020.
+    """
+    outcome = {
+        "keep": attacked,
+        "roll-back": (attacked - eta).clamp(min=0),
+        "reset": torch.zeros_like(attacked),
+        "distance": distance,
+    }
     return torch.where(success, outcome[on_success], outcome[on_failure]).clamp(max=eps_max)
 
 
@@ -39,8 +47,8 @@ class CatEps(Plugin):
         eps_max: Real = option("eps", gt=0, unit="pixels in [0, 1]", help="the cap of eps_i")
         on_success: Action = option(
             "reset",
-            help="eps_i after a successful attack: keep eps_i + eta, roll-back to eps_i, reset to 0, or distance, "
-            "the size of the perturbation found. Code: reset (Feb 2020), distance (Jun v1), keep (Jun v2)",
+            help="eps_i after a successful attack: keep what was attacked with, roll-back by eta from there, reset to 0, "
+            "or distance, the size of the perturbation found. Code: reset (Feb 2020), distance (Jun v1), keep (Jun v2)",
         )
         on_failure: Action = option(
             "keep", help="eps_i after a failed one. Code: distance (Feb 2020), reset (Jun v1), roll-back (Jun v2)"
@@ -91,16 +99,15 @@ class CatEps(Plugin):
     def commit_attack(
         self, batch: Batch, budget: Budget, attack: AttackResult, success: Tensor, run: Run
     ) -> tuple[Budget, Tensor | None]:
-        stored = self.eps[batch.index].to(batch.x.dtype)
         order = torch.inf if run.attack.norm == "linf" else 2
         distance = torch.linalg.vector_norm((attack.x_adv - batch.x).flatten(1), order, dim=1)
         eps = next_eps(
-            stored,
             budget.attack,
             distance,
             success,
             on_success=self.options.on_success,
             on_failure=self.options.on_failure,
+            eta=self.options.eta,
             eps_max=self.options.eps_max,
         )
         self.eps[batch.index] = eps.to(self.eps.dtype)

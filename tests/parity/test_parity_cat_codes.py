@@ -184,7 +184,7 @@ def june_v1(before, eps, reach, success, eps_max):
 
 def june_v2(before, eps, reach, success, eps_max):
     """eps += eta; then eps -= eta where the prediction equals the label."""
-    return eps if success else before
+    return eps if success else max(0.0, eps - RULE["eta"])
 
 
 STATES = {
@@ -217,6 +217,28 @@ def test_code_states(net, data, state):
         assert_told_apart(visits(net, data, options, margin=margin, mixed=mixed), "eps", "gradient 0.weight")
 
 
+def test_a_failure_takes_eta_off_the_capped_budget():
+    """June 2020, version 2, at its cap: .035 is stored and attacked, and a failure leaves .0325, not .035."""
+    attacked = torch.tensor([0.035, 0.0025, 0.02], dtype=torch.float64)  # of .035 (capped), 0 and .0175
+    actions = {"on_success": "keep", "on_failure": "roll-back", "eta": 0.0025, "eps_max": 0.035}
+    failed = next_eps(attacked, attacked, torch.zeros(3, dtype=torch.bool), **actions)
+    assert failed.tolist() == pytest.approx([0.0325, 0.0, 0.0175], rel=1e-12)
+    assert next_eps(attacked, attacked, torch.ones(3, dtype=torch.bool), **actions).equal(attacked)
+
+
+@pytest.mark.parametrize("stored", [0.0, 0.03, 0.08])
+def test_a_roll_back_in_a_step(net, data, stored):
+    """A step whose attacks all fail, from each stored eps_i: the cap is .08, eta .05."""
+    still = Attack(eps=0.08, alpha=1e-9, m=1)  # too short to succeed
+    options = {"cat-eps": RULE | STATES["jun-v2"][0]}
+    subject, _ = pair(net, ["cat-eps"], attack=still, samples=data.samples, lr=0.02, options=options, seed=SEED)
+    subject.step.state.samples["cat-eps/eps"].fill_(stored)
+    measured = subject.visit(*data.of_step, 0)
+    assert float(measured["success"]) == 0
+    left = min(stored + RULE["eta"], RULE["eps_max"]) - RULE["eta"]
+    assert measured["eps"].tolist() == pytest.approx([left] * len(data.y), abs=1e-7)
+
+
 # 64 images that are wrong already, 600 with margins spread evenly over (0, 0.06).
 MARGINS = torch.cat([torch.zeros(64), (torch.arange(600) + 0.5) * 1e-4]).double()
 GROUPS = (MARGINS < 0.01, (MARGINS >= 0.01) & (MARGINS < 0.03), MARGINS >= 0.04)
@@ -227,7 +249,7 @@ def simulated(eta, eps_max, cap_before, **actions):
     eps = torch.zeros_like(MARGINS)
     for _ in range(40):
         attacked = (eps + eta).clamp(max=eps_max) if cap_before else eps + eta
-        eps = next_eps(eps, attacked, attacked, attacked >= MARGINS, eps_max=eps_max, **actions)
+        eps = next_eps(attacked, attacked, attacked >= MARGINS, eta=eta, eps_max=eps_max, **actions)
     return [eps[group].mean().item() for group in GROUPS]
 
 

@@ -148,11 +148,11 @@ def test_cat_budgets_stay_in_range(
     share, way, success = (torch.tensor(column) for column in zip(*rows, strict=True))
     stored = share * eps_max
     attacked = stored + eta
-    known = (stored, attacked, way * attacked, success)
-    eps = next_eps(*known, on_success=on_success, on_failure=on_failure, eps_max=eps_max)
+    known = (attacked, way * attacked, success)
+    eps = next_eps(*known, on_success=on_success, on_failure=on_failure, eta=eta, eps_max=eps_max)
     assert (eps >= 0).all()
     assert (eps <= eps_max).all()
-    printed = next_eps(*known, eps_max=eps_max)
+    printed = next_eps(*known, eta=eta, eps_max=eps_max)
     assert torch.equal(printed, torch.where(success, 0, attacked.clamp(max=eps_max)))
 
 
