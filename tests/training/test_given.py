@@ -193,13 +193,13 @@ def test_an_index_that_comes_again(tiny_batch: BatchOf) -> None:
     x, y, _ = tiny_batch()
     careful = step_of(net(), ["cat-eps"], settings={"run.check_hooks": True})
     careful(x, y, torch.arange(4), epoch=0)
-    with pytest.raises(OptionError, match="Index names samples that came before in this epoch"):
+    with pytest.raises(OptionError, match="The index names samples that came before in this epoch"):
         careful(x, y, torch.arange(4), epoch=0)
     careful(x, y, torch.arange(4), epoch=0, occurrence=torch.ones(4, dtype=torch.int64))
     step = step_of(net(), ["cat-eps"])
     for _ in range(2):
         step(x, y, torch.arange(4), epoch=0)
-    with pytest.warns(UserWarning, match="In epoch 0, index names samples that came before"):
+    with pytest.warns(UserWarning, match="In epoch 0, the index names samples that came before"):
         step(x, y, torch.arange(4), epoch=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

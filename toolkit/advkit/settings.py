@@ -165,5 +165,10 @@ def known_setting(key: str) -> None:
         return
     if section in SECTIONS and field in SECTIONS[section].model_fields:
         return
-    keys = [f"{name}.{each}" for name, kind in SECTIONS.items() for each in kind.model_fields]
-    raise OptionError(f"Unknown setting {key}.{did_you_mean(key, [*keys, 'model.name'])} `advkit plan` lists them all.")
+    known = {f"{name}.{own}": own for name, options in SECTIONS.items() for own in options.model_fields}
+    if section in SECTIONS:  # a shared section makes no two names alike
+        near = did_you_mean(field, [own for full, own in known.items() if full.startswith(f"{section}.")])
+        near = near.replace("mean ", f"mean {section}.")
+    else:
+        near = did_you_mean(key, [*known, "model.name"])
+    raise OptionError(f"Unknown setting {key}.{near} `advkit plan` lists them all.")

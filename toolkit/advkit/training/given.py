@@ -126,6 +126,6 @@ class Visits:
 
 
 AGAIN = (
-    "index names samples that came before in this epoch; pass each sample's place in the training set, not in the "
+    "the index names samples that came before in this epoch; pass each sample's place in the training set, not in the "
     "batch, and number the visits of one that really comes again with `occurrence`."
 )

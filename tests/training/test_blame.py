@@ -1,0 +1,238 @@
+"""What goes wrong in a plugin is blamed on it by name, wherever it arises; what it borrows it gives back as it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import advkit
+from advkit import Dataset, HookContract, Passes, Plugin, Splits, Step, hookimpl
+from advkit.compose.registration import HOOKS
+from advkit.errors import UnknownHook
+
+Net = Callable[..., nn.Sequential]
+BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def bad(**members: Any) -> type[Plugin]:
+    """A plugin called "bad": functions named like a hook are marked."""
+    for name in members.keys() & HOOKS.keys():
+        members[name].__annotations__ = {}  # those of these tests are not the specification's
+    marked = {name: hookimpl(value) if name in HOOKS else value for name, value in members.items()}
+    return type("Bad", (Plugin,), {"name": "bad", **marked})
+
+
+def breaks(self: Any, *arguments: Any, **named: Any) -> Any:
+    raise ZeroDivisionError("oops")
+
+
+def watches(self: Any, batch: Any) -> None:
+    """An answer, so that declarations are read."""
+
+
+def step_of(net: nn.Module, *plugins: Any, **settings: Any) -> Step:
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    return Step(net, optimizer, plugins, num_samples=16, eps=0.1, settings={"attack.steps": 2, **settings})
+
+
+def trained(net: nn.Module, *plugins: Any) -> advkit.TrainResult:
+    drawn = torch.randint(0, 256, (12, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    toy = Dataset("toy", drawn, torch.arange(12) % 3, ("a", "b", "c"))
+    settings = {"attack.steps": 1, "validation.steps": 1, "validation.fraction": 0.25}
+    return advkit.train(net, Splits(toy, toy, "none"), plugins, settings=settings, epochs=1, batch_size=4, eps=0.1)
+
+
+# ---------------------------------------------------------------------- exceptions and declarations
+
+
+@pytest.mark.parametrize("name", ["active", "demands", "detached", "passes", "join", "__init__"])
+def test_an_exception_beside_the_hooks_names_its_plugin(tiny_net: Net, tiny_batch: BatchOf, name: str) -> None:
+    def regularizer(self: Any, adv_logits: Tensor) -> Tensor:
+        return adv_logits.sum(1)
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        step_of(tiny_net(), bad(extra_regularizer=regularizer, **{name: breaks}))(*tiny_batch(), epoch=0)
+    assert any(f"in plugin bad, {name}" in note for note in raised.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("active", lambda self, hook, epoch: 1, "active must be True or False, not 1"),
+        ("demands", lambda self, hook, epoch: "adv_logits", "demands must be names of arguments, or None, not 'adv_l"),
+        ("detached", lambda self, hook, epoch: None, "detached must be names of logits, not None"),
+        ("passes", lambda self, hook, costs: 3, "passes must be advkit.Passes, not 3"),
+        ("join", lambda self, company: "a caution", "join must be a list of sentences, empty where there is none, not"),
+        ("join", lambda self, company: None, "join must be a list of sentences, empty where there is none, not None"),
+    ],
+)
+def test_declarations_of_a_wrong_type(
+    tiny_net: Net, tiny_batch: BatchOf, name: str, value: Any, complaint: str
+) -> None:
+    def regularizer(self: Any, adv_logits: Tensor) -> Tensor:
+        return adv_logits.sum(1)
+
+    with pytest.raises(HookContract) as refused:
+        step_of(tiny_net(), bad(extra_regularizer=regularizer, **{name: value}))(*tiny_batch(), epoch=0)
+    assert str(refused.value).startswith(f"Plugin bad: {complaint}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prefers", ["attack.init"]),
+        ("companions", {"weight_perturbation": "awp"}),
+        ("companions", {"weight_perturbation": ()}),
+        ("order", {"target_label": ("before", "dirichlet-ls")}),
+        ("Options", dict),
+    ],
+)
+def test_class_attributes_of_a_wrong_type_are_refused_at_registration(tiny_net: Net, name: str, value: Any) -> None:
+    with pytest.raises(UnknownHook, match=f"Plugin bad: {name} must be"):
+        step_of(tiny_net(), bad(observe_update=watches, **{name: value}))
+
+
+def test_a_constructor_that_does_not_call_its_base(tiny_net: Net) -> None:
+    with pytest.raises(HookContract, match=r"Plugin bad: __init__ must call super\(\).__init__\(options\)"):
+        step_of(tiny_net(), bad(observe_update=watches, __init__=lambda self, options: None))
+
+
+def test_teardown_never_replaces_the_true_error(tiny_net: Net) -> None:
+    def fails(self: Any) -> None:
+        raise KeyError("late")
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        trained(tiny_net(), bad(observe_update=lambda self: breaks(self), teardown=fails))
+    assert "and then teardown failed: KeyError: 'late'" in raised.value.__notes__[-1]
+    with pytest.raises(KeyError) as late:
+        trained(tiny_net(), bad(teardown=fails))
+    assert "in plugin bad, hook teardown" in late.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("hook", "answer", "complaint"),
+    [
+        ("train_transform", lambda self, x: x[:, :1], "images (4, 2, 4, 4) torch.float32 are expected, as they came"),
+        ("train_transform", lambda self, x: x.double(), "images (4, 2, 4, 4) torch.float32 are expected, as they came"),
+        ("train_transform", lambda self, x: None, "images (4, 2, 4, 4) torch.float32 are expected, as they came"),
+        ("train_sampler", lambda self, indices: [indices.float()], "every batch must be an int64 tensor (b,) of"),
+        ("train_sampler", lambda self, indices: [], "every batch must be an int64 tensor (b,) of `indices`"),
+        ("train_dataset", lambda self, dataset: None, "an advkit.Dataset of the same image shape is expected"),
+        ("train_dataset", lambda self, dataset: dataset.take(slice(3)), "an advkit.Dataset of the same image shape"),
+        ("evaluation_weights", lambda self: {"0.weigth": torch.zeros(1)}, "it has 0.weigth, which is no parameter"),
+        ("evaluation_weights", lambda self: {"0.weight": torch.zeros(1)}, "it has 0.weight, which is no parameter"),
+        ("evaluation_weights", lambda self: {"0.weight": 3}, "tensors by name are expected"),
+        ("evaluation_weights", lambda self: None, "tensors by name are expected"),
+    ],
+)
+def test_answers_to_the_loop_are_checked(tiny_net: Net, hook: str, answer: Any, complaint: str) -> None:
+    with pytest.raises(HookContract) as refused:
+        trained(tiny_net(), bad(**{hook: answer}))
+    assert str(refused.value).startswith(f"Plugin bad broke the contract of {hook}: {complaint}")
+
+
+def test_metrics_are_borrowed(tiny_net: Net) -> None:
+    def edits(self: Any, metrics: Any) -> None:
+        metrics["loss"] = 0.0
+
+    with pytest.raises(TypeError) as raised:
+        trained(tiny_net(), bad(epoch_end=edits))
+    assert "in plugin bad, hook epoch_end" in raised.value.__notes__[0]
+
+    def deep(self: Any, metrics: Any) -> None:
+        metrics["validation"]["selected"] = 2.0
+
+    result = trained(tiny_net(), bad(epoch_end=deep))
+    assert result.history[0]["validation"]["selected"] <= 1.0
+
+
+# ---------------------------------------------------------------------- what is borrowed
+
+
+def edits(name: str) -> Callable[..., None]:
+    def observe_update(self: Any, batch: Any, target: Any, radius: Any, attack: Any, adv_logits: Any) -> None:
+        borrowed = {"batch.x": batch.x, "batch.y": batch.y, "target": target, "radius": radius}
+        borrowed |= {"attack.x_adv": attack.x_adv, "adv_logits": adv_logits}
+        borrowed[name].data.mul_(0)
+
+    return observe_update
+
+
+@pytest.mark.parametrize("name", ["batch.x", "batch.y", "target", "radius", "attack.x_adv", "adv_logits"])
+def test_what_is_borrowed_is_not_changed(tiny_net: Net, tiny_batch: BatchOf, name: str) -> None:
+    net, (x, y, index) = tiny_net(), tiny_batch()
+    before = [tensor.clone() for tensor in (x, y, *net.parameters())]
+    with pytest.raises(HookContract) as refused:
+        step_of(net, bad(observe_update=edits(name)))(x, y, index, epoch=0)
+    assert str(refused.value) == (
+        f"Plugin bad broke the contract of observe_update: it changed {name}, which it only borrows; work on a copy. "
+        "See advkit/hooks.py."
+    )
+    assert all(torch.equal(now, was) for now, was in zip((x, y, *net.parameters()), before, strict=True))
+
+
+def test_weights_are_borrowed(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def perturb(self: Any, params: Any) -> Any:
+        params["0.weight"].add_(1.0)
+        return {}
+
+    net = tiny_net()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(HookContract, match=r"it changed params\[0.weight\], which it only borrows"):
+        step_of(net, bad(weight_perturbation=perturb))(*tiny_batch(), epoch=0)
+    assert all(torch.equal(now, was) for now, was in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("what", "deed"),
+    [
+        ("torch's global generator", lambda: torch.rand(1)),
+        ("numpy's global generator", lambda: np.random.rand()),  # noqa: NPY002
+        ("Python's global generator", random.random),
+        ("the grad mode", lambda: torch.set_grad_enabled(not torch.is_grad_enabled())),
+        ("the default dtype", lambda: torch.set_default_dtype(torch.float64)),
+    ],
+)
+def test_global_state_is_left_alone(tiny_net: Net, tiny_batch: BatchOf, what: str, deed: Callable[[], Any]) -> None:
+    def observe_update(self: Any) -> None:
+        deed()
+
+    with pytest.raises(HookContract, match=f"Plugin bad broke the contract of observe_update: it changed {what}"):
+        step_of(tiny_net(), bad(observe_update=observe_update))(*tiny_batch(), epoch=0)
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_later_steps_are_watched_on_request(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """The watch costs copies: the first step of a stage, and all with run.check_hooks."""
+
+    def observe_update(self: Any, batch: Any, run: Any) -> None:
+        if run.step == 1:
+            batch.x.mul_(0)
+
+    for watched in (False, True):
+        step = step_of(tiny_net(), bad(observe_update=observe_update), **{"run.check_hooks": watched})
+        step(*tiny_batch(), epoch=0)
+        if watched:
+            with pytest.raises(HookContract, match=r"it changed batch.x"):
+                step(*tiny_batch(), epoch=0)
+        else:
+            step(*tiny_batch(), epoch=0)
+
+
+def test_an_attack_may_use_the_net_and_its_draws(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """Controls: dropout in an attack's forwards is the net's own, and writing into one's own copy is fine."""
+
+    def inner_attack(self: Any, model: Any, batch: Any, radius: Any, objective: Any) -> advkit.AttackResult:
+        x = batch.x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
+        moved = batch.x.clone().add_(radius.view(-1, 1, 1, 1) * gradient.sign()).clamp_(0, 1)
+        return advkit.AttackResult(moved)
+
+    honest = bad(inner_attack=inner_attack, passes=lambda self, hook, costs: Passes(1, 1))
+    step_of(tiny_net(True, dropout=0.5), honest, "awp", **{"run.check_hooks": True})(*tiny_batch(), epoch=0)
