@@ -306,15 +306,6 @@ REFUSALS = [
         "--batch-size 8 and --set run.batch_size=9 differ; they are the same setting, give one.",
     ),
     ("plan --set run.seed=1 --set run.seed=2", "--set gives run.seed twice, 1 and 2; give it once."),
-    # what this version does not do
-    (
-        "plan --set run.precision=bf16",
-        "run.precision = 'bf16' is not supported: advkit trains in float32 for now; leave run.precision out.",
-    ),
-    (
-        "plan --set run.compile=true",
-        "run.compile = True is not supported: advkit runs without torch.compile for now; leave run.compile out.",
-    ),
     # plugins that do not go together
     (
         "plan --plugins cat-eps,other-eps",
