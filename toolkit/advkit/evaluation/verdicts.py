@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..ascent import NORMS
 from ..data.base import Dataset
+from ..data.own import as_dataset
 from ..data.transforms import to_float
 from ..errors import OptionError
 from ..judging import judged
@@ -214,7 +215,7 @@ def _attack(given: object) -> EvaluationAttack:
 
 def evaluate(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Any,
     attacks: Sequence[str | EvaluationAttack] = ("clean", "pgd-20", "cw-20"),
     *,
     eps: Radius | Mapping[str, Radius],
@@ -222,13 +223,16 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracies of `model` on all of `dataset`: {"n", "attacks", "worst_case", "suspect", "robust"}.
+    """Accuracies of `model` on all of `dataset`, which is `advkit.Dataset` or what `data/own.py` makes one of.
+
+    They are {"n", "attacks", "worst_case", "suspect", "robust"}.
 
     Attacks are names or objects. `eps` is one number, (n,), or by norm {"linf": 0.03, "l2": 0.5}, for attacks in
     another norm than `norm`. `robust` is a list of bool an attack. `suspect` is True where the accuracies under
     cross-entropy and margin PGD of equal steps differ by more than 0.06, None where not both were run. `batch_size`
     images at most are computed at once.
     """
+    dataset = as_dataset(dataset)
     chosen = [_attack(each) for each in attacks]
     if not chosen or len({each.name for each in chosen}) != len(chosen):
         raise OptionError("Name one or more attacks, each once.")

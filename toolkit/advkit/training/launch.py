@@ -15,7 +15,8 @@ from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import PASSED, SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import CheckpointError, ResumeMismatch
+from ..data.own import as_splits
+from ..errors import CheckpointError, OptionError, ResumeMismatch
 from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
 from .loop import Position, Trainer, TrainResult
@@ -157,7 +158,7 @@ def _refuse(changes: Sequence[str]) -> None:
 
 def train(
     model: str | nn.Module | None = None,
-    dataset: str | Splits | None = None,
+    dataset: Any = None,
     plugins: str | Iterable[PluginChoice] | None = None,
     *,
     recipe: str | None = None,
@@ -179,7 +180,9 @@ def train(
     Args:
         model: a registered name, or any module from images in [0, 1] to logits (B, K), which is trained in place;
             None: that of the recipe or file, else small-cnn.
-        dataset: a registered name, or `advkit.Splits`; None: that of the recipe or file, else digits.
+        dataset: a registered name, `advkit.Splits`, or what `data/own.py` makes them of: a pair (images, labels), a
+            torch data set or DataLoader, or two of them to train and to test on; None: that of the recipe or file,
+            else digits.
         plugins: names, plugin classes or instances, in any order; () is PGD-AT; None: those of the recipe or file.
         recipe: published settings by name, as `--recipe`.
         config: a run file, as `--config`, over the recipe; the other arguments lie over both.
@@ -192,9 +195,10 @@ def train(
 
     Raises AdvkitError's subclasses, each one sentence.
     """
+    own = None if dataset is None or isinstance(dataset, str) else as_splits(dataset)
     names = {
         "model": model if model is None or isinstance(model, str) else f"{PASSED}{type(model).__name__}",
-        "dataset": dataset if dataset is None or isinstance(dataset, str) else f"{PASSED}{dataset.train.name}",
+        "dataset": dataset if own is None else f"{PASSED}{own.train.name}",
     }
     short = {**names, "eps": eps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     given = merged(
@@ -204,7 +208,9 @@ def train(
     )
     top = Layer("python", given, options or {}, chosen(plugins), tuple(no_companion))
     resolved = on_this_machine(Resolved.of(Request.of(top, recipe=recipe, config=config)))
-    splits = dataset if isinstance(dataset, Splits) else data_of(resolved)
+    splits = data_of(resolved) if own is None else own
+    if splits.test is splits.train and resolved.validation.split == "test":
+        raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
     net = model if isinstance(model, nn.Module) else build_model(resolved, splits.train)
     if resume_from is None:
         start_from = Path(init_from) if init_from else None

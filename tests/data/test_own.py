@@ -1,0 +1,117 @@
+"""Data as people pass them: taken as they are meant, or refused with one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+
+import advkit
+from advkit import DataError, Dataset, OptionError, Splits
+from advkit.data.own import as_dataset, as_splits
+
+N = 12
+GRAY = torch.randint(0, 256, (N, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+Y = torch.arange(N) % 3
+FLOATS = GRAY / 255
+PAIRS = TensorDataset(FLOATS, Y)
+
+
+class Samples(torch.utils.data.Dataset[Any]):
+    """As torchvision's sets are: a sample a call, names of classes."""
+
+    classes = ("cat", "dog", "emu")
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, place: int) -> tuple[Any, Any]:
+        return FLOATS[place].numpy(), np.int64(Y[place])
+
+
+TAKEN: dict[str, Any] = {
+    "tensors": (GRAY, Y),
+    "floats": (FLOATS, Y),
+    "arrays": (GRAY.numpy(), Y.numpy().astype(np.int32)),
+    "half precision": (GRAY.double() / 255, Y.to(torch.uint8)),
+    "a list of labels": [GRAY, Y.tolist()],
+    "a TensorDataset": PAIRS,
+    "a DataLoader": DataLoader(PAIRS, batch_size=5, shuffle=True),
+    "a set of samples": Samples(),
+    "a subset": Subset(PAIRS, range(N)),
+    "a list of samples": [(FLOATS[k], int(Y[k])) for k in range(N)],
+    "advkit's own": Dataset("own", GRAY, Y, ("0", "1", "2")),
+}
+
+
+@pytest.mark.parametrize("what", TAKEN)
+def test_what_is_taken(what: str) -> None:
+    data = as_dataset(TAKEN[what])
+    assert torch.equal(data.images, GRAY) and torch.equal(data.labels, Y)
+    assert data.classes == (Samples.classes if what == "a set of samples" else ("0", "1", "2"))
+    assert data.index.tolist() == list(range(N))
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "Data of type NoneType are none that advkit takes; give an advkit.Dataset, a pair"),
+    "images alone": (FLOATS, "Data of type Tensor are none that advkit takes"),
+    "an iterable set": (Endless(), "Data of type Endless are none that advkit takes"),
+    "splits": (Splits(TAKEN["advkit's own"], TAKEN["advkit's own"], "none"), "give one of them, such as splits.test"),
+    "channels last": ((GRAY.permute(0, 2, 3, 1), Y), "channels last; give images.permute(0, 3, 1, 2)"),
+    "no channels": ((GRAY[:, 0], Y), "The images are uint8 (12, 8, 8); give a tensor (N, C, H, W)"),
+    "gray levels as floats": ((GRAY.float(), Y), "give uint8, or floats in [0, 1], and normalise in the model"),
+    "normalised": ((FLOATS - 0.5, Y), "give uint8, or floats in [0, 1], and normalise in the model"),
+    "NaN": ((FLOATS / 0, Y), "The images run from"),
+    "images of integers": ((GRAY.long(), Y), "The images are int64 (12, 1, 8, 8); give uint8, or floats in [0, 1]"),
+    "one-hot": ((GRAY, nn.functional.one_hot(Y, 3)), "The labels are int64 (12, 3); give whole numbers"),
+    "labels of floats": ((GRAY, Y.float()), "The labels are float32 (12,); give whole numbers"),
+    "labels of text": ((GRAY, np.array(["a"] * N)), "The labels are of type ndarray; give tensors or numpy arrays"),
+    "labels below 0": ((GRAY, Y - 1), "labels run from -1 to 1"),
+    "a label too few": ((GRAY, Y[1:]), "There are 12 images and 11 labels"),
+    "no image": ((GRAY[:0], Y[:0]), "There are 0 images and 0 labels"),
+    "images of two sizes": ([(FLOATS[0], 0), (FLOATS[1, :, 1:], 1), (FLOATS[2], 1)], "The images differ in shape"),
+    "samples of three": (TensorDataset(FLOATS, Y, Y), "The samples of TensorDataset are no pairs (image, label)"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused(what: str) -> None:
+    data, sentence = REFUSED[what]
+    with pytest.raises(DataError) as refused:
+        as_dataset(data)
+    assert sentence in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_one_set_or_two() -> None:
+    one = as_splits(PAIRS)
+    assert one.train is one.test and one.transform == "none"
+    two = as_splits((PAIRS, (GRAY[:2], Y[:2])))
+    assert len(two.train) == N and len(two.test) == 2 and two.test.classes == two.train.classes
+    assert as_splits(two) is two
+    with pytest.raises(DataError, match="differ in shape or classes"):
+        as_splits(((GRAY[:2], Y[:2]), PAIRS))
+
+
+def test_training_and_evaluation_take_them() -> None:
+    settings = {"attack.steps": 1, "validation.steps": 1, "run.threads": 1, "validation.fraction": 0.25}
+    plain = {"epochs": 1, "batch_size": 4, "eps": 0.1, "settings": settings}
+
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+    same = [advkit.train(net(), data, **plain) for data in (Splits(*[TAKEN["advkit's own"]] * 2, "none"), PAIRS)]
+    assert same[0].history[0]["loss"] == same[1].history[0]["loss"]
+    judged = [advkit.evaluate(same[0].model, TAKEN[what], ("clean",), eps=0.1)["robust"] for what in TAKEN]
+    assert judged == judged[:1] * len(TAKEN)
+    with pytest.raises(OptionError, match=r"one set was passed; give advkit\.Splits"):
+        advkit.train(net(), PAIRS, epochs=1, settings=settings | {"validation.split": "test"})

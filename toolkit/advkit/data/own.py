@@ -1,0 +1,126 @@
+"""Data as people have them, made into advkit's: pairs of arrays, torch data sets, one set in place of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from ..errors import DataError
+from .base import Dataset, Splits, channels_last
+
+KNOWN = (
+    "an advkit.Dataset, a pair (images, labels) of tensors or arrays, a torch data set of such pairs, or a DataLoader "
+    "over one"
+)
+
+
+def as_dataset(data: Any, name: str = "own") -> Dataset:
+    """One set of images.
+
+    Images are uint8, or floats in [0, 1], which are rounded to the 256 gray levels; channels come first. Labels are
+    whole numbers from 0. Of a DataLoader the data set is taken, in its order: sampler and collation play no part.
+    Raises DataError, one sentence, for anything else.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, Splits):
+        raise DataError("These are advkit.Splits, two data sets; give one of them, such as splits.test.")
+    if isinstance(data, DataLoader):
+        return as_dataset(data.dataset, name)
+    images, labels = _pair(data)
+    images, labels = _images(images), _labels(labels)
+    if len(images) != len(labels) or not len(labels):
+        raise DataError(f"There are {len(images)} images and {len(labels)} labels; give one label an image.")
+    return Dataset(name, images, labels, _classes(data, int(labels.max()) + 1))
+
+
+def as_splits(data: Any) -> Splits:
+    """Training and test images: `Splits`, a pair of sets, or one set, which then stands for both."""
+    if isinstance(data, Splits):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2 and not all(_is_array(part) for part in data):
+        train, test = (as_dataset(part) for part in data)
+        if train.classes != test.classes and train.classes[: len(test.classes)] == test.classes:
+            test = Dataset(test.name, test.images, test.labels, train.classes)  # the last classes have no test image
+        return Splits(train, test, transform="none")
+    both = as_dataset(data)
+    return Splits(both, both, transform="none")
+
+
+def _pair(data: Any) -> tuple[Any, Any]:
+    """All images and all labels."""
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        return data.tensors[0], data.tensors[1]
+    if isinstance(data, tuple | list) and len(data) == 2 and all(_is_array(part) for part in data):
+        return data[0], data[1]
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, str | bytes | dict | Tensor):
+        raise DataError(f"Data of type {type(data).__name__} are none that advkit takes; give {KNOWN}.")
+    samples = [data[place] for place in range(len(data))]
+    if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
+        raise DataError(f"The samples of {type(data).__name__} are no pairs (image, label); give {KNOWN}.")
+    images = [_array(image, "images") for image, _ in samples]
+    if len({image.shape for image in images}) > 1:
+        raise DataError("The images differ in shape; resize all images to one size.")
+    return torch.stack(images) if images else torch.zeros(0), [label for _, label in samples]
+
+
+def _is_array(part: object) -> bool:
+    return isinstance(part, Tensor | np.ndarray) or (
+        isinstance(part, Sequence) and bool(part) and all(isinstance(value, int | np.integer) for value in part)
+    )
+
+
+def _array(values: Any, what: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        return torch.from_numpy(np.array(values))
+    except (TypeError, ValueError):
+        raise DataError(f"The {what} are of type {type(values).__name__}; give tensors or numpy arrays.") from None
+
+
+def _images(values: Any) -> Tensor:
+    images = _array(values, "images")
+    form = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+    if images.ndim != 4:
+        raise DataError(f"The images are {form}; give a tensor (N, C, H, W).")
+    if channels_last(images.shape):
+        raise DataError(f"The images are {form}, channels last; give images.permute(0, 3, 1, 2).")
+    if images.dtype == torch.uint8:
+        return images.contiguous()
+    if not images.is_floating_point():
+        raise DataError(f"The images are {form}; give uint8, or floats in [0, 1].")
+    if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
+        low, high = float(images.min()), float(images.max())
+        raise DataError(
+            f"The images run from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1], and normalise in the model."
+        )
+    return (images.double() * 255).round().to(torch.uint8).contiguous()
+
+
+def _labels(values: Any) -> Tensor:
+    if isinstance(values, Sequence):
+        values = [
+            value.item() if isinstance(value, Tensor | np.generic) and value.ndim == 0 else value for value in values
+        ]
+    labels = _array(values, "labels")
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.ndim != 1 or not whole:
+        raise DataError(
+            f"The labels are {str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}; give whole numbers "
+            "(N,), the positions of the classes."
+        )
+    return labels.to(torch.int64)
+
+
+def _classes(data: Any, count: int) -> tuple[str, ...]:
+    """The names a torchvision set gives its classes, else numbers; two at least."""
+    names = getattr(data, "classes", None)
+    if isinstance(names, list | tuple) and len(names) >= count and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return tuple(str(label) for label in range(max(count, 2)))
