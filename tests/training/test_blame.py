@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import advkit
-from advkit import Dataset, HookContract, Passes, Plugin, Splits, Step, hookimpl
+from advkit import Dataset, HookContract, NonFinite, Passes, Plugin, Splits, Step, hookimpl
 from advkit.compose.registration import HOOKS
 from advkit.errors import UnknownHook
 
@@ -223,6 +223,31 @@ def test_later_steps_are_watched_on_request(tiny_net: Net, tiny_batch: BatchOf) 
                 step(*tiny_batch(), epoch=0)
         else:
             step(*tiny_batch(), epoch=0)
+
+
+def test_an_attack_of_a_plugin_on_broken_gradients_is_none(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """The sign of NaN is 0: the images would stay where they are, and the net would look robust."""
+
+    def inner_attack(self, model, batch, radius, objective):
+        x = batch.x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
+        moved = batch.x + radius.view(-1, 1, 1, 1) * gradient.sign().nan_to_num()
+        return advkit.AttackResult(moved.clamp(0, 1))
+
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.requires_grad:
+                x = x + 0 * (x.detach() - x).sqrt()  # 0 times the derivative of sqrt at 0
+            return self.net(x)
+
+    attack = bad(inner_attack=inner_attack, passes=lambda self, hook, costs: Passes(1, 1))
+    with pytest.raises(NonFinite, match="NaN or Inf in an input gradient of the attack at epoch 0, step 0"):
+        step_of(Breaks(), attack)(*tiny_batch(), epoch=0)
+    step_of(tiny_net(), attack)(*tiny_batch(), epoch=0)
 
 
 def test_an_attack_may_use_the_net_and_its_draws(tiny_net: Net, tiny_batch: BatchOf) -> None:

@@ -89,3 +89,31 @@ def untouched(x: Tensor) -> Iterator[None]:
         raise
     if before != (0 if x.is_inference() else x._version):
         raise OptionError(IN_PLACE)
+
+
+class GradientWatch:
+    """Sees every gradient that reaches the images of a net, whoever attacks it.
+
+    sign(NaN) is 0: without it an attack that follows a broken gradient would be none, and the net robust. What it saw
+    stays on the device, to be read once, when the attack is over; None where no gradient was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.finite: Tensor | None = None
+        """() bool: whether all were numbers."""
+        self.still: Tensor | None = None
+        """() int64: how many images had a gradient of zero."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The images to give to the net in place of x (B, C, H, W)."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return x
+        x = x.view_as(x)  # every call watches its own gradient, whatever else x is used for
+        x.register_hook(self._see)  # type: ignore[no-untyped-call]
+        return x
+
+    def _see(self, gradient: Tensor) -> None:
+        peak = gradient.detach().flatten(1).abs().amax(1)  # keeps NaN
+        finite, still = peak.isfinite().all(), (peak == 0).sum()
+        self.finite = finite if self.finite is None else self.finite & finite
+        self.still = still if self.still is None else self.still + still

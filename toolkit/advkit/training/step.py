@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..ascent import NORMS, pgd, start
 from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
 from ..errors import HookConflict, HookContract, NonFinite, OptionError
+from ..judging import GradientWatch
 from ..losses import soft_cross_entropy
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
@@ -200,9 +202,13 @@ class TrainingStep:
                     f"Plugin {who} sets steps or step sizes per sample, but the inner attack "
                     f"{inner.plugin.name} has its own; leave one of them out."
                 )
+            watch = GradientWatch()
             with torch.enable_grad():
-                result = self.panel.ask(inner, known, model=model, objective=objective, observe=observe)
-            return contract.attack(inner.plugin.name, result, radius, self.attack.norm)
+                result = self.panel.ask(
+                    inner, known, model=lambda x: model(watch(x)), objective=objective, observe=observe
+                )
+            result = contract.attack(inner.plugin.name, result, radius, self.attack.norm)
+            return replace(result, finite=watch.finite)
         if self.attack.steps == 0:
             return AttackResult(batch.x)
         ball = NORMS[self.attack.norm](batch.x, radius)

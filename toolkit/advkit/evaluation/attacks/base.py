@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import HookContract, NonFinite, OptionError
-from ...judging import checked_logits, untouched
+from ...judging import GradientWatch, checked_logits, untouched
 from ...rng import Draws, derive_key
 
 SLACK = 1e-5
@@ -42,17 +42,12 @@ class Victim:
         self.forwards = self.backwards = 0
         self.notes: list[str] = []
         """What an attack wants its reader to know, each once."""
-        self._broken: Tensor | None = None
-        self._still: Tensor | None = None
+        self._watch = GradientWatch()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W); with a graph where x asks for a gradient."""
         rows, followed = len(x), x.requires_grad and torch.is_grad_enabled()
-        if followed:
-            # Through a view: every call watches its own gradient, whatever else x is used for.
-            x = x.view_as(x)
-            x.register_hook(self._watch)  # type: ignore[no-untyped-call]
-        logits = self._forward(x, followed)
+        logits = self._forward(self._watch(x), followed)
         self.forwards += rows
         if followed and not logits.requires_grad:
             raise OptionError(
@@ -81,23 +76,13 @@ class Victim:
             parts.append(checked_logits(logits, len(part), self.classes))
         return torch.cat(parts)
 
-    def _watch(self, gradient: Tensor) -> None:
-        """Of every input gradient: no number, or none at all. Kept on the device; read once, when the attack is over.
-
-        sign(NaN) is 0: without this an attack that follows a broken gradient would be none, and the net robust.
-        """
-        peak = gradient.detach().flatten(1).abs().amax(1)  # keeps NaN
-        broken, still = (~peak.isfinite()).any(), (peak == 0).sum()
-        self._broken = broken if self._broken is None else self._broken | broken
-        self._still = still if self._still is None else self._still + still
-
     def refuse_broken_gradients(self, attack: str) -> None:
         """NonFinite where an input gradient that `attack` asked for is NaN or Inf; a note where many are zero."""
-        if self._broken is None or self._still is None:
+        if self._watch.finite is None or self._watch.still is None:
             return
-        if bool(self._broken):
+        if not bool(self._watch.finite):
             raise NonFinite(f"{attack} met an input gradient that is NaN or Inf; its accuracy would mean nothing.")
-        if int(self._still) > STILL * self.backwards:
+        if int(self._watch.still) > STILL * self.backwards:
             self.note("many input gradients are zero; an attack that follows them stands still there")
 
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
