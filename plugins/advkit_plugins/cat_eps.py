@@ -47,8 +47,8 @@ class CatEps(Plugin):
         eps_max: Real = option("eps", gt=0, unit="pixels in [0, 1]", help="the cap of eps_i")
         on_success: Action = option(
             "reset",
-            help="eps_i after a successful attack: keep what was attacked with, roll-back by eta from there, reset to 0, "
-            "or distance, the size of the perturbation found. Code: reset (Feb 2020), distance (Jun v1), keep (Jun v2)",
+            help="eps_i after a successful attack: keep what was attacked with, roll-back by eta from there, reset to "
+            "0, or distance, the size of the perturbation found. Code: reset (Feb 2020), distance (Jun v1), keep (Jun v2)",
         )
         on_failure: Action = option(
             "keep", help="eps_i after a failed one. Code: distance (Feb 2020), reset (Jun v1), roll-back (Jun v2)"

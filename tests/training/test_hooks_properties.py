@@ -301,6 +301,7 @@ def test_batch_norm_option(tiny_net: Net, tiny_batch: BatchOf) -> None:
     both, _ = statistics("adv_logits,clean_logits_base")
     assert (once, again, both) == (1, 1, 2)
     assert torch.equal(statistics("adv_logits")[1], adversarial)
+    assert statistics("clean_logits_base,adv_logits,clean_logits_base")[0] == 3
     assert not torch.equal(clean, adversarial)
     first = tiny_net(True)[0](tiny_batch()[0])
     assert torch.allclose(clean, 0.1 * first.mean((0, 2, 3)), atol=1e-6)

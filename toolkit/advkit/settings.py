@@ -62,7 +62,8 @@ class UpdateSettings(OptionModel):
 
     batch_norm: str = option(
         "base_loss",
-        help="whose forwards move running statistics: base_loss, or forwards by name, such as adv_logits,clean_logits",
+        help="whose forwards move running statistics: base_loss, or forwards by name in the order in which they run, "
+        "such as clean_logits,adv_logits; one named again runs again, for the statistics alone",
     )
 
     @field_validator("batch_norm")

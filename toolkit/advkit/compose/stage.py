@@ -68,6 +68,8 @@ class Stage:
 
     answers: Mapping[str, tuple[Answer, ...]]
     views: Mapping[str, View]
+    forwards: tuple[str, ...]
+    """The views in the order in which they run, those that move statistics first. One that comes again only moves."""
     aliases: Mapping[str, str]
     """Base views that are the plain ones, because nothing perturbs the weights."""
     demands: Mapping[tuple[str, str], frozenset[str]]
@@ -108,7 +110,7 @@ class Setting:
     attack: AttackSettings
     epochs: int = 1
     batch_norm: tuple[str, ...] | None = None
-    """Views whose forwards move BatchNorm's running statistics; None: those that base_loss demands."""
+    """Views whose forwards move BatchNorm's running statistics, in that order; None: those of base_loss."""
     order: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -126,6 +128,8 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
     inner = [a for a in loss if not (a.hook == "extra_regularizer" and a.plugin.name in based)]
     default = {("base_loss", CORE)} if not active["base_loss"] else set()  # the core's own needs adv_logits
 
+    moving = None if setting.batch_norm is None else [aliases.get(name, name) for name in setting.batch_norm]
+
     def askers(view: str, answers: Sequence[Answer]) -> set[tuple[str, str]]:
         asking = {a.key for a in answers if any(aliases.get(name, name) == view for name in demands[a.key])}
         return asking | (default if view == "adv_logits" else set())
@@ -138,13 +142,13 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
         view: View(
             owners=tuple(sorted({plugin for _, plugin in asking})),
             gradient=view in differentiated(loss),
-            moves_statistics=view in setting.batch_norm
-            if setting.batch_norm is not None
-            else any(hook == "base_loss" for hook, _ in asking),
+            moves_statistics=view in moving if moving is not None else any(hook == "base_loss" for hook, _ in asking),
         )
         for view in VIEWS
         if (asking := askers(view, loss))
     }
+    listed = [view for view in moving or () if view in views]
+    forwards = (*listed, *(view for view in views if view not in listed))
     adding = [answer for answer in inner if not answer.spec.detached]
     objective_views = {view: view in differentiated(adding) for view in VIEWS if askers(view, adding)}
     costs = Costs(
@@ -163,6 +167,7 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
     return Stage(
         answers=active,
         views=views,
+        forwards=forwards,
         aliases=aliases,
         demands=demands,
         detached=detached,
@@ -172,7 +177,8 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
         objective_views=objective_views,
         passes={
             "attack": own("attack") + Passes(steps + bool(attack_view) + bool(success), steps),
-            "update": own("update") + Passes(len(views), full_backward=sum(view.gradient for view in views.values())),
+            "update": own("update")
+            + Passes(len(forwards), full_backward=sum(view.gradient for view in views.values())),
         },
     )
 

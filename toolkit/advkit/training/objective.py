@@ -121,17 +121,21 @@ class Objective(nn.Module):
 
     def forward(self, update: Update, shift: Mapping[str, Tensor], samples: int) -> Outcome:
         """At theta + `shift` (v), averaged over `samples`."""
-        moved, logits = update.network.shifted(shift), {}
-        for name, view in update.stage.views.items():
-            with torch.set_grad_enabled(view.gradient):
-                logits[name] = update.network.forward(
+        moved = update.network.shifted(shift)
+        logits: dict[str, Tensor] = {}
+        for place, name in enumerate(update.stage.forwards):
+            view, turn = update.stage.views[name], update.stage.forwards[:place].count(name)
+            with torch.set_grad_enabled(view.gradient and not turn):
+                output = update.network.forward(
                     "update",
                     name,
                     view.owners,
                     update.images(name),
                     params=None if name.endswith("_base") else moved,
                     moves_statistics=view.moves_statistics,
+                    turn=turn,
                 )
+            logits.setdefault(name, output)
         terms = update.terms(logits, update.stage.terms)
         weighted = {name: update.weigh(name, term, logits).sum() for name, term in terms.items()}
         return Outcome(
