@@ -48,7 +48,7 @@ class CatEps(Plugin):
         on_success: Action = option(
             "reset",
             help="eps_i after a successful attack: keep what was attacked with, roll-back by eta from there, reset to "
-            "0, or distance, the size of the perturbation found. Code: reset (Feb 2020), distance (Jun v1), keep (Jun v2)",
+            "0, or distance, the size of the perturbation found. Code: reset (Feb 2020), distance (Jun v1), keep (v2)",
         )
         on_failure: Action = option(
             "keep", help="eps_i after a failed one. Code: distance (Feb 2020), reset (Jun v1), roll-back (Jun v2)"
