@@ -86,6 +86,12 @@ def test_one_setting_by_two_names(file: Path, capsys: pytest.CaptureFixture[str]
     assert run(["plan", "--eps", "8/255", "--set", f"attack.eps={8 / 255}"]) == 0
 
 
+def test_a_root_that_no_run_file_can_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--dataset", "image-folder", "--data-root", "pictures-\udcff"]) == 2
+    assert "is no UTF-8, so no run file can hold it; rename the folder." in capsys.readouterr().err
+    assert run(["plan", "--dataset", "image-folder", "--data-root", "été"]) == 0
+
+
 def built(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> str:
     """The run file of what `call` would start."""
     runs: list[Resolved] = []

@@ -17,6 +17,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import Tensor
 
+from advkit.cli.main import run as command
 from advkit.data import image_folder
 from advkit.data.base import Dataset, DataSource, Splits, balanced
 from advkit.data.digits import Digits
@@ -520,8 +521,92 @@ def test_sixteen_bits_are_not_clipped_in_silence(pets: Path) -> None:
 
 
 def test_a_format_outside_the_list_is_refused_whatever_its_name(pets: Path) -> None:
-    picture(1).save(pets / "train/cat/1.png", format="GIF")
+    picture(1).save(pets / "train/cat/1.png", format="PCX")
     assert refusal(pets).startswith("image train/cat/1.png can not be read (UnidentifiedImageError: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["3.PNG", "3.JPG", "3.Jpeg", "3.tif", "3.TIFF", "3.gif", "3.ppm", "3.jfif", "3", "3.dat"]
+)
+def test_no_picture_is_dropped_for_its_name(pets: Path, name: str) -> None:
+    suffix = Path(name).suffix.lower()
+    formats = {".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF", ".ppm": "PPM", ".png": "PNG", ".jfif": "JPEG"}
+    picture(9).save(pets / "train/cat" / name, format=formats.get(suffix, "JPEG"))
+    for root in (pets, zipped(pets)):
+        splits = ImageFolder().load(root, None)
+        assert len(splits.train) == 7 and splits.notes == ()
+
+
+def test_what_is_left_out_is_said(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("Thumbs.db", "labels.txt", "more.TXT", ".hidden"):
+        (pets / "train/cat" / name).write_text("no picture")
+    for root in (pets, zipped(pets)):
+        assert ImageFolder().load(root, None).notes == (
+            f"{root}: 3 files are no pictures and are left out (2 .txt, 1 .db)",
+        )
+    line = ["train", "--dataset", "image-folder", "--data-root", str(pets), "--epochs", "1", "--set=model.width=1"]
+    line += ["--set=attack.steps=1", "--set=validation.fraction=0", "--progress=none"]
+    assert command([*line, "--out", str(pets.parent / "run")]) == 0
+    assert "3 files are no pictures and are left out (2 .txt, 1 .db)" in capsys.readouterr().err
+
+
+def test_pictures_of_other_kinds_are_refused(pets: Path) -> None:
+    (pets / "train/cat/4.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    assert refusal(pets).startswith(
+        "train/cat/4.heic is a picture of a kind that is not read; remove it, or convert it"
+    )
+
+
+def test_pixels_are_counted_before_they_are_decoded(pets: Path) -> None:
+    Image.new("L", (6000, 6000)).save(pets / "train/cat/1.png")
+    assert refusal(pets) == (
+        "image train/cat/1.png has 6000x6000 pixels, more than data.max_pixels = 16777216; shrink it."
+    )
+    source = ImageFolder()
+    source.max_pixels = 35
+    with pytest.raises(DataError, match=r"has 6x6 pixels, more than data\.max_pixels = 35"):
+        source.load(pets, None)
+
+
+@pytest.mark.parametrize("cut", [5, 20])
+def test_a_png_without_its_end_is_damaged(pets: Path, cut: int) -> None:
+    path = pets / "train/cat/1.png"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert refusal(pets).startswith("image train/cat/1.png can not be read")
+
+
+def test_moving_pictures_are_refused(pets: Path) -> None:
+    picture(1).save(pets / "train/cat/1.gif", save_all=True, append_images=[picture(2)])
+    assert refusal(pets) == "image train/cat/1.gif has 2 frames; keep one."
+
+
+@pytest.mark.parametrize("root", ["pipe", "/dev/zero", "/dev/null", "x" * 5000, "a\0b"])
+def test_a_root_that_is_no_file(tmp_path: Path, root: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError) as refused:
+        ImageFolder().load(tmp_path / root, None)
+    assert "check --data-root" in str(refused.value) and refused.value.exit_code == 4
+
+
+@pytest.mark.parametrize("patch", [(6, b"\x63\x00"), (10, b"\x63\x00"), (8, b"\x01\x00"), (42, b"\xff\xff\xff\x7f")])
+def test_zips_of_other_versions_and_methods(pets: Path, patch: tuple[int, bytes]) -> None:
+    archive = zipped(pets)
+    raw = bytearray(archive.read_bytes())
+    start = raw.index(b"PK\x01\x02")
+    while start >= 0:
+        raw[start + patch[0] : start + patch[0] + len(patch[1])] = patch[1]
+        start = raw.find(b"PK\x01\x02", start + 46)
+    archive.write_bytes(raw)
+    refusal(archive)
+
+
+def test_a_zip_whose_names_are_no_text(pets: Path) -> None:
+    archive = zipped(pets)
+    raw = bytearray(archive.read_bytes())
+    start = raw.index(b"PK\x01\x02")
+    raw[start + 8 : start + 10], raw[start + 46 : start + 47] = b"\x00\x08", b"\xff"
+    archive.write_bytes(raw)
+    assert refusal(archive).startswith("is neither a folder nor a readable zip")
 
 
 def test_an_empty_class_is_refused(pets: Path) -> None:

@@ -34,6 +34,7 @@ class DataSettings(OptionModel):
     name: str = option("digits", help="a registered data set")
     root: str = option("", help="folder or file of the data, where the data set needs one")
     limit: int = option(0, ge=0, lt=2**31, help="at most so many images a split, balanced over classes; 0: all")
+    max_pixels: int = option(1 << 24, ge=1, lt=2**53, help="most pixels of an image that is decoded from a file")
     transform: str = option("auto", help="per-sample training transform: auto (the data set's), none, crop-flip")
 
 

@@ -57,6 +57,8 @@ class Request:
             below.append(runfile.load(Path(config)))
         root = top.settings.get("data.root")
         if root and isinstance(root, str):
+            if not root.isascii() and root.encode(errors="replace") != root.encode(errors="surrogatepass"):
+                raise OptionError(f"data.root = {root!r} is no UTF-8, so no run file can hold it; rename the folder.")
             top = replace(top, settings={**top.settings, "data.root": str(Path(os.path.expanduser(root)).absolute())})
         return cls((*below, top))
 

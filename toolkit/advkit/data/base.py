@@ -140,6 +140,8 @@ class Splits:
     train: Dataset
     test: Dataset
     transform: str
+    notes: tuple[str, ...] = ()
+    """What whoever trains on it should know, such as files that were left out."""
 
     def __post_init__(self) -> None:
         train, test = self.train, self.test
@@ -164,6 +166,9 @@ class DataSource(ABC):
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, object]] = {}
+
+    max_pixels: int = 1 << 24
+    """Most pixels of one image, judged before it is decoded; the setting data.max_pixels."""
 
     @abstractmethod
     def load(self, root: Path | None, limit: int | None) -> Splits:

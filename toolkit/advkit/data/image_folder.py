@@ -2,19 +2,24 @@
 
 Two layouts: `{train,test}/CLASS/IMAGE` (`val`, `valid` or `validation` stand in for a missing `test`), or
 `CLASS/IMAGE` without splits; then a fixed fifth of each class, chosen by a hash of the name, is for testing.
-Either may lie below one common top folder. Hidden files and other kinds of files are ignored.
+Either may lie below one common top folder. Hidden files are ignored. Other files are told by their first bytes: a
+picture is one whatever its name, one of a kind that is not read is refused, the rest is left out, and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import re
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, final
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -25,8 +30,12 @@ from torch import Tensor
 from ..errors import DataError, OptionError
 from .base import Dataset, DataSource, Splits, balanced
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jfif", ".jpe")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|BM|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*|P[1-6]\s", re.DOTALL)
+"""What files of those formats begin with."""
+OTHERS = re.compile(rb"....ftyp(heic|heix|mif1|avif)|\0\0\0\x0cjP  |\xff\x0a|8BPS", re.DOTALL)
+"""Pictures that are not read: HEIC, AVIF, JPEG 2000, JPEG XL, Photoshop."""
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation")
 MAX_BYTES = 64 << 20  # of one encoded image: a zip member may unpack to anything
 
@@ -43,16 +52,42 @@ class ImageFolder(DataSource):
     def load(self, root: Path | None, limit: int | None) -> Splits:
         if root is None:
             raise OptionError("image-folder reads your files; name the folder or zip with --data-root DIR.")
-        if not root.exists():
-            raise DataError(f"{root} does not exist; check --data-root.")
-        if root.is_dir():
-            return _read(Files(root, tuple(_walk(root)), lambda name: (root / name).open("rb")), limit)
         try:
+            mode = os.stat(root).st_mode
+        except FileNotFoundError:
+            raise DataError(f"{root} does not exist; check --data-root.") from None
+        except (OSError, ValueError) as error:  # ValueError: what no file system takes for a name
+            reason = getattr(error, "strerror", None) or str(error)
+            raise DataError(f"{root} can not be read ({reason}); check --data-root.") from None
+        if stat.S_ISDIR(mode):
+            listed = tuple(_walk(root))
+            return self._read(Files(root, listed, lambda name: (root / name).open("rb")), limit)
+        try:
+            if not stat.S_ISREG(mode):
+                raise OSError("it is no regular file")
             archive = ZipFile(root)
-        except (BadZipFile, OSError) as error:
+        except Exception as error:  # a damaged zip makes zipfile raise almost anything
             raise DataError(f"{root} is neither a folder nor a readable zip ({error}); check --data-root.") from None
         with archive:
-            return _read(Files(root, tuple(archive.namelist()), archive.open), limit)
+            return self._read(Files(root, tuple(archive.namelist()), archive.open), limit)
+
+    def _read(self, files: Files, limit: int | None) -> Splits:
+        pictures, others = _sorted(files)
+        files = replace(files, names=pictures)
+        halves = _splits(files)
+        labels, names = [], []
+        for classes in halves:
+            label = torch.tensor([k for k, images in enumerate(classes.values()) for _ in images])
+            kept = balanced(label, limit)
+            all_names = [name for images in classes.values() for name in images]
+            labels.append(label[kept])
+            names += [all_names[i] for i in kept.tolist()]
+        images, cut = _decode_all(files, names, self.max_pixels), len(labels[0])
+        train, test = (
+            Dataset(ImageFolder.name, part, label, tuple(halves[0]))
+            for part, label in zip((images[:cut], images[cut:]), labels, strict=True)
+        )
+        return Splits(train, test, transform="crop-flip", notes=_notes(files.root, others))
 
 
 @dataclass(frozen=True)
@@ -64,27 +99,43 @@ class Files:
     open: Callable[[str], IO[bytes]]
 
 
-def _read(files: Files, limit: int | None) -> Splits:
-    halves = _splits(files)
-    labels, names = [], []
-    for classes in halves:
-        label = torch.tensor([k for k, images in enumerate(classes.values()) for _ in images])
-        kept = balanced(label, limit)
-        all_names = [name for images in classes.values() for name in images]
-        labels.append(label[kept])
-        names += [all_names[i] for i in kept.tolist()]
-    images, cut = _decode_all(files, names), len(labels[0])
-    train, test = (
-        Dataset(ImageFolder.name, part, label, tuple(halves[0]))
-        for part, label in zip((images[:cut], images[cut:]), labels, strict=True)
-    )
-    return Splits(train, test, transform="crop-flip")
+def _sorted(files: Files) -> tuple[tuple[str, ...], list[str]]:
+    """Folders and pictures, and what is neither. Raises DataError for pictures of a kind that is not read."""
+    pictures: list[str] = []
+    others: list[str] = []
+    for name in files.names:
+        if _hidden(name) or not name:
+            continue
+        if name[-1] == "/" or name.lower().endswith(SUFFIXES):
+            pictures.append(name)
+            continue
+        try:
+            with files.open(name) as file:
+                head = file.read(16)
+        except Exception:  # as `_decode` says; that it is no picture can not be known
+            head = b""
+        if OTHERS.match(head):
+            raise DataError(
+                f"{files.root}: {name} is a picture of a kind that is not read; remove it, or convert it to one of "
+                f"{', '.join(FORMATS)}."
+            )
+        (pictures if MAGIC.match(head) else others).append(name)
+    return tuple(pictures), others
+
+
+def _notes(root: Path, others: Sequence[str]) -> tuple[str, ...]:
+    """What was left out, in one sentence."""
+    if not others:
+        return ()
+    suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
+    return (f"{root}: {len(others)} files are no pictures and are left out ({listed})",)
 
 
 def _splits(files: Files) -> tuple[Classes, Classes]:
     """Training and test images: the same classes, two or more, none of them empty."""
     root = files.root
-    names = sorted(name for name in set(files.names) if not _hidden(name) and (name[-1] == "/" or _is_image(name)))
+    names = sorted(set(files.names))
     prefix, tops = "", _tops(names, "")
     if len(tops) == 1 and not tops & {TRAIN, *TESTS} and _tops(names, f"{min(tops)}/"):
         prefix = f"{min(tops)}/"
@@ -122,19 +173,19 @@ def _hold_out(root: Path, classes: Classes, prefix: str) -> tuple[Classes, Class
 
 def _classes(root: Path, names: Iterable[str], prefix: str) -> Classes:
     """The class folders directly below `prefix`."""
-    found: Classes = {}
+    classes: Classes = {}
     for name in names:
         label, slash, image = name.removeprefix(prefix).partition("/")
         if not name.startswith(prefix) or not label:
             continue
         if not slash or "/" in image:
             raise DataError(f"{root}: {name} is not directly in a class folder; move it into one, or remove it.")
-        found.setdefault(label, []).extend([name] if image else [])
-    for label, images in found.items():
+        classes.setdefault(label, []).extend([name] if image else [])
+    for label, images in classes.items():
         if not images:
-            kinds = ", ".join(SUFFIXES)
-            raise DataError(f"{root}: class folder {prefix}{label} has no images ({kinds}); add some or remove it.")
-    return dict(sorted(found.items()))
+            suffixes = ", ".join(SUFFIXES[:5])
+            raise DataError(f"{root}: class folder {prefix}{label} has no images ({suffixes}); add some or remove it.")
+    return dict(sorted(classes.items()))
 
 
 def _tops(names: Iterable[str], prefix: str) -> set[str]:
@@ -150,7 +201,7 @@ def _walk(root: Path, folder: str = "", depth: int = 4) -> Iterator[str]:
         with os.scandir(root / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name = folder + entry.name
-                if _hidden(name) or not (entry.is_dir() or _is_image(name)):
+                if _hidden(name):
                     continue
                 target = Path(os.path.realpath(entry.path) if entry.is_symlink() else inside)
                 if not target.is_relative_to(inside):
@@ -173,37 +224,54 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
-def _decode_all(files: Files, names: list[str]) -> Tensor:
+def _decode_all(files: Files, names: list[str], max_pixels: int) -> Tensor:
     """(N, C, H, W) uint8; C is 1 if every image is gray, else 3."""
-    pixels: list[NDArray[np.uint8]] = []
-    for name in names:
-        pixels.append(_decode(files, name))
-        (height, width), (h, w) = pixels[0].shape[:2], pixels[-1].shape[:2]
-        if (h, w) != (height, width):
-            raise DataError(
-                f"{files.root}: {name} is {w}x{h} pixels, but {names[0]} is {width}x{height}; "
-                "resize all images to one size."
-            )
-    if all(image.ndim == 2 for image in pixels):
-        return torch.from_numpy(np.stack(pixels)).unsqueeze(1)
-    colour = [image if image.ndim == 3 else np.stack([image] * 3, axis=-1) for image in pixels]
-    return torch.from_numpy(np.stack(colour)).permute(0, 3, 1, 2).contiguous()
+    first = _decode(files, names[0], max_pixels)
+    height, width = first.shape[:2]
+    try:
+        images = np.empty((len(names), *first.shape), np.uint8)
+        for place, name in enumerate(names):
+            image = _decode(files, name, max_pixels) if place else first
+            (h, w), colour = image.shape[:2], image.ndim == 3
+            if (h, w) != (height, width):
+                raise DataError(
+                    f"{files.root}: {name} is {w}x{h} pixels, but {names[0]} is {width}x{height}; "
+                    "resize all images to one size."
+                )
+            if colour and images.ndim == 3:  # the first one that is not gray
+                images = np.repeat(images[..., None], 3, axis=-1)
+            images[place] = image if colour or images.ndim == 3 else image[..., None]
+    except MemoryError:
+        raise DataError(
+            f"{files.root}: {len(names)} images of {width}x{height} pixels do not fit into memory; take fewer with "
+            "--limit, or smaller ones."
+        ) from None
+    pixels = torch.from_numpy(images)
+    return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def _decode(files: Files, name: str) -> NDArray[np.uint8]:
+def _decode(files: Files, name: str, max_pixels: int = DataSource.max_pixels) -> NDArray[np.uint8]:
     """(H, W) of a gray image, (H, W, 3) of any other."""
     try:
         with files.open(name) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) <= MAX_BYTES:
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                if image.mode[0] not in "IF":  # 16 bits and more, which conversion would clip
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+                opened = Image.open(BytesIO(data), formats=FORMATS)
+            with opened as image:
+                if image.width * image.height > max_pixels:  # before a pixel is decoded
+                    problem = (
+                        f"has {image.width}x{image.height} pixels, more than data.max_pixels = {max_pixels}; shrink it"
+                    )
+                elif getattr(image, "n_frames", 1) > 1:
+                    problem = f"has {image.n_frames} frames; keep one"  # type: ignore[attr-defined]
+                elif image.mode[0] not in "IF":  # 16 bits and more, which conversion would clip
+                    if image.format == "PNG":  # its checksums, which decoding does not look at
+                        Image.open(BytesIO(data), formats=("PNG",)).verify()
                     return np.asarray(image if image.mode == "L" else image.convert("RGB"))
-                problem = f"has pixels of mode {image.mode}, not of 8 bits; convert it"
+                else:
+                    problem = f"has pixels of mode {image.mode}, not of 8 bits; convert it"
         else:
             problem = f"is larger than {MAX_BYTES >> 20} MiB; shrink or remove it"
     except Exception as error:  # a damaged file makes Pillow and zipfile raise almost anything

@@ -42,6 +42,8 @@ def start(
         put_file(model, init_from, resolved)
     elif init_from is not None:
         load_weights(model, init_from)
+    for note in splits.notes:
+        (progress or Silent()).warn(note)
     if out is None:
         return Trainer(resolved, splits, model, None, progress).run()
     trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing

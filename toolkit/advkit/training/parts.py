@@ -24,12 +24,17 @@ from ..storage.run_folder import RunFolder
 from ..storage.weights import MODEL, prefixed, put_weights
 
 
-def load_data(name: str, root: str | Path | None = None, limit: int | None = None) -> Splits:
+def load_data(
+    name: str, root: str | Path | None = None, limit: int | None = None, max_pixels: int | None = None
+) -> Splits:
     """A registered data set: its training and test images. `limit` is at most so many a split.
+
+    `max_pixels` is the most of an image that is decoded from a file.
 
     Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
     """
     source = cast(type[DataSource], registry.load("data set", name))()
+    source.max_pixels = max_pixels or source.max_pixels
     return source.load(Path(root) if root else None, limit or None)
 
 
@@ -38,7 +43,7 @@ def data_of(resolved: Resolved) -> Splits:
     data = resolved.data
     if data.name.startswith(PASSED):
         raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
-    return load_data(data.name, data.root, data.limit)
+    return load_data(data.name, data.root, data.limit, data.max_pixels)
 
 
 def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
