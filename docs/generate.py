@@ -42,18 +42,6 @@ PAPER_EPS = 8 / 255
 NUMBERS = [str(number) for number in range(1, 1000)]
 LETTERS_OF_REFUSALS = [*ascii_uppercase, *(f"{a}{b}" for a in ascii_uppercase for b in ascii_uppercase)]
 
-LETTERS = {
-    "trades.beta": "β",
-    "mart.lam": "λ",
-    "cat-margin.kappa": "κ",
-    "cat-eps.eta": "η",
-    "cat-eps.eps_max": "ε_max",
-    "dirichlet-ls.c": "c",
-    "lsiw.lam": "λ",
-    "awp.gamma": "γ",
-}
-"""How the papers call an option."""
-
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table."""
@@ -116,7 +104,7 @@ def options(name: str) -> str:
     rows = [
         [
             f"`{key}`",
-            LETTERS.get(f"{name}.{key}", ""),
+            _extra(field).get("symbol", ""),
             f"`{_plain(field.default)}`",
             f"{_plain(getattr(at_paper, key))}" if isinstance(field.default, str) and "eps" in field.default else "",
             _extra(field).get("unit", ""),

@@ -27,7 +27,7 @@ class Awp(Plugin):
     name = "awp"
 
     class Options(PluginOptions):
-        gamma: Schedule = option(0.01, help="||v_l|| / ||w_l||, by epoch; 0 switches the perturbation off")
+        gamma: Schedule = option(0.01, symbol="γ", help="||v_l|| / ||w_l||, by epoch; 0 switches the perturbation off")
         loss: Literal["auto", "adv_ce", "objective"] = option(
             "auto",
             help="what v increases: cross-entropy on x_adv, or base loss and regularizers; auto: objective where a "

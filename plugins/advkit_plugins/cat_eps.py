@@ -43,8 +43,10 @@ class CatEps(Plugin):
     prefers = {"attack.init": "zero", "attack.mode": "eval"}
 
     class Options(PluginOptions):
-        eta: Real = option("0.159375 eps", gt=0, unit="pixels in [0, 1]", help="increment per visit; 0.005 at 8/255")
-        eps_max: Real = option("eps", gt=0, unit="pixels in [0, 1]", help="the cap of eps_i")
+        eta: Real = option(
+            "0.159375 eps", symbol="η", gt=0, unit="pixels in [0, 1]", help="increment per visit; 0.005 at 8/255"
+        )
+        eps_max: Real = option("eps", symbol="ε_max", gt=0, unit="pixels in [0, 1]", help="the cap of eps_i")
         on_success: Action = option(
             "reset",
             help="eps_i after a successful attack: keep what was attacked with, roll-back by eta from there, reset to "

@@ -25,7 +25,7 @@ class CatMargin(Plugin):
     prefers = {"attack.init": "zero", "attack.mode": "eval"}
 
     class Options(PluginOptions):
-        kappa: Real = option(10.0, ge=0, unit="logits", help="how far a margin may go before it saturates")
+        kappa: Real = option(10.0, symbol="κ", ge=0, unit="logits", help="how far a margin may go before it saturates")
         inner: Literal["literal", "mirrored"] = option(
             "literal",
             help="in the attack: max(margin, -kappa) as printed, or min(margin, kappa) as the official code, which "

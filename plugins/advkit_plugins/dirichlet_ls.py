@@ -19,7 +19,9 @@ class DirichletLs(Plugin):
     name = "dirichlet-ls"
 
     class Options(PluginOptions):
-        c: Real = option("80/255/eps", ge=0, unit="1 / pixels", help="smoothing per budget; 10 at eps 8/255")
+        c: Real = option(
+            "80/255/eps", symbol="c", ge=0, unit="1 / pixels", help="smoothing per budget; 10 at eps 8/255"
+        )
         redraw: bool = option(True, help="draw anew for the update, as printed; false: the attack's noise again")
 
     options: Options

@@ -24,7 +24,9 @@ class Lsiw(Plugin):
     }
 
     class Options(PluginOptions):
-        lam: Schedule = option(0.1, help="lambda, by epoch; ISEAT on CIFAR: 0 until the first learning-rate decay")
+        lam: Schedule = option(
+            0.1, symbol="λ", help="lambda, by epoch; ISEAT on CIFAR: 0 until the first learning-rate decay"
+        )
         distance: Literal["l2", "kl"] = option("l2", help="squared L2 of logits (Eq. 16) or KL (Eq. 17)")
         adv_at: Literal["theta+v", "theta"] = option("theta+v", help="weights under the adversarial logits")
         clean_at: Literal["theta+v", "theta"] = option(

@@ -42,7 +42,9 @@ class Mart(Plugin):
     }
 
     class Options(PluginOptions):
-        lam: Schedule = option(5.0, help="lambda, weight of the KL term, by epoch; 5 for ResNet-18, 6 for WRN-34-10")
+        lam: Schedule = option(
+            5.0, symbol="λ", help="lambda, weight of the KL term, by epoch; 5 for ResNet-18, 6 for WRN-34-10"
+        )
         detach_weight: bool = option(False, help="no gradient through 1 - p_y(x); the code has one")
         detach_target: bool = option(False, help="no gradient through the KL's target p(x); the code has one")
 

@@ -33,7 +33,9 @@ class Trades(Plugin):
     }
 
     class Options(PluginOptions):
-        beta: Schedule = option(6.0, help="weight of the KL term, by epoch; 6 on CIFAR-10, 1/lambda in the paper")
+        beta: Schedule = option(
+            6.0, symbol="β", help="weight of the KL term, by epoch; 6 on CIFAR-10, 1/lambda in the paper"
+        )
 
     options: Options
 

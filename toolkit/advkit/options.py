@@ -34,9 +34,10 @@ class OptionModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, validate_default=True)
 
 
-def option(default: Any, *, help: str, unit: str = "", **limits: Any) -> Any:
-    """One option with its default, meaning, unit and limits (`ge`, `gt`, `le`, `lt`)."""
-    return Field(default, description=help, json_schema_extra={"unit": unit} if unit else None, **limits)
+def option(default: Any, *, help: str, unit: str = "", symbol: str = "", **limits: Any) -> Any:
+    """One option with its default, meaning, unit, symbol in its paper, and limits (`ge`, `gt`, `le`, `lt`)."""
+    about: dict[str, Any] = {key: text for key, text in (("unit", unit), ("symbol", symbol)) if text}
+    return Field(default, description=help, json_schema_extra=about or None, **limits)
 
 
 # Exponents have at most three digits: 1e999999999 is an integer that no memory holds.
