@@ -6,6 +6,7 @@ import json
 from math import gamma, pi, sqrt
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,6 +19,7 @@ from advkit.config.request import Request
 from advkit.errors import PluginLoad
 from advkit.evaluation import statistics
 from advkit.studies import ablation
+from advkit.studies.paired_records import AblationRow
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
 TINY += ["--set", "validation.steps=2"]
@@ -160,7 +162,7 @@ def test_a_preference_that_leaves_with_its_plugin_is_named() -> None:
         ablation.arms(Request((Layer("test", {"attack.mode": "train"}, plugins=("awp",)),)), [0])[0].resolved[0],
         arms["full"].resolved[0],
     )
-    assert changed == {"attack.mode": ["eval", "train"]}
+    assert changed == {"attack.mode": ("eval", "train")}
 
 
 @pytest.mark.parametrize(
@@ -234,13 +236,14 @@ def test_the_table_says_what_is_suspect_declined_and_changed() -> None:
     share = {"pgd-20": {"mean": 0.5, "seeds": [0.5], "interval": [0.4, 0.6]}}
     gap = {"pgd-20": {"mean": -0.0001, "seeds": [0.0], "seed_interval": None, "image_interval": [-0.1, 0.1]}}
     common = {"plugins": [], "refused": None, "seeds": [0], "accuracy": share}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"arm": "full", **common, "suspect": [], "declined": ["x"], "changed": {}, "difference": {}},
         {"arm": "none", **common, "suspect": [0, 2], "declined": ["x"], "changed": {"a.b": [1, 2]}, "difference": gap},
     ]
-    cells, notes = ablation.table(rows)
+    made = [AblationRow(**row) for row in rows]
+    cells, notes = ablation.table(made)
     assert all(len(line) == len(ablation.HEADER) for line in cells)
     assert cells[0] == ["full", "pgd-20", "0.500", "0.400 to 0.600", "", "", "", ""]
     assert cells[1][4:] == ["+0.000", "", "-0.100 to +0.100", "suspect (seed 0, 2)"]
     assert notes == ["none: declined as companions: x", "none: a.b is 2, in the full set 1"]
-    assert ablation.markdown(rows).startswith("| plugins | attack | accuracy |")
+    assert ablation.markdown(made).startswith("| plugins | attack | accuracy |")

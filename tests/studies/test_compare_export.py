@@ -17,7 +17,7 @@ import advkit
 from advkit.cli.main import run as command
 from advkit.evaluation.statistics import image_interval
 from advkit.models.base import Normalize
-from advkit.studies.export import export, without_normalisation
+from advkit.studies.export import export_subject, without_normalisation
 from advkit.studies.subject import of_run
 
 TINY = ["--epochs", "2", "--limit", "200", "--set", "model.width=2", "--set", "attack.steps=1", "--progress", "none"]
@@ -165,8 +165,8 @@ def test_a_net_that_can_not_be_traced_is_exported_without_its_graph(
             return self.net(x) if x.sum() > 0 else self.net(-x)
 
     subject = of_run(Path(runs[0]))
-    record = export(replace(subject, model=Deciding(subject.model)), tmp_path / "net")
-    assert record["without_graph"]
+    record = export_subject(replace(subject, model=Deciding(subject.model)), tmp_path / "net")
+    assert record.without_graph
     assert not (tmp_path / "net" / "model.pt2").exists()
     assert "torch.export.load" not in (tmp_path / "net" / "README.txt").read_text()
 
@@ -180,7 +180,7 @@ def test_an_export_without_normalisation_is_recognised(
     assert "if they are an export without normalisation, give the one with it." in capsys.readouterr().err
     (tmp_path / "bad.pt").write_text("no weights")
     assert command(["evaluate", str(tmp_path / "bad.pt"), *given]) == 4
-    sentence = f"{tmp_path}/bad.pt can not be read as weights (it is damaged, or holds more than tensors); give "
+    sentence = f"{tmp_path}/bad.pt can not be read as weights (its first bytes are not those of such a file); give "
     assert sentence in capsys.readouterr().err
 
 

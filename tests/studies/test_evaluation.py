@@ -21,7 +21,6 @@ import torch
 
 import advkit
 from advkit.cli.display import bar
-from advkit.cli.evaluate import Asked
 from advkit.cli.main import run as command
 from advkit.data.base import Dataset
 from advkit.evaluation.results import Verdicts, summary
@@ -145,9 +144,8 @@ class Corner(EvaluationAttack):
         (tmp_path / "corners.py").write_text(source.replace("SIGN", sign))
         monkeypatch.delitem(sys.modules, "corners", raising=False)
         importlib.invalidate_caches()
-        asked = Asked("clean", None, None, None, "eps/5", "50", "test", "0", fresh=False)
-        asked.attacks = [importlib.import_module("corners").Corner()]
-        results.append(asked.evaluate(asked.subject(str(trained), "best"), tmp_path / "out")[0])
+        attack = importlib.import_module("corners").Corner()
+        results.append(advkit.evaluate(trained, attacks=[attack], n=50, out=tmp_path / "out"))
     plus, minus = (each["attacks"][0] for each in results)
     assert plus["code"] != minus["code"] and results[0]["folder"] == results[1]["folder"]
     stored = json.loads((Path(results[1]["folder"]) / "evaluation.json").read_text())
@@ -184,12 +182,11 @@ def test_what_the_audit_found_outlives_a_later_evaluation(trained: Path, tmp_pat
     """The attacks it is about stay in evaluation.json, so it does too."""
     kept = {}
     for attacks in ("pgd-10,cw-10", "clean"):
-        asked = Asked(attacks, None, None, None, "eps/5", "100", "test", "0", fresh=False)
-        result = asked.evaluate(asked.subject(str(trained), "best"), tmp_path)[0]
+        result = advkit.evaluate(trained, attacks=attacks, n=100, out=tmp_path)
         kept[attacks] = json.loads((Path(result["folder"]) / "evaluation.json").read_text())["audit"]
     assert kept["clean"] == kept["pgd-10,cw-10"]
     assert [check["alarm"] is None for check in kept["clean"] if check["name"] == "loss-gap"] == [False]
-    assert [check["alarm"] for check in result["audit"] if check["name"] == "loss-gap"] == [None]  # of what was asked
+    assert [check.alarm for check in result.audit or () if check.name == "loss-gap"] == [None]  # of what was asked
 
 
 def test_only_the_test_split_is_told_to_robustbench(
@@ -294,8 +291,8 @@ def test_refusals(typed: str, sentence: str, trained: Path, capsys: pytest.Captu
 def test_weights_give_what_their_run_gives(
     kind: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    of_run = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 60, "--out", tmp_path / "a")
-    model = advkit.studies.subject.of_run(trained).model
+    by_run = evaluated(capsys, trained, "--attacks", "clean,pgd-3", "--n", 60, "--out", tmp_path / "a")
+    model = of_run(trained).model
     path = tmp_path / ("net.safetensors" if kind == "safetensors" else "net.pt")
     if kind == "safetensors":
         safetensors.torch.save_file(model.state_dict(), path)
@@ -316,7 +313,7 @@ def test_weights_give_what_their_run_gives(
         "--out",
         tmp_path / "b",
     )
-    assert without_times(of_file)["attacks"] == without_times(of_run)["attacks"]
+    assert without_times(of_file)["attacks"] == without_times(by_run)["attacks"]
     assert (of_file["checkpoint"], of_file["epoch"]) == (None, None)
 
 
@@ -362,9 +359,9 @@ def test_long_work_says_where_it_is_without_a_terminal(
 ) -> None:
     clock = iter([0.0, 5.0, 11.0, 11.0, 20.0])
     monkeypatch.setattr("advkit.cli.display.time.monotonic", lambda: next(clock))
-    with bar(300, "evaluating") as advance:
-        for _ in range(3):
-            advance(100)
+    with bar() as watch:
+        for done in (100, 200, 300):
+            watch(done, 300, "evaluating")
     assert capsys.readouterr().err == "evaluating: 200 of 300\n"
 
 

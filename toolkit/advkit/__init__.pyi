@@ -26,7 +26,6 @@ from .errors import (
     UnknownHook as UnknownHook,
 )
 from .evaluation.attacks.base import EvaluationAttack as EvaluationAttack, Victim as Victim
-from .evaluation.verdicts import evaluate as evaluate
 from .hookspec import Rule as Rule, hookimpl as hookimpl
 from .losses import (
     kl_divergence as kl_divergence,
@@ -46,7 +45,16 @@ from .plugin import (
 from .rng import Draws as Draws
 from .run import Run as Run
 from .settings import AttackSettings as AttackSettings
+from .studies.ablation import ablate as ablate
 from .studies.analysis.unevenness import Unevenness as Unevenness
+from .studies.audit import audit as audit
+from .studies.compare import compare as compare
+from .studies.evaluate import evaluate as evaluate
+from .studies.export import export as export
+from .studies.paired_records import AblationRow as AblationRow, Comparison as Comparison
+from .studies.plan import plan as plan
+from .studies.records import AuditRecord as AuditRecord, Evaluation as Evaluation, ExportRecord as ExportRecord
+from .studies.report import Page as Page, report as report
 from .training.launch import train as train
 from .training.loop import TrainResult as TrainResult
 from .training.own_loop import Step as Step

@@ -10,15 +10,15 @@ from click.shell_completion import CompletionItem, get_completion_class
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-def complete(kind: str, comma: bool = False) -> Completer:
-    """Completes names of a kind: plugin, data set, model or recipe; with `comma` the last of a comma list."""
+def complete(group: str, comma: bool = False) -> Completer:
+    """Completes names of a group: plugin, data set, model or recipe; with `comma` the last of a comma list."""
 
     def names(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
         from .. import registry
         from ..config import recipes
 
         before, _, last = typed.rpartition(",") if comma else ("", "", typed)
-        known = recipes.names() if kind == "recipe" else registry.names(kind)
+        known = recipes.names() if group == "recipe" else registry.names(group)
         free = [name for name in known if name.startswith(last) and name not in before.split(",")]
         return [CompletionItem(f"{before},{name}" if before else name) for name in free]
 
@@ -37,6 +37,6 @@ def command(shell: str) -> None:
     """
     from .main import cli
 
-    kind = get_completion_class(shell)
-    assert kind is not None  # click has these three
-    click.echo(kind(cli, {}, "advkit", "_ADVKIT_COMPLETE").source())
+    script = get_completion_class(shell)
+    assert script is not None  # click has these three
+    click.echo(script(cli, {}, "advkit", "_ADVKIT_COMPLETE").source())

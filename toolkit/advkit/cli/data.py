@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .main import print_json
+from .main import echo, print_json
 
 
 @click.group("data")
@@ -26,36 +26,30 @@ def list_(data_root: str | None, as_json: bool) -> None:
     from ..data.vision import default_root
 
     root = _absolute(data_root) if data_root else default_root()
-    found = [each.as_dict() | _facts(each.name, root) for each in registry.describe("data set")]
-    for each in found:
-        del each["hooks"]
+    installed = [one.as_dict() | _facts(one.name, root) for one in registry.describe("data set")]
+    for dataset in installed:
+        del dataset["hooks"]
     if as_json:
-        print_json(found)
+        print_json(installed)
         return
-    from rich.table import Table
-    from rich.text import Text
+    from .display import stdout, table_of, text
 
-    from .display import stdout
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("data set", "classes", "shape", "train + test", "files"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("summary")
+    table = table_of("data set", "classes", "shape", "train + test", "files", "summary", wrap=("summary",))
     here = {True: "present", False: "absent", None: ""}
-    for each in found:
-        shape, images = each["shape"], each["images"]
+    for dataset in installed:
+        shape, images = dataset["shape"], dataset["images"]
         cells = (
-            each["name"],
-            each["classes"] or "",
+            dataset["name"],
+            dataset["classes"] or "",
             "x".join(str(size) for size in shape) if isinstance(shape, list) else "",
             " + ".join(f"{count:,}" for count in images) if isinstance(images, list) else "",
-            here[each["present"]],  # type: ignore[index]
-            each["summary"] if each["summary"] is not None else "(no source to read)",
+            here[dataset["present"]],  # type: ignore[index]
+            dataset["summary"] if dataset["summary"] is not None else "(no source to read)",
         )
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        table.add_row(*(str(cell) for cell in cells))
     console = stdout()
     console.print(table)
-    console.print(Text(f"Files are looked for in {root}; `advkit data prepare NAME` gets those of a data set."))
+    console.print(text(f"Files are looked for in {root}; `advkit data prepare NAME` gets those of a data set."))
 
 
 @command.command("prepare")
@@ -75,14 +69,14 @@ def prepare(name: str, data_root: str | None, given: str | None) -> None:
     from ..data.vision import TorchvisionSource, default_root
     from ..errors import OptionError
 
-    kind: Any = registry.load("data set", name)
-    if not issubclass(kind, TorchvisionSource):
+    source: Any = registry.load("data set", name)
+    if not issubclass(source, TorchvisionSource):
         raise OptionError(f"{name} has no files to prepare; `advkit data list` shows which data sets have.")
     root = _absolute(data_root) if data_root else default_root()
-    put = preparing.prepare(kind(), root, _absolute(given) if given else None)
+    put = preparing.prepare(source(), root, _absolute(given) if given else None)
     where = f" --data-root {shlex.quote(str(root))}" if data_root else ""
-    click.echo(f"{name} {'is' if put else 'was already'} in {root}.")
-    click.echo(f"Next: advkit train --dataset {name}{where}")
+    echo(f"{name} {'is' if put else 'was already'} in {root}.")
+    echo(f"Next: advkit train --dataset {name}{where}")
 
 
 def _absolute(path: str) -> Path:
@@ -95,14 +89,14 @@ def _facts(name: str, root: Path) -> dict[str, object]:
     from ..errors import PluginLoad
 
     try:
-        kind: Any = registry.load("data set", name)
+        source: Any = registry.load("data set", name)
     except PluginLoad:
-        kind = None
-    files = getattr(kind, "files", None)
+        source = None
+    files = getattr(source, "files", None)
     return {
-        "classes": getattr(kind, "classes", None),
-        "shape": _list(getattr(kind, "shape", None)),
-        "images": _list(getattr(kind, "images", None)),
+        "classes": getattr(source, "classes", None),
+        "shape": _list(getattr(source, "shape", None)),
+        "images": _list(getattr(source, "images", None)),
         "root": str(root) if files else None,
         "present": all((root / file).is_file() for file in files) if files else None,
     }

@@ -2,117 +2,117 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import Interrupted, Stopped
+from ..errors import Stopped
+from .signals import AtOnce, Signals
+from .streams import escaped
 
 if TYPE_CHECKING:
     from ..training.loop import Trainer
     from ..training.step_report import Report
 
+__all__ = [
+    "AtOnce",
+    "Plain",
+    "Quiet",
+    "Rich",
+    "Signals",
+    "bar",
+    "progress",
+    "say",
+    "stderr",
+    "stdout",
+    "table_of",
+    "text",
+]
+
 SHOWN = 12
-"""Epochs in the live table; metrics.jsonl has all."""
+"""Epochs shown of a run that goes on; metrics.jsonl has all."""
 
 
-class _Results(Console):
+class _Printed(Console):
+    """Shows terminal escapes, wherever they come from, instead of sending them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            plain = segment.control or segment.text.isprintable()
+            yield segment if plain else Segment(escaped(segment.text), segment.style)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # for `run`; rich would exit with 1, but a reader that goes away is no failure
 
 
 def stdout() -> Console:
     """For results."""
-    return _Results(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
-
-
-class _Progress(Console):
-    def on_broken_pipe(self) -> None:
-        """Nobody watches any more, which is no reason to end a run."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    return _Printed(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:
     """For progress and warnings."""
-    return _Progress(stderr=True, width=None if sys.stderr.isatty() else 160, soft_wrap=not sys.stderr.isatty())
+    return _Printed(stderr=True, width=None if sys.stderr.isatty() else 160, soft_wrap=not sys.stderr.isatty())
+
+
+def text(content: object, style: str = "") -> Text:
+    """Plain text: no markup, no escapes."""
+    return Text(escaped(str(content)), style=style)
+
+
+class _Rows(Table):
+    """Cells that are strings are text, never markup."""
+
+    def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
+        super().add_row(*(text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
+def table_of(*heads: str, wrap: Sequence[str] = (), header: bool = True) -> Table:
+    """A table with these columns; a head that starts with ">" is of numbers, those in `wrap` may break lines."""
+    table = _Rows(box=None, pad_edge=False, header_style="bold", show_header=header)
+    for head in heads:
+        justify: JustifyMethod = "right" if head.startswith(">") else "left"
+        name = head.removeprefix(">")
+        table.add_column(text(name), justify=justify, no_wrap=name not in wrap)
+    return table
 
 
 def say(sentence: str) -> None:
     """A line of progress."""
-    stderr().print(Text(sentence))
+    stderr().print(text(sentence))
 
 
 @contextmanager
-def bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr if that is a terminal, else a line every ten seconds; yields the function to advance it."""
+def bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr if that is a terminal, else a line every ten seconds; yields what is told of the progress."""
     if not sys.stderr.isatty():
-        yield _lines(total, label)
+        yield _lines()
         return
-    with Progress(
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=stderr(),
-        transient=True,
-    ) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda done: progress.advance(task, done)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda done, total, what: shown.update(task, completed=done, total=total, description=escaped(what))
 
 
-def _lines(total: int, label: str) -> Callable[[int], None]:
-    count, said = 0, time.monotonic()
+def _lines() -> Callable[[int, int, str], None]:
+    said = time.monotonic()
 
-    def advance(done: int) -> None:
-        nonlocal count, said
-        count += done
+    def told(done: int, total: int, what: str) -> None:
+        nonlocal said
         if time.monotonic() - said > 10:
             said = time.monotonic()
-            say(f"{label}: {count} of {total}")
+            say(f"{what}: {done} of {total}")
 
-    return advance
-
-
-class Signals:
-    """The first SIGINT or SIGTERM stops a run after its step, with a checkpoint; the second stops it at once."""
-
-    def __init__(self) -> None:
-        self.requested: type[Stopped] | None = None
-
-    def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
-            raise KeyboardInterrupt
-        self.requested = Interrupted if number == signal.SIGINT else Stopped
-
-
-class AtOnce(Signals):
-    """For work that is kept as it goes: the first signal stops it where it is, with `sentence`."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__()
-        self.sentence = sentence
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        raise (Interrupted if number == signal.SIGINT else Stopped)(self.sentence)
+    return told
 
 
 class Quiet:
@@ -145,12 +145,12 @@ class Plain(Quiet):
 
 
 class Rich(Quiet):
-    """A live table of the last epochs above a bar over the current one."""
+    """A line for every finished epoch, which stays; below them a bar over the run and one over the current epoch."""
 
     def __init__(self, signals: Signals) -> None:
         super().__init__(signals)
         self.console = stderr()
-        self.rows: list[Mapping[str, Any]] = []
+        self.lines = EpochLines()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -160,18 +160,19 @@ class Rich(Quiet):
             TextColumn("{task.fields[loss]}"),
             console=self.console,
         )
-        self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._render)
+        self.live = Live(self.bar, console=self.console, refresh_per_second=4)
         self._drawn = 0.0
 
     def begin(self, trainer: Trainer) -> None:
         at, self.epochs = trainer.position, trainer.resolved.run.epochs
-        self.rows = list(trainer.history)
         self.steps = len(trainer.feed.batches(at.epoch))
         self.all = self.bar.add_task(
             "run", total=self.epochs * self.steps, completed=at.epoch * self.steps + at.step, loss=""
         )
         self.now = self.bar.add_task(self._title(at.epoch), total=self.steps, completed=at.step, loss="")
         self.live.start(refresh=True)  # at once: a short first epoch may be over before the next refresh
+        for row in trainer.history[-SHOWN:]:
+            self._line(row)
 
     def stepped(self, trainer: Trainer, report: Report) -> None:
         self.bar.advance(self.all)
@@ -181,12 +182,12 @@ class Rich(Quiet):
             self.bar.update(self.now, loss=f"loss {float(report.loss):.3f}")
 
     def finished_epoch(self, row: Mapping[str, Any]) -> None:
-        self.rows.append(row)
+        self._line(row)
         if row["epoch"] + 1 < self.epochs:
             self.bar.reset(self.now, description=self._title(row["epoch"] + 1), total=self.steps, loss="")
 
     def warn(self, sentence: str) -> None:
-        self.console.print(Text(sentence, style="yellow"))
+        self.console.print(text(sentence, "yellow"))
 
     def close(self) -> None:
         self.live.stop()
@@ -194,23 +195,28 @@ class Rich(Quiet):
     def _title(self, epoch: int) -> str:
         return f"epoch {min(epoch + 1, self.epochs)}/{self.epochs}"
 
-    def _render(self) -> Group:
-        return Group(epoch_table(self.rows[-SHOWN:]), self.bar)
+    def _line(self, row: Mapping[str, Any]) -> None:
+        for line, style in self.lines.of(row):
+            self.console.print(Text(line, style=style, no_wrap=True, overflow="ignore"), crop=False)
 
 
-def epoch_table(rows: list[Mapping[str, Any]]) -> Table:
-    """The epochs' figures; `*` marks the best so far."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")  # fits into 80 columns
-    table.add_column("epoch", justify="right")
-    for row in rows:
-        for name, value in _cells(row).items():
-            if value and name not in [column.header for column in table.columns]:
-                table.add_column(name, justify="right")
-    for row in rows:
-        cells = _cells(row)
-        best = "*" if row.get("best") else " "
-        table.add_row(f"{row['epoch'] + 1}{best}", *(cells.get(str(column.header), "") for column in table.columns[1:]))
-    return table
+class EpochLines:
+    """Epochs as the lines of a table that grows: a header first, and again where an epoch has more columns."""
+
+    def __init__(self) -> None:
+        self.widths: dict[str, int] = {}
+
+    def of(self, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """The line of an epoch with its style, after a header where one is due; `*` marks the best so far."""
+        cells = {"epoch": f"{row['epoch'] + 1}{'*' if row.get('best') else ' '}"} | _cells(row)
+        cells = {name: cell for name, cell in cells.items() if cell}
+        if not cells.keys() <= self.widths.keys():
+            # The order is that of the fullest epoch; together they fit into 80 columns.
+            names = list(dict.fromkeys((*cells, *self.widths)))
+            least = {"lr": 6, "loss": 5, "s": 5}
+            self.widths = {name: max(len(name), least.get(name, 6 if name == "radius" else 5)) for name in names}
+            yield " ".join(name.rjust(width) for name, width in self.widths.items()), "bold"
+        yield " ".join(cells.get(name, "").rjust(width) for name, width in self.widths.items()), ""
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -232,8 +238,8 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return cells | {"s": f"{row['seconds']['wall']:.1f}"}
 
 
-def progress(kind: str, signals: Signals) -> Quiet:
+def progress(shown: str, signals: Signals) -> Quiet:
     """`auto` is live on a terminal and plain lines elsewhere."""
-    if kind == "auto":
-        kind = "rich" if sys.stderr.isatty() else "plain"
-    return {"rich": Rich, "plain": Plain, "none": Quiet}[kind](signals)
+    if shown == "auto":
+        shown = "rich" if sys.stderr.isatty() else "plain"
+    return {"rich": Rich, "plain": Plain, "none": Quiet}[shown](signals)

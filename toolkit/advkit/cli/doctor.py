@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from ..errors import AdvkitError
+from .main import echo
 
-Check = tuple[str, Callable[[], str]]
-"""What is checked, and a function that says what was found, or raises."""
+Probe = tuple[str, Callable[[], str]]
+"""What is checked, and a function that says what it saw, or raises."""
 
 
 @click.command("doctor")
@@ -27,22 +28,22 @@ def command() -> int:
             first = next(iter(str(error).splitlines()), "no message")
             said = isinstance(error, AdvkitError | RuntimeError)
             line = f"FAIL  {name}: {first}" if said else f"FAIL  {name}: {type(error).__name__}: {first}"
-        click.echo(line)
+        echo(line)
     if failed:
-        click.echo(f"{failed} checks failed. `advkit env` shows what a bug report needs.", err=True)
+        print(f"{failed} checks failed. `advkit env` shows what a bug report needs.", file=sys.stderr)
     return 1 if failed else 0
 
 
-def checks() -> Iterator[Check]:
+def checks() -> Iterator[Probe]:
     """All of them, in order. Names are asked for as late as possible: a broken one must not hide the others."""
     from .. import registry
 
     yield "requirements", requirements
     yield "torch", arithmetic
     yield "training", trained_twice
-    for kind in registry.GROUPS:
-        for name in registry.names(kind):
-            yield f"{kind} {name}", lambda kind=kind, name=name: loaded(kind, name)  # type: ignore[misc]
+    for group in registry.GROUPS:
+        for name in registry.names(group):
+            yield f"{group} {name}", lambda group=group, name=name: loaded(group, name)  # type: ignore[misc]
     yield "recipes", recipes
     yield "terminal", terminal
 
@@ -52,7 +53,7 @@ def requirements() -> str:
     import re
     from importlib.metadata import requires, version
 
-    found = []
+    present = []
     for line in requires("advkit") or ():
         if "extra ==" in line:
             continue
@@ -60,8 +61,8 @@ def requirements() -> str:
         have = version(name)
         if least and _numbers(have) < _numbers(least):
             raise RuntimeError(f"{name} {have} is older than {least}; upgrade it")
-        found.append(f"{name} {have}")
-    return ", ".join(found)
+        present.append(f"{name} {have}")
+    return ", ".join(present)
 
 
 def _numbers(version: str) -> list[int]:
@@ -105,20 +106,20 @@ def trained_twice() -> str:
 SMALL = {"data.limit": 60, "validation.fraction": 0, "attack.steps": 3}
 
 
-def loaded(kind: str, name: str) -> str:
+def loaded(group: str, name: str) -> str:
     """Imported; a plugin is also checked against the hooks and built with its default options."""
     from .. import registry
     from ..compose.registration import check, hooks_of, register
     from ..options import validate
     from ..plugin import Plugin
 
-    found = registry.load(kind, name)
-    if kind != "plugin":
-        return f"{found.__module__}.{found.__qualname__}"
-    assert issubclass(found, Plugin)
-    check(found)
-    register([found(validate(found.Options, {}, where=name, eps=8 / 255, decays=range(1, 10_000)))])
-    return ", ".join(hooks_of(found)) or "no hooks"
+    registered = registry.load(group, name)
+    if group != "plugin":
+        return f"{registered.__module__}.{registered.__qualname__}"
+    assert issubclass(registered, Plugin)
+    check(registered)
+    register([registered(validate(registered.Options, {}, where=name, eps=8 / 255, decays=range(1, 10_000)))])
+    return ", ".join(hooks_of(registered)) or "no hooks"
 
 
 def recipes() -> str:
@@ -132,5 +133,5 @@ def terminal() -> str:
     """What it can show; nothing here is wrong, so nothing fails."""
     import shutil
 
-    kind = "a terminal" if sys.stdout.isatty() else "no terminal"
-    return f"stdout is {kind}, {shutil.get_terminal_size().columns} columns, {sys.stdout.encoding}"
+    where = "a terminal" if sys.stdout.isatty() else "no terminal"
+    return f"stdout is {where}, {shutil.get_terminal_size().columns} columns, {sys.stdout.encoding}"

@@ -6,21 +6,21 @@ from typing import Any
 
 import click
 
-from .main import print_json
+from .main import echo, print_json
 
 
 @click.command("env")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """Show what a bug report needs: versions, machine, threads, plugins."""
-    found = environment()
+    facts = environment()
     if as_json:
-        print_json(found)
+        print_json(facts)
         return
-    for key, value in found.items():
-        lines = [f"{name} {each}" for name, each in value.items()] if isinstance(value, dict) else [str(value)]
+    for key, value in facts.items():
+        lines = [f"{name} {fact}" for name, fact in value.items()] if isinstance(value, dict) else [str(value)]
         for number, line in enumerate(lines or ["none"]):
-            click.echo(f"{key if number == 0 else '':<16}{line}")
+            echo(f"{key if number == 0 else '':<16}{line}")
 
 
 def environment() -> dict[str, Any]:
@@ -40,14 +40,14 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             return "not installed"
 
-    found = run_folder.environment(resolve(()))
-    del found["command"]  # it may hold what is nobody's business
+    recorded = run_folder.environment(resolve(()))
+    del recorded["command"]  # it may hold what is nobody's business
     others = {name: installed(name) for name in ("torchvision", "pydantic", "pluggy", "click", "rich", "pillow")}
-    kinds = {
-        f"{kind}s": {each.name: f"({each.distribution} {each.version})" for each in registry.describe(kind)}
-        for kind in ("plugin", "data set", "model")
+    registered = {
+        f"{group}s": {one.name: f"({one.distribution} {one.version})" for one in registry.describe(group)}
+        for group in ("plugin", "data set", "model")
     }
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     threads = {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
     variables = {name: value for name, value in os.environ.items() if name.startswith(("ADVKIT_", "OMP_", "MKL_"))}
-    return {**found, "gpu": gpu, **others, **threads, **kinds, "variables": variables}
+    return {**recorded, "gpu": gpu, **others, **threads, **registered, "variables": variables}

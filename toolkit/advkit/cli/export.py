@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from .main import print_json
+from .evaluate import CHECKPOINT
+from .main import echo, print_json
 
 
 @click.command("export")
 @click.argument("run", metavar="RUN")
 @click.option("--out", required=True, metavar="DIR", help="A new folder.")
-@click.option("--checkpoint", "which", default="best", show_default=True, type=click.Choice(["best", "last"]))
+@CHECKPOINT
 @click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(run: str, out: str, which: str, data_root: str | None, as_json: bool) -> None:
+def command(run: str, out: str, checkpoint: str | None, data_root: str | None, as_json: bool) -> None:
     """Write the weights of RUN as plain state dicts, with and without the normalisation layer.
 
     \b
@@ -26,13 +27,12 @@ def command(run: str, out: str, which: str, data_root: str | None, as_json: bool
     against, export.json the mean, standard deviation, classes and settings.
     """
     from ..studies.export import export
-    from ..studies.subject import of_run
     from .display import say
 
-    record = export(of_run(Path(run), which, data_root), Path(out))
+    record = export(run, out, checkpoint, data_root=data_root)
     if as_json:
-        print_json(record | {"out": out})
+        print_json(record.as_dict() | {"out": out})
         return
-    if record["without_graph"]:
-        say(f"No model.pt2: torch.export can not trace this net ({record['without_graph']}).")
-    click.echo(f"{out}: {', '.join(sorted(each.name for each in Path(out).iterdir()))}")
+    if record.without_graph:
+        say(f"No model.pt2: torch.export can not trace this net ({record.without_graph}).")
+    echo(f"{out}: {', '.join(sorted(path.name for path in Path(out).iterdir()))}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
 from .. import __version__
 from ..errors import AdvkitError, OptionError, did_you_mean
+from .streams import escaped, reopen_closed, silence, usable
 
 
 class Group(click.Group):
@@ -35,8 +36,8 @@ class Group(click.Group):
             return None
         from importlib import import_module
 
-        found: click.Command = import_module(f".{self.commands_in[name]}", __package__).command
-        return found
+        command: click.Command = import_module(f".{self.commands_in[name]}", __package__).command
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -59,11 +60,17 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Exit codes: 0 ok, 1 the run failed, 2 what was typed, 4 data or files, 75 and 130 stopped."""
+    reopen_closed()
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; never a traceback."""
+    with usable():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = cli.main(
             args=list(arguments) if arguments is not None else None, prog_name="advkit", standalone_mode=False
@@ -84,27 +91,50 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _complain(error.format_message(), 2)
     except BrokenPipeError:
-        # The reader of our output has gone; nothing more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)  # its reader has gone
         return 0
     except SystemExit as error:
         if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):
             return 0  # as above, but click noticed it
         return error.code if isinstance(error.code, int) else 1
+    except OSError as error:
+        if not _is_stdout(error):
+            return _unexpected(error)
+        silence(sys.stdout)
+        return _complain(f"The result can not be written to stdout ({error.strerror}); send it elsewhere.", 4)
     except Exception as error:
-        if os.environ.get("ADVKIT_TRACEBACK"):
-            raise
-        where = " ".join((type(error).__name__, *getattr(error, "__notes__", ())))
-        what = next(iter(str(error).splitlines()), "no message")
-        return _complain(f"{where}: {what} (ADVKIT_TRACEBACK=1 shows where)", 1)
+        return _unexpected(error)
+
+
+def _is_stdout(error: OSError) -> bool:
+    """Whether it is stdout that can not be written; where a file failed, its name is known."""
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EBADF):
+        return False
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _unexpected(error: Exception) -> int:
+    if os.environ.get("ADVKIT_TRACEBACK"):
+        raise error
+    where = " ".join((type(error).__name__, *getattr(error, "__notes__", ())))
+    what = next(iter(str(error).splitlines()), "no message")
+    return _complain(f"{where}: {what} (ADVKIT_TRACEBACK=1 shows where)", 1)
 
 
 def _complain(sentence: str, code: int) -> int:
-    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in sentence)
     prefix = "" if code in (75, 130) else "Error: "
-    with suppress(OSError):  # nobody may be listening
-        click.echo(f"{prefix}{printable}", err=True)
+    one_line = escaped(sentence).replace("\n", "\\n")
+    print(f"{prefix}{one_line}", file=sys.stderr, flush=True)
     return code
+
+
+def echo(line: str) -> None:
+    """One line on stdout, terminal escapes in it shown."""
+    click.echo(escaped(line))
 
 
 def parse_value(text: str) -> object:
@@ -119,17 +149,17 @@ def parse_value(text: str) -> object:
 
 def assignments(pairs: Iterable[str], flag: str, example: str) -> dict[str, object]:
     """{"a.b": value} of repeated `a.b=value`."""
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         section, dot, name = key.strip().partition(".")
         if not (equals and section and dot and name):
             raise OptionError(f"{flag} {pair!r} is not of the form {example}.")
         value = parse_value(text.strip())
-        if key.strip() in found and found[key.strip()] != value:
-            raise OptionError(f"{flag} gives {key.strip()} twice, {found[key.strip()]!r} and {value!r}; give it once.")
-        found[key.strip()] = value
-    return found
+        if key.strip() in values and values[key.strip()] != value:
+            raise OptionError(f"{flag} gives {key.strip()} twice, {values[key.strip()]!r} and {value!r}; give it once.")
+        values[key.strip()] = value
+    return values
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

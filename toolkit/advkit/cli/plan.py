@@ -18,34 +18,31 @@ def command(as_json: bool, **typed: Any) -> None:
     from ..config.resolve import Resolved
     from ..training.plan import plan
 
-    found = plan(Resolved.of(request(**typed)))
+    planned = plan(Resolved.of(request(**typed)))
     if as_json:
-        print_json(found)
+        print_json(planned)
     else:
         from .display import stdout
 
-        show_plan(stdout(), found)
+        show_plan(stdout(), planned)
 
 
 def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None:
     """The plan as tables."""
-    from rich.table import Table
-    from rich.text import Text
+    from .display import table_of, text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("hook", "owner", "rule"):
-        table.add_column(name)
+    table = table_of("hook", "owner", "rule", wrap=("hook", "owner", "rule"))
     added = plan["companions"]
     quiet = ("setup", "commit_attack")
     for hook, owners in plan["hooks"].items():
         if hook in quiet:
             continue
         shown = [f"{owner} (added by {added[owner]['for']})" if owner in added else owner for owner in owners]
-        table.add_row(hook, Text(", ".join(shown)), plan["rules"][hook])
+        table.add_row(hook, ", ".join(shown), plan["rules"][hook])
     if "base_loss" not in plan["hooks"]:
         table.add_row("base_loss", "core: soft cross-entropy on x_adv", "exclusive")
     console.print(table)
-    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts = table_of("fact", "value", wrap=("fact", "value"), header=False)
     for stage in plan["stages"]:
         when = "per step" if len(plan["stages"]) == 1 else f"per step, from epoch {stage['from_epoch']}"
         facts.add_row(when, passes_text(stage["passes"]))
@@ -53,16 +50,15 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None
         "cost", f"{plan['relative_cost']:.2f} x PGD-AT" + (" at its dearest" if len(plan["stages"]) > 1 else "")
     )
     if plan["state"]:
-        facts.add_row("state", Text(", ".join(plan["state"]) + " (a number a training sample)"))
+        facts.add_row("state", ", ".join(plan["state"]) + " (a number a training sample)")
     for caution in plan["cautions"]:
-        facts.add_row(Text("caution", style="yellow"), Text(caution))
+        facts.add_row(text("caution", "yellow"), caution)
     console.print(facts)
     if settings:
-        values = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("setting", "value", "from"):
-            values.add_column(name)
-        for key, each in plan["settings"].items():
-            values.add_row(Text(key), Text(_plain(each["value"])), Text(each["from"]))
+        heads = ("setting", "value", "from")
+        values = table_of(*heads, wrap=heads)
+        for key, setting in plan["settings"].items():
+            values.add_row(key, _plain(setting["value"]), setting["from"])
         console.print()
         console.print(values)
 
@@ -70,8 +66,8 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None
 def passes_text(passes: dict[str, dict[str, int]]) -> str:
     """attack 11 forward, 10 input backward | update 3 forward, 3 full backward"""
     return " | ".join(
-        f"{phase} " + ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items())
-        for phase, kinds in passes.items()
+        f"{phase} " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+        for phase, counts in passes.items()
     )
 
 

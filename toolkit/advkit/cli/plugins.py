@@ -22,25 +22,19 @@ def list_(hook: str | None, as_json: bool) -> None:
     """Installed plugins, read from their source without importing them."""
     from .. import registry
 
-    found = [each.as_dict() for each in registry.describe("plugin")]
+    installed = registry.describe("plugin")
     if hook is not None:
         _known_hook(hook)
-        found = [each for each in found if each["hooks"] is None or hook in each["hooks"]]  # type: ignore[operator]
+        installed = [plugin for plugin in installed if plugin.hooks is None or hook in plugin.hooks]
     if as_json:
-        print_json(found)
+        print_json([plugin.as_dict() for plugin in installed])
         return
-    from rich.table import Table
-    from rich.text import Text
+    from .display import stdout, table_of
 
-    from .display import stdout
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("plugin", no_wrap=True)
-    table.add_column("from", no_wrap=True)
-    table.add_column("summary")
-    for each in found:
-        summary = each["summary"] if each["summary"] is not None else "(no source to read)"
-        table.add_row(Text(str(each["name"])), Text(f"{each['distribution']} {each['version']}"), Text(str(summary)))
+    table = table_of("plugin", "from", "summary", wrap=("summary",))
+    for plugin in installed:
+        summary = "(no source to read)" if plugin.summary is None else plugin.summary
+        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", summary)
     stdout().print(table)
 
 
@@ -52,9 +46,9 @@ def show(name: str, as_json: bool) -> None:
     from .. import registry
     from ..compose.registration import check, hooks_of
 
-    kind: Any = registry.load("plugin", name)
-    check(kind)
-    described = next(each for each in registry.describe("plugin") if each.name == name)
+    plugin: Any = registry.load("plugin", name)
+    check(plugin)
+    described = next(one for one in registry.describe("plugin") if one.name == name)
     fields = {
         key: {
             "default": _default(field.default),
@@ -62,45 +56,40 @@ def show(name: str, as_json: bool) -> None:
             "help": field.description or "",
             "limits": ", ".join(str(limit) for limit in field.metadata if "imit" not in type(limit).__name__),
         }
-        for key, field in kind.Options.model_fields.items()
+        for key, field in plugin.Options.model_fields.items()
     }
-    found = {
+    shown = {
         "name": name,
         "distribution": described.distribution,
         "version": described.version,
-        "summary": (kind.__doc__ or "").strip().splitlines()[0] if kind.__doc__ else "",
-        "source": (__import__(kind.__module__, fromlist=["_"]).__doc__ or "").strip().replace("\n", " "),
-        "hooks": list(hooks_of(kind)),
-        "options": {key: {k: v for k, v in each.items() if k != "limits"} for key, each in fields.items()},
-        "schema": kind.Options.model_json_schema(),
-        "prefers": dict(kind.prefers),
-        "companions": {hook: {"plugin": p, "options": dict(o)} for hook, (p, o) in kind.companions.items()},
+        "summary": (plugin.__doc__ or "").strip().splitlines()[0] if plugin.__doc__ else "",
+        "source": (__import__(plugin.__module__, fromlist=["_"]).__doc__ or "").strip().replace("\n", " "),
+        "hooks": list(hooks_of(plugin)),
+        "options": {key: {k: v for k, v in field.items() if k != "limits"} for key, field in fields.items()},
+        "schema": plugin.Options.model_json_schema(),
+        "prefers": dict(plugin.prefers),
+        "companions": {hook: {"plugin": p, "options": dict(o)} for hook, (p, o) in plugin.companions.items()},
     }
     if as_json:
-        print_json(found)
+        print_json(shown)
         return
-    from rich.table import Table
-    from rich.text import Text
-
-    from .display import stdout
+    from .display import stdout, table_of, text
 
     console = stdout()
-    console.print(Text(f"{name}  ({found['distribution']} {found['version']})", style="bold"))
-    console.print(Text(str(found["summary"])))
-    console.print(Text(str(found["source"]), style="dim"))
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_row("hooks", ", ".join(hooks_of(kind)))
-    for hook, (companion, options) in kind.companions.items():
-        facts.add_row("companion", Text(f"{companion} for {hook} {dict(options) or ''}"))
-    for key, value in kind.prefers.items():
-        facts.add_row("prefers", Text(f"{key} = {value}"))
+    console.print(text(f"{name}  ({shown['distribution']} {shown['version']})", "bold"))
+    console.print(text(shown["summary"]))
+    console.print(text(shown["source"], "dim"))
+    facts = table_of("fact", "value", wrap=("value",), header=False)
+    facts.add_row("hooks", ", ".join(hooks_of(plugin)))
+    for hook, (companion, options) in plugin.companions.items():
+        facts.add_row("companion", f"{companion} for {hook} {dict(options) or ''}")
+    for key, value in plugin.prefers.items():
+        facts.add_row("prefers", f"{key} = {value}")
     console.print(facts)
     if fields:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("option", "default", "unit", "meaning"):
-            table.add_column(column)
-        for key, each in fields.items():
-            table.add_row(*(Text(str(part)) for part in (key, each["default"], each["unit"], each["help"])))
+        table = table_of("option", "default", "unit", "meaning", wrap=("default", "unit", "meaning"))
+        for key, field in fields.items():
+            table.add_row(*(str(part) for part in (key, field["default"], field["unit"], field["help"])))
         console.print(table)
 
 

@@ -19,24 +19,18 @@ def list_(as_json: bool) -> None:
     """Installed recipes, and the twins of them that train in minutes on a laptop."""
     from ..config import recipes
 
-    found = {name: recipes.load(name) for name in recipes.names()}
+    installed = {name: recipes.load(name) for name in recipes.names()}
     if as_json:
         keys = ("name", "distribution", "summary", "paper")
-        print_json([{key: getattr(each, key) for key in keys} for each in found.values()])
+        print_json([{key: getattr(recipe, key) for key in keys} for recipe in installed.values()])
         return
-    from rich.table import Table
-    from rich.text import Text
+    from .display import stdout, table_of
 
-    from .display import stdout
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("recipe", "in minutes", "plugins"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("summary")
-    for name, each in found.items():
-        if name != each.mini:
-            plugins = ",".join(each.table.get("plugins", ())) or "none"
-            table.add_row(*(Text(cell) for cell in (name, each.mini or "", plugins, each.summary)))
+    table = table_of("recipe", "in minutes", "plugins", "summary", wrap=("summary",))
+    for name, recipe in installed.items():
+        if name != recipe.mini:
+            plugins = ",".join(recipe.table.get("plugins", ())) or "none"
+            table.add_row(name, recipe.mini or "", plugins, recipe.summary)
     stdout().print(table)
 
 
@@ -47,32 +41,29 @@ def show(name: str, as_json: bool) -> None:
     """A recipe's plugins, settings, options, notes and published figures."""
     from ..config import recipes
 
-    found = recipes.load(name)
+    recipe = recipes.load(name)
     if as_json:
-        print_json(found.as_dict())
+        print_json(recipe.as_dict())
         return
     import tomli_w
-    from rich.table import Table
-    from rich.text import Text
 
-    from .display import stdout
+    from .display import stdout, table_of, text
 
     console = stdout()
-    console.print(Text(f"{name}  ({found.distribution})", style="bold"))
-    console.print(Text(found.summary))
-    console.print(Text(found.paper, style="dim"))
-    for note in found.notes:
-        console.print(Text(f"- {note}"))
-    if found.published:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("published: net", "clean %", "attack", "robust %", "eps", "source"):
-            table.add_column(column, justify="right" if "%" in column else "left")
-        for figure in found.published:
+    console.print(text(f"{name}  ({recipe.distribution})", "bold"))
+    console.print(text(recipe.summary))
+    console.print(text(recipe.paper, "dim"))
+    for note in recipe.notes:
+        console.print(text(f"- {note}"))
+    if recipe.published:
+        heads = ("published: net", ">clean %", "attack", ">robust %", "eps", "source")
+        table = table_of(*heads, wrap=("published: net", "attack", "source"))
+        for figure in recipe.published:
             clean = f"{figure['clean']:.2f}" if "clean" in figure else ""
             cells = (figure["net"], clean, figure["attack"], f"{figure['robust']:.2f}", figure["eps"], figure["source"])
-            table.add_row(*(Text(cell) for cell in cells))
+            table.add_row(*cells)
         console.print()
         console.print(table)
     console.print()
-    console.print(Text(tomli_w.dumps(dict(found.table)).rstrip()))
-    console.print(Text(f"\nNext: advkit plan --recipe {name}, advkit train --recipe {name}"))
+    console.print(text(tomli_w.dumps(dict(recipe.table)).rstrip()))
+    console.print(text(f"\nNext: advkit plan --recipe {name}, advkit train --recipe {name}"))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import click
 
-from ..errors import CheckpointError, OptionError
-from .main import print_json
+from .main import echo, print_json
 
 
 @click.command("report")
@@ -26,31 +23,11 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool) -> Non
     first. What has not been made yet is named with the command that makes it.
     """
     begin = time.perf_counter()
-    from ..storage import files
-    from ..studies.report import build
+    from ..studies.report import report
 
-    path = Path(out)
-    folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
-    if folder or not os.path.isdir(path.absolute().parent):
-        reason = "it is a folder" if folder else "its folder does not exist"
-        raise OptionError(f"--out {out} can not be written ({reason}); name another file.")
-    page = build(runs, samples)
-    content = page.html.encode("utf-8")
-    try:
-        files.write_atomic(path, content)
-    except CheckpointError as error:
-        reason = getattr(error.__cause__, "strerror", None) or "the disk refuses"
-        raise OptionError(f"--out {out} can not be written ({reason}); name another file.") from None
-    seconds = round(time.perf_counter() - begin, 2)
+    page = report(runs, out, samples)
+    seconds, size = round(time.perf_counter() - begin, 2), len(page.html.encode("utf-8"))
     if as_json:
-        print_json(
-            {
-                "out": out,
-                "bytes": len(content),
-                "seconds": seconds,
-                "runs": list(runs),
-                "sections": list(page.sections),
-            }
-        )
+        print_json({"out": out, "bytes": size, "seconds": seconds, "runs": list(runs), "sections": list(page.sections)})
     else:
-        click.echo(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {len(content) / 1024:.0f} KiB, {seconds} s")
+        echo(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {size / 1024:.0f} KiB, {seconds} s")

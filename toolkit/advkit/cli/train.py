@@ -12,6 +12,7 @@ import click
 
 from ..errors import OptionError
 from .run_options import request, run_options
+from .signals import duration
 
 if TYPE_CHECKING:
     from ..config.layer import Layer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--resume", metavar="DIR", help="Continue the run in DIR, bit for bit.")
 @click.option("--init-from", metavar="RUN", help="Start from the best weights of a run, or from a file of weights.")
 @click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
+@click.option("--max-time", metavar="T", help="Stop after 90s, 30m or 2h as on SIGTERM: saved, exit code 75.")
 @click.option("--check-hooks", is_flag=True, help="Check the values of every hook's answer at every step.")
 @click.option("--dry-run", is_flag=True, help="Run one step, show plan, size and time; write nothing.")
 @click.option("--print-config", is_flag=True, help="Print the resolved run file and stop.")
@@ -33,6 +35,7 @@ def command(
     resume: str | None,
     init_from: str | None,
     progress: str,
+    max_time: str | None,
     check_hooks: bool,
     dry_run: bool,
     print_config: bool,
@@ -48,6 +51,7 @@ def command(
     """
     if check_hooks:
         typed["settings"] = (*typed["settings"], "run.check_hooks=true")
+    seconds = None if max_time is None else duration("--max-time", max_time)
     if resume is not None:
         if out or init_from or dry_run or print_config:
             raise OptionError("--resume continues a run as it is; leave --out, --init-from and the others out.")
@@ -55,7 +59,7 @@ def command(
             raise OptionError(
                 "--resume takes its settings from the run; leave --config, --recipe and --no-companion out."
             )
-        _resume(Path(resume), request(**typed).top, progress)
+        _resume(Path(resume), request(**typed).top, progress, seconds)
         return
     from ..config import runfile
     from ..config.resolve import Resolved
@@ -66,10 +70,10 @@ def command(
     elif dry_run:
         _dry_run(resolved)
     else:
-        _start(resolved, out, init_from, progress)
+        _start(resolved, out, init_from, progress, seconds)
 
 
-def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str) -> None:
+def _start(resolved: Resolved, out: str | None, init_from: str | None, shown_as: str, seconds: float | None) -> None:
     from ..storage.run_folder import fresh
     from ..training.launch import start
     from ..training.parts import build_model, data_of, on_this_machine
@@ -79,9 +83,9 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
     splits = data_of(resolved)
     model = build_model(resolved, splits.train)
     folder = Path(out) if out else fresh(Path("runs"), resolved.chosen)
-    with Signals() as signals, _nothing_ends_quietly():
-        shown = progress(kind, signals)
-        _announce(resolved, kind)
+    with Signals(seconds) as signals, _nothing_ends_quietly():
+        shown = progress(shown_as, signals)
+        _announce(resolved, shown_as)
         try:
             result = start(
                 resolved, splits, model, out=folder, init_from=Path(init_from) if init_from else None, progress=shown
@@ -91,10 +95,10 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, kind: str
             if not out:
                 with suppress(OSError):
                     folder.rmdir()  # if it was refused before anything was written
-    _farewell(result, kind)
+    _farewell(result, shown_as)
 
 
-def _resume(path: Path, typed: Layer, kind: str) -> None:
+def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> None:
     from ..storage.run_folder import RunFolder
     from ..training.launch import resolve_folder, resume
     from ..training.parts import build_model, data_of, on_this_machine
@@ -104,13 +108,13 @@ def _resume(path: Path, typed: Layer, kind: str) -> None:
     resolved = on_this_machine(resolve_folder(folder, typed))
     splits = data_of(resolved)
     model = build_model(resolved, splits.train)
-    with Signals() as signals, _nothing_ends_quietly():
-        shown = progress(kind, signals)
+    with Signals(seconds) as signals, _nothing_ends_quietly():
+        shown = progress(shown_as, signals)
         try:
             result = resume(folder, resolved, splits, model, shown)
         finally:
             shown.close()
-    _farewell(result, kind)
+    _farewell(result, shown_as)
 
 
 @contextmanager
@@ -125,9 +129,9 @@ def _nothing_ends_quietly() -> Iterator[None]:
         raise failure from error
 
 
-def _announce(resolved: Resolved, kind: str) -> None:
+def _announce(resolved: Resolved, shown_as: str) -> None:
     """The plan in short, on stderr."""
-    if kind == "none":
+    if shown_as == "none":
         return
     from ..training.plan import plan
     from .display import stderr
@@ -136,33 +140,29 @@ def _announce(resolved: Resolved, kind: str) -> None:
     show_plan(stderr(), plan(resolved), settings=False)
 
 
-def _farewell(result: TrainResult, kind: str) -> None:
-    if kind == "none":
+def _farewell(result: TrainResult, shown_as: str) -> None:
+    if shown_as == "none":
         return
-    from rich.text import Text
-
-    from .display import stderr
+    from .display import stderr, text
 
     console, best = stderr(), result.best
     if best and best["selected"] is not None:
         note = " (chosen on the test split: test figures are optimistic)" if best["split"] == "test" else ""
         console.print(
-            Text(
+            text(
                 f"Best epoch {best['epoch'] + 1}: {best['selected']:.3f} on the {best['split']} split "
                 f"under attack{note}."
             )
         )
-    console.print(Text(f"Run folder: {result.folder}\nNext: advkit evaluate {result.folder}"))
+    console.print(text(f"Run folder: {result.folder}\nNext: advkit evaluate {result.folder}"))
 
 
 def _dry_run(resolved: Resolved) -> None:
     """One step, and what follows from it."""
-    from rich.text import Text
-
     from ..training.loop import Trainer
     from ..training.parts import build_model, data_of, on_this_machine
     from ..training.plan import plan
-    from .display import stdout
+    from .display import stdout, text
     from .plan import show_plan
 
     resolved = on_this_machine(resolved)
@@ -178,7 +178,7 @@ def _dry_run(resolved: Resolved) -> None:
     count = sum(p.numel() for p in trainer.model.parameters())
     total = seconds * len(batches) * resolved.run.epochs
     console.print(
-        Text(
+        text(
             f"\n{count:,} parameters; {len(trainer.feed.training):,} images to train on, "
             f"{len(trainer.feed.validation):,} to validate"
             f"\n{1000 * seconds:.0f} ms a step, {len(batches)} steps an epoch: about {total / 60:.1f} min for "

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..ascent import NORMS
 from ..data.base import Dataset
-from ..data.own import as_dataset
 from ..data.transforms import to_float
 from ..errors import OptionError
 from ..judging import judged
@@ -20,8 +19,7 @@ from ..modules import placement
 from ..registry import code
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked
-from .attacks.names import parse_attacks
-from .results import Verdicts, summary
+from .results import Verdicts
 
 BATCH = 100
 """Images attacked together, and what a killed evaluation may have to do again."""
@@ -202,42 +200,3 @@ def refuse_gray_levels(eps: float, norm: str) -> None:
     """OptionError for an eps that was meant in gray levels."""
     if norm == "linf" and eps > 1:
         raise OptionError(f"eps = {eps:g} is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255.")
-
-
-def _attack(given: object) -> EvaluationAttack:
-    if isinstance(given, str):
-        return parse_attacks([given])[0]
-    if isinstance(given, EvaluationAttack) and isinstance(getattr(given, "name", None), str):
-        return given
-    kind = given.__name__ if isinstance(given, type) else type(given).__name__
-    raise OptionError(f"{kind} is no attack; pass a name, or an object of an EvaluationAttack with a `name`.")
-
-
-def evaluate(
-    model: nn.Module,
-    dataset: Any,
-    attacks: Sequence[str | EvaluationAttack] = ("clean", "pgd-20", "cw-20"),
-    *,
-    eps: Radius | Mapping[str, Radius],
-    norm: str = "linf",
-    seed: int = 0,
-    batch_size: int | None = None,
-) -> dict[str, Any]:
-    """Accuracies of `model` on all of `dataset`, which is `advkit.Dataset` or what `data/own.py` makes one of.
-
-    They are {"n", "attacks", "worst_case", "suspect", "robust"}.
-
-    Attacks are names or objects. `eps` is one number, (n,), or by norm {"linf": 0.03, "l2": 0.5}, for attacks in
-    another norm than `norm`. `robust` is a list of bool an attack. `suspect` is True where the accuracies under
-    cross-entropy and margin PGD of equal steps differ by more than 0.06, None where not both were run. `batch_size`
-    images at most are computed at once.
-    """
-    dataset = as_dataset(dataset)
-    chosen = [_attack(each) for each in attacks]
-    if not chosen or len({each.name for each in chosen}) != len(chosen):
-        raise OptionError("Name one or more attacks, each once.")
-    if norm not in NORMS:
-        raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
-    found = verdicts(model, dataset, chosen, eps=eps, norm=norm, seed=seed, batch_size=batch_size)
-    robust = {name: each.robust.tolist() for name, each in found.items()}
-    return {"n": len(dataset), **summary(list(found.values()), norm), "robust": robust}

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config.layer import Layer
 from ..config.request import Request
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import HookConflict, OptionError
-from ..evaluation.attacks import EvaluationAttack
-from ..evaluation.results import summary
+from ..errors import CheckpointError, HookConflict, OptionError, Stopped
+from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.statistics import accuracy, bits, difference, share
-from ..evaluation.verdicts import verdicts
-from ..storage import files
+from ..storage.files import write_atomic
 from ..storage.run_folder import RunFolder
 from ..training.launch import refuse_difference, resolve_folder, resume, start
-from ..training.parts import build_model, evaluate_folder, on_this_machine
-from ..training.progress import Progress
+from ..training.parts import build_model, data_of, on_this_machine
+from ..training.progress import Progress, Silent
+from .documents import document
+from .evaluate import evaluate_subject
+from .evaluation_request import ATTACKS, EvaluationRequest
+from .inputs import seeds as parse_seeds
+from .paired_records import AblationRow, SeedAccuracy, SeedDifference
+from .plan import requested
+from .subject import of_run
 
 FULL = "full"
 
@@ -75,106 +79,152 @@ def _arm(name: str, request: Request, plugins: tuple[str, ...], left_out: set[st
 # ---------------------------------------------------------------------- runs
 
 
-def measure(
-    resolved: Resolved,
-    splits: Splits,
-    path: Path,
-    attacks: Sequence[EvaluationAttack],
-    count: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Train the run in `path`, or go on with it, and evaluate its best checkpoint; what is there already is kept.
+def ablate(
+    plugins: str | Sequence[str] | None = None,
+    *,
+    out: str | Path,
+    seeds: str | Sequence[int] = "0,1,2",
+    attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,
+    n: int = 1000,
+    model: str | None = None,
+    dataset: str | None = None,
+    recipe: str | None = None,
+    config: str | Path | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    settings: Mapping[str, object] | None = None,
+    eps: float | str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    no_companion: Iterable[str] = (),
+    progress: Callable[[], Progress] = Silent,
+    tell: Callable[[str], None] | None = None,
+) -> list[AblationRow]:
+    """Train a set of plugins, the set without each of them, and none, at every seed, and compare them.
 
-    Returns {"attacks", "n", "verdicts": {attack: "110..."}, "suspect"}, on `count` test images at random (0: all).
+    The runs are those of `advkit.train` with these arguments, `attacks` and `n` are `advkit.evaluate`'s. Runs and table
+    are in the folder `out`; the same call again goes on where it was. `progress` is asked for once a run; `tell` hears
+    of each that is done.
     """
-    resolved, store = on_this_machine(resolved), path / "ablation.json"
-    fresh = not (path / "run.toml").is_file()
-    if not fresh:
-        refuse_difference(resolve_folder(RunFolder.open(path)), resolved)
-    test = splits.test.sample(count)
-    asked = {"attacks": [attack.name for attack in attacks], "n": len(test), "data": test.fingerprint()}
-    if (kept := _stored(store)) and asked.items() <= kept.items():
-        return kept
-    model = build_model(resolved, splits.train)
-    if fresh:
-        start(resolved, splits, model, out=path, progress=progress)
-    else:
-        resume(RunFolder.open(path), resolved, splits, model, progress)
-    model, _ = evaluate_folder(RunFolder.open(path), resolved, splits, "best")
-    eps, norm = resolved.attack.eps, resolved.attack.norm
-    found = verdicts(model, test, attacks, eps=eps, norm=norm)
-    measured = asked | {
-        "verdicts": {name: bits(each.robust) for name, each in found.items()},
-        "suspect": summary(list(found.values()), norm)["suspect"],
-    }
-    files.write_atomic(store, json.dumps(measured).encode())
-    return measured
+    short = {"model": model, "dataset": dataset, "eps": eps, "epochs": epochs, "batch_size": batch_size}
+    request = requested(plugins, recipe, config, options, settings, no_companion, **short)
+    judging = EvaluationRequest.of(attacks, n=n)
+    return ablate_request(request, parse_seeds("seeds", seeds), judging, Path(out), progress, tell)
 
 
-def _stored(path: Path) -> dict[str, Any] | None:
+def ablate_request(
+    request: Request,
+    seeds: Sequence[int],
+    judging: EvaluationRequest,
+    out: Path,
+    progress: Callable[[], Progress] = Silent,
+    tell: Callable[[str], None] | None = None,
+) -> list[AblationRow]:
+    """As `ablate`."""
+    if any("run.seed" in layer.settings for layer in request.layers):
+        raise OptionError("An ablation takes its seeds from --seeds; leave run.seed and --seed out.")
+    chosen = arms(request, seeds)
+    some = next(iter(next(arm.resolved for arm in chosen if arm.resolved).values()))
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.keys() >= {"verdicts", "suspect"} else None
+        rows = run(chosen, data_of(some), out, judging, progress, tell)
+    except Stopped as stopped:
+        raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
+    write_atomic(out / "table.json", document([row.as_dict() for row in rows]))
+    write_atomic(out / "table.md", markdown(rows).encode())
+    return rows
+
+
+class Outcome(NamedTuple):
+    """What one run withstands: by attack a text of 0 and 1, a character an image, and whether an alarm was raised."""
+
+    verdicts: dict[str, str]
+    suspect: bool
+
+
+def measure(resolved: Resolved, splits: Splits, path: Path, request: EvaluationRequest, progress: Progress) -> Outcome:
+    """Train the run in `path`, or go on with it, and evaluate its best checkpoint as `advkit evaluate` does.
+
+    The verdicts are kept with the run, where `report` and `compare` find them; what is known is not asked again.
+    """
+    resolved = on_this_machine(resolved)
+    if (path / "run.toml").is_file():
+        folder = RunFolder.open(path)
+        refuse_difference(resolve_folder(folder), resolved)
+        if not _finished(folder, resolved):
+            resume(folder, resolved, splits, build_model(resolved, splits.train), progress)
+    else:
+        start(resolved, splits, build_model(resolved, splits.train), out=path, progress=progress)
+    result, verdicts = evaluate_subject(of_run(path, splits=splits), request)
+    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms))
+
+
+def _finished(folder: RunFolder, resolved: Resolved) -> bool:
+    try:
+        _, state = folder.load("last")
+    except CheckpointError:  # none yet, or a damaged one, which `resume` knows what to do with
+        return False
+    return int(state["position"]["epoch"]) >= resolved.run.epochs
 
 
 def run(
     chosen: Sequence[Arm],
     splits: Splits,
     out: Path,
-    attacks: Sequence[EvaluationAttack],
-    count: int,
+    request: EvaluationRequest,
     progress: Callable[[], Progress],
-    tell: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
+    tell: Callable[[str], None] | None = None,
+) -> list[AblationRow]:
     """Measure every arm at every seed, in `out`; the rows of the table. Runs that are finished are not run again."""
-    measured: dict[str, dict[int, dict[str, Any]]] = {arm.name: {} for arm in chosen}
+    measured: dict[str, dict[int, Outcome]] = {arm.name: {} for arm in chosen}
     tasks = [(seed, arm) for seed in sorted({s for arm in chosen for s in arm.resolved}) for arm in chosen]
     for seed, arm in tasks:  # seed by seed: an early look at the table is a complete one
         if arm.refused is None:
             path = out / "runs" / f"{arm.name.replace(' ', '-')}-seed-{seed}"
-            found = measure(arm.resolved[seed], splits, path, attacks, count, progress())
-            measured[arm.name][seed] = found
-            shares = " ".join(f"{name} {share(bits):.3f}" for name, bits in found["verdicts"].items())
-            tell(f"{arm.name}, seed {seed}: {shares}")
+            outcome = measured[arm.name][seed] = measure(arm.resolved[seed], splits, path, request, progress())
+            shares = " ".join(f"{name} {share(bits):.3f}" for name, bits in outcome.verdicts.items())
+            if tell is not None:
+                tell(f"{arm.name}, seed {seed}: {shares}")
     full = measured[FULL]
     settings = {arm.name: next(iter(arm.resolved.values())) for arm in chosen if arm.resolved}
     return [_row(arm, measured[arm.name], full, settings) for arm in chosen]
 
 
 def _row(
-    arm: Arm,
-    runs: Mapping[int, Mapping[str, Any]],
-    full: Mapping[int, Mapping[str, Any]],
-    settings: Mapping[str, Resolved],
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"arm": arm.name, "plugins": list(arm.plugins), "refused": arm.refused}
+    arm: Arm, runs: Mapping[int, Outcome], full: Mapping[int, Outcome], settings: Mapping[str, Resolved]
+) -> AblationRow:
+    head: dict[str, Any] = {"arm": arm.name, "plugins": list(arm.plugins), "refused": arm.refused}
     if arm.refused is not None:
-        return row
-    row |= {"declined": list(arm.declined), "seeds": list(runs)}
-    row["suspect"] = [seed for seed, run in runs.items() if run["suspect"]]
-    row["changed"] = _changed(settings[arm.name], settings[FULL]) if FULL in settings else {}
-    row["accuracy"], row["difference"] = {}, {}
-    for attack in next(iter(runs.values()))["verdicts"]:
-        bits = {seed: run["verdicts"][attack] for seed, run in runs.items()}
-        row["accuracy"][attack] = accuracy(list(bits.values()))
-        if full and arm.name != FULL:
-            row["difference"][attack] = difference([(bits[s], full[s]["verdicts"][attack]) for s in bits])
-    return row
+        return AblationRow(**head)
+    by_attack = {
+        attack: {seed: outcome.verdicts[attack] for seed, outcome in runs.items()}
+        for attack in next(iter(runs.values())).verdicts
+    }
+    paired = full and arm.name != FULL
+    return AblationRow(
+        **head,
+        declined=list(arm.declined),
+        seeds=list(runs),
+        suspect=[seed for seed, outcome in runs.items() if outcome.suspect],
+        changed=_changed(settings[arm.name], settings[FULL]) if FULL in settings else {},
+        accuracy={name: SeedAccuracy(**accuracy(list(texts.values()))) for name, texts in by_attack.items()},
+        difference={
+            name: SeedDifference(**difference([(texts[seed], full[seed].verdicts[name]) for seed in texts]))
+            for name, texts in by_attack.items()
+            if paired
+        },
+    )
 
 
-def _changed(here: Resolved, full: Resolved) -> dict[str, list[object]]:
-    """Settings that the left-out plugin had preferred: {"attack.init": [full, here]}."""
-    both = [
+def _changed(here: Resolved, full: Resolved) -> dict[str, tuple[object, object]]:
+    """Settings that the left-out plugin had preferred: {"attack.init": (full, here)}."""
+    before, after = (
         {
             f"{section}.{key}": value
-            for section, kind in each.sections.items()
-            for key, value in kind.model_dump().items()
+            for section, settings in one.sections.items()
+            for key, value in settings.model_dump().items()
         }
-        for each in (full, here)
-    ]
-    return {key: [both[0][key], both[1][key]] for key in both[0] if both[0][key] != both[1][key]}
+        for one in (full, here)
+    )
+    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
 
 
 # ---------------------------------------------------------------------- tables
@@ -184,45 +234,45 @@ HEADER = ("plugins", "attack", "accuracy", "over images", "minus full", "over se
 LEGEND = (
     "Means over seeds, with 95 % intervals. An accuracy's is Wilson's, over images. A difference is paired; its "
     "intervals are over seeds (Student's t; of two seeds they say next to nothing) and over images (Bonett and Price). "
-    "Suspect: cross-entropy and margin accuracies differ by more than 0.06."
+    "Suspect: the short audit of the evaluation raises an alarm; the run's report says which."
 )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[str]]:
+def table(rows: Sequence[AblationRow]) -> tuple[list[list[str]], list[str]]:
     """Cells below `HEADER`, a line an attack, and footnotes: for the terminal and for Markdown."""
     cells, notes = [], []
     for row in rows:
-        name = row["arm"]
-        if row["refused"] is not None:
+        name = row.arm
+        if row.refused is not None:
             cells.append([name, "refused", *[""] * 6])
-            notes.append(f"{name} is refused: {row['refused']}")
+            notes.append(f"{name} is refused: {row.refused}")
             continue
-        mark = f"suspect (seed {', '.join(map(str, row['suspect']))})" if row["suspect"] else ""
-        for attack, found in row["accuracy"].items():
-            low, high = found["interval"]
-            gap = row["difference"].get(attack)
-            cells.append([name, attack, f"{found['mean']:.3f}", f"{low:.3f} to {high:.3f}", *_gap(gap), mark])
+        mark = f"suspect (seed {', '.join(map(str, row.suspect))})" if row.suspect else ""
+        for attack, mean in row.accuracy.items():
+            low, high = mean.interval
+            gap = row.difference.get(attack)
+            cells.append([name, attack, f"{mean.mean:.3f}", f"{low:.3f} to {high:.3f}", *_gap(gap), mark])
             name = mark = ""
-        if row["declined"] and row["arm"] != FULL:
-            notes.append(f"{row['arm']}: declined as companions: {', '.join(row['declined'])}")
-        for key, (before, after) in row["changed"].items():
-            notes.append(f"{row['arm']}: {key} is {after}, in the full set {before}")
+        if row.declined and row.arm != FULL:
+            notes.append(f"{row.arm}: declined as companions: {', '.join(row.declined)}")
+        for key, (before, after) in row.changed.items():
+            notes.append(f"{row.arm}: {key} is {after}, in the full set {before}")
     return cells, notes
 
 
-def _gap(found: Mapping[str, Any] | None) -> list[str]:
+def _gap(gap: SeedDifference | None) -> list[str]:
     """A difference and its intervals, over seeds and over images."""
-    if found is None:
+    if gap is None:
         return ["", "", ""]
-    intervals = (found["seed_interval"], found["image_interval"])
-    return [_signed(found["mean"]), *(" to ".join(map(_signed, each)) if each else "" for each in intervals)]
+    intervals = (gap.seed_interval, gap.image_interval)
+    return [_signed(gap.mean), *(" to ".join(map(_signed, interval)) if interval else "" for interval in intervals)]
 
 
 def _signed(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown(rows: Sequence[AblationRow]) -> str:
     """The table as a page."""
     cells, notes = table(rows)
     text = ["| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *cells)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from ..data.transforms import to_float
 from ..errors import OptionError
 from ..models.base import Normalize
 from ..modules import mode, placement
-from ..storage import files
-from .subject import Subject
+from ..storage.files import sweep, write_atomic
+from .records import ExportRecord
+from .subject import Subject, of_run
 
 README = """\
 A net trained with advkit, {architecture}.
@@ -44,20 +44,28 @@ EXAMPLES = 4
 """Test images whose logits are exported too."""
 
 
-def export(subject: Subject, out: Path) -> dict[str, Any]:
-    """Write the subject's weights into the new or empty folder `out`; returns what export.json says."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise OptionError(f"{out} holds files already; choose another --out.")
-    except OSError as error:
-        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
-        raise OptionError(f"{out} can not be used ({reason}); choose another --out.") from None
+UNFINISHED = ".unfinished"
+"""Lies in an export's folder until it is complete: one that was killed may be repeated there."""
+
+
+def export(
+    run: str | Path, out: str | Path, checkpoint: str | None = None, *, data_root: str | Path | None = None
+) -> ExportRecord:
+    """Write a run's weights, its graph and how to load them into the new or empty folder `out`; what export.json says.
+
+    `checkpoint` is "best" or "last"; None is best, of standard training last.
+    """
+    return export_subject(of_run(Path(run), checkpoint, data_root), Path(out))
+
+
+def export_subject(subject: Subject, out: Path) -> ExportRecord:
+    """As `export`."""
+    _prepare(out)
     model = subject.model.cpu()
     full = {name: _copy(value) for name, value in model.state_dict().items()}
     bare, shifted = without_normalisation(model)
     means = [layer for layer in model.modules() if isinstance(layer, Normalize)]
-    record = {
+    record: dict[str, Any] = {
         "run": subject.name,
         **subject.record,
         "architecture": subject.resolved.model_name,
@@ -76,19 +84,34 @@ def export(subject: Subject, out: Path) -> dict[str, Any]:
         x = to_float(images, placement(model)[1]).contiguous()
         example = {"images": x, "logits": model(x).contiguous()}
         graph, record["without_graph"] = _graph(model, x)
-    files.write_atomic(out / "example.safetensors", safetensors.torch.save(example))
+    write_atomic(out / "example.safetensors", safetensors.torch.save(example))
     if graph:
-        files.write_atomic(out / "model.pt2", graph)
+        write_atomic(out / "model.pt2", graph)
     for name, weights in (("model", full), ("model-without-normalisation", bare)):
-        files.write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
+        write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
         buffer = io.BytesIO()
         torch.save(weights, buffer)
-        files.write_atomic(out / f"{name}.pt", buffer.getvalue())
+        write_atomic(out / f"{name}.pt", buffer.getvalue())
     shift = ", and the names of the others count one less" if shifted else ""
     text = README.format(architecture=subject.resolved.model_name, shift=shift, graph=GRAPH if graph else "")
-    files.write_atomic(out / "README.txt", text.encode())
-    files.write_atomic(out / "export.json", (json.dumps(record, indent=1) + "\n").encode())
-    return record
+    write_atomic(out / "README.txt", text.encode())
+    result = ExportRecord(**record)
+    result.write(out / "export.json")
+    (out / UNFINISHED).unlink()
+    return result
+
+
+def _prepare(out: Path) -> None:
+    """A folder that holds nothing, or what a killed export left, marked as unfinished."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        sweep(out)
+        if any(out.iterdir()) and not (out / UNFINISHED).is_file():
+            raise OptionError(f"{out} holds files already; choose another --out.")
+        write_atomic(out / UNFINISHED, b"")
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise OptionError(f"{out} can not be used ({reason}); choose another --out.") from None
 
 
 def _graph(model: nn.Module, x: Tensor) -> tuple[bytes | None, str | None]:

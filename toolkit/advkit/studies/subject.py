@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import registry
-from ..config.resolve import Resolved
+from ..config.layer import Layer
+from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits
+from ..errors import OptionError
 from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
+from ..training.feed import parted
 from ..training.launch import resolve_folder
 from ..training.parts import build_model, data_of, load_data, on_this_machine, put_file
 
@@ -29,6 +32,8 @@ class Subject:
     resolved: Resolved
     record: Mapping[str, Any]
     """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on, sha256_of_weights."""
+    parts: tuple[Tensor, Tensor] | None = None
+    """Places in the training split of what it was trained on, and of what was held out; None where nobody knows."""
 
     @property
     def norm(self) -> str:
@@ -38,10 +43,20 @@ class Subject:
     def eps(self) -> float:
         return self.resolved.attack.eps
 
+    @property
+    def is_run(self) -> bool:
+        return self.record["checkpoint"] is not None
+
     def images(self, split: str, count: int = 0) -> Dataset:
-        """`count` images of "test" or "train", chosen at random; 0: all, in order."""
-        full = self.splits.test if split == "test" else self.splits.train
-        return full.sample(count)
+        """`count` images at random, 0: all, in order; of "test", "train" (without those held out), "validation"."""
+        if split == "test":
+            return self.splits.test.sample(count)
+        if self.parts is None:
+            return self.splits.train.sample(count)
+        places = self.parts[split == "validation"]
+        if not len(places):
+            raise OptionError(f"--split {split} has no images: this run held none out (validation.fraction).")
+        return self.splits.train.take(places).sample(count)
 
     def identity(self) -> dict[str, Any]:
         """What tells this net from others: two architectures may share names and shapes of all their weights."""
@@ -53,15 +68,25 @@ class Subject:
         }
 
 
-def of_run(path: Path, checkpoint: str = "best", root: str | None = None) -> Subject:
+def standard(resolved: Resolved) -> bool:
+    """Whether nothing is attacked in training, so that no epoch is the best under attack."""
+    return not (resolved.attack.eps and resolved.attack.steps)
+
+
+def of_run(
+    path: Path, checkpoint: str | None = None, root: str | Path | None = None, splits: Splits | None = None
+) -> Subject:
     """The weights of a run's checkpoint, "best" or "last"; averaged ones where a plugin provided some.
 
-    `root` is where the data lies now, if it was moved.
+    None is "best", but "last" of standard training. `root` is where the data lies now, if it was moved; `splits`
+    spares reading it.
     """
     folder = RunFolder.open(path)
     resolved = on_this_machine(_without_gpu(resolve_folder(folder)))
-    data = resolved.data
-    splits = load_data(data.name, root, data.limit) if root else data_of(resolved)
+    checkpoint = checkpoint or ("last" if standard(resolved) else "best")
+    if splits is None:
+        data = resolved.data
+        splits = load_data(data.name, root, data.limit) if root else data_of(resolved)
     tensors, state = folder.load(checkpoint)
     position = state["position"]
     model = build_model(resolved, splits.train).to(resolved.run.device)
@@ -74,7 +99,7 @@ def of_run(path: Path, checkpoint: str = "best", root: str | None = None) -> Sub
         "selected_on": best.get("split") if checkpoint == "best" else None,
         "sha256_of_weights": digest(model.state_dict()),
     }
-    return Subject(str(path), model, splits, resolved, record)
+    return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)))
 
 
 def of_weights(path: Path, resolved: Resolved) -> Subject:
@@ -91,6 +116,31 @@ def of_weights(path: Path, resolved: Resolved) -> Subject:
         "sha256_of_weights": digest(model.state_dict()),
     }
     return Subject(str(path), model, splits, resolved, record)
+
+
+def subject_of(
+    given: str | Path,
+    checkpoint: str | None = None,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    data_root: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
+    eps: float | None = None,
+) -> Subject:
+    """The run in a folder, or a file of weights in the model and on the data that are named."""
+    path, settings = Path(given), dict(settings or {})
+    named = {"model.name": model, "data.name": dataset}
+    if path.is_dir() or not path.suffix:
+        if any(named.values()) or settings:
+            raise OptionError(f"{given} is a run: its own model and data are used; leave --model, --dataset and --set.")
+        return of_run(path, checkpoint, data_root)
+    if not all(named.values()):
+        raise OptionError(f"{given} is a file of weights; say which net and data: --model NAME --dataset NAME.")
+    settings |= named | ({"data.root": str(data_root)} if data_root is not None else {})
+    if eps is not None:
+        settings.setdefault("attack.eps", eps)
+    return of_weights(path, resolve((), [Layer("command line", settings)]))
 
 
 def _without_gpu(resolved: Resolved) -> Resolved:

@@ -30,6 +30,8 @@ from ..evaluation.results import Verdicts
 from ..evaluation.verdicts import BATCH
 from ..storage import files
 from ..storage.lock import RunLock
+from .documents import content, document
+from .records import Evaluation
 from .subject import Subject
 
 CAP = 1 << 30
@@ -92,7 +94,7 @@ class Store:
         try:
             self._lock.__enter__()
             files.sweep(self.folder)
-            files.write_atomic(self.folder / "identity.json", _json(self.known))
+            files.write_atomic(self.folder / "identity.json", document(self.known))
             self._read()
             if self.fresh:
                 self._stale = set(self._found)
@@ -140,18 +142,18 @@ class Store:
         """Where what is said of the first `n` images lies."""
         return self.folder / f"n-{n}"
 
-    def finish(self, result: Mapping[str, Any], dataset: Dataset, found: Sequence[Verdicts]) -> None:
-        """Write evaluation.json and verdicts.csv."""
+    def finish(self, result: Evaluation, dataset: Dataset, found: Sequence[Verdicts]) -> None:
+        """Write evaluation.json and verdicts.csv, a column for each of the result's attacks."""
         home = self.results(len(dataset))
         files.make_folder(home)
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["index", "label", *(row["column"] for row in result["attacks"])])
+        writer.writerow(["index", "label", *(row.column for row in result.attacks)])
         columns = [each.robust.int().tolist() for each in found]
         rows = zip(dataset.index.tolist(), dataset.labels.tolist(), *columns, strict=True)
         writer.writerows(sorted(rows))
         files.write_atomic(home / "verdicts.csv", table.getvalue().encode())
-        files.write_atomic(home / "evaluation.json", _json(result))
+        result.write(home / "evaluation.json")
 
     def _read(self) -> None:
         """Every line whose checksum holds; an end that a kill cut short is dropped, and what is missing asked again."""
@@ -219,10 +221,33 @@ def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any] |
         "venue": None,
         "architecture": result["model"],
         "eps": f"{round(gray)}/255" if whole else f"{result['eps']:g}",
+        "n": result["n"],
         "clean_acc": accuracy.get("clean"),
         "reported": f"{100 * result['worst_case']['accuracy']:.2f}" if result["worst_case"] else None,
         "autoattack_acc": accuracy.get("autoattack"),
     }
+
+
+def withstood(file: Path, result: Evaluation) -> dict[str, list[bool]]:
+    """verdicts.csv beside an evaluation: by column, which images withstood."""
+    try:
+        head, *rows = csv.reader(content(file).decode().splitlines())
+        columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+        robust = {
+            name: [{"0": False, "1": True}[cell] for cell in cells]
+            for name, cells in columns.items()
+            if name not in ("index", "label")
+        }
+        fits = all(
+            len(verdicts) == result.n and abs(sum(verdicts) / result.n - row.accuracy) < 1e-9
+            for row in result.attacks
+            for verdicts in [robust[row.column or row.name]]
+        )
+    except (ValueError, KeyError, csv.Error):
+        fits = False
+    if not fits:
+        raise OptionError(f"{file} does not fit its evaluation.json; make both again with --fresh.")
+    return robust
 
 
 def _parsed(line: bytes) -> tuple[int, Verdicts]:
@@ -235,7 +260,3 @@ def _parsed(line: bytes) -> tuple[int, Verdicts]:
     if type(first) is not int or first < 0:
         raise ValueError("its place is none")
     return first, Verdicts.of_dict(record)
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .budget import SampleBudgets, sample_budgets
 from .landscape import Landscape, loss_landscape
 from .margin import Margins, margins
+from .of_run import Study
 from .perturb import Pgd
 from .unevenness import Unevenness
 from .vulnerability import Vulnerability, adversarial_vulnerability
@@ -18,6 +19,7 @@ __all__ = [
     "Margins",
     "Pgd",
     "SampleBudgets",
+    "Study",
     "Unevenness",
     "Vulnerability",
     "adversarial_vulnerability",

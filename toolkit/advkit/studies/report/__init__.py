@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .page import Page, build
+from .page import Page, build, report
 
-__all__ = ["Page", "build"]
+__all__ = ["Page", "build", "report"]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from ... import registry
 from ...errors import OptionError
 from ...evaluation.statistics import wilson
+from ..documents import number
+from ..records import Accuracy, AttackRow, Evaluation
 from . import charts
 from .markup import Html, details, figure, join, listing, paragraph, share, span, table, tag
-from .records import Accuracy, AttackRow, Evaluation
 from .sources import Source
 
 
@@ -120,9 +121,9 @@ def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Grou
                 problems.append(f"An evaluation of run {source.number} at n = {found.n} is left out: it is {why}.")
                 continue
             data = found.dataset or str(source.values.get("data.name"))
-            group = groups.setdefault(Images(data, found.split, found.n, found.checkpoint or ""), {})
+            group = groups.setdefault(Images(data, found.split or "", found.n, found.checkpoint or ""), {})
             for row in found.attacks:
-                norm, step = (row.norm or found.norm, row.step_size or 0.0) if row.eps else ("", 0.0)
+                norm, step = (row.norm or found.norm, number(row.step_size) or 0.0) if row.eps else ("", 0.0)
                 runs = group.setdefault(Attack(norm, row.eps or 0.0, row.name, step), {})
                 held = runs.get(source.number)
                 # Of two evaluations of one kind the lower counts: a claim holds as far as its strongest attack.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..records import AuditRecord, Evaluation
 from .markup import figure
-from .records import Audit, Evaluation
 from .sources import Source
 
 
@@ -23,7 +23,7 @@ def short_alarms(source: Source) -> dict[str, list[str]]:
 def alarms(source: Source) -> str:
     """Every check that raises an alarm, once, each with the audits that say so; "" where none does."""
     found, audit, silent = short_alarms(source), source.audit, ""
-    if isinstance(audit, Audit) and not source.outdated(audit):
+    if isinstance(audit, AuditRecord) and not source.outdated(audit):
         where = f"audit.json, n = {figure(audit.n)}"
         silent = "" if audit.raised or not found else f"; {where}, raises none"
         for name in audit.raised:

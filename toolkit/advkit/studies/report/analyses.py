@@ -2,52 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from ..analysis.words import figure_rows
+from ..documents import number
 from .markup import Html, figure, join, listing, paragraph, section, table, tag
-from .records import number
 from .samples import data_uri
 from .sources import ANALYSES, Analysis, Source
 
-WORDS: dict[str, dict[str, tuple[str, str]]] = {
-    "vulnerability": {
-        "mean": ("AV mean", "nats"),
-        "sd": ("AV SD", "nats"),
-        "top_10": ("top 10 %", "nats"),
-        "bottom_10": ("bottom 10 %", "nats"),
-        "at_least_1": ("AV >= 1", "%"),
-        "at_most_0": ("AV <= 0", "%"),
-    },
-    "margin": {
-        "mean": ("mu mean", "L2"),
-        "mean_flipped": ("mu mean, flipped ones", "L2"),
-        "q10": ("mu 10 % quantile", "L2"),
-        "q50": ("mu 50 % quantile", "L2"),
-        "q90": ("mu 90 % quantile", "L2"),
-        "mean_mu_eps": ("mu_eps mean", "L2"),
-        "within_third_of_eps": ("mu <= mu_eps / 3", "%"),
-        "within_eps": ("mu <= mu_eps", "%"),
-        "beyond_twice_eps": ("mu > 2 mu_eps", "%"),
-        "disordered": ("never up to the cap (disordered)", "%"),
-        "undefined": ("no direction (undefined)", ""),
-    },
-    "landscape": {
-        "loss_at_x": ("loss at x", "nats"),
-        "highest": ("highest loss", "nats"),
-        "lowest": ("lowest loss", "nats"),
-        "skipped": ("images without a direction", ""),
-    },
-    "budget": {
-        "mean": ("eps_i mean", ""),
-        "sd": ("eps_i SD", ""),
-        **{f"q{share}": (f"eps_i {int(share)} % quantile", "") for share in ("00", "25", "50", "75", "100")},
-        "at_0": ("share with eps_i = 0", "%"),
-        "at_q100": ("share at the 100 % quantile", "%"),
-        "at_largest": ("share at its largest", "%"),
-    },
-}
-"""Of a figure by its key: its name and its unit."""
 HEAD = {"analysis", "run", "dataset", "model", "checkpoint", "weights", "epoch", "selected_on", "split", "n", "norm"}
 HEAD |= {"eps", "attack", "figures", "versions", "kind", "index", "sha256_of_weights"}
 """What title, caption and the rest of the page say."""
@@ -82,7 +42,7 @@ def _analysis(found: Analysis) -> Html:
     if found.picture is not None:
         alt = f"Picture of the analysis {_title(found)}; its figures follow."
         beside.append(tag("figure", tag("img", src=data_uri(*found.picture), alt=alt, class_="paper")))
-    rows, left = _figures(found)
+    rows, left = figure_rows(found.kind, found.record)
     left |= {key: value for key, value in found.record.items() if key not in HEAD}
     rows += [(key.replace("_", " "), figure(value, 5)) for key, value in left.items() if not _nested(value)]
     if rows:
@@ -103,39 +63,10 @@ def _caption(found: Analysis) -> str:
         facts.append(f"{record['split']} split")
     if record.get("n") is not None:
         facts.append(f"n = {figure(record['n'])}")
-    if isinstance(attack := record.get("attack"), Mapping):
+    if attack := record.attack:
         facts.append(f"{attack.get('name')} at eps {figure(attack.get('eps'))} ({attack.get('norm')})")
     return f"{', '.join(facts)}."
 
 
 def _nested(value: object) -> bool:
     return isinstance(value, (list, dict))
-
-
-def _figures(found: Analysis) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Figures that have words, in their order, and what is left."""
-    given = found.record.get("figures")
-    left: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
-    left.pop("n", None)
-    rows = []
-    for key, (name, unit) in WORDS[found.kind].items():
-        if key not in left:
-            continue
-        value, whole = number(left[key]), isinstance(left.pop(key), int)
-        digits = 0 if whole else 3 if unit else 4
-        text = "–" if value is None else f"{100 * value:.2f} %" if unit == "%" else f"{value:.{digits}f} {unit}"
-        place = [number(left.pop(f"{key}_at_{axis}", None)) for axis in ("first", "second")]
-        if None not in place:
-            text += f" at ({place[0]:.3g}, {place[1]:.3g})"
-        rows.append((name, text.rstrip()))
-    lists = (
-        ("classes", 5, "hardest classes (mean eps_i)", "{class} ({mean:.4f})"),
-        ("hardest", 8, "hardest samples, index (class)", "{index} ({class})"),
-    )
-    for key, most, name, how in lists:
-        try:
-            rows.append((name, ", ".join(how.format_map(each) for each in left[key][:most])))
-        except (KeyError, TypeError, ValueError):  # absent, or of another version
-            continue
-        del left[key]
-    return rows, left

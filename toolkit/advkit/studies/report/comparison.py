@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from ...evaluation.statistics import wilson
 from ...training.plan import plan
+from ..documents import number
 from . import charts
 from .accuracies import accuracies, legend
 from .alarms import alarms
 from .markup import Html, figure, join, paragraph, section, share, span, table, tag
-from .records import number
 from .sections import PLOTS
 from .sources import Source
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from ... import __version__
 from ...data.base import Splits
 from ...errors import CheckpointError, OptionError
+from ...storage.files import write_atomic
 from ...training.parts import data_of
 from . import sections
 from .analyses import analyses
@@ -29,7 +31,30 @@ class Page:
     sections: tuple[str, ...]
 
 
-def build(runs: Sequence[str], samples: int = SHOWN) -> Page:
+def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None, samples: int = SHOWN) -> Page:
+    """The report of one or more run folders as one page, written to the file `out` where one is named.
+
+    What has not been made yet, such as an evaluation, is named with the command that makes it. Raises
+    CheckpointError for a folder that is no run or is damaged, OptionError where `out` can not be written.
+    """
+    folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    if out is None:
+        return build(folders, samples)
+    path = Path(out)
+    is_folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
+    if is_folder or not os.path.isdir(path.absolute().parent):
+        reason = "it is a folder" if is_folder else "its folder does not exist"
+        raise OptionError(f"--out {out} can not be written ({reason}); name another file.")
+    page = build(folders, samples)
+    try:
+        write_atomic(path, page.html.encode("utf-8"))
+    except CheckpointError as error:
+        reason = getattr(error.__cause__, "strerror", None) or "the disk refuses"
+        raise OptionError(f"--out {out} can not be written ({reason}); name another file.") from None
+    return page
+
+
+def build(runs: Sequence[str | Path], samples: int = SHOWN) -> Page:
     """The report of one or more run folders, with `samples` test images each; the same folders give the same page.
 
     Raises CheckpointError for a folder that is no run or is damaged. Whatever else is missing, such as evaluations,
@@ -38,7 +63,7 @@ def build(runs: Sequence[str], samples: int = SHOWN) -> Page:
     twice = next((path for place, path in enumerate(runs) if _same(path, runs[:place])), None)
     if not runs or twice is not None:
         raise OptionError(f"{twice} is named twice; name each run once." if runs else "Name one or more runs.")
-    sources = [Source(place, path) for place, path in enumerate(runs, 1)]
+    sources = [Source(place, str(path)) for place, path in enumerate(runs, 1)]
     known: dict[tuple[object, ...], Splits] = {}
 
     def data(source: Source) -> Splits:
@@ -73,12 +98,12 @@ def build(runs: Sequence[str], samples: int = SHOWN) -> Page:
     return Page(_document(sources, listed, [body for *_, body in parts]), _ids(listed))
 
 
-def _same(path: str, earlier: Sequence[str]) -> bool:
+def _same(path: str | Path, earlier: Sequence[str | Path]) -> bool:
     return any(Path(path).resolve() == Path(other).resolve() for other in earlier)
 
 
 def _ids(listed: Sequence[tuple[str, str, list[tuple[str, str]]]]) -> tuple[str, ...]:
-    return tuple(key for outer, _, inner in listed for key in (outer, *(each for each, _ in inner)))
+    return tuple(key for outer, _, inner in listed for key in (outer, *(name for name, _ in inner)))
 
 
 def _document(

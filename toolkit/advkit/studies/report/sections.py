@@ -8,11 +8,12 @@ from typing import Any
 
 from ...data.base import Splits
 from ...errors import AdvkitError
+from ...evaluation.audit.checks import Check
 from ...training.plan import plan
+from ..records import AttackRow, Evaluation
 from . import charts
 from .alarms import short_alarms, told
 from .markup import Html, details, figure, join, listing, paragraph, section, sentences, share, span, table, tag
-from .records import AttackRow, Check, Evaluation
 from .samples import SHOWN, STEPS, data_uri, draw
 from .sources import Source
 

@@ -15,7 +15,9 @@ from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError
 from ...storage.run_folder import RunFolder
 from ...training.launch import resolve_folder
-from .records import Audit, Evaluation, content, members, number, read, withstood
+from ..documents import content, members, number
+from ..records import AnalysisRecord, AuditRecord, Evaluation, read_or_told
+from ..verdict_store import withstood
 
 ANALYSES = ("vulnerability", "margin", "landscape", "budget")
 LARGE = 256 << 10  # bytes; of a vector picture beyond it the pixels are taken
@@ -27,7 +29,7 @@ class Analysis:
     """RUN/analysis/NAME.json with its picture; whatever could not be read is a sentence in `problems`."""
 
     name: str
-    record: dict[str, Any]
+    record: AnalysisRecord
     picture: tuple[str, bytes] | None
     """Media type and content."""
     problems: tuple[str, ...]
@@ -35,7 +37,7 @@ class Analysis:
     @property
     def kind(self) -> str:
         """What the record, or else the file's name, says it is: "landscape-iseat-7" is a landscape."""
-        return str(self.record.get("analysis", self.name)).partition("-")[0]
+        return (self.record.analysis or self.name).partition("-")[0]
 
 
 class Source:
@@ -122,7 +124,7 @@ class Source:
     def evaluations(self) -> dict[str, Evaluation | str]:
         """By their folder in `evaluations`, most images first; a damaged one is a sentence."""
         files = sorted(self.folder.path.glob("evaluations/*/*/evaluation.json"))
-        found = {f"{file.parent.parent.name}/{file.parent.name}": read(file, Evaluation) for file in files}
+        found = {f"{file.parent.parent.name}/{file.parent.name}": read_or_told(file, Evaluation) for file in files}
         return dict(sorted(found.items(), key=lambda item: -item[1].n if isinstance(item[1], Evaluation) else 0))
 
     def withstood(self, name: str) -> dict[str, list[bool]]:
@@ -132,10 +134,10 @@ class Source:
         return withstood(self.folder.path / "evaluations" / name / "verdicts.csv", found)
 
     @cached_property
-    def audit(self) -> Audit | str | None:
+    def audit(self) -> AuditRecord | str | None:
         """None where there is none; a sentence where it is damaged."""
         file = self.folder.path / "audit.json"
-        return read(file, Audit) if file.exists() else None
+        return read_or_told(file, AuditRecord) if file.exists() else None
 
     @cached_property
     def analyses(self) -> list[Analysis]:
@@ -154,7 +156,7 @@ class Source:
         names = (name for row in self.history for name in _named(row.get("validation"), kind))
         return next(names, None)
 
-    def outdated(self, found: Evaluation | Audit) -> str:
+    def outdated(self, found: Evaluation | AuditRecord) -> str:
         """Why a figure is not of what is the best or the last checkpoint now, since the run went on; "" where it is."""
         best, last = self.best, int(self.history[-1]["epoch"]) if self.history else -1
         if found.checkpoint == "last" and found.epoch is not None and found.epoch < last:
@@ -181,10 +183,10 @@ def _named(validation: object, kind: str) -> list[str]:
 
 
 def _analysis(folder: Path, name: str) -> Analysis:
-    record: dict[str, Any] = {}
+    record = AnalysisRecord()
     problems = []
     try:
-        record = members(folder / f"{name}.json")
+        record = AnalysisRecord.read(folder / f"{name}.json")
     except OptionError as error:
         problems.append(str(error))
     pictures = [(kind, folder / f"{name}.{suffix}") for suffix, kind in PICTURES.items()]

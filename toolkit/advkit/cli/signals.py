@@ -1,0 +1,72 @@
+"""Signals that stop a run, and the time after which it stops by itself."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from types import FrameType
+
+from ..errors import Interrupted, OptionError, Stopped
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C; what `kill`, Slurm and a dropped ssh send."""
+
+
+class Signals:
+    """The first of `STOPPING` stops a run after its step, with a checkpoint; so do `seconds`, where they are given.
+
+    A second Ctrl-C, or a second SIGTERM, stops it at once. A hang-up is sent twice by some shells, and a scheduler
+    sends SIGTERM after SIGUSR1, so other pairs are one request.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._requested: type[Stopped] | None = None
+        self._first = 0
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def requested(self) -> type[Stopped] | None:
+        """How the run is to end; None while it may go on."""
+        if self._requested is None and self._end is not None and time.monotonic() >= self._end:
+            return Stopped
+        return self._requested
+
+    def __enter__(self) -> Signals:
+        # nohup ignores hang-ups: so do we then.
+        chosen = [
+            number
+            for number in STOPPING
+            if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN
+        ]
+        self._before = {number: signal.signal(number, self._note) for number in chosen}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._requested is None:
+            self._requested, self._first = Interrupted if number == signal.SIGINT else Stopped, number
+        elif number == self._first and number in (signal.SIGINT, signal.SIGTERM):
+            raise KeyboardInterrupt
+
+
+class AtOnce(Signals):
+    """For work that is kept as it goes: the first signal stops it where it is."""
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        raise (Interrupted if number == signal.SIGINT else Stopped)("Stopped; give the same command again to go on.")
+
+
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def duration(name: str, typed: str) -> float:
+    """Seconds of "90", "90s", "30m", "2h" or "1h30m"."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", typed.replace(" ", ""))
+    seconds = sum(int(n or 0) * size for n, size in zip(parts.groups(), _UNITS.values(), strict=True)) if parts else 0
+    if not 0 < seconds < 1e9:
+        raise OptionError(f"{name} {typed} must be a time above 0, such as 90s, 30m or 2h.")
+    return float(seconds)

@@ -1,0 +1,235 @@
+"""An analysis of a run's net, kept with the run: `advkit analyze`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...data.base import Dataset
+from ...errors import OptionError
+from ...evaluation.verdicts import refuse_gray_levels
+from ...storage.run_folder import RunFolder
+from ..evaluate import Watch
+from ..inputs import amount, pace, whole
+from ..records import AnalysisRecord
+from ..subject import Subject, of_run
+from ..verdict_store import versions
+from .budget import sample_budgets
+from .landscape import loss_landscape
+from .margin import margins
+from .perturb import Pgd
+from .record import tensors, write
+from .vulnerability import adversarial_vulnerability
+
+Drawing = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which run, which of its images, and what they are attacked with: checked before the run is opened.
+
+    `split` is "train" (without the held-out images), "validation" or "test"; `n` the number of images, 0: all;
+    `attack` a pgd-K from the image, `step` its step as a share of eps; `eps` the run's by default; `out` where the
+    files go, RUN/analysis by default. The four methods write NAME.json, NAME.npz and, with matplotlib, pictures.
+    """
+
+    run: str | Path
+    split: str = "train"
+    n: int | str | None = None
+    attack: str = "pgd-50"
+    eps: float | str | None = None
+    step: str = "eps/4"
+    checkpoint: str | None = None
+    data_root: str | Path | None = None
+    out: str | Path | None = None
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        self._count(0)
+        self._budget(0.0)
+        pace("step", self.step)
+        Pgd.parse(self.attack, eps=0.0)
+
+    def vulnerability(self) -> AnalysisRecord:
+        """How much the attack raises each sample's loss: AV_i = CE(x_i + delta_i) - CE(x_i) (ISEAT, Eq. 3)."""
+        index = self._images(0)
+        result = adversarial_vulnerability(
+            self._net.model, self._dataset, self._pgd, index=index, tick=self._tick(len(index))
+        )
+
+        def draw() -> Any:
+            from .pictures import vulnerability_picture
+
+            return vulnerability_picture(result)
+
+        arrays = tensors(result) | {"av": result.av}
+        return self._finish("vulnerability", len(index), {}, result.unevenness.as_dict(), arrays, draw, self._pgd)
+
+    def margin(self, cap: float | str = 50, precision: float | str = 0.1, clip: bool = True) -> AnalysisRecord:
+        """How far along the adversarial direction each prediction holds: the first flip mu (ISEAT, Eq. 7)."""
+        end, pitch = amount("cap", cap), amount("precision", precision)
+        index = self._images(1000)
+        result = margins(
+            self._net.model,
+            self._dataset,
+            self._pgd,
+            index=index,
+            cap=end,
+            precision=pitch,
+            clip=clip,
+            tick=self._tick(len(index)),
+        )
+
+        def draw() -> Any:
+            from .pictures import margin_picture
+
+            return margin_picture(result)
+
+        settings = {"cap": end, "precision": pitch, "clip": clip}
+        return self._finish("margin", len(index), settings, result.as_dict(), tensors(result), draw, self._pgd)
+
+    def landscape(
+        self,
+        kind: Literal["cat", "iseat"] = "cat",
+        index: int | str | None = None,
+        points: int | str = 41,
+        extent: float | str | None = None,
+        clip: bool | None = None,
+        seed: int | str = 0,
+    ) -> AnalysisRecord:
+        """The loss on a plane around one image, or its mean over some (CAT, Fig. 2; ISEAT, Fig. 3).
+
+        "cat" is the gradient's sign x Rademacher and attacks nothing; "iseat" adversarial x random in L2.
+        """
+        size, start = whole("points", points), whole("seed", seed)
+        far = None if extent is None else amount("extent", extent)
+        place = None if index is None else whole("index", index)
+        chosen = self._images(16) if place is None else self._image(place)
+        attack = self._pgd if kind == "iseat" else None
+        result = loss_landscape(
+            self._net.model,
+            self._dataset,
+            attack,
+            kind=kind,
+            index=chosen,
+            points=size,
+            extent=far,
+            clip=clip,
+            seed=start,
+            tick=self._tick(len(chosen)),
+        )
+
+        def draw() -> Any:
+            from .pictures import landscape_picture
+
+            return landscape_picture(result, self._dataset.classes, self._dataset.labels[result.index])
+
+        settings = {
+            "kind": kind,
+            "index": place,
+            "points": size,
+            "extent": float(result.first[-1]),
+            "clip": result.clip,
+            "seed": start,
+        }
+        name = f"landscape-{kind}" if place is None else f"landscape-{kind}-{place}"
+        return self._finish(name, len(chosen), settings, result.as_dict(), tensors(result), draw, attack)
+
+    def budget(self) -> AnalysisRecord:
+        """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
+        net, which = self._net, self.checkpoint or "last"
+        result = sample_budgets(RunFolder.open(Path(self.run)), net.resolved, net.splits.train, net.model, which)
+
+        def draw() -> Any:
+            from .pictures import budget_picture
+
+            return budget_picture(result, net.splits.train)
+
+        settings = {"state": result.state, "eps_max": result.eps_max, "largest_radius": result.largest_radius}
+        count = len(self._images(0))
+        return self._finish("budget", count, settings, result.as_dict(), tensors(result), draw, None)
+
+    # ------------------------------------------------------------------ parts
+
+    @cached_property
+    def _net(self) -> Subject:
+        return of_run(Path(self.run), self.checkpoint, self.data_root)
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        return self._net.splits.test if self.split == "test" else self._net.splits.train
+
+    @cached_property
+    def _pgd(self) -> Pgd:
+        net = self._net
+        eps = self._budget(net.eps)
+        refuse_gray_levels(eps, net.norm)
+        return Pgd.parse(self.attack, eps=eps, step_size=pace("step", self.step) * eps, norm=net.norm)
+
+    def _count(self, usual: int) -> int:
+        return usual if self.n is None else whole("n", self.n)
+
+    def _budget(self, own: float) -> float:
+        return own if self.eps is None else amount("eps", self.eps)
+
+    def _images(self, usual: int) -> Tensor:
+        """(n,) int64: places in the split."""
+        return self._net.images(self.split, self._count(usual)).index.sort().values
+
+    def _image(self, place: int) -> Tensor:
+        """The place of one image, (1,) int64."""
+        known = self._net.images(self.split).index
+        if not bool((known == place).any()):
+            raise OptionError(
+                f"--index {place} is no image of --split {self.split}, which has {len(known)} images, from "
+                f"{int(known[0])} to {int(known[-1])}; train and validation share one numbering."
+            )
+        return torch.tensor([place])
+
+    def _tick(self, total: int) -> Callable[[int], None]:
+        done = 0
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            if self.watch is not None:
+                self.watch(done, total, "analyzing")
+
+        return tick
+
+    def _finish(
+        self,
+        name: str,
+        n: int,
+        settings: Mapping[str, object],
+        figures: Mapping[str, Any],
+        arrays: Mapping[str, Tensor],
+        draw: Drawing,
+        attack: Pgd | None,
+    ) -> AnalysisRecord:
+        """Write the files."""
+        net = self._net
+        folder = Path(self.out) if self.out else Path(net.name) / "analysis"
+        own: dict[str, Any] = {**({} if attack is None else {"attack": attack.as_dict()}), **settings}
+        record = AnalysisRecord(
+            analysis=name,
+            run=net.name,
+            dataset=net.resolved.data.name,
+            model=net.resolved.model_name,
+            **net.record,
+            split=self.split,
+            n=n,
+            norm=net.norm,
+            eps=net.eps if attack is None else attack.eps,
+            **own,
+            figures=dict(figures),
+            versions=versions(),
+        )
+        write(folder, name, record.as_dict(), arrays, draw)
+        return record.model_copy(update={"folder": str(folder)})

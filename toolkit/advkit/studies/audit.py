@@ -1,0 +1,115 @@
+"""Whether a net's accuracies under attack can be believed; `advkit audit` and `advkit.audit`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..ascent import NORMS
+from ..data.base import choice
+from ..data.own import as_dataset
+from ..errors import AdvkitError, OptionError
+from ..evaluation import audit as checking
+from ..evaluation.attacks import EvaluationAttack, parse_attack
+from ..evaluation.verdicts import refuse_gray_levels
+from .evaluate import Watch
+from .inputs import amount, whole
+from .records import AuditRecord
+from .subject import subject_of
+from .transfer import refuse_itself
+from .verdict_store import versions
+
+
+def audit(
+    subject: nn.Module | str | Path,
+    dataset: Any = None,
+    *,
+    eps: float | str | None = None,
+    norm: str | None = None,
+    seed: int | str = 0,
+    batch_size: int | str = 100,
+    n: int | str | None = None,
+    split: str = "test",
+    transfer: str | Path | EvaluationAttack | None = None,
+    checkpoint: str | None = None,
+    model: str | None = None,
+    data_root: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
+    watch: Watch | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> AuditRecord:
+    """Every check for masked gradients, on a run, a file of weights or a module; arguments as those of `evaluate`.
+
+    `n` is 200 for runs and weights unless said, all images for a module. `transfer` is the folder of a run whose net
+    makes examples, too. The result of a run is kept in RUN/audit.json; `tell` hears where it can not be, else it is
+    a warning. `.alarms` names the checks that raise one; silence proves nothing.
+    """
+    radius = None if eps is None else amount("eps", eps)
+    count, start = None if n is None else whole("n", n), whole("seed", seed)
+    size = whole("batch_size", batch_size) or None
+    other = transfer if isinstance(transfer, EvaluationAttack | None) else _transfer(transfer, data_root)
+    if isinstance(subject, nn.Module):
+        if norm is not None and norm not in NORMS:
+            raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
+        net, every, norm = subject, as_dataset(dataset), norm or "linf"
+        images = every.sample(count or 0)
+        head: dict[str, Any] = {}
+    else:
+        chosen = subject_of(
+            subject,
+            checkpoint,
+            model=model,
+            dataset=dataset if isinstance(dataset, str) else None,
+            data_root=data_root,
+            settings=settings,
+            eps=radius,
+        )
+        if other is not None:
+            refuse_itself(other, chosen.identity())
+        radius, norm = chosen.eps if radius is None else radius, chosen.norm
+        net, every = chosen.model, chosen.images(split)
+        images = every.sample(200 if count is None else count)
+        head = {"run": chosen.name, **chosen.record, "split": split}
+    if not radius:
+        raise OptionError("An audit needs a radius above 0; give --eps E.")
+    refuse_gray_levels(radius, norm)
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        if watch is not None:
+            watch(done, len(checking.RULES), "auditing")
+
+    outcome = checking.audit(net, images, eps=radius, norm=norm, seed=start, transfer=other, batch_size=size, tick=tick)
+    record = AuditRecord(
+        **head,
+        n=len(images),
+        images=choice(len(images), len(every)),
+        norm=norm,
+        eps=radius,
+        seed=start,
+        passes={"forward": outcome.forwards / len(images), "input_backward": outcome.backwards / len(images)},
+        checks=list(outcome.checks),
+        alarms=outcome.alarms,
+        versions=versions(),
+    )
+    if record.checkpoint is not None:
+        _keep(record, tell or warnings.warn)
+    return record
+
+
+def _keep(record: AuditRecord, tell: Callable[[str], None]) -> None:
+    """RUN/audit.json; what was measured is not lost to a folder that is read-only."""
+    try:
+        record.write(Path(str(record.run)) / "audit.json")
+    except (OSError, AdvkitError) as error:
+        tell(f"The audit is not kept: {error}")
+
+
+def _transfer(run: str | Path, data_root: str | Path | None) -> EvaluationAttack:
+    return parse_attack(f"transfer:{run}", root=None if data_root is None else str(data_root))

@@ -1,0 +1,269 @@
+"""Accuracies under attack: of a run, of a file of weights, or of a module; `advkit evaluate` and `advkit.evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..ascent import NORMS
+from ..data.base import Dataset, choice
+from ..data.own import as_dataset
+from ..errors import OptionError, Stopped
+from ..evaluation.attacks.base import EvaluationAttack
+from ..evaluation.audit.brief import judged, measured
+from ..evaluation.audit.checks import Check
+from ..evaluation.results import Verdicts, summary
+from ..evaluation.verdicts import Radius, budgets, verdicts
+from .evaluation_request import ATTACKS, EvaluationRequest
+from .records import Evaluation
+from .subject import Subject, subject_of
+from .transfer import refuse_itself
+from .verdict_store import Store, columns, folder_of, identity, merged, robustbench, versions
+
+Watch = Callable[[int, int, str], None]
+"""Told how much is done, of how much, and of what: for a progress bar."""
+
+
+def evaluate(
+    subject: nn.Module | str | Path,
+    dataset: Any = None,
+    attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,
+    *,
+    eps: Radius | str | Mapping[str, Radius] | None = None,
+    norm: str | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    n: int | None = None,
+    split: str = "test",
+    step: str = "eps/5",
+    eps_l2: float | str | None = None,
+    eps_linf: float | str | None = None,
+    checkpoint: str | None = None,
+    model: str | None = None,
+    data_root: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    audit: bool = True,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Accuracies with intervals under each attack and in the worst case, with the short audit.
+
+    Three things can be evaluated:
+
+        evaluate(module, dataset, attacks, eps=0.15)            a module on all images of a data set
+        evaluate("runs/lsiw-1", attacks="clean,pgd-20")         a run, as `advkit evaluate` does
+        evaluate("net.safetensors", "digits", eps="8/255", model="small-cnn")     a file of weights
+
+    Args:
+        subject: a module from images in [0, 1] to logits (B, K), the folder of a run, or a file of weights.
+        dataset: for a module the images, an advkit.Dataset or what can be made one, such as a pair (images, labels), a
+            torch data set or a DataLoader; for weights the name of a data set; a run has its own.
+        attacks: names, or objects of `EvaluationAttack`; "a,b" or a sequence.
+        eps: a number or "8/255"; for a module also (n,), one an image, or by norm {"linf": 0.03, "l2": 0.5}. A run
+            has its own.
+        norm: "linf" or "l2", for a module; "linf" if it is left out.
+        seed: of random starts and searches.
+        batch_size: images computed at once, 0: as many as an attack shows.
+        n: how many images; 0 is all. Of a run 1000 unless said, of a module all.
+        split, checkpoint, data_root: of a run: "test" or "train"; "best" or "last"; where its data lies now.
+        step: of PGD, a share of eps.
+        eps_l2, eps_linf: for attacks in that norm, where the run's is the other.
+        model, settings: for weights: a model's name, and settings such as {"model.width": 16}.
+        out: where verdicts of runs and weights are kept; RUN/evaluations, or runs/evaluations for weights.
+        fresh: ask for verdicts that are known already again.
+        audit: whether to run the short audit: some forty passes on each of a hundred images.
+        watch: told of the progress.
+
+    The result reads like its JSON: `result["attacks"][0]["accuracy"]`, `result["worst_case"]`, `result["suspect"]`
+    (True where PGD on cross-entropy and on the margin, of equal steps, differ too much, None where not both were
+    run), `result["robust"]`, a list of bool an attack. Raises AdvkitError's subclasses, each one sentence.
+    """
+    request = EvaluationRequest.of(
+        attacks,
+        eps=eps,
+        by_norm={"l2": eps_l2, "linf": eps_linf},
+        step=step,
+        n=n,
+        split=split,
+        seed=seed,
+        batch_size=batch_size,
+        fresh=fresh,
+        data_root=data_root,
+    )
+    if isinstance(subject, nn.Module):
+        of_runs = {
+            "checkpoint": checkpoint,
+            "model": model,
+            "data_root": data_root,
+            "settings": settings,
+            "out": out,
+            "fresh": fresh or None,
+        }
+        if useless := [name for name, value in of_runs.items() if value is not None]:
+            raise OptionError(f"{', '.join(useless)}: a module is evaluated as it is; leave it out.")
+        return evaluate_module(subject, dataset, request, norm=norm, audit=audit, watch=watch)
+    if not isinstance(dataset, str | None) or norm is not None:
+        raise OptionError(f"{subject} names its data and norm itself; pass a module to evaluate it on other images.")
+    net = subject_of(
+        subject,
+        checkpoint,
+        model=model,
+        dataset=dataset,
+        data_root=data_root,
+        settings=settings,
+        eps=request.radius,
+    )
+    return evaluate_subject(net, request, Path(out) if out else None, audit=audit, watch=watch)[0]
+
+
+def evaluate_module(
+    model: nn.Module,
+    dataset: object,
+    request: EvaluationRequest,
+    *,
+    norm: str | None = None,
+    audit: bool = True,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """A module on images; nothing is kept on disk."""
+    norm = norm or "linf"
+    if norm not in NORMS:
+        raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
+    if request.eps is None:
+        raise OptionError("A module has no eps of its own; give eps, such as eps=8/255.")
+    every = as_dataset(dataset)
+    images = every.sample(request.n or 0)
+    radii = dict(request.eps if isinstance(request.eps, Mapping) else {norm: request.eps}) | dict(request.by_norm)
+    verdicts_by_name = _ask(model, images, request, radii, norm, None, watch)
+    shared = radii.get(norm)
+    eps = None if shared is None else _shared(budgets(request.attacks, radii, norm, len(images)).get(norm, shared))
+    said: dict[str, Any] = summary(list(verdicts_by_name.values()), norm)
+    if audit:
+        said["audit"] = _short_audit(model, images, eps, norm, request)(verdicts_by_name.values())
+    return Evaluation(
+        n=len(images),
+        images=choice(len(images), len(every)),
+        norm=norm,
+        eps=eps,
+        seed=request.seed,
+        versions=versions(),
+        **said,
+        robust=_robust(verdicts_by_name),
+        index=images.index.tolist(),
+    )
+
+
+def evaluate_subject(
+    net: Subject,
+    request: EvaluationRequest,
+    out: Path | None = None,
+    *,
+    audit: bool = True,
+    watch: Watch | None = None,
+) -> tuple[Evaluation, dict[str, Verdicts]]:
+    """The result, which is kept on disk too, and the verdicts by attack."""
+    for attack in request.attacks:
+        refuse_itself(attack, net.identity())
+    norm, radii = net.norm, request.radii(net)
+    eps = radii[norm]
+    budgets(request.attacks, radii, norm, 1)  # refused before anything is written
+    count = 1000 if request.n is None else request.n
+    images, known = net.images(request.split, count), identity(net, request.split, eps, request.seed, count)
+    home = Path(net.name) / "evaluations" if net.is_run else Path("runs/evaluations")
+    folder = folder_of(out or home, net, known)
+    with Store(folder, known, request.fresh) as kept:
+        try:
+            asked_for = _ask(net.model, images, request, radii, norm, kept, watch)
+        except Stopped as stopped:
+            again = "the same command again, without --fresh," if request.fresh else "the same command again"
+            sentence = f"Stopped; the verdicts so far are in {folder}. Give {again} to go on."
+            raise type(stopped)(sentence) from None
+        head = {
+            "run": net.name,
+            "dataset": net.resolved.data.name,
+            "model": net.resolved.model_name,
+            **net.record,
+            "split": request.split,
+            "n": len(images),
+            "images": choice(len(images), len(net.images(request.split))),
+            "norm": norm,
+            "eps": eps,
+            "seed": request.seed,
+            "versions": versions(),
+        }
+        everything = merged(asked_for.values(), kept.complete(len(images)))
+        names = columns(everything)
+        checks = _short_audit(net.model, images, eps, norm, request) if audit else None
+
+        def said(of: Sequence[Verdicts]) -> dict[str, Any]:
+            """What these verdicts say; those asked for lead the others, so the columns are theirs too."""
+            accuracies = summary(of, norm)
+            for row, column in zip(accuracies["attacks"], names, strict=False):
+                row["column"] = column
+            part = head | accuracies
+            part["robustbench"] = robustbench(net, part)
+            return part if checks is None else part | {"audit": checks(of)}
+
+        kept.finish(Evaluation(**said(everything)), images, everything)
+        result = Evaluation(
+            **said(list(asked_for.values())),
+            folder=str(kept.results(len(images))),
+            robust=_robust(asked_for),
+            index=images.index.tolist(),
+        )
+    return result, asked_for
+
+
+def _ask(
+    model: nn.Module,
+    images: Dataset,
+    request: EvaluationRequest,
+    radii: Mapping[str, Radius],
+    norm: str,
+    kept: Store | None,
+    watch: Watch | None,
+) -> dict[str, Verdicts]:
+    done, total = 0, len(images) * len(request.attacks)
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        if watch is not None:
+            watch(done, total, "evaluating")
+
+    return verdicts(
+        model,
+        images,
+        request.attacks,
+        eps=radii,
+        norm=norm,
+        seed=request.seed,
+        kept=kept,
+        batch_size=request.batch_size,
+        tick=tick,
+    )
+
+
+def _short_audit(
+    model: nn.Module, images: Dataset, eps: float | None, norm: str, request: EvaluationRequest
+) -> Callable[[Iterable[Verdicts]], list[Check]]:
+    """Asks the net once; what it returns judges that beside some verdicts. Nothing where there is no one radius."""
+    if not eps:
+        return lambda of: []
+    asked = measured(model, images, eps=eps, norm=norm, seed=request.seed, batch_size=request.batch_size)
+    return lambda of: judged(asked, of, norm)
+
+
+def _shared(radius: Radius) -> float | None:
+    if not isinstance(radius, torch.Tensor):
+        return float(radius)
+    return float(radius.flatten()[0]) if radius.numel() and bool((radius == radius.flatten()[0]).all()) else None
+
+
+def _robust(of: Mapping[str, Verdicts]) -> dict[str, list[bool]]:
+    return {name: one.robust.tolist() for name, one in of.items()}

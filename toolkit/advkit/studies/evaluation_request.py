@@ -1,0 +1,105 @@
+"""What an evaluation is asked for, in the words of people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..errors import OptionError
+from ..evaluation.attacks import EvaluationAttack, parse_attacks
+from ..evaluation.verdicts import Radius
+from .inputs import amount, listed, pace, whole
+from .subject import Subject
+
+ATTACKS = "clean,pgd-20,cw-20"
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What an evaluation is asked for, checked before any net is loaded."""
+
+    attacks: Sequence[EvaluationAttack]
+    eps: Radius | Mapping[str, Radius] | None = None
+    by_norm: Mapping[str, float] = field(default_factory=dict)
+    """Of attacks in another norm than the net's."""
+    n: int | None = None
+    split: str = "test"
+    seed: int = 0
+    batch_size: int | None = None
+    """Images computed at once; None: as many as an attack shows."""
+    fresh: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,
+        *,
+        eps: Radius | str | Mapping[str, Radius] | None = None,
+        by_norm: Mapping[str, float | str | None] | None = None,
+        step: str = "eps/5",
+        n: int | str | None = None,
+        split: str = "test",
+        seed: int | str = 0,
+        batch_size: int | str = 100,
+        fresh: bool = False,
+        data_root: str | Path | None = None,
+    ) -> EvaluationRequest:
+        """Of what people write."""
+        if isinstance(eps, (str, int, float)):
+            eps = amount("eps", eps)
+        radii = {norm: amount(f"eps_{norm}", given) for norm, given in (by_norm or {}).items() if given is not None}
+        share = pace("step", step)
+        if split not in ("test", "train"):
+            raise OptionError(f"split = {split!r} must be test or train.")
+        return cls(
+            _attacks(attacks, share, data_root),
+            eps,
+            radii,
+            None if n is None else whole("n", n),
+            split,
+            whole("seed", seed),
+            whole("batch_size", batch_size) or None,
+            fresh,
+        )
+
+    @property
+    def radius(self) -> float | None:
+        """The one eps that was given, for a net that has none of its own."""
+        return self.eps if isinstance(self.eps, float) else None
+
+    def radii(self, net: Subject) -> dict[str, float]:
+        """By norm, that of the net first."""
+        norm = net.norm
+        given = self.eps if isinstance(self.eps, Mapping) else {} if self.eps is None else {norm: self.eps}
+        if any(isinstance(eps, torch.Tensor) for eps in given.values()):
+            raise OptionError(f"{net.name} is judged at one eps; pass a module for one of each image.")
+        if norm in self.by_norm:
+            raise OptionError(f"{net.name} is judged in {norm}, whose eps is --eps; leave --eps-{norm} out.")
+        return {norm: net.eps} | {own: float(eps) for own, eps in given.items()} | dict(self.by_norm)
+
+    def refuse_without_attack(self, norm: str) -> None:
+        """OptionError where nothing attacks in `norm`, so that there will be no worst case to hold a gate against."""
+        if not any(attack.name != "clean" and attack.norm in (None, norm) for attack in self.attacks):
+            raise OptionError(f"--min-robust needs an attack in {norm}; add one to --attacks, such as pgd-20,cw-20.")
+
+
+def _attacks(
+    given: str | Sequence[str | EvaluationAttack], share: float, data_root: str | Path | None
+) -> list[EvaluationAttack]:
+    root = None if data_root is None else str(data_root)
+    if isinstance(given, str) or all(isinstance(each, str) for each in given):
+        return parse_attacks(listed(given), share, root)  # type: ignore[arg-type]
+    chosen = [parse_attacks([one], share, root)[0] if isinstance(one, str) else _attack(one) for one in given]
+    if len({attack.name for attack in chosen}) != len(chosen):
+        raise OptionError("Name one or more attacks, each once.")
+    return chosen
+
+
+def _attack(given: object) -> EvaluationAttack:
+    if isinstance(given, EvaluationAttack) and isinstance(getattr(given, "name", None), str):
+        return given
+    name = given.__name__ if isinstance(given, type) else type(given).__name__
+    raise OptionError(f"{name} is no attack; pass a name, or an object of an EvaluationAttack with a `name`.")

@@ -1,0 +1,72 @@
+"""Numbers, names and shares as people write them, the same from the command line and from Python.
+
+`name` is what the sentence calls the argument: "--eps" there, "eps" here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isfinite
+from operator import index
+
+from ..errors import OptionError
+from ..options import parse_number
+
+
+def amount(name: str, given: float | str) -> float:
+    """A finite number >= 0: 0.15, "0.15" or "8/255"."""
+    try:
+        value = parse_number(given) if isinstance(given, str) else float(given)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        value = -1.0
+    if not isfinite(value) or value < 0 or isinstance(given, bool):
+        raise OptionError(f"{name} {given} must be a finite number >= 0, or a fraction such as 8/255.")
+    return value
+
+
+def optional(name: str, given: float | str | None) -> float | None:
+    """As `amount`; None where nothing was given."""
+    return None if given is None else amount(name, given)
+
+
+def pace(name: str, given: str) -> float:
+    """A step as a share of eps: `eps/5`, `0.2 eps` or `eps`."""
+    plain = str(given).replace(" ", "")
+    try:
+        if plain.startswith("eps/"):
+            value = 1 / float(plain.removeprefix("eps/"))
+        else:
+            value = float(plain.removesuffix("eps") or "1") if plain.endswith("eps") else -1.0
+    except (ValueError, ZeroDivisionError):
+        value = -1.0
+    if not isfinite(value) or value <= 0:
+        raise OptionError(f"{name} {given} must be a share of eps, such as eps/5 or 0.2 eps.")
+    return value
+
+
+def whole(name: str, given: int | str) -> int:
+    """A whole number >= 0; as a number of images, 0 means all."""
+    try:
+        value = int(given) if isinstance(given, str) else index(given)
+    except (TypeError, ValueError):
+        value = -1
+    if isinstance(given, bool) or value < 0:
+        raise OptionError(f"{name} {given} must be a whole number >= 0.")
+    return value
+
+
+def listed(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Names: "a,b" or a sequence of them."""
+    parts = given.split(",") if isinstance(given, str) else given
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def seeds(name: str, given: str | Sequence[int]) -> list[int]:
+    """Whole numbers >= 0, each once: "0,1,2" or a sequence of them."""
+    try:
+        values = [whole(name, part) for part in (listed(given) if isinstance(given, str) else given)]
+    except OptionError:
+        values = []
+    if not values or len(set(values)) != len(values):
+        raise OptionError(f"{name} {given} must be whole numbers >= 0, each once, such as 0,1,2.")
+    return values

@@ -1,0 +1,102 @@
+"""What is written about several runs side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..evaluation.audit.checks import Check
+from .records import Accuracy, Record
+
+
+class Difference(Record):
+    """A mean difference, paired by image, with its 95 % interval over images."""
+
+    difference: float
+    interval: tuple[float, float]
+
+
+class ComparedAccuracy(Accuracy):
+    """With the difference to the same checkpoint of the first run."""
+
+    to_first: Difference | None = None
+
+
+class ComparedAttack(ComparedAccuracy):
+    """One attack on one checkpoint of one run."""
+
+    name: str
+    norm: str | None = None
+    eps: float | None = None
+
+
+class ComparedRun(Record):
+    """One checkpoint of one run."""
+
+    run: str
+    checkpoint: str
+    epoch: int | None
+    suspect: bool | None
+    audit: list[Check]
+    alarms: list[str]
+    attacks: list[ComparedAttack]
+    worst_case: ComparedAccuracy | None
+
+
+class AttackDifference(Difference):
+    """Best minus last under one attack."""
+
+    name: str
+
+
+class Overfitting(Record):
+    """Best minus last of one run."""
+
+    run: str
+    attacks: list[AttackDifference]
+    worst_case: Difference | None
+
+
+class Comparison(Record):
+    """Runs on the same images, best and last."""
+
+    split: str
+    n: int
+    images: str
+    norm: str
+    eps: float
+    seed: int
+    versions: dict[str, Any]
+    runs: list[ComparedRun]
+    best_minus_last: list[Overfitting]
+
+
+class SeedAccuracy(Record):
+    """Accuracy of a set of plugins, over seeds."""
+
+    mean: float
+    seeds: list[float]
+    interval: tuple[float, float]
+
+
+class SeedDifference(Record):
+    """A set of plugins minus the full one, paired by seed and by image."""
+
+    mean: float
+    seeds: list[float]
+    seed_interval: tuple[float, float] | None
+    image_interval: tuple[float, float]
+
+
+class AblationRow(Record):
+    """One set of plugins of an ablation; table.json is a list of them."""
+
+    arm: str
+    plugins: list[str]
+    refused: str | None
+    declined: list[str] = []
+    seeds: list[int] = []
+    suspect: list[int] = []
+    """Seeds at which the short audit raised an alarm."""
+    changed: dict[str, tuple[Any, Any]] = {}
+    accuracy: dict[str, SeedAccuracy] = {}
+    difference: dict[str, SeedDifference] = {}

@@ -1,0 +1,51 @@
+"""What a run would do and cost, from the arguments of a call: `advkit plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config.layer import Layer, PluginChoice, chosen
+from ..config.request import SHORT, Request, merged
+from ..config.resolve import Resolved
+from ..training.plan import plan as planned
+
+
+def requested(
+    plugins: str | Iterable[PluginChoice] | None,
+    recipe: str | None,
+    config: str | Path | None,
+    options: Mapping[str, Mapping[str, object]] | None,
+    settings: Mapping[str, object] | None,
+    no_companion: Iterable[str],
+    **short: object,
+) -> Request:
+    """As `advkit.train` reads its arguments; `short` are those of `SHORT`, None where not given."""
+    by_setting = merged(
+        settings or {},
+        {SHORT[name]: (name, value) for name, value in short.items() if value is not None},
+        "settings {key} = {value}",
+    )
+    top = Layer("python", by_setting, options or {}, chosen(plugins), tuple(no_companion))
+    return Request.of(top, recipe=recipe, config=config)
+
+
+def plan(
+    plugins: str | Iterable[PluginChoice] | None = None,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    recipe: str | None = None,
+    config: str | Path | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    settings: Mapping[str, object] | None = None,
+    eps: float | str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    no_companion: Iterable[str] = (),
+) -> dict[str, Any]:
+    """What `advkit.train` with these arguments would do and cost, as `advkit plan --json` prints it."""
+    short = {"model": model, "dataset": dataset, "eps": eps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    return planned(Resolved.of(requested(plugins, recipe, config, options, settings, no_companion, **short)))

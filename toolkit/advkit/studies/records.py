@@ -1,0 +1,227 @@
+"""What is written about a run: one class a result, which makes it, writes it as JSON and reads it back.
+
+A field is read as an attribute or, as in the JSON, by key: `result.worst_case.accuracy` is
+`result["worst_case"]["accuracy"]`. What was not given is in neither: a record has the keys that its JSON has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import OptionError
+from ..evaluation.audit.checks import Check
+from ..storage.files import write_atomic
+from .documents import document, members
+
+
+class Record(BaseModel):
+    """The base: frozen, finite, lenient to keys of other versions, and a mapping for who prefers that."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def write(self, file: Path) -> None:
+        """At once or not at all."""
+        write_atomic(file, document(self.as_dict()))
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Raises OptionError, with the key that is wrong."""
+        try:
+            return cls.model_validate(members(file))
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise OptionError(f"{file} is damaged ({where}); make it again.") from None
+
+    def keys(self) -> list[str]:
+        """Of what was given."""
+        return [*(name for name in type(self).model_fields if name in self.model_fields_set), *(self.model_extra or {})]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys():
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As a dictionary's."""
+        return getattr(self, key) if key in self.keys() else default
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Of what was given."""
+        return [(key, self[key]) for key in self.keys()]
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Accuracy(Record):
+    """A share of images with its 95 % interval."""
+
+    accuracy: float = Field(ge=0, le=1)
+    interval: tuple[float, float]
+
+
+class AttackRow(Accuracy):
+    """One attack of an evaluation; whatever else the attack says of itself stands beside."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    norm: str | None = None
+    eps: float | None = None
+    steps: int | None = None
+    step_size: float | str | None = None
+    """"0.2 eps" where eps differs by image."""
+    restarts: int | None = None
+    passes: dict[str, float] | None = None
+    """Forward and input backward, an image."""
+    seconds: float | None = None
+    notes: list[str] = []
+    column: str | None = None
+    """Its column in verdicts.csv; its name in older ones."""
+
+
+class Judged(Record):
+    """Which net, on which images, in which ball: what an evaluation, an audit and an analysis share."""
+
+    run: str | None = None
+    """The folder of the run or the file of weights; None for a module."""
+    dataset: str | None = None
+    model: str | None = None
+    checkpoint: str | None = None
+    weights: str | None = None
+    """"raw" or "averaged"."""
+    epoch: int | None = None
+    """From 0."""
+    selected_on: str | None = None
+    """The split that chose the checkpoint."""
+    sha256_of_weights: str | None = None
+    split: str | None = None
+    n: int | None = Field(default=None, ge=1)
+    images: str | None = None
+    """Which they are, in words: all of the split, or chosen at random."""
+    norm: str | None = None
+    eps: float | None = None
+    seed: int | None = None
+    versions: dict[str, Any] | None = None
+
+
+class Evaluation(Judged):
+    """Accuracies under attack: RUN/evaluations/NAME/n-N/evaluation.json, with the verdicts in verdicts.csv beside."""
+
+    n: int = Field(ge=1)
+    norm: str
+    attacks: list[AttackRow]
+    worst_case: Accuracy | None = None
+    """Over the attacks in `norm`; None where there were none."""
+    worst_case_by_norm: dict[str, Accuracy] = {}
+    suspect: bool | None = None
+    """Whether PGD on cross-entropy and on the margin are further apart than chance and honest nets are."""
+    robustbench: dict[str, Any] | None = None
+    audit: list[Check] | None = None
+    """In short."""
+    folder: str | None = None
+    """Where it is kept; of what was asked for now, not in the file."""
+    robust: dict[str, list[bool]] = Field(default={}, exclude=True)
+    """By attack, which images withstood; in verdicts.csv, not in the JSON."""
+    index: list[int] = Field(default=[], exclude=True)
+    """The images' places in their split, in the order of `robust`."""
+
+    @property
+    def worst(self) -> dict[str, Accuracy]:
+        """The worst case over attacks, by norm."""
+        return self.worst_case_by_norm or ({self.norm: self.worst_case} if self.worst_case else {})
+
+    @property
+    def alarms(self) -> list[str]:
+        """Checks of the short audit that raise one; `suspect` is that of loss-gap."""
+        raised = [check.name for check in self.audit or () if check.alarm]
+        return raised if not self.suspect or "loss-gap" in raised else [*raised, "loss-gap"]
+
+    @property
+    def labels(self) -> list[str]:
+        """A name for each attack, with the step where two are named alike."""
+        names = Counter(row.name for row in self.attacks)
+        steps = Counter((row.name, row.step_size) for row in self.attacks)
+        return [
+            row.name
+            if names[row.name] == 1
+            else f"{row.name}, step {row.step_size:.4g}"
+            if isinstance(row.step_size, float) and steps[row.name, row.step_size] == 1
+            else row.column or row.name
+            for row in self.attacks
+        ]
+
+
+class AuditRecord(Judged):
+    """An audit for masked gradients: RUN/audit.json."""
+
+    passes: dict[str, float] | None = None
+    """Forward and input backward, an image."""
+    checks: list[Check]
+    alarms: list[str] = []
+
+    @property
+    def raised(self) -> list[str]:
+        """The checks that raise an alarm."""
+        return [check.name for check in self.checks if check.alarm]
+
+
+class AnalysisRecord(Judged):
+    """An analysis: RUN/analysis/NAME.json; the settings of its own stand beside."""
+
+    model_config = ConfigDict(extra="allow")
+
+    analysis: str | None = None
+    attack: dict[str, Any] | None = None
+    figures: dict[str, Any] = {}
+    folder: str | None = None
+    """Where its files are; not in the file."""
+
+
+class ExportRecord(Record):
+    """What was exported: export.json."""
+
+    run: str
+    checkpoint: str | None
+    weights: str
+    epoch: int | None
+    selected_on: str | None
+    sha256_of_weights: str
+    architecture: str
+    architecture_options: dict[str, Any]
+    data: str
+    classes: list[str]
+    shape: list[int]
+    mean: list[float] | None
+    std: list[float] | None
+    plugins: list[str]
+    norm: str
+    eps: float
+    without_graph: str | None
+    """Why there is no model.pt2; None where there is one."""
+
+
+def read_or_told(file: Path, result: type[R]) -> R | str:
+    """A record, or a sentence on what is wrong with it."""
+    try:
+        return result.read(file)
+    except OptionError as error:
+        return str(error)
