@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
-from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from importlib.metadata import EntryPoint, distributions, entry_points, packages_distributions, version
 from pathlib import Path
 
 from .errors import PluginImport, PluginLoad, did_you_mean
@@ -47,13 +47,13 @@ class Description:
 
 def names(kind: str) -> list[str]:
     """All registered names of a kind, sorted."""
-    return sorted({point.name for point in entry_points(group=GROUPS[kind])})
+    return sorted({point.name for point in points(GROUPS[kind])})
 
 
 def describe(kind: str) -> list[Description]:
     """Everything registered of a kind, sorted by name; names that two distributions claim appear twice."""
-    points = entry_points(group=GROUPS[kind])
-    described = [_describe(point) for point in points]
+    registered = points(GROUPS[kind])
+    described = [_describe(point) for point in registered]
     return sorted(described, key=lambda one: (one.name, one.distribution))
 
 
@@ -92,8 +92,8 @@ def load(kind: str, name: str) -> type:
     Raises PluginLoad where it is unknown, claimed by two distributions or not allowed, PluginImport where the
     import fails.
     """
-    points = [point for point in entry_points(group=GROUPS[kind]) if point.name == name]
-    if not points:
+    claims = [point for point in points(GROUPS[kind]) if point.name == name]
+    if not claims:
         command = "advkit plugins list" if kind == "plugin" else ", ".join(names(kind))
         hint = f"`{command}` shows what is installed." if kind == "plugin" else f"Installed: {command}."
         if kind == "plugin" and any(mark in name for mark in ":./"):
@@ -102,25 +102,28 @@ def load(kind: str, name: str) -> type:
                 "as a package: docs/writing-a-plugin.md."
             )
         raise PluginLoad(f"Unknown {kind} {name}.{did_you_mean(name, names(kind))} {hint}")
-    if len(points) > 1:
-        owners = " and ".join(sorted(_distribution(point)[0] for point in points))
+    if len(claims) > 1:
+        owners = " and ".join(sorted(distribution(point)[0] for point in claims))
         raise PluginLoad(f"The {kind} name {name} is registered by {owners}; uninstall one of them.")
     allowed = os.environ.get(ALLOWED)
-    if kind == "plugin" and allowed is not None and name not in [each.strip() for each in allowed.split(",")]:
+    if kind == "plugin" and allowed is not None and name not in [part.strip() for part in allowed.split(",")]:
         raise PluginLoad(f"The plugin {name} may not be loaded: {ALLOWED} allows only '{allowed}'.")
     try:
-        found = points[0].load()
-    except (Exception, SystemExit) as error:
+        loaded = claims[0].load()
+        fine = isinstance(loaded, type) and getattr(loaded, "name", None) == name
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and whatever else a module raises while it is imported
         raise PluginImport(
-            f"The {kind} {name} of distribution {_distribution(points[0])[0]} can not be imported "
+            f"The {kind} {name} of distribution {distribution(claims[0])[0]} can not be imported "
             f"({type(error).__name__}: {error}); reinstall or repair it."
         ) from error
-    if not isinstance(found, type) or getattr(found, "name", None) != name:
+    if not fine:
         raise PluginImport(
-            f"The {kind} {name} is registered as {points[0].value}, which is not a class with name = '{name}'; "
+            f"The {kind} {name} is registered as {claims[0].value}, which is not a class with name = '{name}'; "
             "correct its entry point."
         )
-    return found
+    return loaded  # type: ignore[no-any-return]
 
 
 @cache
@@ -133,23 +136,40 @@ def code(kind: type) -> dict[str, str]:
     package = kind.__module__.partition(".")[0]
     if package in ("advkit", "advkit_plugins"):
         return {}
-    found = hashlib.sha256()
-    for distribution in packages_distributions().get(package, ()):
-        found.update(f"{distribution} {version(distribution)}\n".encode())
+    digest = hashlib.sha256()
+    with suppress(Exception):  # broken metadata, be they of another distribution
+        for owner in packages_distributions().get(package, ()):
+            digest.update(f"{owner} {version(owner)}\n".encode())
     with suppress(KeyError, AttributeError, OSError):  # a class of an interactive session has no file
-        found.update(Path(sys.modules[kind.__module__].__file__ or "").read_bytes())
-    return {"code": found.hexdigest()[:12]}
+        digest.update(Path(sys.modules[kind.__module__].__file__ or "").read_bytes())
+    return {"code": digest.hexdigest()[:12]}
 
 
-def _distribution(point: EntryPoint) -> tuple[str, str]:
-    if point.dist is None:
-        return "unknown", "unknown"
-    return point.dist.name or "unknown", point.dist.version or "unknown"  # metadata may be broken
+def points(group: str) -> list[EntryPoint]:
+    """The entry points of a group. A distribution whose own can not be read has none: it must not end every command."""
+    try:
+        return list(entry_points(group=group))
+    except Exception:  # of one distribution, broken in any way, but of which is not said
+        pass
+    readable: dict[str, list[EntryPoint]] = {}
+    for installed in distributions():
+        with suppress(Exception):
+            own = [point for point in installed.entry_points if point.group == group]
+            readable.setdefault(installed.name, own)  # the first on the path is the one that is imported
+    return [point for own in readable.values() for point in own]
+
+
+def distribution(point: EntryPoint) -> tuple[str, str]:
+    """Name and version; "unknown" where its metadata are broken."""
+    with suppress(Exception):
+        if point.dist is not None:
+            return point.dist.name or "unknown", point.dist.version or "unknown"
+    return "unknown", "unknown"
 
 
 def _describe(point: EntryPoint) -> Description:
     hooks, summary, literals = _read(point)
-    return Description(point.name, *_distribution(point), hooks, summary, literals)
+    return Description(point.name, *distribution(point), hooks, summary, literals)
 
 
 def _read(point: EntryPoint) -> tuple[list[str] | None, str | None, Mapping[str, object]]:

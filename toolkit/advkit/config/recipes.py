@@ -10,7 +10,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,8 @@ def load(name: str) -> Recipe:
 def _files() -> dict[str, tuple[Path, str]]:
     """Path and distribution of every recipe, by name."""
     files: dict[str, tuple[Path, str]] = {}
-    for point in entry_points(group=GROUP):
-        owner = point.dist.name if point.dist else "unknown"
+    for point in registry.points(GROUP):
+        owner = registry.distribution(point)[0]
         home = registry.source(point.value)
         for path in sorted(home.parent.glob("*.toml")) if home else ():
             if path.stem in files:
