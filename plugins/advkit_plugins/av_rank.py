@@ -65,12 +65,12 @@ class AvRank(Plugin):
         owner = company.owner("perturbation_budget")
         auto = "radius" if owner != "core" else "none"
         self.normalise = auto if self.options.normalise == "auto" else self.options.normalise
-        found = []
+        cautions = []
         if self.options.normalise == "auto" and auto == "radius":
-            found.append(f"av-rank ranks AV_i / radius_i, because {owner} sets a radius per sample")
+            cautions.append(f"av-rank ranks AV_i / radius_i, because {owner} sets a radius per sample")
         if self.options.term == "base_loss":
-            found.append("av-rank weighs the base loss: ISEAT argues against it, as it overfits the training attack")
-        return found
+            cautions.append("av-rank weighs the base loss: ISEAT argues against it, as it overfits the training attack")
+        return cautions
 
     @hookimpl
     def instance_weight(

@@ -58,22 +58,24 @@ class Awp(Plugin):
         self.loss = self.options.loss
         if self.loss == "auto":
             self.loss = "adv_ce" if owner == "core" else "objective"
-        found = []
+        cautions = []
         left_out = [
             name
             for name in company.owners("extra_regularizer")
             if any(view.endswith("_base") for view in company.loss_views(name))
         ]
         if self.loss == "objective" and left_out:
-            found.append(
+            cautions.append(
                 f"awp.loss is objective, but {', '.join(left_out)} needs logits at theta, so v does not see it"
             )
         if self.loss == "adv_ce" and owner != "core":  # as lsiw asks for it
-            found.append(f"awp.loss is adv_ce, so v increases the cross-entropy on x_adv and not the loss of {owner}")
+            cautions.append(
+                f"awp.loss is adv_ce, so v increases the cross-entropy on x_adv and not the loss of {owner}"
+            )
         # TRADES-AWP attacks in eval mode.
         if company.attack.mode == "eval" and owner == "core":
-            found.append("the official AWP code attacks in train mode from a uniform start; this run in eval mode")
-        return found
+            cautions.append("the official AWP code attacks in train mode from a uniform start; this run in eval mode")
+        return cautions
 
     @hookimpl
     def weight_perturbation(

@@ -73,17 +73,17 @@ class CatEps(Plugin):
         return Budgets(attack=self.options.eps_max + above, label=label)
 
     def join(self, company: Company) -> list[str]:
-        found = [
+        cautions = [
             f"{owner} scales the radius that is attacked, but eps_i grows and resets as if it were not scaled"
             for owner in company.owners("budget_scale")
         ]
         if self.options.cap == "after":
             attack = self.largest_budget(0).attack
-            found.append(
+            cautions.append(
                 f"cat-eps caps eps_i after the attack, as Algorithm 1 prints: samples at eps_max "
                 f"({self.options.eps_max:.4g}) are attacked with eps_max + eta = {attack:.4g}"
             )
-        return found
+        return cautions
 
     @hookimpl
     def setup(self, run: Run) -> None:

@@ -184,30 +184,30 @@ O = TypeVar("O", bound=OptionModel)  # noqa: E741
 
 
 def validate(
-    kind: type[O],
+    model: type[O],
     values: Mapping[str, object],
     *,
     where: str,
     eps: float | None = None,
     decays: Sequence[int] | None = None,
 ) -> O:
-    """Build options of `kind`, or raise OptionError with one sentence. `where` prefixes the option's name.
+    """Build options of `model`, or raise OptionError with one sentence. `where` prefixes the option's name.
 
     `eps` is what numbers, and `decays` (epochs) what schedules may be relative to.
     """
     try:
-        return kind.model_validate(dict(values), context={"eps": eps, "decays": decays})
+        return model.model_validate(dict(values), context={"eps": eps, "decays": decays})
     except ValidationError as error:
-        raise OptionError(_sentence(kind, where, error)) from None
+        raise OptionError(_sentence(model, where, error)) from None
 
 
-def _sentence(kind: type[OptionModel], where: str, error: ValidationError) -> str:
+def _sentence(model: type[OptionModel], where: str, error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     name = f"{where}.{key}" if key else where
     if first["type"] == "extra_forbidden":
-        known = ", ".join(kind.model_fields) or "it has none"
-        return f"Unknown option {name}.{did_you_mean(key, kind.model_fields)} Known: {known}."
+        known = ", ".join(model.model_fields) or "it has none"
+        return f"Unknown option {name}.{did_you_mean(key, model.model_fields)} Known: {known}."
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if not key:  # about options together: the message names them
         return f"{where}.{message}."

@@ -101,10 +101,10 @@ class OptimizerSettings(OptionModel):
     @field_validator("milestones", mode="before")
     @classmethod
     def _shares_or_epochs(cls, value: object) -> object:
-        each = value if isinstance(value, list) else [None]
-        shares = all(type(one) is float and 0 < one < 1 for one in each)
-        epochs = all(type(one) is int and one >= 1 for one in each)
-        if not (shares or epochs) or each != sorted(set(each)):
+        milestones = value if isinstance(value, list) else [None]
+        shares = all(type(one) is float and 0 < one < 1 for one in milestones)
+        epochs = all(type(one) is int and one >= 1 for one in milestones)
+        if not (shares or epochs) or milestones != sorted(set(milestones)):
             raise ValueError(
                 "must be rising shares of the run between 0 and 1, such as [0.5, 0.75], or rising epochs, such as "
                 "[75, 90]"

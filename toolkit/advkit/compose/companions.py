@@ -59,18 +59,18 @@ def add_companions(plugins: Mapping[str, Plugin], declined: Sequence[str]) -> di
 
 
 def companion_options(
-    kinds: Mapping[str, type[Plugin]], declined: Sequence[str]
+    types: Mapping[str, type[Plugin]], declined: Sequence[str]
 ) -> dict[str, tuple[Mapping[str, object], str]]:
     """Options that askers give their companions, also to one that the user named: {name: (options, asker)}."""
-    asked: dict[str, tuple[Mapping[str, object], str]] = {}
-    for asker, kind in sorted(kinds.items()):
-        for wish, (name, options) in kind.companions.items():
-            if wish in declined or name not in kinds or not options:
+    options_given: dict[str, tuple[Mapping[str, object], str]] = {}
+    for asker, plugin_type in sorted(types.items()):
+        for wish, (name, options) in plugin_type.companions.items():
+            if wish in declined or name not in types or not options:
                 continue
-            if name in asked and asked[name][0] != options:
+            if name in options_given and options_given[name][0] != options:
                 raise HookConflict(
-                    f"Plugins {asked[name][1]} and {asker} give {name} different options; "
+                    f"Plugins {options_given[name][1]} and {asker} give {name} different options; "
                     f"decline one with --no-companion {wish} and set -o {name}.KEY=VALUE."
                 )
-            asked[name] = (options, asker)
-    return asked
+            options_given[name] = (options, asker)
+    return options_given

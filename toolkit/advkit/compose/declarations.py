@@ -10,7 +10,7 @@ from ..plugin import Budgets, Order, Plugin, PluginOptions
 from ..types import Passes
 
 
-def check_declarations(kind: type[Plugin], name: str) -> None:
+def check_declarations(plugin_type: type[Plugin], name: str) -> None:
     """The class attributes that are read before there is an object."""
 
     def companion(value: object) -> bool:
@@ -23,25 +23,25 @@ def check_declarations(kind: type[Plugin], name: str) -> None:
         ("companions", companion, "hooks and (plugin, options), such as {'weight_perturbation': ('awp', {})}"),
         ("order", lambda value: isinstance(value, Order), "hooks and advkit.Order, such as {'target_label': Order()}"),
     ):
-        stated = getattr(kind, attribute)
+        stated = getattr(plugin_type, attribute)
         names = isinstance(stated, Mapping) and all(isinstance(key, str) for key in stated)
         if not names or not all(fits(value) for value in stated.values()):
             raise UnknownHook(f"Plugin {name}: {attribute} must be {expected}, not {stated!r:.80}.")
-    if not isinstance(kind.Options, type) or not issubclass(kind.Options, PluginOptions):
+    if not isinstance(plugin_type.Options, type) or not issubclass(plugin_type.Options, PluginOptions):
         raise UnknownHook(f"Plugin {name}: Options must be a class that derives from advkit.PluginOptions.")
 
 
-def build(kind: type[Plugin], options: PluginOptions) -> Plugin:
+def build(plugin_type: type[Plugin], options: PluginOptions) -> Plugin:
     """The plugin with its options; what its own constructor raises says whose it is."""
     try:
-        plugin = kind(options)
+        plugin = plugin_type(options)
     except AdvkitError:
         raise
     except Exception as error:
-        error.add_note(f"in plugin {kind.name}, __init__")
+        error.add_note(f"in plugin {plugin_type.name}, __init__")
         raise
     if not hasattr(plugin, "taken"):
-        raise HookContract(f"Plugin {kind.name}: __init__ must call super().__init__(options).")
+        raise HookContract(f"Plugin {plugin_type.name}: __init__ must call super().__init__(options).")
     return plugin
 
 

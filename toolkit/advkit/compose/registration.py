@@ -23,23 +23,23 @@ HOOKS: dict[str, HookSpec] = {
 _ORDERING = ("tryfirst", "trylast", "wrapper", "hookwrapper")
 
 
-def hooks_of(kind: type[Plugin]) -> tuple[str, ...]:
+def hooks_of(plugin_type: type[Plugin]) -> tuple[str, ...]:
     """The hooks that a checked plugin class answers, in the specification's order."""
-    return tuple(name for name in HOOKS if hasattr(getattr(kind, name, None), "advkit_impl"))
+    return tuple(name for name in HOOKS if hasattr(getattr(plugin_type, name, None), "advkit_impl"))
 
 
-def check(kind: type[Plugin]) -> None:
+def check(plugin_type: type[Plugin]) -> None:
     """Refuse a plugin class whose methods do not fit `Hooks`. Raises UnknownHook."""
-    if not isinstance(kind, type) or not issubclass(kind, Plugin):
-        raise UnknownHook(f"{kind!r} is not a subclass of advkit.Plugin; derive it from advkit.Plugin.")
-    name = getattr(kind, "name", None)
+    if not isinstance(plugin_type, type) or not issubclass(plugin_type, Plugin):
+        raise UnknownHook(f"{plugin_type!r} is not a subclass of advkit.Plugin; derive it from advkit.Plugin.")
+    name = getattr(plugin_type, "name", None)
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UnknownHook(
-            f"Plugin class {kind.__name__} needs a kebab-case class attribute `name`, such as 'my-plugin'."
+            f"Plugin class {plugin_type.__name__} needs a kebab-case class attribute `name`, such as 'my-plugin'."
         )
-    check_declarations(kind, name)
-    for attribute in dir(kind):
-        method = inspect.getattr_static(kind, attribute)
+    check_declarations(plugin_type, name)
+    for attribute in dir(plugin_type):
+        method = inspect.getattr_static(plugin_type, attribute)
         marks = getattr(method, "advkit_impl", None)
         if marks is not None:
             _check_method(name, attribute, method, marks)

@@ -40,7 +40,7 @@ class Contract:
                 self._true(who, hook, partial(torch.ge, value, 0), f"{name} must not be negative")
         if (steps := budget.steps) is not None:
             if not isinstance(steps, Tensor) or steps.shape != (self.rows,) or steps.dtype != torch.int64:
-                raise _broken(who, hook, f"steps must be ({self.rows},) int64, not {_found(steps)}")
+                raise _broken(who, hook, f"steps must be ({self.rows},) int64, not {_described(steps)}")
             self._true(
                 who,
                 hook,
@@ -56,7 +56,7 @@ class Contract:
             value = getattr(scale, name)
             value = torch.tensor(value) if isinstance(value, int | float) else value
             if not isinstance(value, Tensor) or value.shape not in ((), (self.rows,)):
-                raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {_found(value)}")
+                raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {_described(value)}")
             self._true(
                 who,
                 "budget_scale",
@@ -67,7 +67,7 @@ class Contract:
 
     def target(self, who: str, target: Tensor) -> Tensor:
         if not isinstance(target, Tensor) or target.shape != (self.rows, self.classes):
-            raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {_found(target)}")
+            raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {_described(target)}")
         if target.requires_grad:
             raise _broken(who, "target_label", "the target must be detached")
         self._true(who, "target_label", lambda: (target >= 0).all(1), "a row has a negative entry")
@@ -90,7 +90,7 @@ class Contract:
                 error.add_note(f"in plugin {who}, the objective of hook attack_objective")
                 raise
             if not isinstance(loss, Tensor) or loss.shape != (self.rows,):
-                raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_found(loss)}")
+                raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_described(loss)}")
             if torch.is_grad_enabled() and logits.requires_grad and not loss.requires_grad:
                 raise _broken(who, "attack_objective", "its values must depend on the logits, undetached")
             return loss
@@ -125,7 +125,7 @@ class Contract:
 
     def commit(self, who: str, answer: object, radius: Tensor, norm: str) -> tuple[Budget, Tensor | None]:
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise _broken(who, "commit_attack", f"(Budget, images or None) is expected, not {_found(answer)}")
+            raise _broken(who, "commit_attack", f"(Budget, images or None) is expected, not {_described(answer)}")
         budget, x_train = answer
         if x_train is not None:
             self.images(who, "commit_attack", x_train, radius, norm)
@@ -133,7 +133,7 @@ class Contract:
 
     def mask(self, who: str, mask: Tensor) -> Tensor:
         if not isinstance(mask, Tensor) or mask.shape != (self.rows,) or mask.dtype != torch.bool:
-            raise _broken(who, "attack_step", f"({self.rows},) bool is expected, not {_found(mask)}")
+            raise _broken(who, "attack_step", f"({self.rows},) bool is expected, not {_described(mask)}")
         return mask
 
     def term(self, who: str, hook: str, term: Tensor) -> Tensor:
@@ -158,11 +158,11 @@ class Contract:
         for name, value in shift.items():
             if name not in params:
                 raise _broken(who, "weight_perturbation", f"there is no trainable parameter {name}")
-            if _found(value) != _found(params[name]):
+            if _described(value) != _described(params[name]):
                 raise _broken(
                     who,
                     "weight_perturbation",
-                    f"the shift of {name} must be {_found(params[name])} like it, not {_found(value)}",
+                    f"the shift of {name} must be {_described(params[name])} like it, not {_described(value)}",
                 )
             if value.requires_grad:
                 raise _broken(
@@ -179,13 +179,13 @@ class Contract:
         return shift
 
     def _like(self, who: str, hook: str, images: object) -> None:
-        expected = _found(self.batch.x)
-        if _found(images) != expected:
-            raise _broken(who, hook, f"images {expected} are expected, not {_found(images)}")
+        expected = _described(self.batch.x)
+        if _described(images) != expected:
+            raise _broken(who, hook, f"images {expected} are expected, not {_described(images)}")
 
     def _per_sample(self, who: str, hook: str, name: str, value: object, finite: bool = True) -> None:
         if not isinstance(value, Tensor) or value.shape != (self.rows,) or not value.is_floating_point():
-            raise _broken(who, hook, f"{name} must be ({self.rows},) floating point, not {_found(value)}")
+            raise _broken(who, hook, f"{name} must be ({self.rows},) floating point, not {_described(value)}")
         if finite:
             self._true(who, hook, value.isfinite, f"{name} is not finite")
 
@@ -210,7 +210,7 @@ def _finite(value: Tensor) -> Tensor:
     return value.isfinite().all()
 
 
-def _found(value: object) -> str:
+def _described(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

@@ -42,7 +42,7 @@ def wants_closure(optimizer: torch.optim.Optimizer) -> str:
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Wrappers that change what a forward is, at the top or inside."""
-    kinds: Sequence[tuple[type, str]] = (
+    wrappers: Sequence[tuple[type, str]] = (
         (
             nn.parallel.DistributedDataParallel,
             "Distributed training is not supported yet; pass the module itself.",
@@ -53,8 +53,8 @@ def refuse_wrapped(model: nn.Module) -> None:
             "torch.compile is not supported yet; pass the module itself.",
         ),
     )
-    for kind, sentence in kinds:
-        if isinstance(model, kind):
+    for wrapper, sentence in wrappers:
+        if isinstance(model, wrapper):
             raise OptionError(sentence)
     if model._compiled_call_impl is not None:
         raise OptionError("torch.compile is not supported yet; pass a module that is not compiled.")

@@ -27,7 +27,7 @@ class Meter:
         """One step; no synchronisation."""
         self.counts["samples"] += report.count
         self.counts["steps"] += 1
-        found: dict[str, Tensor | None] = {
+        sums: dict[str, Tensor | None] = {
             "loss": report.loss * report.count,
             "adv_correct": report.adv_correct,
             "clean_correct": report.clean_correct,
@@ -36,9 +36,9 @@ class Meter:
             "radius": report.radius,
             "shift_ratio": report.shift_ratio,
         }
-        found |= {f"raw {name}": value for name, value in report.raw.items()}
-        found |= {f"weighted {name}": value for name, value in report.weighted.items()}
-        for name, value in found.items():
+        sums |= {f"raw {name}": value for name, value in report.raw.items()}
+        sums |= {f"weighted {name}": value for name, value in report.weighted.items()}
+        for name, value in sums.items():
             if value is not None:
                 wide = value.to(torch.float64)
                 self.tensors[name] = self.tensors[name] + wide if name in self.tensors else wide

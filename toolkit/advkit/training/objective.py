@@ -77,10 +77,10 @@ class Update:
                         raise ValueError(f"select must return a mask {tuple(values.shape)}, not {tuple(mask.shape)}")
                     values = values * mask
                 total = values.sum() / len(values)
-            found = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
+            gradients = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
             return {
                 name: torch.zeros_like(trained[name]) if value is None else value
-                for name, value in zip(trained, found, strict=True)
+                for name, value in zip(trained, gradients, strict=True)
             }
 
         return gradient_at

@@ -75,9 +75,9 @@ def not_finite(model: nn.Module, attack: AttackResult, outcome: Outcome) -> str 
     flags = {"an input gradient of the attack": attack.finite, "the loss": outcome.loss.isfinite()}
     if gradients:
         flags["a parameter gradient"] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
-    found = {name: flag for name, flag in flags.items() if flag is not None}
-    good = torch.stack(list(found.values())).tolist()  # the step's one synchronisation
-    what = next((name for name, fine in zip(found, good, strict=True) if not fine), None)
+    known = {name: flag for name, flag in flags.items() if flag is not None}
+    good = torch.stack(list(known.values())).tolist()  # the step's one synchronisation
+    what = next((name for name, fine in zip(known, good, strict=True) if not fine), None)
     if what == "the loss":
         terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
         return what + (f" (term {', '.join(terms)})" if terms else "")
