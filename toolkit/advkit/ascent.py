@@ -121,7 +121,8 @@ def pgd(
 
     `model` maps images to logits (B, K) with frozen parameters. `step_size` (B,) is in the unit of the radius.
     `limit` (B,) int64 stops samples after that many moves; an `observe`r may stop them earlier. Everything is
-    per sample, so splitting a batch splits the result.
+    per sample, so splitting a batch splits the result: up to what a net's own gradient rounds to in batches of another
+    size (1e-7 of a pixel in float32), which a step in L2 keeps and the sign of one in Linf hides.
     """
     x_adv, rows = begin, begin.shape[0]
     active = torch.ones(rows, dtype=torch.bool, device=begin.device)

@@ -25,7 +25,7 @@ BATCH = 100
 """Images attacked together, and what a killed evaluation may have to do again."""
 
 ALONE = 1e-3
-"""How far logits may move, as a share of the largest, where an image is shown alone: rounding moves them by 1e-5."""
+"""How far logits may move, as a share of the largest, with the batch they are in: rounding moves them by 1e-5."""
 
 BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
 """Said of a net that normalises by the batch, or attends over it."""
@@ -137,25 +137,25 @@ class _Chunk:
         return self._clean
 
     def _by_batch(self, net: Victim, x: Tensor) -> bool:
-        """Whether the first image alone has other logits than among the others, of a net that draws nothing."""
+        """Whether two images by themselves have other logits than among the others, of a net that draws nothing."""
 
         def logits(images: Tensor, purpose: str) -> Tensor:
             self._seed(purpose)
             with torch.no_grad():
-                return net(images)[0]
+                return net(images)[:2]
 
-        together, alone = logits(x, "clean"), logits(x[:1], "clean")
-        differ = far_apart(together, alone)
-        return differ and not far_apart(together, logits(x, "once more"))
+        together, apart = logits(x, "clean"), logits(x[:2], "clean")
+        return far_apart(together, apart) and not far_apart(together, logits(x, "once more"))
 
     def _seed(self, purpose: str) -> None:
         self.reseed(derive_seed(self.seed, "core", "evaluation", f"{purpose} {self.first}"))
 
 
 def far_apart(one: Tensor, other: Tensor) -> bool:
-    """Whether logits (K,) of one image differ by more than rounding; those that are not finite do not count."""
+    """Whether logits (B, K) of the same images differ by more than rounding; those that are not finite do not count."""
     both = one.isfinite() & other.isfinite()
-    return bool(((one - other).abs() > ALONE * one.abs()[both].max())[both].any()) if bool(both.any()) else False
+    scale = one[both].abs().amax() if bool(both.any()) else 0
+    return bool(((one - other).abs()[both] > ALONE * scale).any())
 
 
 def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> dict[str, Any]:
