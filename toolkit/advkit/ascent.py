@@ -120,9 +120,8 @@ def pgd(
     """Increase `objective` for `steps` iterations from `begin`, inside `ball`; the last iterate counts.
 
     `model` maps images to logits (B, K) with frozen parameters. `step_size` (B,) is in the unit of the radius.
-    `limit` (B,) int64 stops samples after that many moves; an `observe`r may stop them earlier. Everything is
-    per sample, so splitting a batch splits the result: up to what a net's own gradient rounds to in batches of another
-    size (1e-7 of a pixel in float32), which a step in L2 keeps and the sign of one in Linf hides.
+    `limit` (B,) int64 stops samples after that many moves; an `observe`r may stop them earlier. All is per sample, so
+    splitting a batch splits the result: in L2 up to the rounding of the net's own gradient, 1e-7 in float32.
     """
     x_adv, rows = begin, begin.shape[0]
     active = torch.ones(rows, dtype=torch.bool, device=begin.device)
