@@ -141,3 +141,116 @@ def distilled(teacher: nn.Module, images: Tensor, temperature: float, seed: int,
                 torch.autograd.backward(loss)
                 optimizer.step()
     return student.eval()
+
+
+def same(value: Tensor, slope: Tensor) -> Tensor:
+    """The value of one, the gradient of the other."""
+    return slope + (value - slope).detach()
+
+
+class Borrowed(nn.Module):
+    """The logits of one net and the input gradient of another."""
+
+    def __init__(self, net: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.net, self.other = net, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        return same(self.net(x), self.other(x))
+
+
+def straight_through(net: nn.Module, levels: int) -> nn.Module:
+    """Pixels rounded to multiples of 1 / levels, with the gradient of not rounding."""
+    return Masked(net, before=lambda x: same((x * levels).round() / levels, x))
+
+
+def median(net: nn.Module, size: int) -> nn.Module:
+    """A median filter, with the gradient of none."""
+
+    def smooth(x: Tensor) -> Tensor:
+        around = F.pad(x, (size // 2,) * 4, mode="reflect").unfold(2, size, 1).unfold(3, size, 1)
+        return same(around.flatten(-2).median(-1).values, x)
+
+    return Masked(net, before=smooth)
+
+
+def purified(net: nn.Module, radius: float, steps: int = 4) -> nn.Module:
+    """Before it is classified an image is moved to where the net is surer, with the gradient of not moving it."""
+
+    def clean(x: Tensor) -> Tensor:
+        moved = x.detach()
+        with torch.enable_grad():
+            for _ in range(steps):
+                moved.requires_grad_()
+                (way,) = torch.autograd.grad(net(moved).logsumexp(1).sum(), moved)
+                moved = (moved + radius / steps * way.sign()).clamp(0, 1).detach()
+        return same(moved, x)
+
+    return Masked(net, before=clean)
+
+
+def reversed_gradient(net: nn.Module, share: float) -> nn.Module:
+    """The gradient of some pixels, a checked pattern, has the wrong sign."""
+
+    def turn(x: Tensor) -> Tensor:
+        places = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
+        wrong = (places * 7) % 100 < 100 * share
+        return same(x, torch.where(wrong, -x, x))
+
+    return Masked(net, before=turn)
+
+
+def sparse_gradient(net: nn.Module, kept: int) -> nn.Module:
+    """Only every so-many-th pixel has a gradient."""
+
+    def cut(x: Tensor) -> Tensor:
+        places = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
+        return torch.where(places % kept == 0, x, x.detach())
+
+    return Masked(net, before=cut)
+
+
+def rounded_logits(net: nn.Module, step: float) -> nn.Module:
+    """Logits rounded to multiples of `step`, which has no gradient."""
+    return Masked(net, after=lambda logits: (logits / step).round() * step)
+
+
+def squashed_logits(net: nn.Module, factor: float) -> nn.Module:
+    """tanh of large logits: flat, and ties where it is 1 in float32."""
+    return Masked(net, after=lambda logits: 10 * torch.tanh(factor * logits / 10))
+
+
+class Switching(nn.Module):
+    """Where a gradient is asked for, a smoother net answers, whose logits are pulled towards their mean image's."""
+
+    def __init__(self, net: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.net, self.other = net, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.other(x) if torch.is_grad_enabled() and x.requires_grad else self.net(x)
+        return logits
+
+
+class Coupled(nn.Module):
+    """Logits less the mean of the batch's, times `share`: an image in a batch of its class looks like no class."""
+
+    def __init__(self, net: nn.Module, share: float) -> None:
+        super().__init__()
+        self.net, self.share = net, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits - self.share * logits.mean(0, keepdim=True)
+
+
+class OneOfTwo(nn.Module):
+    """One of two nets answers, drawn anew at every forward."""
+
+    def __init__(self, net: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.net, self.other = net, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = (self.net if float(torch.rand(())) < 0.5 else self.other)(x)
+        return logits

@@ -22,7 +22,8 @@ from advkit.evaluation.attacks import Cw, EvaluationAttack, Pgd, Square, Victim,
 from advkit.evaluation.attacks.libraries import AutoAttack, DeepFool, FromAutoAttack
 from advkit.evaluation.attacks.square import share
 from advkit.evaluation.audit import short
-from advkit.evaluation.verdicts import BATCH, verdicts
+from advkit.evaluation.results import BATCH
+from advkit.evaluation.verdicts import verdicts
 from advkit.models.base import Normalize
 from advkit.studies.transfer import Transfer
 

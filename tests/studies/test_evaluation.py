@@ -23,9 +23,8 @@ import advkit
 from advkit.cli.display import bar
 from advkit.cli.main import run as command
 from advkit.data.base import Dataset
-from advkit.evaluation.results import Verdicts, summary
+from advkit.evaluation.results import BATCH, Verdicts, summary
 from advkit.evaluation.statistics import wilson
-from advkit.evaluation.verdicts import BATCH
 from advkit.studies.subject import of_run
 from advkit.studies.verdict_store import Store
 

@@ -50,6 +50,8 @@ def command(subject: str, settings: tuple[str, ...], as_json: bool, **typed: Any
         say(sentence)
     if all(check.alarm is None for check in record.checks):
         raise GateMissed(f"No check could be run, so nothing is known of this net. {record.checks[0].sentence}")
+    if record.hopeless:
+        raise GateMissed(f"Nothing is known of this net's robustness: {record.hopeless}.")
     if record.alarms:
         names = ", ".join(record.alarms)
         raise GateMissed(f"The accuracies under attack can not be believed as they are: {names}; see docs/audit.md.")
@@ -65,11 +67,14 @@ def show(record: AuditRecord) -> None:
     console.print(
         text(f"{record.run}  {where}{record.split} split, {record.images}, {record.norm}, eps {record.eps:.4g}")
     )
-    table = table_of("", "check", ">figure", ">alarm above", "", wrap=("",))
+    table = table_of("", "check", ">figure", "95 % interval", ">images", ">alarm above", "", wrap=("",))
     signs = {True: text("ALARM", "bold red"), False: text("ok"), None: text("-")}
     for check in record.checks:
         figure = "" if check.figure is None else f"{check.figure:.3g}"
-        table.add_row(signs[check.alarm], check.name, figure, f"{check.threshold:g}", text(check.sentence))
+        ends = "{:.3g} to {:.3g}".format(*check.interval) if check.interval else ""
+        images = "" if check.of is None else f"{check.of}" if check.count is None else f"{check.count} of {check.of}"
+        threshold = f"{check.threshold:g}"
+        table.add_row(signs[check.alarm], check.name, figure, ends, images, threshold, text(check.sentence))
     console.print(table)
     passes = sum((record.passes or {}).values())
     alarms = ", ".join(record.alarms) or "none"

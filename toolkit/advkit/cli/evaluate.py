@@ -167,6 +167,8 @@ def show(result: Evaluation) -> None:
     ran = sum(check.alarm is not None for check in checks)
     if alarms:
         console.print(plain(f"The accuracies may be too high; see `advkit audit {result.run}`.", "yellow"))
+    elif any("at chance" in check.sentence for check in checks):
+        console.print(plain("The net is at chance: there is nothing to be robust.", "yellow"))
     elif ran:
         console.print(plain(f"Audit in short: {ran} checks, no alarm. `advkit audit` runs all.", "dim"))
     console.print(plain(f"Verdicts: {result.folder}", "dim"))

@@ -11,10 +11,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from .figure import above, gap
 from .statistics import bits, wilson
 
+BATCH = 100
+"""Images attacked together, and what a killed evaluation may have to do again."""
+
 SUSPECT_GAP = 0.06
-"""PGD and margin accuracies further apart than this are a sign of masked gradients."""
+"""PGD and margin accuracies that are surely further apart than this are a sign of masked gradients."""
 
 
 @dataclass
@@ -73,58 +77,58 @@ def _accuracy(robust: Tensor) -> dict[str, Any]:
     return {"accuracy": correct / n, "interval": wilson(correct, n)}
 
 
-def summary(found: Sequence[Verdicts], norm: str) -> dict[str, Any]:
+def summary(verdicts: Sequence[Verdicts], norm: str) -> dict[str, Any]:
     """Accuracies with intervals and costs, the worst case per sample, and whether PGD and margin disagree.
 
     `worst_case` is over the attacks in `norm`, the evaluation's; None where there were none.
     """
     rows: list[dict[str, Any]] = []
-    for each in found:
-        n = len(each.robust)
-        row = {key: value for key, value in each.settings.items() if key != "eps_of_images"} | _accuracy(each.robust)
-        row["passes"] = {"forward": each.forwards / n, "input_backward": each.backwards / n}
-        row |= {"seconds": each.seconds} | ({"notes": each.notes} if each.notes else {})
+    for one in verdicts:
+        n = len(one.robust)
+        row = {key: value for key, value in one.settings.items() if key != "eps_of_images"} | _accuracy(one.robust)
+        row["passes"] = {"forward": one.forwards / n, "input_backward": one.backwards / n}
+        row |= {"seconds": one.seconds} | ({"notes": one.notes} if one.notes else {})
         rows.append(row)
-    by_norm = {name: _accuracy(kept) for name, kept in worst_cases(found).items()}
-    gap = loss_gap(found)
+    by_norm = {name: _accuracy(kept) for name, kept in worst_cases(verdicts).items()}
+    pair = widest_gap(verdicts)
     return {
         "attacks": rows,
         "worst_case": by_norm.get(norm),
         **({"worst_case_by_norm": by_norm} if set(by_norm) - {norm} else {}),
-        "suspect": None if gap is None else gap > SUSPECT_GAP,
+        "suspect": None if pair is None else above(gap(*pair, len(pair[0])), SUSPECT_GAP),
     }
 
 
-def worst_cases(found: Iterable[Verdicts]) -> dict[str, Tensor]:
+def worst_cases(verdicts: Iterable[Verdicts]) -> dict[str, Tensor]:
     """By norm, (n,) bool: the images that withstand every attack in it, and are classified correctly as they are."""
-    found = list(found)
-    clean = [each.robust for each in found if each.settings["name"] == "clean"]
+    verdicts = list(verdicts)
+    clean = [one.robust for one in verdicts if one.settings["name"] == "clean"]
     worst: dict[str, Tensor] = {}
-    for each in found:
-        if each.settings["name"] != "clean":
-            own = each.settings["norm"]
-            worst[own] = worst[own] & each.robust if own in worst else torch.stack([each.robust, *clean]).all(0)
+    for one in verdicts:
+        if one.settings["name"] != "clean":
+            own = one.settings["norm"]
+            worst[own] = worst[own] & one.robust if own in worst else torch.stack([one.robust, *clean]).all(0)
     return worst
 
 
-def loss_gap(found: Iterable[Verdicts]) -> float | None:
-    """The largest difference of accuracies between cross-entropy and margin, None where no two attacks match.
+def widest_gap(rows: Iterable[Verdicts]) -> tuple[Tensor, Tensor] | None:
+    """Who withstands cross-entropy and who the margin, of the two like attacks that differ most; None without any.
 
-    They match where all but the loss is equal, and where their steps reach the edge of the ball.
+    They are alike where all but the loss is equal, and where their steps reach the edge of the ball.
     """
-    pairs: dict[str, dict[str, float]] = {}
-    for each in found:
-        settings = each.settings
-        if settings.get("loss") in ("cross-entropy", "margin") and reach(each) >= 1:
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for one in rows:
+        settings = one.settings
+        if settings.get("loss") in ("cross-entropy", "margin") and reach(one) >= 1:
             alike = json.dumps({key: settings[key] for key in settings if key not in ("name", "loss")}, sort_keys=True)
-            pairs.setdefault(alike, {})[settings["loss"]] = float(each.robust.double().mean())
-    gaps = [abs(pair["cross-entropy"] - pair["margin"]) for pair in pairs.values() if len(pair) == 2]
-    return max(gaps, default=None)
+            pairs.setdefault(alike, {})[settings["loss"]] = one.robust
+    both = [(pair["cross-entropy"], pair["margin"]) for pair in pairs.values() if len(pair) == 2]
+    return max(both, key=lambda pair: abs(int(pair[0].sum()) - int(pair[1].sum())), default=None)
 
 
-def reach(found: Verdicts) -> float:
+def reach(verdicts: Verdicts) -> float:
     """How far an attack can walk, in eps: steps times step size; 0 for what takes no steps."""
-    steps, size, eps = (found.settings.get(key) for key in ("steps", "step_size", "eps"))
+    steps, size, eps = (verdicts.settings.get(key) for key in ("steps", "step_size", "eps"))
     if not isinstance(steps, int) or size is None:
         return 0.0
     if isinstance(size, str):  # "0.2 eps", where eps differs by image

@@ -19,10 +19,7 @@ from ..modules import placement
 from ..registry import code
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked
-from .results import Verdicts
-
-BATCH = 100
-"""Images attacked together, and what a killed evaluation may have to do again."""
+from .results import BATCH, Verdicts
 
 ALONE = 1e-3
 """How far logits may move, as a share of the largest, with the batch they are in: rounding moves them by 1e-5."""

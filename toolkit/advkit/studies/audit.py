@@ -23,6 +23,9 @@ from .subject import subject_of
 from .transfer import refuse_itself
 from .verdict_store import versions
 
+EXAMPLES = 1000
+"""Training images that a net is imitated on."""
+
 
 def audit(
     subject: nn.Module | str | Path,
@@ -55,7 +58,7 @@ def audit(
     if isinstance(subject, nn.Module):
         if norm is not None and norm not in NORMS:
             raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
-        net, every, norm = subject, as_dataset(dataset), norm or "linf"
+        net, every, norm, examples = subject, as_dataset(dataset), norm or "linf", None
         images = every.sample(count or 0)
         head: dict[str, Any] = {}
     else:
@@ -71,7 +74,7 @@ def audit(
         if other is not None:
             refuse_itself(other, chosen.identity())
         radius, norm = chosen.eps if radius is None else radius, chosen.norm
-        net, every = chosen.model, chosen.images(split)
+        net, every, examples = chosen.model, chosen.images(split), chosen.splits.train.sample(EXAMPLES)
         images = every.sample(200 if count is None else count)
         head = {"run": chosen.name, **chosen.record, "split": split}
     if not radius:
@@ -85,7 +88,17 @@ def audit(
         if watch is not None:
             watch(done, len(checking.RULES), "auditing")
 
-    outcome = checking.audit(net, images, eps=radius, norm=norm, seed=start, transfer=other, batch_size=size, tick=tick)
+    outcome = checking.audit(
+        net,
+        images,
+        eps=radius,
+        norm=norm,
+        seed=start,
+        transfer=other,
+        examples=examples,
+        batch_size=size,
+        tick=tick,
+    )
     record = AuditRecord(
         **head,
         n=len(images),
@@ -96,6 +109,8 @@ def audit(
         passes={"forward": outcome.forwards / len(images), "input_backward": outcome.backwards / len(images)},
         checks=list(outcome.checks),
         alarms=outcome.alarms,
+        withstood=outcome.withstood,
+        hopeless=outcome.hopeless,
         versions=versions(),
     )
     if record.checkpoint is not None:

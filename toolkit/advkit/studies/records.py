@@ -177,6 +177,10 @@ class AuditRecord(Judged):
     """Forward and input backward, an image."""
     checks: list[Check]
     alarms: list[str] = []
+    withstood: dict[str, float] = {}
+    """The share of all images that withstands each attack of the audit."""
+    hopeless: str | None = None
+    """Why nothing was attacked, such as that the net is at chance."""
 
     @property
     def raised(self) -> list[str]:

@@ -26,8 +26,7 @@ import torch
 from .. import __version__
 from ..data.base import CHOICE, Dataset
 from ..errors import CheckpointError, OptionError
-from ..evaluation.results import Verdicts
-from ..evaluation.verdicts import BATCH
+from ..evaluation.results import BATCH, Verdicts
 from ..storage import files
 from ..storage.lock import RunLock
 from .documents import content, document

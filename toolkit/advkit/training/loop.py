@@ -20,7 +20,8 @@ from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..errors import HookContract
 from ..evaluation.attacks.names import parse_attacks
-from ..evaluation.verdicts import BATCH, verdicts
+from ..evaluation.results import BATCH
+from ..evaluation.verdicts import verdicts
 from ..modules import placement, replaced
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from ...modules import placement
 from ...rng import derive_seed
 from ..attacks.base import EvaluationAttack, Victim, attacked
 from ..attacks.gradient import OBJECTIVES, climb
-from ..verdicts import BATCH
+from ..figure import Figure, share
+from ..results import BATCH
+from ..statistics import Z
 
 STEPS, PACE = 50, 0.2
 """PGD from the image itself, in steps of eps/5: what every other attack is held against."""
@@ -27,6 +30,12 @@ RUNGS = (5, 10, 20, STEPS)
 SHORT = 20
 """Steps of PGD where it is run several times: restarts, and every eps."""
 RESTARTS = 4
+FEWEST = 10
+"""Images that tell a net at chance."""
+UNATTACKED = frozenset({"false-gradient", "grad-mode", "batch", "non-determinism", "probabilities"})
+"""Checks that say something of a net at chance too."""
+EARLY = 10
+"""Steps of PGD that both forms of the audit look at; in the ball, and in the whole box."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +68,44 @@ class Bench:
         reseed: Callable[[int], None],
     ) -> None:
         device, dtype = placement(model)
+        self.model = model
+        self.stood: dict[str, int] = {}
+        """How many images withstand each attack that broke some which those before it had not."""
         self._model, self._classes, self.norm = _Attached(model), len(dataset.classes), norm
         self._seed, self._batch_size = seed, batch_size
         self.net = self._victim()
         self.eps, self.n, self.steps, self._reseed = eps, len(dataset), steps, reseed
-        self._by_eps: dict[float, tuple[float, float]] = {}
+        self._by_eps: dict[float, Trace] = {}
         self.x = to_float(dataset.images.to(device), dtype)
         self.y = dataset.labels.to(device)
         self.index = dataset.index.to(device)
         kept = self.logits("clean", self.x).argmax(1) == self.y
         self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
+
+    def answer(self, name: str, measure: Callable[[Bench], Figure | str]) -> Figure | str:
+        """What `measure` says; the reason why there is nothing to attack, except for checks that attack nothing."""
+        if self.hopeless and not (len(self.x) and name in UNATTACKED):
+            return self.hopeless
+        return measure(self)
+
+    @cached_property
+    def hopeless(self) -> str | None:
+        """Why there is nothing to attack; None where there is."""
+        right, chance = len(self.x), 1 / self._classes
+        if not right:
+            return "no image is classified correctly as it is"
+        if self.n >= FEWEST and right / self.n <= chance + Z * sqrt(chance * (1 - chance) / self.n):
+            return f"the net is at chance, {right} of {self.n} images right where there are {self._classes} classes"
+        return None
+
+    def withstood(self) -> dict[str, float]:
+        """The share of all images that withstands each attack of this audit; the last ones saw only what was left."""
+        counts = {
+            f"pgd-{self.steps}": int(self.pgd.right[-1].sum()),
+            f"cw-{self.steps}": int(self.margin.right[-1].sum()),
+            f"pgd-{SHORT}x{RESTARTS + 1}": int(self.restarted.sum()),
+        }
+        return {name: count / self.n for name, count in (counts | self.stood).items()}
 
     def seed(self, purpose: str) -> None:
         """A net that draws in eval mode does not draw the same in every part of the audit, but in every audit."""
@@ -173,21 +210,33 @@ class Bench:
         """Positions of the images that withstand all gradient attacks of this audit, APGD-T aside."""
         return torch.nonzero(self.pgd.right[-1] & self.margin.right[-1] & self.restarted).squeeze(1)
 
-    def over_eps(self, factors: Sequence[float]) -> list[tuple[float, float]]:
-        """Accuracy and mean loss under SHORT steps of PGD, at multiples of eps; measured once."""
+    def over_eps(self, factors: Sequence[float]) -> list[Trace]:
+        """SHORT steps of PGD at multiples of eps; run once."""
         for factor in factors:
             if factor not in self._by_eps:
-                trace = self.ascend(f"eps {factor}", steps=SHORT, radius=factor * self.eps)
-                self._by_eps[factor] = self.share(trace.right[-1]), float(trace.loss[-1].mean())
+                self._by_eps[factor] = self.ascend(f"eps {factor}", steps=SHORT, radius=factor * self.eps)
         return [self._by_eps[factor] for factor in factors]
 
-    def newly_broken(self, attack: EvaluationAttack, rows: Tensor) -> float:
+    def newly_broken(self, attack: EvaluationAttack, rows: Tensor) -> Figure:
         """Images among `rows` that `attack` breaks, as a share of all."""
-        return self.share(~self.stand(attack, rows)) if len(rows) else 0.0
+        return self.broken(attack.name, rows, int((~self.stand(attack, rows)).sum()) if len(rows) else 0)
 
-    def share(self, chosen: Tensor) -> float:
+    def broken(self, attack: str, rows: Tensor | slice, count: int) -> Figure:
+        """`count` of the images `rows` as a share of all; how many are left is kept under the attack's name."""
+        if count:
+            self.stood[attack] = len(self.y[rows]) - count
+        return share(count, self.n)
+
+    def share(self, chosen: Tensor) -> Figure:
         """How many are true, as a share of all n images: the unit of accuracies."""
-        return int(chosen.sum()) / self.n
+        return share(int(chosen.sum()), self.n)
+
+    def pictures(self, examples: Dataset | None) -> Tensor:
+        """Images to imitate the net on: `examples`, or those under audit."""
+        if examples is None:
+            return self.x
+        device, dtype = placement(self.model)
+        return to_float(examples.images.to(device), dtype)
 
 
 @contextmanager

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from ...data.base import Dataset
-from ..results import Verdicts, loss_gap, reach
+from ..figure import gap, share
+from ..results import Verdicts, reach, widest_gap
 from . import figures
-from .bench import Bench, bench
+from .bench import EARLY, Bench, bench
 from .checks import RULES, Check
-from .figures import Figure
+from .figures import Answer
 
-IMAGES, STEPS = 100, 10
-"""Of the data set; of PGD, in the ball and in the whole box."""
+IMAGES = 100
+"""Of the data set."""
 
-_MEASURED: dict[str, Callable[[Bench], Figure]] = {
+_MEASURED: dict[str, Callable[[Bench], Answer]] = {
     "zero-gradient": figures.blind,
-    "large-eps": lambda table: figures.large_eps(table, STEPS),
+    "false-gradient": figures.false_gradient,
+    "grad-mode": figures.grad_mode,
+    "batch": figures.by_batch,
+    "large-eps": figures.large_eps,
     "silent-success": figures.silent,
     "useless-gradient": figures.useless,
     "non-determinism": figures.varying,
@@ -36,7 +40,7 @@ def short(
     norm: str = "linf",
     seed: int = 0,
 ) -> list[Check]:
-    """The checks of `RULES` that cost little: 21 backwards on each of the first 100 images, and the verdicts `found`.
+    """The checks of `RULES` that cost little: some twenty backwards on each of a hundred images, and the verdicts.
 
     Changes neither model nor verdicts. A check whose attacks are not among the verdicts has alarm None.
     """
@@ -45,20 +49,20 @@ def short(
 
 def measured(
     model: nn.Module, dataset: Dataset, *, eps: float, norm: str, seed: int, batch_size: int | None = None
-) -> dict[str, Figure]:
+) -> dict[str, Answer]:
     """What the short form asks the net itself, by check."""
     few = dataset.sample(IMAGES)
-    with bench(model, few, eps=eps, norm=norm, seed=seed, steps=STEPS, batch_size=batch_size) as table:
-        return {name: of(table) if len(table.x) else figures.NONE_RIGHT for name, of in _MEASURED.items()}
+    with bench(model, few, eps=eps, norm=norm, seed=seed, steps=EARLY, batch_size=batch_size) as table:
+        return {name: table.answer(name, measure) for name, measure in _MEASURED.items()}
 
 
-def judged(asked: Mapping[str, Figure], found: Iterable[Verdicts], norm: str) -> list[Check]:
+def judged(asked: Mapping[str, Answer], found: Iterable[Verdicts], norm: str) -> list[Check]:
     """Those figures and what the verdicts in `norm` say, in the order of `RULES`."""
     known = {**asked, **from_verdicts([each for each in found if each.settings["norm"] == norm])}
     return [rule.judge(known[name]) for name, rule in RULES.items() if name in known]
 
 
-def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Figure]:
+def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Answer]:
     """What verdicts of one norm say about each other, by check."""
     # Attacks that can cross the ball twice; shorter ones say little about the net.
     walked = [one for one in found if one.settings.get("loss") and reach(one) >= 2]
@@ -73,18 +77,18 @@ def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Figure]:
     transferred = _standing(one for one in found if one.access == "transfer")
     apgd_t = _standing(one for one in found if "apgd-t" in one.settings.get("parts", ()))
 
-    def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Figure:
+    def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Answer:
         if standing is None or by is None:
             return f"this evaluation has not all of {needs}"
-        return int((standing & ~by).sum()) / len(by)
+        return share(int((standing & ~by).sum()), len(by))
 
-    gap: Figure | None = loss_gap(found)
-    if gap is None:
-        gap = "this evaluation has not both pgd-K and cw-K of the same steps"
+    pair = widest_gap(found)
+    unpaired = "this evaluation has not both pgd-K and cw-K of the same steps"
+    apart = unpaired if pair is None else gap(*pair, len(pair[0]))
     return {
         "black-box": broken("pgd-K, cw-K and square", gradient, square),
         "transfer": broken("pgd-K, cw-K and transfer:RUN", gradient, transferred),
-        "loss-gap": gap,
+        "loss-gap": apart,
         "apgd-t-gap": broken("pgd-K and apgd-t", entropy, apgd_t),
         "one-step": broken("pgd-K and fgsm", entropy, fgsm),
     }

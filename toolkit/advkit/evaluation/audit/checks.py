@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from math import isfinite
 
+from ..figure import Figure, above
 from ..results import SUSPECT_GAP
-from .figures import Figure
+
+FEWEST = 10
+"""Images that the mean of a figure needs."""
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,21 @@ class Check:
     threshold: float
     alarm: bool | None
     sentence: str
+    interval: tuple[float, float] | None = None
+    """95 %, over images."""
+    count: int | None = None
+    """Images behind a share; None where the figure is a mean."""
+    of: int | None = None
+    """Images that were looked at."""
 
-    def as_dict(self) -> dict[str, str | float | bool | None]:
-        """For JSON: name, figure, threshold, alarm, sentence."""
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A check before it is run: the alarm is raised where the figure is above `threshold`."""
+    """A check before it is run: the alarm is raised where the whole interval is above `threshold`."""
 
     name: str
     threshold: float
@@ -35,15 +44,19 @@ class Rule:
     meaning: str
     """What an alarm says."""
 
-    def judge(self, figure: Figure) -> Check:
+    def judge(self, figure: Figure | str) -> Check:
         """The outcome for a figure, or for the reason why there is none."""
-        if not isinstance(figure, str) and not isfinite(figure):
-            figure = "the net's outputs are not finite"
+        if isinstance(figure, Figure):
+            if not (isfinite(figure.value) and isfinite(figure.low)):
+                figure = "the net's outputs are not finite"
+            elif figure.count is None and figure.of < FEWEST:
+                figure = f"of {figure.of} images no mean can be judged; {FEWEST} are needed"
         if isinstance(figure, str):
             return Check(self.name, None, self.threshold, None, f"Not checked: {figure}.")
-        alarm = figure > self.threshold
-        sentence = self.fact.format(figure) + (f": {self.meaning}." if alarm else ".")
-        return Check(self.name, figure, self.threshold, alarm, sentence)
+        alarm = above(figure, self.threshold)
+        sentence = self.fact.format(figure.value) + (f": {self.meaning}." if alarm else ".")
+        ends = figure.low, figure.high
+        return Check(self.name, figure.value, self.threshold, alarm, sentence, ends, figure.count, figure.of)
 
 
 _RULES = (
@@ -52,6 +65,24 @@ _RULES = (
         0.02,
         "{0:.1%} of the attacked images met an input gradient that is zero or not finite",
         "gradient attacks stand still there, and no figure of theirs means anything",
+    ),
+    Rule(
+        "false-gradient",
+        0.02,
+        "On {0:.1%} of the images differences of the outputs do not fit the gradient",
+        "the net reports another function's gradient, so gradient attacks follow it astray",
+    ),
+    Rule(
+        "grad-mode",
+        0.02,
+        "On {0:.1%} of the images logits differ with and without gradients",
+        "the net that is attacked is not the net that is used",
+    ),
+    Rule(
+        "batch",
+        0.02,
+        "On {0:.1%} of the images logits depend on the other images of the batch",
+        "its accuracies depend on who stands beside an image",
     ),
     Rule(
         "steps-accuracy",
@@ -151,8 +182,8 @@ _RULES = (
     ),
     Rule(
         "non-determinism",
-        1e-4,
-        "Two forwards of the same images differ by {0:.2g} of the largest logit",
+        0.02,
+        "On {0:.1%} of the images two forwards differ",
         "the net draws in eval mode; average its gradients (EOT) before believing any attack",
     ),
     Rule(

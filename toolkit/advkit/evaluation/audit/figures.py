@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import pairwise
 from math import sqrt
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...ascent import NORMS, Ball
+from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
 from ...losses import cross_entropy, margin
 from ..attacks.base import EvaluationAttack
 from ..attacks.libraries import ApgdT
 from ..attacks.square import Square
-from .bench import RUNGS, SHORT, Bench
+from ..figure import Figure, gap, jackknife, share
+from ..verdicts import ALONE
+from .bench import EARLY, RUNGS, SHORT, Bench
+from .surrogate import Imitated, imitator
 
 QUERIES, POINTS = 1000, 200
 """Of Square; of random search."""
@@ -22,61 +27,161 @@ NEIGHBOURS, DIRECTIONS, TAIL = 20, 8, 10
 """Points around the end of PGD; random steps beside the gradient's; last steps of PGD."""
 EPS_LADDER = (0.5, 1.0, 2.0, 4.0)
 """Multiples of eps."""
+FEW, UNFIT = 32, 0.05
+"""Images whose gradient is held against differences; how far the two may be apart, relatively."""
 
-Figure = float | str
+Answer = Figure | str
 """A figure, or why there is none."""
 
-NONE_RIGHT = "no image is classified correctly as it is"
+
+def blind(bench: Bench) -> Answer:
+    return share(int(bench.pgd.blind[:EARLY].any(0).sum()), len(bench.x))
 
 
-def blind(bench: Bench) -> Figure:
-    return float(bench.pgd.blind.any(0).float().mean())
+def false_gradient(bench: Bench) -> Answer:
+    """Images where most differences of a margin, in float64, are not what the gradient says (within UNFIT).
+
+    Off the borders of the box and off the data, where clamps, thresholds and ties of equal pixels have their kinks.
+    In four directions: a normal one, one of signs, the gradient and its signs.
+    """
+    net, dtype = _exact(bench.model, bench.x[:1])
+    ball = bench.ball(bench.eps / 2, slice(FEW))
+    x = 0.05 + 0.9 * ball.uniform(bench.net.draws("differences", bench.index[:FEW])).to(dtype)
+    y = bench.y[:FEW]
+
+    def values(points: Tensor) -> Tensor:
+        bench.seed("differences")
+        logits: Tensor = net(points)
+        return logits
+
+    with torch.no_grad():
+        own = torch.nn.functional.one_hot(y, bench.net.classes).bool()
+        rival = values(x).masked_fill(own, -torch.inf).argmax(1)
+
+    def height(points: Tensor) -> Tensor:
+        logits = values(points)
+        return (logits.gather(1, rival[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+    point = x.clone().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(height(point).sum(), point)
+    draws = bench.net.draws("directions", bench.index[:FEW])
+    noise = draws.normal(*x.shape[1:], dtype=x.dtype)
+    size = 1e-6 if dtype == torch.float64 else 1e-3
+    wrong = torch.zeros(len(x), device=x.device)
+    for way in (noise, draws.normal(*x.shape[1:], draw=1, dtype=x.dtype).sign(), gradient, gradient.sign()):
+        peak = way.flatten(1).abs().amax(1).clamp(min=torch.finfo(dtype).tiny)
+        step = size * way / peak.view(-1, 1, 1, 1)
+        with torch.no_grad():
+            seen = (height(x + step) - height(x - step)) / 2
+        said = (gradient * step).flatten(1).sum(1)
+        noise_floor = 64 * torch.finfo(dtype).eps * values(x).abs().amax(1).detach()
+        wrong += (seen - said).abs() > UNFIT * (seen.abs() + said.abs()) + noise_floor
+    return share(int((wrong >= 2).sum()), len(x))
 
 
-def steps_accuracy(bench: Bench) -> Figure:
-    return largest_rise([bench.share(bench.pgd.right[rung]) for rung in RUNGS])
+def _exact(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
+    """A copy in float64, and float64; the net itself, and its type, where it computes in no other."""
+    try:
+        copy = deepcopy(model).double()
+        with torch.no_grad():
+            if copy(x.double()).dtype == torch.float64:
+                return _Graph(copy), torch.float64
+    except Exception:  # whatever a stranger's module raises in another type or on being copied
+        pass
+    return _Graph(model), x.dtype
 
 
-def steps_loss(bench: Bench) -> Figure:
-    return relative_fall([float(bench.pgd.loss[rung].mean()) for rung in (0, *RUNGS)])
+class _Graph(nn.Module):
+    """With a gradient of zero where the net cuts its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits if logits.requires_grad or not x.requires_grad else logits + (0 * x).flatten(1).sum(1, True)
 
 
-def eps_accuracy(bench: Bench) -> Figure:
-    return largest_rise([accuracy for accuracy, _ in bench.over_eps(EPS_LADDER)])
+def grad_mode(bench: Bench) -> Answer:
+    """Images whose logits differ between a forward that could be differentiated and one that could not."""
+    bench.seed("grad mode")
+    with torch.enable_grad():
+        followed = bench.net(bench.x[:FEW].clone().requires_grad_()).detach()
+    bench.seed("grad mode")
+    with torch.no_grad():
+        plain = bench.net(bench.x[:FEW])
+    return share(_moved(followed, plain), len(plain))
 
 
-def eps_loss(bench: Bench) -> Figure:
-    return relative_fall([float(bench.pgd.loss[0].mean()), *(loss for _, loss in bench.over_eps(EPS_LADDER))])
+def by_batch(bench: Bench) -> Answer:
+    """Images whose logits differ between pairs and a whole batch."""
+    if len(bench.x) < 3:
+        return "three images are needed"
+    if _moved(bench.logits("forward 1", bench.x), bench.logits("forward 2", bench.x)):
+        return "the net draws in eval mode"
+    x = bench.x[:FEW]
+    with torch.no_grad():
+        whole, pairs = bench.net(x), torch.cat([bench.net(x[[place, place - 1]])[:1] for place in range(len(x))])
+    return share(_moved(whole, pairs), len(x))
 
 
-def largest_rise(values: list[float]) -> float:
-    """From one value to the next; 0 where none rises."""
-    return max(0.0, *(after - before for before, after in pairwise(values)))
+def _moved(one: Tensor, other: Tensor) -> int:
+    """How many images have logits (B, K) that are further apart than rounding."""
+    both = one.isfinite() & other.isfinite()
+    apart = torch.where(both, (one - other).abs(), torch.zeros_like(one)).amax(1)
+    scale = torch.where(both, one.abs(), torch.zeros_like(one)).amax().clamp(min=torch.finfo(one.dtype).tiny)
+    return int((apart > ALONE * scale).sum())
 
 
-def relative_fall(losses: list[float]) -> float:
-    """The largest fall from one loss to the next, as a share of their range; 1 where they never move."""
-    spread = max(losses) - min(losses)
-    return largest_rise([-loss for loss in losses]) / spread if spread > 0 else 1.0
+def steps_accuracy(bench: Bench) -> Answer:
+    return _rise([int(bench.pgd.right[rung].sum()) for rung in RUNGS], bench.n)
 
 
-def large_eps(bench: Bench, steps: int = 50) -> Figure:
+def steps_loss(bench: Bench) -> Answer:
+    return jackknife(relative_fall, bench.pgd.loss[[0, *RUNGS]])
+
+
+def eps_accuracy(bench: Bench) -> Answer:
+    return _rise([int(trace.right[-1].sum()) for trace in bench.over_eps(EPS_LADDER)], bench.n)
+
+
+def eps_loss(bench: Bench) -> Answer:
+    rows = [bench.pgd.loss[0], *(trace.loss[-1] for trace in bench.over_eps(EPS_LADDER))]
+    return jackknife(relative_fall, torch.stack(rows))
+
+
+def _rise(counts: list[int], of: int) -> Figure:
+    """The largest from one count to the next; 0 where none rises."""
+    return share(max(0, *(after - before for before, after in pairwise(counts))), of)
+
+
+def relative_fall(loss: Tensor) -> Tensor:
+    """The largest fall of the mean from one row (m,) to the next, as a share of their range; 1 where none moves."""
+    means = loss.mean(1)
+    spread = means.max() - means.min()
+    fall = (means[:-1] - means[1:]).max().clamp(min=0)
+    return torch.where(spread > 0, fall / spread, torch.ones_like(spread))
+
+
+def large_eps(bench: Bench) -> Answer:
     """The ball that holds every image: radius 1 in Linf, sqrt(C H W) in L2. Any iterate counts."""
     radius = 1.0 if bench.norm == "linf" else sqrt(bench.x[0].numel())
-    return bench.share(bench.ascend("large eps", steps=steps, radius=radius, pace=5 / steps).right.all(0))
+    return bench.share(bench.ascend("large eps", steps=EARLY, radius=radius, pace=5 / EARLY).right.all(0))
 
 
-def restarts(bench: Bench) -> Figure:
+def restarts(bench: Bench) -> Answer:
     return bench.share(bench.pgd.right[SHORT] & ~bench.restarted)
 
 
-def square(bench: Bench) -> Figure:
+def square(bench: Bench) -> Answer:
     if bench.norm != "linf":
         return "Square is for Linf"
     return bench.newly_broken(Square(queries=QUERIES), bench.unbroken)
 
 
-def random_search(bench: Bench) -> Figure:
+def random_search(bench: Bench) -> Answer:
     """Points inside the ball and, every other time, corners of it."""
     left = bench.unbroken
     bench.seed("random search")
@@ -87,41 +192,49 @@ def random_search(bench: Bench) -> Figure:
         way = draws.normal(*ball.x.shape[1:], dtype=ball.x.dtype)
         tried = moved(ball, way, 1.0) if point % 2 else ball.uniform(draws)
         left = left[bench.net.correct(tried, bench.y[left])]
-    return (len(bench.unbroken) - len(left)) / bench.n
+    return bench.broken("random search", bench.unbroken, len(bench.unbroken) - len(left))
 
 
-def transfer(bench: Bench, attack: EvaluationAttack | None) -> Figure:
+def transfer(bench: Bench, attack: EvaluationAttack | None, examples: Dataset | None) -> Answer:
+    """On the run that was given, or on a net that is trained to imitate this one."""
     if attack is None:
-        return "no other run was given to make the examples with (--transfer RUN)"
-    return bench.newly_broken(attack, bench.unbroken)
-
-
-def losses(bench: Bench) -> Figure:
-    return abs(bench.share(bench.pgd.right[-1]) - bench.share(bench.margin.right[-1]))
-
-
-def apgd_t(bench: Bench) -> Figure:
+        bench.seed("imitator")
+        attack = Imitated(imitator(bench.net, bench.pictures(examples), bench.eps))
     try:
-        return bench.newly_broken(ApgdT(), torch.nonzero(bench.pgd.right[-1]).squeeze(1))
+        return bench.newly_broken(attack, bench.unbroken)
+    except NonFinite as error:
+        return str(error).rstrip(".")
+
+
+def losses(bench: Bench) -> Answer:
+    return gap(bench.pgd.right[SHORT], bench.margin.right[SHORT], bench.n)
+
+
+def apgd_t(bench: Bench) -> Answer:
+    try:
+        return bench.newly_broken(ApgdT(), torch.nonzero(bench.pgd.right[SHORT]).squeeze(1))
     except (OptionError, NonFinite) as error:
         return str(error).rstrip(".")
 
 
-def incomplete(bench: Bench) -> Figure:
+def incomplete(bench: Bench) -> Answer:
     """Mean over the images that withstand: how much of its whole gain the loss made in the last steps (Pintor)."""
     best = bench.pgd.loss[:, bench.pgd.right[-1]].cummax(0).values
-    if not best.numel():
-        return 0.0
     gain = best[-1] - best[0]
     late = best[-1] - best[-1 - TAIL]
-    return float(torch.where(gain > 0, late / gain, torch.zeros_like(gain)).mean())
+    return jackknife(_mean, torch.where(gain > 0, late / gain, torch.zeros_like(gain)))
 
 
-def silent(bench: Bench) -> Figure:
-    return bench.share(~bench.pgd.right.all(0) & bench.pgd.right[-1])
+def _mean(values: Tensor) -> Tensor:
+    return values.mean() if values.numel() else values.new_zeros(())
 
 
-def unstable(bench: Bench) -> Figure:
+def silent(bench: Bench) -> Answer:
+    right = bench.pgd.right[: EARLY + 1]
+    return bench.share(~right.all(0) & right[-1])
+
+
+def unstable(bench: Bench) -> Answer:
     """Mean relative change of the loss at random points around where PGD ended, at most 1 each (Pintor)."""
     loss, ends, here = cross_entropy(bench.y), bench.pgd.x_adv, bench.pgd.loss[-1]
     around, total = NORMS[bench.norm](ends, bench.ball(bench.eps / 2).radius), torch.zeros_like(here)
@@ -129,15 +242,15 @@ def unstable(bench: Bench) -> Figure:
         draws = bench.net.draws("neighbourhood", bench.index, point)
         there = loss(bench.logits(f"neighbour {point}", around.uniform(draws)))
         total += ((there - here).abs() / here.clamp(min=torch.finfo(here.dtype).tiny)).clamp(max=1)
-    return float(total.mean()) / NEIGHBOURS
+    return jackknife(_mean, total / NEIGHBOURS)
 
 
-def one_step(bench: Bench) -> Figure:
+def one_step(bench: Bench) -> Answer:
     once = bench.ascend("fgsm", steps=1, radius=bench.eps, pace=1.0)
-    return bench.share(~once.right[-1] & bench.pgd.right[-1])
+    return bench.broken("fgsm", slice(None), int((~once.right[-1] & bench.pgd.right[SHORT]).sum()))
 
 
-def useless(bench: Bench) -> Figure:
+def useless(bench: Bench) -> Answer:
     """Share of images where some random step of eps/2 gains more margin than the gradient's step of that length."""
     ball, value = bench.ball(bench.eps), margin(bench.y)
     base = value(bench.logits("base", bench.x))
@@ -148,20 +261,20 @@ def useless(bench: Bench) -> Figure:
         way = bench.net.draws("direction", bench.index, number).normal(*ball.x.shape[1:], dtype=ball.x.dtype)
         tried = value(bench.logits(f"direction {number}", moved(ball, way, 0.5))) - base
         beaten |= tried > gain + 0.01 * gain.abs()  # more than rounding, where both found the same corner
-    return float(beaten.float().mean())
+    return share(int(beaten.sum()), len(beaten))
 
 
-def moved(ball: Ball, way: Tensor, share: float) -> Tensor:
-    """The ball's centre, moved along `way` (overwritten) by a share of its radius."""
-    return ball.move_(ball.x.clone(), way, share * ball.radius)
+def moved(ball: Ball, way: Tensor, part: float) -> Tensor:
+    """The ball's centre, moved along `way` (overwritten) by a part of its radius."""
+    return ball.move_(ball.x.clone(), way, part * ball.radius)
 
 
-def varying(bench: Bench) -> Figure:
-    """The largest difference between two forwards, relative to the largest logit."""
+def varying(bench: Bench) -> Answer:
+    """Images whose logits differ between two forwards that draw differently."""
     once, again = (bench.logits(f"forward {turn}", bench.x) for turn in (1, 2))
-    return float((once - again).abs().max() / once.abs().max().clamp(min=torch.finfo(once.dtype).tiny))
+    return share(_moved(once, again), len(once))
 
 
-def probabilities(bench: Bench) -> Figure:
+def probabilities(bench: Bench) -> Answer:
     rows = bench.logits("forward 1", bench.x)
-    return float(((rows.amin(1) >= 0) & ((rows.sum(1) - 1).abs() < 1e-4)).float().mean())
+    return share(int(((rows.amin(1) >= 0) & ((rows.sum(1) - 1).abs() < 1e-4)).sum()), len(rows))
