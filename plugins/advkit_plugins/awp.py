@@ -34,7 +34,9 @@ class Awp(Plugin):
             "plugin owns base_loss (TRADES-AWP), else adv_ce",
         )
         min_dim: int = option(2, ge=1, le=4, help="perturb tensors of so many dimensions; 2 spares biases and norms")
-
+        steps: int = option(
+            1, ge=1, le=100, help="ascent steps of gamma / steps each, as a second file of the official code has them"
+        )
         step_at: Literal["theta", "theta+v"] = option(
             "theta",
             help="weights the optimizer steps at: theta, or theta+v and back as the official code, where weight decay "
@@ -51,7 +53,7 @@ class Awp(Plugin):
         return self.options.gamma.at(epoch) > 0
 
     def passes(self, hook: str, costs: Costs) -> Passes:
-        return costs.objective if self.loss == "objective" else costs.adv_ce
+        return (costs.objective if self.loss == "objective" else costs.adv_ce) * self.options.steps
 
     def join(self, company: Company) -> list[str]:
         owner = company.owner("base_loss")
@@ -81,6 +83,14 @@ class Awp(Plugin):
     def weight_perturbation(
         self, params: Mapping[str, Tensor], gradient_at: Callable[..., Mapping[str, Tensor]], run: Run
     ) -> Mapping[str, Tensor]:
-        gradients = gradient_at(loss=self.loss)
-        perturbed = {name: gradients[name] for name, p in params.items() if p.dim() >= self.options.min_dim}
-        return layerwise(perturbed, params, self.options.gamma.at(run.epoch))
+        pace = self.options.gamma.at(run.epoch) / self.options.steps
+        perturbed = [name for name, p in params.items() if p.dim() >= self.options.min_dim]
+
+        def step(shift: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+            gradients = gradient_at(shift, loss=self.loss)
+            return layerwise({name: gradients[name] for name in perturbed}, params, pace)
+
+        shift = step(None)
+        for _ in range(self.options.steps - 1):
+            shift = {name: shift[name] + value for name, value in step(shift).items()}
+        return shift

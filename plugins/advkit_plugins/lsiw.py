@@ -46,9 +46,15 @@ class Lsiw(Plugin):
         }
 
     def join(self, company: Company) -> list[str]:
+        cautions = []
         if company.attack.mode == "eval":
-            return ["the official ISEAT code attacks in train mode; this run attacks in eval mode"]
-        return []
+            cautions.append("the official ISEAT code attacks in train mode; this run attacks in eval mode")
+        if (lam := self.options.lam.at(0)) > 0:
+            cautions.append(
+                f"lsiw.lam is {lam:g} from epoch 0 on; ISEAT on CIFAR has 0 until the first decay of the learning rate, "
+                f"as -o 'lsiw.lam={lam:g} after decay 1'"
+            )
+        return cautions
 
     @hookimpl
     def extra_regularizer(

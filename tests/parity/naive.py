@@ -650,3 +650,79 @@ def algorithm_2(
 def clean_side(z: Tensor) -> Tensor:
     """With its gradient: Eq. 20 has a second term."""
     return z
+
+
+# ---------------------------------------------------------------------- what codes of the baselines have as options
+
+
+def random_start(seed: int, epoch: int, index: Tensor, x: Tensor, eps: float, restart: int = 0) -> Tensor:
+    """A first delta, uniform in +-eps and clipped to the box, an attempt: the draws of the run under test."""
+    purpose = f"start {restart}" if restart else "start"
+    draws = Draws(derive_key(seed, "core", purpose, "attack", epoch), index)
+    return boxed(x, eps * draws.uniform(*x[0].shape, low=-1, high=1, dtype=torch.float64))
+
+
+def restarted(
+    me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack, restarts: int, index: Tensor, seed: int
+) -> Record:
+    """PGD-AT in epoch 0 on the strongest of several attacks, as the code of Rice, Wong and Kolter 2020.
+
+    Its `max_delta[all_loss >= max_loss]`, one sample at a time.
+    """
+    model, target = me.copy(training=False), one_hot(y, classes)
+    begin = [random_start(seed, 0, index, x, attack.eps, restart) for restart in range(restarts)]
+    x_adv = x.clone()
+    for i in range(len(x)):
+        highest = 0.0
+        for restart in range(restarts):
+            found = perturbed(model, x[i], ce_with(target[i]), attack.eps, attack, begin[restart][i])
+            loss = float(cross_entropy(model(found[None])[0], target[i]).detach())
+            if loss >= highest:
+                highest, x_adv[i] = loss, found
+    adversarial = Branch(me.copy(), x_adv)
+    loss = mean([cross_entropy(adversarial.z[i], target[i]) for i in range(len(x))])
+    return {"x_adv": x_adv} | me.descend(loss, adversarial)
+
+
+def perturbed_l2(model: nn.Module, x: Tensor, target: Tensor, attack: Attack, box_first: bool) -> Tensor:
+    """PGD in L2 on one image from x: by the code of TRADES, which clips to the box first, or by that of Rice et al."""
+    delta = torch.zeros_like(x)
+    for _ in range(attack.m):
+        delta.requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(model((x + delta)[None])[0], target), delta)
+        delta = delta.detach() + attack.alpha * gradient / length(gradient)
+        delta = boxed(x, delta) if box_first else delta
+        delta = delta * min(1.0, attack.eps / float(length(delta)))
+        delta = delta if box_first else boxed(x, delta)
+    return x + delta
+
+
+def awp_in_steps(
+    me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack, gamma: float, steps: int
+) -> Record:
+    """AWP whose v is made of several ascents of gamma / steps each, each at theta + v as far as it is made."""
+    target = one_hot(y, classes)
+    x_adv = attacked(me, x, target, attack)
+    v: dict[str, Tensor] = {}
+    for _ in range(steps):
+        proxy = me.moved(v)
+        z = proxy(x_adv)
+        mean([cross_entropy(z[i], target[i]) for i in range(len(x))]).backward()
+        gradient = {name: p.grad for name, p in proxy.named_parameters()}
+        move = projected(gradient, me.theta, gamma / steps)
+        v = {name: v[name] + move[name] if v else move[name] for name in move}
+    adversarial = Branch(me.moved(v), x_adv)
+    loss = mean([cross_entropy(adversarial.z[i], target[i]) for i in range(len(x))])
+    return {"x_adv": x_adv} | {"shift": ratio(v, me.theta)} | me.descend(loss, adversarial)
+
+
+def iseat_from_a_random_start(
+    me: Learner, x: Tensor, y: Tensor, classes: int, *, attack: Attack, index: Tensor, seed: int, **options: Any
+) -> Record:
+    """Algorithm 2 in epoch 0 with the attack's random start for x, as ISEAT's code has it."""
+    target, model = one_hot(y, classes), me.copy(training=False)
+    begin = random_start(seed, 0, index, x, attack.eps)
+    x_adv = torch.stack(
+        [perturbed(model, x[i], ce_with(target[i]), attack.eps, attack, begin[i].clone()) for i in range(len(x))]
+    )
+    return {"x_adv": x_adv} | algorithm_2(me, x + begin, x_adv, target, target, index, **options)

@@ -102,3 +102,14 @@ def test_a_repeated_forward_is_planned_and_counted(normed, data):
 def test_a_repeated_forward_that_nobody_computes_is_refused(normed, data):
     with pytest.raises(OptionError, match="names clean_logits, a forward that this run never computes"):
         subject_of(normed, data, [], "clean_logits,adv_logits,clean_logits")
+
+
+def test_iseat_in_train_mode_moves_as_often_as_its_code(normed, data):
+    """Clean, the other iterates, x' at theta+v: the attack's first iterate is x. A view of its own is one too many."""
+    for order, moves in (("base_loss", ATTACK.m + 1), ("adv_logits,clean_logits_base", ATTACK.m + 2)):
+        subject = subject_of(normed, data, ["lsiw"], order, **{"attack.mode": "train"})
+        before = int(subject.model[1].num_batches_tracked)
+        subject.visit(*data.of_step, 0)
+        first = next(images for training, images, _ in subject.forwards if training)
+        assert first.equal(data.x)
+        assert int(subject.model[1].num_batches_tracked) - before == moves

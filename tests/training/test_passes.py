@@ -293,7 +293,13 @@ def test_lsiw_lets_v_increase_another_loss_than_the_runs(tiny_net: Net, owner: s
     """ISEAT's v is for the cross-entropy; `awp` alone takes the loss of the run."""
     other = f"awp.loss is adv_ce, so v increases the cross-entropy on x_adv and not the loss of {owner}"
     iseat = "the official ISEAT code attacks in train mode; this run attacks in eval mode"
-    assert cautions(tiny_net(), owner, "lsiw") == [other, iseat]
+    early = (
+        "lsiw.lam is 0.1 from epoch 0 on; ISEAT on CIFAR has 0 until the first decay of the learning rate, "
+        "as -o 'lsiw.lam=0.1 after decay 1'"
+    )
+    assert cautions(tiny_net(), owner, "lsiw") == [other, iseat, early]
+    late = {"lsiw": {"lam": [[0, 0.0], [1, 0.1]]}}
+    assert cautions(tiny_net(), owner, "lsiw", options=late) == [other, iseat]
     assert cautions(tiny_net(), owner, "awp", options={"awp": {"loss": "adv_ce"}}) == [other]
     assert cautions(tiny_net(), owner, "lsiw", options={"awp": {"loss": "objective"}})[0] == (
         "awp.loss is objective, but lsiw needs logits at theta, so v does not see it"

@@ -87,6 +87,13 @@ class L2Ball(Ball):
         return self.project_(self.x + way * per_sample(length, self.x))
 
 
+class BoxFirstL2Ball(L2Ball):
+    """Box first, ball second, as the code of TRADES (Zhang et al. 2019): only what the box leaves counts as length."""
+
+    def project_(self, point: Tensor) -> Tensor:
+        return super().project_(point.clamp_(0, 1))
+
+
 NORMS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
 
 
@@ -116,6 +123,7 @@ def pgd(
     step_size: Tensor,
     limit: Tensor | None = None,
     observe: Observer | None = None,
+    keep_start: bool = False,
 ) -> AttackResult:
     """Increase `objective` for `steps` iterations from `begin`, inside `ball`; the last iterate counts.
 
@@ -123,6 +131,7 @@ def pgd(
     `limit` (B,) int64 stops samples after that many moves; an `observe`r may stop them earlier. All is per sample, so
     splitting a batch splits the result: in L2 up to the rounding of the net's own gradient, 1e-7 in float32.
     """
+    first = begin.clone() if keep_start else None  # the moves are in place
     x_adv, rows = begin, begin.shape[0]
     active = torch.ones(rows, dtype=torch.bool, device=begin.device)
     moves = torch.zeros(rows, dtype=torch.int64, device=begin.device)
@@ -147,4 +156,4 @@ def pgd(
             active = active & going
         moves += active
         ball.move_(x_adv, gradient, step_size * active if masked else step_size)
-    return AttackResult(x_adv, steps=moves, finite=finite, zero_gradients=zero_gradients)
+    return AttackResult(x_adv, steps=moves, finite=finite, zero_gradients=zero_gradients, start=first)

@@ -50,12 +50,40 @@ class AttackSettings(OptionModel):
         "eval",
         help="the model's mode in the attack; train moves BatchNorm's running statistics, train-frozen not",
     )
+    restarts: int = option(
+        1, ge=1, le=1000, help="attacks from random starts; of each image the one with the largest loss counts"
+    )
+    final_loss: bool = option(
+        False,
+        help="the loss of the last iterate too, a forward more in the attack's mode, as the code of Rice et al.; "
+        "several restarts always take it",
+    )
+    l2_projection: Literal["ball-box", "box-ball"] = option(
+        "ball-box", help="l2: into the ball and then into [0, 1], as Rice et al., or the box first, as TRADES"
+    )
 
     @model_validator(mode="after")
     def _in_pixels(self) -> Self:
         if self.norm == "linf" and self.eps > 1:
             raise ValueError("eps is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255")
         return self
+
+    @model_validator(mode="after")
+    def _of_use(self) -> Self:
+        if self.restarts > 1 and self.init == "zero":
+            raise ValueError(
+                "restarts is above 1, but with init=zero each attack starts at x; choose uniform or normal"
+            )
+        if (self.restarts > 1 or self.final_loss) and not self.steps:
+            raise ValueError("steps is 0, so there is no attack to restart and no final_loss; leave them out")
+        if self.l2_projection != "ball-box" and self.norm != "l2":
+            raise ValueError("l2_projection orders nothing in the norm linf, where box and ball are one; leave it out")
+        return self
+
+    @property
+    def judged(self) -> int:
+        """Last iterates whose loss is taken: a forward each."""
+        return self.restarts if self.restarts > 1 or self.final_loss else 0
 
 
 class UpdateSettings(OptionModel):
@@ -65,6 +93,12 @@ class UpdateSettings(OptionModel):
         "base_loss",
         help="whose forwards move running statistics: base_loss, or forwards by name in the order in which they run, "
         "such as clean_logits,adv_logits; one named again runs again, for the statistics alone",
+    )
+
+    clean: Literal["x", "start"] = option(
+        "x",
+        help="the image of the update's clean logits: x, or the attack's start, as the code of ISEAT takes it where "
+        "that is random",
     )
 
     @field_validator("batch_norm")

@@ -62,7 +62,7 @@ class Composition:
         )
         for plugin in self.plugins:
             self.cautions += declared(plugin, "join", self.company)
-        self._batch_norm_views_exist()
+        self._settings_have_a_use()
 
     def owners(self, hook: str) -> tuple[str, ...]:
         """The names of all that answer a hook, in order."""
@@ -168,12 +168,19 @@ class Composition:
                     f"order.{hook} orders nothing; only chained hooks have an order: {', '.join(chains)}."
                 )
 
-    def _batch_norm_views_exist(self) -> None:
-        chosen = self.setting.batch_norm
-        if chosen is None:
-            return
+    def _settings_have_a_use(self) -> None:
+        attack, inner = self.setting.attack, self.owners("inner_attack")
+        if inner and (attack.judged or attack.l2_projection != "ball-box"):
+            raise HookConflict(
+                f"attack.restarts, attack.final_loss and attack.l2_projection are of the core's attack, but the inner "
+                f"attack of this run is {inner[0]}; leave them out."
+            )
         computed = {name for _, part in self.stages() for name in part.views}
-        absent = [name for name in chosen if name not in computed]
+        if self.setting.clean_at_start and not any(name.startswith("clean") for name in computed):
+            raise OptionError(
+                "update.clean is start, but this run computes no clean logits in the update; leave it out."
+            )
+        absent = [name for name in self.setting.batch_norm or () if name not in computed]
         if absent:
             raise OptionError(
                 f"update.batch_norm names {absent[0]}, a forward that this run never computes; "

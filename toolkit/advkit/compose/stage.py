@@ -111,6 +111,8 @@ class Setting:
     epochs: int = 1
     batch_norm: tuple[str, ...] | None = None
     """Views whose forwards move BatchNorm's running statistics, in that order; None: those of base_loss."""
+    clean_at_start: bool = False
+    """Whether the update's clean logits are those of the attack's start."""
     order: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -163,7 +165,7 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
 
     attack_view = {a.plugin.name for a in answers if a.spec.phase == "attack" and "clean_logits" in demands[a.key]}
     success = tuple(answer.plugin.name for answer in answers if "success" in demands[answer.key])
-    steps = 0 if active["inner_attack"] else setting.attack.steps
+    core = Passes() if active["inner_attack"] else _core_attack(setting.attack)
     return Stage(
         answers=active,
         views=views,
@@ -176,11 +178,17 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
         objective_terms=("base_loss", *(a.plugin.name for a in active["extra_regularizer"] if a in inner)),
         objective_views=objective_views,
         passes={
-            "attack": own("attack") + Passes(steps + bool(attack_view) + bool(success), steps),
+            "attack": own("attack") + core + Passes(bool(attack_view) + bool(success)),
             "update": own("update")
             + Passes(len(forwards), full_backward=sum(view.gradient for view in views.values())),
         },
     )
+
+
+def _core_attack(attack: AttackSettings) -> Passes:
+    """What the core's PGD runs."""
+    moves = attack.restarts * attack.steps
+    return Passes(moves + attack.judged, moves)
 
 
 def readers(answers: Mapping[str, tuple[Answer, ...]], argument: str) -> list[Answer]:

@@ -125,12 +125,14 @@ def resolve(
         draft = _draft(joined, passed, layers, declined, decays_known)
 
     run, attack = cast(RunSettings, draft.sections["run"]), cast(AttackSettings, draft.sections["attack"])
+    update = cast(UpdateSettings, draft.sections["update"])
     composition = Composition(
         draft.plugins.values(),
         Setting(
             attack=attack,
             epochs=run.epochs,
-            batch_norm=cast(UpdateSettings, draft.sections["update"]).views,
+            batch_norm=update.views,
+            clean_at_start=update.clean == "start",
             order=_order(draft.settings),
         ),
         added,

@@ -103,6 +103,14 @@ class Contract:
         self.images(who, "inner_attack", result.x_adv, radius, norm)
         return result
 
+    def start(self, who: str, attack: AttackResult) -> Tensor:
+        """Where the attack began, which this run needs."""
+        if attack.start is None:
+            complaint = "it does not say where it began (AttackResult.start), which update.clean=start needs"
+            raise _broken(who, "inner_attack", complaint)
+        self._like(who, "inner_attack", attack.start)
+        return attack.start
+
     def images(self, who: str, hook: str, x_adv: Tensor, radius: Tensor, norm: str) -> Tensor:
         """x_adv inside box and ball. The ball has the slack that rounding x + radius takes."""
         x = self.batch.x

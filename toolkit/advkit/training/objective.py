@@ -86,7 +86,7 @@ class Update:
         return gradient_at
 
     def images(self, view: str) -> Tensor:
-        chosen: Tensor = self.known["x_train"] if view.startswith("adv") else self.known["batch"].x
+        chosen: Tensor = self.known["x_train"] if view.startswith("adv") else self.known["x_clean"]
         return chosen
 
     def terms(self, logits: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

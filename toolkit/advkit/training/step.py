@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ascent import NORMS, pgd, start
+from ..ascent import NORMS, BoxFirstL2Ball, pgd, start
 from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
 from ..errors import HookConflict, HookContract, NonFinite, OptionError
@@ -28,6 +28,7 @@ from .network import Network, moved
 from .objective import Objective, Outcome, Update
 from .panel import Panel
 from .probe import nothing_moves, refuse_other_weights
+from .restarts import strongest
 from .step_report import Report, not_finite, shift_ratio
 from .undo import all_or_nothing
 
@@ -111,7 +112,10 @@ class TrainingStep:
             with frozen(self.model), self._still("the attack", contract.values and not may_move):
                 attack = self._attacked(stage, known, scale, network, contract)
 
-            known |= {"attack": attack, "x_train": attack.x_adv, "success": None}
+            known |= {"attack": attack, "x_train": attack.x_adv, "success": None, "x_clean": batch.x}
+            if self.composition.setting.clean_at_start:
+                inner = stage.owner("inner_attack")
+                known["x_clean"] = contract.start(inner.plugin.name if inner else CORE, attack)
             if stage.success:
                 final = network.judge("success", stage.success, attack.x_adv)
                 known["success"] = final.argmax(1) != batch.y
@@ -210,19 +214,29 @@ class TrainingStep:
             result = contract.attack(inner.plugin.name, result, radius, self.attack.norm)
             return replace(result, finite=watch.finite)
         if self.attack.steps == 0:
-            return AttackResult(batch.x)
-        ball = NORMS[self.attack.norm](batch.x, radius)
+            return AttackResult(batch.x, start=batch.x)
+        box_first = self.attack.l2_projection == "box-ball"
+        ball = (BoxFirstL2Ball if box_first else NORMS[self.attack.norm])(batch.x, radius)
         step_size = budget.step_size if budget.step_size is not None else torch.full_like(radius, self.attack.step_size)
-        return pgd(
-            model,
-            ball,
-            start(ball, self.attack.init, lambda: self._draws("start", batch)),
-            objective,
-            steps=self.attack.steps,
-            step_size=step_size * scale.step_size,
-            limit=budget.steps,
-            observe=observe,
-        )
+
+        def attempt(restart: int) -> AttackResult:
+            purpose = f"start {restart}" if restart else "start"
+            return pgd(
+                model,
+                ball,
+                start(ball, self.attack.init, lambda: self._draws(purpose, batch)),
+                objective,
+                steps=self.attack.steps,
+                step_size=step_size * scale.step_size,
+                limit=budget.steps,
+                observe=observe,
+                keep_start=self.composition.setting.clean_at_start,
+            )
+
+        attempts = map(attempt, range(self.attack.restarts))
+        if not self.attack.judged:
+            return next(attempts)
+        return strongest(attempts, lambda x_adv: objective(model(x_adv)))
 
     def _observer(self, answers: Sequence[Answer], batch: Batch, contract: Contract) -> Callable[..., Tensor] | None:
         """The `attack_step` answers as one, and-ed; None where nobody observes, so that nothing is called."""

@@ -1,0 +1,41 @@
+"""Several attacks on one batch: of each image the strongest counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from ..ascent import per_sample
+from ..types import AttackResult
+
+
+def strongest(attacks: Iterable[AttackResult], loss: Callable[[Tensor], Tensor]) -> AttackResult:
+    """Of each sample the attack whose x_adv has the largest `loss` (B,), between equals the last (Rice et al. 2020)."""
+    kept, highest = None, torch.empty(0)
+    for attack in attacks:
+        value = loss(attack.x_adv)
+        if kept is None:
+            kept, highest = attack, value
+        else:
+            kept = _of_each(value >= highest, attack, kept)
+            highest = torch.maximum(value, highest)
+    assert kept is not None  # there is an attack at least
+    return kept
+
+
+def _of_each(rows: Tensor, one: AttackResult, other: AttackResult) -> AttackResult:
+    """`one` in the rows (B,) that are true, `other` elsewhere; both by `pgd`, with the same things kept."""
+
+    def chosen(here: Tensor | None, there: Tensor | None) -> Tensor | None:
+        return None if here is None or there is None else torch.where(per_sample(rows, here), here, there)
+
+    finite = None if one.finite is None or other.finite is None else one.finite & other.finite
+    return AttackResult(
+        torch.where(per_sample(rows, one.x_adv), one.x_adv, other.x_adv),
+        steps=chosen(one.steps, other.steps),
+        finite=finite,
+        zero_gradients=chosen(one.zero_gradients, other.zero_gradients),
+        start=chosen(one.start, other.start),
+    )
