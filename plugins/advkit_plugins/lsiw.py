@@ -51,8 +51,8 @@ class Lsiw(Plugin):
             cautions.append("the official ISEAT code attacks in train mode; this run attacks in eval mode")
         if (lam := self.options.lam.at(0)) > 0:
             cautions.append(
-                f"lsiw.lam is {lam:g} from epoch 0 on; ISEAT on CIFAR has 0 until the first decay of the learning rate, "
-                f"as -o 'lsiw.lam={lam:g} after decay 1'"
+                f"lsiw.lam is {lam:g} from epoch 0 on; ISEAT on CIFAR has 0 until the first decay of the learning "
+                f"rate, as -o 'lsiw.lam={lam:g} after decay 1'"
             )
         return cautions
 

@@ -98,7 +98,7 @@ def test_batch_norm_sees_the_final_loss_of_an_attack_in_train_mode(normed, data)
         ({"attack.restarts": 2, "attack.init": "uniform", "attack.steps": 0}, "there is no attack to restart"),
         ({"attack.final_loss": True, "attack.steps": 0}, "there is no attack to restart and no final_loss"),
         ({"attack.l2_projection": "box-ball"}, "l2_projection orders nothing in the norm linf"),
-        ({"update.clean": "start"}, "update.clean is start, but this run computes no clean logits in the update"),
+        ({"update.clean": "start"}, "update.clean is start, but this run's update has no clean logits"),
     ],
 )
 def test_settings_that_nobody_would_use_are_refused(normed, data, settings, sentence):
@@ -117,7 +117,7 @@ class Inner(Plugin):
 
 
 def test_another_inner_attack_has_no_such_settings(normed, data):
-    with pytest.raises(HookConflict, match="but the inner attack of this run is inner; leave them out"):
+    with pytest.raises(HookConflict, match="are for the core's attack, not inner's; leave them out"):
         subject_of(normed, data, [Inner], **RANDOM, **{"attack.restarts": 2})
     subject = subject_of(normed, data, [Inner, "lsiw"], **{"update.clean": "start"})
     with pytest.raises(HookContract, match="it does not say where it began"):

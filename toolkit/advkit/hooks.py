@@ -110,8 +110,7 @@ class Hooks:
         step: int,
         run: Run,
     ) -> Tensor:
-        """(B,) bool: which samples go on moving. Called at every iterate, before its move; `step` counts from 0,
-        in each of `attack.restarts` anew.
+        """(B,) bool: which samples go on. Called at every iterate, before its move; `step` counts from 0 a restart.
 
         Who has stopped stays where it is. Tensors are detached and borrowed: read them, keep none, change nothing.
         """

@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 from .errors import OptionError, did_you_mean
 from .hookspec import VIEWS
 from .options import OptionModel, Real, option
+from .types import Passes
 
 
 class RunSettings(OptionModel):
@@ -84,6 +85,12 @@ class AttackSettings(OptionModel):
     def judged(self) -> int:
         """Last iterates whose loss is taken: a forward each."""
         return self.restarts if self.restarts > 1 or self.final_loss else 0
+
+    @property
+    def passes(self) -> Passes:
+        """What the core's attack runs."""
+        moves = self.restarts * self.steps
+        return Passes(moves + self.judged, moves)
 
 
 class UpdateSettings(OptionModel):

@@ -172,14 +172,11 @@ class Composition:
         attack, inner = self.setting.attack, self.owners("inner_attack")
         if inner and (attack.judged or attack.l2_projection != "ball-box"):
             raise HookConflict(
-                f"attack.restarts, attack.final_loss and attack.l2_projection are of the core's attack, but the inner "
-                f"attack of this run is {inner[0]}; leave them out."
+                f"attack.restarts, final_loss and l2_projection are for the core's attack, not {inner[0]}'s; leave them out."
             )
         computed = {name for _, part in self.stages() for name in part.views}
         if self.setting.clean_at_start and not any(name.startswith("clean") for name in computed):
-            raise OptionError(
-                "update.clean is start, but this run computes no clean logits in the update; leave it out."
-            )
+            raise OptionError("update.clean is start, but this run's update has no clean logits; leave it out.")
         absent = [name for name in self.setting.batch_norm or () if name not in computed]
         if absent:
             raise OptionError(

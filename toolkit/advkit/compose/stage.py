@@ -165,7 +165,7 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
 
     attack_view = {a.plugin.name for a in answers if a.spec.phase == "attack" and "clean_logits" in demands[a.key]}
     success = tuple(answer.plugin.name for answer in answers if "success" in demands[answer.key])
-    core = Passes() if active["inner_attack"] else _core_attack(setting.attack)
+    core = Passes() if active["inner_attack"] else setting.attack.passes
     return Stage(
         answers=active,
         views=views,
@@ -183,12 +183,6 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
             + Passes(len(forwards), full_backward=sum(view.gradient for view in views.values())),
         },
     )
-
-
-def _core_attack(attack: AttackSettings) -> Passes:
-    """What the core's PGD runs."""
-    moves = attack.restarts * attack.steps
-    return Passes(moves + attack.judged, moves)
 
 
 def readers(answers: Mapping[str, tuple[Answer, ...]], argument: str) -> list[Answer]:

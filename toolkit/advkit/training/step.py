@@ -234,9 +234,7 @@ class TrainingStep:
             )
 
         attempts = map(attempt, range(self.attack.restarts))
-        if not self.attack.judged:
-            return next(attempts)
-        return strongest(attempts, lambda x_adv: objective(model(x_adv)))
+        return strongest(attempts, lambda x: objective(model(x))) if self.attack.judged else next(attempts)
 
     def _observer(self, answers: Sequence[Answer], batch: Batch, contract: Contract) -> Callable[..., Tensor] | None:
         """The `attack_step` answers as one, and-ed; None where nobody observes, so that nothing is called."""
