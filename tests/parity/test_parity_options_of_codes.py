@@ -117,7 +117,7 @@ class Inner(Plugin):
 
 
 def test_another_inner_attack_has_no_such_settings(normed, data):
-    with pytest.raises(HookConflict, match="are for the core's attack, not inner's; leave them out"):
+    with pytest.raises(HookConflict, match="are for the core's attack, not inner's; drop them"):
         subject_of(normed, data, [Inner], **RANDOM, **{"attack.restarts": 2})
     subject = subject_of(normed, data, [Inner, "lsiw"], **{"update.clean": "start"})
     with pytest.raises(HookContract, match="it does not say where it began"):

@@ -172,7 +172,7 @@ class Composition:
         attack, inner = self.setting.attack, self.owners("inner_attack")
         if inner and (attack.judged or attack.l2_projection != "ball-box"):
             raise HookConflict(
-                f"attack.restarts, final_loss and l2_projection are for the core's attack, not {inner[0]}'s; leave them out."
+                f"attack.restarts, final_loss, l2_projection are for the core's attack, not {inner[0]}'s; drop them."
             )
         computed = {name for _, part in self.stages() for name in part.views}
         if self.setting.clean_at_start and not any(name.startswith("clean") for name in computed):

@@ -87,7 +87,10 @@ class Request:
         return Request((*self.layers, layer))
 
     def in_force(self) -> list[Layer]:
-        """The layers without the options of plugins that a layer above has replaced; companions keep theirs."""
+        """The layers without the options of plugins that a layer above has replaced; companions keep theirs.
+
+        `update.*` goes too: it names forwards that those plugins demand.
+        """
         declined = self.declined
         present = {plugin.name for plugin in self._types()} | {
             name for plugin in self._types() for wish, (name, _) in plugin.companions.items() if wish not in declined
@@ -96,7 +99,8 @@ class Request:
         changed = False
         for layer in reversed(self.layers):
             known = {name: values for name, values in layer.options.items() if name in present or not changed}
-            kept.insert(0, replace(layer, options=known))
+            settings = {key: v for key, v in layer.settings.items() if not (changed and key.startswith("update."))}
+            kept.insert(0, replace(layer, options=known, settings=settings))
             changed = changed or layer.plugins is not None or bool(layer.no_companion)
         return kept
 
