@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +147,7 @@ def measure(resolved: Resolved, splits: Splits, path: Path, request: EvaluationR
     The verdicts are kept with the run, where `report` and `compare` find them; what is known is not asked again.
     """
     resolved = on_this_machine(resolved)
-    if (path / "run.toml").is_file():
+    if os.path.isfile(path / "run.toml"):
         folder = RunFolder.open(path)
         refuse_difference(resolve_folder(folder), resolved)
         if not _finished(folder, resolved):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def subject_of(
     """The run in a folder, or a file of weights in the model and on the data that are named."""
     path, settings = Path(given), dict(settings or {})
     named = {"model.name": model, "data.name": dataset}
-    if path.is_dir() or not path.suffix:
+    if os.path.isdir(path) or not path.suffix:  # unlike Path's, false for what no disk could hold
         if any(named.values()) or settings:
             raise OptionError(f"{given} is a run: its own model and data are used; leave --model, --dataset and --set.")
         return of_run(path, checkpoint, data_root)
