@@ -17,7 +17,7 @@ from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits
 from ..errors import OptionError
 from ..storage.run_folder import RunFolder
-from ..storage.weights import digest, put_weights
+from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.feed import parted
 from ..training.launch import resolve_folder
 from ..training.parts import build_model, data_of, load_data, on_this_machine, put_file
@@ -95,7 +95,7 @@ def of_run(
     best = position["best"] or {}
     record = {
         "checkpoint": checkpoint,
-        "weights": "averaged" if any(name.startswith("evaluated/") for name in tensors) else "raw",
+        "weights": "averaged" if any(name.startswith(EVALUATED) for name in tensors) else "raw",
         "epoch": max(0, position["epoch"] - (position["step"] == 0)),
         "selected_on": best.get("split") if checkpoint == "best" else None,
         "sha256_of_weights": digest(model.state_dict()),

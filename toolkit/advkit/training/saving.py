@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import runfile
 from ..errors import NonFinite, ResumeMismatch
 from ..storage import checkpoint, schema
-from ..storage.weights import put_weights
+from ..storage.weights import EVALUATED, METER, MODEL, OPTIMIZER, SAMPLES, TENSORS, prefixed, put_weights, under
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -37,7 +37,7 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
         "data": trainer.splits.train.fingerprint(),
         "run": runfile.dump(trainer.resolved),
     }
-    tensors = _tensors(trainer) | {f"evaluated/{name}": value for name, value in evaluated.items()}
+    tensors = _tensors(trainer) | prefixed(EVALUATED, evaluated)
     publish(trainer, checkpoint.save(trainer.folder.checkpoints, trainer.global_step, tensors, state))
 
 
@@ -60,11 +60,10 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
         raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
     if changes := runfile.difference(state["run"], runfile.dump(trainer.resolved)):
         raise ResumeMismatch(f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it.")
-    evaluated = {f"evaluated/{name}": value for name, value in trainer.evaluated().items()}
     schema.check(
         known,
         tensors,
-        _tensors(trainer) | evaluated,
+        _tensors(trainer),
         {name: p for name, p in trainer.model.named_parameters() if p.requires_grad},
         epochs=trainer.resolved.run.epochs,
         momentum=trainer.resolved.optimizer.momentum > 0,
@@ -74,27 +73,23 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
     parameters, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer
     for name, numbers in state["optimizer"].items():
         optimizer.state[parameters[name]].update(numbers)
-    for full, value in tensors.items():
-        kind, _, name = full.partition("/")
-        if kind == "optimizer":
-            owner, _, key = name.rpartition("/")
-            parameter = parameters[owner]
-            optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
-    trainer.panel.state.restore({n: v for n, v in tensors.items() if n.startswith(("samples/", "tensors/"))})
+    for name, value in under(tensors, OPTIMIZER).items():
+        owner, _, key = name.rpartition("/")
+        optimizer.state[parameters[owner]][key] = torch.empty_like(parameters[owner]).copy_(value)
+    trainer.panel.state.restore({n: v for n, v in tensors.items() if n.startswith((SAMPLES, TENSORS))})
     trainer.go_on_from(state["position"])
-    sums = {name.removeprefix("meter/"): v for name, v in tensors.items() if name.startswith("meter/")}
-    trainer.meter.restore(state["meter"], sums, trainer.device)
+    trainer.meter.restore(state["meter"], under(tensors, METER), trainer.device)
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     names = {id(p): name for name, p in trainer.model.named_parameters()}
-    stored = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
+    stored = prefixed(MODEL, trainer.model.state_dict())
     for parameter, values in trainer.optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor):
-                stored[f"optimizer/{names[id(parameter)]}/{key}"] = value
+                stored[f"{OPTIMIZER}{names[id(parameter)]}/{key}"] = value
     stored |= trainer.panel.state.stored()
-    return stored | {f"meter/{name}": value for name, value in trainer.meter.tensors.items()}
+    return stored | prefixed(METER, trainer.meter.tensors)
 
 
 def _optimizer_numbers(trainer: Trainer) -> dict[str, dict[str, Any]]:
