@@ -45,14 +45,14 @@ class Description:
         return {key: value for key, value in vars(self).items() if key != "literals"}
 
 
-def names(kind: str) -> list[str]:
+def names(group: str) -> list[str]:
     """All registered names of a kind, sorted."""
-    return sorted({point.name for point in points(GROUPS[kind])})
+    return sorted({point.name for point in points(GROUPS[group])})
 
 
-def describe(kind: str) -> list[Description]:
+def describe(group: str) -> list[Description]:
     """Everything registered of a kind, sorted by name; names that two distributions claim appear twice."""
-    registered = points(GROUPS[kind])
+    registered = points(GROUPS[group])
     described = [_describe(point) for point in registered]
     return sorted(described, key=lambda one: (one.name, one.distribution))
 
@@ -86,27 +86,27 @@ def attack_of(typed: str) -> str | None:
     )
 
 
-def load(kind: str, name: str) -> type:
+def load(group: str, name: str) -> type:
     """Import the class registered as `name`.
 
     Raises PluginLoad where it is unknown, claimed by two distributions or not allowed, PluginImport where the
     import fails.
     """
-    claims = [point for point in points(GROUPS[kind]) if point.name == name]
+    claims = [point for point in points(GROUPS[group]) if point.name == name]
     if not claims:
-        command = "advkit plugins list" if kind == "plugin" else ", ".join(names(kind))
-        hint = f"`{command}` shows what is installed." if kind == "plugin" else f"Installed: {command}."
-        if kind == "plugin" and any(mark in name for mark in ":./"):
+        command = "advkit plugins list" if group == "plugin" else ", ".join(names(group))
+        hint = f"`{command}` shows what is installed." if group == "plugin" else f"Installed: {command}."
+        if group == "plugin" and any(mark in name for mark in ":./"):
             hint = (
                 "The command line takes installed plugins; a class of your own works from Python, plugins=[Class], or "
                 "as a package: docs/writing-a-plugin.md."
             )
-        raise PluginLoad(f"Unknown {kind} {name}.{did_you_mean(name, names(kind))} {hint}")
+        raise PluginLoad(f"Unknown {group} {name}.{did_you_mean(name, names(group))} {hint}")
     if len(claims) > 1:
         owners = " and ".join(sorted(distribution(point)[0] for point in claims))
-        raise PluginLoad(f"The {kind} name {name} is registered by {owners}; uninstall one of them.")
+        raise PluginLoad(f"The {group} name {name} is registered by {owners}; uninstall one of them.")
     allowed = os.environ.get(ALLOWED)
-    if kind == "plugin" and allowed is not None and name not in [part.strip() for part in allowed.split(",")]:
+    if group == "plugin" and allowed is not None and name not in [part.strip() for part in allowed.split(",")]:
         raise PluginLoad(f"The plugin {name} may not be loaded: {ALLOWED} allows only '{allowed}'.")
     try:
         loaded = claims[0].load()
@@ -115,25 +115,25 @@ def load(kind: str, name: str) -> type:
         raise
     except BaseException as error:  # SystemExit, and whatever else a module raises while it is imported
         raise PluginImport(
-            f"The {kind} {name} of distribution {distribution(claims[0])[0]} can not be imported "
+            f"The {group} {name} of distribution {distribution(claims[0])[0]} can not be imported "
             f"({type(error).__name__}: {error}); reinstall or repair it."
         ) from error
     if not fine:
         raise PluginImport(
-            f"The {kind} {name} is registered as {claims[0].value}, which is not a class with name = '{name}'; "
+            f"The {group} {name} is registered as {claims[0].value}, which is not a class with name = '{name}'; "
             "correct its entry point."
         )
     return loaded  # type: ignore[no-any-return]
 
 
 @cache
-def code(kind: type) -> dict[str, str]:
+def code(given: type) -> dict[str, str]:
     """{"code": digest of version and file of a class of a third party}, {} for advkit's own.
 
     What depends on such a class is told apart by it: the same name may compute something else after an edit. Asked
     once for a class: what runs is what was imported, whatever is saved meanwhile.
     """
-    package = kind.__module__.partition(".")[0]
+    package = given.__module__.partition(".")[0]
     if package in ("advkit", "advkit_plugins"):
         return {}
     digest = hashlib.sha256()
@@ -141,7 +141,7 @@ def code(kind: type) -> dict[str, str]:
         for owner in packages_distributions().get(package, ()):
             digest.update(f"{owner} {version(owner)}\n".encode())
     with suppress(KeyError, AttributeError, OSError):  # a class of an interactive session has no file
-        digest.update(Path(sys.modules[kind.__module__].__file__ or "").read_bytes())
+        digest.update(Path(sys.modules[given.__module__].__file__ or "").read_bytes())
     return {"code": digest.hexdigest()[:12]}
 
 
@@ -201,8 +201,8 @@ def _read(point: EntryPoint) -> tuple[list[str] | None, str | None, Mapping[str,
 def _with_bases(chosen: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
     yield chosen
     for base in chosen.bases:
-        if isinstance(base, ast.Name) and (found := classes.pop(base.id, None)):  # once, or A(B), B(A) has no end
-            yield from _with_bases(found, classes)
+        if isinstance(base, ast.Name) and (parent := classes.pop(base.id, None)):  # once, or A(B), B(A) has no end
+            yield from _with_bases(parent, classes)
 
 
 def _is_hookimpl(mark: ast.expr) -> bool:

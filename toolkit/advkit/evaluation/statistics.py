@@ -19,7 +19,7 @@ Z = 1.959963984540054
 
 def bits(robust: Tensor) -> str:
     """A text of 0 and 1, a character an image, of (n,) bool."""
-    return "".join("01"[int(each)] for each in robust.tolist())
+    return "".join("01"[int(one)] for one in robust.tolist())
 
 
 def share(bits: str) -> float:
@@ -32,7 +32,7 @@ def accuracy(bits: Sequence[str]) -> dict[str, Any]:
 
     The seeds share their images, so n is the number of images, not of answers.
     """
-    shares, n = [share(each) for each in bits], len(bits[0])
+    shares, n = [share(one) for one in bits], len(bits[0])
     mean = statistics.fmean(shares)
     return {"mean": mean, "seeds": shares, "interval": wilson(mean * n, n)}
 

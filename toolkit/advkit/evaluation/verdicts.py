@@ -171,7 +171,7 @@ def budgets(
 ) -> dict[str, Tensor]:
     """(n,) float64 for each norm that is needed; OptionError where one is missing or makes no sense."""
     given = dict(eps) if isinstance(eps, Mapping) else {norm: eps}
-    found = {}
+    radii = {}
     for attack in attacks:
         own = attack.norm or norm
         if own not in NORMS:
@@ -189,8 +189,8 @@ def budgets(
             refuse_gray_levels(float(radius.max()), own)
         if radius.shape not in ((), (n,)) or not bool((radius.isfinite() & (radius >= 0)).all()):
             raise OptionError(f"eps must be a finite number >= 0, or one for each of the {n} images.")
-        found[own] = radius.expand(n)
-    return found
+        radii[own] = radius.expand(n)
+    return radii
 
 
 def refuse_gray_levels(eps: float, norm: str) -> None:

@@ -140,12 +140,12 @@ class Bench:
         """PGD on the images `rows`, from themselves or, where `start` > 0, from that many-th random point."""
         self.seed(purpose)
         rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
-        found = [self._ascend(part, steps, radius, loss, pace, start) for part in parts(rows)]
+        traces = [self._ascend(part, steps, radius, loss, pace, start) for part in parts(rows)]
         return Trace(
-            torch.cat([part.loss for part in found], 1),
-            torch.cat([part.right for part in found], 1),
-            torch.cat([part.blind for part in found], 1),
-            torch.cat([part.x_adv for part in found]),
+            torch.cat([part.loss for part in traces], 1),
+            torch.cat([part.right for part in traces], 1),
+            torch.cat([part.blind for part in traces], 1),
+            torch.cat([part.x_adv for part in traces]),
         )
 
     def _ascend(self, rows: Tensor, steps: int, radius: float, loss: str, pace: float, start: int) -> Trace:
@@ -201,8 +201,8 @@ class Bench:
         for start in range(1, RESTARTS + 1):
             left = torch.nonzero(stands).squeeze(1)
             if len(left):
-                found = self.ascend(f"restart {start}", steps=SHORT, radius=self.eps, start=start, rows=left)
-                stands[left] = found.right[-1]
+                again = self.ascend(f"restart {start}", steps=SHORT, radius=self.eps, start=start, rows=left)
+                stands[left] = again.right[-1]
         return stands
 
     @cached_property

@@ -34,7 +34,7 @@ _MEASURED: dict[str, Callable[[Bench], Answer]] = {
 def short(
     model: nn.Module,
     dataset: Dataset,
-    found: Mapping[str, Verdicts],
+    verdicts: Mapping[str, Verdicts],
     *,
     eps: float,
     norm: str = "linf",
@@ -44,7 +44,7 @@ def short(
 
     Changes neither model nor verdicts. A check whose attacks are not among the verdicts has alarm None.
     """
-    return judged(measured(model, dataset, eps=eps, norm=norm, seed=seed), found.values(), norm)
+    return judged(measured(model, dataset, eps=eps, norm=norm, seed=seed), verdicts.values(), norm)
 
 
 def measured(
@@ -56,33 +56,33 @@ def measured(
         return {name: table.answer(name, measure) for name, measure in _MEASURED.items()}
 
 
-def judged(asked: Mapping[str, Answer], found: Iterable[Verdicts], norm: str) -> list[Check]:
+def judged(answers: Mapping[str, Answer], verdicts: Iterable[Verdicts], norm: str) -> list[Check]:
     """Those figures and what the verdicts in `norm` say, in the order of `RULES`."""
-    known = {**asked, **from_verdicts([each for each in found if each.settings["norm"] == norm])}
+    known = {**answers, **from_verdicts([one for one in verdicts if one.settings["norm"] == norm])}
     return [rule.judge(known[name]) for name, rule in RULES.items() if name in known]
 
 
-def from_verdicts(found: Sequence[Verdicts]) -> dict[str, Answer]:
+def from_verdicts(verdicts: Sequence[Verdicts]) -> dict[str, Answer]:
     """What verdicts of one norm say about each other, by check."""
     # Attacks that can cross the ball twice; shorter ones say little about the net.
-    walked = [one for one in found if one.settings.get("loss") and reach(one) >= 2]
+    walked = [one for one in verdicts if one.settings.get("loss") and reach(one) >= 2]
     entropy = _standing(one for one in walked if one.settings["loss"] == "cross-entropy")
     # PGD on one loss is no proof that gradients mislead: the other loss may lead there.
     both = len({one.settings["loss"] for one in walked}) == 2
-    alone = [one for one in found if one.settings.get("parts") == ["apgd-t"]]
+    alone = [one for one in verdicts if one.settings.get("parts") == ["apgd-t"]]
     gradient = _standing([*walked, *alone]) if both else None
-    once = [one for one in found if one.settings.get("loss") == "cross-entropy" and one.settings.get("steps") == 1]
+    once = [one for one in verdicts if one.settings.get("loss") == "cross-entropy" and one.settings.get("steps") == 1]
     fgsm = _standing(one for one in once if 1 <= reach(one) < 2)
-    square = _standing(one for one in found if one.access == "scores" and one.settings["name"] != "clean")
-    transferred = _standing(one for one in found if one.access == "transfer")
-    apgd_t = _standing(one for one in found if "apgd-t" in one.settings.get("parts", ()))
+    square = _standing(one for one in verdicts if one.access == "scores" and one.settings["name"] != "clean")
+    transferred = _standing(one for one in verdicts if one.access == "transfer")
+    apgd_t = _standing(one for one in verdicts if "apgd-t" in one.settings.get("parts", ()))
 
     def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Answer:
         if standing is None or by is None:
             return f"this evaluation has not all of {needs}"
         return share(int((standing & ~by).sum()), len(by))
 
-    pair = widest_gap(found)
+    pair = widest_gap(verdicts)
     unpaired = "this evaluation has not both pgd-K and cw-K of the same steps"
     apart = unpaired if pair is None else gap(*pair, len(pair[0]))
     return {
