@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advkit import Dataset, OptionError, Unevenness
 from advkit.errors import NonFinite
-from advkit.studies.analysis import Pgd, adversarial_vulnerability, loss_landscape, margins
+from advkit.studies.analysis import Ascent, adversarial_vulnerability, loss_landscape, margins
 from advkit.studies.analysis.margin import first_flip
 from advkit.studies.analysis.perturb import BATCH, still
 
@@ -71,7 +71,7 @@ def test_the_vulnerability_of_a_linear_net_is_its_closed_form(eps: float) -> Non
     """The worst case of w x + b in the Linf ball moves the score by eps ||w||_1 against the label."""
     dataset = images(2 * BATCH + 3)
     model = centred(dataset)
-    found = adversarial_vulnerability(model, dataset, Pgd(eps, steps=5))
+    found = adversarial_vulnerability(model, dataset, Ascent(eps, steps=5))
     score = model(dataset.images.double() / 255)[:, 1].detach()
     sign = 1.0 - 2 * dataset.labels.double()  # +1: label 0, which a higher score hurts
     worst = score + sign * eps * model.w.detach().abs().sum()
@@ -83,7 +83,7 @@ def test_the_vulnerability_of_a_linear_net_is_its_closed_form(eps: float) -> Non
 def test_the_l2_attack_moves_by_eps_times_the_weights_length() -> None:
     dataset = images(20)
     model = centred(dataset)
-    found = adversarial_vulnerability(model, dataset, Pgd(0.1, steps=8, norm="l2"), index=torch.tensor([7, 2]))
+    found = adversarial_vulnerability(model, dataset, Ascent(0.1, steps=8, norm="l2"), index=torch.tensor([7, 2]))
     score = model(dataset.images.double() / 255)[[7, 2], 1].detach()
     sign = 1.0 - 2 * dataset.labels[[7, 2]].double()
     worst = score + sign * 0.1 * model.w.detach().norm()
@@ -132,7 +132,7 @@ def test_the_margin_of_a_linear_net_is_its_closed_form(clip: bool) -> None:
     """delta is eps sign(w), towards the boundary, so mu = |score| sqrt(d) / ||w||_1, rounded up to the grid."""
     dataset = images(300)
     model = centred(dataset)
-    found = margins(model, dataset, Pgd(0.05, steps=5), cap=1.0, precision=0.01, clip=clip)
+    found = margins(model, dataset, Ascent(0.05, steps=5), cap=1.0, precision=0.01, clip=clip)
     score = model(dataset.images.double() / 255)[:, 1].detach()
     exact = score.abs() * sqrt(D) / model.w.detach().abs().sum()
     # The label is hurt, not the prediction: a sample on the wrong side is pushed away from the boundary.
@@ -212,7 +212,7 @@ def test_a_sample_without_a_direction_is_undefined_and_counted_apart() -> None:
     dataset.images[:, 0, 0, 0] = torch.arange(40).remainder(4).eq(0).logical_not().to(torch.uint8) * 40 + 100
     dark = dataset.images[:, 0, 0, 0] < 127
     model = Flat(bias=-100.0)  # always class 0: nothing flips
-    found = margins(model, dataset, Pgd(0.02, steps=5), cap=2.0)
+    found = margins(model, dataset, Ascent(0.02, steps=5), cap=2.0)
     assert torch.equal(found.mu.isnan(), dark) and not found.flipped.any()
     figures = found.as_dict()
     assert (figures["n"], figures["undefined"], figures["disordered"]) == (40, 10, 1.0)
@@ -221,7 +221,7 @@ def test_a_sample_without_a_direction_is_undefined_and_counted_apart() -> None:
 
 
 def test_nobody_has_a_direction_at_eps_0() -> None:
-    figures = margins(Linear(), images(5), Pgd(0.0), cap=1.0).as_dict()
+    figures = margins(Linear(), images(5), Ascent(0.0), cap=1.0).as_dict()
     assert figures["undefined"] == 5 and figures["mean"] is None and figures["disordered"] is None
 
 
@@ -243,7 +243,7 @@ def test_the_shares_are_against_each_samples_own_budget() -> None:
 @pytest.mark.parametrize(("cap", "precision"), [(1.0, 0.3), (1.0, 0.0), (0.1, 1.0), (float("inf"), 0.1), (nan, 0.1)])
 def test_a_cap_that_is_no_multiple_is_refused(cap: float, precision: float) -> None:
     with pytest.raises(OptionError, match="positive multiple"):
-        margins(Linear(), images(2), Pgd(0.1), cap=cap, precision=precision)
+        margins(Linear(), images(2), Ascent(0.1), cap=cap, precision=precision)
 
 
 # ---------------------------------------------------------------------- landscape
@@ -253,7 +253,7 @@ def test_a_cap_that_is_no_multiple_is_refused(cap: float, precision: float) -> N
 @pytest.mark.parametrize("clip", [True, False])
 def test_the_middle_is_the_loss_at_x(kind: Any, clip: bool) -> None:
     dataset, model = images(6), Linear(bias=0.3)
-    found = loss_landscape(model, dataset, Pgd(0.05), kind=kind, points=7, clip=clip)
+    found = loss_landscape(model, dataset, Ascent(0.05), kind=kind, points=7, clip=clip)
     logits = model(dataset.images.double() / 255)
     assert found.loss[3, 3].item() == pytest.approx(F.cross_entropy(logits, dataset.labels).item(), abs=1e-12)
     assert found.first[3] == 0 == found.second[3] and torch.equal(found.prediction, logits.argmax(1))
@@ -263,7 +263,7 @@ def test_the_middle_is_the_loss_at_x(kind: Any, clip: bool) -> None:
 def test_the_plane_of_a_linear_net_is_its_closed_form() -> None:
     """Along the gradient's sign the score moves by a ||w||_1; along r by b w r, a number for all a."""
     dataset, model = images(1), Linear(bias=0.1)
-    found = loss_landscape(model, dataset, Pgd(0.05), kind="cat", points=11, extent=0.2, clip=False)
+    found = loss_landscape(model, dataset, Ascent(0.05), kind="cat", points=11, extent=0.2, clip=False)
     score = model(dataset.images.double() / 255)[0, 1].item()  # label 0: the loss is softplus(score)
     scores = found.loss.expm1().log()
     torch.testing.assert_close(scores[:, 5], score + found.first * model.w.detach().abs().sum(), rtol=0, atol=1e-9)
@@ -276,7 +276,7 @@ def test_the_plane_of_a_linear_net_is_its_closed_form() -> None:
 
 def test_the_axes_of_iseat_are_l2_units() -> None:
     dataset, model = images(1), Linear(bias=0.1)
-    found = loss_landscape(model, dataset, Pgd(0.05, steps=3), kind="iseat", points=5, clip=False)
+    found = loss_landscape(model, dataset, Ascent(0.05, steps=3), kind="iseat", points=5, clip=False)
     assert found.first[-1].item() == pytest.approx(2 * 0.05 * sqrt(D))
     scores = found.loss.expm1().log()
     slope = (scores[4, 2] - scores[2, 2]) / found.first[4]
@@ -289,7 +289,8 @@ def test_the_random_direction_depends_on_seed_and_image_alone() -> None:
     dataset, model = images(8), Linear()
 
     def plane(*index: int, seed: int = 0, kind: Any = "cat") -> Tensor:
-        return loss_landscape(model, dataset, Pgd(0.05), kind=kind, index=torch.tensor(index), points=3, seed=seed).loss
+        places = torch.tensor(index)
+        return loss_landscape(model, dataset, Ascent(0.05), kind=kind, index=places, points=3, seed=seed).loss
 
     for kind in ("cat", "iseat"):
         assert torch.equal(plane(3, kind=kind), plane(3, kind=kind))
@@ -299,26 +300,26 @@ def test_the_random_direction_depends_on_seed_and_image_alone() -> None:
 
 def test_clipping_keeps_the_grid_in_the_box() -> None:
     dataset, model = images(1, low=0, high=3), Linear()
-    clipped = loss_landscape(model, dataset, Pgd(0.05), points=3, extent=5.0, clip=True).loss
-    assert not torch.equal(clipped, loss_landscape(model, dataset, Pgd(0.05), points=3, extent=5.0).loss)
+    clipped = loss_landscape(model, dataset, Ascent(0.05), points=3, extent=5.0, clip=True).loss
+    assert not torch.equal(clipped, loss_landscape(model, dataset, Ascent(0.05), points=3, extent=5.0).loss)
     assert clipped.max() <= F.softplus(model.w.detach().clamp(min=0).sum()) + 1e-9
 
 
 def test_a_landscape_of_cat_is_the_same_whatever_the_attack() -> None:
     plane = loss_landscape(Linear(), images(3), points=3)
     assert plane.first[-1] == 0.1 and not plane.clip
-    assert torch.equal(plane.loss, loss_landscape(Linear(), images(3), Pgd(0.3, steps=1), points=3).loss)
+    assert torch.equal(plane.loss, loss_landscape(Linear(), images(3), Ascent(0.3, steps=1), points=3).loss)
 
 
 def test_images_without_a_direction_are_skipped() -> None:
     dataset = images(4)
     dataset.images[:, 0, 0, 0] = torch.tensor([100, 140, 100, 140], dtype=torch.uint8)
-    found = loss_landscape(Flat(), dataset, Pgd(0.05, steps=2), kind="iseat", points=3)
+    found = loss_landscape(Flat(), dataset, Ascent(0.05, steps=2), kind="iseat", points=3)
     assert found.index.tolist() == [1, 3] and found.skipped.tolist() == [0, 2]
-    alone = loss_landscape(Flat(), dataset, Pgd(0.05, steps=2), kind="iseat", points=3, index=torch.tensor([1, 3]))
+    alone = loss_landscape(Flat(), dataset, Ascent(0.05, steps=2), kind="iseat", points=3, index=torch.tensor([1, 3]))
     assert torch.equal(found.loss, alone.loss)
     with pytest.raises(OptionError, match="moves none of these images"):
-        loss_landscape(Flat(), dataset, Pgd(0.05), kind="iseat", points=3, index=torch.tensor([0]))
+        loss_landscape(Flat(), dataset, Ascent(0.05), kind="iseat", points=3, index=torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +335,7 @@ def test_images_without_a_direction_are_skipped() -> None:
 )
 def test_impossible_grids_are_refused(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError) as refused:
-        loss_landscape(Linear(), images(1), **{"attack": Pgd(0.1), **wrong})
+        loss_landscape(Linear(), images(1), **{"attack": Ascent(0.1), **wrong})
     assert sentence in str(refused.value)
 
 
@@ -347,12 +348,12 @@ def test_impossible_grids_are_refused(wrong: dict[str, Any], sentence: str) -> N
 )
 def test_attacks_that_are_none_are_refused(name: str, eps: float, sentence: str) -> None:
     with pytest.raises(OptionError) as refused:
-        Pgd.parse(name, eps=eps)
+        Ascent.parse(name, eps=eps)
     assert sentence in str(refused.value)
 
 
 def test_the_default_is_iseats_attack() -> None:
-    assert Pgd(8 / 255).as_dict() == {
+    assert Ascent(8 / 255).as_dict() == {
         "name": "pgd-50", "norm": "linf", "eps": 8 / 255, "steps": 50, "step_size": 2 / 255, "start": "zero",
     }  # fmt: skip
 
@@ -364,7 +365,7 @@ def test_a_gradient_that_is_not_finite_is_no_direction() -> None:
 
     for call in (adversarial_vulnerability, margins, loss_landscape):
         with pytest.raises(NonFinite, match="would mean nothing"):
-            call(Broken(), images(2), Pgd(0.1))
+            call(Broken(), images(2), Ascent(0.1))
 
 
 def test_the_model_stays_as_it_is() -> None:
@@ -374,7 +375,7 @@ def test_the_model_stays_as_it_is() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     for call in (adversarial_vulnerability, margins, loss_landscape):
-        call(model, images(3), Pgd(0.05, steps=2))
+        call(model, images(3), Ascent(0.05, steps=2))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [module.training for module in model] == [True, False, True, True, True]
     assert [p.requires_grad for p in model.parameters()][:2] == [False, True] and torch.equal(

@@ -10,14 +10,14 @@ from .budget import SampleBudgets, sample_budgets
 from .landscape import Landscape, loss_landscape
 from .margin import Margins, margins
 from .of_run import Study
-from .perturb import Pgd
+from .perturb import Ascent
 from .unevenness import Unevenness
 from .vulnerability import Vulnerability, adversarial_vulnerability
 
 __all__ = [
+    "Ascent",
     "Landscape",
     "Margins",
-    "Pgd",
     "SampleBudgets",
     "Study",
     "Unevenness",

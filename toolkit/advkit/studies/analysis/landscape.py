@@ -14,7 +14,7 @@ from ...ascent import per_sample
 from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
 from ...rng import Draws, derive_key
-from .perturb import BATCH, Forward, Pgd, batches, cross_entropies, still, unit
+from .perturb import BATCH, Ascent, Forward, batches, cross_entropies, still, unit
 
 Kind = Literal["cat", "iseat"]
 
@@ -58,7 +58,7 @@ class Landscape:
         return found
 
 
-def default_extent(attack: Pgd | None, dataset: Dataset) -> float:
+def default_extent(attack: Ascent | None, dataset: Dataset) -> float:
     """0.10 for "cat", its figure's axes; for "iseat" twice the largest ||delta||_2 that the budget allows."""
     if attack is None:
         return 0.1
@@ -69,7 +69,7 @@ def default_extent(attack: Pgd | None, dataset: Dataset) -> float:
 def loss_landscape(
     model: nn.Module,
     dataset: Dataset,
-    attack: Pgd | None = None,
+    attack: Ascent | None = None,
     *,
     kind: Kind = "cat",
     index: Tensor | None = None,
@@ -126,7 +126,7 @@ def loss_landscape(
 
 
 def _directions(
-    forward: Forward, x: Tensor, y: Tensor, rows: Tensor, attack: Pgd | None, seed: int
+    forward: Forward, x: Tensor, y: Tensor, rows: Tensor, attack: Ascent | None, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Both directions of the images x (B, C, H, W), in their shape; those of "cat" without an attack."""
     kind = "cat" if attack is None else "iseat"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...data.base import Dataset
 from ...errors import OptionError
-from .perturb import BATCH, Forward, Pgd, batches, lengths, still, unit
+from .perturb import BATCH, Ascent, Forward, batches, lengths, still, unit
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -66,7 +66,7 @@ class Margins:
 def margins(
     model: nn.Module,
     dataset: Dataset,
-    attack: Pgd,
+    attack: Ascent,
     *,
     index: Tensor | None = None,
     cap: float = 50.0,

@@ -23,7 +23,7 @@ from ..verdict_store import versions
 from .budget import sample_budgets
 from .landscape import loss_landscape
 from .margin import margins
-from .perturb import Pgd
+from .perturb import Ascent
 from .record import tensors, write
 from .vulnerability import adversarial_vulnerability
 
@@ -54,7 +54,7 @@ class Study:
         self._count(0)
         self._budget(0.0)
         pace("step", self.step)
-        Pgd.parse(self.attack, eps=0.0)
+        Ascent.parse(self.attack, eps=0.0)
 
     def vulnerability(self) -> AnalysisRecord:
         """How much the attack raises each sample's loss: AV_i = CE(x_i + delta_i) - CE(x_i) (ISEAT, Eq. 3)."""
@@ -166,11 +166,11 @@ class Study:
         return self._net.splits.test if self.split == "test" else self._net.splits.train
 
     @cached_property
-    def _pgd(self) -> Pgd:
+    def _pgd(self) -> Ascent:
         net = self._net
         eps = self._budget(net.eps)
         refuse_gray_levels(eps, net.norm)
-        return Pgd.parse(self.attack, eps=eps, step_size=pace("step", self.step) * eps, norm=net.norm)
+        return Ascent.parse(self.attack, eps=eps, step_size=pace("step", self.step) * eps, norm=net.norm)
 
     def _count(self, usual: int) -> int:
         return usual if self.n is None else whole("n", self.n)
@@ -211,7 +211,7 @@ class Study:
         figures: Mapping[str, Any],
         arrays: Mapping[str, Tensor],
         draw: Drawing,
-        attack: Pgd | None,
+        attack: Ascent | None,
     ) -> AnalysisRecord:
         """Write the files."""
         net = self._net

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ascent import NORMS, per_sample, pgd
+from ...ascent import NORMS, per_sample
 from ...data.base import Dataset
 from ...data.transforms import to_float
 from ...errors import NonFinite, OptionError
+from ...evaluation.attacks.gradient import climb
 from ...judging import checked_logits, judged
 from ...modules import placement
 from ...rng import derive_seed
@@ -28,7 +29,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Pgd:
+class Ascent:
     """K steps of PGD on the cross-entropy with the labels, from x itself: no random start, so there is one answer.
 
     `eps` and `step_size` in the unit of `norm` ("linf", "l2") on images in [0, 1]. The default is the attack of
@@ -56,14 +57,14 @@ class Pgd:
         return self.eps / 4 if self.step_size is None else self.step_size
 
     @classmethod
-    def parse(cls, name: str, *, eps: float, step_size: float | None = None, norm: str = "linf") -> Pgd:
+    def parse(cls, name: str, *, eps: float, step_size: float | None = None, norm: str = "linf") -> Ascent:
         """From `pgd-K`, K from 1 to 9999. Raises OptionError."""
-        found = re.fullmatch(r"pgd-([1-9][0-9]{0,3})", name)
-        if not found:
+        typed = re.fullmatch(r"pgd-([1-9][0-9]{0,3})", name)
+        if not typed:
             raise OptionError(
                 f"Unknown attack {name}; an analysis takes pgd-K, K steps from the image, such as pgd-50."
             )
-        return cls(eps, int(found[1]), step_size, norm)
+        return cls(eps, int(typed[1]), step_size, norm)
 
     def as_dict(self) -> dict[str, object]:
         """The settings, for a record."""
@@ -82,14 +83,8 @@ class Pgd:
         Raises NonFinite if an input gradient is not finite: its sign would be no direction at all.
         """
         radius = x.new_full((len(x),), self.eps)
-        result = pgd(
-            forward,
-            NORMS[self.norm](x, radius),
-            x.clone(),
-            lambda logits: F.cross_entropy(logits, y, reduction="none"),
-            steps=self.steps,
-            step_size=torch.full_like(radius, self.pace),
-        )
+        size = torch.full_like(radius, self.pace)
+        result = climb(forward, x, y, radius, norm=self.norm, steps=self.steps, step_size=size)
         if result.finite is not None and not bool(result.finite):
             raise NonFinite("The attack met an input gradient that is NaN or Inf; the analysis would mean nothing.")
         return result.x_adv

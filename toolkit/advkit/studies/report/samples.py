@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...ascent import NORMS, pgd
 from ...data.base import Splits
 from ...data.transforms import to_float
-from ...errors import CheckpointError, DataError, NonFinite
-from ...judging import checked_logits, judged
-from ...losses import cross_entropy
+from ...errors import CheckpointError, DataError
+from ...evaluation.attacks.base import Victim, attacked
+from ...evaluation.attacks.gradient import Pgd
+from ...judging import judged
 from ...rng import derive_seed
 from ...storage.weights import put_weights
 from ...training.parts import build_model
@@ -69,20 +69,11 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
     x, y = to_float(test.images[:count]), test.labels[:count]
     with judged(model) as seed:
         seed(derive_seed(0, "core", "report"))  # for a model that draws in eval mode
-        radius = torch.full((len(x),), float(eps))
-        result = pgd(
-            lambda images: checked_logits(model(images), len(images)),
-            NORMS[norm](x, radius),
-            x.clone(),
-            cross_entropy(y),
-            steps=STEPS,
-            step_size=PACE * radius,
-        )
-        if result.finite is not None and not bool(result.finite):
-            raise NonFinite("The attack met an input gradient that is NaN or Inf.")
+        net, radius = Victim(model, classes=len(test.classes), norm=norm), torch.full((len(x),), float(eps))
+        x_adv = attacked(Pgd(f"pgd-{STEPS}", STEPS, pace=PACE), net, x, y, radius, torch.arange(len(x)))
         with torch.no_grad():
-            before, after = model(x).softmax(1), model(result.x_adv).softmax(1)
-    change = result.x_adv - x
+            before, after = net(x).softmax(1), net(x_adv).softmax(1)
+    change = x_adv - x
     largest = float(change.abs().max())
     scale = 0.5 / largest if largest else 1.0
     rows = []
@@ -94,7 +85,7 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
                 before=_told(before[index], test.classes),
                 after=_told(after[index], test.classes),
                 clean=png(x[index]),
-                adversarial=png(result.x_adv[index]),
+                adversarial=png(x_adv[index]),
                 difference=png(0.5 + scale * change[index]),
             )
         )
