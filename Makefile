@@ -13,7 +13,7 @@ JOBS ?= auto
 K ?=
 DATA ?=
 
-.PHONY: setup demo quick test check fix docs bench soak results results-fashion \
+.PHONY: setup demo quick test check fix docs bench soak results results-digits-long results-fashion \
 	results-robustness results-audit results-evaluation-cost results-pictures clean
 
 setup: $(VENV)/.installed
@@ -59,6 +59,10 @@ soak: setup
 
 results: setup
 	$(BIN)/python results/experiments.py digits
+
+# PGD-AT and CAT's budgets for 60 epochs.
+results-digits-long: setup
+	$(BIN)/python results/experiments.py digits-long
 
 # make results-fashion DATA=FOLDER    where `advkit data prepare fashion-mnist --data-root FOLDER` put it
 results-fashion: setup

@@ -25,6 +25,7 @@ from ..evaluation.verdicts import verdicts
 from ..modules import placement, replaced
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
+from .chance import Chance
 from .feed import Feed, occurrences
 from .meter import Meter, quantiles
 from .panel import Panel
@@ -85,7 +86,7 @@ class Trainer:
         self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run.check_hooks)
         self.global_step, self.metrics = 0, Mark()
         self.best: dict[str, Any] | None = None
-        self.meter = Meter()
+        self.meter, self.chance = Meter(), Chance()
         self.history: list[dict[str, Any]] = []
         self.panel.notify("setup", model=self.model)
 
@@ -195,6 +196,7 @@ class Trainer:
             size = min(BATCH, self.resolved.run.batch_size)
             kept = verdicts(self.model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)
         accuracy = {name: float(judged.robust.double().mean()) for name, judged in kept.items()}
+        self.chance.tell(self.progress, accuracy["clean"], dataset.labels)
         # Cross-entropy PGD alone would pick epochs whose gradients are masked.
         return {"split": split, "n": len(dataset), **accuracy, "selected": min(accuracy[name] for name in names[1:])}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,17 +11,20 @@ from ..ascent import per_sample
 from ..types import AttackResult
 
 
-def strongest(attacks: Iterable[AttackResult], loss: Callable[[Tensor], Tensor]) -> AttackResult:
-    """Of each sample the attack whose x_adv has the largest `loss` (B,), between equals the last (Rice et al. 2020)."""
-    kept, highest = None, torch.empty(0)
-    for attack in attacks:
-        value = loss(attack.x_adv)
-        if kept is None:
-            kept, highest = attack, value
-        else:
-            kept = _of_each(value >= highest, attack, kept)
-            highest = torch.maximum(value, highest)
-    assert kept is not None  # there is an attack at least
+def strongest(attempt: Callable[[int], AttackResult], judged: int, loss: Callable[[Tensor], Tensor]) -> AttackResult:
+    """Of each image the attempt whose x_adv has the largest `loss` (B,), between equals the last (Rice et al. 2020).
+
+    `attempt` is asked by number. Where none is `judged` there is one attempt, and nobody asks for its loss.
+    """
+    kept = attempt(0)
+    if not judged:
+        return kept
+    highest = loss(kept.x_adv)
+    for number in range(1, judged):
+        other = attempt(number)
+        value = loss(other.x_adv)
+        kept = _of_each(value >= highest, other, kept)
+        highest = torch.maximum(value, highest)
     return kept
 
 

@@ -114,8 +114,7 @@ class TrainingStep:
 
             known |= {"attack": attack, "x_train": attack.x_adv, "success": None, "x_clean": batch.x}
             if self.composition.setting.clean_at_start:
-                inner = stage.owner("inner_attack")
-                known["x_clean"] = contract.start(inner.plugin.name if inner else CORE, attack)
+                known["x_clean"] = contract.start(self.composition.company.owner("inner_attack"), attack)
             if stage.success:
                 final = network.judge("success", stage.success, attack.x_adv)
                 known["success"] = final.argmax(1) != batch.y
@@ -233,8 +232,7 @@ class TrainingStep:
                 keep_start=self.composition.setting.clean_at_start,
             )
 
-        attempts = map(attempt, range(self.attack.restarts))
-        return strongest(attempts, lambda x: objective(model(x))) if self.attack.judged else next(attempts)
+        return strongest(attempt, self.attack.judged, lambda x: objective(model(x)))
 
     def _observer(self, answers: Sequence[Answer], batch: Batch, contract: Contract) -> Callable[..., Tensor] | None:
         """The `attack_step` answers as one, and-ed; None where nobody observes, so that nothing is called."""

@@ -1,0 +1,36 @@
+"""Says that a run learns nothing, while there is time to stop it."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from torch import Tensor
+
+from .progress import Progress
+
+PATIENCE = 3
+"""Validations in a row."""
+ENOUGH = 50
+"""Images, below which an accuracy at chance says nothing."""
+
+
+class Chance:
+    """Counts validations in a row whose accuracy under no attack is that of guessing."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def tell(self, progress: Progress, accuracy: float, labels: Tensor) -> None:
+        """Warn after one more validation on images with these labels (n,); once for each time the run gets stuck.
+
+        Guessing is the largest class for every image, and two standard deviations of its accuracy.
+        """
+        n = len(labels)
+        guess = int(labels.bincount().max()) / n
+        at_chance = n >= ENOUGH and accuracy <= guess + 2 * sqrt(guess * (1 - guess) / n)
+        self.in_a_row = self.in_a_row + 1 if at_chance else 0
+        if self.in_a_row == PATIENCE:
+            progress.warn(
+                f"Accuracy under no attack is {accuracy:.3f}, no better than guessing ({guess:.3f}), in {PATIENCE} "
+                "validations in a row: the run learns nothing. Try a lower optimizer.lr or the plugin eps-ramp."
+            )
