@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,72 @@ def test_an_attack_of_a_plugin_on_broken_gradients_is_none(tiny_net: Net, tiny_b
     with pytest.raises(NonFinite, match="NaN or Inf in an input gradient of the attack at epoch 0, step 0"):
         step_of(Breaks(), attack)(*tiny_batch(), epoch=0)
     step_of(tiny_net(), attack)(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize("hook", ["train_dataset", "train_sampler", "train_transform", "evaluation_weights"])
+def test_what_the_loop_lends_is_given_back(tiny_net: Net, hook: str) -> None:
+    def train_dataset(self, dataset):
+        dataset.labels.fill_(1)
+        return dataset
+
+    def train_sampler(self, indices):
+        indices.copy_(indices.flip(0))
+        return [indices]
+
+    def train_transform(self, x):
+        return x.mul_(0.5)
+
+    def evaluation_weights(self, model):
+        for parameter in model.parameters():
+            parameter.data.mul_(0)
+        return {}
+
+    answers = {f.__name__: f for f in (train_dataset, train_sampler, train_transform, evaluation_weights)}
+    with pytest.raises(HookContract, match=f"Plugin bad broke the contract of {hook}: it changed .*, which it only"):
+        trained(tiny_net(), bad(**{hook: answers[hook]}))
+
+
+def test_a_property_that_raises_is_the_plugins(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def weigh(self, batch):
+        return torch.ones(len(batch.y))
+
+    terms = property(lambda self: {}["missing"])
+    with pytest.raises(KeyError, match="missing") as raised:
+        step_of(tiny_net(), bad(instance_weight=weigh, terms=terms))(*tiny_batch(), epoch=0)
+    assert "in plugin bad, terms" in raised.value.__notes__
+
+
+def test_global_state_comes_back_when_a_hook_fails(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def observe_update(self):
+        torch.set_default_dtype(torch.float64)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        step_of(tiny_net(), bad(observe_update=observe_update))(*tiny_batch(), epoch=0)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_mixed_images_stay_images(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def mix_batch(self, batch):
+        return replace(batch, x=batch.x * 3)
+
+    with pytest.raises(HookContract, match=r"broke the contract of mix_batch: images leave \[0, 1\]"):
+        step_of(tiny_net(), bad(mix_batch=mix_batch))(*tiny_batch(), epoch=0)
+
+
+def test_a_shift_has_memory_of_its_own(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def weight_perturbation(self, params):
+        return dict(params)
+
+    with pytest.raises(HookContract, match="is the weight itself; give a tensor of its own"):
+        step_of(tiny_net(), bad(weight_perturbation=weight_perturbation, steps_at_shift=True))(*tiny_batch(), epoch=0)
+
+
+def test_a_refused_step_does_not_take_the_plugin(tiny_net: Net) -> None:
+    plugin = bad(observe_update=watches)(advkit.PluginOptions())
+    with pytest.raises(advkit.OptionError, match="no trainable parameter"):
+        step_of(tiny_net().requires_grad_(False), plugin)
+    step_of(tiny_net().requires_grad_(), plugin)
 
 
 def test_an_attack_may_use_the_net_and_its_draws(tiny_net: Net, tiny_batch: BatchOf) -> None:

@@ -93,6 +93,34 @@ def test_recomputing_does_not_move_batch_norm_unseen(tiny_batch: BatchOf) -> Non
         step_of(model, ["mart"], settings={"update.batch_norm": "adv_logits"})(*tiny_batch(), epoch=0)
 
 
+class RecomputesIn(Around):
+    """Recomputes where `when` says so."""
+
+    def __init__(self, core: nn.Module, when: Callable[[nn.Module, Tensor], bool]) -> None:
+        super().__init__(core)
+        self.when = when
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.core, x, use_reentrant=False) if self.when(self, x) else self.core(x)
+
+
+@pytest.mark.parametrize("when", [lambda net, x: net.training, lambda net, x: len(x) > 2])
+def test_the_probe_sees_the_net_as_the_update_does(tiny_batch: BatchOf, when: Any) -> None:
+    model = RecomputesIn(net(), when).eval()
+    with pytest.raises(OptionError, match="gradient at perturbed weights is off by"):
+        step_of(model, ["awp"], options={"awp": {"gamma": 0.05}})(*tiny_batch(), epoch=0)
+
+
+def test_one_module_under_two_names_is_refused() -> None:
+    """torch's functional_call does not put it back."""
+    model = Around(net(nn.BatchNorm2d(2)))
+    model.again = model.core[0]
+    with pytest.raises(OptionError, match=r"again and core.0 of the model|core.0 and again of the model"):
+        step_of(model)
+    shared = nn.ReLU()
+    step_of(nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 3)))
+
+
 def test_the_probe_is_nobodys_pass(tiny_batch: BatchOf) -> None:
     """It runs on a copy without hooks, so counts and plan agree."""
     model, calls = net(), []

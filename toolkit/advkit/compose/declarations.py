@@ -70,7 +70,8 @@ def declared(plugin: Plugin, name: str, *arguments: object) -> Any:
     except AdvkitError:
         raise
     except Exception as error:
-        error.add_note(f"in plugin {plugin.name}, {name}{f' of {arguments[0]}' if _texts(arguments[:1]) else ''}")
+        hook = f" of {arguments[0]}" if arguments and isinstance(arguments[0], str) else ""
+        error.add_note(f"in plugin {plugin.name}, {name}{hook}")
         raise
     fits, expected = _DECLARED[name]
     if not fits(value):

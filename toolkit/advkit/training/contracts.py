@@ -25,6 +25,8 @@ class Contract:
         if not isinstance(batch, Batch):
             raise _broken(who, "mix_batch", f"an advkit.Batch is expected, not {type(batch).__name__}")
         self._like(who, "mix_batch", batch.x)
+        x = batch.x
+        self._true(who, "mix_batch", lambda: ((x >= 0) & (x <= 1)).flatten(1).all(1), "images leave [0, 1]")
         if batch.y is not self.batch.y or batch.index is not self.batch.index:
             raise _broken(who, "mix_batch", "y and index must stay those of the batch")
         self.batch = batch
@@ -171,6 +173,10 @@ class Contract:
                     who,
                     "weight_perturbation",
                     f"the shift of {name} must be {_described(params[name])} like it, not {_described(value)}",
+                )
+            if value.data_ptr() == params[name].data_ptr() and value.numel():
+                raise _broken(
+                    who, "weight_perturbation", f"the shift of {name} is the weight itself; give a tensor of its own"
                 )
             if value.requires_grad:
                 raise _broken(

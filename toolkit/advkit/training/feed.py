@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -77,10 +77,13 @@ class Feed:
         owner = self.panel.stage.owner("train_transform")
         if owner is None:
             return self.transform(x, draws), labels, index
-        augmented = self.panel.ask(owner, {"x": x, "draws": draws})
+        with self.panel.watching(self.run.check_hooks or state.step == 0):
+            augmented = self.panel.ask(owner, {"x": x, "draws": draws})
         if not isinstance(augmented, Tensor) or augmented.shape != x.shape or augmented.dtype != x.dtype:
             what = f"images {tuple(x.shape)} {x.dtype} are expected, as they came"
             raise HookContract.broken(owner.plugin.name, owner.hook, what)
+        if state.step == 0 and not bool(((augmented >= 0) & (augmented <= 1)).all()):
+            raise HookContract.broken(owner.plugin.name, owner.hook, "images leave [0, 1]")
         return augmented, labels, index
 
 
@@ -99,17 +102,3 @@ def parted(resolved: Resolved, samples: int) -> tuple[Tensor, Tensor]:
     held_out = round(resolved.validation.fraction * samples)
     order = permutation(derive_key(resolved.run.seed, CORE, "validation"), samples)
     return order[held_out:].sort().values, order[:held_out].sort().values
-
-
-def occurrences(batches: Sequence[Tensor]) -> list[Tensor]:
-    """How often each index came before in the epoch, in the shape of `batches`."""
-    flat = torch.cat(list(batches))
-    order = flat.argsort(stable=True)
-    ranked = flat[order]
-    first = torch.ones_like(ranked, dtype=torch.bool)
-    first[1:] = ranked[1:] != ranked[:-1]
-    place = torch.arange(len(flat))
-    starts = torch.where(first, place, torch.zeros_like(place)).cummax(0).values
-    seen = torch.empty_like(flat)
-    seen[order] = place - starts
-    return list(torch.split(seen, [len(batch) for batch in batches]))

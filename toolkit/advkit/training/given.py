@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..errors import NonFinite, OptionError
 from ..judging import checked_logits, untouched
 from ..modules import mode, own_generator
 from ..run import RunState
@@ -17,8 +17,15 @@ from ..types import Batch
 
 def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """OptionError for what no step can train."""
-    for module in model.modules():
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         refuse_wrapped(module)
+        if module in names and (any(True for _ in module.parameters()) or any(True for _ in module.buffers())):
+            raise OptionError(
+                f"{names[module]} and {name} of the model are one module under two names, and torch can not put other "
+                "weights in its place; keep one name and call it twice."
+            )
+        names[module] = name
     dtypes = {p.dtype for p in model.parameters()}
     if not dtypes <= {torch.float32, torch.float64}:
         raise OptionError("Mixed and half precision are not supported yet; train in float32 or float64.")
@@ -38,6 +45,19 @@ def wants_closure(optimizer: torch.optim.Optimizer) -> str:
         f"The optimizer {type(optimizer).__name__} steps with a closure that evaluates the loss again, which a step of "
         "advkit has not; take one that steps on gradients, such as SGD or AdamW (for sharpness-aware training: awp)."
     )
+
+
+def take_step(optimizer: torch.optim.Optimizer) -> None:
+    """OptionError where its step wants a closure, NonFinite where its rate is beyond the weights' type."""
+    try:
+        optimizer.step()
+    except Exception as error:
+        if "closure" in str(error):
+            raise OptionError(wants_closure(optimizer)) from error
+        if "without overflow" in str(error):
+            what = "The learning rate is beyond the range of the weights' type; lower optimizer.lr."
+            raise NonFinite(what) from error
+        raise
 
 
 def refuse_wrapped(model: nn.Module) -> None:
@@ -129,3 +149,17 @@ AGAIN = (
     "the index names samples that came before in this epoch; pass each sample's place in the training set, not in the "
     "batch, and number the visits of one that really comes again with `occurrence`."
 )
+
+
+def occurrences(batches: Sequence[Tensor]) -> list[Tensor]:
+    """How often each index came before in the epoch, in the shape of `batches`."""
+    flat = torch.cat(list(batches))
+    order = flat.argsort(stable=True)
+    ranked = flat[order]
+    first = torch.ones_like(ranked, dtype=torch.bool)
+    first[1:] = ranked[1:] != ranked[:-1]
+    place = torch.arange(len(flat))
+    starts = torch.where(first, place, torch.zeros_like(place)).cummax(0).values
+    seen = torch.empty_like(flat)
+    seen[order] = place - starts
+    return list(torch.split(seen, [len(batch) for batch in batches]))

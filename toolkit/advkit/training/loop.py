@@ -26,7 +26,8 @@ from ..modules import placement, replaced
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
 from .chance import Chance
-from .feed import Feed, occurrences
+from .feed import Feed
+from .given import occurrences
 from .meter import Meter, quantiles
 from .panel import Panel
 from .progress import Progress, Silent

@@ -15,7 +15,7 @@ from ..errors import HookConflict, OptionError, ResumeMismatch
 from ..modules import placement
 from ..plugin import Plugin
 from ..run import RunState
-from .given import AGAIN, Visits
+from .given import AGAIN, Visits, refuse_unfit
 from .panel import Panel
 from .step import TrainingStep
 from .step_report import Report
@@ -63,6 +63,7 @@ class Step(TrainingStep):
                     f"Plugin {owners[0]} answers {hook}, which only advkit.train asks; "
                     "train with advkit.train, or leave the plugin out."
                 )
+        refuse_unfit(model, optimizer)  # before the plugins are taken
         state = RunState(resolved.run.seed, num_samples, resolved.attack, *placement(model))
         super().__init__(model, optimizer, Panel(resolved.composition, state), resolved.run.check_hooks)
         self.panel.notify("setup", model=model)
@@ -96,7 +97,13 @@ class Step(TrainingStep):
 
     def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` gave. Raises ResumeMismatch if these plugins claim other state."""
-        self.state.restore({name: values for name, values in stored.items() if name != "position"})
-        if stored.get("position", torch.zeros(0)).shape != (2,):
+        position = stored.get("position")
+        if (
+            not isinstance(position, Tensor)
+            or position.dtype != torch.int64
+            or position.shape != (2,)
+            or position.min() < 0
+        ):
             raise ResumeMismatch("The stored state has no position; give what Step.state_dict returned.")
-        self.seek(*stored["position"].tolist())
+        self.state.restore({name: values for name, values in stored.items() if name != "position"})
+        self.seek(*position.tolist())

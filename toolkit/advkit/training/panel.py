@@ -40,11 +40,14 @@ class Panel:
         for name in (*VIEWS, "success"):
             value = everything.get(stage.aliases.get(name, name)) if name in needs else None
             arguments[name] = value.detach() if value is not None and name in detached else value
-        if not self.guarded:
+        rare = answer.spec.phase in ("data", "run") and answer.hook not in ("mix_batch", "train_transform")
+        if not (self.guarded or rare):
             return answer(arguments)
         listed = {name: arguments[name] for name in answer.arguments}
-        draws = "model" in listed or "gradient_at" in listed  # the net's own numbers, which the network seeds
-        with unchanged(answer.plugin.name, answer.hook, listed, generators=not draws):
+        if answer.hook == "after_update":
+            listed.pop("model", None)  # an average of weights may be put back into the net
+        draws = callable(listed.get("model")) or "gradient_at" in listed
+        with unchanged(answer.plugin.name, answer.hook, listed, draws=draws):
             return answer(arguments)
 
     def notify(self, hook: str, **known: Any) -> None:

@@ -14,7 +14,6 @@ from ..errors import OptionError
 from ..losses import soft_cross_entropy
 from ..modules import own_generator, placement
 
-ROWS = 8
 TOLERANCE = 1e-2
 """Of the relative difference of two gradients: rounding stays far below, one forgotten weight far above."""
 
@@ -22,11 +21,11 @@ TOLERANCE = 1e-2
 def refuse_other_weights(model: nn.Module, x: Tensor, target: Tensor, shift: Mapping[str, Tensor]) -> None:
     """OptionError where the gradient at theta+v by substitution is not that of a model that holds theta+v.
 
-    Asked once a stage, of a copy of the model, on a few images x (B, C, H, W) with labels `target` (B, K).
+    Asked once a stage, of a copy of the model in its present mode, on the batch's images x (B, C, H, W) with labels
+    `target` (B, K). A tensor that a function has captured is in the copy the original's, and escapes.
     """
     twin = _bare_copy(model)
     names = [name for name, p in twin.named_parameters() if p.requires_grad]
-    x, target = x[:ROWS], target[:ROWS]
 
     def gradient(weights: Mapping[str, Tensor]) -> Tensor:
         with own_generator(placement(twin)[0]) as seed, torch.enable_grad():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..ascent import NORMS, BoxFirstL2Ball, pgd, start
 from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
-from ..errors import HookConflict, HookContract, NonFinite, OptionError
+from ..errors import HookConflict, HookContract, NonFinite
 from ..judging import GradientWatch
 from ..losses import soft_cross_entropy
 from ..modules import frozen, mode, own_generator
@@ -22,7 +22,7 @@ from ..plugin import CORE
 from ..rng import Draws, derive_key, derive_seed
 from ..types import AttackResult, Batch, Budget, BudgetScale, Passes
 from .contracts import Contract
-from .given import a_batch, a_width, refuse_stray_values, refuse_unfit, wants_closure
+from .given import a_batch, a_width, refuse_stray_values, refuse_unfit, take_step
 from .ledger import Ledger
 from .network import Network, moved
 from .objective import Objective, Outcome, Update
@@ -81,11 +81,12 @@ class TrainingStep:
             if careful:
                 self._as_declared(stage, ledger.passes())
                 if shift and id(stage) not in self._checked:
-                    refuse_other_weights(self.model, known["x_train"], known["target"], shift)
+                    with mode(self.model, training=True):
+                        refuse_other_weights(self.model, known["x_train"], known["target"], shift)
             perturber = stage.owner("weight_perturbation")
             at_shift = perturber is not None and declared(perturber.plugin, "steps_at_shift")
             with moved(network.params, shift if at_shift else {}):
-                self._step_optimizer()
+                take_step(self.optimizer)
             self._checked.add(id(stage))
             self.panel.notify("after_update", model=self.model)
         report = Report.of(self.state, known, outcome, ratio, ledger)
@@ -266,14 +267,6 @@ class TrainingStep:
 
     def _still(self, when: str, watched: bool) -> AbstractContextManager[None]:
         return nothing_moves(self.model, when) if watched else nullcontext()
-
-    def _step_optimizer(self) -> None:
-        try:
-            self.optimizer.step()
-        except Exception as error:
-            if "closure" in str(error):
-                raise OptionError(wants_closure(self.optimizer)) from error
-            raise
 
     def _as_declared(self, stage: Stage, passes: Mapping[str, Passes]) -> None:
         for phase, ran in passes.items():
