@@ -71,7 +71,7 @@ def show(record: AuditRecord) -> None:
     signs = {True: text("ALARM", "bold red"), False: text("ok"), None: text("-")}
     for check in record.checks:
         figure = "" if check.figure is None else f"{check.figure:.3g}"
-        ends = "{:.3g} to {:.3g}".format(*check.interval) if check.interval else ""
+        ends = "{:.3f} to {:.3f}".format(*check.interval) if check.interval else ""
         images = "" if check.of is None else f"{check.of}" if check.count is None else f"{check.count} of {check.of}"
         threshold = f"{check.threshold:g}"
         table.add_row(signs[check.alarm], check.name, figure, ends, images, threshold, text(check.sentence))
