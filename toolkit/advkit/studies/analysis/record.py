@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ...errors import OptionError
+from ...errors import CheckpointError, OptionError
 from ...storage.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def write(
             return False
         for suffix, data in pictures.items():
             write_atomic(folder / f"{name}.{suffix}", data)
-    except OSError as error:
-        raise OptionError(f"{folder} can not be written ({error.strerror}); choose another --out.") from None
+    except (OSError, CheckpointError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = getattr(cause, "strerror", None) or "the disk refuses"
+        raise OptionError(f"{folder} can not be written ({reason}); choose another --out.") from None
     return True
