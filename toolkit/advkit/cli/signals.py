@@ -49,7 +49,7 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._requested is None:
             self._requested, self._first = Interrupted if number == signal.SIGINT else Stopped, number
-        elif number == self._first and number in (signal.SIGINT, signal.SIGTERM):
+        elif {number, self._first} <= {signal.SIGINT, signal.SIGTERM}:
             raise KeyboardInterrupt
 
 

@@ -63,7 +63,8 @@ def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    one, other = one.contiguous().reshape(-1), other.contiguous().reshape(-1)  # a number has no bytes to view
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def _globals(draws: bool) -> dict[str, object]:
