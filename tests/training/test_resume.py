@@ -329,7 +329,8 @@ def test_ctrl_c_on_a_terminal(whole: Path, tmp_path: Path, monkeypatch: pytest.M
             seen += os.read(master, 1 << 16)
         return seen
 
-    wait_for(lambda: b"epoch 1/3" in read())
+    wait_for(lambda: b"epoch 1/3" in read() or not process.is_alive())
+    assert process.is_alive(), read().decode()
     os.write(master, b"\x03")
     wait_for(lambda: read() and not process.is_alive())
     assert ending(process) == 130

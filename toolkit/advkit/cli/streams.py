@@ -60,7 +60,8 @@ def usable() -> Iterator[None]:
         stdout, stderr = (nobody if stream is None else stream for stream in before)
         for stream in (stdout, stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
+                with suppress(OSError):  # what was a file when the stream was opened may be a terminal by now
+                    stream.reconfigure(errors="backslashreplace")
         sys.stdout, sys.stderr = stdout, cast(TextIO, Unheard(stderr))
         try:
             yield
