@@ -17,7 +17,7 @@ from .statistics import bits, wilson
 BATCH = 100
 """Images attacked together, and what a killed evaluation may have to do again."""
 
-SUSPECT_GAP = 0.06
+SUSPECT_GAP = 0.08
 """PGD and margin accuracies that are surely further apart than this are a sign of masked gradients."""
 
 
