@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import NonFinite, OptionError
 from .modules import frozen, mode, own_generator, placement
@@ -34,6 +37,7 @@ def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
 
 def refuse_unjudgeable(model: nn.Module) -> None:
     """OptionError for weights in half precision, NonFinite for NaN and Inf; -Inf is how classes are masked."""
+    refuse_unready(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not tensor.is_floating_point():
             continue
@@ -44,6 +48,27 @@ def refuse_unjudgeable(model: nn.Module) -> None:
             )
         if bool((tensor.isnan() | tensor.isposinf()).any()):
             raise NonFinite(f"The net can not be judged: {name} holds NaN or Inf. Take weights from before that.")
+
+
+def refuse_inference_mode() -> None:
+    """OptionError where it is on."""
+    if torch.is_inference_mode_enabled():
+        raise OptionError("torch.inference_mode is on, and nothing has a gradient there; call this outside of it.")
+
+
+def refuse_unready(model: nn.Module) -> None:
+    """OptionError for a net, or a place in the program, that has no gradients."""
+    refuse_inference_mode()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise OptionError(
+                f"{name} of the model has no shape yet (a lazy module); call the model on a batch of images before."
+            )
+        if tensor.is_inference():
+            raise OptionError(
+                f"{name} of the model was made under torch.inference_mode and can have no gradient; build the model "
+                "outside of it."
+            )
 
 
 def checked_logits(logits: object, rows: int, classes: int | None = None) -> Tensor:
@@ -78,17 +103,97 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @contextmanager
-def untouched(x: Tensor) -> Iterator[None]:
-    """OptionError where a forward in the scope writes into its images x."""
-    before = 0 if x.is_inference() else x._version
+def untouched(x: Tensor, *, by_value: bool = False) -> Iterator[None]:
+    """OptionError where a forward in the scope writes into its images x.
+
+    torch counts writes, but not those through `x.data` or a numpy view: `by_value` sees these too and puts x back.
+    """
+    before, kept = _writes(x), x.detach().clone() if by_value else None
     try:
         yield
     except RuntimeError as error:
         if "in-place" in str(error) and "leaf" in str(error):
             raise OptionError(IN_PLACE) from error
         raise
-    if before != (0 if x.is_inference() else x._version):
+    if kept is not None and not same_bits(x.detach(), kept):
+        with torch.no_grad():
+            x.detach().copy_(kept)
         raise OptionError(IN_PLACE)
+    if before != _writes(x):
+        raise OptionError(IN_PLACE)
+
+
+def _writes(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, NaN being equal to itself."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    one, other = one.contiguous().reshape(-1), other.contiguous().reshape(-1)  # a number has no bytes to view
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether a net computes in half precision, though its weights and logits are float32.
+
+    Small input gradients round to 0 there, so an attack stands still and the net looks robust.
+    """
+
+    seen = ""
+    """The first type and operation, "float16 in aten.mm"; "" for none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype not in EXACT:
+                self.seen = self.seen or f"{_name(tensor.dtype)} in {func.overloadpacket}"
+        return result
+
+    def refuse(self, zeros: str = "") -> None:
+        """OptionError where it was seen; `zeros` says how many entries of an input gradient are 0."""
+        if self.seen:
+            raise OptionError(
+                f"The model computes in half precision inside its forward ({self.seen}); small input gradients round "
+                f"to 0 there{zeros}, and no attack moves. Take autocast and casts to half precision out of its forward."
+            )
+
+
+@contextmanager
+def examined(x: Tensor) -> Iterator[None]:
+    """A forward of images x as it is watched at the first step of a stage: `untouched` by value, and HalfPrecision."""
+    with untouched(x, by_value=True), HalfPrecision() as half:  # type: ignore[no-untyped-call]
+        yield
+    half.refuse()
+
+
+NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "
+"""Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What torch raises of a net that it can not differentiate or call, as a sentence with the next step."""
+    try:
+        yield
+    except RuntimeError as error:
+        sentence = next((sentence for words, sentence in _EXPLAINED.items() if words in str(error)), None)
+        if sentence is None:
+            raise
+        raise OptionError(sentence) from error
+
+
+_EXPLAINED = {
+    "use_reentrant=True": (
+        "The model uses torch.utils.checkpoint in its reentrant form, which gives no gradient at the images; call it "
+        "with use_reentrant=False."
+    ),
+    "Jitted modules": (
+        "The model is compiled by torch.jit, and torch can not put other weights or buffers in its place, which this "
+        "run needs; pass the module that was scripted or traced."
+    ),
+}
 
 
 class GradientWatch:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..ascent import per_sample
+from ..compose.stage import Stage
 from ..errors import HookContract
-from ..types import AttackResult, Batch, Budget, BudgetScale
+from ..types import AttackResult, Batch, Budget, BudgetScale, Passes
 
 
 class Contract:
@@ -211,6 +212,18 @@ class Contract:
             rows = (~holds).nonzero().flatten().tolist() if holds.shape == (self.rows,) else []
             where = f" (dataset index {int(self.batch.index[rows[0]])})" if rows else ""
             raise _broken(who, hook, complaint + where)
+
+
+def as_declared(stage: Stage, ran: Mapping[str, Passes], plugins: Iterable[str]) -> None:
+    """HookContract where a phase ran other passes than its stage announced."""
+    for phase, passes in ran.items():
+        if passes != stage.passes[phase]:
+            owner = stage.owner("inner_attack" if phase == "attack" else "weight_perturbation")
+            who = f"Plugin {owner.plugin.name}" if owner else f"The plugins {', '.join(plugins)}"
+            raise HookContract(
+                f"{who} ran other passes than declared: {passes.as_dict()} in the {phase} phase, where the plan says "
+                f"{stage.passes[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached."
+            )
 
 
 _broken = HookContract.broken

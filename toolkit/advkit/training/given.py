@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import NonFinite, OptionError
-from ..judging import checked_logits, untouched
+from ..judging import NO_GRADIENT, HalfPrecision, checked_logits, refuse_inference_mode, refuse_unready, untouched
 from ..modules import mode, own_generator
 from ..run import RunState
 from ..types import Batch
@@ -26,6 +27,7 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 "weights in its place; keep one name and call it twice."
             )
         names[module] = name
+    refuse_unready(model)
     dtypes = {p.dtype for p in model.parameters()}
     if not dtypes <= {torch.float32, torch.float64}:
         raise OptionError("Mixed and half precision are not supported yet; train in float32 or float64.")
@@ -82,6 +84,7 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, epoch: int, dtype: torch.dtype) -> Batch:
     """Shapes and types of what a step is called with."""
+    refuse_inference_mode()
     rows = len(x)
     if not rows or (y.shape, index.shape) != ((rows,), (rows,)) or (y.dtype, index.dtype) != (torch.int64, torch.int64):
         raise OptionError(
@@ -111,11 +114,69 @@ def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
         raise OptionError("index names a sample twice in a batch; number its visits with `occurrence`.")
 
 
-def a_width(model: nn.Module, x: Tensor, state: RunState) -> int:
-    """K, from one eval forward of one image before the first step; OptionError where the data has another."""
-    one = x[:1].clone()
-    with own_generator(state.device), mode(model, training=False), torch.no_grad(), untouched(one):
-        return checked_logits(model(one), 1, state.num_classes or None).shape[1]
+def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
+    """K, from one eval forward of one image before the first step; OptionError where the data has another.
+
+    What the net does to its images and in which precision it computes is seen here, before anything is trained.
+    """
+    half = HalfPrecision()  # type: ignore[no-untyped-call]
+    with own_generator(state.device), mode(model, training=False):
+        logits, rows = _of_one(model, batch.x, half)
+        if half.seen:
+            half.refuse(_zeros(model, batch))
+    return checked_logits(logits, rows, state.num_classes or None).shape[1]
+
+
+def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[object, int]:
+    """What the model returns for one image, or for two where one alone is none to it (BatchNorm of the batch)."""
+    failed: list[Exception] = []
+    for rows in (1, 2):
+        x = images[:rows].clone()
+        try:
+            with torch.no_grad(), untouched(x, by_value=True), half:
+                return model(x), len(x)
+        except OptionError:
+            raise
+        except Exception as error:
+            failed.append(error)
+    said = (str(failed[0]).splitlines() or [""])[0]
+    raise OptionError(
+        f"The model can not be called on images {tuple(images.shape)}: {type(failed[0]).__name__}: {said} Give it "
+        "images of the size that it was made for."
+    ) from failed[0]
+
+
+def _zeros(model: nn.Module, batch: Batch) -> str:
+    """How many entries of the input gradient are 0 on a batch, as far as that can be said."""
+    x = batch.x.detach().clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(x).float(), batch.y, reduction="sum"), x)
+    except Exception:  # what is wrong beside is not what is told
+        return ""
+    return f" ({float((gradient == 0).double().mean()):.0%} of the entries on this batch)"
+
+
+def an_answer(logits: object, x: Tensor, phase: str, classes: int) -> Tensor:
+    """What the model returned for images x, known to be logits (B, K) through which a gradient flows if one is asked.
+
+    Raises OptionError.
+    """
+    checked = checked_logits(logits, len(x))
+    if checked.shape[1] != classes:
+        raise OptionError(
+            f"The model returns {checked.shape[1]} logits for each image here, and {classes} in eval mode; let it "
+            "return the same classes in both."
+        )
+    if torch.is_grad_enabled() and not checked.requires_grad:
+        if x.requires_grad:
+            raise OptionError(NO_GRADIENT + "train one that is differentiable, or set attack.steps=0.")
+        if phase == "update":
+            raise OptionError(
+                "The model's logits have no gradient, so nothing would be learnt; take detach, no_grad and "
+                "inference_mode out of its forward."
+            )
+    return checked
 
 
 class Visits:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HookContract
+from ..judging import same_bits
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], *, draws: boo
         _restore(globals_before)
         raise
     for name, tensor, copy in before:
-        if not _same_bits(tensor.detach(), copy):
+        if not same_bits(tensor.detach(), copy):
             with torch.no_grad():
                 tensor.detach().copy_(copy)
             raise HookContract.broken(who, hook, f"it changed {name}, which it only borrows; work on a copy")
@@ -58,13 +59,6 @@ def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _tensors(inner, f"{name}[{key}]" if name else str(key))
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    one, other = one.contiguous().reshape(-1), other.contiguous().reshape(-1)  # a number has no bytes to view
-    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def _globals(draws: bool) -> dict[str, object]:

@@ -10,15 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..judging import checked_logits, untouched
+from ..judging import examined, untouched
+from .given import an_answer
 from .ledger import Ledger
 
 
 class Network:
-    """The model in one step. `seed(label)` seeds what it draws, so that no forward shifts another's dropout."""
+    """The model in one step. `seed(label)` seeds what it draws, so that no forward shifts another's dropout.
 
-    def __init__(self, model: nn.Module, ledger: Ledger, seed: Callable[[str], None]) -> None:
-        self.model, self.ledger, self._seed = model, ledger, seed
+    `careful`: what it does to its images and in which precision it computes is watched, too.
+    """
+
+    def __init__(
+        self, model: nn.Module, ledger: Ledger, seed: Callable[[str], None], *, classes: int, careful: bool = False
+    ) -> None:
+        self.model, self.ledger, self._seed, self.classes = model, ledger, seed, classes
+        self._watch = examined if careful else untouched
         self.params = dict(model.named_parameters())
 
     def forward(
@@ -42,9 +49,9 @@ class Network:
             # Train mode updates buffers in place: on clones, which are dropped.
             replaced |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._seed(f"{phase} {label} {turn}")
-        with untouched(x):
+        with self._watch(x):
             logits = functional_call(self.model, replaced, (x,)) if replaced else self.model(x)
-        return self.ledger.forward(phase, label, owners, checked_logits(logits, len(x)), backward)
+        return self.ledger.forward(phase, label, owners, an_answer(logits, x, phase, self.classes), backward)
 
     def attacked(self, owner: str, moves_statistics: bool) -> Callable[[Tensor], Tensor]:
         """f(. ; theta) for an attack, which runs in the scope of `frozen`."""

@@ -15,13 +15,13 @@ from ..ascent import NORMS, BoxFirstL2Ball, pgd, start
 from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
 from ..errors import HookConflict, HookContract, NonFinite
-from ..judging import GradientWatch
+from ..judging import GradientWatch, explained
 from ..losses import soft_cross_entropy
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import Draws, derive_key, derive_seed
-from ..types import AttackResult, Batch, Budget, BudgetScale, Passes
-from .contracts import Contract
+from ..types import AttackResult, Batch, Budget, BudgetScale
+from .contracts import Contract, as_declared
 from .given import a_batch, a_width, refuse_stray_values, refuse_unfit, take_step
 from .ledger import Ledger
 from .network import Network, moved
@@ -63,23 +63,26 @@ class TrainingStep:
         stage = self.panel.stage
         careful = id(stage) not in self._checked or self.check_hooks
         if not self._checked:
-            self.state.num_classes = a_width(self.model, batch.x, self.state)
+            self.state.num_classes = a_width(self.model, batch, self.state)
+        classes, ledger = self.state.num_classes, Ledger()
         if careful:
-            refuse_stray_values(batch, self.state.num_classes, self.state.num_samples)
-        ledger = Ledger()
+            refuse_stray_values(batch, classes, self.state.num_samples)
         with (
+            explained(),
             all_or_nothing(self.model, self.optimizer, self.state, batch.index),
             own_generator(self.state.device) as seed,
             self.panel.watching(careful),
         ):
-            network = Network(self.model, ledger, lambda label: seed(self._seed(label)))
-            contract = Contract(batch, self.state.num_classes, self.attack.steps, values=careful)
+            network = Network(
+                self.model, ledger, lambda label: seed(self._seed(label)), classes=classes, careful=careful
+            )
+            contract = Contract(batch, classes, self.attack.steps, values=careful)
             known = self._attack(batch, stage, network, contract)
             outcome, shift = self._update(known, stage, network, contract)
             # Now: theta is what v was made for only until the optimizer steps.
             ratio = shift_ratio(shift, self.model) if shift else None
             if careful:
-                self._as_declared(stage, ledger.passes())
+                as_declared(stage, ledger.passes(), self.panel.runs)
                 if shift and id(stage) not in self._checked:
                     with mode(self.model, training=True):
                         refuse_other_weights(self.model, known["x_train"], known["target"], shift)
@@ -267,14 +270,3 @@ class TrainingStep:
 
     def _still(self, when: str, watched: bool) -> AbstractContextManager[None]:
         return nothing_moves(self.model, when) if watched else nullcontext()
-
-    def _as_declared(self, stage: Stage, passes: Mapping[str, Passes]) -> None:
-        for phase, ran in passes.items():
-            if ran != stage.passes[phase]:
-                hook = "inner_attack" if phase == "attack" else "weight_perturbation"
-                owner = stage.owner(hook)
-                who = f"Plugin {owner.plugin.name}" if owner else f"The plugins {', '.join(self.panel.runs)}"
-                raise HookContract(
-                    f"{who} ran other passes than declared: {ran.as_dict()} in the {phase} phase, where the plan says "
-                    f"{stage.passes[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached."
-                )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import HookContract, NonFinite, OptionError
-from ...judging import GradientWatch, checked_logits, untouched
+from ...judging import NO_GRADIENT, GradientWatch, checked_logits, explained, untouched
 from ...rng import Draws, derive_key
 
 SLACK = 1e-5
@@ -51,8 +51,8 @@ class Victim:
         self.forwards += rows
         if followed and not logits.requires_grad:
             raise OptionError(
-                "The net has no gradient at its input, so attacks that follow it mean nothing; attack a copy that is "
-                "differentiable, or use attacks without gradient: --attacks clean,square."
+                NO_GRADIENT
+                + "attack a copy that is differentiable, or use attacks without gradient: --attacks clean,square."
             )
         if logits.requires_grad:
 
@@ -63,7 +63,7 @@ class Victim:
         return logits
 
     def _forward(self, x: Tensor, followed: bool) -> Tensor:
-        with untouched(x):
+        with untouched(x, by_value=not self.forwards):
             return self._parts(x, followed)
 
     def _parts(self, x: Tensor, followed: bool) -> Tensor:
@@ -153,7 +153,8 @@ class EvaluationAttack(ABC):
 
 def attacked(attack: EvaluationAttack, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
     """What `attack.perturb` returns, once it is known to be what it promises: in ball and box, by sound gradients."""
-    x_adv = refuse_outside(attack.name, x, attack.perturb(net, x, y, radius, index), radius, net.norm)
+    with explained():
+        x_adv = refuse_outside(attack.name, x, attack.perturb(net, x, y, radius, index), radius, net.norm)
     net.refuse_broken_gradients(attack.name)
     return x_adv
 

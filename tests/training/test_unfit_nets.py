@@ -1,0 +1,198 @@
+"""Nets that an attack can not follow, or that a step would train on something else, are refused with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import advkit
+from advkit import OptionError, Step
+
+BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
+FEATURES = 2 * 4 * 4
+
+
+def core(classes: int = 3) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, classes))
+
+
+class Calls(nn.Module):
+    """A net whose forward is a function of its core and the images."""
+
+    def __init__(self, forward: Callable[[Calls, Tensor], Any], classes: int = 3) -> None:
+        super().__init__()
+        self.core, self.function = core(classes), forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def step_of(net: nn.Module, plugins: Any = (), **settings: Any) -> Step:
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    return Step(net, optimizer, plugins, num_samples=16, eps=0.1, settings={"attack.steps": 2, **settings})
+
+
+def autocast(dtype: torch.dtype, scale: float) -> Callable[[Calls, Tensor], Tensor]:
+    def forward(net: Calls, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype):
+            logits = net.core(x)
+        return logits.float() * scale
+
+    return forward
+
+
+def rounded(net: Calls, x: Tensor) -> Tensor:
+    return net.core(x.half().float())
+
+
+def only_in_train_mode(net: Calls, x: Tensor) -> Tensor:
+    return rounded(net, x) if net.training else net.core(x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "where"),
+    [
+        (autocast(torch.float16, 1e4), r"float16 in aten\._to_copy\).*\(50% of the entries on this batch\)"),
+        (autocast(torch.bfloat16, 1.0), r"bfloat16 in aten\._to_copy\).*\(\d+% of the entries on this batch\)"),
+        (rounded, r"float16 in aten\._to_copy\)"),
+        (only_in_train_mode, r"float16 in aten\._to_copy\); small input gradients round to 0 there, and no attack"),
+    ],
+)
+def test_half_precision_inside_a_net_is_refused(tiny_batch: BatchOf, forward: Any, where: str) -> None:
+    """The logits are float32, but what flows back through the net rounds to 0."""
+    net = Calls(forward)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(OptionError, match=r"computes in half precision inside its forward \(" + where):
+        step_of(net)(*tiny_batch(), epoch=0)
+    assert all(torch.equal(p, was) for p, was in zip(net.parameters(), before, strict=True))
+
+
+def test_float64_inside_a_net_is_fine(tiny_batch: BatchOf) -> None:
+    doubled = Calls(lambda net, x: net.core(x).double().float())
+    step_of(doubled)(*tiny_batch(), epoch=0)
+
+
+def through_data(net: Calls, x: Tensor) -> Tensor:
+    x.data.sub_(0.5)
+    return net.core(x)
+
+
+def through_numpy(net: Calls, x: Tensor) -> Tensor:
+    view = x.detach().numpy()
+    view *= 0.5
+    return net.core(x)
+
+
+def in_train_mode_through_data(net: Calls, x: Tensor) -> Tensor:
+    return through_data(net, x) if net.training else net.core(x)
+
+
+@pytest.mark.parametrize("forward", [through_data, through_numpy, in_train_mode_through_data])
+def test_writes_that_torch_does_not_count_are_seen(tiny_batch: BatchOf, forward: Any) -> None:
+    x, y, index = tiny_batch()
+    kept = x.clone()
+    with pytest.raises(OptionError, match="changes its input in place"):
+        step_of(Calls(forward))(x, y, index, epoch=0)
+    assert torch.equal(x, kept)
+
+
+def test_checked_hooks_see_such_writes_later(tiny_batch: BatchOf) -> None:
+    now = False
+    net = Calls(lambda net, x: (through_data if now else lambda net, x: net.core(x))(net, x))
+    step = step_of(net, **{"run.check_hooks": True})
+    x, y, index = tiny_batch()
+    step(x, y, index, epoch=0)
+    now = True
+    with pytest.raises(OptionError, match="changes its input in place"):
+        step(x, y, index, epoch=1)
+
+
+def without_grad(net: Calls, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net.core(x)
+
+
+CUT = {
+    "detach": lambda net, x: net.core(x.detach()),
+    "gray levels": lambda net, x: net.core((x * 255).to(torch.uint8).float() / 255),
+    "numpy": lambda net, x: net.core(torch.from_numpy(x.detach().numpy().copy())),
+    "no_grad": without_grad,
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_net_that_cuts_its_gradient_is_told_as_in_an_evaluation(tiny_batch: BatchOf, name: str) -> None:
+    with pytest.raises(OptionError, match="The net has no gradient at its input, so attacks that follow it mean"):
+        step_of(Calls(CUT[name]))(*tiny_batch(), epoch=0)
+
+
+def test_without_an_attack_only_the_weights_need_a_gradient(tiny_batch: BatchOf) -> None:
+    step_of(Calls(CUT["detach"]), **{"attack.steps": 0})(*tiny_batch(), epoch=0)
+    with pytest.raises(OptionError, match="The model's logits have no gradient, so nothing would be learnt"):
+        step_of(Calls(without_grad), **{"attack.steps": 0})(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_reentrant_checkpoints_are_named(tiny_batch: BatchOf) -> None:
+    net = Calls(lambda net, x: checkpoint(net.core, x, use_reentrant=True))
+    with pytest.raises(OptionError, match=r"reentrant form.*use_reentrant=False"):
+        step_of(net)(*tiny_batch(), epoch=0)
+    with pytest.raises(OptionError, match=r"reentrant form.*use_reentrant=False"):
+        advkit.evaluate(net, (tiny_batch()[0], tiny_batch()[1]), "pgd-2", eps=0.1)
+
+
+def test_inference_mode_has_no_gradients(tiny_batch: BatchOf) -> None:
+    x, y, index = tiny_batch()
+    step = step_of(core())
+    with torch.inference_mode():
+        made_there = core()
+        with pytest.raises(OptionError, match=r"torch\.inference_mode is on"):
+            step_of(core())
+        with pytest.raises(OptionError, match=r"torch\.inference_mode is on"):
+            step(x, y, index, epoch=0)
+        with pytest.raises(OptionError, match=r"torch\.inference_mode is on"):
+            advkit.evaluate(core(), (x, y), "clean", eps=0.1)
+    for use in (step_of, lambda net: advkit.evaluate(net, (x, y), "clean", eps=0.1)):
+        with pytest.raises(OptionError, match=r"1.weight of the model was made under torch.inference_mode"):
+            use(made_there)
+
+
+def test_a_lazy_module_is_built_before(tiny_batch: BatchOf) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    x, y, index = tiny_batch()
+    for use in (step_of, lambda net: advkit.evaluate(net, (x, y), "clean", eps=0.1)):
+        with pytest.raises(OptionError, match=r"1.weight of the model has no shape yet \(a lazy module\)"):
+            use(net)
+    net(x)
+    step_of(net)(x, y, index, epoch=0)
+
+
+def test_classes_are_the_same_in_both_modes(tiny_batch: BatchOf) -> None:
+    net = Calls(lambda net, x: net.core(x) if net.training else net.core(x)[:, :3], classes=4)
+    with pytest.raises(OptionError, match="returns 4 logits for each image here, and 3 in eval mode"):
+        step_of(net)(*tiny_batch(), epoch=0)
+
+
+def test_batch_norm_of_the_batch_is_shown_two_images(tiny_batch: BatchOf) -> None:
+    net = nn.Sequential(*core()[:2], nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3))
+    step_of(net)(*tiny_batch(), epoch=0)
+
+
+def test_images_of_another_size_are_one_sentence() -> None:
+    x, y = torch.rand(4, 2, 5, 4), torch.arange(4) % 3
+    with pytest.raises(OptionError, match=r"can not be called on images \(4, 2, 5, 4\): RuntimeError: mat1 and mat2"):
+        step_of(core())(x, y, torch.arange(4), epoch=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
+def test_a_jitted_net_trains_where_nothing_is_put_in_its_place(tiny_batch: BatchOf) -> None:
+    step_of(torch.jit.script(core()))(*tiny_batch(), epoch=0)
+    with pytest.raises(OptionError, match=r"compiled by torch\.jit"):
+        step_of(torch.jit.script(core()), ["awp"])(*tiny_batch(), epoch=0)
