@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import AdvkitError, OptionError, did_you_mean
-from .streams import escaped, reopen_closed, silence, usable
+from .streams import escaped, reopen_closed, usable
 
 
 class Group(click.Group):
@@ -91,30 +90,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         return _complain(error.format_message(), 2)
     except BrokenPipeError:
-        silence(sys.stdout)  # its reader has gone
-        return 0
+        return 0  # the reader of stdout has gone
     except SystemExit as error:
         if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):
             return 0  # as above, but click noticed it
         return error.code if isinstance(error.code, int) else 1
-    except OSError as error:
-        if not _is_stdout(error):
-            return _unexpected(error)
-        silence(sys.stdout)
-        return _complain(f"The result can not be written to stdout ({error.strerror}); send it elsewhere.", 4)
     except Exception as error:
         return _unexpected(error)
-
-
-def _is_stdout(error: OSError) -> bool:
-    """Whether it is stdout that can not be written; where a file failed, its name is known."""
-    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EBADF):
-        return False
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _unexpected(error: Exception) -> int:

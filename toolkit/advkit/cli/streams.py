@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
+
+from ..errors import AdvkitError
 
 
 def escaped(text: str) -> str:
@@ -16,27 +19,58 @@ def escaped(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
-class Unheard:
-    """stderr for a run that goes on when nobody listens: a pipe that broke, a full disk, a terminal that is gone."""
+class Unwritable(AdvkitError):
+    """stdout can not be written."""
+
+    exit_code = 4
+
+
+class _Stream(ABC):
+    """A text stream whose failures are told apart from those of files."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
+        if text == "":  # click tries what a stream takes, and would hide the failure
+            return 0
         try:
             return self.stream.write(text)
-        except (OSError, ValueError):
-            silence(self.stream)
+        except (OSError, ValueError) as error:
+            self.failed(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except (OSError, ValueError):
-            silence(self.stream)
+        except (OSError, ValueError) as error:
+            self.failed(error)
+
+    @abstractmethod
+    def failed(self, error: Exception) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # click would write to it, past this class
+            raise AttributeError(name)
         return getattr(self.stream, name)
+
+
+class Unheard(_Stream):
+    """stderr for a run that goes on when nobody listens: a pipe that broke, a full disk, a terminal that is gone."""
+
+    def failed(self, error: Exception) -> None:
+        silence(self.stream)
+
+
+class Result(_Stream):
+    """stdout: where it is full the command has failed, where its reader has gone it has not."""
+
+    def failed(self, error: Exception) -> None:
+        silence(self.stream)
+        if isinstance(error, BrokenPipeError):
+            raise error
+        reason = getattr(error, "strerror", None) or error
+        raise Unwritable(f"The result can not be written to stdout ({reason}); send it elsewhere.") from error
 
 
 def silence(stream: TextIO) -> None:
@@ -62,7 +96,7 @@ def usable() -> Iterator[None]:
             if hasattr(stream, "reconfigure"):
                 with suppress(OSError):  # what was a file when the stream was opened may be a terminal by now
                     stream.reconfigure(errors="backslashreplace")
-        sys.stdout, sys.stderr = stdout, cast(TextIO, Unheard(stderr))
+        sys.stdout, sys.stderr = cast(TextIO, Result(stdout)), cast(TextIO, Unheard(stderr))
         try:
             yield
         finally:
