@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 from hypothesis import given, settings, strategies as st
 
+import advkit as package
 from advkit import OptionError
 from advkit.cli.main import run
 from advkit.config.layer import Layer
@@ -123,6 +124,14 @@ def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest
     assert {each["name"]: each["accuracy"] for each in evaluated["attacks"]} == {
         name: found["seeds"][1] for name, found in rows[1]["accuracy"].items()
     }
+    # what was evaluated is where `compare` looks for it: nothing is asked again
+    progress = sorted(here.glob("a/runs/*/evaluations/best-*/progress.jsonl"))
+    known = {path: path.read_bytes() for path in progress}
+    pair = ["a/runs/full-seed-3", "a/runs/none-seed-3"]
+    compared = json.loads(advkit(capsys, "compare", *pair, *ASKED, "--json")[1])
+    assert {path: path.read_bytes() for path in progress} == known and len(known) == 6
+    shares = {one["name"]: one["accuracy"] for one in compared["runs"][0]["attacks"]}
+    assert shares == {name: mean["seeds"][0] for name, mean in rows[0]["accuracy"].items()}
     # again: nothing is trained, the table is the same; other attacks need no training either
     before = {path: path.read_bytes() for path in here.glob("a/runs/*/metrics.jsonl")}
     assert advkit(capsys, *line)[:2] == (code, out) and len(before) == 6
@@ -133,6 +142,27 @@ def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest
     # another run in its place is refused
     code, _, err = advkit(capsys, *line, "--eps", "0.05")
     assert code == 2 and "A run can not change its settings: " in err and "attack.eps" in err
+
+
+def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = advkit(capsys, "ablate", "--plugins", "awp", "--seeds", "3", *TINY, *ASKED, "--out", "a", "--json")
+    assert code == 0
+    settings = {"data.limit": 60, "model.width": 2, "attack.steps": 2, "validation.steps": 2}
+    heard: list[str] = []
+    rows = package.ablate(
+        "awp",
+        out="b",
+        seeds=[3],
+        attacks="clean,pgd-2,cw-2",
+        n=20,
+        settings=settings,
+        batch_size=30,
+        epochs=1,
+        tell=heard.append,
+    )
+    assert [row.as_dict() for row in rows] == json.loads(out) == json.loads((here / "b" / "table.json").read_text())
+    assert len(heard) == 2 and heard[0].startswith("full, seed 3: clean ")
+    assert rows[0]["accuracy"]["clean"]["seeds"] == rows[0].accuracy["clean"].seeds
 
 
 def test_a_stopped_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import advkit
 from advkit.cli.main import run as command
 from advkit.evaluation.statistics import image_interval
 from advkit.models.base import Normalize
+from advkit.storage.files import write_atomic
 from advkit.studies.export import export_subject, without_normalisation
 from advkit.studies.subject import of_run
 
@@ -67,6 +69,18 @@ def test_compare_is_paired_and_agrees_with_the_verdicts(
     assert command(["compare", *runs[:2], "--attacks", "clean,pgd-3", "--n", "90"]) == 0
     shown = capsys.readouterr().out
     assert "minus the first run" in shown and "best minus last" in shown
+
+
+def test_python_compares_and_exports_as_the_commands_do(
+    runs: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert command(["compare", *runs[:2], "--attacks", "clean,pgd-3", "--n", "90", "--eps", "8/255", "--json"]) == 0
+    comparison = advkit.compare(runs[:2], "clean,pgd-3", n=90, eps="8/255")
+    assert comparison.as_dict() == json.loads(capsys.readouterr().out)
+    assert comparison["runs"][0]["attacks"][1]["name"] == "pgd-3" and comparison.runs[0].alarms is not None
+    record = advkit.export(runs[0], tmp_path / "net")
+    assert record.as_dict() == json.loads((tmp_path / "net" / "export.json").read_text())
 
 
 def test_compare_refuses_what_is_not_comparable(
@@ -169,6 +183,40 @@ def test_a_net_that_can_not_be_traced_is_exported_without_its_graph(
     assert record.without_graph
     assert not (tmp_path / "net" / "model.pt2").exists()
     assert "torch.export.load" not in (tmp_path / "net" / "README.txt").read_text()
+
+
+def test_an_export_that_was_killed_can_be_repeated(
+    runs: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of its files; but a folder of somebody's own weights stays as it is."""
+    from advkit.studies import export as module
+
+    class Killed(BaseException):
+        pass
+
+    whole = tmp_path / "whole"
+    advkit.export(runs[0], whole)
+    files = sorted(path.name for path in whole.iterdir())
+    assert module.UNFINISHED not in files
+    for number in range(len(files)):
+        out, steps = tmp_path / f"killed-{number}", iter([True] * number)
+
+        def dying(path: Path, data: bytes, steps: Iterator[bool] = steps) -> None:
+            if not next(steps, False):
+                raise Killed
+            write_atomic(path, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "write_atomic", dying)
+            with pytest.raises(Killed):
+                advkit.export(runs[0], out)
+        advkit.export(runs[0], out)
+        assert sorted(path.name for path in out.iterdir()) == files
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.pt").write_text("years of work")
+    with pytest.raises(advkit.OptionError, match="holds files already"):
+        advkit.export(runs[0], tmp_path / "mine")
+    assert (tmp_path / "mine" / "model.pt").read_text() == "years of work"
 
 
 def test_an_export_without_normalisation_is_recognised(

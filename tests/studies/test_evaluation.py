@@ -151,6 +151,73 @@ class Corner(EvaluationAttack):
     assert [row["code"] for row in stored["attacks"]] == [minus["code"]]  # what the old code found is not shown
 
 
+def test_python_evaluates_and_audits_as_the_commands_do(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [trained, "--attacks", "clean,pgd-3,cw-3x2", "--eps", "8/255", "--n", 50, "--out", tmp_path / "a"]
+    printed = evaluated(capsys, *line)
+    seen: list[tuple[int, int, str]] = []
+    result = advkit.evaluate(
+        trained,
+        attacks="clean, pgd-3, cw-3x2",
+        eps="8/255",
+        n=50,
+        out=tmp_path / "b",
+        watch=lambda *told: seen.append(told),
+    )
+    assert without_times(result.as_dict()) == without_times(printed)
+    assert [done for done, *_ in seen] == sorted(done for done, *_ in seen) and seen[-1][:2] == (150, 150)
+    assert advkit.Evaluation.read(Path(result.folder or "") / "evaluation.json").attacks == result.attacks
+    assert result["attacks"][1]["accuracy"] == sum(result.robust["pgd-3"]) / 50 and len(result.index) == 50
+    assert "robust" in dict(result) and "robust" not in result.as_dict()
+    # the same images of the same net as a module: the same accuracies, with the short audit
+    images = advkit.load_data("digits", limit=330).test.take(torch.tensor(result.index))
+    module = advkit.evaluate(of_run(trained).model, images, ["clean", "pgd-3", "cw-3x2"], eps=8 / 255)
+    assert [row.accuracy for row in module.attacks] == [row.accuracy for row in result.attacks]
+    assert [check.name for check in module.audit or ()] == [check.name for check in result.audit or ()] != []
+    assert advkit.evaluate(of_run(trained).model, images, "clean", eps=0.1, audit=False).audit is None
+
+    assert command(["audit", str(trained), "--n", "20", "--json"]) in (0, 3)
+    assert advkit.audit(trained, n=20).as_dict() == json.loads(capsys.readouterr().out)
+    assert advkit.AuditRecord.read(trained / "audit.json").n == 20
+    (trained / "audit.json").unlink()
+    mine = advkit.audit(of_run(trained).model, images, eps="0.15")
+    assert mine.n == 50 and mine.run is None and not (trained / "audit.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "A module has no eps of its own; give eps, such as eps=8/255."),
+        ({"eps": "8/256/x"}, "eps 8/256/x must be a finite number >= 0, or a fraction such as 8/255."),
+        ({"eps": 0.1, "checkpoint": "last"}, "checkpoint: a module is evaluated as it is; leave it out."),
+        ({"eps": 0.1, "norm": "l1"}, "norm = 'l1' must be one of linf, l2."),
+        ({"eps": 0.1, "n": -1}, "n -1 must be a whole number >= 0."),
+        ({"eps": 0.1, "step": "0.2"}, "step 0.2 must be a share of eps, such as eps/5 or 0.2 eps."),
+        ({"eps": 0.1, "split": "tset"}, "split = 'tset' must be test or train."),
+    ],
+)
+def test_a_module_with_odd_arguments(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(advkit.OptionError) as refusal:
+        advkit.evaluate(torch.nn.Identity(), _digits(10), "clean", **arguments)
+    assert str(refusal.value) == sentence
+
+
+def test_the_held_out_images_are_not_of_the_training_split(trained: Path, tmp_path: Path) -> None:
+    train = advkit.evaluate(trained, attacks="clean", split="train", n=0, out=tmp_path)
+    assert train.n == 297 and len(set(train.index)) == 297, "330 images, a tenth held out"
+    held = set(range(330)) - set(train.index)
+    assert set(of_run(trained).images("validation").index.tolist()) == held
+
+
+def test_standard_training_is_judged_at_its_last_checkpoint(tmp_path: Path) -> None:
+    """Nothing is attacked in training, so no epoch is the best under attack."""
+    settings = {"data.limit": 60, "model.width": 2, "attack.steps": 0, "validation.steps": 1}
+    advkit.train(settings=settings, epochs=2, out=tmp_path / "run")
+    judged = [advkit.evaluate(tmp_path / "run", attacks="clean", checkpoint=name) for name in (None, "best")]
+    assert [result.checkpoint for result in judged] == ["last", "best"] and judged[0].epoch == 1
+
+
 def damage(progress: Path, how: str) -> None:
     raw = progress.read_bytes()
     lines = raw.splitlines(keepends=True)

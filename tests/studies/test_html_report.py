@@ -285,7 +285,7 @@ def test_nothing_that_a_run_holds_becomes_markup(runs: Path) -> None:
     assert body.count(shown) > 12 and "\x1b" not in body and "\u202e" not in body
     # The commands can be pasted: the name is one quoted word.
     code = [text(each) for each in page.within("run-1-analyses", "code")]
-    assert all(each.startswith("advkit analyze ") and "'\"'\"'" in each for each in code) and len(code) == 4
+    assert all(each.startswith("advkit analyze ") and "'\"'\"'" in each for each in code) and len(code) == 3
 
 
 @settings(deadline=None, max_examples=60)
@@ -302,7 +302,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs: Path) -> N
     commands = {
         "evaluations": ["advkit evaluate plain --attacks clean,pgd-20,cw-20"],
         "audit": ["advkit audit plain"],
-        "analyses": [f"advkit analyze {kind} plain" for kind in ("vulnerability", "margin", "landscape", "budget")],
+        "analyses": [f"advkit analyze {kind} plain" for kind in ("vulnerability", "margin", "landscape")],
     }
     for part, expected in commands.items():
         assert [text(each) for each in page.within(f"run-1-{part}", "code")] == expected
@@ -372,6 +372,34 @@ def test_an_alarm_is_told_once_with_the_audits_that_raise_it(runs: Path) -> None
     both = f"Run 2 raises alarms: {short}; audit.json, n = 100), black-box (audit.json, n = 100)."
     assert both in text(page.id("comparison-runs"))
     assert "Alarms raised elsewhere" not in text(page.id("run-2-audit"))
+
+
+def test_every_command_that_is_suggested_runs(runs: Path) -> None:
+    """A compare of runs at two radii would be refused, so the page names those that go together, or none."""
+    assert advkit("train", *TINY, "--eps", "0.05", "--out", "near").code == 0
+    assert advkit("train", *TINY, "--eps", "0", "--out", "clean").code == 0
+    for name in ("plain", "near", "cat", "clean"):
+        judge(runs / name, "one", (CLEAN, []), (PGD, range(40)))
+    page = page_of("plain", "near", "cat", "clean", samples=0)
+    commands = [text(element) for element in page.all("code") if text(element).startswith("advkit ")]
+    compares = [command for command in commands if command.startswith("advkit compare")]
+    assert compares == ["advkit compare plain cat"]
+    assert {command.split()[1] for command in commands} >= {"compare", "audit", "analyze"}
+    quick = {"compare": ["--n", "9", "--attacks", "clean"], "audit": ["--n", "2"], "analyze": ["--n", "2"]}
+    for command in commands:
+        _, name, *rest = command.split()
+        ran = advkit(name, *rest, *([] if "budget" in rest else quick[name]))
+        assert ran.code in (0, 3), (command, ran.err)
+    assert "advkit compare" not in text(page_of("plain", "near", samples=0).id("comparison-accuracy"))
+
+
+def test_a_run_that_no_command_can_judge_says_why(runs: Path) -> None:
+    file = runs / "cat" / "run.toml"
+    file.write_text(file.read_text().replace('name = "small-cnn"', 'name = "python:Mine"').replace("width = 2\n", ""))
+    page = page_of("cat", samples=0)
+    said = text(page.id("run-1-evaluations"))
+    assert said.endswith("passed from Python; so pass them to advkit.evaluate.") and "advkit evaluate cat" not in said
+    assert not [element for element in page.all("code") if text(element).startswith(("advkit audit", "advkit analyze"))]
 
 
 def test_attacks_of_one_name_are_told_apart(runs: Path) -> None:
@@ -444,7 +472,7 @@ def test_every_analysis_is_shown_whatever_its_file_is_called(runs: Path) -> None
     assert "analysis/landscape-cat.json, checkpoint best (epoch 3), train split, n = 16." in said
     assert "analysis/landscape-iseat-7.json, checkpoint best (epoch 3), train split, n = 1, pgd-50 at eps 0.15" in said
     assert "margin-old.json is damaged" in said and "notes" not in said
-    assert "analyze landscape" not in said and "analyze margin" not in said and "analyze budget" in said
+    assert "analyze landscape" not in said and "analyze margin" not in said and "analyze vulnerability" in said
     assert rows(page, "run-1-analyses", "landscape, iseat, image 7")[1:] == [
         ["loss at x", "0.100 nats"],
         ["highest loss", "5.000 nats at (2.4, -2.4)"],

@@ -10,10 +10,11 @@ from typing import NamedTuple
 from ... import registry
 from ...errors import OptionError
 from ...evaluation.statistics import wilson
+from ..compare import incomparable
 from ..documents import number
 from ..records import Accuracy, AttackRow, Evaluation
 from . import charts
-from .markup import Html, details, figure, join, listing, paragraph, share, span, table, tag
+from .markup import Html, details, figure, join, listing, paragraph, sentences, share, span, table, tag
 from .sources import Source
 
 
@@ -94,16 +95,34 @@ def accuracies(sources: Sequence[Source]) -> Html:
     averaged = [source for source in sources if any(w not in (None, "raw") for w in _weights(source))]
     parts += [paragraph(f"Run {source.number} is judged by averaged weights.") for source in averaged]
     parts += [paragraph(problem, kind="missing") for problem in dict.fromkeys(problems)]
-    if groups:
-        both = shlex.join(["advkit", "compare", *(source.path for source in sources)])
+    if groups and (alike := _comparable(sources)):
+        both = shlex.join(["advkit", "compare", *(source.path for source in alike)])
         note = "Where intervals overlap, two runs on the same images may differ all the same: "
         parts.append(paragraph(note, tag("code", both), " gives the paired difference."))
-    missing = [source for source in sources if not source.evaluations]
+    unjudged = [source for source in sources if not source.evaluations]
+    missing = [source for source in unjudged if not source.closed]
+    for source in unjudged:
+        if source.closed:
+            parts.append(paragraph(f"Run {source.number} is not evaluated: ", sentences(source.closed), kind="missing"))
     if missing:
         commands = [tag("code", s.command("evaluate", after=("--attacks", "clean,pgd-20,cw-20"))) for s in missing]
         lead = "Not evaluated yet:" if groups else "None of the runs has been evaluated yet; these commands do it:"
         parts.append(tag("div", paragraph(lead), listing(commands), class_="missing"))
     return join(parts)
+
+
+def _comparable(sources: Sequence[Source]) -> list[Source]:
+    """The most runs that `advkit compare` takes together; none where it takes no two."""
+    able = [(source, source.resolved) for source in sources if source.resolved is not None and not source.closed]
+    groups = [
+        [
+            other
+            for other, its in able
+            if not incomparable(first, its, "", "") and first.data == its.data  # the same images of the same set
+        ]
+        for _, first in able
+    ]
+    return max((group for group in groups if len(group) > 1), key=len, default=[])
 
 
 def legend(sources: Sequence[Source]) -> Html:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..analysis.words import figure_rows
 from ..documents import number
-from .markup import Html, figure, join, listing, paragraph, section, table, tag
+from .markup import Html, figure, join, listing, paragraph, section, sentences, table, tag
 from .samples import data_uri
 from .sources import ANALYSES, Analysis, Source
 
@@ -19,7 +19,11 @@ def analyses(source: Source) -> Html:
         section(f"{source.key}-analysis-{count}", _title(found), 4, _analysis(found))
         for count, found in enumerate(source.analyses, 1)
     ]
-    absent = [name for name in ANALYSES if name not in {found.kind for found in source.analyses}]
+    made = {analysis.kind for analysis in source.analyses}
+    possible = [name for name in ANALYSES if name != "budget" or source.has_budgets]
+    absent = [] if source.closed else [name for name in possible if name not in made]
+    if source.closed and not made:
+        parts.append(paragraph("Not analysed: ", sentences(source.closed), kind="missing"))
     if absent:
         commands = [tag("code", source.command("analyze", name)) for name in absent]
         lead = "Not made yet:" if source.analyses else "No analysis has been made yet; these commands make them:"

@@ -118,6 +118,8 @@ def curves(source: Source) -> Html:
 def evaluations(source: Source) -> Html:
     """Accuracies under attack, with their intervals and their audit."""
     if not source.evaluations:
+        if source.closed:
+            return paragraph("Not evaluated: ", sentences(source.closed), kind="missing")
         command = source.command("evaluate", after=("--attacks", "clean,pgd-20,cw-20"))
         return paragraph("Not evaluated yet; ", tag("code", command), " does it.", kind="missing")
     parts = []
@@ -197,7 +199,10 @@ def audit(source: Source) -> Html:
     """The audit for masked gradients."""
     found = source.audit
     if found is None:
-        command = tag("code", source.command("audit"))
+        if source.closed:
+            return paragraph("Not audited: ", sentences(source.closed), kind="missing")
+        radius = () if source.values.get("attack.eps") else ("--eps", "8/255")
+        command = tag("code", source.command("audit", after=radius))
         why = " looks for masked gradients. Without it an accuracy under PGD alone is weak evidence."
         return paragraph("Not audited yet; ", command, why, kind="missing")
     if isinstance(found, str):

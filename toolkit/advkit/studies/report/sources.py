@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...config.layer import Layer
-from ...config.request import MODEL
+from ...config.request import MODEL, PASSED
 from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError
+from ...plugin import CORE
 from ...storage.run_folder import RunFolder
 from ...training.launch import resolve_folder
 from ..documents import content, members, number
@@ -74,6 +75,20 @@ class Source:
     def command(self, *words: str, after: Sequence[str] = ()) -> str:
         """A command line on this run, to be copied into a shell."""
         return shlex.join(["advkit", *words, self.path, *after])
+
+    @cached_property
+    def closed(self) -> str:
+        """Why no command can judge this run here; "" where one can."""
+        if self.resolved is None:
+            return self.unresolved
+        if PASSED in {name[: len(PASSED)] for name in (self.resolved.data.name, self.resolved.model_name)}:
+            return "Its model or its images were passed from Python; so pass them to advkit.evaluate."
+        return "" if self.best else "It has no best checkpoint yet."
+
+    @cached_property
+    def has_budgets(self) -> bool:
+        """Whether a plugin sets a budget for each sample."""
+        return self.resolved is not None and self.resolved.composition.company.owner("perturbation_budget") != CORE
 
     @cached_property
     def values(self) -> dict[str, object]:

@@ -1,0 +1,80 @@
+"""What stops a run: signals, and time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import advkit
+from advkit.cli.main import run
+from advkit.cli.signals import Signals, duration
+from advkit.errors import Interrupted, Stopped
+
+TINY = ["--limit", "60", "--set", "model.width=2", "--set", "attack.steps=1", "--set", "validation.steps=1"]
+CODES = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 75}
+
+
+@pytest.mark.parametrize("name", [name for name in CODES if hasattr(signal, name)])
+def test_a_signal_saves_and_the_run_can_go_on(name: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "advkit", "train", *TINY, "--epochs", "9999", "--progress", "none", "--out", "run"]
+    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == CODES[name]
+    assert "everything is saved. Continue with: advkit train --resume run" in said and said.count("\n") == 1
+    assert (tmp_path / "run" / "checkpoints" / "last").exists()
+
+
+def test_two_hang_ups_are_one_request_and_two_interrupts_are_not() -> None:
+    with Signals() as signals:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert signals.requested is Stopped
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.requested is Interrupted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("typed", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1h 30m 5s", 5405)]
+)
+def test_times(typed: str, seconds: int) -> None:
+    assert duration("--max-time", typed) == seconds
+
+
+@pytest.mark.parametrize("typed", ["", "0", "-1", "h", "30 parsecs", "1.5h", "m30", "nan"])
+def test_no_times(typed: str) -> None:
+    with pytest.raises(advkit.OptionError, match="must be a time above 0, such as 90s, 30m or 2h"):
+        duration("--max-time", typed)
+
+
+def test_a_run_stops_when_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["train", *TINY, "--progress", "none"]
+    assert run([*line, "--epochs", "9999", "--max-time", "1s", "--out", "run"]) == 75
+    assert "everything is saved. Continue with: advkit train --resume run" in capsys.readouterr().err
+    assert run(["train", "--resume", "run", "--progress", "none", "--max-time", "1s"]) == 75
+    assert run([*line, "--epochs", "1", "--max-time", "10m", "--out", "other"]) == 0

@@ -1,0 +1,110 @@
+"""stdout and stderr as they may be, and terminals that obey what a folder is called."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from advkit.cli.display import stdout, table_of, text
+from advkit.cli.main import run
+from advkit.cli.streams import escaped
+
+TINY = ["--limit", "60", "--epochs", "2", "--set", "model.width=2", "--set", "attack.steps=1"]
+TINY += ["--set", "validation.steps=1"]
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+
+
+def shell(line: str, where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m advkit {line}"],
+        cwd=where,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@needs_full
+@pytest.mark.parametrize("stream", ["2>/dev/full", "2>&-", ">&- 2>&-"])
+def test_a_run_goes_on_without_stderr(stream: str, tmp_path: Path) -> None:
+    assert shell(f"train {' '.join(TINY)} --out run {stream}", tmp_path).returncode == 0
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "run" / "lock").read_text().count("\n") <= 1, "nothing else was written to a file in its place"
+
+
+@needs_full
+@pytest.mark.parametrize("line", ["--help", "plan", "plan --json", "recipes list", "train --print-config"])
+def test_a_result_that_can_not_be_written(line: str, tmp_path: Path) -> None:
+    ran = shell(f"{line} >/dev/full", tmp_path)
+    assert (ran.returncode, ran.stderr) == (
+        4,
+        "Error: The result can not be written to stdout (No space left on device); send it elsewhere.\n",
+    )
+
+
+@pytest.mark.parametrize("line", ["plan", "plan --json", "train --help"])
+def test_a_reader_that_goes_away_is_no_failure(line: str, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        ["/bin/bash", "-c", f"{sys.executable} -m advkit {line} | true; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_ascii_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "grün").mkdir()
+    ran = shell("plan --config grün/x.toml", tmp_path, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert ran.returncode == 2 and "gr\\" in ran.stderr and ran.stderr.isascii() and ran.stderr.count("\n") == 1
+
+
+def test_escapes_are_shown() -> None:
+    assert escaped("a\x1b[31mb\nc\u202e") == "a\\x1b[31mb\nc\\u202e"
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        table = table_of("na\x1b[2Jme", ">[bold]n[/bold]")
+        table.add_row("x\x1b]0;title\x07y", "[red]1[/red]")
+        stdout().print(table)
+        stdout().print(text("z\r\x9b31m"))
+    shown = out.getvalue()
+    assert not set(shown) & set("\x1b\x07\r\x9b")
+    assert "na\\x1b[2Jme" in shown and "x\\x1b]0;title\\x07y" in shown and "z\\r\\x9b31m" in shown
+    assert "[red]1[/red]" in shown and "[bold]n[/bold]" in shown, "no markup either"
+
+
+def test_a_run_that_is_called_an_escape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "e\x1b[31mvil"
+    commands = [
+        ["train", *TINY, "--out", name],
+        ["evaluate", name, "--attacks", "clean", "--n", "9"],
+        ["audit", name, "--n", "2"],
+        ["analyze", "vulnerability", name, "--attack", "pgd-1", "--n", "2"],
+        ["compare", name, "absent\x1b[2J"],
+        ["export", name, "--out", "x\x1b[31m"],
+        ["report", name, "--out", "page\x1b.html", "--samples", "0"],
+        ["evaluate", "absent\x1b[2J"],
+        ["train", "--resume", name],
+    ]
+    for line in commands:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(line)
+        assert code in (0, 3, 4), (line, err.getvalue())
+        assert "\x1b" not in out.getvalue() + err.getvalue(), line
+        assert "\\x1b" in out.getvalue() + err.getvalue(), line
+    environment = json.loads((Path(name) / "environment.json").read_text())
+    (Path(name) / "environment.json").write_text(json.dumps(environment | {"torch": "\x1b[31m2"}))
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        assert run(["train", "--resume", name]) == 0
+    assert "torch: \\x1b[31m2 then" in err.getvalue() and "\x1b" not in err.getvalue()
