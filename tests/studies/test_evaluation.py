@@ -203,6 +203,20 @@ def test_a_module_with_odd_arguments(arguments: dict[str, Any], sentence: str) -
     assert str(refusal.value) == sentence
 
 
+@pytest.mark.parametrize("attack", ["pgd-20", "autoattack"])
+def test_a_bar_moves_within_an_attack(attack: str) -> None:
+    """By attack, part and images that are still attacked, not by hundreds of images alone."""
+    if attack == "autoattack":
+        pytest.importorskip("pyautoattack", reason="pip install 'advkit[autoattack]'")
+    seen: list[str] = []
+    images, net = _digits(40), advkit.train(epochs=1, settings={"model.width": 2, "data.limit": 60}).model
+    advkit.evaluate(net, images, attack, eps=0.02, audit=False, watch=lambda done, total, what: seen.append(what))
+    assert seen[-1] == "evaluating" and all(what.startswith(f"{attack} 1-40, ") for what in seen[:-1])
+    assert len(seen) > 20
+    if attack == "autoattack":
+        assert {"apgd-ce", "apgd-t"} <= {what.split(", ")[1] for what in seen[:-1]}
+
+
 def test_the_held_out_images_are_not_of_the_training_split(trained: Path, tmp_path: Path) -> None:
     train = advkit.evaluate(trained, attacks="clean", split="train", n=0, out=tmp_path)
     assert train.n == 297 and len(set(train.index)) == 297, "330 images, a tenth held out"

@@ -51,6 +51,8 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None
     )
     if plan["state"]:
         facts.add_row("state", ", ".join(plan["state"]) + " (a number a training sample)")
+    if not (plan["settings"]["attack.eps"]["value"] and plan["settings"]["attack.steps"]["value"]):
+        facts.add_row("attack", "none: this is standard training, judged at its last checkpoint")
     for caution in plan["cautions"]:
         facts.add_row(text("caution", "yellow"), caution)
     console.print(facts)

@@ -51,13 +51,15 @@ def verdicts(
     batch_size: int | None = None,
     chunk: int = BATCH,
     tick: Callable[[int], None] = lambda done: None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Verdicts]:
     """Which images of `dataset` withstand each attack, by its name. Changes nothing in the model.
 
     `eps` of another norm than `norm` comes by name, {"linf": 0.03, "l2": 0.5}. An image that is misclassified as it
     is withstands nothing and is not attacked. A model that draws in eval mode gets numbers of its own, the same at
-    every evaluation. `batch_size` images at most are computed at once, for nets that need much memory; see `Victim`.
+    every evaluation. `batch_size` images at most are computed at once, for nets that need much memory; see `Victim`;
     `chunk` are attacked together: numbers that a library draws depend on it, advkit's own do not.
+    `tick` is told of images that are done, `tell` at every pass of what is attacked.
     """
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size = {batch_size} must be 1 or more.")
@@ -72,7 +74,7 @@ def verdicts(
                 settings = describe(attack, radii[own], own, seed)
                 said = kept.get(json.dumps(settings, sort_keys=True), first, part.size) if kept else None
                 if said is None:
-                    said = part.judge(attack, own, radius, settings)
+                    said = part.judge(attack, own, radius, settings, tell)
                     if kept:
                         kept.put(first, said)
                 if attack.name in joined:
@@ -99,7 +101,14 @@ class _Chunk:
         self.model, self.size, self.batch_size = model, len(self.part), batch_size
         self._clean: tuple[Tensor, Tensor, Tensor, list[str]] | None = None
 
-    def judge(self, attack: EvaluationAttack, norm: str, radius: Tensor, settings: dict[str, Any]) -> Verdicts:
+    def judge(
+        self,
+        attack: EvaluationAttack,
+        norm: str,
+        radius: Tensor,
+        settings: dict[str, Any],
+        tell: Callable[[str], None] | None,
+    ) -> Verdicts:
         began = time.perf_counter()
         x, y, right, notes = self._images()
         if attack.name == "clean":
@@ -107,6 +116,9 @@ class _Chunk:
             return Verdicts(settings, right.cpu(), self.size, 0, seconds, [*notes], attack.access)
         left = torch.nonzero(right).squeeze(1)
         net = self._victim(norm)
+        if tell is not None:
+            where = f"{attack.name} {self.first + 1}-{self.first + self.size}"
+            net.tell = lambda rows: tell(", ".join(filter(None, (where, net.part, f"{rows} attacked"))))
         self._seed(attack.name)
         robust = right.clone()
         if len(left):

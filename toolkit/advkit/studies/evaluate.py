@@ -246,6 +246,7 @@ def _ask(
         kept=kept,
         batch_size=request.batch_size,
         tick=tick,
+        tell=None if watch is None else lambda what: watch(done, total, what),
     )
 
 

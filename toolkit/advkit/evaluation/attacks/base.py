@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,6 +42,10 @@ class Victim:
         self.forwards = self.backwards = 0
         self.notes: list[str] = []
         """What an attack wants its reader to know, each once."""
+        self.part = ""
+        """Which part of an attack of several is running."""
+        self.tell: Callable[[int], None] | None = None
+        """Told of every pass, how many images are shown."""
         self._watch = GradientWatch()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -49,6 +53,8 @@ class Victim:
         rows, followed = len(x), x.requires_grad and torch.is_grad_enabled()
         logits = self._forward(self._watch(x), followed)
         self.forwards += rows
+        if self.tell is not None:
+            self.tell(rows)
         if followed and not logits.requires_grad:
             raise OptionError(
                 NO_GRADIENT

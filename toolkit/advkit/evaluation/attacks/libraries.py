@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -61,6 +61,9 @@ class FromAutoAttack(EvaluationAttack):
         with _quiet(net, x.device), torch.enable_grad():
             attack = self.build(net, shared_radius(self.name, radius), x.device)
             attack.attacks_to_run = parts
+            running = {"apgd-ce": attack.apgd, "apgd-t": attack.apgd_targeted, "fab-t": attack.fab}
+            for name, part in (running | {"square": attack.square}).items():
+                part.perturb = _announced(net, name, part.perturb)
             x_adv, _ = attack.run_standard_evaluation(x.float(), y, batch_size=len(x))
         return torch.as_tensor(x_adv).to(x.dtype)
 
@@ -187,6 +190,16 @@ class _Module(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[0](x.to(self.dtype)).to(x.dtype)
+
+
+def _announced(net: Victim, name: str, perturb: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of AutoAttack that says that it runs."""
+
+    def announced(*images: Any, **more: Any) -> Any:
+        net.part = name
+        return perturb(*images, **more)
+
+    return announced
 
 
 class _Flags(logging.Handler):
