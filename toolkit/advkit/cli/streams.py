@@ -26,16 +26,16 @@ class Unwritable(AdvkitError):
 
 
 class _Stream(ABC):
-    """A text stream whose failures are told apart from those of files."""
+    """A stream whose failures are told apart from those of files."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def write(self, text: str) -> int:
-        if text == "":  # click tries what a stream takes, and would hide the failure
+    def write(self, text: str | bytes) -> int:
+        if not text:  # click tries what a stream takes, and would hide the failure
             return 0
         try:
-            return self.stream.write(text)
+            return self.stream.write(text if isinstance(text, str) else text.decode())
         except (OSError, ValueError) as error:
             self.failed(error)
             return len(text)
