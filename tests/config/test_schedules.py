@@ -6,7 +6,9 @@ import tomllib
 from fractions import Fraction
 from math import cos, pi
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings, strategies as st
 
 from advkit import OptionError, Schedule
@@ -14,8 +16,8 @@ from advkit.config.layer import Layer
 from advkit.config.request import Request
 from advkit.config.resolve import Resolved, resolve
 from advkit.config.runfile import dump, parse
+from advkit.optimizers import OptimizerSettings
 from advkit.options import OptionModel, option, validate
-from advkit.settings import OptimizerSettings
 
 
 class Weighted(OptionModel):
@@ -67,6 +69,100 @@ def test_cosine_and_constant() -> None:
     assert {rates(schedule="constant", lr=0.2).lr_at(epoch, 4) for epoch in range(4)} == {0.2}
     assert cosine.decays(100) == rates(schedule="constant").decays(100) == ()
     assert rates().lr_at(19, 20) == pytest.approx(0.001), "the default decays"
+
+
+# ---------------------------------------------------------------------- rates by step
+
+
+def every_rate(epochs: int, steps: int, **values: object) -> list[float]:
+    chosen = rates(**values)
+    return [chosen.lr_at(epoch, epochs, step, steps) for epoch in range(epochs) for step in range(steps)]
+
+
+def place(epochs: int, steps: int) -> np.ndarray:
+    """t = epoch + (i + 1) / len(train_batches), as the codes of Rice et al. and of AWP."""
+    return np.array([epoch + (i + 1) / steps for epoch in range(epochs) for i in range(steps)])
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (6, 7), (30, 3)])
+def test_linear_pieces_and_cyclic_are_those_of_the_papers_codes(epochs: int, steps: int) -> None:
+    t = place(epochs, steps)
+    linear = np.interp(t, [0, epochs / 3, epochs * 2 / 3, epochs], [0.2, 0.2, 0.02, 0.002])
+    assert every_rate(epochs, steps, lr=0.2, schedule="linear") == pytest.approx(linear)
+    cyclic = np.interp(t, [0, 0.4 * epochs, epochs], [0, 0.2, 0])
+    assert every_rate(epochs, steps, lr=0.2, schedule="cyclic", peak=0.4) == pytest.approx(cyclic, abs=1e-12)
+    points = [[0, 0], [0.4, 1], [1, 0]]
+    assert every_rate(epochs, steps, lr=0.2, schedule="linear", points=points) == pytest.approx(cyclic, abs=1e-12)
+
+
+def test_cycles_follow_each_other() -> None:
+    once, thrice = (every_rate(2 * n, 10, schedule="cyclic", cycles=n, peak=0.5) for n in (1, 3))
+    assert thrice == pytest.approx(3 * once, abs=1e-12) and max(once) == 0.1
+
+
+def test_one_cycle_is_torchs() -> None:
+    """Which reaches the end at step total - 1, as ours does at the share 1: so its steps are moved by one."""
+    epochs, steps = 5, 10
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], 0.3)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=epochs * steps + 1, cycle_momentum=False)
+    expected = []
+    for _ in range(epochs * steps):
+        optimizer.step()
+        torchs.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+    ours = every_rate(epochs, steps, lr=0.3, schedule="one-cycle", peak=(0.3 * 51 - 1) / 50)
+    assert ours == pytest.approx(expected, rel=1e-9)
+    assert max(ours) > 0.99 * 0.3 and ours[-1] == pytest.approx(0.3 / 25e4)
+
+
+def test_cosine_moves_by_step_where_that_is_said() -> None:
+    by_epoch, by_step = (every_rate(4, 5, schedule="cosine", per=per) for per in ("schedule", "step"))
+    assert by_epoch == every_rate(4, 5, schedule="cosine", per="epoch") and len(set(by_epoch)) == 4
+    assert by_step == pytest.approx(0.05 * (1 + np.cos(pi * place(4, 5) / 4)), abs=1e-12)
+
+
+def test_warm_up_is_a_factor_on_whatever_the_schedule_says() -> None:
+    for schedule in ("piecewise", "cosine", "linear", "one-cycle", "cyclic", "constant"):
+        plain, warm = (every_rate(6, 5, schedule=schedule, warmup=warmup) for warmup in (0.0, 2.5))
+        assert warm == pytest.approx(np.array(plain) * np.minimum(1, place(6, 5) / 2.5), abs=1e-12)
+    by_epoch = every_rate(6, 5, schedule="constant", warmup=3, per="epoch")
+    assert by_epoch[::5] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1, 0.1]) and len(set(by_epoch)) == 3
+
+
+@pytest.mark.parametrize("schedule", ["piecewise", "cosine", "constant"])
+def test_no_warm_up_is_the_rate_bit_for_bit(schedule: str) -> None:
+    chosen = rates(schedule=schedule, lr=0.3)
+    for epoch in range(9):
+        assert {chosen.lr_at(epoch, 9, step, 7) for step in range(7)} == {chosen.lr_at(epoch, 9)}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"schedule": "cyclic", "per": "epoch"},
+            "optimizer.schedule = cyclic changes the rate after every step; leave out per=epoch.",
+        ),
+        *(
+            (
+                {"points": wrong},
+                f"optimizer.points = {wrong!r} must be pairs of a share of the run, rising from 0 to 1, and a factor "
+                ">= 0, such as [[0, 1], [1, 0]].",
+            )
+            for wrong in ([[0, 1]], [[0, 1], [0.5, 0]], [[0.1, 1], [1, 0]], [[0, 1], [1, -1]], [[0, 1], [1]], [])
+        ),
+    ],
+)
+def test_rates_that_are_none(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(OptionError) as refusal:
+        rates(**values)
+    assert str(refusal.value) == sentence
+
+
+def test_a_warm_up_beyond_the_run_is_a_caution() -> None:
+    said = "optimizer.warmup is 30 epochs long: a run of 20 never trains with the whole rate"
+    assert resolve((), [Layer("test", {"optimizer.warmup": 30})]).cautions == (said,)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from math import ceil, cos, pi
 from typing import Literal, Self
 
 from pydantic import field_validator, model_validator
 
 from .errors import OptionError, did_you_mean
 from .hookspec import VIEWS
+from .optimizers import KNOWN, OptimizerSettings
 from .options import OptionModel, Real, option
 from .types import Passes
 
@@ -122,54 +122,6 @@ class UpdateSettings(OptionModel):
         return None if self.batch_norm == "base_loss" else tuple(self.batch_norm.split(","))
 
 
-class OptimizerSettings(OptionModel):
-    """SGD, and a learning rate that is a pure function of the epoch."""
-
-    lr: Real = option(0.1, gt=0, help="initial learning rate")
-    momentum: Real = option(0.9, ge=0, lt=1, help="momentum")
-    weight_decay: Real = option(5e-4, ge=0, help="weight decay")
-    nesterov: bool = option(False, help="Nesterov momentum")
-    schedule: Literal["piecewise", "cosine", "constant"] = option(
-        "piecewise", help="learning rate by epoch: decayed at milestones; lr (1 + cos(pi epoch / epochs)) / 2; or lr"
-    )
-    milestones: list[int | float] = option(
-        [0.5, 0.75],
-        help="piecewise: when the learning rate is multiplied by `decay`, after shares of the run's epochs, or after "
-        "whole epochs, such as [75, 90]",
-    )
-    decay: Real = option(0.1, gt=0, le=1, help="factor at every milestone")
-
-    @field_validator("milestones", mode="before")
-    @classmethod
-    def _shares_or_epochs(cls, value: object) -> object:
-        milestones = value if isinstance(value, list) else [None]
-        shares = all(type(one) is float and 0 < one < 1 for one in milestones)
-        epochs = all(type(one) is int and one >= 1 for one in milestones)
-        if not (shares or epochs) or milestones != sorted(set(milestones)):
-            raise ValueError(
-                "must be rising shares of the run between 0 and 1, such as [0.5, 0.75], or rising epochs, such as "
-                "[75, 90]"
-            )
-        return value
-
-    def decays(self, epochs: int) -> tuple[int, ...]:
-        """The first epoch (0-based) after each decay; none where the schedule has no stages."""
-        if self.schedule != "piecewise":
-            return ()
-        # 1e-9 forgives 0.29 * 100 = 28.999...
-        return tuple(m if isinstance(m, int) else ceil(m * epochs - 1e-9) for m in self.milestones)
-
-    def lr_at(self, epoch: int, epochs: int) -> float:
-        """The learning rate of an epoch (0-based)."""
-        lr: float = self.lr
-        if self.schedule == "cosine":
-            return lr * (1 + cos(pi * epoch / epochs)) / 2
-        for start in self.decays(epochs):
-            if epoch >= start:
-                lr *= self.decay
-        return lr
-
-
 class ValidationSettings(OptionModel):
     """How the best checkpoint is chosen: by the lower of its PGD and margin-PGD accuracies at the run's eps."""
 
@@ -206,9 +158,10 @@ def known_setting(key: str) -> None:
     section, _, field = key.partition(".")
     if section in ("model", "order") and field:
         return
-    if section in SECTIONS and field in SECTIONS[section].model_fields:
-        return
     known = {f"{name}.{own}": own for name, options in SECTIONS.items() for own in options.model_fields}
+    known |= {f"optimizer.{own}": own for own in KNOWN}
+    if key in known:
+        return
     if section in SECTIONS:  # a shared section makes no two names alike
         near = did_you_mean(field, [own for full, own in known.items() if full.startswith(f"{section}.")])
         near = near.replace("mean ", f"mean {section}.")

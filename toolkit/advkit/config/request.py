@@ -16,6 +16,7 @@ from .. import registry
 from ..compose.companions import loaded
 from ..compose.registration import HOOKS, hooks_of
 from ..errors import OptionError, PluginLoad
+from ..optimizers import KNOWN, OptimizerSettings
 from ..options import parse_number
 from ..plugin import Plugin
 from ..settings import DataSettings, known_setting
@@ -27,6 +28,10 @@ PASSED = "python:"
 
 MODEL = "small-cnn"
 """What is trained where nothing names a model."""
+
+OPTIMIZER = OptimizerSettings.model_fields["name"].default
+OF_THE_OPTIMIZER = {"optimizer.name", *(f"optimizer.{key}" for key in KNOWN)}
+"""Settings that are said of one optimizer, and of no other."""
 
 SHORT = {
     "dataset": "data.name",
@@ -156,6 +161,8 @@ def settings_of(
         if layer.settings.get("model.name", model) != model:
             for key in [key for key in given if key.startswith("model.")]:  # the options of another model
                 del given[key], origins[key]
+        for key in _of_another_optimizer(layer.settings, given):
+            del given[key], origins[key]
         for key, value in layer.settings.items():
             known_setting(key)
             given[key], origins[key] = value, layer.origin
@@ -170,7 +177,18 @@ def settings_of(
         below[key] = value
         if key not in given:
             origins[key] = f"plugin {owner}"
+    for key in _of_another_optimizer(given, below):
+        del below[key]
+        if key not in given:
+            del origins[key]
     return below | given, origins, cautions
+
+
+def _of_another_optimizer(settings: Mapping[str, object], below: Mapping[str, object]) -> list[str]:
+    """The keys of `below` that are said of another optimizer than `settings` name, if they name one."""
+    present = below.get("optimizer.name", OPTIMIZER)
+    same = str(settings.get("optimizer.name", present)).lower() == str(present).lower()
+    return [] if same else [key for key in below if key in OF_THE_OPTIMIZER]
 
 
 def _preferences(

@@ -14,6 +14,7 @@ from ..compose.declarations import build
 from ..compose.registration import check
 from ..compose.stage import Setting
 from ..errors import OptionError, did_you_mean
+from ..optimizers import OptimizerSettings
 from ..options import OptionModel, parse_number, validate
 from ..plugin import Plugin
 from ..settings import (
@@ -21,7 +22,6 @@ from ..settings import (
     AttackSettings,
     CheckpointSettings,
     DataSettings,
-    OptimizerSettings,
     RunSettings,
     UpdateSettings,
     ValidationSettings,
@@ -174,6 +174,10 @@ def _draft(
     eps, rates = cast(AttackSettings, sections["attack"]).eps, cast(OptimizerSettings, sections["optimizer"])
     epochs = cast(RunSettings, sections["run"]).epochs
     decays = rates.decays(epochs) if decays_known else None
+    if rates.warmup > epochs:
+        cautions.append(
+            f"optimizer.warmup is {rates.warmup:g} epochs long: a run of {epochs} never trains with the whole rate"
+        )
     if decays and decays[0] >= epochs and isinstance(rates.milestones[0], int):
         cautions.append(f"optimizer.milestones start at {decays[0]}, so in {epochs} epochs nothing decays")
     raw, option_origins = options_of(layers)

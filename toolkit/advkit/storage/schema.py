@@ -83,10 +83,9 @@ def check(
     known: State,
     tensors: Mapping[str, Tensor],
     fresh: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
+    kept: Mapping[str, Mapping[str, Tensor]],
     *,
     epochs: int,
-    momentum: bool,
     split: str | None,
 ) -> None:
     """Judge what a checkpoint holds, for a run of these settings.
@@ -94,9 +93,8 @@ def check(
     Args:
         known, tensors: what it holds.
         fresh: what the run would store before its first step: the model, and the state of plugins.
-        parameters: those that are trained, by name.
-        epochs, momentum, split: how many the run has, whether its optimizer keeps a tensor a parameter, which images
-            choose `best`.
+        kept: what the optimizer keeps of each parameter that is trained, by name.
+        epochs, split: how many the run has, which images choose `best`.
     """
     fixed = {name: value for name, value in fresh.items() if not name.startswith(GROWING)}
     for name, value in tensors.items():
@@ -111,7 +109,7 @@ def check(
             _refuse(f"{weights.EVALUATED}{name} is no weight of the model")
         _alike(f"{weights.EVALUATED}{name}", value, fixed[f"{weights.MODEL}{name}"])
     _position(known, epochs, split)
-    _optimizer(known, under(tensors, weights.OPTIMIZER), parameters, momentum)
+    _optimizer(known, under(tensors, weights.OPTIMIZER), kept)
     _meter(known, under(tensors, weights.METER))
 
 
@@ -144,22 +142,22 @@ def _position(known: State, epochs: int, split: str | None) -> None:
         _refuse(f"its best epoch is {best.epoch}, by {best.selected} on the {best.split} split, in epoch {at.epoch}")
 
 
-def _optimizer(known: State, stored: Mapping[str, Tensor], parameters: Mapping[str, Tensor], momentum: bool) -> None:
+def _optimizer(known: State, stored: Mapping[str, Tensor], kept: Mapping[str, Mapping[str, Tensor]]) -> None:
     keys: dict[str, set[str]] = {name: set() for name in known.optimizer}
     for full, value in stored.items():
         name, _, key = full.rpartition("/")
-        if name not in parameters or name not in keys:
+        if name not in kept or name not in keys:
             _refuse(f"{weights.OPTIMIZER}{full} belongs to no parameter that is trained")
-        if value.ndim or key.endswith("_buffer"):
-            _alike(f"{weights.OPTIMIZER}{full}", value, parameters[name].detach())
+        if key not in kept[name]:
+            _refuse(f"{weights.OPTIMIZER}{full} is nothing that this run's optimizer keeps")
+        _alike(f"{weights.OPTIMIZER}{full}", value, kept[name][key])
         keys[name].add(key)
-    if stray := keys.keys() - parameters.keys():
+    if stray := keys.keys() - kept.keys():
         _refuse(f"its optimizer knows {min(stray)}, which the run does not train")
-    most = max(keys.values(), key=len, default=set())
     for name, own in keys.items():
-        if (momentum and not own) or most - own:
-            _refuse(f"{weights.OPTIMIZER}{name}/{min(most - own, default='momentum_buffer')} is missing")
-    if momentum and known.position.global_step and not keys:
+        if missing := kept[name].keys() - own:
+            _refuse(f"{weights.OPTIMIZER}{name}/{min(missing)} is missing")
+    if any(kept.values()) and known.position.global_step and not keys:
         _refuse("the optimizer's momentum is missing")
 
 

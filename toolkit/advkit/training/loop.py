@@ -73,14 +73,7 @@ class Trainer:
         self.progress: Progress = progress or Silent()
         self.device = torch.device(resolved.run.device)
         self.model = model.to(self.device)
-        rates = resolved.optimizer
-        self.optimizer = torch.optim.SGD(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=rates.lr,
-            momentum=rates.momentum,
-            weight_decay=rates.weight_decay,
-            nesterov=rates.nesterov,
-        )
+        self.optimizer = resolved.optimizer.build(self.model)
         state = RunState(resolved.run.seed, len(splits.train), resolved.attack, *placement(self.model))
         self.panel = Panel(resolved.composition, state)
         self.feed = Feed(resolved, splits, self.panel)
@@ -120,14 +113,14 @@ class Trainer:
         return TrainResult(self.model, self.history, self.best, self.folder.path if self.folder else None)
 
     def _epoch(self) -> None:
-        state, run = self.panel.state, self.resolved.run
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.resolved.optimizer.lr_at(state.epoch, run.epochs)
+        state = self.panel.state
         batches = self.feed.batches(state.epoch)
         if state.step == 0:
             self.panel.notify("epoch_start", epoch=state.epoch)
         visits = occurrences(batches)
         while state.step < len(batches):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate(state.step, len(batches))
             report = self.one_step(batches[state.step], visits[state.step])
             self.meter.add(report)
             self.global_step += 1
@@ -145,13 +138,16 @@ class Trainer:
         x, y, index = self.feed.images(index, seen)
         return self.step(x, y, index, epoch=self.panel.state.epoch, occurrence=seen.to(self.device))
 
+    def _rate(self, step: int, steps: int) -> float:
+        return self.resolved.optimizer.lr_at(self.panel.state.epoch, self.resolved.run.epochs, step, steps)
+
     def _end_epoch(self) -> None:
-        epoch, run = self.panel.state.epoch, self.resolved.run
+        epoch, steps = self.panel.state.epoch, self.panel.state.step
         self.meter.lap()
         evaluated = self.evaluated()
         row: dict[str, Any] = {
             "epoch": epoch,
-            "lr": self.resolved.optimizer.lr_at(epoch, run.epochs),
+            "lr": self._rate(steps - 1, steps),  # the last step's
             **self.meter.row(self.resolved.attack.steps),
             "state": {name: quantiles(values[self.feed.training]) for name, values in self.panel.state.samples.items()},
             "validation": self._validate(epoch, evaluated),

@@ -57,6 +57,9 @@ class Step(TrainingStep):
         layer = Layer("python", own | given, options or {})
         known = {"run.epochs", "optimizer.milestones"} <= given.keys()
         resolved = resolve(plugins, [layer], no_companion=no_companion, decays_known=known)
+        for key in sorted(given):
+            if key.startswith("optimizer.") and key.removeprefix("optimizer.") not in ("schedule", "milestones"):
+                raise OptionError(f"A Step takes the optimizer and its rates as they are; set {key} in the loop.")
         for hook, spec in HOOKS.items():
             if spec.asked_by == "loop" and (owners := resolved.composition.owners(hook)):
                 raise HookConflict(

@@ -60,22 +60,22 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
         raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
     if changes := runfile.difference(state["run"], runfile.dump(trainer.resolved)):
         raise ResumeMismatch(f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it.")
+    parameters, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer
+    kept = trainer.resolved.optimizer.keeps({name: p for name, p in parameters.items() if p.requires_grad})
     schema.check(
         known,
         tensors,
         _tensors(trainer),
-        {name: p for name, p in trainer.model.named_parameters() if p.requires_grad},
+        kept,
         epochs=trainer.resolved.run.epochs,
-        momentum=trainer.resolved.optimizer.momentum > 0,
         split=trainer.selecting_split(),
     )
     put_weights(trainer.model, tensors, "the run's checkpoint")
-    parameters, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer
     for name, numbers in state["optimizer"].items():
         optimizer.state[parameters[name]].update(numbers)
     for name, value in under(tensors, OPTIMIZER).items():
         owner, _, key = name.rpartition("/")
-        optimizer.state[parameters[owner]][key] = torch.empty_like(parameters[owner]).copy_(value)
+        optimizer.state[parameters[owner]][key] = torch.empty_like(kept[owner][key]).copy_(value)
     trainer.panel.state.restore({n: v for n, v in tensors.items() if n.startswith((SAMPLES, TENSORS))})
     trainer.go_on_from(state["position"])
     trainer.meter.restore(state["meter"], under(tensors, METER), trainer.device)

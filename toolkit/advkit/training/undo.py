@@ -53,7 +53,12 @@ def _copied(values: dict[str, object]) -> dict[str, object]:
 
 def _not_finite(changed: list[tuple[str, Tensor, Tensor]], optimizer: torch.optim.Optimizer) -> str | None:
     """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay."""
-    moments = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    moments = [
+        value
+        for parameter, values in optimizer.state.items()
+        for value in values.values()
+        if isinstance(value, Tensor) and value.device == parameter.device  # counts of steps stay on the CPU
+    ]
     parts = [(name, tensor.detach()) for name, tensor, _ in changed] + [("the optimizer's state", m) for m in moments]
     floating = [(name, tensor) for name, tensor in parts if tensor.is_floating_point() and tensor.numel()]
     before = {name: values for name, _, values in changed}
