@@ -373,7 +373,7 @@ def write(name: str, lines: list[str], runs: list[dict[str, Any]], how: str) -> 
     made = ", ".join(f"{package} {number}" for package, number in versions.items())
     lines += [
         "",
-        f"Measured with {made}, Python {platform.python_version()}, {os.cpu_count()} cores; {how}.",
+        f"Measured with {made}, Python {platform.python_version()}, {processor()}, {os.cpu_count()} cores; {how}.",
         "",
         "Commands:",
         "",
@@ -395,6 +395,14 @@ def revision() -> str:
     root = HERE.parent
     changed = git("diff", "--quiet", "HEAD", "--", str(root / "toolkit"), str(root / "plugins")).returncode
     return f"{commit} with changes" if changed else commit
+
+
+def processor() -> str:
+    """Its name, as Linux gives it."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return name or platform.processor() or platform.machine()
 
 
 def _mean(values: list[float], sign: bool = False) -> str:

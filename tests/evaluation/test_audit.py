@@ -23,7 +23,7 @@ from advkit.evaluation.attacks import Pgd, parse_attack
 from advkit.evaluation.audit import RULES, AuditResult, Check, audit, figures, short
 from advkit.evaluation.audit.bench import Bench, Trace, bench
 from advkit.evaluation.audit.brief import from_verdicts
-from advkit.evaluation.figure import Figure, above, gap, jackknife, share
+from advkit.evaluation.figure import Figure, above, gap, jackknife, least, share
 from advkit.evaluation.results import Verdicts
 from advkit.evaluation.verdicts import verdicts
 from advkit.modules import mode
@@ -288,6 +288,15 @@ def test_the_short_form_uses_the_verdicts_and_changes_none(masks: ModuleType) ->
         assert left_out == {"transfer", "apgd-t-gap"}
 
 
+def test_the_short_form_names_the_attack_that_breaks_the_net(masks: ModuleType) -> None:
+    net = masks.scaled(linear(), 1e4)
+    data = labelled(net)
+    checks = short(net, data, judged(net, data, "clean", "pgd-10", "cw-10"), eps=EPS)
+    assert any(check.alarm for check in checks)
+    for check in checks:
+        assert ("Of the attacks tried cw-10 breaks the net most" in check.sentence) == bool(check.alarm)
+
+
 def test_without_attacks_the_short_form_says_what_is_missing() -> None:
     checks = {check.name: check for check in short(linear(), labelled(linear()), {}, eps=EPS)}
     assert "pgd-K, cw-K and square" in checks["black-box"].sentence
@@ -336,7 +345,7 @@ def test_every_outcome_is_json_and_a_sentence(name: str, value: float | str) -> 
     measured = share(value, 30) if isinstance(value, int) else value
     check = RULES[name].judge(Figure(value, value - 0.1, value + 0.1, 30) if isinstance(value, float) else measured)
     record = json.loads(json.dumps(check.as_dict(), allow_nan=False))
-    assert list(record) == ["name", "figure", "threshold", "alarm", "sentence", "interval", "count", "of"]
+    assert list(record) == ["name", "figure", "threshold", "alarm", "sentence", "interval", "count", "of", "alarm_from"]
     assert record["sentence"].endswith(".") and "{" not in record["sentence"]
     assert (check.alarm is None) == (check.figure is None)
     if check.figure is not None:
@@ -489,6 +498,18 @@ def test_an_imitator_is_tried_where_no_run_is_given(masks: ModuleType) -> None:
 def test_an_alarm_on_one_of_two_images_is_none() -> None:
     assert not above(share(1, 2), 0.02) and not above(share(2, 2), 0.02) and above(share(3, 3), 0.02)
     assert not above(share(3, 100), 0.02) and above(share(6, 100), 0.02)
+    assert least(0.02, 2) is None
+
+
+@pytest.mark.parametrize(("threshold", "counts"), [(0.01, (3, 3, 5)), (0.02, (3, 5, 8)), (0.12, (8, 19, 34))])
+def test_thresholds_are_whole_numbers_of_images(threshold: float, counts: tuple[int, ...]) -> None:
+    """No share that rounding moves: a count raises the alarm, and one image fewer does not."""
+    for count, of in zip(counts, (32, 100, 200), strict=True):
+        assert least(threshold, of) == count
+        assert above(share(count, of), threshold) and not above(share(count - 1, of), threshold)
+        rule = dataclasses.replace(RULES["large-eps"], threshold=threshold)
+        check, below = rule.judge(share(count, of)), rule.judge(share(count - 1, of))
+        assert (check.alarm, check.alarm_from, below.alarm) == (True, count, False)
 
 
 def test_a_gap_is_paired_and_of_all_images() -> None:

@@ -67,13 +67,13 @@ def show(record: AuditRecord) -> None:
     console.print(
         text(f"{record.run}  {where}{record.split} split, {record.images}, {record.norm}, eps {record.eps:.4g}")
     )
-    table = table_of("", "check", ">figure", "95 % interval", ">images", ">alarm above", "", wrap=("",))
+    table = table_of("", "check", ">figure", "95 % interval", ">images", ">alarm", "", wrap=("",))
     signs = {True: text("ALARM", "bold red"), False: text("ok"), None: text("-")}
     for check in record.checks:
         figure = "" if check.figure is None else f"{check.figure:.3g}"
         ends = "{:.3f} to {:.3f}".format(*check.interval) if check.interval else ""
         images = "" if check.of is None else f"{check.of}" if check.count is None else f"{check.count} of {check.of}"
-        threshold = f"{check.threshold:g}"
+        threshold = f"above {check.threshold:g}" if check.alarm_from is None else f"from {check.alarm_from}"
         table.add_row(signs[check.alarm], check.name, figure, ends, images, threshold, text(check.sentence))
     console.print(table)
     passes = sum((record.passes or {}).values())

@@ -22,6 +22,8 @@ class Figure:
     """Images looked at."""
     count: int | None = None
     """How many of them, where the figure is a share."""
+    paired: bool = False
+    """Whether it is a difference of two counts, whose interval needs more than their difference."""
 
 
 def share(count: int, of: int) -> Figure:
@@ -36,16 +38,24 @@ def gap(one: Tensor, other: Tensor, of: int) -> Figure:
     low, high = image_interval([*values, *[0.0] * (of - len(values))])
     count = abs(int(one.sum()) - int(other.sum()))
     ends = (low, high) if sum(values) >= 0 else (-high, -low)
-    return Figure(count / of, max(0.0, ends[0]), ends[1], of, count)
+    return Figure(count / of, max(0.0, ends[0]), ends[1], of, count, paired=True)
 
 
 MINIMUM = 3
 """Images that an alarm needs, whatever share of the attacked ones they are."""
 
 
+def least(threshold: float, of: int) -> int | None:
+    """The fewest images of `of`, MINIMUM or more, whose share lies above `threshold` with its whole interval."""
+    return next((count for count in range(MINIMUM, of + 1) if wilson(count, of)[0] > threshold), None)
+
+
 def above(figure: Figure, threshold: float) -> bool:
-    """Whether all of its interval is, and where it is a share, enough images make it."""
-    return figure.low > threshold and (figure.count is None or figure.count >= MINIMUM)
+    """Whether all of its interval is, and where images are counted, enough of them: for a share a whole number."""
+    if figure.count is None or figure.paired:
+        return figure.low > threshold and (figure.count is None or figure.count >= MINIMUM)
+    fewest = least(threshold, figure.of)
+    return fewest is not None and figure.count >= fewest
 
 
 def jackknife(statistic: Callable[[Tensor], Tensor], rows: Tensor) -> Figure:

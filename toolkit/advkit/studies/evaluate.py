@@ -76,7 +76,7 @@ def evaluate(
         model, settings: for weights: a model's name, and settings such as {"model.width": 16}.
         out: where verdicts of runs and weights are kept; RUN/evaluations, or runs/evaluations for weights.
         fresh: ask for verdicts that are known already again.
-        audit: whether to run the short audit: some forty passes on each of a hundred images.
+        audit: whether to run the short audit: some forty passes on each of 200 images.
         watch: told of the progress.
 
     The result reads like its JSON: `result["attacks"][0]["accuracy"]`, `result["worst_case"]`, `result["suspect"]`

@@ -8,7 +8,7 @@ nothing; one that trips says that the accuracies under attack are too high, and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
@@ -18,7 +18,7 @@ from ..attacks.base import EvaluationAttack
 from . import figures
 from .bench import Bench, bench
 from .brief import short
-from .checks import RULES, Check
+from .checks import RULES, Check, told
 from .figures import Answer
 
 __all__ = ["RULES", "AuditResult", "Check", "audit", "short"]
@@ -94,12 +94,3 @@ def audit(
         stood = {} if table.hopeless else table.withstood()
         checks = tuple(told(outcomes, stood))
         return AuditResult(checks, stood, table.hopeless, table.net.forwards, table.net.backwards)
-
-
-def told(outcomes: list[Check], withstood: dict[str, float]) -> list[Check]:
-    """Every alarm with the attack that leaves the fewest images standing."""
-    if not withstood:
-        return outcomes
-    attack = min(withstood, key=lambda name: withstood[name])
-    by = f" Of the attacks tried {attack} breaks the net most, {withstood[attack]:.3f} withstand."
-    return [replace(one, sentence=one.sentence + by) if one.alarm else one for one in outcomes]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 
-from ..figure import Figure, above
+from ..figure import Figure, above, least
 from ..results import SUSPECT_GAP
 
 FEWEST = 10
@@ -27,6 +28,8 @@ class Check:
     """Images behind a share; None where the figure is a mean."""
     of: int | None = None
     """Images that were looked at."""
+    alarm_from: int | None = None
+    """The fewest of them that raise the alarm; None where the figure is no share, or so few images can raise none."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -56,7 +59,8 @@ class Rule:
         alarm = above(figure, self.threshold)
         sentence = self.fact.format(figure.value) + (f": {self.meaning}." if alarm else ".")
         ends = figure.low, figure.high
-        return Check(self.name, figure.value, self.threshold, alarm, sentence, ends, figure.count, figure.of)
+        fewest = None if figure.count is None or figure.paired else least(self.threshold, figure.of)
+        return Check(self.name, figure.value, self.threshold, alarm, sentence, ends, figure.count, figure.of, fewest)
 
 
 _RULES = (
@@ -195,3 +199,12 @@ _RULES = (
 )
 RULES = {rule.name: rule for rule in _RULES}
 """By name, in the order of the report."""
+
+
+def told(outcomes: Sequence[Check], withstood: Mapping[str, float]) -> list[Check]:
+    """Every alarm with the attack that leaves the fewest images standing, of shares that withstand by attack."""
+    if not withstood:
+        return list(outcomes)
+    attack = min(withstood, key=lambda name: withstood[name])
+    by = f" Of the attacks tried {attack} breaks the net most, {withstood[attack]:.3f} withstand."
+    return [replace(one, sentence=one.sentence + by) if one.alarm else one for one in outcomes]
