@@ -328,3 +328,53 @@ def test_an_attack_may_use_the_net_and_its_draws(tiny_net: Net, tiny_batch: Batc
 
     honest = bad(inner_attack=inner_attack, passes=lambda self, hook, costs: Passes(1, 1))
     step_of(tiny_net(True, dropout=0.5), honest, "awp", **{"run.check_hooks": True})(*tiny_batch(), epoch=0)
+
+
+DRAWS = {
+    "torch's global generator": lambda: torch.rand(1),
+    "numpy's global generator": lambda: np.random.rand(),  # noqa: NPY002
+    "Python's global generator": random.random,
+}
+
+
+@pytest.mark.parametrize("what", DRAWS)
+@pytest.mark.parametrize("hook", ["inner_attack", "weight_perturbation", "attack_objective", "setup"])
+def test_draws_that_no_address_has_are_the_plugins(tiny_net: Net, tiny_batch: BatchOf, hook: str, what: str) -> None:
+    """Also of hooks that may call the net, which draws from torch's generator itself."""
+
+    def inner_attack(self: Any, model: Any, batch: Any) -> advkit.AttackResult:
+        model(batch.x)
+        DRAWS[what]()
+        return advkit.AttackResult(batch.x)
+
+    def weight_perturbation(self: Any, params: Any, gradient_at: Any) -> dict[str, Tensor]:
+        DRAWS[what]()
+        gradient_at()
+        return {}
+
+    def attack_objective(self: Any) -> Callable[[Tensor], Tensor]:
+        return lambda logits: logits.sum(1) * (1 if DRAWS[what]() is None else 2)
+
+    def setup(self: Any, model: nn.Module) -> None:
+        DRAWS[what]()
+
+    passes = {"inner_attack": Passes(forward=1), "weight_perturbation": Passes(1, full_backward=1)}
+    members = {hook: locals()[hook], "passes": lambda self, hook, costs: passes.get(hook, Passes())}
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    with pytest.raises(HookContract, match=f"Plugin bad broke the contract of {hook}: it changed {what}; draw from"):
+        step_of(tiny_net(dropout=0.5), bad(**members))(*tiny_batch(), epoch=0)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
+
+
+def test_a_net_that_draws_from_nobodys_generator(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    class Jitters(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.core = tiny_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.core(x + 1e-3 * np.random.rand())  # noqa: NPY002
+
+    with pytest.raises(advkit.OptionError, match="The model draws from numpy's global generator, which nobody seeds"):
+        step_of(Jitters())(*tiny_batch(), epoch=0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -135,6 +137,35 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
+def generators() -> dict[str, Any]:
+    """The states of the global generators, by what they are called in a sentence."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return {
+        "torch's global generator": [torch.get_rng_state(), *cuda],
+        "numpy's global generator": np.random.get_state(legacy=True),  # noqa: NPY002
+        "Python's global generator": random.getstate(),
+    }
+
+
+def put_back(states: dict[str, Any]) -> None:
+    """The global generators as they were."""
+    own, *cuda = states["torch's global generator"]
+    torch.set_rng_state(own)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+    np.random.set_state(states["numpy's global generator"])  # noqa: NPY002
+    random.setstate(states["Python's global generator"])
+
+
+def drawn_from(before: dict[str, Any]) -> list[str]:
+    """The global generators that have moved since, by name."""
+    return [name for name, state in generators().items() if _words(state) != _words(before[name])]
+
+
+def _words(state: Any) -> list[Any]:
+    return [bytes(np.asarray(part).data) if isinstance(part, Tensor | np.ndarray) else part for part in state]
+
+
 class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether a net computes in half precision, though its weights and logits are float32.
 
@@ -162,10 +193,20 @@ class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def examined(x: Tensor) -> Iterator[None]:
-    """A forward of images x as it is watched at the first step of a stage: `untouched` by value, and HalfPrecision."""
+    """A forward of images x as it is watched at the first step of a stage: `untouched` by value, and HalfPrecision.
+
+    A net may draw from torch's generator, which is seeded for it, and from no other.
+    """
+    before = generators()
     with untouched(x, by_value=True), HalfPrecision() as half:  # type: ignore[no-untyped-call]
         yield
     half.refuse()
+    if strange := [name for name in drawn_from(before) if "torch" not in name]:
+        put_back(before | {"torch's global generator": generators()["torch's global generator"]})
+        raise OptionError(
+            f"The model draws from {strange[0]}, which nobody seeds for it, so that no run could be repeated; let it "
+            "draw with torch."
+        )
 
 
 NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "

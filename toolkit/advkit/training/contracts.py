@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from ..ascent import per_sample
 from ..compose.stage import Stage
 from ..errors import HookContract
 from ..types import AttackResult, Batch, Budget, BudgetScale, Passes
+from .guard import unchanged
 
 
 class Contract:
@@ -88,7 +90,10 @@ class Contract:
 
         def checked(logits: Tensor) -> Tensor:
             try:
-                loss: Tensor = goal(logits)
+                with unchanged(who, "attack_objective", {"logits": logits}) if self.values else nullcontext():
+                    loss: Tensor = goal(logits)
+            except HookContract:
+                raise
             except Exception as error:
                 error.add_note(f"in plugin {who}, the objective of hook attack_objective")
                 raise

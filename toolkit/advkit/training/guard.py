@@ -2,50 +2,72 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..compose.stage import Answer
 from ..errors import HookContract
-from ..judging import same_bits
+from ..judging import drawn_from, generators, put_back, same_bits
+
+
+def guarded(answer: Answer, arguments: Mapping[str, Any]) -> Any:
+    """The answer, of a plugin that is watched while it is asked."""
+    listed = {name: arguments[name] for name in answer.arguments}
+    borrowed = dict(listed)
+    if answer.hook == "after_update":
+        borrowed.pop("model", None)  # an average of weights may be put back into the net
+    net = {name: _apart(listed[name]) for name in ("model", "gradient_at") if not isinstance(listed.get(name), _OWN)}
+    with unchanged(answer.plugin.name, answer.hook, borrowed):
+        return answer({**arguments, **net})
+
+
+_OWN = (nn.Module, type(None))
+"""No callable of the core's."""
+
+
+def _apart(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The callable, whose own draws are not the plugin's: the core seeds the net anew for every forward."""
+
+    def apart(*given: Any, **named: Any) -> Any:
+        before = generators()
+        try:
+            return call(*given, **named)
+        finally:
+            put_back(before)
+
+    return apart
 
 
 @contextmanager
-def unchanged(who: str, hook: str, borrowed: Mapping[str, object], *, draws: bool) -> Iterator[None]:
+def unchanged(who: str, hook: str, borrowed: Mapping[str, object]) -> Iterator[None]:
     """HookContract where the scope changes a tensor in `borrowed`, a global generator, grad mode or default dtype.
-
-    `draws`: whether the scope may call the net, which is seeded anew for every call.
 
     Everything is put back as it was, so that nobody else meets the damage.
     """
     before = [(name, tensor, tensor.detach().clone()) for name, tensor in _tensors(borrowed)]
-    globals_before = _globals(draws)
+    switches, states = _switches(), generators()
     try:
         yield
     except BaseException:
-        _restore(globals_before)
+        _restore(switches)
+        put_back(states)
         raise
     for name, tensor, copy in before:
         if not same_bits(tensor.detach(), copy):
             with torch.no_grad():
                 tensor.detach().copy_(copy)
             raise HookContract.broken(who, hook, f"it changed {name}, which it only borrows; work on a copy")
-    for name, now in _globals(draws).items():
-        if now != globals_before[name]:
-            _restore(globals_before)
-            raise HookContract.broken(who, hook, f"it changed {name}; {_REMEDY.get(name, 'leave it as it was')}")
-
-
-_REMEDY = {
-    "torch's global generator": "draw from run.draws(...)",
-    "numpy's global generator": "draw from run.draws(...)",
-    "Python's global generator": "draw from run.draws(...)",
-}
+    changed = [(name, "leave it as it was") for name, now in _switches().items() if now != switches[name]]
+    changed += [(name, "draw from run.draws(...)") for name in drawn_from(states)]
+    for name, remedy in changed:
+        _restore(switches)
+        put_back(states)
+        raise HookContract.broken(who, hook, f"it changed {name}; {remedy}")
 
 
 def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -61,21 +83,10 @@ def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{name}[{key}]" if name else str(key))
 
 
-def _globals(draws: bool) -> dict[str, object]:
-    state: dict[str, object] = {
-        "the grad mode": torch.is_grad_enabled(),
-        "the default dtype": torch.get_default_dtype(),
-    }
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    state["numpy's global generator"] = (name, bytes(np.asarray(keys).data), *rest)
-    state["Python's global generator"] = random.getstate()
-    if not draws:
-        state["torch's global generator"] = bytes(torch.get_rng_state().numpy().data)
-    return state
+def _switches() -> dict[str, Any]:
+    return {"the grad mode": torch.is_grad_enabled(), "the default dtype": torch.get_default_dtype()}
 
 
-def _restore(state: Mapping[str, object]) -> None:
-    torch.set_grad_enabled(bool(state["the grad mode"]))
-    dtype = state["the default dtype"]
-    assert isinstance(dtype, torch.dtype)
-    torch.set_default_dtype(dtype)
+def _restore(switches: Mapping[str, Any]) -> None:
+    torch.set_grad_enabled(switches["the grad mode"])
+    torch.set_default_dtype(switches["the default dtype"])

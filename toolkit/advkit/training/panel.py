@@ -11,7 +11,7 @@ from ..compose.stage import Answer, Stage
 from ..errors import OptionError
 from ..hookspec import VIEWS
 from ..run import Run, RunState
-from .guard import unchanged
+from .guard import guarded
 
 
 class Panel:
@@ -41,14 +41,7 @@ class Panel:
             value = everything.get(stage.aliases.get(name, name)) if name in needs else None
             arguments[name] = value.detach() if value is not None and name in detached else value
         rare = answer.spec.phase in ("data", "run") and answer.hook not in ("mix_batch", "train_transform")
-        if not (self.guarded or rare):
-            return answer(arguments)
-        listed = {name: arguments[name] for name in answer.arguments}
-        if answer.hook == "after_update":
-            listed.pop("model", None)  # an average of weights may be put back into the net
-        draws = callable(listed.get("model")) or "gradient_at" in listed
-        with unchanged(answer.plugin.name, answer.hook, listed, draws=draws):
-            return answer(arguments)
+        return guarded(answer, arguments) if self.guarded or rare else answer(arguments)
 
     def notify(self, hook: str, **known: Any) -> None:
         """Tell everybody who answers a NOTIFY hook in this epoch; before and after the run, whoever is in it."""
