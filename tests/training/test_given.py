@@ -62,12 +62,24 @@ class OwnReference(Around):
         return F.linear(self.core[:-1](x), self.references[0], self.core[-1].bias)
 
 
+class Captured(Around):
+    """Its last layer is a function that has captured the weights."""
+
+    def __init__(self, core: nn.Sequential) -> None:
+        super().__init__(core)
+        weight, bias = core[-1].weight, core[-1].bias
+        self.head = lambda features: F.linear(features, weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.core[:-1](x))
+
+
 class InPlace(Around):
     def forward(self, x: Tensor) -> Tensor:
         return self.core(x.sub_(0.5).div_(0.25))
 
 
-@pytest.mark.parametrize("kind", [Recomputes, OwnReference])
+@pytest.mark.parametrize("kind", [Recomputes, OwnReference, Captured])
 @pytest.mark.parametrize("plugins", ["awp", "lsiw", "trades,awp"])
 def test_a_gradient_past_the_perturbation_is_refused(tiny_batch: BatchOf, kind: type[Around], plugins: str) -> None:
     model = kind(net())
@@ -131,6 +143,42 @@ def test_the_probe_is_nobodys_pass(tiny_batch: BatchOf) -> None:
     assert len(calls) == forwards + 1  # the width of the logits, before the first step
 
 
+class Keeps(Around):
+    """Keeps what it computed, as many nets do: no copy can be made of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.core[:-1](x)
+        return self.core[-1](self.features)
+
+
+class Counts(Around):
+    """Counts its own forwards."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.core(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_the_probe_takes_nets_that_can_not_be_copied(tiny_batch: BatchOf) -> None:
+    plain, normed = net(), net()
+    torch.nn.utils.weight_norm(normed[-1])
+    for model in (Keeps(plain), normed):
+        step = step_of(model, ["awp"], options={"awp": {"gamma": 0.05}})
+        for epoch in range(2):
+            step(*tiny_batch(), epoch=epoch)
+
+
+def test_the_probe_leaves_nothing_behind(tiny_batch: BatchOf) -> None:
+    """Not even in a net that counts its forwards: those are the width's and the plan's."""
+    model = Counts(net(nn.BatchNorm2d(2)))
+    report = step_of(model, ["awp"], options={"awp": {"gamma": 0.05}})(*tiny_batch(), epoch=0)
+    assert model.calls == 1 + sum(passes.forward for passes in report.passes.values())
+    assert model.core[0].num_batches_tracked == 1
+
+
 def test_a_model_that_writes_into_its_images_is_refused(tiny_batch: BatchOf) -> None:
     x, y, index = tiny_batch()
     kept = x.clone()
@@ -178,12 +226,45 @@ def test_an_update_that_overflows_does_not_happen(tiny_batch: BatchOf) -> None:
     before = [tensor.clone() for tensor in model.state_dict().values()]
     moments = [state["momentum_buffer"].clone() for state in optimizer.state.values()]
     Overflows.now = True
-    with pytest.raises(NonFinite, match=r"after the update of epoch 0, step 1. The step was not applied"):
-        step(*tiny_batch(), epoch=0)
+    try:
+        with pytest.raises(NonFinite, match=r"after the update of epoch 0, step 1. The step was not applied"):
+            step(*tiny_batch(), epoch=0)
+    finally:
+        Overflows.now = False
     assert step.state.step == 1
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before, strict=True))
     now = [state["momentum_buffer"] for state in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(now, moments, strict=True))
+
+
+class Rebinds(Around):
+    """A mean of what it saw, bound anew at every forward in train mode."""
+
+    def __init__(self, core: nn.Module, grows: float = 0.1) -> None:
+        super().__init__(core)
+        self.grows = grows
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = self.mean + self.grows * x.detach().mean()
+        return self.core(x)
+
+
+def test_a_buffer_that_is_bound_anew_is_put_back_and_watched(tiny_batch: BatchOf) -> None:
+    model = Rebinds(net())
+    step = step_of(model, optimizer=Overflows(model.parameters(), 0.1))
+    step(*tiny_batch(), epoch=0)
+    bound, value = model.mean, model.mean.clone()
+    Overflows.now = True
+    try:
+        with pytest.raises(NonFinite):
+            step(*tiny_batch(), epoch=0)
+    finally:
+        Overflows.now = False
+    assert model.mean is bound and torch.equal(bound, value) and value > 0
+    with pytest.raises(NonFinite, match="NaN or Inf in mean after the update"):
+        step_of(Rebinds(net(), grows=math.inf))(*tiny_batch(), epoch=0)
 
 
 class Absent(Plugin):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -19,37 +19,53 @@ TOLERANCE = 1e-2
 
 
 def refuse_other_weights(model: nn.Module, x: Tensor, target: Tensor, shift: Mapping[str, Tensor]) -> None:
-    """OptionError where the gradient at theta+v by substitution is not that of a model that holds theta+v.
+    """OptionError where the gradient at theta+v by substitution is not that of the model when it holds theta+v.
 
-    Asked once a stage, of a copy of the model in its present mode, on the batch's images x (B, C, H, W) with labels
-    `target` (B, K). A tensor that a function has captured is in the copy the original's, and escapes.
+    Asked once a stage, of the model in its present mode, on the batch's images x (B, C, H, W) with labels `target`
+    (B, K): first with v substituted, then with v added in place. Weights and all else are put back bit for bit. A
+    tensor that a function has captured is seen, since it is the model's own.
     """
-    twin = _bare_copy(model)
-    names = [name for name, p in twin.named_parameters() if p.requires_grad]
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    def gradient(weights: Mapping[str, Tensor]) -> Tensor:
-        with own_generator(placement(twin)[0]) as seed, torch.enable_grad():
+    def gradient(weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        with own_generator(placement(model)[0]) as seed:
             seed(0)
-            buffers = {name: buffer.clone() for name, buffer in twin.named_buffers()}
-            loss = soft_cross_entropy(functional_call(twin, {**weights, **buffers}, (x,)), target).sum()
-            held = dict(twin.named_parameters()) | dict(weights)
-            parts = torch.autograd.grad(loss, [held[name] for name in names], allow_unused=True)
-        pairs = zip(parts, names, strict=True)
-        return torch.cat([(held[n].new_zeros(held[n].shape) if g is None else g).flatten() for g, n in pairs])
+            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            loss = soft_cross_entropy(functional_call(model, {**weights, **buffers}, (x,)), target).sum()
+            held = own | dict(weights)
+            return dict(zip(own, torch.autograd.grad(loss, list(held.values()), allow_unused=True), strict=True))
 
-    own = dict(twin.named_parameters())
-    substituted = gradient({name: own[name] + shift[name] if name in shift else own[name] for name in names})
-    with torch.no_grad():
-        for name, value in shift.items():
-            own[name].add_(value)
-    held = gradient({})
-    distance = float((substituted - held).norm() / held.norm().clamp(min=torch.finfo(held.dtype).tiny))
-    if not distance <= TOLERANCE:
+    def flat(gradients: Mapping[str, Tensor | None]) -> Tensor:
+        pairs = ((own[name], value) for name, value in gradients.items())
+        return torch.cat([(torch.zeros_like(p) if value is None else value).flatten() for p, value in pairs])
+
+    with _by_itself(model), torch.enable_grad():
+        substituted = gradient({name: p + shift[name] if name in shift else p for name, p in own.items()})
+        with _holding(own, shift):
+            held = gradient({})
+    distance = float((flat(substituted) - flat(held)).norm() / flat(held).norm().clamp(min=1e-30))
+    past = [name for name in shift if substituted[name] is None and (g := held[name]) is not None and bool(g.any())]
+    if past or not distance <= TOLERANCE:
         raise OptionError(
             f"The model's gradient at perturbed weights is off by {distance:.2g} of its length: a part of it is "
             "computed again in the backward (torch.utils.checkpoint) or reads a weight through a reference of its own, "
             "past the perturbation. Switch that off, or leave out the plugin that perturbs weights."
         )
+
+
+@contextmanager
+def _holding(own: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator[None]:
+    """The parameters at theta + v in place for the scope, and afterwards bit for bit at theta."""
+    before = {name: own[name].detach().clone() for name in shift}
+    with torch.no_grad():
+        for name, value in shift.items():
+            own[name].add_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                own[name].copy_(value)
 
 
 @contextmanager
@@ -65,10 +81,26 @@ def nothing_moves(model: nn.Module, when: str) -> Iterator[None]:
             )
 
 
-def _bare_copy(model: nn.Module) -> nn.Module:
-    """The model without its hooks, so that nobody who counts its passes counts these."""
-    twin = deepcopy(model)
-    for module in twin.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            hooks.clear()
-    return twin
+@contextmanager
+def _by_itself(model: nn.Module) -> Iterator[None]:
+    """Without the hooks of those who count its passes, and afterwards without a trace in its modules' attributes.
+
+    Hooks of torch.nn.utils stay: they compute weights.
+    """
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    for module, attributes, _ in before:
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+            own = [(key, hook) for key, hook in attributes[name].items() if _computes_weights(hook)]
+            vars(module)[name] = OrderedDict(own)
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+def _computes_weights(hook: object) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")

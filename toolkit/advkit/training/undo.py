@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from ..errors import NonFinite
 from ..run import RunState
@@ -20,23 +21,27 @@ def all_or_nothing(
 
     Costs a copy of the weights and of the optimizer's state. `index` (B,) are the samples whose state may change.
     """
-    held = [*model.named_parameters(), *model.named_buffers(), *state.tensors.items()]
-    before = [(name, tensor, tensor.detach().clone()) for name, tensor in held]
+    before = {name: (tensor, tensor.detach().clone()) for name, tensor in _held(model, state)}
+    bound = [(module, dict(module._buffers)) for module in model.modules() if not isinstance(module, ScriptModule)]
     samples = [(name, values, values[index]) for name, values in state.samples.items()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     steps = {parameter: _copied(values) for parameter, values in optimizer.state.items()}
     try:
         yield
         rows = [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
-        if what := _not_finite([*before, *rows], optimizer):
+        now = [(name, tensor, before[name][1] if name in before else None) for name, tensor in _held(model, state)]
+        if what := _not_finite([*now, *rows], optimizer):
             raise NonFinite(
                 f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was not "
                 "applied; lower optimizer.lr or look at the options of the plugins in this run."
             )
     except BaseException:
         with torch.no_grad():
-            for _, tensor, was in before:
+            for tensor, was in before.values():
                 tensor.copy_(was)
+        for module, buffers in bound:  # some bind theirs anew: self.m = 0.9 * self.m
+            module._buffers.clear()
+            module._buffers.update(buffers)
         for _, values, was in samples:
             values[index] = was
         optimizer.state.clear()
@@ -47,11 +52,15 @@ def all_or_nothing(
         raise
 
 
+def _held(model: nn.Module, state: RunState) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers(), *state.tensors.items()]
+
+
 def _copied(values: dict[str, object]) -> dict[str, object]:
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
 
 
-def _not_finite(changed: list[tuple[str, Tensor, Tensor]], optimizer: torch.optim.Optimizer) -> str | None:
+def _not_finite(held: list[tuple[str, Tensor, Tensor | None]], optimizer: torch.optim.Optimizer) -> str | None:
     """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay."""
     moments = [
         value
@@ -59,12 +68,12 @@ def _not_finite(changed: list[tuple[str, Tensor, Tensor]], optimizer: torch.opti
         for value in values.values()
         if isinstance(value, Tensor) and value.device == parameter.device  # counts of steps stay on the CPU
     ]
-    parts = [(name, tensor.detach()) for name, tensor, _ in changed] + [("the optimizer's state", m) for m in moments]
-    floating = [(name, tensor) for name, tensor in parts if tensor.is_floating_point() and tensor.numel()]
-    before = {name: values for name, _, values in changed}
-    peaks = torch._foreach_norm([tensor for _, tensor in floating], torch.inf)
+    parts = [(name, tensor.detach(), was) for name, tensor, was in held]
+    parts += [("the optimizer's state", moment, None) for moment in moments]
+    floating = [part for part in parts if part[1].is_floating_point() and part[1].numel()]
+    peaks = torch._foreach_norm([tensor for _, tensor, _ in floating], torch.inf)
     good = torch.stack([peak.isfinite() for peak in peaks]).tolist() if peaks else []
-    for (name, tensor), fine in zip(floating, good, strict=True):
-        if not fine and (name not in before or bool((before[name].isfinite() & ~tensor.isfinite()).any())):
+    for (name, tensor, was), fine in zip(floating, good, strict=True):
+        if not fine and (was is None or was.shape != tensor.shape or bool((was.isfinite() & ~tensor.isfinite()).any())):
             return name
     return None
