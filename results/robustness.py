@@ -21,7 +21,7 @@ from typing import Any
 from experiments import DIGITS, FASHION, HERE, RUNS, advkit, chosen_methods, in_parallel, write
 from matplotlib.figure import Figure
 
-from advkit.evaluation.statistics import image_interval
+from advkit.evaluation.statistics import image_interval, student
 from advkit.studies.analysis.plotting import rendered
 
 WEAK = ("clean", "pgd-20", "cw-20")
@@ -138,8 +138,8 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         f"# {title}: strong attacks",
         "",
         f"Linf, eps {eps:g}, the best checkpoints of the runs in {name}.md. Weak: PGD from x with step eps/5, on {n}",
-        f"test images. Strong: on the first {FEW}, by pyautoattack's standard version; `square` is advkit's own, 5,000",
-        f"queries. 200 images leave an interval of about +-0.065. Each cell: {of}.",
+        f"test images. Strong: on {FEW} of them, chosen at random, by pyautoattack's standard version; `square` is",
+        f"advkit's own, 5,000 queries. 200 images leave an interval of about +-0.065. Each cell: {of}.",
         "",
         "| training | clean | pgd-20 | cw-20 | apgd-t, 200 | square, 200 | autoattack, 200 | pgd-20 minus it, 200 |",
         "|---|---|---|---|---|---|---|---|",
@@ -227,26 +227,36 @@ def _vulnerability(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
         "| training | " + " | ".join(heads) + " | paper's Table 1, CIFAR-10 |",
         "|---|" + "---|" * (len(heads) + 1),
     ]
-    measured: dict[str, list[float]] = {}
+    measured: dict[str, list[list[float]]] = {}
     for key, (label, *paper) in TABLE_1.items():
         if key not in groups:
             continue
-        table = [_columns(run["vulnerability"]) for run in groups[key]]
-        measured[key] = [statistics.fmean(column) for column in zip(*table, strict=True)]
-        ours = " | ".join(f"{value:.3f}" for value in measured[key])
+        measured[key] = [_columns(run["vulnerability"]) for run in groups[key]]
+        ours = " | ".join(f"{statistics.fmean(column):.3f}" for column in zip(*measured[key], strict=True))
         lines.append(f"| {key} | {ours} | {label}: {', '.join(f'{value:g}' for value in paper)} |")
-    lines.append("")
+    several = len(next(iter(measured.values()))) > 1
+    how = "with 95 % t intervals over the seeds" if several else "of one seed, which says nothing of the methods"
+    lines += ["", f"Differences, {how}; the paper's beside them:", ""]
     for key in ("awp", "iseat"):
         if key not in measured or "pgd-at" not in measured:
             continue
-        words = []
+        said = []
         for place, head in enumerate(heads):
-            here = measured[key][place] - measured["pgd-at"][place]
-            there = TABLE_1[key][place + 1] - TABLE_1["pgd-at"][place + 1]
-            word = "agrees" if here * there > 0 else "does not agree" if here else "no difference here"
-            words.append(f"{head} {here:+.3f} (paper {there:+.3f}): {word}")
-        lines.append(f"- {key} minus pgd-at: {'; '.join(words)}.")
+            pairs = zip(measured[key], measured["pgd-at"], strict=True)
+            here = [one[place] - other[place] for one, other in pairs]
+            there = float(TABLE_1[key][place + 1]) - float(TABLE_1["pgd-at"][place + 1])
+            said.append(f"{head} {_with_ends(here)} (paper {there:+.3f})")
+        lines.append(f"- {key} minus pgd-at: {'; '.join(said)}.")
     return lines
+
+
+def _with_ends(values: list[float]) -> str:
+    """Mean, and its t interval over the seeds where there are several."""
+    mean = f"{statistics.fmean(values):+.3f}"
+    if len(values) < 2:
+        return mean
+    half = student(len(values) - 1) * statistics.stdev(values) / sqrt(len(values))
+    return f"{mean} [{statistics.fmean(values) - half:+.3f}, {statistics.fmean(values) + half:+.3f}]"
 
 
 def picture(curves: dict[str, list[float]]) -> Figure:
