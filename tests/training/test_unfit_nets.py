@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import advkit
 from advkit import OptionError, Step
+from advkit.training.progress import Silent
 
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
 FEATURES = 2 * 4 * 4
@@ -196,3 +197,57 @@ def test_a_jitted_net_trains_where_nothing_is_put_in_its_place(tiny_batch: Batch
     step_of(torch.jit.script(core()))(*tiny_batch(), epoch=0)
     with pytest.raises(OptionError, match=r"compiled by torch\.jit"):
         step_of(torch.jit.script(core()), ["awp"])(*tiny_batch(), epoch=0)
+
+
+# ---------------------------------------------------------------------- attacks that stand still
+
+
+def of_zeros() -> nn.Module:
+    net = core()
+    nn.init.zeros_(net[-1].weight)
+    return net
+
+
+def sure() -> nn.Module:
+    """Of every image, so that its cross-entropy has no gradient in float32: nothing is wrong with that."""
+    return Calls(lambda net, x: torch.tensor([[200.0, 0, 0]]).roll(0) * torch.ones(len(x), 1) + 0 * net.core(x))
+
+
+@pytest.mark.parametrize("net", [lambda: Calls(lambda net, x: net.core((x * 255).round() / 255)), of_zeros])
+def test_an_attack_that_moves_nothing_says_so(tiny_batch: BatchOf, net: Callable[[], nn.Module]) -> None:
+    step = step_of(net())
+    said = r"The attack moved 0 of 4 images of a batch, though .* input gradients are 0 \(100%\) or its steps below"
+    with pytest.warns(UserWarning, match=said):
+        step(*tiny_batch(), epoch=0)
+
+
+def test_steps_below_rounding_move_nothing(tiny_batch: BatchOf) -> None:
+    with pytest.warns(UserWarning, match=r"The attack moved 0 of 4 .* input gradients are 0 \(0%\) or its steps below"):
+        step_of(core(), **{"attack.step_size": 1e-12})(*tiny_batch(), epoch=0)
+
+
+def test_images_that_need_not_move_are_no_alarm(tiny_batch: BatchOf) -> None:
+    x, _, index = tiny_batch()
+    step_of(sure())(x, torch.zeros(4, dtype=torch.int64), index, epoch=0)
+    step_of(core(), **{"attack.eps": 0})(*tiny_batch(), epoch=0)
+    with pytest.warns(UserWarning, match="The attack moved 0 of 4 images"):  # sure, and wrong
+        step_of(sure())(x, torch.ones(4, dtype=torch.int64), index, epoch=0)
+
+
+class Hears(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
+def test_a_run_says_both(tiny_batch: BatchOf) -> None:
+    drawn = torch.randint(0, 256, (12, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    toy = advkit.Dataset("toy", drawn, torch.arange(12) % 3, ("a", "b", "c"))
+    heard, net = Hears(), Calls(lambda net, x: net.core((x * 255).round() / 255))
+    settings = {"attack.steps": 1, "validation.fraction": 0.0}
+    advkit.train(net, advkit.Splits(toy, toy, "none"), (), settings=settings, epochs=2, batch_size=4, progress=heard)
+    first, epoch = heard.said
+    assert first.startswith("The attack moved 0 of 4 images")
+    assert epoch.startswith("100% of the attack's input gradients in epoch 1 were zero")

@@ -1,4 +1,4 @@
-"""Says that a run learns nothing, while there is time to stop it."""
+"""Says that a run learns nothing, or not what was meant, while there is time to stop it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ PATIENCE = 3
 ENOUGH = 50
 """Images, below which an accuracy at chance says nothing."""
 
+MOST = 0.5
+"""Of the input gradients of an epoch."""
+
 
 class Chance:
     """Counts validations in a row whose accuracy under no attack is that of guessing."""
 
     def __init__(self) -> None:
         self.in_a_row = 0
+        self.told = False
 
     def tell(self, progress: Progress, accuracy: float, labels: Tensor) -> None:
         """Warn after one more validation on images with these labels (n,); once for each time the run gets stuck.
@@ -33,4 +37,13 @@ class Chance:
             progress.warn(
                 f"Accuracy under no attack is {accuracy:.3f}, no better than guessing ({guess:.3f}), in {PATIENCE} "
                 "validations in a row: the run learns nothing. Try a lower optimizer.lr or the plugin eps-ramp."
+            )
+
+    def stood_still(self, progress: Progress, epoch: int, share: float | None) -> None:
+        """Warn after the first epoch in which most of the attack's input gradients, a `share` of them, were zero."""
+        if share is not None and share > MOST and not self.told:
+            self.told = True
+            progress.warn(
+                f"{share:.0%} of the attack's input gradients in epoch {epoch + 1} were zero, and there images are "
+                "trained on as they are: the model is sure of them beyond its precision, or lets no gradient through."
             )

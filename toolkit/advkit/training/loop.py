@@ -78,6 +78,7 @@ class Trainer:
         self.panel = Panel(resolved.composition, state)
         self.feed = Feed(resolved, splits, self.panel)
         self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run.check_hooks)
+        self.step.warn = self.progress.warn
         self.global_step, self.metrics = 0, Mark()
         self.best: dict[str, Any] | None = None
         self.meter, self.chance = Meter(), Chance()
@@ -152,6 +153,7 @@ class Trainer:
             "state": {name: quantiles(values[self.feed.training]) for name, values in self.panel.state.samples.items()},
             "validation": self._validate(epoch, evaluated),
         }
+        self.chance.stood_still(self.progress, epoch, row["zero_gradient_share"])
         chosen = row["validation"]["selected"] if row["validation"] else None
         if self.selecting_split() is None:
             row["best"] = True  # nothing chooses: the last epoch is the one to take

@@ -1,4 +1,7 @@
-"""Whether a model can be evaluated at other weights than its own: some read or recompute them behind the call."""
+"""Whether the first step of a stage is what it should be: gradients at other weights, and an attack that moves.
+
+Some models read or recompute weights behind the call, and some give their images no gradient that moves anything.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,13 @@ from torch.func import functional_call
 from ..errors import OptionError
 from ..losses import soft_cross_entropy
 from ..modules import own_generator, placement
+from ..types import AttackResult, Batch
 
 TOLERANCE = 1e-2
 """Of the relative difference of two gradients: rounding stays far below, one forgotten weight far above."""
+
+SURE, NEARLY_ALL = 0.999, 0.9
+"""Above which probability of its label an image may have no gradient; which share of images may not stand still."""
 
 
 def refuse_other_weights(model: nn.Module, x: Tensor, target: Tensor, shift: Mapping[str, Tensor]) -> None:
@@ -66,6 +73,32 @@ def _holding(own: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator
         with torch.no_grad():
             for name, value in before.items():
                 own[name].copy_(value)
+
+
+def standing_still(attack: AttackResult, batch: Batch, radius: Tensor, logits: Tensor | None, steps: int) -> str:
+    """A sentence where a gradient attack left nearly all images in place that it might have moved, "" elsewhere.
+
+    It might have moved those whose `radius` (B,) is more than rounding, which no plugin stopped at once, and of which
+    the model is not sure by its `logits` (B, K) at x_adv: there a gradient is rightly 0. It synchronises.
+    """
+    if attack.finite is None:  # no attack, or one that follows no gradient
+        return ""
+    still, might = (attack.x_adv == batch.x).flatten(1).all(1), radius > torch.finfo(batch.x.dtype).eps
+    if attack.zero_gradients is not None:
+        still = still | (attack.zero_gradients >= steps)
+    if attack.steps is not None:
+        might = might & (attack.steps > 0)
+    if logits is not None:
+        might = might & (logits.softmax(1).gather(1, batch.y[:, None]).squeeze(1) < SURE)
+    movable, stuck = int(might.sum()), int((still & might).sum())
+    if stuck < NEARLY_ALL * max(1, movable):
+        return ""
+    share = "" if attack.zero_gradients is None else f" ({float(attack.zero_gradients.double().mean()) / steps:.0%})"
+    return (
+        f"The attack moved {movable - stuck} of {movable} images of a batch, though their radius is above 0 and the "
+        f"model is not sure of them: its input gradients are 0{share} or its steps below rounding. The step trains on "
+        "images as they are; look for rounding or argmax in the model, or a last layer of zeros."
+    )
 
 
 @contextmanager

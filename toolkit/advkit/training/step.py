@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from .ledger import Ledger
 from .network import Network, moved
 from .objective import Objective, Outcome, Update
 from .panel import Panel
-from .probe import nothing_moves, refuse_other_weights
+from .probe import nothing_moves, refuse_other_weights, standing_still
 from .restarts import strongest
 from .step_report import Report, not_finite, shift_ratio
 from .undo import all_or_nothing
@@ -46,6 +48,7 @@ class TrainingStep:
         self.objective = Objective(model)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition
         self._checked: set[int] = set()
+        self.warn: Callable[[str], None] = partial(warnings.warn, stacklevel=3)
 
     def seek(self, epoch: int, step: int = 0) -> None:
         """Say where the run is: the next step is number `step` of `epoch`."""
@@ -83,9 +86,13 @@ class TrainingStep:
             ratio = shift_ratio(shift, self.model) if shift else None
             if careful:
                 as_declared(stage, ledger.passes(), self.panel.runs)
-                if shift and id(stage) not in self._checked:
+            if id(stage) not in self._checked:
+                if shift:
                     with mode(self.model, training=True):
                         refuse_other_weights(self.model, known["x_train"], known["target"], shift)
+                seen, steps = outcome.logits.get("adv_logits"), self.attack.steps
+                if still := standing_still(known["attack"], known["batch"], known["radius"], seen, steps):
+                    self.warn(still)
             perturber = stage.owner("weight_perturbation")
             at_shift = perturber is not None and declared(perturber.plugin, "steps_at_shift")
             with moved(network.params, shift if at_shift else {}):
