@@ -107,6 +107,7 @@ class Iterates(Plugin):
 # --- perturbation_budget and the attack -----------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:The attack moved 0 of:UserWarning")  # by steps of 0
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("norm", NORMS)
 @settings(deadline=None, max_examples=12)

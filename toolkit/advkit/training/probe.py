@@ -78,8 +78,9 @@ def _holding(own: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator
 def standing_still(attack: AttackResult, batch: Batch, radius: Tensor, logits: Tensor | None, steps: int) -> str:
     """A sentence where a gradient attack left nearly all images in place that it might have moved, "" elsewhere.
 
-    It might have moved those whose `radius` (B,) is more than rounding, which no plugin stopped at once, and of which
-    the model is not sure by its `logits` (B, K) at x_adv: there a gradient is rightly 0. It synchronises.
+    Half of the batch at least must be such: their `radius` (B,) is more than rounding, no plugin stopped them at once,
+    and the model is not sure of them by its `logits` (B, K) at x_adv; where it is, a gradient is rightly 0. It
+    synchronises.
     """
     if attack.finite is None:  # no attack, or one that follows no gradient
         return ""
@@ -91,7 +92,7 @@ def standing_still(attack: AttackResult, batch: Batch, radius: Tensor, logits: T
     if logits is not None:
         might = might & (logits.softmax(1).gather(1, batch.y[:, None]).squeeze(1) < SURE)
     movable, stuck = int(might.sum()), int((still & might).sum())
-    if stuck < NEARLY_ALL * max(1, movable):
+    if 2 * movable < len(might) or stuck < NEARLY_ALL * movable:
         return ""
     share = "" if attack.zero_gradients is None else f" ({float(attack.zero_gradients.double().mean()) / steps:.0%})"
     return (
