@@ -42,7 +42,9 @@ def environment() -> dict[str, Any]:
 
     recorded = run_folder.environment(resolve(()))
     del recorded["command"]  # it may hold what is nobody's business
-    others = {name: installed(name) for name in ("torchvision", "pydantic", "pluggy", "click", "rich", "pillow")}
+    others = {
+        name: installed(name) for name in ("torchvision", "timm", "pydantic", "pluggy", "click", "rich", "pillow")
+    }
     registered = {
         f"{group}s": {one.name: f"({one.distribution} {one.version})" for one in registry.describe(group)}
         for group in ("plugin", "data set", "model")

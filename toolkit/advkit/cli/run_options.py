@@ -41,7 +41,7 @@ def run_options(function: F) -> F:
                 "--model",
                 metavar="NAME",
                 shell_complete=complete("model"),
-                help="small-cnn (default), preact-resnet18, or an installed one.",
+                help="small-cnn (default), preact-resnet18, timm:NAME, torchvision:NAME, or an installed one.",
             ),
             click.option("--epochs", metavar="N", help="Passes over the training set."),
             click.option("--batch-size", metavar="N", help="Samples a step."),

@@ -230,6 +230,18 @@ def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object
         raise OptionError(f"model.name = {name!r} must be a name; installed: {', '.join(registry.names('model'))}.")
     if name.startswith(PASSED):
         return name, {}
+    family, colon, architecture = name.partition(":")
+    if colon and family in registry.names("model"):  # timm:resnet18
+        name = family
+        if "architecture" not in cast(Any, registry.load("model", family)).Options.model_fields:
+            raise OptionError(
+                f"model = {family}:{architecture} names no net: {family} is one; leave :{architecture} out."
+            )
+        if given.setdefault("architecture", architecture) != architecture:
+            raise OptionError(
+                f"model = {family}:{architecture} and model.architecture = {given['architecture']!r} are two nets; "
+                "leave one of them out."
+            )
     builder = cast(Any, registry.load("model", name))
     return name, validate(builder.Options, given, where="model", eps=eps).model_dump()
 

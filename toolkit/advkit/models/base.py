@@ -31,15 +31,18 @@ class DataSpec:
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel. Part of the model, so attacks and budgets stay in pixels in [0, 1]."""
+    """(x - mean) / std per channel. Part of the model, so attacks and budgets stay in pixels in [0, 1].
+
+    `stored` is whether both are in the state dict; where files of weights are other people's, they are not.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], stored: bool = True) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=stored)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=stored)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
@@ -53,6 +56,8 @@ class ModelBuilder(ABC):
 
     name: ClassVar[str]
     """Kebab-case, equal to the entry point's name."""
+    distribution: ClassVar[str] = ""
+    """The package that defines the net, where it is not the builder's own: verdicts depend on its version."""
 
     class Options(OptionModel):
         """None by default."""

@@ -178,7 +178,7 @@ def environment(resolved: Resolved) -> dict[str, Any]:
     used = {plugin.name for plugin in resolved.composition.plugins}
     owners = {plugin.name: f"{plugin.distribution} {plugin.version}" for plugin in registry.describe("plugin")}
     return {
-        **machine.versions("numpy", "safetensors"),
+        **machine.versions("numpy", "safetensors", "torchvision", "timm"),
         **machine.hardware(resolved.run.device),
         "plugins": {name: owners.get(name, "passed from Python") for name in sorted(used)},
         "command": sys.argv[1:],

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits
 from ..errors import OptionError
+from ..models.base import ModelBuilder
+from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.feed import parted
@@ -61,11 +63,13 @@ class Subject:
 
     def identity(self) -> dict[str, Any]:
         """What tells this net from others: two architectures may share names and shapes of all their weights."""
+        builder = cast(type[ModelBuilder], registry.load("model", self.resolved.model_name))
         return {
             "weights": self.record["sha256_of_weights"],
             "model": self.resolved.model_name,
             "options": dict(self.resolved.model_options),
-            **registry.code(registry.load("model", self.resolved.model_name)),
+            **registry.code(builder),
+            **({"library": installed(builder.distribution)} if builder.distribution else {}),
         }
 
 

@@ -1,0 +1,158 @@
+"""Nets of timm and of torchvision by name, fitted to a data set: `timm:resnet18`, `torchvision:vit_b_16`.
+
+Nothing is downloaded: nets start from random weights, or from a file (`--init-from`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from importlib import import_module
+from types import ModuleType
+from typing import Any, ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import OptionError, did_you_mean
+from ..options import option
+from .base import DataSpec, ModelBuilder, Normalize
+
+
+class Fitted(nn.Module):
+    """Images (B, C, H, W) as the net takes them: a gray one as three equal channels, brought to `side` pixels."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.gray, self.side = channels == 1, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gray:
+            x = x.expand(-1, 3, -1, -1)
+        if self.side:
+            size = (self.side, self.side)
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        return x
+
+
+class Elsewhere(ModelBuilder):
+    """A net of another library, between what fits images to it and nothing else."""
+
+    class Options(ModelBuilder.Options):
+        architecture: str = option("", help="the library's name of the net; timm:NAME is short for it")
+        normalise: Literal["data", "weights", "none"] = option(
+            "data", help="inside the net, with the statistics of the training set or of the published weights"
+        )
+        resize: int = option(
+            0, ge=0, le=4096, help="side in pixels that images are brought to inside the net, bilinear; 0: as they are"
+        )
+
+    options: Options
+    module: ClassVar[str]
+    """What is imported."""
+    extra: ClassVar[str]
+    """What installs it, of advkit's extras."""
+
+    @abstractmethod
+    def known(self, library: ModuleType) -> list[str]:
+        """The architectures that classify images."""
+
+    @abstractmethod
+    def net(self, library: ModuleType, name: str, channels: int, height: int, width: int, classes: int) -> nn.Module:
+        """The net with random weights."""
+
+    @abstractmethod
+    def statistics(self, library: ModuleType, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation by channel that the published weights expect."""
+
+    def build(self, spec: DataSpec) -> nn.Module:
+        name, side = self.options.architecture, self.options.resize
+        try:
+            library = import_module(self.module)
+        except ImportError as error:
+            raise OptionError(
+                f"model = {self.name} needs a package that is not installed ({error}); "
+                f"pip install 'advkit[{self.extra}]'."
+            ) from None
+        known = self.known(library)
+        if name not in known:
+            raise OptionError(
+                f"model.architecture = {name!r} is none of {self.name}'s {len(known)} nets.{did_you_mean(name, known)} "
+                f"Give one as --model {self.name}:NAME."
+            )
+        channels = 3 if spec.channels == 1 else spec.channels
+        height, width = (side, side) if side else (spec.height, spec.width)
+        try:
+            net = self.net(library, name, channels, height, width, spec.classes)
+            with torch.no_grad():
+                shape = tuple(net.eval()(torch.zeros(2, channels, height, width)).shape)
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError) as error:
+            raise OptionError(
+                f"{self.name}:{name} can not be built for images of {channels} x {height} x {width} "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+                "--set model.resize=224 brings them to another size inside the net."
+            ) from None
+        if shape != (2, spec.classes):
+            raise OptionError(f"{self.name}:{name} is no classifier: it returns {shape}, not (2, {spec.classes}).")
+        mean, std = self.statistics(library, name) if self.options.normalise == "weights" else (spec.mean, spec.std)
+        if len(mean) != channels:
+            mean, std = mean * channels, std * channels
+        layers: list[tuple[str, nn.Module]] = [("fitted", Fitted(spec.channels, side))]
+        if self.options.normalise != "none":
+            layers.append(("normalise", Normalize(mean, std, stored=False)))
+        return nn.Sequential(OrderedDict([*layers, ("net", net.train())]))
+
+    def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published weights are those of the net alone."""
+        return {name if name.startswith("net.") else f"net.{name}": value for name, value in weights.items()}
+
+
+@final
+class Timm(Elsewhere):
+    """Any classifier of timm, as timm:NAME (pip install 'advkit[timm]')."""
+
+    name = distribution = module = extra = "timm"
+
+    def known(self, library: ModuleType) -> list[str]:
+        return list(library.list_models())
+
+    def net(self, library: ModuleType, name: str, channels: int, height: int, width: int, classes: int) -> nn.Module:
+        given: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+        if library.get_pretrained_cfg(name).fixed_input_size:
+            given["img_size"] = (height, width)
+        net: nn.Module = library.create_model(name, pretrained=False, **given)
+        patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+        if patch is not None and (height % patch[0] or width % patch[1]):
+            raise ValueError(f"its patches of {patch[0]} x {patch[1]} would leave a border out")
+        return net
+
+    def statistics(self, library: ModuleType, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        published = library.get_pretrained_cfg(name)
+        return tuple(published.mean), tuple(published.std)
+
+
+@final
+class Torchvision(Elsewhere):
+    """Any classifier of torchvision, as torchvision:NAME (pip install 'advkit[vision]')."""
+
+    name = distribution = "torchvision"
+    module, extra = "torchvision.models", "vision"
+
+    def known(self, library: ModuleType) -> list[str]:
+        return list(library.list_models(module=library))
+
+    def net(self, library: ModuleType, name: str, channels: int, height: int, width: int, classes: int) -> nn.Module:
+        if channels != 3:
+            raise ValueError("torchvision's nets take 1 or 3 channels")
+        given: dict[str, Any] = {"num_classes": classes}
+        if name.startswith("vit_"):
+            if height != width:
+                raise ValueError("it takes square images")
+            given["image_size"] = height
+        net: nn.Module = library.get_model(name, weights=None, **given)
+        return net
+
+    def statistics(self, library: ModuleType, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        published = library.get_model_weights(name).DEFAULT.transforms()
+        return tuple(published.mean), tuple(published.std)
