@@ -511,8 +511,9 @@ def test_exit_codes_are_documented() -> None:
     assert shown == {0, *(failure.exit_code for failure in failures)}
 
 
-def test_the_python_of_the_pages_runs() -> None:
-    """Blocks of one page run one after the other; they assert what the text says."""
+def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one page run one after the other, in an empty folder; they assert what the text says."""
+    monkeypatch.chdir(tmp_path)
     pages = {page: re.findall(r"```python\n(.*?)```", read(page), re.DOTALL) for page in PAGES}
     assert len(pages[DOCS / "writing-a-plugin.md"]) > 5
     for page, blocks in pages.items():
