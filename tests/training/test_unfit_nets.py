@@ -251,3 +251,13 @@ def test_a_run_says_both(tiny_batch: BatchOf) -> None:
     first, epoch = heard.said
     assert first.startswith("The attack moved 0 of 4 images")
     assert epoch.startswith("100% of the attack's input gradients in epoch 1 were zero")
+
+
+@pytest.mark.parametrize("plugins", [(), ("trades",), ("awp",)])
+def test_a_softmax_at_the_end_is_said_once_a_stage(tiny_batch: BatchOf, plugins: tuple[str, ...]) -> None:
+    step = step_of(Calls(lambda net, x: net.core(x).softmax(1)), plugins, **{"attack.init": "uniform"})
+    with pytest.warns(UserWarning, match=r"returns probabilities: .* leave the one at the end of the model out\.$"):
+        step(*tiny_batch(), epoch=0)
+    step(*tiny_batch(), epoch=1)  # warnings are errors in these tests
+    logs = step_of(Calls(lambda net, x: net.core(x).log_softmax(1)), plugins, **{"attack.init": "uniform"})
+    logs(*tiny_batch(), epoch=0)  # are logits

@@ -73,6 +73,11 @@ def refuse_unready(model: nn.Module) -> None:
             )
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """(B,) bool: rows of logits (B, K) that are none, but what a softmax makes of them."""
+    return (logits.amin(1) >= 0) & ((logits.sum(1) - 1).abs() < 1e-4)
+
+
 def checked_logits(logits: object, rows: int, classes: int | None = None) -> Tensor:
     """Refuse a model whose output is not logits (B, K) in float32 or float64; K is `classes`, where they are known."""
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[0] == rows):

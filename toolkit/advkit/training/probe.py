@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import OptionError
+from ..judging import probabilities
 from ..losses import soft_cross_entropy
 from ..modules import own_generator, placement
 from ..types import AttackResult, Batch
@@ -99,6 +100,16 @@ def standing_still(attack: AttackResult, batch: Batch, radius: Tensor, logits: T
         f"The attack moved {movable - stuck} of {movable} images of a batch, though their radius is above 0 and the "
         f"model is not sure of them: its input gradients are 0{share} or its steps below rounding. The step trains on "
         "images as they are; look for rounding or argmax in the model, or a last layer of zeros."
+    )
+
+
+def doubts(logits: Mapping[str, Tensor]) -> str:
+    """A sentence where what the model returned in the update, (B, K) by view, are no logits, "" elsewhere."""
+    if not any(bool(probabilities(rows).all()) for rows in logits.values()):
+        return ""
+    return (
+        "The model returns probabilities: every row is at least 0 and sums to 1. Losses take them as logits, so the "
+        "softmax is taken twice and gradients are small; leave the one at the end of the model out."
     )
 
 

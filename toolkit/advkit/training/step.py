@@ -29,7 +29,7 @@ from .ledger import Ledger
 from .network import Network, moved
 from .objective import Objective, Outcome, Update
 from .panel import Panel
-from .probe import nothing_moves, refuse_other_weights, standing_still
+from .probe import doubts, nothing_moves, refuse_other_weights, standing_still
 from .restarts import strongest
 from .step_report import Report, not_finite, shift_ratio
 from .undo import all_or_nothing
@@ -93,6 +93,8 @@ class TrainingStep:
                 seen, steps = outcome.logits.get("adv_logits"), self.attack.steps
                 if still := standing_still(known["attack"], known["batch"], known["radius"], seen, steps):
                     self.warn(still)
+                if doubt := doubts(outcome.logits):
+                    self.warn(doubt)
             perturber = stage.owner("weight_perturbation")
             at_shift = perturber is not None and declared(perturber.plugin, "steps_at_shift")
             with moved(network.params, shift if at_shift else {}):

@@ -9,6 +9,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from ... import judging
 from ...ascent import NORMS, Ball
 from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
@@ -277,4 +278,4 @@ def varying(bench: Bench) -> Answer:
 
 def probabilities(bench: Bench) -> Answer:
     rows = bench.logits("forward 1", bench.x)
-    return share(int(((rows.amin(1) >= 0) & ((rows.sum(1) - 1).abs() < 1e-4)).sum()), len(rows))
+    return share(int(judging.probabilities(rows).sum()), len(rows))
