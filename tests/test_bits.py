@@ -27,6 +27,7 @@ SHORT = {
     "run.batch_size": 32,
     "run.threads": 1,
     "data.limit": 120,
+    "data.balance": True,
     "attack.steps": 3,
     "attack.eps": 0.15,
     "model.width": 4,

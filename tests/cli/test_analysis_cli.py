@@ -72,7 +72,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained_on(folder: Path) -> torch.Tensor:
     from advkit.storage.run_folder import RunFolder
 
-    return parted(resolve_folder(RunFolder.open(folder)), 60)[0]
+    return places("train")[parted(resolve_folder(RunFolder.open(folder)), 60)[0]]
+
+
+def places(split: str) -> torch.Tensor:
+    """Which images of the digits a limit of 60 takes."""
+    return getattr(advkit.load_data("digits", limit=60), split).index  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------- files
@@ -175,8 +180,10 @@ def test_the_splits_part_the_images(folder: Path, tmp_path: Path) -> None:
         ran = analyze("vulnerability", folder, "--attack", "pgd-1", "--split", split, "--out", tmp_path / split)
         assert ran.code == 0
         seen[split] = set(np.load(tmp_path / split / "vulnerability.npz")["index"].tolist())
-    assert seen["train"] | seen["validation"] == set(range(60)) and not seen["train"] & seen["validation"]
-    assert seen["test"] == set(range(60))
+    assert (
+        seen["train"] | seen["validation"] == set(places("train").tolist()) and not seen["train"] & seen["validation"]
+    )
+    assert seen["test"] == set(places("test").tolist())
 
 
 def test_the_figures_of_a_budget_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
@@ -304,7 +311,7 @@ def test_refusals(folder: Path, tmp_path: Path, arguments: str, sentence: str) -
 
 
 def test_a_held_out_image_is_found_where_it_is(folder: Path, tmp_path: Path) -> None:
-    place = (set(range(60)) - set(trained_on(folder).tolist())).pop()
+    place = (set(places("train").tolist()) - set(trained_on(folder).tolist())).pop()
     wrong = analyze("landscape", folder, "--index", place, "--points", 3, "--out", tmp_path)
     assert wrong.code == 2 and "train and validation share one numbering" in wrong.err
     right = analyze("landscape", folder, "--index", place, "--points", 3, "--split", "validation", "--out", tmp_path)

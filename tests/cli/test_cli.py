@@ -372,7 +372,7 @@ REFUSALS = [
         "run.device = 'meta' can not be used here (Tensor.item() cannot be called on meta tensors).",
     ),
     (
-        "train --limit 20 --set validation.fraction=0.99",
+        "train --limit 20 --set data.balance=true --set validation.fraction=0.99",
         "validation.fraction leaves nothing to train on; lower it.",
     ),
     (

@@ -114,7 +114,15 @@ def test_the_twin_is_the_same_method_on_the_digits(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_the_twin_trains_to_its_end(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through all its epochs and stages, on a few images, with a thin net and a short attack."""
-    line = ["--recipe", f"{name}-mini", "--limit", "24", "--set=model.width=2", "--set=run.threads=1"]
+    line = [
+        "--recipe",
+        f"{name}-mini",
+        "--limit",
+        "24",
+        "--set=data.balance=true",
+        "--set=model.width=2",
+        "--set=run.threads=1",
+    ]
     line += ["--set=validation.every_epochs=99", "--set=validation.steps=1", "--set=attack.steps=2"]
     plan = json.loads(advkit(capsys, "plan", *line, "--json")[1])
     folder = tmp_path / "run"

@@ -17,13 +17,15 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import Tensor
 
+import advkit
 from advkit.cli.main import run as command
 from advkit.data import image_folder
-from advkit.data.base import Dataset, DataSource, Splits, balanced
+from advkit.data.base import Dataset, DataSource, Splits, balanced, population
 from advkit.data.digits import Digits
 from advkit.data.image_folder import ImageFolder
 from advkit.data.transforms import TRANSFORMS, to_float
 from advkit.errors import DataError, OptionError
+from advkit.evaluation.statistics import wilson
 from advkit.rng import Draws, derive_key
 
 KEY = derive_key(0, "data", "transform", "train", epoch=1)
@@ -157,16 +159,38 @@ def test_every_prefix_is_as_balanced_as_it_can_be(labels: list[int]) -> None:
         assert positions == sorted(positions)
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 35))
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 35), st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_a_limit_is_a_prefix_and_at_least_one_per_class(labels: list[int], limit: int) -> None:
-    classes = len(set(labels))
+def test_a_limit_keeps_the_order_and_at_least_one_per_class(labels: list[int], limit: int, balance: bool) -> None:
+    source, classes = Digits(), len(set(labels))
+    source.balance = balance
     if limit >= classes:
-        assert torch.equal(balanced(torch.tensor(labels), limit), balanced(torch.tensor(labels))[:limit])
+        kept = source.places(torch.tensor(labels), limit).tolist()
+        assert kept == sorted(set(kept)) and len(kept) == min(limit, len(labels))
+        assert set(kept) <= set(source.places(torch.tensor(labels), limit + 1).tolist())
+        if balance:
+            assert set(kept) == set(balanced(torch.tensor(labels))[:limit].tolist())
         return
     with pytest.raises(OptionError) as error:
-        balanced(torch.tensor(labels), limit)
+        source.places(torch.tensor(labels), limit)
     assert message(error) == (f"A limit of {limit} images is below the number of classes; take at least {classes}.")
+
+
+def test_a_limit_is_of_the_same_population_unless_balance_is_asked_for() -> None:
+    """90 % of one class: half the images of a limit would be of the other, and every accuracy of another set."""
+    source, labels = Digits(), (torch.arange(1000) % 10 == 9).long()
+    for limit in (50, 200):
+        low, high = wilson(int(labels[source.places(labels, limit)].sum()), limit)
+        assert low <= 0.1 <= high
+    source.balance = True
+    assert labels[source.places(labels, 200)].sum() == 100
+    assert source.places(labels, None).tolist() == list(range(1000))
+
+
+def test_what_a_limited_split_is() -> None:
+    assert population(539, 0, False) == population(539, 1000, True) == ""
+    assert population(60, 60, False) == ", of data.limit=60, chosen at random, seed 0"
+    assert population(60, 60, True) == ", of data.limit=60, balanced over classes"
 
 
 # --- digits
@@ -211,10 +235,16 @@ def test_no_test_digit_is_a_training_digit() -> None:
     assert not train & test
 
 
-def test_limited_digits_are_a_balanced_prefix() -> None:
+def test_limited_digits_know_their_places() -> None:
     whole, part = Digits().load(None, None), Digits().load(None, 40)
     assert (len(part.train), len(part.test)) == (40, 40)
-    assert torch.equal(part.test.images, whole.test.images[:40])
+    assert torch.equal(part.test.images, whole.test.take(part.test.index).images)
+    assert part.test.index.tolist() == whole.test.sample(40).index.sort().values.tolist()
+
+
+def test_balanced_digits_are_a_prefix() -> None:
+    whole, part = Digits().load(None, None), advkit.load_data("digits", limit=40, balance=True)
+    assert torch.equal(part.test.images, whole.test.images[:40]) and part.test.index.tolist() == list(range(40))
     assert part.train.labels.bincount().tolist() == [4] * 10
     assert len(Digits().load(None, 1000).test) == 539
     with pytest.raises(OptionError) as error:
@@ -370,9 +400,9 @@ def test_folder_is_read_in_sorted_order_class_by_class(pets: Path) -> None:
         (3, 6, 6),
         "crop-flip",
     )
-    assert splits.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
-    assert splits.test.labels.tolist() == [0, 1, 0, 1]
-    for position, name in enumerate(("cat/0", "dog/0", "cat/1", "dog/1", "cat/2", "dog/2")):
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert splits.test.labels.tolist() == [0, 0, 1, 1]
+    for position, name in enumerate(("cat/0", "cat/1", "cat/2", "dog/0", "dog/1", "dog/2")):
         pixels = np.asarray(Image.open(pets / f"train/{name}.png"))
         assert np.array_equal(splits.train.images[position].permute(1, 2, 0).numpy(), pixels)
 
@@ -449,11 +479,13 @@ def test_classes_are_sorted_by_their_names_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pack", [lambda folder: folder, zipped], ids=["folder", "zip"])
 def test_only_what_the_limit_selects_is_decoded(pets: Path, pack) -> None:  # type: ignore[no-untyped-def]
-    expected = ImageFolder().load(pets, None).train.images[:4]
-    (pets / "train/dog/2.png").write_bytes(b"damaged")
+    expected = ImageFolder().load(pets, 4).train
+    assert torch.equal(expected.images, ImageFolder().load(pets, None).train.take(expected.index).images)
+    assert expected.index.tolist() == [0, 1, 3, 5]
+    (pets / "train/cat/2.png").write_bytes(b"damaged")
     root = pack(pets)
-    assert torch.equal(ImageFolder().load(root, 4).train.images, expected)
-    assert refusal(root).startswith("image train/dog/2.png can not be read (UnidentifiedImageError: ")
+    assert torch.equal(ImageFolder().load(root, 4).train.images, expected.images)
+    assert refusal(root).startswith("image train/cat/2.png can not be read (UnidentifiedImageError: ")
     with pytest.raises(OptionError) as error:
         ImageFolder().load(root, 1)
     assert message(error) == "A limit of 1 images is below the number of classes; take at least 2."

@@ -154,7 +154,7 @@ def test_an_export_gives_the_same_logits_without_advkit(
     record = json.loads(capsys.readouterr().out)
     assert (record["architecture"], record["architecture_options"]["width"]) == ("small-cnn", 2)
     model = of_run(Path(runs[0])).model.eval()
-    x = advkit.load_data("digits", limit=30).test.images.float() / 255
+    x = of_run(Path(runs[0])).splits.test.images[:30].float() / 255
     torch.save(x, tmp_path / "x.pt")
     line = [sys.executable, "-c", WITHOUT_ADVKIT, str(tmp_path / "x.pt")]
     ran = subprocess.run(line, cwd=out, check=True, text=True, stdout=subprocess.PIPE)

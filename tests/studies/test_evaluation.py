@@ -62,7 +62,7 @@ def test_the_result_and_its_files_say_the_same(
     test = of_run(trained).splits.test
     index = [int(row["index"]) for row in rows]
     assert index == sorted(test.sample(150).index.tolist()) and found["images"].startswith("150 of ")
-    assert [int(row["label"]) for row in rows] == test.labels[index].tolist()
+    assert [int(row["label"]) for row in rows] == advkit.load_data("digits").test.labels[index].tolist()
     for row in found["attacks"]:
         assert row["accuracy"] == sum(each[row["name"]] == "1" for each in rows) / 150
         assert row["interval"] == wilson(150 * row["accuracy"], 150)

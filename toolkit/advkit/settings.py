@@ -34,9 +34,20 @@ class DataSettings(OptionModel):
 
     name: str = option("digits", help="a registered data set")
     root: str = option("", help="folder or file of the data, where the data set needs one")
-    limit: int = option(0, ge=0, lt=2**31, help="at most so many images a split, balanced over classes; 0: all")
+    limit: int = option(0, ge=0, lt=2**31, help="at most so many images a split, chosen by a fixed seed; 0: all")
+    balance: bool = option(
+        False,
+        help="as many images of each class in `limit`, in place of images at random: another population where the "
+        "classes are uneven",
+    )
     max_pixels: int = option(1 << 24, ge=1, lt=2**53, help="most pixels of an image that is decoded from a file")
     transform: str = option("auto", help="per-sample training transform: auto (the data set's), none, crop-flip")
+
+    @model_validator(mode="after")
+    def _of_use(self) -> Self:
+        if self.balance and not self.limit:
+            raise ValueError("balance is about which images `limit` takes; set limit, or leave it out")
+        return self
 
 
 class AttackSettings(OptionModel):

@@ -36,7 +36,11 @@ def run_options(function: F) -> F:
                 help="digits (default), image-folder, or an installed one.",
             ),
             click.option("--data-root", metavar="DIR", help="Folder or zip of the data."),
-            click.option("--limit", metavar="N", help="At most N images a split, balanced over classes."),
+            click.option(
+                "--limit",
+                metavar="N",
+                help="At most N images a split, at random; data.balance: of each class.",
+            ),
             click.option(
                 "--model",
                 metavar="NAME",

@@ -76,13 +76,10 @@ class Dataset:
     def sample(self, count: int) -> Dataset:
         """`count` images chosen at random without replacement, in random order; all of them as they are for 0.
 
-        Every image is as likely as another, so shares and intervals speak of the whole set; its own order, one of each
-        class in turn, would make them of another. A smaller choice is the beginning of a larger one.
+        Every image is as likely as another, so shares and intervals speak of the whole set. A smaller choice is the
+        beginning of a larger one.
         """
-        if not 0 < count < len(self):
-            return self
-        turn = Draws(derive_key(CHOICE, "core", "choice of images"), self.index).bits(1).squeeze(1)
-        return self.take(turn.argsort(stable=True)[:count])
+        return self.take(shuffled(self.index)[:count]) if 0 < count < len(self) else self
 
     def fingerprint(self) -> str:
         """SHA-256 of shape, classes, images and labels, in hex. Neither name nor `index` enters."""
@@ -111,9 +108,22 @@ class Dataset:
         return tuple(means), tuple(deviations)
 
 
+def shuffled(index: Tensor) -> Tensor:
+    """The positions of images whose places in their split are `index` (N,), in random order; no run's seed enters."""
+    turn = Draws(derive_key(CHOICE, "core", "choice of images"), index).bits(1).squeeze(1)
+    return turn.argsort(stable=True)
+
+
 def choice(n: int, whole: int) -> str:
     """What `n` images of a set of `whole` are, for tables: "200 of 360 images, chosen at random, seed 0"."""
     return f"all {n} images" if n == whole else f"{n} of {whole} images, chosen at random, seed {CHOICE}"
+
+
+def population(whole: int, limit: int, balance: bool) -> str:
+    """What a split of `whole` images is, beside all of them: ", of data.limit=60, balanced over classes"."""
+    if not limit or whole < limit:
+        return ""
+    return f", of data.limit={limit}, " + ("balanced over classes" if balance else f"chosen at random, seed {CHOICE}")
 
 
 def _is(values: object, dtype: torch.dtype) -> bool:
@@ -170,26 +180,38 @@ class DataSource(ABC):
     max_pixels: int = 1 << 24
     """Most pixels of one image, judged before it is decoded; the setting data.max_pixels."""
 
+    balance: bool = False
+    """Whether a limit takes as many of each class, in place of images at random; the setting data.balance."""
+
     @abstractmethod
     def load(self, root: Path | None, limit: int | None) -> Splits:
         """Both splits, from the folder or file `root` where the source needs one.
 
-        Images are ordered by `balanced`, and `limit` keeps the first so many of each split; no seed enters.
+        Images are in the order of the files. Of each split those at `places` are kept, and `Dataset.index` tells which.
         Raises DataError for absent or damaged files, OptionError for an impossible `root` or `limit`.
         """
 
+    def places(self, labels: Tensor, limit: int | None) -> Tensor:
+        """Which of a split's labels (N,) to keep, at most `limit`: rising positions; no run's seed enters.
 
-def balanced(labels: Tensor, limit: int | None = None) -> Tensor:
-    """Positions of at most `limit` labels (N,): one of each class in turn, within a class in the given order.
+        A smaller limit keeps some of what a larger one does. Raises OptionError for one below the number of classes.
+        """
+        if limit is None:
+            return torch.arange(len(labels))
+        turn = balanced(labels) if self.balance else shuffled(torch.arange(len(labels)))
+        least = len(labels.unique())
+        if limit < least:
+            raise OptionError(f"A limit of {limit} images is below the number of classes; take at least {least}.")
+        return turn[:limit].sort().values
 
-    Any prefix of the result is as class-balanced as it can be, so a smaller limit gives a prefix of a larger.
-    Raises OptionError for a limit below the number of classes.
+
+def balanced(labels: Tensor) -> Tensor:
+    """Positions of labels (N,), one of each class in turn, within a class in the given order.
+
+    Any prefix of the result is as class-balanced as it can be.
     """
     counts = torch.bincount(labels)
-    present = int((counts > 0).sum())
-    if limit is not None and limit < present:
-        raise OptionError(f"A limit of {limit} images is below the number of classes; take at least {present}.")
     grouped = labels.argsort(stable=True)
     turn = torch.empty_like(labels)  # how many of its class come before
     turn[grouped] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[grouped]]
-    return (turn * len(counts) + labels).argsort()[:limit]
+    return (turn * len(counts) + labels).argsort()

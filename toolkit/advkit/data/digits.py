@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import OptionError
-from .base import Dataset, DataSource, Splits, balanced
+from .base import Dataset, DataSource, Splits
 
 TRAINING_IMAGES = 1258
 
@@ -40,12 +40,13 @@ class Digits(DataSource):
         images = ((levels * 255 + 8) // 16).to(torch.uint8).unsqueeze(1)  # round(level * 255 / 16)
 
         def part(chosen: slice) -> Dataset:
-            kept = balanced(labels[chosen], limit)
+            kept = self.places(labels[chosen], limit)
             return Dataset(
                 self.name,
                 images[chosen][kept],
                 labels[chosen][kept],
                 tuple(str(digit) for digit in range(10)),
+                kept,
             )
 
         return Splits(part(slice(TRAINING_IMAGES)), part(slice(TRAINING_IMAGES, None)), transform="none")

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError, OptionError
-from .base import Dataset, DataSource, Splits, balanced
+from .base import Dataset, DataSource, Splits
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jfif", ".jpe")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -75,17 +75,18 @@ class ImageFolder(DataSource):
         pictures, others = _sorted(files)
         files = replace(files, names=pictures)
         halves = _splits(files)
-        labels, names = [], []
+        labels, names, places = [], [], []
         for classes in halves:
             label = torch.tensor([k for k, images in enumerate(classes.values()) for _ in images])
-            kept = balanced(label, limit)
+            kept = self.places(label, limit)
             all_names = [name for images in classes.values() for name in images]
             labels.append(label[kept])
+            places.append(kept)
             names += [all_names[i] for i in kept.tolist()]
         images, cut = _decode_all(files, names, self.max_pixels), len(labels[0])
         train, test = (
-            Dataset(ImageFolder.name, part, label, tuple(halves[0]))
-            for part, label in zip((images[:cut], images[cut:]), labels, strict=True)
+            Dataset(ImageFolder.name, part, label, tuple(halves[0]), kept)
+            for part, label, kept in zip((images[:cut], images[cut:]), labels, places, strict=True)
         )
         return Splits(train, test, transform="crop-flip", notes=_notes(files.root, others))
 

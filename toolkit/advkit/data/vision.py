@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .base import Dataset, DataSource, Splits, balanced
+from .base import Dataset, DataSource, Splits
 
 ROOT = "ADVKIT_DATA"
 """Environment variable: the root where none is given."""
@@ -81,8 +81,8 @@ class TorchvisionSource(DataSource):
                 f"torchvision can not read {self.name} in {root} ({type(error).__name__}: {error}); "
                 "reinstall it with pip install 'advkit[vision]'."
             ) from error
-        kept = balanced(labels, limit)
-        return Dataset(self.name, images[kept].contiguous(), labels[kept], classes)
+        kept = self.places(labels, limit)
+        return Dataset(self.name, images[kept].contiguous(), labels[kept], classes, kept)
 
     @abstractmethod
     def read(self, datasets: Any, root: Path, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:

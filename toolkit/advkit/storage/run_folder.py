@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,9 +87,12 @@ class RunFolder:
     def file(self) -> Layer:
         """The run's own settings."""
         try:
-            return runfile.load(self.path / "run.toml")
+            layer = runfile.load(self.path / "run.toml")
         except OptionError as error:
             raise CheckpointError(f"{error} It belongs to a run: restore it, or start a new run.") from None
+        if layer.settings.get("data.limit") and "data.balance" not in layer.settings:  # of 0.1.0, which always did
+            return replace(layer, settings={**layer.settings, "data.balance": True})
+        return layer
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and state of the checkpoint called `name` ("best", "last")."""

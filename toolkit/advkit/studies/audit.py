@@ -60,7 +60,7 @@ def audit(
             raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
         net, every, norm, examples = subject, as_dataset(dataset), norm or "linf", None
         images = every.sample(count or 0)
-        head: dict[str, Any] = {}
+        head: dict[str, Any] = {"images": choice(len(images), len(every))}
     else:
         chosen = subject_of(
             subject,
@@ -76,7 +76,8 @@ def audit(
         radius, norm = chosen.eps if radius is None else radius, chosen.norm
         net, every, examples = chosen.model, chosen.images(split), chosen.splits.train.sample(EXAMPLES)
         images = every.sample(200 if count is None else count)
-        head = {"run": chosen.name, **chosen.record, "split": split}
+        described = chosen.described(split, len(images))
+        head = {"run": chosen.name, **chosen.record, "split": split, "images": described}
     if not radius:
         raise OptionError("An audit needs a radius above 0; give --eps E.")
     refuse_gray_levels(radius, norm)
@@ -102,7 +103,6 @@ def audit(
     record = AuditRecord(
         **head,
         n=len(images),
-        images=choice(len(images), len(every)),
         norm=norm,
         eps=radius,
         seed=start,

@@ -190,7 +190,7 @@ def evaluate_subject(
             **net.record,
             "split": request.split,
             "n": len(images),
-            "images": choice(len(images), len(net.images(request.split))),
+            "images": net.described(request.split, len(images)),
             "norm": norm,
             "eps": eps,
             "seed": request.seed,

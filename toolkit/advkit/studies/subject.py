@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from .. import registry
 from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve
-from ..data.base import Dataset, Splits
-from ..errors import OptionError
+from ..data.base import Dataset, Splits, choice, population
+from ..errors import DataError, OptionError
 from ..models.base import ModelBuilder
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.feed import parted
 from ..training.launch import resolve_folder
-from ..training.parts import build_model, data_of, load_data, on_this_machine, put_file
+from ..training.parts import build_model, data_of, on_this_machine, put_file
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Subject:
     record: Mapping[str, Any]
     """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on, sha256_of_weights."""
     parts: tuple[Tensor, Tensor] | None = None
-    """Places in the training split of what it was trained on, and of what was held out; None where nobody knows."""
+    """Positions in the training split of what it was trained on, and of what was held out; None where nobody knows."""
+    own_images: bool = True
+    """Whether these are the training images it was trained on, as far as anybody knows."""
 
     @property
     def norm(self) -> str:
@@ -56,10 +58,21 @@ class Subject:
             return self.splits.test.sample(count)
         if self.parts is None:
             return self.splits.train.sample(count)
+        if not self.own_images:
+            raise DataError(
+                f"The training images of {self.splits.train.name} are not those of {self.name}, or in another order, "
+                f"so --split {split} would mix what it was trained on with what was held out; restore them."
+            )
         places = self.parts[split == "validation"]
         if not len(places):
             raise OptionError(f"--split {split} has no images: this run held none out (validation.fraction).")
         return self.splits.train.take(places).sample(count)
+
+    def described(self, split: str, count: int) -> str:
+        """What the `count` images of a split are, for tables: how many of how many, and how they were chosen."""
+        data = self.resolved.data
+        whole = self.splits.test if split == "test" else self.splits.train
+        return choice(count, len(self.images(split))) + population(len(whole), data.limit, data.balance)
 
     def identity(self) -> dict[str, Any]:
         """What tells this net from others: two architectures may share names and shapes of all their weights."""
@@ -90,8 +103,7 @@ def of_run(
     resolved = on_this_machine(_without_gpu(resolve_folder(folder)))
     checkpoint = checkpoint or ("last" if standard(resolved) else "best")
     if splits is None:
-        data = resolved.data
-        splits = load_data(data.name, root, data.limit) if root else data_of(resolved)
+        splits = data_of(resolved, root)
     tensors, state = folder.load(checkpoint)
     position = state["position"]
     model = build_model(resolved, splits.train).to(resolved.run.device)
@@ -104,7 +116,8 @@ def of_run(
         "selected_on": best.get("split") if checkpoint == "best" else None,
         "sha256_of_weights": digest(model.state_dict()),
     }
-    return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)))
+    own = state.get("data") in (None, splits.train.fingerprint())
+    return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)), own)
 
 
 def of_weights(path: Path, resolved: Resolved) -> Subject:

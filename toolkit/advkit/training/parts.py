@@ -25,25 +25,35 @@ from ..storage.weights import MODEL, prefixed, put_weights
 
 
 def load_data(
-    name: str, root: str | Path | None = None, limit: int | None = None, max_pixels: int | None = None
+    name: str,
+    root: str | Path | None = None,
+    limit: int | None = None,
+    max_pixels: int | None = None,
+    balance: bool = False,
 ) -> Splits:
-    """A registered data set: its training and test images. `limit` is at most so many a split.
+    """A registered data set: its training and test images, in the order of the files.
 
+    `limit` is at most so many a split, at random by a fixed seed, or with `balance` as many of each class as can be.
     `max_pixels` is the most of an image that is decoded from a file.
 
     Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
     """
     source = cast(type[DataSource], registry.load("data set", name))()
-    source.max_pixels = max_pixels or source.max_pixels
+    source.max_pixels, source.balance = max_pixels or source.max_pixels, balance
     return source.load(Path(root) if root else None, limit or None)
 
 
-def data_of(resolved: Resolved) -> Splits:
-    """The data set that the settings name."""
+def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
+    """The data set that the settings name, from `root` where it lies elsewhere now."""
     data = resolved.data
     if data.name.startswith(PASSED):
         raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
-    return load_data(data.name, data.root, data.limit, data.max_pixels)
+    splits = load_data(data.name, root or data.root, data.limit, data.max_pixels, data.balance)
+    there, classes = len(splits.train.labels.unique()), len(splits.train.classes)
+    if not data.limit or there == classes:
+        return splits
+    note = f"data.limit = {data.limit} leaves {there} of {classes} classes with training images; see data.balance"
+    return replace(splits, notes=(*splits.notes, note))
 
 
 def build_model(resolved: Resolved, train: Dataset) -> nn.Module:

@@ -25,7 +25,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "hooks": {hook: list(composition.owners(hook)) for hook, answers in composition.answers.items() if answers},
         "rules": {hook: HOOKS[hook].rule.value for hook, answers in composition.answers.items() if answers},
         "companions": companions(resolved),
-        "cautions": [*resolved.cautions, *_lone_image(resolved)],
+        "cautions": [*resolved.cautions, *_balance(resolved), *_lone_image(resolved)],
         "settings": {
             key: {"value": value, "from": resolved.origins.get(key, "default")} for key, value in values.items()
         },
@@ -37,6 +37,13 @@ def plan(resolved: Resolved) -> dict[str, Any]:
             for epoch, stage in stages
         ],
     }
+
+
+def _balance(resolved: Resolved) -> list[str]:
+    """A caution where the classes of the images are made even."""
+    if not resolved.data.balance:
+        return []
+    return ["data.balance: where a data set's classes are uneven, accuracies on its images are of another population"]
 
 
 def _lone_image(resolved: Resolved) -> list[str]:

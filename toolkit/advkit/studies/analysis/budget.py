@@ -123,7 +123,7 @@ def sample_budgets(
     ]
     return SampleBudgets(
         state=state,
-        index=index,
+        index=train.index[index],
         eps=tensors[f"samples/{state}"][index].double(),
         label=train.labels[index],
         loss=torch.cat(losses).nan_to_num(nan=inf),

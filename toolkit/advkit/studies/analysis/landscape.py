@@ -108,7 +108,7 @@ def loss_landscape(
     kept, skipped, predictions, done = [], [], [], 0
     with still(model) as forward:
         for x, y in batches(model, dataset, index):
-            rows = index[done : done + len(x)]
+            rows = dataset.index[index[done : done + len(x)]]
             done += len(x)
             first, second = _directions(forward, x, y, rows, attack, seed)
             good = first.flatten(1).any(1) if kind == "iseat" else torch.ones_like(y, dtype=torch.bool)

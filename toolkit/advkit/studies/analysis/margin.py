@@ -97,7 +97,9 @@ def margins(
             tick(len(y))
     mu = torch.cat(mus)
     flipped = mu.isfinite()
-    return Margins(index, torch.where(mu.isinf(), cap, mu), flipped, torch.cat(reached), cap, cap / steps)
+    return Margins(
+        dataset.index[index], torch.where(mu.isinf(), cap, mu), flipped, torch.cat(reached), cap, cap / steps
+    )
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ class Study:
         def draw() -> Any:
             from .pictures import landscape_picture
 
-            return landscape_picture(result, self._dataset.classes, self._dataset.labels[result.index])
+            return landscape_picture(result, self._dataset.classes, self._dataset.labels[self._positions(result.index)])
 
         settings = {
             "kind": kind,
@@ -179,18 +179,22 @@ class Study:
         return own if self.eps is None else amount("eps", self.eps)
 
     def _images(self, usual: int) -> Tensor:
-        """(n,) int64: places in the split."""
-        return self._net.images(self.split, self._count(usual)).index.sort().values
+        """(n,) int64: rising positions in `_dataset`."""
+        return self._positions(self._net.images(self.split, self._count(usual)).index.sort().values)
+
+    def _positions(self, places: Tensor) -> Tensor:
+        """Where the images at these places in the split are in `_dataset`, which may be limited."""
+        return torch.searchsorted(self._dataset.index, places)
 
     def _image(self, place: int) -> Tensor:
-        """The place of one image, (1,) int64."""
+        """The position in `_dataset` of the image at a place in the split, (1,) int64."""
         known = self._net.images(self.split).index
         if not bool((known == place).any()):
             raise OptionError(
                 f"--index {place} is no image of --split {self.split}, which has {len(known)} images, from "
                 f"{int(known[0])} to {int(known[-1])}; train and validation share one numbering."
             )
-        return torch.tensor([place])
+        return self._positions(torch.tensor([place]))
 
     def _tick(self, total: int) -> Callable[[int], None]:
         done = 0

@@ -175,7 +175,7 @@ def budget_picture(found: SampleBudgets, train: Dataset) -> Figure:
     ):
         axes.set_axis_off()
         if place is not None:
-            image = train.images[int(found.index[place])].permute(1, 2, 0).numpy()
+            image = train.images[train.index == found.index[place]][0].permute(1, 2, 0).numpy()
             gray = image.shape[2] == 1
             axes.imshow(
                 image[..., 0] if gray else image[..., :3], cmap="gray", vmin=0, vmax=255, interpolation="nearest"

@@ -88,7 +88,7 @@ def _warnings(sources: Sequence[Source]) -> list[Html]:
 
 def _data(source: Source) -> object:
     values = source.values
-    return source.fingerprint or tuple(str(values.get(f"data.{key}")) for key in ("name", "root", "limit"))
+    return source.fingerprint or tuple(str(values.get(f"data.{key}")) for key in ("name", "root", "limit", "balance"))
 
 
 def _told(source: Source) -> str:

@@ -70,7 +70,7 @@ def build(runs: Sequence[str | Path], samples: int = SHOWN) -> Page:
         if source.resolved is None:
             raise CheckpointError(source.unresolved)
         settings = source.resolved.data
-        key = (settings.name, settings.root, settings.limit)
+        key = (settings.name, settings.root, settings.limit, settings.balance)
         if key not in known:
             known[key] = data_of(source.resolved)
         return known[key]
