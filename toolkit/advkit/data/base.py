@@ -199,7 +199,7 @@ class DataSource(ABC):
         if limit is None:
             return torch.arange(len(labels))
         turn = balanced(labels) if self.balance else shuffled(torch.arange(len(labels)))
-        least = len(labels.unique())
+        least = len(torch.unique(labels))
         if limit < least:
             raise OptionError(f"A limit of {limit} images is below the number of classes; take at least {least}.")
         return turn[:limit].sort().values

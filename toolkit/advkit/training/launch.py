@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..data.own import as_splits
 from ..errors import CheckpointError, OptionError, ResumeMismatch
+from ..modules import placement
 from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
 from .loop import Position, Trainer, TrainResult
@@ -38,16 +40,17 @@ def start(
 
     That is the folder of a run, whose best weights are taken, or a file of weights.
     """
-    if init_from is not None and os.path.isfile(init_from):
-        put_file(model, init_from, resolved)
-    elif init_from is not None:
-        load_weights(model, init_from)
-    for note in splits.notes:
-        (progress or Silent()).warn(note)
-    if out is None:
-        return Trainer(resolved, splits, model, None, progress).run()
-    trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing
-    folder = trainer.folder = RunFolder.create(out)
+    with unchanged_if_refused(resolved, model, init_from is not None):
+        if init_from is not None and os.path.isfile(init_from):
+            put_file(model, init_from, resolved)
+        elif init_from is not None:
+            load_weights(model, init_from)
+        for note in splits.notes:
+            (progress or Silent()).warn(note)
+        trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing
+        folder = trainer.folder = None if out is None else RunFolder.create(out)
+    if folder is None:
+        return trainer.run()
     with folder.lock:
         folder.describe(resolved)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
@@ -68,26 +71,53 @@ def resume(
             seen.warn(f"environment.json differs: {sentence}; bits may differ too")
         files.sweep(folder.path)
         files.sweep(folder.checkpoints)
-        trainer = Trainer(resolved, splits, model, folder, seen)
-        newest = checkpoint.newest(folder.checkpoints, seen.warn)
-        if newest is not None:
-            tensors, state = checkpoint.load(newest)
-            schema.check_place(newest, schema.state_of(state))
-            restore(trainer, tensors, state)
-            trainer.metrics, trainer.history = _history(folder, trainer.position, state["position"], seen)
-            _mend_best(folder, trainer.position, seen)
-            publish(trainer, newest)
-        elif checkpoint.steps(folder.checkpoints):
-            raise CheckpointError(
-                f"No checkpoint of {folder.path} is intact; restore one, or start again with "
-                f"`advkit train --config {folder.path}/run.toml`."
-            )
-        else:
-            trainer.history = folder.history_to(Mark())
+        with unchanged_if_refused(resolved, model, True):
+            trainer = _restored(resolved, splits, model, folder, seen)
         if trainer.finished:
             seen.warn(f"The run in {folder.path} is finished; nothing is left to do.")
             return TrainResult(trainer.model, trainer.history, trainer.position.best, folder.path)
         return trainer.run()
+
+
+def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunFolder, seen: Progress) -> Trainer:
+    """A trainer at the newest checkpoint of the folder, or at the beginning."""
+    trainer = Trainer(resolved, splits, model, folder, seen)
+    newest = checkpoint.newest(folder.checkpoints, seen.warn)
+    if newest is not None:
+        tensors, state = checkpoint.load(newest)
+        schema.check_place(newest, schema.state_of(state))
+        restore(trainer, tensors, state)
+        trainer.metrics, trainer.history = _history(folder, trainer.position, state["position"], seen)
+        _mend_best(folder, trainer.position, seen)
+        publish(trainer, newest)
+    elif checkpoint.steps(folder.checkpoints):
+        raise CheckpointError(
+            f"No checkpoint of {folder.path} is intact; restore one, or start again with "
+            f"`advkit train --config {folder.path}/run.toml`."
+        )
+    else:
+        trainer.history = folder.history_to(Mark())
+    return trainer
+
+
+@contextmanager
+def unchanged_if_refused(resolved: Resolved, model: nn.Module, loads: bool) -> Iterator[None]:
+    """What is passed to a run that is refused stays its owner's: weights, device, and plugin objects, free again.
+
+    `loads`: whether other weights are put into the model before all that can be refused is.
+    """
+    device = placement(model)[0]
+    weights = {name: value.clone() for name, value in model.state_dict().items()} if loads else {}
+    free = [plugin for plugin in resolved.composition.plugins if not plugin.taken]
+    try:
+        yield
+    except BaseException:
+        model.to(device)
+        if weights:
+            model.load_state_dict(weights)
+        for plugin in free:
+            plugin.taken = False
+        raise
 
 
 def _history(

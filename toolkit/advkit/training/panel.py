@@ -23,6 +23,7 @@ class Panel:
                 raise OptionError(
                     f"The plugin object {plugin.name} is in another run already; build a new one, or pass its class."
                 )
+        for plugin in composition.plugins:
             plugin.taken = True
         self.composition, self.state, self.guarded = composition, state, False
         self.runs = {p.name: Run(state, p.name, composition.company) for p in composition.plugins}

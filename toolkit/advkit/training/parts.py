@@ -49,7 +49,7 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
     if data.name.startswith(PASSED):
         raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
     splits = load_data(data.name, root or data.root, data.limit, data.max_pixels, data.balance)
-    there, classes = len(splits.train.labels.unique()), len(splits.train.classes)
+    there, classes = len(torch.unique(splits.train.labels)), len(splits.train.classes)
     if not data.limit or there == classes:
         return splits
     note = f"data.limit = {data.limit} leaves {there} of {classes} classes with training images; see data.balance"

@@ -1,0 +1,82 @@
+"""A call that is refused changes nothing of its caller's: weights, plugin objects, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import advkit
+from advkit import AdvkitError, CheckpointError, OptionError
+from advkit.storage.run_folder import RunFolder
+from advkit_plugins.awp import Awp
+from advkit_plugins.lsiw import Lsiw
+
+TINY = {"data.limit": 40, "attack.steps": 1, "validation.steps": 1, "run.threads": 1, "run.epochs": 1}
+
+
+def own_net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of such a net."""
+    path = tmp_path_factory.mktemp("runs") / "one"
+    advkit.train(own_net(), settings=TINY, out=path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"out": "full"}, "holds files already"),
+        ({"out": "file"}, "can not be used (it is no folder)"),
+        ({"settings": {"validation.fraction": 0.99}}, "validation.fraction leaves nothing to train on"),
+        ({"settings": {"data.transform": "crop-flop"}}, "data.transform = 'crop-flop' is unknown"),
+    ],
+)
+def test_weights_and_plugins_stay_their_owners(
+    run: Path, tmp_path: Path, arguments: dict[str, object], sentence: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    settings = TINY | dict(arguments.pop("settings", {}))  # type: ignore[call-overload]
+    if "out" in arguments:
+        arguments["out"] = tmp_path / str(arguments["out"])
+    net, plugin = own_net(), Lsiw(Lsiw.Options())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(OptionError) as refused:
+        advkit.train(net, plugins=[plugin], settings=settings, init_from=run, **arguments)  # type: ignore[arg-type]
+    assert sentence in str(refused.value)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "file", "full"]
+    assert len(advkit.train(net, plugins=[plugin], settings=TINY).history) == 1  # the object is free
+
+
+def test_a_plugin_is_free_while_another_is_not() -> None:
+    first, second = Lsiw(Lsiw.Options()), Awp(Awp.Options())
+    advkit.train(own_net(), plugins=[second], settings=TINY)
+    with pytest.raises(OptionError, match="plugin object awp is in another run already"):
+        advkit.train(own_net(), plugins=[first, second], settings=TINY)
+    assert not first.taken and second.taken
+
+
+def test_a_resume_that_is_refused_leaves_the_net(run: Path) -> None:
+    metrics = RunFolder.open(run).metrics
+    lines = metrics.read_bytes()
+    metrics.write_bytes(b"{}\n" + lines)  # found out after the weights are put into the net
+    net = own_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    try:
+        with pytest.raises(AdvkitError) as refused:
+            advkit.train(net, settings=TINY, resume_from=run)
+    finally:
+        metrics.write_bytes(lines)
+    assert isinstance(refused.value, CheckpointError) and "metrics.jsonl" in str(refused.value)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
