@@ -156,7 +156,11 @@ def trained(
     if by_the_loop:
         toy = Splits(pictures(), pictures(), "none")
         settings = {**settings, "optimizer.lr": lr, "validation.fraction": 0.25, "validation.steps": 1}
-        advkit.train(net, toy, plugins, epochs=len(list(epochs)), batch_size=4, eps=eps, settings=settings, **arguments)
+        result = advkit.train(
+            net, toy, plugins, epochs=len(list(epochs)), batch_size=4, eps=eps, settings=settings, **arguments
+        )
+        # What is judged: the net, with averages in the place of its weights where a plugin has some.
+        net.load_state_dict(dict(result.averaged), strict=False)
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9)
         step = Step(net, optimizer, plugins, num_samples=SAMPLES, eps=eps, settings=settings, **arguments)

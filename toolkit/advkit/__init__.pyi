@@ -56,10 +56,10 @@ from .studies.plan import plan as plan
 from .studies.records import AuditRecord as AuditRecord, Evaluation as Evaluation, ExportRecord as ExportRecord
 from .studies.report import Page as Page, report as report
 from .training.launch import train as train
-from .training.loop import TrainResult as TrainResult
 from .training.own_loop import Step as Step
 from .training.parts import load_data as load_data, load_weights as load_weights
 from .training.progress import Progress as Progress
+from .training.result import TrainResult as TrainResult
 from .training.step_report import Report as Report
 from .types import (
     AttackResult as AttackResult,

@@ -25,6 +25,8 @@ class RunState:
         self.device, self.dtype = device, dtype
         self.num_classes = 0
         """0 until the first batch has been seen."""
+        self.image_shape: tuple[int, ...] = ()
+        self.epoch_steps = 0
         self.epoch = self.step = 0
         """Where the run is; `step` counts within the epoch. Written by `TrainingStep.seek` alone."""
         self.samples: dict[str, Tensor] = {}
@@ -68,6 +70,16 @@ class Run:
     def step(self) -> int:
         """The current step within the epoch, from 0."""
         return self._state.step
+
+    @property
+    def epoch_steps(self) -> int:
+        """How many steps the current epoch has; 0 before the first, and in a `Step`."""
+        return self._state.epoch_steps
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the training images; () in a `Step`."""
+        return self._state.image_shape
 
     @property
     def num_samples(self) -> int:

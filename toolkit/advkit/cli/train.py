@@ -17,7 +17,7 @@ from .signals import duration
 if TYPE_CHECKING:
     from ..config.layer import Layer
     from ..config.resolve import Resolved
-    from ..training.loop import TrainResult
+    from ..training.result import TrainResult
 
 
 @click.command("train")

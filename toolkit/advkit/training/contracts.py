@@ -231,6 +231,18 @@ def as_declared(stage: Stage, ran: Mapping[str, Passes], plugins: Iterable[str])
             )
 
 
+def weights_of(plugin: str, answer: object, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What `evaluation_weights` answered, for a model that has `own` by name."""
+    hook = "evaluation_weights"
+    if not isinstance(answer, Mapping) or not all(isinstance(value, Tensor) for value in answer.values()):
+        raise HookContract.broken(plugin, hook, "tensors by name are expected")
+    for name, value in answer.items():
+        if name not in own or value.shape != own[name].shape:
+            what = f"it has {name}, which is no parameter or buffer of the model, or of another shape"
+            raise HookContract.broken(plugin, hook, what)
+    return answer
+
+
 _broken = HookContract.broken
 
 

@@ -42,7 +42,8 @@ class Feed:
                     "an advkit.Dataset of the same image shape is expected, with added samples at its end",
                 )
             dataset = grown
-        self.panel.state.num_samples, self.panel.state.num_classes = len(dataset), len(dataset.classes)
+        state = self.panel.state
+        state.num_samples, state.num_classes, state.image_shape = len(dataset), len(dataset.classes), dataset.shape
         return dataset
 
     def batches(self, epoch: int) -> list[Tensor]:

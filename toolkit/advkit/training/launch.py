@@ -21,9 +21,10 @@ from ..errors import CheckpointError, OptionError, ResumeMismatch
 from ..modules import placement
 from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
-from .loop import Position, Trainer, TrainResult
+from .loop import Position, Trainer
 from .parts import build_model, data_of, load_weights, on_this_machine, put_file
 from .progress import Progress, Silent
+from .result import TrainResult
 from .saving import publish, restore, save
 
 
@@ -75,7 +76,7 @@ def resume(
             trainer = _restored(resolved, splits, model, folder, seen)
         if trainer.finished:
             seen.warn(f"The run in {folder.path} is finished; nothing is left to do.")
-            return TrainResult(trainer.model, trainer.history, trainer.position.best, folder.path)
+            return trainer.result()
         return trainer.run()
 
 

@@ -8,32 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import HookContract
-from ..evaluation.attacks.names import parse_attacks
-from ..evaluation.results import BATCH
-from ..evaluation.verdicts import verdicts
-from ..modules import placement, replaced
+from ..modules import placement
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
 from .chance import Chance
+from .contracts import weights_of
 from .feed import Feed
 from .given import occurrences
 from .meter import Meter, quantiles
 from .panel import Panel
 from .progress import Progress, Silent
+from .result import TrainResult
 from .saving import save
 from .step import TrainingStep
 from .step_report import Report
+from .validation import accuracies
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,6 @@ class Position:
     best: dict[str, Any] | None = None
     metrics_size: int = 0
     metrics_crc: int = 0
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What `advkit.train` returns: the module with its last weights, and a line for each epoch."""
-
-    model: nn.Module = field(repr=False)
-    history: list[dict[str, Any]] = field(repr=False)
-    best: Mapping[str, Any] | None
-    folder: Path | None
 
 
 class Trainer:
@@ -111,17 +99,23 @@ class Trainer:
                 error.add_note(f"and then teardown failed: {type(late).__name__}: {late}")
             raise
         self.panel.notify("teardown")
-        return TrainResult(self.model, self.history, self.best, self.folder.path if self.folder else None)
+        return self.result()
+
+    def result(self) -> TrainResult:
+        """What there is after the last epoch."""
+        folder = self.folder.path if self.folder else None
+        return TrainResult(self.model, self.history, self.best, folder, self.evaluated())
 
     def _epoch(self) -> None:
         state = self.panel.state
         batches = self.feed.batches(state.epoch)
+        state.epoch_steps = len(batches)
         if state.step == 0:
             self.panel.notify("epoch_start", epoch=state.epoch)
         visits = occurrences(batches)
         while state.step < len(batches):
             for group in self.optimizer.param_groups:
-                group["lr"] = self._rate(state.step, len(batches))
+                group["lr"] = self._rate(state.step)
             report = self.one_step(batches[state.step], visits[state.step])
             self.meter.add(report)
             self.global_step += 1
@@ -139,16 +133,17 @@ class Trainer:
         x, y, index = self.feed.images(index, seen)
         return self.step(x, y, index, epoch=self.panel.state.epoch, occurrence=seen.to(self.device))
 
-    def _rate(self, step: int, steps: int) -> float:
-        return self.resolved.optimizer.lr_at(self.panel.state.epoch, self.resolved.run.epochs, step, steps)
+    def _rate(self, step: int) -> float:
+        state = self.panel.state
+        return self.resolved.optimizer.lr_at(state.epoch, self.resolved.run.epochs, step, state.epoch_steps)
 
     def _end_epoch(self) -> None:
-        epoch, steps = self.panel.state.epoch, self.panel.state.step
+        epoch = self.panel.state.epoch
         self.meter.lap()
         evaluated = self.evaluated()
         row: dict[str, Any] = {
             "epoch": epoch,
-            "lr": self._rate(steps - 1, steps),  # the last step's
+            "lr": self._rate(self.panel.state.step - 1),  # the last step's
             **self.meter.row(self.resolved.attack.steps),
             "state": {name: quantiles(values[self.feed.training]) for name, values in self.panel.state.samples.items()},
             "validation": self._validate(epoch, evaluated),
@@ -188,30 +183,18 @@ class Trainer:
         if split is None or ((epoch + 1) % chosen.every_epochs and not last):
             return None
         dataset = self.splits.test if split == "test" else self.splits.train.take(self.feed.validation)
-        names = ("clean", f"pgd-{chosen.steps}", f"cw-{chosen.steps}")
-        attacks = parse_attacks(names, pace=0.25)
-        attack = self.resolved.attack
-        with replaced(self.model, evaluated):
-            size = min(BATCH, self.resolved.run.batch_size)
-            kept = verdicts(self.model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)
-        accuracy = {name: float(judged.robust.double().mean()) for name, judged in kept.items()}
+        accuracy = accuracies(self.model, evaluated, dataset, self.resolved)
         self.chance.tell(self.progress, accuracy["clean"], dataset.labels)
         # Cross-entropy PGD alone would pick epochs whose gradients are masked.
-        return {"split": split, "n": len(dataset), **accuracy, "selected": min(accuracy[name] for name in names[1:])}
+        return {"split": split, "n": len(dataset), **accuracy, "selected": min([*accuracy.values()][1:])}
 
     def evaluated(self) -> Mapping[str, Tensor]:
         """The weights that would be evaluated, where they are not the model's own."""
         owner = self.panel.stage.owner("evaluation_weights")
         if owner is None:
             return {}
-        weights, own = self.panel.ask(owner, {"model": self.model}), self.model.state_dict()
-        if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-            raise HookContract.broken(owner.plugin.name, owner.hook, "tensors by name are expected")
-        for name, value in weights.items():
-            if name not in own or value.shape != own[name].shape:
-                what = f"it has {name}, which is no parameter or buffer of the model, or of another shape"
-                raise HookContract.broken(owner.plugin.name, owner.hook, what)
-        return cast(Mapping[str, Tensor], weights)
+        answer = self.panel.ask(owner, {"model": self.model})
+        return weights_of(owner.plugin.name, answer, self.model.state_dict())
 
     def go_on_from(self, stored: Mapping[str, Any]) -> None:
         """Stand where a checkpoint's position says."""

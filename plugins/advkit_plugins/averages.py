@@ -1,0 +1,168 @@
+"""Averages of the weights: exponential (`ema`), and equal over epochs (`swa`, Izmailov et al. 2018), as
+torch.optim.swa_utils."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import ceil
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from advkit import Company, Plugin, PluginOptions, Real, Run, hookimpl, option
+
+CHUNK = 256
+"""Images a forward, where statistics are estimated again."""
+
+
+class AverageOptions(PluginOptions):
+    """What both averages are told."""
+
+    start: Real = option(0.0, ge=0, lt=1, help="share of the run's epochs after which the average begins")
+    buffers: Literal["copied", "averaged", "re-estimated"] = option(
+        "copied",
+        help="statistics of BatchNorm in the average: those of the net, averaged as the weights are, or measured anew "
+        "at the averaged weights on images that were trained on last",
+    )
+    images: int = option(1024, ge=2, le=1 << 20, help="how many of them are kept, where statistics are re-estimated")
+
+
+class Average(Plugin):
+    """Weights that are averaged beside training and judged in its place. Subclasses say when, and with which weight."""
+
+    options: AverageOptions
+
+    def join(self, company: Company) -> list[str]:
+        self.first = ceil(self.options.start * company.epochs - 1e-9)
+        return []
+
+    def active(self, hook: str, epoch: int) -> bool:
+        return hook != "observe_update" or self.options.buffers == "re-estimated"
+
+    def takes(self, run: Run) -> bool:
+        """Whether the weights after this step go into the average."""
+        raise NotImplementedError
+
+    def weight(self, count: Tensor) -> Tensor:
+        """() float64: that of the newest weights, where `count` were averaged before."""
+        raise NotImplementedError
+
+    @hookimpl
+    def setup(self, model: nn.Module, run: Run) -> None:
+        self.count = run.tensor_state("count", torch.zeros((), dtype=torch.int64))
+        parts = {name: run.tensor_state(f"average/{name}", value) for name, value in self._averaged(model).items()}
+        self.average: Mapping[str, Tensor] = parts
+        if self.options.buffers == "re-estimated":
+            empty = torch.zeros(self.options.images, *run.image_shape, dtype=run.dtype)
+            self.images = run.tensor_state("images", empty)
+            self.seen = run.tensor_state("seen", torch.zeros((), dtype=torch.int64))
+
+    @hookimpl
+    def observe_update(self, x_train: Tensor) -> None:
+        newest = x_train[-len(self.images) :]
+        places = torch.arange(len(newest), device=newest.device) + self.seen
+        self.images[places % len(self.images)] = newest
+        self.seen += len(newest)
+
+    @hookimpl
+    def after_update(self, model: nn.Module, run: Run) -> None:
+        if not self.takes(run):
+            return
+        # Tensors throughout: nothing here waits for the device.
+        share = torch.where(self.count == 0, 1.0, self.weight(self.count))
+        now, before = [*self._averaged(model).values()], [*self.average.values()]
+        torch._foreach_lerp_(before, now, [share.to(value.dtype) for value in before])
+        self.count += 1
+
+    @hookimpl
+    def evaluation_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+        if not self.count:
+            return {}
+        return {**self.average, **(self._statistics(model) if self.options.buffers == "re-estimated" else {})}
+
+    def _averaged(self, model: nn.Module) -> dict[str, Tensor]:
+        parts = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        if self.options.buffers == "averaged":
+            parts |= {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+        return parts
+
+    def _statistics(self, model: nn.Module) -> dict[str, Tensor]:
+        """BatchNorm's, of the images that are kept, at the average: as torch.optim.swa_utils.update_bn."""
+        norms = {
+            f"{name}.": layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        }
+        count = min(int(self.seen), len(self.images))
+        if not norms or not count:
+            return {}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        own = {name: value for name, value in buffers.items() if name.startswith(tuple(norms))}
+        for name, value in own.items():
+            value.fill_(1 if name.endswith("running_var") else 0)
+        with torch.no_grad(), _only_these_train(model, norms.values()):
+            for chunk in torch.split(self.images[:count], CHUNK):
+                if len(chunk) > 1 or count == 1:
+                    functional_call(model, {**self.average, **buffers}, (chunk,))
+        return own
+
+
+class Ema(Average):
+    """Judges an exponential moving average of the weights (mean teachers; Gowal et al. 2020 for robust training)."""
+
+    name = "ema"
+
+    class Options(AverageOptions):
+        decay: Real = option(0.999, ge=0, lt=1, help="share of the average that stays at a step")
+        ramp: bool = option(True, help="decay is at most (1 + n) / (10 + n) after n steps, so that it starts short")
+
+    options: Options
+
+    def takes(self, run: Run) -> bool:
+        return run.epoch >= self.first
+
+    def weight(self, count: Tensor) -> Tensor:
+        steps = count.double()
+        decay = torch.full_like(steps, self.options.decay)
+        return 1 - (torch.minimum(decay, (1 + steps) / (10 + steps)) if self.options.ramp else decay)
+
+
+class Swa(Average):
+    """Judges the mean of the weights at the ends of the last epochs (Izmailov et al. 2018)."""
+
+    name = "swa"
+
+    class Options(AverageOptions):
+        start: Real = option(0.75, ge=0, lt=1, help="share of the run's epochs after which the average begins")
+        every: int = option(1, ge=1, le=10_000, help="epochs between two of the averaged weights")
+
+    options: Options
+
+    def takes(self, run: Run) -> bool:
+        due = run.epoch >= self.first and (run.epoch - self.first) % self.options.every == 0
+        return due and run.step + 1 == run.epoch_steps
+
+    def weight(self, count: Tensor) -> Tensor:
+        return 1 / (count.double() + 1)
+
+
+@contextmanager
+def _only_these_train(model: nn.Module, norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Eval mode, so that nothing is drawn, but for layers that shall average all batches alike."""
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(layer, layer.momentum) for layer in norms]
+    try:
+        model.eval()
+        for layer, _ in momenta:
+            layer.train()
+            layer.momentum = None
+        yield
+    finally:
+        for module, was in modes:
+            module.training = was
+        for layer, momentum in momenta:
+            layer.momentum = momentum
