@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
-from ..errors import OptionError
+from ..errors import HookContract, OptionError
 from ..judging import judged
 from ..modules import placement
 from ..registry import code
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked
+from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
 
 ALONE = 1e-3
@@ -64,6 +65,10 @@ def verdicts(
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size = {batch_size} must be 1 or more.")
     radii = budgets(attacks, eps, norm, len(dataset))
+    for attack in attacks:
+        if attack.name == "clean" and not isinstance(attack, Clean):
+            named = type(attack).__name__
+            raise OptionError(f"clean is the name of the images as they are; give the attack {named} another.")
     joined: dict[str, Verdicts] = {}
     with judged(model) as reseed:
         for first in range(0, len(dataset), chunk):
@@ -174,8 +179,26 @@ def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> 
     shared = float(radius[0]) if bool((radius == radius[0]).all()) else None
     by_image = {"eps_of_images": radius.tolist()} if shared is None else {}
     head = {"name": attack.name, "norm": norm, "eps": shared}
-    own = {key: value for key, value in attack.settings(shared).items() if key not in head}
+    own = {key: value for key, value in _settings(attack, shared).items() if key not in head}
     return {**head, **own, **code(type(attack)), **by_image, "seed": seed}
+
+
+def _settings(attack: EvaluationAttack, eps: float | None) -> Mapping[str, Any]:
+    """What the attack says of itself; HookContract where that is nothing that a file could hold."""
+    try:
+        said: object = attack.settings(eps)
+    except Exception as error:
+        error.add_note(f"in the settings of the attack {attack.name}")
+        raise
+    if not isinstance(said, Mapping):
+        raise HookContract(f"The settings of the attack {attack.name} are a {type(said).__name__}; return a mapping.")
+    try:
+        json.dumps(dict(said), allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HookContract(
+            f"The settings of the attack {attack.name} are no JSON values ({error}); return numbers, texts and lists."
+        ) from None
+    return said
 
 
 def budgets(
@@ -183,19 +206,28 @@ def budgets(
 ) -> dict[str, Tensor]:
     """(n,) float64 for each norm that is needed; OptionError where one is missing or makes no sense."""
     given = dict(eps) if isinstance(eps, Mapping) else {norm: eps}
-    radii = {}
+    if stray := [name for name in given if name not in NORMS]:
+        raise OptionError(
+            f"eps names the norm {stray[0]!r}; known are {', '.join(NORMS)}, such as eps={{'{norm}': E}}."
+        )
+    radii: dict[str, Tensor] = {}
     for attack in attacks:
         own = attack.norm or norm
         if own not in NORMS:
             raise OptionError(f"The attack {attack.name} is for the norm {own!r}; known are {', '.join(NORMS)}.")
         if own not in given:
             if attack.name == "clean":
-                given[own] = 0.0
-            else:
+                radii.setdefault(own, torch.zeros(n, dtype=torch.float64))
+                continue
+            if own == norm:
+                has = f"has {', '.join(given)} alone" if given else "is empty"
                 raise OptionError(
-                    f"{attack.name} attacks in {own}, but eps is in {norm}; give --eps-{own} E too, from Python "
-                    f"eps={{'{norm}': ..., '{own}': E}} (RobustBench has 0.5 in l2 beside 8/255 in linf on CIFAR-10)."
+                    f"{attack.name} attacks in {own}, but eps {has}; give eps={{'{own}': E}}, or a number."
                 )
+            raise OptionError(
+                f"{attack.name} attacks in {own}, but eps is in {norm}; give --eps-{own} E too, from Python "
+                f"eps={{'{norm}': ..., '{own}': E}} (RobustBench has 0.5 in l2 beside 8/255 in linf on CIFAR-10)."
+            )
         radius = torch.as_tensor(given[own], dtype=torch.float64).cpu()
         if radius.numel():
             refuse_gray_levels(float(radius.max()), own)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ...errors import HookContract, NonFinite, OptionError
 from ...judging import NO_GRADIENT, GradientWatch, checked_logits, explained, untouched
 from ...rng import Draws, derive_key
+from .lent import lent
 
 SLACK = 1e-5
 """How far beyond ball or box an answer may lie: float32 rounding of other libraries' projections."""
@@ -159,17 +160,23 @@ class EvaluationAttack(ABC):
 
 def attacked(attack: EvaluationAttack, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
     """What `attack.perturb` returns, once it is known to be what it promises: in ball and box, by sound gradients."""
-    with explained():
-        x_adv = refuse_outside(attack.name, x, attack.perturb(net, x, y, radius, index), radius, net.norm)
+    norm, borrowed = net.norm, {"x": x, "y": y, "radius": radius, "index": index}
+    with explained(), lent(attack.name, net.model, borrowed):
+        answer = attack.perturb(net, x, y, radius, index)
+    x_adv = refuse_outside(attack.name, x, answer, radius, norm)
     net.refuse_broken_gradients(attack.name)
     return x_adv
 
 
 def refuse_outside(attack: str, x: Tensor, x_adv: object, radius: Tensor, norm: str) -> Tensor:
     """`x_adv` if it is what `perturb` promises, up to rounding; HookContract otherwise."""
-    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or x_adv.dtype != x.dtype:
-        given = f"{x_adv.dtype} {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
+    if not isinstance(x_adv, Tensor) or (x_adv.shape, x_adv.dtype, x_adv.device) != (x.shape, x.dtype, x.device):
+        given = type(x_adv).__name__
+        if isinstance(x_adv, Tensor):
+            there = f" on {x_adv.device}" if x_adv.device != x.device else ""
+            given = f"{x_adv.dtype} {tuple(x_adv.shape)}{there}"
         raise HookContract(f"The attack {attack} returned {given}; it must return images as it got: {tuple(x.shape)}.")
+    x, x_adv = x.detach(), x_adv.detach()
     if len(x) == 0:
         return x_adv
     if not bool(x_adv.isfinite().all()):
