@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..ascent import NORMS
-from ..data.base import Dataset, choice
+from ..data.base import Dataset, choice, shuffled
 from ..data.own import as_dataset
 from ..errors import OptionError, Stopped
 from ..evaluation.attacks.base import EvaluationAttack
@@ -138,7 +138,8 @@ def evaluate_module(
         raise OptionError("A module has no eps of its own; give eps, such as eps=8/255.")
     every = as_dataset(dataset)
     images = every.sample(request.n or 0)
-    radii = dict(request.eps if isinstance(request.eps, Mapping) else {norm: request.eps}) | dict(request.by_norm)
+    given = dict(request.eps if isinstance(request.eps, Mapping) else {norm: request.eps}) | dict(request.by_norm)
+    radii = {own: _of_these(eps, every, images) for own, eps in given.items()}
     verdicts_by_name = _ask(model, images, request, radii, norm, None, watch)
     shared = radii.get(norm)
     eps = None if shared is None else _shared(budgets(request.attacks, radii, norm, len(images)).get(norm, shared))
@@ -258,6 +259,13 @@ def _short_audit(
         return lambda of: []
     asked = measured(model, images, eps=eps, norm=norm, seed=request.seed, batch_size=request.batch_size)
     return lambda of: judged(asked, of, norm)
+
+
+def _of_these(radius: Radius, every: Dataset, images: Dataset) -> Radius:
+    """Of one eps an image, those of the images that were chosen."""
+    if not isinstance(radius, torch.Tensor) or radius.shape != (len(every),) or len(images) == len(every):
+        return radius
+    return radius[shuffled(every.index)[: len(images)].to(radius.device)]
 
 
 def _shared(radius: Radius) -> float | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from ..ascent import NORMS
 from ..errors import OptionError
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
 from ..evaluation.verdicts import Radius
@@ -48,8 +50,7 @@ class EvaluationRequest:
         data_root: str | Path | None = None,
     ) -> EvaluationRequest:
         """Of what people write."""
-        if isinstance(eps, (str, int, float)):
-            eps = amount("eps", eps)
+        eps = None if eps is None else _radius(eps)
         radii = {norm: amount(f"eps_{norm}", given) for norm, given in (by_norm or {}).items() if given is not None}
         share = pace("step", step)
         if split not in ("test", "train"):
@@ -86,13 +87,35 @@ class EvaluationRequest:
             raise OptionError(f"--min-robust needs an attack in {norm}; add one to --attacks, such as pgd-20,cw-20.")
 
 
+def _radius(given: object) -> Radius | Mapping[str, Radius]:
+    """One eps, one of each image, or either by norm."""
+    if isinstance(given, Mapping):
+        if stray := [norm for norm in given if norm not in NORMS]:
+            raise OptionError(f"eps names the norm {stray[0]!r}; known are {', '.join(NORMS)}.")
+        if not given:
+            raise OptionError("eps is empty; give a number, or one by norm such as eps={'linf': 8/255}.")
+        return {norm: one for norm, eps in given.items() if isinstance(one := _radius(eps), float | torch.Tensor)}
+    if isinstance(given, torch.Tensor | np.ndarray | list | tuple) and np.ndim(given):
+        try:
+            return torch.as_tensor(given, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise OptionError("eps must be a number, or one for each image: a tensor, an array or a list.") from None
+    return amount("eps", given)  # type: ignore[arg-type]  # which refuses whatever else it is
+
+
 def _attacks(
     given: str | Sequence[str | EvaluationAttack], share: float, data_root: str | Path | None
 ) -> list[EvaluationAttack]:
     root = None if data_root is None else str(data_root)
-    if isinstance(given, str) or all(isinstance(each, str) for each in given):
-        return parse_attacks(listed(given), share, root)  # type: ignore[arg-type]
-    chosen = [parse_attacks([one], share, root)[0] if isinstance(one, str) else _attack(one) for one in given]
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+        raise OptionError(
+            f"attacks = {given!r} must be names such as 'clean,pgd-20', or a list of names and objects of "
+            "EvaluationAttack."
+        )
+    named = listed(given) if isinstance(given, str) else tuple(given)
+    if all(isinstance(each, str) for each in named):
+        return parse_attacks(listed(named), share, root)  # type: ignore[arg-type]
+    chosen = [parse_attacks([one], share, root)[0] if isinstance(one, str) else _attack(one) for one in named]
     if len({attack.name for attack in chosen}) != len(chosen):
         raise OptionError("Name one or more attacks, each once.")
     return chosen

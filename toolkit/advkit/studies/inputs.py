@@ -19,7 +19,7 @@ def amount(name: str, given: float | str) -> float:
         value = parse_number(given) if isinstance(given, str) else float(given)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         value = -1.0
-    if not isfinite(value) or value < 0 or isinstance(given, bool):
+    if not isfinite(value) or value < 0 or isinstance(given, bool | bytes):
         raise OptionError(f"{name} {given} must be a finite number >= 0, or a fraction such as 8/255.")
     return value
 
