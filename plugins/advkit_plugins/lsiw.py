@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from advkit import Company, Plugin, PluginOptions, Run, Schedule, hookimpl, kl_divergence, option
 
 
 def squared_l2(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
-    """||f(x') - f(x)||_2^2, summed over classes (Eq. 16): (B,)."""
-    return (adv_logits - clean_logits).square().sum(dim=1)
+    """||f(x') - f(x)||_2^2, summed over classes (Eq. 16): (B,). A class that is -inf in both, masked, adds nothing."""
+    masked = (adv_logits == -torch.inf) & (clean_logits == -torch.inf)
+    return (adv_logits - clean_logits).masked_fill(masked, 0).square().sum(dim=1)
 
 
 class Lsiw(Plugin):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,11 +23,13 @@ def weighted_kl(
     """KL(p(x) || p(x')) (1 - p_y(x)): (B,). Gradients flow through all of it unless detached.
 
     As in the code, except that log p(x) is taken of the logits: where p(x) rounds to 0, the code's gradient is NaN.
+    A class that is masked in the clean logits, by -inf, adds nothing: the limit.
     """
     log_clean = F.log_softmax(clean_logits, dim=1)
     weight = 1.0000001 - log_clean.gather(1, y[:, None]).squeeze(1).exp()
     log_target = log_clean.detach() if detach_target else log_clean
-    kl = (log_target.exp() * (log_target - (adv_logits.softmax(dim=1) + 1e-12).log())).sum(dim=1)
+    ratio = log_target - (adv_logits.softmax(dim=1) + 1e-12).log()
+    kl = (log_target.exp() * ratio.masked_fill(log_target == -torch.inf, 0)).sum(dim=1)
     return kl * (weight.detach() if detach_weight else weight)
 
 
