@@ -25,7 +25,7 @@ from .loop import Position, Trainer
 from .parts import build_model, data_of, load_weights, on_this_machine, put_file
 from .progress import Progress, Silent
 from .result import TrainResult
-from .saving import publish, restore, save
+from .saving import publish, refuse_unsavable, restore, save
 
 
 def start(
@@ -48,6 +48,8 @@ def start(
             load_weights(model, init_from)
         for note in splits.notes:
             (progress or Silent()).warn(note)
+        if out is not None:
+            refuse_unsavable(model)
         trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing
         folder = trainer.folder = None if out is None else RunFolder.create(out)
     if folder is None:

@@ -28,7 +28,7 @@ from .meter import Meter, quantiles
 from .panel import Panel
 from .progress import Progress, Silent
 from .result import TrainResult
-from .saving import save
+from .saving import save, unsaved
 from .step import TrainingStep
 from .step_report import Report
 from .validation import accuracies
@@ -66,7 +66,7 @@ class Trainer:
         self.panel = Panel(resolved.composition, state)
         self.feed = Feed(resolved, splits, self.panel)
         self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run.check_hooks)
-        self.step.warn = self.progress.warn
+        self.step.warn, self.unsaved = self.progress.warn, unsaved(self.model)
         self.global_step, self.metrics = 0, Mark()
         self.best: dict[str, Any] | None = None
         self.meter, self.chance = Meter(), Chance()

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import runfile
-from ..errors import NonFinite, ResumeMismatch
+from ..errors import NonFinite, OptionError, ResumeMismatch
+from ..judging import same_bits
 from ..storage import checkpoint, schema
 from ..storage.weights import EVALUATED, METER, MODEL, OPTIMIZER, SAMPLES, TENSORS, prefixed, put_weights, under
 
@@ -25,6 +26,13 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
     """
     if trainer.folder is None:
         return
+    refuse_unsavable(trainer.model)
+    for name, was in trainer.unsaved.items():
+        if not same_bits(dict(trainer.model.named_buffers())[name], was):
+            raise OptionError(
+                f"The model's buffer {name} moves in training, but it is registered with persistent=False, so that no "
+                "checkpoint would hold it; register it as persistent."
+            )
     trainer.meter.lap()
     evaluated = trainer.evaluated() if evaluated is None else evaluated
     for name, value in evaluated.items():
@@ -39,6 +47,22 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
     }
     tensors = _tensors(trainer) | prefixed(EVALUATED, evaluated)
     publish(trainer, checkpoint.save(trainer.folder.checkpoints, trainer.global_step, tensors, state))
+
+
+def refuse_unsavable(model: nn.Module) -> None:
+    """OptionError for a model whose state is more than tensors: get_extra_state of a module."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise OptionError(
+                f"{name} of the model's state_dict is a {type(value).__name__}, which no checkpoint holds; let "
+                "get_extra_state return a tensor, or train without out."
+            )
+
+
+def unsaved(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers that are not in the model's state_dict: constants, unless training moves them."""
+    saved = model.state_dict().keys()
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if name not in saved}
 
 
 def publish(trainer: Trainer, path: Path) -> None:
