@@ -8,6 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from .arguments import a_dense_tensor, a_number
 from .errors import OptionError, ResumeMismatch
 from .plugin import Company
 from .rng import Draws, derive_key
@@ -33,6 +34,7 @@ class RunState:
         self.tensors: dict[str, Tensor] = {}
         self.figures: dict[str, float | None] = {}
         """Of the epoch that ends; never checkpointed, as the line in metrics.jsonl is written first."""
+        self.settled = False  # setup is over: state claimed now no resume would find
 
     def stored(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, by name."""
@@ -121,22 +123,27 @@ class Run:
         Claim it in `setup`; keep it and write in place. It is checkpointed and resumed.
         """
         dtype = torch.promote_types(self._state.dtype, torch.float32)
+        fill = a_number(f"Plugin {self._plugin}: fill of the state {name}", fill)
         values = torch.full((self.num_samples,), fill, dtype=dtype, device=self.device)
         return self._claim(self._state.samples, name, values)
 
     def tensor_state(self, name: str, initial: Tensor) -> Tensor:
         """A tensor of any shape, otherwise as `sample_state`: for averages and counts."""
-        return self._claim(self._state.tensors, name, initial.detach().to(self.device, copy=True))
+        dense = a_dense_tensor(f"Plugin {self._plugin}: initial of the state {name}", initial)
+        return self._claim(self._state.tensors, name, dense.detach().to(self.device, copy=True))
 
     def figure(self, name: str, value: float) -> None:
         """Put a figure into the epoch's line of metrics.jsonl, as "PLUGIN/NAME" of `figures`; call it in `epoch_end`.
 
         What is not finite is written as null.
         """
-        self._state.figures[f"{self._plugin}/{name}"] = float(value) if isfinite(value) else None
+        number = a_number(f"Plugin {self._plugin}: the figure {name}", value)
+        self._state.figures[f"{self._plugin}/{name}"] = number if isfinite(number) else None
 
     def _claim(self, store: dict[str, Tensor], name: str, initial: Tensor) -> Tensor:
         full = f"{self._plugin}/{name}"
+        if self._state.settled:
+            raise OptionError(f"Plugin {self._plugin} claims the state {name} after setup, where no resume finds it.")
         if full in store:
             raise OptionError(f"Plugin {self._plugin} claims the state {name} twice; claim it once, in setup.")
         store[full] = initial

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from math import isfinite
 from typing import Any
 
-from ..errors import AdvkitError, HookContract, UnknownHook
+from ..errors import AdvkitError, HookContract, UnknownHook, did_you_mean
+from ..hookspec import VIEWS, HookSpec, Rule
 from ..plugin import Budgets, Order, Plugin, PluginOptions
 from ..types import Passes
 
 
-def check_declarations(plugin_type: type[Plugin], name: str) -> None:
-    """The class attributes that are read before there is an object."""
+def check_declarations(plugin_type: type[Plugin], name: str, hooks: Mapping[str, HookSpec]) -> None:
+    """The class attributes that are read before there is an object; what they say of hooks that are none is refused."""
 
     def companion(value: object) -> bool:
         if not isinstance(value, tuple) or len(value) != 2:
@@ -21,12 +23,20 @@ def check_declarations(plugin_type: type[Plugin], name: str) -> None:
     for attribute, fits, expected in (
         ("prefers", lambda value: True, "settings and values, such as {'attack.init': 'normal'}"),
         ("companions", companion, "hooks and (plugin, options), such as {'weight_perturbation': ('awp', {})}"),
-        ("order", lambda value: isinstance(value, Order), "hooks and advkit.Order, such as {'target_label': Order()}"),
+        ("order", _place, "hooks and advkit.Order, such as {'target_label': Order()}"),
     ):
         stated = getattr(plugin_type, attribute)
         names = isinstance(stated, Mapping) and all(isinstance(key, str) for key in stated)
         if not names or not all(fits(value) for value in stated.values()):
             raise UnknownHook(f"Plugin {name}: {attribute} must be {expected}, not {stated!r:.80}.")
+    for wish in plugin_type.companions:
+        if (hook := wish.partition(":")[0]) not in hooks:
+            raise UnknownHook(f"Plugin {name}: companions has {wish}, which is no hook.{did_you_mean(hook, hooks)}")
+    chains = [hook for hook, spec in hooks.items() if spec.rule is Rule.CHAIN]
+    for hook in plugin_type.order:
+        if hook not in chains:
+            near = did_you_mean(hook, chains) or f" Those are {', '.join(chains)}."
+            raise UnknownHook(f"Plugin {name}: order has {hook}, which is no chained hook.{near}")
     if not isinstance(plugin_type.Options, type) or not issubclass(plugin_type.Options, PluginOptions):
         raise UnknownHook(f"Plugin {name}: Options must be a class that derives from advkit.PluginOptions.")
 
@@ -49,12 +59,33 @@ def _texts(value: object) -> bool:
     return isinstance(value, Collection) and not isinstance(value, str) and all(isinstance(text, str) for text in value)
 
 
+def _place(value: object) -> bool:
+    return isinstance(value, Order) and _texts(value.before) and _texts(value.after)
+
+
+def _numbers(*values: object) -> bool:
+    return all(isinstance(value, int | float) and isfinite(value) and value >= 0 for value in values)
+
+
+def _counts(*values: object) -> bool:
+    return all(isinstance(value, int) and value >= 0 for value in values)
+
+
 _DECLARED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "active": (lambda value: isinstance(value, bool), "True or False"),
-    "demands": (lambda value: value is None or _texts(value), "names of arguments, or None"),
-    "detached": (lambda value: _texts(value), "names of logits"),
-    "passes": (lambda value: isinstance(value, Passes), "advkit.Passes"),
-    "largest_budget": (lambda value: isinstance(value, Budgets), "advkit.Budgets"),
+    "demands": (
+        lambda value: value is None or (_texts(value) and {*value} <= {*VIEWS, "success", "gradient_at"}),
+        "names of arguments, or None",
+    ),
+    "detached": (lambda value: _texts(value) and {*value} <= {*VIEWS}, "names of logits"),
+    "passes": (
+        lambda value: isinstance(value, Passes) and _counts(*vars(value).values()),
+        "advkit.Passes",
+    ),
+    "largest_budget": (
+        lambda value: isinstance(value, Budgets) and _numbers(value.attack, value.label),
+        "advkit.Budgets",
+    ),
     "terms": (lambda value: _texts(value), "names of loss terms, such as ('base_loss',)"),
     "steps_at_shift": (lambda value: isinstance(value, bool), "True or False"),
     "join": (lambda value: _texts(value), "a list of sentences, empty where there is none"),

@@ -12,7 +12,7 @@ import pluggy
 from ..errors import UnknownHook, did_you_mean
 from ..hooks import Hooks
 from ..hookspec import HookSpec
-from ..plugin import Plugin
+from ..plugin import CORE, Plugin
 from .declarations import check_declarations
 
 HOOKS: dict[str, HookSpec] = {
@@ -37,7 +37,9 @@ def check(plugin_type: type[Plugin]) -> None:
         raise UnknownHook(
             f"Plugin class {plugin_type.__name__} needs a kebab-case class attribute `name`, such as 'my-plugin'."
         )
-    check_declarations(plugin_type, name)
+    if name == CORE:
+        raise UnknownHook(f"Plugin class {plugin_type.__name__} is called {CORE}, as what no plugin owns; rename it.")
+    check_declarations(plugin_type, name, HOOKS)
     for attribute in dir(plugin_type):
         method = inspect.getattr_static(plugin_type, attribute)
         marks = getattr(method, "advkit_impl", None)

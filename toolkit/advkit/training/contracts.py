@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 
@@ -10,17 +11,22 @@ import torch
 from torch import Tensor
 
 from ..ascent import per_sample
-from ..compose.stage import Stage
+from ..compose.composition import Composition
 from ..errors import HookContract
-from ..types import AttackResult, Batch, Budget, BudgetScale, Passes
+from ..types import AttackResult, Batch, Budget, BudgetScale, Mix
+from .announced import largest_budgets
 from .guard import unchanged
+
+SLACK = 1e-6
+"""Relative: what a budget may round above the largest."""
 
 
 class Contract:
     """Checks answers of one step's hooks. `values` also checks finiteness, ranges and the simplex."""
 
-    def __init__(self, batch: Batch, classes: int, steps: int, values: bool) -> None:
-        self.batch, self.classes, self.steps, self.values = batch, classes, steps, values
+    def __init__(self, batch: Batch, classes: int, composition: Composition, values: bool) -> None:
+        self.batch, self.classes, self.steps, self.values = batch, classes, composition.setting.attack.steps, values
+        self.largest = largest_budgets(composition) if values else None
         self.rows = batch.x.shape[0]
 
     def mixed(self, who: str, batch: object) -> Batch:
@@ -32,6 +38,10 @@ class Contract:
         self._true(who, "mix_batch", lambda: ((x >= 0) & (x <= 1)).flatten(1).all(1), "images leave [0, 1]")
         if batch.y is not self.batch.y or batch.index is not self.batch.index:
             raise _broken(who, "mix_batch", "y and index must stay those of the batch")
+        if batch.occurrence is not self.batch.occurrence or not isinstance(batch.mix, Mix | None):
+            raise _broken(who, "mix_batch", "occurrence must stay that of the batch, and mix be an advkit.Mix or None")
+        if x.requires_grad:
+            raise _broken(who, "mix_batch", "the images must be detached")
         self.batch = batch
         return batch
 
@@ -40,9 +50,12 @@ class Contract:
             raise _broken(who, hook, f"an advkit.Budget is expected, not {type(budget).__name__}")
         for name in ("attack", "label", "step_size"):
             value = getattr(budget, name)
-            if value is not None:
+            if value is not None or name != "step_size":
                 self._per_sample(who, hook, name, value)
                 self._true(who, hook, partial(torch.ge, value, 0), f"{name} must not be negative")
+                most = getattr(self.largest, name, math.inf) * (1 + SLACK)
+                too_large = f"{name} is above {most:.4g}, which Plugin.largest_budget says is the largest"
+                self._true(who, hook, partial(torch.le, value, most), too_large)
         if (steps := budget.steps) is not None:
             if not isinstance(steps, Tensor) or steps.shape != (self.rows,) or steps.dtype != torch.int64:
                 raise _broken(who, hook, f"steps must be ({self.rows},) int64, not {_described(steps)}")
@@ -60,7 +73,7 @@ class Contract:
         for name in ("radius", "step_size"):
             value = getattr(scale, name)
             value = torch.tensor(value) if isinstance(value, int | float) else value
-            if not isinstance(value, Tensor) or value.shape not in ((), (self.rows,)):
+            if not isinstance(value, Tensor) or value.shape not in ((), (self.rows,)) or value.is_complex():
                 raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {_described(value)}")
             self._true(
                 who,
@@ -71,7 +84,8 @@ class Contract:
         return scale
 
     def target(self, who: str, target: Tensor) -> Tensor:
-        if not isinstance(target, Tensor) or target.shape != (self.rows, self.classes):
+        fits = isinstance(target, Tensor) and target.shape == (self.rows, self.classes) and not target.is_complex()
+        if not fits:
             raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {_described(target)}")
         if target.requires_grad:
             raise _broken(who, "target_label", "the target must be detached")
@@ -109,6 +123,19 @@ class Contract:
         if not isinstance(result, AttackResult):
             raise _broken(who, "inner_attack", f"an advkit.AttackResult is expected, not {type(result).__name__}")
         self.images(who, "inner_attack", result.x_adv, radius, norm)
+        for name, shape, dtype in (
+            ("steps", (self.rows,), torch.int64),
+            ("zero_gradients", (self.rows,), torch.int64),
+            ("finite", (), torch.bool),
+            ("start", self.batch.x.shape, self.batch.x.dtype),
+        ):
+            value = getattr(result, name)
+            if value is not None and not (isinstance(value, Tensor) and (value.shape, value.dtype) == (shape, dtype)):
+                expected = f"{tuple(shape)} {str(dtype).removeprefix('torch.')} or None"
+                raise _broken(who, "inner_attack", f"{name} must be {expected}, not {_described(value)}")
+        traces = result.traces
+        if not isinstance(traces, Mapping) or not all(isinstance(trace, Tensor) for trace in traces.values()):
+            raise _broken(who, "inner_attack", "traces must be tensors by name")
         return result
 
     def start(self, who: str, attack: AttackResult) -> Tensor:
@@ -198,6 +225,21 @@ class Contract:
             )
         return shift
 
+    def question(self, who: str, shift: object, loss: str, params: Mapping[str, Tensor]) -> None:
+        """What `gradient_at` is asked."""
+        if loss not in ("adv_ce", "objective"):
+            complaint = f'gradient_at knows the losses "adv_ce" and "objective", not {loss!r}'
+            raise _broken(who, "weight_perturbation", complaint)
+        if shift is not None:
+            self.shift(who, shift, params)
+
+    def selection(self, who: str, mask: object) -> Tensor:
+        """What `select` of `gradient_at` answered."""
+        if not isinstance(mask, Tensor) or mask.shape != (self.rows,):
+            complaint = f"select must return a mask ({self.rows},), not {_described(mask)}"
+            raise _broken(who, "weight_perturbation", complaint)
+        return mask
+
     def _like(self, who: str, hook: str, images: object) -> None:
         expected = _described(self.batch.x)
         if _described(images) != expected:
@@ -217,18 +259,6 @@ class Contract:
             rows = (~holds).nonzero().flatten().tolist() if holds.shape == (self.rows,) else []
             where = f" (dataset index {int(self.batch.index[rows[0]])})" if rows else ""
             raise _broken(who, hook, complaint + where)
-
-
-def as_declared(stage: Stage, ran: Mapping[str, Passes], plugins: Iterable[str]) -> None:
-    """HookContract where a phase ran other passes than its stage announced."""
-    for phase, passes in ran.items():
-        if passes != stage.passes[phase]:
-            owner = stage.owner("inner_attack" if phase == "attack" else "weight_perturbation")
-            who = f"Plugin {owner.plugin.name}" if owner else f"The plugins {', '.join(plugins)}"
-            raise HookContract(
-                f"{who} ran other passes than declared: {passes.as_dict()} in the {phase} phase, where the plan says "
-                f"{stage.passes[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached."
-            )
 
 
 def weights_of(plugin: str, answer: object, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

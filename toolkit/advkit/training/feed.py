@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ class Feed:
         size = self.run.batch_size
         if sampler := self.panel.composition.at(epoch).owner("train_sampler"):
             known = {"indices": self.training, "batch_size": size, "epoch": epoch}
-            batches = list(self.panel.ask(sampler, known))
+            answer = self.panel.ask(sampler, known)
+            batches = list(answer) if isinstance(answer, Iterable) else []
             if not batches or not all(map(self._is_batch, batches)):
                 raise HookContract.broken(
                     sampler.plugin.name, sampler.hook, "every batch must be an int64 tensor (b,) of `indices`"

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
 from ..judging import NO_GRADIENT, HalfPrecision, checked_logits, refuse_inference_mode, refuse_unready, untouched
 from ..modules import mode, own_generator
@@ -18,6 +19,10 @@ from ..types import Batch
 
 def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """OptionError for what no step can train."""
+    for name, value, wanted in (("model", model, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
+        if not isinstance(value, wanted):
+            what = value.__name__ if isinstance(value, type) else type(value).__name__
+            raise OptionError(f"The {name} is {what}; pass a {wanted.__module__.split('.')[0]} {wanted.__name__}.")
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         refuse_wrapped(module)
@@ -54,7 +59,8 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
     try:
         optimizer.step()
     except Exception as error:
-        if "closure" in str(error):
+        own = not type(optimizer).__module__.startswith("torch.")  # SAM and its kin call what they are not given
+        if "closure" in str(error) or (own and isinstance(error, AssertionError | TypeError)):
             raise OptionError(wants_closure(optimizer)) from error
         if "without overflow" in str(error):
             what = "The learning rate is beyond the range of the weights' type; lower optimizer.lr."
@@ -82,22 +88,33 @@ def refuse_wrapped(model: nn.Module) -> None:
         raise OptionError("torch.compile is not supported yet; pass a module that is not compiled.")
 
 
-def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, epoch: int, dtype: torch.dtype) -> Batch:
+def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtype: torch.dtype) -> Batch:
     """Shapes and types of what a step is called with."""
     refuse_inference_mode()
-    rows = len(x)
+    for name, value in (("x", x), ("y", y), ("index", index), ("occurrence", occurrence)):
+        if not isinstance(value, Tensor) and not (name == "occurrence" and value is None):
+            raise OptionError(f"{name} is a {type(value).__name__}; pass a tensor, as of torch.as_tensor.")
+    rows = len(x) if x.dim() else 0
     if not rows or (y.shape, index.shape) != ((rows,), (rows,)) or (y.dtype, index.dtype) != (torch.int64, torch.int64):
         raise OptionError(
             f"A step takes x (B, C, H, W), y (B,) and index (B,), the last two int64; got {tuple(x.shape)}, "
             f"{tuple(y.shape)} {y.dtype} and {tuple(index.shape)} {index.dtype}."
         )
+    if occurrence is not None and (occurrence.shape, occurrence.dtype) != ((rows,), torch.int64):
+        got = f"{tuple(occurrence.shape)} {occurrence.dtype}"
+        raise OptionError(f"occurrence counts earlier visits of each index, ({rows},) int64; got {got}.")
     if x.dtype != dtype:
         raise OptionError(f"x is {x.dtype} and the model {dtype}; convert x.")
-    if epoch < 0:
-        raise OptionError(f"epoch = {epoch} must be 0 or more.")
     if torch.is_autocast_enabled(x.device.type):
         raise OptionError("Mixed precision is not supported yet; call the step outside torch.autocast.")
     return Batch(x, y, index, torch.zeros_like(index) if occurrence is None else occurrence)
+
+
+def an_epoch(epoch: object) -> int:
+    """The number of an epoch, from 0."""
+    if isinstance(epoch, int) and epoch < 0:
+        raise OptionError(f"epoch = {epoch} must be 0 or more.")
+    return a_whole_number("epoch", epoch, 0, 2**63 - 1)
 
 
 def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
@@ -109,6 +126,8 @@ def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
         raise OptionError(f"index leaves 0..{samples - 1}; pass each sample's place in the training set.")
     if not bool(((batch.y >= 0) & (batch.y < classes)).all()):
         raise OptionError(f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits.")
+    if bool((batch.occurrence < 0).any()):
+        raise OptionError("occurrence is negative; it counts earlier visits of an index, from 0.")
     visits = torch.stack([index, batch.occurrence], dim=1)
     if len(torch.unique(visits, dim=0)) != len(index):
         raise OptionError("index names a sample twice in a batch; number its visits with `occurrence`.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..compose.stage import Answer
 from ..errors import HookContract
 from ..judging import drawn_from, generators, put_back, same_bits
+from ..plugin import Plugin
+from ..run import RunState
 
 
 def guarded(answer: Answer, arguments: Mapping[str, Any]) -> Any:
@@ -41,6 +43,28 @@ def _apart(call: Callable[..., Any]) -> Callable[..., Any]:
             put_back(before)
 
     return apart
+
+
+class Bindings:
+    """Where plugins keep the state they have claimed: what is bound anew is neither checkpointed nor put back."""
+
+    def __init__(self, plugins: Iterable[Plugin], state: RunState) -> None:
+        self._kept = [
+            (plugin, attribute, name, tensor)
+            for plugin in plugins
+            for name, tensor in {**state.samples, **state.tensors}.items()
+            for attribute, value in vars(plugin).items()
+            if value is tensor
+        ]
+
+    def check(self) -> None:
+        """HookContract where a plugin holds its state no more."""
+        for plugin, attribute, name, tensor in self._kept:
+            if vars(plugin).get(attribute) is not tensor and not any(v is tensor for v in vars(plugin).values()):
+                raise HookContract(
+                    f"Plugin {plugin.name} binds its state {name} anew (self.{attribute} = ...), which no checkpoint "
+                    f"holds and no failed step puts back; write in place, as self.{attribute}.copy_(...)."
+                )
 
 
 @contextmanager

@@ -53,8 +53,7 @@ class Update:
             loss: str = "adv_ce",
             select: Callable[[Tensor, Tensor], Tensor] | None = None,
         ) -> Mapping[str, Tensor]:
-            if loss not in ("adv_ce", "objective"):
-                raise ValueError(f'gradient_at knows the losses "adv_ce" and "objective", not {loss!r}')
+            self.contract.question(owner, shift, loss, trained)
             turn = next(turns)
             views = {"adv_logits": True} if loss == "adv_ce" else self.stage.objective_views
             with torch.enable_grad():
@@ -72,10 +71,7 @@ class Update:
                 )
                 if select is not None:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
-                    mask = select(judged.detach(), self.known["batch"].y)
-                    if mask.shape != values.shape:
-                        raise ValueError(f"select must return a mask {tuple(values.shape)}, not {tuple(mask.shape)}")
-                    values = values * mask
+                    values = values * self.contract.selection(owner, select(judged.detach(), self.known["batch"].y))
                 total = values.sum() / len(values)
             gradients = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
             return {

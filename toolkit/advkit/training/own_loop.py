@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..arguments import a_whole_number
 from ..compose.registration import HOOKS
 from ..config.layer import Layer
 from ..config.resolve import resolve
@@ -15,7 +16,7 @@ from ..errors import HookConflict, OptionError, ResumeMismatch
 from ..modules import placement
 from ..plugin import Plugin
 from ..run import RunState
-from .given import AGAIN, Visits, refuse_unfit
+from .given import AGAIN, Visits, a_batch, refuse_unfit
 from .panel import Panel
 from .step import TrainingStep
 from .step_report import Report
@@ -67,10 +68,11 @@ class Step(TrainingStep):
                     "train with advkit.train, or leave the plugin out."
                 )
         refuse_unfit(model, optimizer)  # before the plugins are taken
-        state = RunState(resolved.run.seed, num_samples, resolved.attack, *placement(model))
+        samples = a_whole_number("num_samples", num_samples, 1, 2**31 - 1)
+        state = RunState(resolved.run.seed, samples, resolved.attack, *placement(model))
         super().__init__(model, optimizer, Panel(resolved.composition, state), resolved.run.check_hooks)
         self.panel.notify("setup", model=model)
-        self._visits = Visits(num_samples, self.state.device)
+        self._visits = Visits(samples, self.state.device)
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Report:
         """Attack x (B, C, H, W) with labels y (B,), then update the model.
@@ -78,7 +80,7 @@ class Step(TrainingStep):
         `index` (B,) int64 is each sample's place in the training set. `occurrence` (B,) counts earlier visits of
         an index in this epoch; leave it out where every index comes once.
         """
-        seen, visits = torch.zeros_like(index) if occurrence is None else occurrence, self._visits
+        seen, visits = a_batch(x, y, index, occurrence, self.state.dtype).occurrence, self._visits
         if epoch != visits.epoch:
             if self.state.samples and bool(visits.repeated):
                 warnings.warn(f"In epoch {visits.epoch}, {AGAIN}", stacklevel=2)
@@ -100,6 +102,8 @@ class Step(TrainingStep):
 
     def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` gave. Raises ResumeMismatch if these plugins claim other state."""
+        if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
+            raise ResumeMismatch("The stored state is no mapping of tensors; give what Step.state_dict returned.")
         position = stored.get("position")
         if (
             not isinstance(position, Tensor)

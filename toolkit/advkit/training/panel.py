@@ -11,7 +11,7 @@ from ..compose.stage import Answer, Stage
 from ..errors import OptionError
 from ..hookspec import VIEWS
 from ..run import Run, RunState
-from .guard import guarded
+from .guard import Bindings, guarded
 
 
 class Panel:
@@ -26,6 +26,7 @@ class Panel:
         for plugin in composition.plugins:
             plugin.taken = True
         self.composition, self.state, self.guarded = composition, state, False
+        self._bindings = Bindings((), state)
         self.runs = {p.name: Run(state, p.name, composition.company) for p in composition.plugins}
 
     @property
@@ -49,6 +50,10 @@ class Panel:
         whole = hook in ("setup", "teardown")
         for answer in (self.composition.answers if whole else self.stage.answers)[hook]:
             self.ask(answer, known)
+        if hook == "setup":
+            self._bindings, self.state.settled = Bindings(self.composition.plugins, self.state), True
+        elif hook != "teardown":
+            self._bindings.check()
 
     @contextmanager
     def watching(self, on: bool) -> Iterator[None]:

@@ -114,10 +114,12 @@ def doubts(logits: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def nothing_moves(model: nn.Module, when: str) -> Iterator[None]:
+def nothing_moves(model: nn.Module, when: str, watched: bool) -> Iterator[None]:
     """OptionError where the scope moves a buffer, as BatchNorm does when a backward computes its forward again."""
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()} if watched else {}
     yield
+    if not watched:
+        return
     for name, buffer in model.named_buffers():
         if not torch.equal(buffer, before[name]):
             raise OptionError(

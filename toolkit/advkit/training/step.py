@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,8 +22,9 @@ from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import Draws, derive_key, derive_seed
 from ..types import AttackResult, Batch, Budget, BudgetScale
-from .contracts import Contract, as_declared
-from .given import a_batch, a_width, refuse_stray_values, refuse_unfit, take_step
+from .announced import as_declared
+from .contracts import Contract
+from .given import a_batch, a_width, an_epoch, refuse_stray_values, refuse_unfit, take_step
 from .ledger import Ledger
 from .network import Network, moved
 from .objective import Objective, Outcome, Update
@@ -60,7 +60,7 @@ class TrainingStep:
         `index` (B,) int64 is each sample's place in the training set. `occurrence` (B,) counts earlier visits of
         an index in this epoch; leave it out where every index comes once.
         """
-        batch = a_batch(x, y, index, occurrence, epoch, self.state.dtype)
+        batch, epoch = a_batch(x, y, index, occurrence, self.state.dtype), an_epoch(epoch)
         if epoch != self.state.epoch:
             self.seek(epoch)
         stage = self.panel.stage
@@ -79,7 +79,7 @@ class TrainingStep:
             network = Network(
                 self.model, ledger, lambda label: seed(self._seed(label)), classes=classes, careful=careful
             )
-            contract = Contract(batch, classes, self.attack.steps, values=careful)
+            contract = Contract(batch, classes, self.composition, values=careful)
             known = self._attack(batch, stage, network, contract)
             outcome, shift = self._update(known, stage, network, contract)
             # Now: theta is what v was made for only until the optimizer steps.
@@ -122,7 +122,7 @@ class TrainingStep:
             known |= {"budget": budget, "radius": radius}
             known["target"] = self._target(stage, known, "attack", contract)
             may_move = self.attack.mode == "train"
-            with frozen(self.model), self._still("the attack", contract.values and not may_move):
+            with frozen(self.model), nothing_moves(self.model, "the attack", contract.values and not may_move):
                 attack = self._attacked(stage, known, scale, network, contract)
 
             known |= {"attack": attack, "x_train": attack.x_adv, "success": None, "x_clean": batch.x}
@@ -161,7 +161,7 @@ class TrainingStep:
             self.optimizer.zero_grad(set_to_none=True)
             self.model.zero_grad(set_to_none=True)  # of parameters that the optimizer does not have, too
             may_move = all(view.moves_statistics for view in stage.views.values())
-            with self._still("the backward", contract.values and not may_move):
+            with nothing_moves(self.model, "the backward", contract.values and not may_move):
                 outcome.loss.backward()
         self._stop_if_not_finite(known["attack"], outcome)
         with torch.no_grad():
@@ -276,6 +276,3 @@ class TrainingStep:
                 f"NaN or Inf in {what} at epoch {self.state.epoch}, step {self.state.step}. The step was not applied; "
                 "lower optimizer.lr or look at the options of the plugins in this run."
             )
-
-    def _still(self, when: str, watched: bool) -> AbstractContextManager[None]:
-        return nothing_moves(self.model, when) if watched else nullcontext()
