@@ -14,7 +14,7 @@ K ?=
 DATA ?=
 
 .PHONY: setup demo quick test check fix docs bench soak results results-digits-long results-fashion \
-	results-robustness results-audit results-evaluation-cost results-pictures clean
+	results-overfit results-robustness results-audit results-evaluation-cost results-pictures clean
 
 setup: $(VENV)/.installed
 
@@ -68,6 +68,11 @@ results-digits-long: setup
 results-fashion: setup
 	@test -n "$(DATA)" || { echo "Say where Fashion-MNIST is: make results-fashion DATA=FOLDER" >&2; exit 2; }
 	$(BIN)/python results/experiments.py fashion --data-root "$(DATA)"
+
+# make results-overfit DATA=FOLDER    AWP and ISEAT where PGD-AT overfits, CAT where its budgets have converged
+results-overfit: setup
+	@test -n "$(DATA)" || { echo "Say where Fashion-MNIST is: make results-overfit DATA=FOLDER" >&2; exit 2; }
+	$(BIN)/python results/overfit.py --data-root "$(DATA)"
 
 # Evaluates the runs of `make results` and `make results-fashion` with strong attacks.
 results-robustness: results results-fashion
