@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import advkit
 from advkit import Dataset
 from advkit.errors import NonFinite
+from advkit.evaluation.statistics import wilson
 
 Net = Callable[..., nn.Sequential]
 
@@ -67,3 +68,9 @@ def test_a_model_that_draws_in_eval_mode_evaluates_the_same_twice_and_leaves_the
         torch.manual_seed(seed)
         logits.append(net(x))
     assert not torch.equal(*logits)  # left alone, it draws
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 10, 100, 200, 539, 10_000])
+def test_an_interval_of_none_begins_at_0_and_of_all_ends_at_1(n: int) -> None:
+    assert wilson(0, n)[0] == 0.0 < wilson(0, n)[1]
+    assert wilson(n, n)[1] == 1.0 > wilson(n, n)[0]

@@ -22,6 +22,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
+    model_validator,
 )
 from pydantic_core import core_schema
 
@@ -32,6 +33,18 @@ class OptionModel(BaseModel):
     """Base of every set of options: immutable, no unknown keys, no silent conversions, no NaN or Inf."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_of_arrays(cls, values: Any) -> Any:
+        return {key: plain(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy or torch, such as np.int64(3) or torch.tensor(0.1), as Python's; in lists and tuples too."""
+    if type(value) in (list, tuple):
+        return type(value)(plain(part) for part in value)
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def option(default: Any, *, help: str, unit: str = "", symbol: str = "", **limits: Any) -> Any:

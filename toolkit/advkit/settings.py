@@ -150,6 +150,9 @@ class CheckpointSettings(OptionModel):
 
     every_steps: int = option(50, ge=1, lt=2**31, help="a checkpoint every so many steps; also at every epoch's end")
     keep: int = option(2, ge=1, lt=2**31, help="newest checkpoints kept, beside the best")
+    max_bytes: int = option(
+        2 << 30, ge=1, lt=2**53, help="most bytes of a file of weights that is read, packed or unpacked"
+    )
 
 
 SECTIONS: dict[str, type[OptionModel]] = {

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import OptionError
 from ..plugin import Plugin
 
 PluginChoice = str | type[Plugin] | Plugin
@@ -39,5 +40,8 @@ class Layer:
 def chosen(plugins: str | Iterable[PluginChoice] | None) -> tuple[PluginChoice, ...] | None:
     """Plugins as they may be given: "a,b", names, classes, instances; None where nothing was."""
     if isinstance(plugins, str):
-        return tuple(part.strip() for part in plugins.split(",") if part.strip())
+        names = tuple(part.strip() for part in plugins.split(",") if part.strip())
+        if plugins.strip() and not names:
+            raise OptionError(f"--plugins {plugins!r} names no plugin; leave it out for PGD-AT, or name some: a,b.")
+        return names
     return None if plugins is None else tuple(plugins)

@@ -82,4 +82,5 @@ def wilson(correct: float, n: int) -> list[float]:
     share, spread = correct / n, Z * Z / n
     centre = (share + spread / 2) / (1 + spread)
     half = Z * sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+    # At the ends the difference is 0, and what rounding leaves of it is no share of images.
+    return [max(0.0, centre - half) if correct > 0 else 0.0, min(1.0, centre + half) if correct < n else 1.0]

@@ -107,12 +107,13 @@ def _content(path: Path, cap: int) -> bytes:
         cause = error.__cause__ if isinstance(error, CheckpointError) else error
         if isinstance(cause, FileNotFoundError | NotADirectoryError):
             raise CheckpointError(f"{path} does not exist; give a run folder or a file of weights.") from None
-        raise _unreadable(path, getattr(cause, "strerror", None) or str(cause)) from None
+        limit = ", checkpoint.max_bytes" if getattr(cause, "errno", None) == errno.EFBIG else ""
+        raise _unreadable(path, f"{getattr(cause, 'strerror', None) or cause}{limit}") from None
     try:
         if is_zipfile(io.BytesIO(content)):
             with ZipFile(io.BytesIO(content)) as archive:
                 if sum(member.file_size for member in archive.infolist()) > cap:
-                    raise _unreadable(path, f"it unpacks to more than {cap} bytes")
+                    raise _unreadable(path, f"it unpacks to more than {cap} bytes, checkpoint.max_bytes")
     except (BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise _unreadable(path, str(error)) from None
     return content

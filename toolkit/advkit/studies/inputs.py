@@ -34,9 +34,9 @@ def pace(name: str, given: str) -> float:
     plain = str(given).replace(" ", "")
     try:
         if plain.startswith("eps/"):
-            value = 1 / float(plain.removeprefix("eps/"))
+            value = 1 / parse_number(plain.removeprefix("eps/"))
         else:
-            value = float(plain.removesuffix("eps") or "1") if plain.endswith("eps") else -1.0
+            value = parse_number(plain.removesuffix("eps") or "1") if plain.endswith("eps") else -1.0
     except (ValueError, ZeroDivisionError):
         value = -1.0
     if not isfinite(value) or value <= 0:
@@ -47,7 +47,7 @@ def pace(name: str, given: str) -> float:
 def whole(name: str, given: int | str) -> int:
     """A whole number >= 0; as a number of images, 0 means all."""
     try:
-        value = int(given) if isinstance(given, str) else index(given)
+        value = int(given) if isinstance(given, str) and given.isascii() else index(given)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         value = -1
     if isinstance(given, bool) or value < 0:

@@ -18,11 +18,10 @@ class Panel:
     """Asks the plugins of one run. `guarded` also watches what an answer leaves changed, which costs copies."""
 
     def __init__(self, composition: Composition, state: RunState) -> None:
-        for plugin in composition.plugins:
-            if plugin.taken:
-                raise OptionError(
-                    f"The plugin object {plugin.name} is in another run already; build a new one, or pass its class."
-                )
+        for name in (plugin.name for plugin in composition.plugins if plugin.taken):
+            raise OptionError(
+                f"The plugin object {name} is in another run already; build a new one, or pass its class."
+            )
         for plugin in composition.plugins:
             plugin.taken = True
         self.composition, self.state, self.guarded = composition, state, False

@@ -23,6 +23,9 @@ from ..storage.foreign import fitted, read_weights
 from ..storage.run_folder import RunFolder
 from ..storage.weights import MODEL, prefixed, put_weights
 
+NO_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed", "overflow")
+"""What torch says of tensors that are larger than memory, or than 64 bits can count."""
+
 
 def load_data(
     name: str,
@@ -66,7 +69,13 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
     builder = _builder(resolved)
     with own_generator(torch.device("cpu")) as seed:
         seed(derive_seed(resolved.run.seed, CORE, "init"))
-        return builder.build(DataSpec.of(train))
+        try:
+            return builder.build(DataSpec.of(train))
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
+                raise
+            options = ", ".join(f"{key}={value}" for key, value in resolved.model_options.items())
+            raise OptionError(f"{name} does not fit into memory with {options}; make it smaller.") from None
 
 
 def _builder(resolved: Resolved) -> ModelBuilder:
@@ -79,7 +88,7 @@ def put_file(model: nn.Module, path: Path, resolved: Resolved) -> None:
 
     Wrappers' prefixes and the names of published files are brought to the model's. Raises CheckpointError.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, resolved.checkpoint.max_bytes)
     named = not resolved.model_name.startswith(PASSED)
     own = fitted(weights, model.state_dict(), _builder(resolved).renamed if named else dict)
     put_weights(model, prefixed(MODEL, own), str(path))

@@ -1,0 +1,90 @@
+"""Numbers as people have them: numpy's and torch's from Python, digits of ASCII on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import advkit
+from advkit import OptionError, Plugin, PluginOptions, option
+from advkit.cli.main import run as command
+from advkit.cli.signals import duration
+from advkit.config.layer import chosen
+from advkit.studies.inputs import amount, pace, whole
+
+
+@pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_whole_numbers_of_arrays_are_settings(three: Any) -> None:
+    planned = advkit.plan(
+        settings={"run.epochs": three, "model.width": three, "optimizer.milestones": [np.int64(1), 2]}
+    )
+    values = {key: entry["value"] for key, entry in planned["settings"].items()}
+    assert (values["run.epochs"], values["model.width"], values["optimizer.milestones"]) == (3, 3, [1, 2])
+    assert type(values["run.epochs"]) is int
+
+
+@pytest.mark.parametrize("tenth", [np.float32(0.1), np.float64(0.1), np.array(0.1), torch.tensor(0.1)])
+def test_numbers_of_arrays_are_settings_and_options(tenth: Any) -> None:
+    planned = advkit.plan("cat-eps", settings={"optimizer.lr": tenth}, options={"cat-eps": {"eta": tenth}}, eps=tenth)
+    values = {key: entry["value"] for key, entry in planned["settings"].items()}
+    for key in ("optimizer.lr", "cat-eps.eta", "attack.eps"):
+        assert type(values[key]) is float and values[key] == pytest.approx(0.1)
+
+
+def test_switches_of_numpy_are_settings_and_options_of_ones_own() -> None:
+    planned = advkit.plan(settings={"optimizer.nesterov": np.bool_(True)})
+    assert planned["settings"]["optimizer.nesterov"]["value"] is True
+
+    class Mine(Plugin):
+        name = "mine"
+
+        class Options(PluginOptions):
+            lam: float = option(1.0, help="a weight")
+
+    assert Mine.Options(lam=np.float32(0.5)).lam == 0.5
+
+
+@pytest.mark.parametrize("wrong", [np.float64(2.5), np.array([1, 2]), np.array("3"), torch.ones(2), np.nan])
+def test_what_is_no_whole_number_stays_refused(wrong: Any) -> None:
+    with pytest.raises(OptionError, match=r"^run\.epochs = "):
+        advkit.plan(settings={"run.epochs": wrong})
+
+
+@pytest.mark.parametrize("digits", ["٣", "३", "３", "²", "1٣"])
+def test_digits_of_other_scripts_are_no_numbers(digits: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for read in (whole, amount, pace, duration):
+        text = f"eps/{digits}" if read is pace else digits
+        with pytest.raises(OptionError, match="must be a"):
+            read("--x", text)
+    for line in (["--epochs", digits], ["--eps", digits], ["--set", f"run.seed={digits}"]):
+        assert command(["plan", *line]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_numbers_as_they_are_typed() -> None:
+    assert (whole("n", "12"), whole("n", np.int32(4)), amount("eps", "8/255")) == (12, 4, 8 / 255)
+    assert (pace("step", "eps/5"), pace("step", "0.2 eps"), pace("step", "eps"), duration("t", "2m")) == (
+        0.2,
+        0.2,
+        1,
+        120,
+    )
+    for wrong in ("eps/0", "eps/-1", "nan eps", "inf eps", "eps*2", "1_0 eps"):
+        with pytest.raises(OptionError, match="must be a share of eps"):
+            pace("--step", wrong)
+
+
+@pytest.mark.parametrize("typed", [",", " , ,", ",,"])
+def test_a_comma_names_no_plugin(typed: str) -> None:
+    with pytest.raises(OptionError, match=r"names no plugin; leave it out for PGD-AT, or name some: a,b\.$"):
+        chosen(typed)
+    assert chosen("") == () and chosen(" a , b ") == ("a", "b") and chosen(None) is None
+
+
+@pytest.mark.parametrize("width", [10**8, 10**12])
+def test_a_model_that_no_memory_holds_is_one_sentence(width: int) -> None:
+    with pytest.raises(OptionError, match=r"^small-cnn does not fit into memory with width=1000+, norm=batch; make it"):
+        advkit.train(settings={"model.width": width, "data.limit": 40, "run.epochs": 1})
