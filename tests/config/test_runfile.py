@@ -13,14 +13,14 @@ from advkit.config import runfile
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run whose file has the two settings of 0.1.0 that are none any more."""
+    """A run whose file has the setting of 0.1.0 that is none any more."""
     advkit.train(
         epochs=1,
         settings={"data.limit": 40, "attack.steps": 1, "model.width": 2, "validation.steps": 1},
         out=tmp_path / "run",
     )
     file = tmp_path / "run" / "run.toml"
-    file.write_text(file.read_text().replace("[run]\n", '[run]\nprecision = "float32"\ncompile = false\n', 1))
+    file.write_text(file.read_text().replace("[run]\n", "[run]\ncompile = false\n", 1))
     return tmp_path / "run"
 
 
@@ -36,6 +36,6 @@ def test_settings_that_could_only_have_one_value_say_nothing(folder: Path, capsy
 
 def test_with_another_value_they_are_unknown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "run.toml"
-    file.write_text(file.read_text().replace('"float32"', '"bfloat16"'))
+    file.write_text(file.read_text().replace("compile = false", "compile = true"))
     assert run(["plan", "--config", str(file)]) == 2
-    assert "Unknown setting run.precision" in capsys.readouterr().err
+    assert "Unknown setting run.compile" in capsys.readouterr().err

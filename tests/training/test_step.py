@@ -87,7 +87,7 @@ def test_mixed_precision_is_refused(made: Maker, tiny_net: Net, tiny_batch: Batc
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(OptionError, match=r"outside torch\.autocast"):
         step(*tiny_batch(), epoch=0)
     assert bits(net) == before
-    with pytest.raises(OptionError, match="half precision are not supported yet; train in float32 or float64"):
+    with pytest.raises(OptionError, match="half precision are not supported; train in float32 or float64"):
         made(net=tiny_net().bfloat16())
 
 

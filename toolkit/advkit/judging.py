@@ -197,15 +197,17 @@ class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def examined(x: Tensor) -> Iterator[None]:
+def examined(x: Tensor, *, half: bool = False) -> Iterator[None]:
     """A forward of images x as it is watched at the first step of a stage: `untouched` by value, and HalfPrecision.
 
-    A net may draw from torch's generator, which is seeded for it, and from no other.
+    `half`: whether half precision is what the run wants. A net may draw from torch's generator, which is seeded for
+    it, and from no other.
     """
     before = generators()
-    with untouched(x, by_value=True), HalfPrecision() as half:  # type: ignore[no-untyped-call]
+    with untouched(x, by_value=True), HalfPrecision() as watch:  # type: ignore[no-untyped-call]
         yield
-    half.refuse()
+    if not half:
+        watch.refuse()
     if strange := [name for name in drawn_from(before) if "torch" not in name]:
         put_back(before | {"torch's global generator": generators()["torch's global generator"]})
         raise OptionError(

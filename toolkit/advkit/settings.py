@@ -26,6 +26,15 @@ class RunSettings(OptionModel):
     )
     device: str = option("cpu", help="a torch device, such as cpu or cuda:0")
     threads: int = option(0, ge=0, le=1024, help="intra-op threads; 0: as torch chooses, then recorded")
+    precision: Literal["float32", "bf16"] = option(
+        "float32", help="of the forwards of training; bf16: autocast, with weights, losses and state in float32"
+    )
+    matmul: Literal["highest", "high"] = option(
+        "highest", help="products of float32 matrices and convolutions in training: exact, or with TF32 where there is"
+    )
+    memory_format: Literal["contiguous", "channels_last"] = option(
+        "contiguous", help="how images and the weights of convolutions lie in memory"
+    )
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
 
 

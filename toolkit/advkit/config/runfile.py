@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 CAP = 1 << 20  # bytes; nobody writes a longer one by hand, and a parser should not be fed more
 TOP_LEVEL = (*SECTIONS, "model", "order", "options", "plugins", "no_companion", "companions", "format")
-RETIRED: Mapping[str, object] = {"run.precision": "float32", "run.compile": False}
+RETIRED: Mapping[str, object] = {"run.compile": False}
 """Settings that could have this value only, in files of 0.1.0: with it they say nothing."""
 
 

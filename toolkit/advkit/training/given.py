@@ -35,7 +35,10 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     refuse_unready(model)
     dtypes = {p.dtype for p in model.parameters()}
     if not dtypes <= {torch.float32, torch.float64}:
-        raise OptionError("Mixed and half precision are not supported yet; train in float32 or float64.")
+        raise OptionError(
+            "Weights in half precision are not supported; train in float32 or float64. For faster forwards set "
+            "run.precision=bf16."
+        )
     own = {id(p) for p in model.parameters()}
     if not any(p.requires_grad for p in model.parameters()):
         raise OptionError("The model has no trainable parameter; nothing could be learnt.")
@@ -106,7 +109,9 @@ def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtyp
     if x.dtype != dtype:
         raise OptionError(f"x is {x.dtype} and the model {dtype}; convert x.")
     if torch.is_autocast_enabled(x.device.type):
-        raise OptionError("Mixed precision is not supported yet; call the step outside torch.autocast.")
+        raise OptionError(
+            "A step sets its precision by itself; call it outside torch.autocast, with the setting run.precision=bf16."
+        )
     return Batch(x, y, index, torch.zeros_like(index) if occurrence is None else occurrence)
 
 

@@ -21,11 +21,11 @@ from ..errors import CheckpointError, OptionError, ResumeMismatch
 from ..modules import placement
 from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
-from .loop import Position, Trainer
+from .loop import Trainer
 from .parts import build_model, data_of, load_weights, on_this_machine, put_file
 from .progress import Progress, Silent
 from .result import TrainResult
-from .saving import publish, refuse_unsavable, restore, save
+from .saving import Position, publish, refuse_unsavable, restore, save
 
 
 def start(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -22,28 +21,17 @@ from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
 from .chance import Chance
 from .contracts import weights_of
+from .engine import LAYOUTS
 from .feed import Feed
 from .given import occurrences
 from .meter import Meter, quantiles
 from .panel import Panel
 from .progress import Progress, Silent
 from .result import TrainResult
-from .saving import save, unsaved
+from .saving import Position, save, unsaved
 from .step import TrainingStep
 from .step_report import Report
 from .validation import accuracies
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run is, as its checkpoints store it: `epoch` and `step` name the next step to do."""
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    best: dict[str, Any] | None = None
-    metrics_size: int = 0
-    metrics_crc: int = 0
 
 
 class Trainer:
@@ -60,12 +48,12 @@ class Trainer:
         self.resolved, self.splits, self.folder = resolved, splits, folder
         self.progress: Progress = progress or Silent()
         self.device = torch.device(resolved.run.device)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).to(memory_format=LAYOUTS[resolved.run.memory_format])
         self.optimizer = resolved.optimizer.build(self.model)
         state = RunState(resolved.run.seed, len(splits.train), resolved.attack, *placement(self.model))
         self.panel = Panel(resolved.composition, state)
         self.feed = Feed(resolved, splits, self.panel)
-        self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run.check_hooks)
+        self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run)
         self.step.warn, self.unsaved = self.progress.warn, unsaved(self.model)
         self.global_step, self.metrics = 0, Mark()
         self.best: dict[str, Any] | None = None
@@ -131,6 +119,7 @@ class Trainer:
         """Attack and update on the images of `index` (b,); counts nothing and saves nothing."""
         seen = torch.zeros_like(index) if occurrence is None else occurrence
         x, y, index = self.feed.images(index, seen)
+        x = self.step.engine.laid_out(x)
         return self.step(x, y, index, epoch=self.panel.state.epoch, occurrence=seen.to(self.device))
 
     def _rate(self, step: int) -> float:

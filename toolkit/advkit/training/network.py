@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..judging import examined, untouched
+from .engine import Engine
 from .given import an_answer
 from .ledger import Ledger
 
@@ -22,10 +23,10 @@ class Network:
     """
 
     def __init__(
-        self, model: nn.Module, ledger: Ledger, seed: Callable[[str], None], *, classes: int, careful: bool = False
+        self, model: nn.Module, engine: Engine, ledger: Ledger, seed: Callable[[str], None], classes: int, careful: bool
     ) -> None:
-        self.model, self.ledger, self._seed, self.classes = model, ledger, seed, classes
-        self._watch = examined if careful else untouched
+        self.model, self.engine, self.ledger, self._seed, self.classes = model, engine, ledger, seed, classes
+        self._watch = partial(examined, half=engine.half) if careful else untouched
         self.params = dict(model.named_parameters())
 
     def forward(
@@ -50,7 +51,7 @@ class Network:
             replaced |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._seed(f"{phase} {label} {turn}")
         with self._watch(x):
-            logits = functional_call(self.model, replaced, (x,)) if replaced else self.model(x)
+            logits = self.engine.forward(self.model, replaced, x)
         return self.ledger.forward(phase, label, owners, an_answer(logits, x, phase, self.classes), backward)
 
     def attacked(self, owner: str, moves_statistics: bool) -> Callable[[Tensor], Tensor]:

@@ -61,6 +61,8 @@ class Step(TrainingStep):
         for key in sorted(given):
             if key.startswith("optimizer.") and key.removeprefix("optimizer.") not in ("schedule", "milestones"):
                 raise OptionError(f"A Step takes the optimizer and its rates as they are; set {key} in the loop.")
+        if "run.memory_format" in given:
+            raise OptionError("A Step takes the model as it is; call model.to(memory_format=...), without the setting.")
         for hook, spec in HOOKS.items():
             if spec.asked_by == "loop" and (owners := resolved.composition.owners(hook)):
                 raise HookConflict(
@@ -70,7 +72,7 @@ class Step(TrainingStep):
         refuse_unfit(model, optimizer)  # before the plugins are taken
         samples = a_whole_number("num_samples", num_samples, 1, 2**31 - 1)
         state = RunState(resolved.run.seed, samples, resolved.attack, *placement(model))
-        super().__init__(model, optimizer, Panel(resolved.composition, state), resolved.run.check_hooks)
+        super().__init__(model, optimizer, Panel(resolved.composition, state), resolved.run)
         self.panel.notify("setup", model=model)
         self._visits = Visits(samples, self.state.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,18 @@ from ..storage.weights import EVALUATED, METER, MODEL, OPTIMIZER, SAMPLES, TENSO
 
 if TYPE_CHECKING:
     from .loop import Trainer
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is, as its checkpoints store it: `epoch` and `step` name the next step to do."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    best: dict[str, Any] | None = None
+    metrics_size: int = 0
+    metrics_crc: int = 0
 
 
 def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> None:

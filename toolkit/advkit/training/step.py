@@ -21,9 +21,11 @@ from ..losses import soft_cross_entropy
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import Draws, derive_key, derive_seed
+from ..settings import RunSettings
 from ..types import AttackResult, Batch, Budget, BudgetScale
 from .announced import as_declared
 from .contracts import Contract
+from .engine import Engine
 from .given import a_batch, a_width, an_epoch, refuse_stray_values, refuse_unfit, take_step
 from .ledger import Ledger
 from .network import Network, moved
@@ -42,9 +44,10 @@ class TrainingStep:
     gradients are not finite: parameters, buffers and per-sample state are then as they were.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, check_hooks: bool) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, run: RunSettings) -> None:
         refuse_unfit(model, optimizer)
-        self.model, self.optimizer, self.panel, self.check_hooks = model, optimizer, panel, check_hooks
+        self.model, self.optimizer, self.panel, self.check_hooks = model, optimizer, panel, run.check_hooks
+        self.engine = Engine(run, model)
         self.objective = Objective(model)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition
         self._checked: set[int] = set()
@@ -75,10 +78,9 @@ class TrainingStep:
             all_or_nothing(self.model, self.optimizer, self.state, batch.index),
             own_generator(self.state.device) as seed,
             self.panel.watching(careful),
+            self.engine.numbers(),
         ):
-            network = Network(
-                self.model, ledger, lambda label: seed(self._seed(label)), classes=classes, careful=careful
-            )
+            network = Network(self.model, self.engine, ledger, lambda label: seed(self._seed(label)), classes, careful)
             contract = Contract(batch, classes, self.composition, values=careful)
             known = self._attack(batch, stage, network, contract)
             outcome, shift = self._update(known, stage, network, contract)
