@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -113,6 +116,49 @@ class Drawing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = net()(x + 0.1 * torch.randn_like(x))
         return out
+
+
+class Against(nn.Module):
+    """Measures all images by one of the batch: `place` of them."""
+
+    def __init__(self, place: Callable[[int], int]) -> None:
+        super().__init__()
+        self.inner, self.place = net(), place
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = self.place(len(x))
+        out: Tensor = self.inner(x - 0.5 * x[at : at + 1].detach())
+        return out
+
+
+class Alters(nn.Module):
+    """Only one image of a large batch depends on it."""
+
+    def __init__(self, place: Callable[[int], int]) -> None:
+        super().__init__()
+        self.inner, self.place = net(), place
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = torch.arange(len(x)) == (self.place(len(x)) if len(x) > 3 else -1)
+        out: Tensor = self.inner(x) * torch.where(at, -1.0, 1.0)[:, None]
+        return out
+
+
+PLACES: dict[str, Callable[[int], int]] = {"first": lambda n: 0, "middle": lambda n: n // 2, "last": lambda n: n - 1}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("kind", [Against, Alters])
+def test_the_batch_is_asked_at_both_ends_and_in_the_middle(kind: Callable[..., nn.Module], place: Any) -> None:
+    for count in (2, 3, 12) if kind is Against else (12,):
+        rows = advkit.evaluate(kind(place), images(count), ("clean",), eps=0.1)["attacks"]
+        assert BY_BATCH in rows[0].get("notes", []), count
+
+
+def test_few_images_are_no_batch() -> None:
+    for count in (1, 2, 3):
+        rows = advkit.evaluate(net(), images(count), ("clean",), eps=0.1)["attacks"]
+        assert BY_BATCH not in rows[0].get("notes", [])
 
 
 @pytest.mark.parametrize(("model", "said"), [(ByBatch(), True), (net(), False), (Drawing(), False)])
