@@ -11,6 +11,7 @@ from torch import nn
 import advkit
 from advkit import AdvkitError, CheckpointError, OptionError
 from advkit.storage.run_folder import RunFolder
+from advkit.training.progress import Silent
 from advkit_plugins.awp import Awp
 from advkit_plugins.lsiw import Lsiw
 
@@ -80,3 +81,41 @@ def test_a_resume_that_is_refused_leaves_the_net(run: Path) -> None:
         metrics.write_bytes(lines)
     assert isinstance(refused.value, CheckpointError) and "metrics.jsonl" in str(refused.value)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+class Heard(Silent):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def warn(self, sentence: str) -> None:
+        self.told.append(sentence)
+
+
+def test_images_held_out_now_that_the_first_run_was_trained_on_are_said(run: Path) -> None:
+    for changes, said in (
+        ({}, False),
+        ({"run.seed": 7}, True),
+        ({"validation.fraction": 0.3}, True),
+        ({"run.seed": 7, "validation.fraction": 0.0}, False),
+        ({"run.seed": 7, "validation.split": "test"}, False),
+        ({"run.seed": 7, "data.limit": 41}, False),
+    ):
+        heard = Heard()
+        advkit.train(own_net(), settings=TINY | changes, init_from=run, progress=heard)
+        assert any("images that are held out with" in sentence for sentence in heard.told) == said, changes
+    heard = Heard()
+    advkit.train(own_net(), settings=TINY | {"run.seed": 7}, init_from=run, progress=heard)
+    assert heard.told[0].startswith(f"{run} was trained with run.seed 0 and validation.fraction 0.1 on ")
+    assert "of the 4 images that are held out with 7 and 0.1: validation is optimistic" in heard.told[0]
+
+
+def test_standard_training_gives_its_last_weights(tmp_path: Path) -> None:
+    advkit.train(own_net(), settings=TINY | {"run.epochs": 2, "attack.steps": 0}, out=tmp_path / "run")
+    weights = {}
+    for name in (None, "last", "best"):
+        net = own_net()
+        advkit.load_weights(net, tmp_path / "run", name)
+        weights[name] = net.state_dict()["1.weight"]
+    assert torch.equal(weights[None], weights["last"])

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config import runfile
@@ -21,6 +22,7 @@ from ..errors import CheckpointError, OptionError, ResumeMismatch
 from ..modules import placement
 from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
+from .feed import parted
 from .loop import Trainer
 from .parts import build_model, data_of, load_weights, on_this_machine, put_file
 from .progress import Progress, Silent
@@ -39,13 +41,15 @@ def start(
 ) -> TrainResult:
     """Train from the beginning, into the new folder `out`, or into none; from the weights of `init_from`, if given.
 
-    That is the folder of a run, whose best weights are taken, or a file of weights.
+    That is the folder of a run, whose best weights are taken, the last of standard training, or a file of weights.
     """
     with unchanged_if_refused(resolved, model, init_from is not None):
         if init_from is not None and os.path.isfile(init_from):
             put_file(model, init_from, resolved)
         elif init_from is not None:
             load_weights(model, init_from)
+            if known := _held_out_now(init_from, resolved, splits):
+                (progress or Silent()).warn(known)
         for note in splits.notes:
             (progress or Silent()).warn(note)
         if out is not None:
@@ -58,6 +62,26 @@ def start(
         folder.describe(resolved)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run()
+
+
+def _held_out_now(path: Path, resolved: Resolved, splits: Splits) -> str:
+    """What to say where a run begins with the weights of one that was trained on images it holds out itself."""
+    folder = RunFolder.open(path)
+    settings, (_, state) = folder.file().settings, folder.load("last")
+    if state.get("data") != splits.train.fingerprint() or resolved.validation.split == "test":
+        return ""
+    run = resolved.run.model_copy(update={"seed": settings.get("run.seed", 0)})
+    kept = resolved.validation.model_copy(update={"fraction": settings.get("validation.fraction", 0.0)})
+    before = replace(resolved, sections={**resolved.sections, "run": run, "validation": kept})
+    held_out = parted(resolved, len(splits.train))[1]
+    count = int(torch.isin(held_out, parted(before, len(splits.train))[0]).sum())
+    if not count:
+        return ""
+    return (
+        f"{path} was trained with run.seed {run.seed} and validation.fraction {kept.fraction} on {count} of the "
+        f"{len(held_out)} images that are held out with {resolved.run.seed} and {resolved.validation.fraction}: "
+        "validation is optimistic, and so is the choice of `best`; give both as they were"
+    )
 
 
 def resume(

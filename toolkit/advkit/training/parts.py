@@ -111,12 +111,16 @@ def on_this_machine(resolved: Resolved) -> Resolved:
     return replace(resolved, sections={**resolved.sections, "run": run}, origins=origins)
 
 
-def load_weights(model: nn.Module, run: str | Path, checkpoint: str = "best") -> None:
+def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = None) -> None:
     """Copy the weights of a run's checkpoint ("best", "last") into `model`, in place.
 
-    Averaged weights are taken where a plugin provided some, as `advkit evaluate` does. Raises CheckpointError.
+    None is "best", but "last" of standard training, of which no epoch is the best under attack. Averaged weights are
+    taken where a plugin provided some, as `advkit evaluate` does. Raises CheckpointError.
     """
-    tensors, _ = RunFolder.open(Path(run)).load(checkpoint)
+    folder = RunFolder.open(Path(run))
+    settings = folder.file().settings
+    attacks = settings.get("attack.eps") != 0 and settings.get("attack.steps") != 0
+    tensors, _ = folder.load(checkpoint or ("best" if attacks else "last"))
     put_weights(model, tensors, str(run), averaged=True)
 
 
