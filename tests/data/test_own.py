@@ -115,3 +115,31 @@ def test_training_and_evaluation_take_them() -> None:
     assert judged == judged[:1] * len(TAKEN)
     with pytest.raises(OptionError, match=r"one set was passed; give advkit\.Splits"):
         advkit.train(net(), PAIRS, epochs=1, settings=settings | {"validation.split": "test"})
+
+
+def wide(classes: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+
+def test_labels_need_not_name_the_last_classes() -> None:
+    """Labels 0 to 2 of a net of five classes: nobody said that there are three."""
+    settings = {"run.epochs": 1, "attack.steps": 1, "validation.steps": 1}
+    assert advkit.evaluate(wide(5), (GRAY, Y), "clean,pgd-1", eps=0.1, audit=False).n == N
+    assert advkit.audit(wide(5), (GRAY, Y), eps=0.1).n == N
+    assert len(advkit.train(wide(5), (GRAY, Y), settings=settings).history) == 1
+    assert len(advkit.train(wide(5), ((GRAY, Y), (GRAY, Y % 2)), settings=settings).history) == 1
+    with pytest.raises(OptionError, match="returns 2 logits for each image, but the data has 3 classes"):
+        advkit.evaluate(wide(2), (GRAY, Y), "clean", eps=0.1)
+
+
+@pytest.mark.parametrize("data", [Samples(), Dataset("own", GRAY, Y, ("a", "b", "c"))])
+def test_classes_that_are_named_are_all_there_are(data: Any) -> None:
+    with pytest.raises(OptionError, match="returns 5 logits for each image, but the data has 3 classes"):
+        advkit.evaluate(wide(5), data, "clean", eps=0.1)
+
+
+def test_a_net_that_can_not_be_asked_says_so_where_it_is_used() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        advkit.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3, 5)), (GRAY, Y), "clean", eps=0.1)

@@ -37,6 +37,8 @@ class Dataset:
     labels: Tensor
     classes: tuple[str, ...]
     index: Tensor = field(default=None)  # type: ignore[assignment]  # until __post_init__ counts
+    counted: bool = False
+    """Whether `classes` are as many as the labels name, because nobody said how many there are."""
 
     def __post_init__(self) -> None:
         images, labels, count = self.images, self.labels, len(self.classes)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, TensorDataset
 
 from ..errors import DataError
+from ..modules import mode, own_generator, placement
 from .base import Dataset, Splits, channels_last
+from .transforms import to_float
 
 KNOWN = (
     "an advkit.Dataset, a pair (images, labels) of tensors or arrays, a torch data set of such pairs, or a DataLoader "
@@ -36,7 +40,33 @@ def as_dataset(data: Any, name: str = "own") -> Dataset:
     images, labels = _images(images), _labels(labels)
     if len(images) != len(labels) or not len(labels):
         raise DataError(f"There are {len(images)} images and {len(labels)} labels; give one label an image.")
-    return Dataset(name, images, labels, _classes(data, int(labels.max()) + 1))
+    classes = _classes(data, int(labels.max()) + 1)
+    return Dataset(name, images, labels, classes, counted=not _named(data, len(classes)))
+
+
+def as_wide_as(data: Splits, model: nn.Module) -> Splits:
+    """Sets whose classes were counted, with as many as the model has logits: the last ones may have no image here."""
+    if not (data.train.counted and data.test.counted):
+        return data
+    width = _width(model, data.train)
+    if width is None or width <= len(data.train.classes):
+        return data
+    names = tuple(str(label) for label in range(width))
+    train = replace(data.train, classes=names)
+    return replace(data, train=train, test=train if data.test is data.train else replace(data.test, classes=names))
+
+
+def _width(model: nn.Module, dataset: Dataset) -> int | None:
+    """How many logits the model has; None where that is to be found out, and said, by those who need them."""
+    if any(is_lazy(value) for value in model.parameters()):
+        return None
+    device, dtype = placement(model)
+    with own_generator(device), mode(model, training=False), torch.no_grad():
+        try:
+            logits = model(to_float(dataset.images[:1].to(device), dtype))
+        except Exception:
+            return None
+    return logits.shape[1] if isinstance(logits, Tensor) and logits.dim() == 2 else None
 
 
 def as_splits(data: Any) -> Splits:
@@ -46,7 +76,7 @@ def as_splits(data: Any) -> Splits:
     if isinstance(data, tuple | list) and len(data) == 2 and not all(_is_array(part) for part in data):
         train, test = (as_dataset(part) for part in data)
         if train.classes != test.classes and train.classes[: len(test.classes)] == test.classes:
-            test = Dataset(test.name, test.images, test.labels, train.classes)  # the last classes have no test image
+            test = replace(test, classes=train.classes)  # the last classes have no test image
         return Splits(train, test, transform="none")
     both = as_dataset(data)
     return Splits(both, both, transform="none")
@@ -120,7 +150,9 @@ def _labels(values: Any) -> Tensor:
 
 def _classes(data: Any, count: int) -> tuple[str, ...]:
     """The names a torchvision set gives its classes, else numbers; two at least."""
+    return tuple(data.classes) if _named(data, count) else tuple(str(label) for label in range(max(count, 2)))
+
+
+def _named(data: Any, count: int) -> bool:
     names = getattr(data, "classes", None)
-    if isinstance(names, list | tuple) and len(names) >= count and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    return tuple(str(label) for label in range(max(count, 2)))
+    return isinstance(names, list | tuple) and len(names) >= count and all(isinstance(name, str) for name in names)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..ascent import NORMS
 from ..data.base import choice
-from ..data.own import as_dataset
+from ..data.own import as_dataset, as_splits, as_wide_as
 from ..errors import AdvkitError, OptionError
 from ..evaluation import audit as checking
 from ..evaluation.attacks import EvaluationAttack, parse_attack
@@ -58,7 +58,8 @@ def audit(
     if isinstance(subject, nn.Module):
         if norm is not None and norm not in NORMS:
             raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
-        net, every, norm, examples = subject, as_dataset(dataset), norm or "linf", None
+        every = as_wide_as(as_splits(as_dataset(dataset)), subject).test
+        net, norm, examples = subject, norm or "linf", None
         images = every.sample(count or 0)
         head: dict[str, Any] = {"images": choice(len(images), len(every))}
     else:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..ascent import NORMS
 from ..data.base import Dataset, choice, shuffled
-from ..data.own import as_dataset
+from ..data.own import as_dataset, as_splits, as_wide_as
 from ..errors import OptionError, Stopped
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.audit.brief import judged, measured
@@ -136,7 +136,7 @@ def evaluate_module(
         raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
     if request.eps is None:
         raise OptionError("A module has no eps of its own; give eps, such as eps=8/255.")
-    every = as_dataset(dataset)
+    every = as_wide_as(as_splits(as_dataset(dataset)), model).test
     images = every.sample(request.n or 0)
     given = dict(request.eps if isinstance(request.eps, Mapping) else {norm: request.eps}) | dict(request.by_norm)
     radii = {own: _of_these(eps, every, images) for own, eps in given.items()}

@@ -17,7 +17,7 @@ from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import PASSED, SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..data.own import as_splits
+from ..data.own import as_splits, as_wide_as
 from ..errors import CheckpointError, OptionError, ResumeMismatch
 from ..modules import placement
 from ..storage import checkpoint, files, schema
@@ -267,7 +267,7 @@ def train(
     )
     top = Layer("python", given, options or {}, chosen(plugins), tuple(no_companion))
     resolved = on_this_machine(Resolved.of(Request.of(top, recipe=recipe, config=config)))
-    splits = data_of(resolved) if own is None else own
+    splits = data_of(resolved) if own is None else as_wide_as(own, model) if isinstance(model, nn.Module) else own
     if splits.test is splits.train and resolved.validation.split == "test":
         raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
     net = model if isinstance(model, nn.Module) else build_model(resolved, splits.train)
