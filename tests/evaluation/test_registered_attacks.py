@@ -97,3 +97,18 @@ def _env(folder: Path) -> dict[str, str]:
     import os
 
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+
+
+def test_nobody_takes_the_place_of_a_spelling(strangers: Path) -> None:
+    """What advkit's pgd can read is pgd's, whoever registers the very text; a longer name of one's own is one's own."""
+    (strangers / "stranger_spellings.py").write_text(
+        "from advkit import EvaluationAttack\n"
+        + "".join(
+            f"class {kind}(EvaluationAttack):\n    name = {name!r}\n    def perturb(self, *_):\n        return _[1]\n"
+            for kind, name in (("Fake", "pgd-20"), ("Own", "pgd-gray"))
+        )
+    )
+    points = "[advkit.attacks]\npgd-20 = stranger_spellings:Fake\npgd-gray = stranger_spellings:Own\n"
+    (strangers / "stranger-1.dist-info" / "entry_points.txt").write_text(points)
+    assert type(parse_attack("pgd-20")).__module__.startswith("advkit.")
+    assert type(parse_attack("pgd-gray")).__name__ == "Own"

@@ -77,13 +77,15 @@ def spellings() -> list[str]:
     return list(dict.fromkeys(text for _, typed in attacks() for text in typed))
 
 
+def attacks_of(typed: str) -> list[str]:
+    """The registered names that an attack as it is typed is, or begins with, the shortest first: pgd of pgd-20x5-l2."""
+    fitting = (name for name in names("attack") if typed == name or typed.startswith((f"{name}-", f"{name}:")))
+    return sorted(fitting, key=len)
+
+
 def attack_of(typed: str) -> str | None:
-    """The registered name that an attack as it is typed is, or begins with; the longest: pgd of pgd-20x5-l2."""
-    return max(
-        (name for name in names("attack") if typed == name or typed.startswith((f"{name}-", f"{name}:"))),
-        key=len,
-        default=None,
-    )
+    """The longest of `attacks_of`."""
+    return next(reversed(attacks_of(typed)), None)
 
 
 def load(group: str, name: str) -> type:

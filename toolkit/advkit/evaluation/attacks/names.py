@@ -13,11 +13,10 @@ from .base import CAT_PACE, EvaluationAttack, Typed
 def parse_attack(name: str, pace: float = CAT_PACE, root: str | None = None) -> EvaluationAttack:
     """One attack as it is typed; `pace` is PGD's step as a share of eps, `root` where the data of a named run lies.
 
-    `registry.spellings()` lists what there is. The registered name that the text is, or begins with, decides whose it
-    is; that class reads the rest.
+    `registry.spellings()` lists what there is. Registered names that the text is, or begins with, are asked in turn,
+    the shortest first, whether they can read it.
     """
-    owner = registry.attack_of(name)
-    if owner is not None:
+    for owner in registry.attacks_of(name):  # so nobody's pgd-20 stands in the place of pgd's
         attack = cast(type[EvaluationAttack], registry.load("attack", owner)).spelled(Typed(name, pace, root))
         if attack is not None:
             return attack
