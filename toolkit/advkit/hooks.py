@@ -107,6 +107,7 @@ class Hooks:
         logits: Tensor,
         loss: Tensor,
         gradient: Tensor,
+        radius: Tensor,
         step: int,
         run: Run,
     ) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ascent import NORMS, BoxFirstL2Ball, pgd, start
+from ..ascent import NORMS, BoxFirstL2Ball, Observer, pgd, start
 from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
 from ..errors import HookConflict, HookContract, NonFinite
@@ -212,7 +212,7 @@ class TrainingStep:
         )
         inner = stage.owner("inner_attack")
         model = network.attacked(inner.plugin.name if inner else CORE, self.attack.mode == "train")
-        observe = self._observer(stage.answers["attack_step"], batch, contract)
+        observe = self._observer(stage.answers["attack_step"], known, contract)
         if inner:
             if budget.step_size is not None or budget.steps is not None:
                 who = self.composition.company.owner("perturbation_budget")
@@ -249,15 +249,14 @@ class TrainingStep:
 
         return strongest(attempt, self.attack.judged, lambda x: objective(model(x)))
 
-    def _observer(self, answers: Sequence[Answer], batch: Batch, contract: Contract) -> Callable[..., Tensor] | None:
+    def _observer(self, answers: Sequence[Answer], known: Mapping[str, Any], contract: Contract) -> Observer | None:
         """The `attack_step` answers as one, and-ed; None where nobody observes, so that nothing is called."""
         if not answers:
             return None
 
         def observe(*, step: int, **seen: Tensor) -> Tensor:
-            known = {"batch": batch, "step": step} | {name: tensor.detach() for name, tensor in seen.items()}
-            masks = [contract.mask(answer.plugin.name, self.panel.ask(answer, known)) for answer in answers]
-            return torch.stack(masks).all(dim=0)
+            now = {**known, "step": step} | {name: tensor.detach() for name, tensor in seen.items()}
+            return torch.stack([contract.mask(a.plugin.name, self.panel.ask(a, now)) for a in answers]).all(dim=0)
 
         return observe
 
