@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import advkit
 from advkit.cli.main import run
 from advkit.training.chance import ENOUGH, PATIENCE, Chance
 from advkit.training.progress import Silent
@@ -62,3 +63,16 @@ def test_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], lr: s
     places = [place for place, text in enumerate(lines) if "no better than guessing" in text]
     last = next(place for place, text in enumerate(lines) if text.startswith("epoch 5/5"))
     assert [place < last for place in places] == ([True] if stuck else [])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_weights_that_overflow_in_the_last_step_end_the_run(
+    tiny_net: Callable[..., nn.Module], fraction: float, tmp_path: Path
+) -> None:
+    """They are finite, so the step itself sees nothing."""
+    drawn = torch.randint(0, 256, (16, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    toy = advkit.Splits(*[advkit.Dataset("toy", drawn, torch.arange(16) % 3, ("a", "b", "c"))] * 2, "none")
+    settings = {"optimizer.lr": "1e30", "validation.fraction": fraction, "attack.steps": 1}
+    with pytest.raises(advkit.NonFinite, match="NaN or Inf in the logits of the model after the last step"):
+        advkit.train(tiny_net(True), toy, (), settings=settings, epochs=1, batch_size=16, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

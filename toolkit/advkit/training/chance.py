@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from math import sqrt
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ..data.base import Dataset
+from ..data.transforms import to_float
+from ..errors import NonFinite
+from ..modules import mode, own_generator, placement
 from .progress import Progress
 
 PATIENCE = 3
@@ -47,3 +52,16 @@ class Chance:
                 f"{share:.0%} of the attack's input gradients in epoch {epoch + 1} were zero, and there images are "
                 "trained on as they are: the model is sure of them beyond its precision, or lets no gradient through."
             )
+
+
+def refuse_broken_net(model: nn.Module, dataset: Dataset, index: Tensor) -> None:
+    """NonFinite where the net computes no logits any more: asked after a run's last step, which no step judges."""
+    device, dtype = placement(model)
+    x = to_float(dataset.images[index[:ENOUGH]].to(device), dtype)
+    with mode(model, training=False), own_generator(device), torch.no_grad():
+        logits = model(x)
+    if bool((logits.isnan() | logits.isposinf()).any()):
+        raise NonFinite(
+            "NaN or Inf in the logits of the model after the last step: its weights are finite, but too large to "
+            "compute with. The epoch was not stored; lower optimizer.lr."
+        )

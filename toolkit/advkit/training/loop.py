@@ -19,7 +19,7 @@ from ..data.base import Splits
 from ..modules import placement
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
-from .chance import Chance
+from .chance import Chance, refuse_broken_net
 from .contracts import weights_of
 from .engine import LAYOUTS
 from .feed import Feed
@@ -128,6 +128,8 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         epoch = self.panel.state.epoch
+        if epoch + 1 == self.resolved.run.epochs:
+            refuse_broken_net(self.model, self.feed.train_set, self.feed.training)
         self.meter.lap()
         evaluated = self.evaluated()
         row: dict[str, Any] = {
