@@ -119,3 +119,10 @@ def test_standard_training_gives_its_last_weights(tmp_path: Path) -> None:
         advkit.load_weights(net, tmp_path / "run", name)
         weights[name] = net.state_dict()["1.weight"]
     assert torch.equal(weights[None], weights["last"])
+
+
+def test_threads_are_the_callers_where_a_run_is_refused() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(OptionError, match="leaves nothing to train on"):
+        advkit.train(settings=TINY | {"run.threads": before + 1, "validation.fraction": 0.99})
+    assert torch.get_num_threads() == before

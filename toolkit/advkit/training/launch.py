@@ -215,6 +215,18 @@ def _refuse(changes: Sequence[str]) -> None:
         )
 
 
+@contextmanager
+def _threads_as_before() -> Iterator[None]:
+    """The number of threads, which is the whole process's, is put back where a run is refused or fails."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    except BaseException:
+        torch.set_num_threads(before)
+        raise
+
+
+@_threads_as_before()
 def train(
     model: str | nn.Module | None = None,
     dataset: Any = None,
