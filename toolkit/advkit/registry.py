@@ -192,10 +192,14 @@ def _read(point: EntryPoint) -> tuple[list[str] | None, str | None, Mapping[str,
     literals: dict[str, object] = {}
     for member in members:
         if isinstance(member, (ast.Assign, ast.AnnAssign)) and member.value is not None:
-            target = member.targets[0] if isinstance(member, ast.Assign) else member.target
-            if isinstance(target, ast.Name):
-                with suppress(ValueError):  # no literal
-                    literals.setdefault(target.id, ast.literal_eval(member.value))
+            target, value = member.targets[0] if isinstance(member, ast.Assign) else member.target, member.value
+            pairs = [(target, value)]
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):  # classes, shape = 10, (1, 8, 8)
+                pairs = list(zip(target.elts, value.elts, strict=False))
+            for name, one in pairs:
+                if isinstance(name, ast.Name):
+                    with suppress(ValueError):  # no literal
+                        literals.setdefault(name.id, ast.literal_eval(one))
     lines = (ast.get_docstring(chosen) or "").splitlines()
     return sorted(hooks), lines[0] if lines else "", literals
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def list_(data_root: str | None, as_json: bool) -> None:
     from ..data.vision import default_root
 
     root = _absolute(data_root) if data_root else default_root()
-    installed = [one.as_dict() | _facts(one.name, root) for one in registry.describe("data set")]
+    installed = [one.as_dict() | _facts(one.literals, root) for one in registry.describe("data set")]
     for dataset in installed:
         del dataset["hooks"]
     if as_json:
@@ -83,24 +84,19 @@ def _absolute(path: str) -> Path:
     return Path(os.path.expanduser(path)).absolute()
 
 
-def _facts(name: str, root: Path) -> dict[str, object]:
-    """What the source's class says about its images; nulls where it says nothing or can not be imported."""
-    from .. import registry
-    from ..errors import PluginLoad
-
-    try:
-        source: Any = registry.load("data set", name)
-    except PluginLoad:
-        source = None
-    files = getattr(source, "files", None)
+def _facts(literals: Mapping[str, object], root: Path) -> dict[str, object]:
+    """What the class of a data set says about its images, read and not imported; nulls where it says nothing."""
+    files = literals.get("files")
+    named = [file for file in files if isinstance(file, str)] if isinstance(files, dict | list | tuple) else []
     return {
-        "classes": getattr(source, "classes", None),
-        "shape": _list(getattr(source, "shape", None)),
-        "images": _list(getattr(source, "images", None)),
-        "root": str(root) if files else None,
-        "present": all((root / file).is_file() for file in files) if files else None,
+        "classes": classes if isinstance(classes := literals.get("classes"), int) else None,
+        "shape": _list(literals.get("shape")),
+        "images": _list(literals.get("images")),
+        "root": str(root) if named else None,
+        "present": all((root / file).is_file() for file in named) if named else None,
     }
 
 
-def _list(value: tuple[int, ...] | None) -> list[int] | None:
-    return None if value is None else list(value)
+def _list(value: object) -> list[int] | None:
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    return numbers if numbers and all(isinstance(number, int) for number in numbers) else None
