@@ -171,6 +171,8 @@ def test_a_lazy_module_is_built_before(tiny_batch: BatchOf) -> None:
     for use in (step_of, lambda net: advkit.evaluate(net, (x, y), "clean", eps=0.1)):
         with pytest.raises(OptionError, match=r"1.weight of the model has no shape yet \(a lazy module\)"):
             use(net)
+    with pytest.raises(OptionError, match=r"1.weight of the model has no shape yet \(a lazy module\)"):
+        advkit.train(net, (x, y), epochs=1)
     net(x)
     step_of(net)(x, y, index, epoch=0)
 

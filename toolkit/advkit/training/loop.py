@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config.resolve import Resolved
 from ..data.base import Splits
+from ..judging import refuse_unready
 from ..modules import placement
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
@@ -49,6 +50,7 @@ class Trainer:
         self.progress: Progress = progress or Silent()
         self.device = torch.device(resolved.run.device)
         self.model = model.to(self.device).to(memory_format=LAYOUTS[resolved.run.memory_format])
+        refuse_unready(self.model)
         self.optimizer = resolved.optimizer.build(self.model)
         state = RunState(resolved.run.seed, len(splits.train), resolved.attack, *placement(self.model))
         self.panel = Panel(resolved.composition, state)
