@@ -49,8 +49,8 @@ class Trainer:
         self.resolved, self.splits, self.folder = resolved, splits, folder
         self.progress: Progress = progress or Silent()
         self.device = torch.device(resolved.run.device)
+        refuse_unready(model)
         self.model = model.to(self.device).to(memory_format=LAYOUTS[resolved.run.memory_format])
-        refuse_unready(self.model)
         self.optimizer = resolved.optimizer.build(self.model)
         state = RunState(resolved.run.seed, len(splits.train), resolved.attack, *placement(self.model))
         self.panel = Panel(resolved.composition, state)
