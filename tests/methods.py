@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -112,13 +113,20 @@ def alone(name: str) -> tuple[str, ...]:
 
 def crowd(name: str) -> tuple[str, ...]:
     """A set with this plugin to which no other can be added."""
-    chosen = alone(name)
-    while fitting := [other for other in names() if other not in chosen and not refusal((*chosen, other))]:
-        chosen = (*chosen, fitting[0])
+    chosen, before = alone(name), ()
+    while chosen != before:  # again, as some fit only beside one that came later
+        before = chosen
+        for other in names():
+            if other not in chosen and not refusal((*chosen, other)):
+                chosen = (*chosen, other)
     return chosen
 
 
-CROWDS = sorted({tuple(sorted(crowd(name))) for name in names()})
+@cache
+def crowds() -> list[tuple[str, ...]]:
+    """Such a set for every plugin. Entry points are read once: that is most of what a refusal costs."""
+    with mock.patch.object(registry, "points", cache(registry.points)):
+        return sorted({tuple(sorted(crowd(name))) for name in names()})
 
 
 # ---------------------------------------------------------------------- small trainings

@@ -385,7 +385,7 @@ def test_settings_and_options_in_sentences_exist(page: Path) -> None:
             named |= {"trades"} if any("clean_logits" in word for word in words) else set()  # computed for somebody
             smallest = tuple(sorted({member for name in named for member in methods.alone(name)}))
             errors = []
-            for together in (smallest, *(crowd for crowd in methods.CROWDS if named <= {*crowd})):
+            for together in (smallest, *(crowd for crowd in methods.crowds() if named <= {*crowd})):
                 code, _, error = output("plan", "--plugins", ",".join(together), *words, "--json")
                 if code == 0:
                     break

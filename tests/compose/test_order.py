@@ -90,7 +90,7 @@ def test_permutations_train_to_the_same_bits(number: int, train: Train, everythi
     assert order != ALL and train(",".join(order)) == everything
 
 
-@pytest.mark.parametrize("sentence", methods.CROWDS, ids=",".join)
+@pytest.mark.parametrize("sentence", methods.crowds(), ids=",".join)
 def test_every_installed_plugin_and_all_that_fit_beside_it(sentence: tuple[str, ...], train: Train) -> None:
     """The other way round it is the same plan and the same run."""
     one, other = (resolve(names, [Layer("test", SETTINGS)]) for names in (sentence, sentence[::-1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +42,17 @@ def test_a_broken_distribution_ends_no_command(site: Path, capsys: pytest.Captur
     assert run(["plan", "--plugins", "cat-eps"]) == 0 and run(["plugins", "list"]) == 0
     assert run(["recipes", "list"]) == 0
     assert registry.load("plugin", "cat-eps").__module__ == "advkit_plugins.cat_eps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", BROKEN)
+def test_nor_does_it_in_a_process_of_its_own(tmp_path: Path, how: str) -> None:
+    """Where nothing has been imported before; pydantic and torch look at what is installed, too."""
+    install(tmp_path, "broken_one", *BROKEN[how])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    line = [sys.executable, "-m", "advkit", "plan", "--plugins", "cat-eps"]
+    ran = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

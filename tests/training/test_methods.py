@@ -28,7 +28,7 @@ def test_it_runs_alone_or_beside_whom_it_needs(name: str) -> None:
     assert name in methods.alone(name)
 
 
-@pytest.mark.parametrize("chosen", methods.CROWDS, ids=",".join)
+@pytest.mark.parametrize("chosen", methods.crowds(), ids=",".join)
 def test_a_crowd_is_one_run_in_any_order(chosen: tuple[str, ...]) -> None:
     assert methods.both(methods.run(*chosen), methods.run(*reversed(chosen)))
     middle = len(chosen) // 2
@@ -36,6 +36,6 @@ def test_a_crowd_is_one_run_in_any_order(chosen: tuple[str, ...]) -> None:
 
 
 def test_the_crowds_hold_every_plugin_and_no_other_fits() -> None:
-    assert set(itertools.chain(*methods.CROWDS)) == {*methods.names()}
-    for chosen in methods.CROWDS:
+    assert set(itertools.chain(*methods.crowds())) == {*methods.names()}
+    for chosen in methods.crowds():
         assert all(methods.refusal((*chosen, other)) for other in methods.names() if other not in chosen)

@@ -232,7 +232,7 @@ IN_A_STEP = [name for name in methods.names() if not methods.needs_the_loop([nam
     sorted(
         {methods.alone(name) for name in IN_A_STEP}
         | {*combinations(IN_A_STEP, 2)}
-        | {tuple(name for name in chosen if name in IN_A_STEP) for chosen in methods.CROWDS}
+        | {tuple(name for name in chosen if name in IN_A_STEP) for chosen in methods.crowds()}
     ),
     ids=",".join,
 )

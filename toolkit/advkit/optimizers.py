@@ -88,6 +88,8 @@ class OptimizerSettings(RateSettings):
     def _as_torch_allows(self) -> OptimizerSettings:
         if not self.decay_norms_and_biases and not self.arguments.get("weight_decay"):
             raise ValueError("decay_norms_and_biases = False spares them a weight_decay that is none; leave it out")
+        if self.name == "sgd" and not self.model_extra and (self.momentum or not self.nesterov):
+            return self  # the fields say all; the first optimizer that is made imports torch._dynamo, for seconds
         try:
             FIT[self.name]([torch.zeros(1, requires_grad=True)], **self.arguments)
         except (ValueError, TypeError, RuntimeError) as error:

@@ -7,10 +7,12 @@ rate. All are resolved once, when the options are validated.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from importlib.metadata import distributions
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -27,6 +29,19 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from .errors import OptionError, did_you_mean
+
+
+def _readable() -> bool:
+    """Whether the entry points of all installed distributions can be read."""
+    try:
+        return all(distribution.entry_points is not None for distribution in distributions())
+    except Exception:  # of one that is broken, in any way
+        return False
+
+
+if not _readable():  # pydantic and torch ask all of them for plugins, and one that is broken would end every command
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 
 class OptionModel(BaseModel):
