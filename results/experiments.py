@@ -233,7 +233,8 @@ def _bars(by_key: dict[str, list[dict[str, Any]]]) -> list[str]:
 def fashion(root: str, jobs: int) -> None:
     """Nine methods on 10,000 images of Fashion-MNIST."""
     chosen = chosen_methods(FASHION, first_decay=5)
-    common = ["--dataset", "fashion-mnist", "--data-root", root, "--limit", "10000", "--model", "small-cnn"]
+    common = ["--dataset", "fashion-mnist", "--data-root", root, "--limit", "10000", "--set", "data.balance=true"]
+    common += ["--model", "small-cnn"]
     common += ["--eps", "0.1", "--epochs", "10", "--batch-size", "64", "--set", "run.threads=1"]
     common += ["--set", "optimizer.lr=0.01"]  # at 0.1 PGD-AT, and at 0.02 MART, stay at chance on this net and data
 
@@ -320,7 +321,8 @@ def paired(one: dict[str, Any], other: dict[str, Any], attack: str, which: str) 
 def pictures(root: str, jobs: int) -> None:
     """Five methods on 10,000 real pictures."""
     chosen = chosen_methods(PICTURES, first_decay=3)
-    common = ["--dataset", "image-folder", "--data-root", root, "--limit", "10000", "--model", "preact-resnet18"]
+    common = ["--dataset", "image-folder", "--data-root", root, "--limit", "10000", "--set", "data.balance=true"]
+    common += ["--model", "preact-resnet18"]
     common += ["--set", "model.width=16", "--eps", "8/255", "--epochs", "5", "--batch-size", "128"]
     common += ["--set", "run.threads=1"]
 
