@@ -229,7 +229,8 @@ REFUSALS = [
     (
         "plan --model small-cn",
         "Unknown model small-cn. Did you mean small-cnn? "
-        "Installed: preact-resnet18, small-cnn, timm, torchvision, vgg16-bn, wide-resnet, wide-resnet-28-10, wide-resnet-34-10.",
+        "Installed: preact-resnet18, small-cnn, timm, torchvision, vgg16-bn, wide-resnet, wide-resnet-28-10, "
+        "wide-resnet-34-10.",
     ),
     ("trian", "No such command 'trian'. Did you mean train? See `advkit --help`."),
     (
