@@ -741,7 +741,7 @@ def test_runs_of_different_threats_are_said_to_be(runs: Path) -> None:
 
 
 def test_the_command_writes_the_page_and_says_so(runs: Path) -> None:
-    (runs / "a.html").write_text("old")
+    (runs / "a.html").write_text('<!doctype html>\n<meta name="generator" content="advkit 0.1.0">')
     ran = advkit("report", "plain", "cat", "--out", "a.html", "--samples", 1, "--json")
     assert (ran.code, ran.err) == (0, "")
     found = json.loads(ran.out)
@@ -923,3 +923,18 @@ def test_figures_of_a_checkpoint_that_is_the_best_no_more_are_marked_and_not_com
     assert f"it is of the last checkpoint of then, epoch 0; the run has gone on to epoch {len(rows)}." in compared
     own = text(page.id("run-1"))
     assert f"This evaluation is {why}" in own and f"This audit is {why}" in own
+
+
+def test_only_an_older_report_is_replaced(runs: Path) -> None:
+    mine, run_file = runs / "thesis.html", runs / "plain" / "run.toml"
+    mine.write_text("<!doctype html>\n<html><body>Mine</body></html>")
+    for file in (mine, run_file):
+        before = file.read_bytes()
+        ran = advkit("report", "plain", "--samples", 0, "--out", file)
+        assert (ran.code, ran.err) == (
+            2,
+            f"Error: --out {file} is there and is no report of advkit; name another file.\n",
+        )
+        assert file.read_bytes() == before
+    for _ in range(2):
+        assert advkit("report", "plain", "--samples", 0, "--out", runs / "page.html").code == 0

@@ -46,6 +46,7 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
         reason = "it is a folder" if is_folder else "its folder does not exist"
         raise OptionError(f"--out {out} can not be written ({reason}); name another file.")
     page = build(folders, samples)
+    _refuse_other(path)
     try:
         write_atomic(path, page.html.encode("utf-8"))
     except CheckpointError as error:
@@ -134,6 +135,19 @@ def _document(
         tag("footer", tag("p", f"Made by advkit {__version__}. Nothing here is loaded from elsewhere.")),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _refuse_other(path: Path) -> None:
+    """Only an older report is replaced: not a file of a run, nor anybody's page."""
+    if not os.path.isfile(path):
+        return
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return  # the sentence on what can not be written says it
+    if head and not (head.startswith(b"<!doctype html>") and b'content="advkit ' in head):
+        raise OptionError(f"--out {path} is there and is no report of advkit; name another file.")
 
 
 def _links(inner: Sequence[tuple[str, str]]) -> Html:
