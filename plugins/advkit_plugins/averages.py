@@ -3,6 +3,7 @@ torch.optim.swa_utils."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil
@@ -31,7 +32,7 @@ class AverageOptions(PluginOptions):
     images: int = option(1024, ge=2, le=1 << 20, help="how many of them are kept, where statistics are re-estimated")
 
 
-class Average(Plugin):
+class Average(Plugin, ABC):
     """Weights that are averaged beside training and judged in its place. Subclasses say when, and with which weight."""
 
     options: AverageOptions
@@ -43,13 +44,13 @@ class Average(Plugin):
     def active(self, hook: str, epoch: int) -> bool:
         return hook != "observe_update" or self.options.buffers == "re-estimated"
 
+    @abstractmethod
     def takes(self, run: Run) -> bool:
         """Whether the weights after this step go into the average."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weight(self, count: Tensor) -> Tensor:
         """() float64: that of the newest weights, where `count` were averaged before."""
-        raise NotImplementedError
 
     @hookimpl
     def setup(self, model: nn.Module, run: Run) -> None:

@@ -177,7 +177,10 @@ def test_annotations_may_be_written_in_other_ways() -> None:
     commit_attack.__annotations__ = {"budget": Budget, "return": tuple[Budget, Tensor | None]}
     target_label.__annotations__ = {"target": torch.Tensor, "return": "torch.Tensor"}
     extra_regularizer.__annotations__ = {"adv_logits": "Tensor | None"}
-    check(plugin("fine", commit_attack=commit_attack, target_label=target_label, extra_regularizer=extra_regularizer))
+    fine = plugin("fine", commit_attack=commit_attack, target_label=target_label, extra_regularizer=extra_regularizer)
+    check(fine)
+    target_label.__annotations__ = {"target": int}
+    assert "target is annotated int" in sentence(UnknownHook, lambda: check(fine)), "they are read"
 
 
 @pytest.mark.parametrize("name", ["CamelCase", "snake_case", "", "-a", "a-", "a--b", "1a", None, 3])

@@ -58,8 +58,10 @@ def test_no_writer_follows_a_link_in_a_run_folder(run: Path, writer: str) -> Non
 @pytest.mark.parametrize("writer", ["write_atomic", "append", "make_folder", "a lock", "a checkpoint"])
 def test_links_on_the_way_to_a_run_are_the_user_s(run: Path, writer: str) -> None:
     (run / "own").mkdir()
-    WRITERS[writer](run / "own")
-    WRITERS[writer](run)
+    for folder in (run / "own", run):
+        before = {*folder.iterdir()}
+        WRITERS[writer](folder)
+        assert {*folder.iterdir()} > before
 
 
 @pytest.mark.parametrize("operation", ["append", "truncate", "read"])

@@ -7,24 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from heard import Heard
 from torch import Tensor, nn
 
 import advkit
 from advkit.cli.main import run
 from advkit.training.chance import ENOUGH, PATIENCE, Chance
-from advkit.training.progress import Silent
 
 LABELS = torch.arange(100) % 10
-
-
-class Heard(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def warn(self, sentence: str) -> None:
-        self.sentences.append(sentence)
 
 
 def heard(accuracies: Iterable[float], labels: Tensor) -> list[int]:
@@ -32,8 +22,8 @@ def heard(accuracies: Iterable[float], labels: Tensor) -> list[int]:
     chance, progress, counts = Chance(), Heard(), []
     for accuracy in accuracies:
         chance.tell(progress, accuracy, labels)
-        counts.append(len(progress.sentences))
-    assert all(sentence.startswith("Accuracy under no attack is 0.") for sentence in progress.sentences)
+        counts.append(len(progress.said))
+    assert all(sentence.startswith("Accuracy under no attack is 0.") for sentence in progress.said)
     return counts
 
 

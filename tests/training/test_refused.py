@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from heard import Heard
 from torch import nn
 
 import advkit
 from advkit import AdvkitError, CheckpointError, OptionError
 from advkit.storage.run_folder import RunFolder
-from advkit.training.progress import Silent
 from advkit_plugins.awp import Awp
 from advkit_plugins.lsiw import Lsiw
 
@@ -83,16 +83,6 @@ def test_a_resume_that_is_refused_leaves_the_net(run: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-class Heard(Silent):
-    """Keeps what it is warned of."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def warn(self, sentence: str) -> None:
-        self.told.append(sentence)
-
-
 def test_images_held_out_now_that_the_first_run_was_trained_on_are_said(run: Path) -> None:
     for changes, said in (
         ({}, False),
@@ -104,11 +94,11 @@ def test_images_held_out_now_that_the_first_run_was_trained_on_are_said(run: Pat
     ):
         heard = Heard()
         advkit.train(own_net(), settings=TINY | changes, init_from=run, progress=heard)
-        assert any("images that are held out with" in sentence for sentence in heard.told) == said, changes
+        assert any("images that are held out with" in sentence for sentence in heard.said) == said, changes
     heard = Heard()
     advkit.train(own_net(), settings=TINY | {"run.seed": 7}, init_from=run, progress=heard)
-    assert heard.told[0].startswith(f"{run} was trained with run.seed 0 and validation.fraction 0.1 on ")
-    assert "of the 4 images that are held out with 7 and 0.1: validation is optimistic" in heard.told[0]
+    assert heard.said[0].startswith(f"{run} was trained with run.seed 0 and validation.fraction 0.1 on ")
+    assert "of the 4 images that are held out with 7 and 0.1: validation is optimistic" in heard.said[0]
 
 
 def test_standard_training_gives_its_last_weights(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from heard import Heard
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import advkit
 from advkit import OptionError, Step
-from advkit.training.progress import Silent
 
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
 FEATURES = 2 * 4 * 4
@@ -77,7 +77,8 @@ def test_half_precision_inside_a_net_is_refused(tiny_batch: BatchOf, forward: An
 
 def test_float64_inside_a_net_is_fine(tiny_batch: BatchOf) -> None:
     doubled = Calls(lambda net, x: net.core(x).double().float())
-    step_of(doubled)(*tiny_batch(), epoch=0)
+    x, y, index = tiny_batch()
+    assert not torch.equal(step_of(doubled)(x, y, index, epoch=0).x_train, x)
 
 
 def through_data(net: Calls, x: Tensor) -> Tensor:
@@ -185,7 +186,10 @@ def test_classes_are_the_same_in_both_modes(tiny_batch: BatchOf) -> None:
 
 def test_batch_norm_of_the_batch_is_shown_two_images(tiny_batch: BatchOf) -> None:
     net = nn.Sequential(*core()[:2], nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3))
-    step_of(net)(*tiny_batch(), epoch=0)
+    rows: list[int] = []
+    net.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    step_of(net, **{"attack.mode": "train"})(*tiny_batch(), epoch=0)
+    assert rows[:2] == [1, 2] and {*rows[2:]} == {4}, "one alone is none to it"
 
 
 def test_images_of_another_size_are_one_sentence() -> None:
@@ -236,18 +240,10 @@ def test_images_that_need_not_move_are_no_alarm(tiny_batch: BatchOf) -> None:
         step_of(sure())(x, torch.ones(4, dtype=torch.int64), index, epoch=0)
 
 
-class Hears(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def warn(self, sentence: str) -> None:
-        self.said.append(sentence)
-
-
 def test_a_run_says_both(tiny_batch: BatchOf) -> None:
     drawn = torch.randint(0, 256, (12, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     toy = advkit.Dataset("toy", drawn, torch.arange(12) % 3, ("a", "b", "c"))
-    heard, net = Hears(), Calls(lambda net, x: net.core((x * 255).round() / 255))
+    heard, net = Heard(), Calls(lambda net, x: net.core((x * 255).round() / 255))
     settings = {"attack.steps": 1, "validation.fraction": 0.0}
     advkit.train(net, advkit.Splits(toy, toy, "none"), (), settings=settings, epochs=2, batch_size=4, progress=heard)
     first, epoch = heard.said

@@ -142,6 +142,17 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
+def switches() -> dict[str, Any]:
+    """What is global in torch and decides what a forward is, by what it is called in a sentence."""
+    return {"the grad mode": torch.is_grad_enabled(), "the default dtype": torch.get_default_dtype()}
+
+
+def switch_back(states: dict[str, Any]) -> None:
+    """The switches as they were."""
+    torch.set_grad_enabled(states["the grad mode"])
+    torch.set_default_dtype(states["the default dtype"])
+
+
 def generators() -> dict[str, Any]:
     """The states of the global generators, by what they are called in a sentence."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

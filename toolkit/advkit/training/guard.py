@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..compose.stage import Answer
 from ..errors import HookContract
-from ..judging import drawn_from, generators, put_back, same_bits
+from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches
 from ..plugin import Plugin
 from ..run import RunState
 
@@ -74,11 +74,11 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object]) -> Iterator[N
     Everything is put back as it was, so that nobody else meets the damage.
     """
     before = [(name, tensor, tensor.detach().clone()) for name, tensor in _tensors(borrowed)]
-    switches, states = _switches(), generators()
+    switched, states = switches(), generators()
     try:
         yield
     except BaseException:
-        _restore(switches)
+        switch_back(switched)
         put_back(states)
         raise
     for name, tensor, copy in before:
@@ -86,10 +86,10 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object]) -> Iterator[N
             with torch.no_grad():
                 tensor.detach().copy_(copy)
             raise HookContract.broken(who, hook, f"it changed {name}, which it only borrows; work on a copy")
-    changed = [(name, "leave it as it was") for name, now in _switches().items() if now != switches[name]]
+    changed = [(name, "leave it as it was") for name, now in switches().items() if now != switched[name]]
     changed += [(name, "draw from run.draws(...)") for name in drawn_from(states)]
     for name, remedy in changed:
-        _restore(switches)
+        switch_back(switched)
         put_back(states)
         raise HookContract.broken(who, hook, f"it changed {name}; {remedy}")
 
@@ -105,12 +105,3 @@ def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _tensors(inner, f"{name}[{key}]" if name else str(key))
-
-
-def _switches() -> dict[str, Any]:
-    return {"the grad mode": torch.is_grad_enabled(), "the default dtype": torch.get_default_dtype()}
-
-
-def _restore(switches: Mapping[str, Any]) -> None:
-    torch.set_grad_enabled(switches["the grad mode"])
-    torch.set_default_dtype(switches["the default dtype"])

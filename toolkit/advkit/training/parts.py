@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -122,13 +122,3 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
     attacks = settings.get("attack.eps") != 0 and settings.get("attack.steps") != 0
     tensors, _ = folder.load(checkpoint or ("best" if attacks else "last"))
     put_weights(model, tensors, str(run), averaged=True)
-
-
-def evaluate_folder(
-    folder: RunFolder, resolved: Resolved, splits: Splits, name: str
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The run's model with the weights of the checkpoint `name`, and that checkpoint's position."""
-    tensors, state = folder.load(name)
-    model = build_model(resolved, splits.train).to(resolved.run.device)
-    put_weights(model, tensors, str(folder.path), averaged=True)
-    return model, state["position"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import AdvkitError, HookContract
-from ...judging import drawn_from, generators, put_back, same_bits
+from ...judging import drawn_from, generators, put_back, same_bits, switch_back, switches
 from ...modules import own_generator, placement
 
 
@@ -52,7 +51,7 @@ class _State:
         ]
         self.modes = [(module, module.training) for module in model.modules()]
         self.asked = [(value, value.requires_grad) for value in self.weights.values()]
-        self.switches = _switches()
+        self.switches = switches()
         self.generators = generators()
 
     def changed(self) -> str | None:
@@ -64,14 +63,13 @@ class _State:
             return "the net's mode"
         if any(value.requires_grad != was for value, was in self.asked):
             return "which weights of the net ask for a gradient"
-        for name, value in _switches().items():
+        for name, value in switches().items():
             if value != self.switches[name]:
                 return name
         return next((name for name in drawn_from(self.generators) if not name.startswith("torch")), None)
 
     def restore(self) -> None:
-        torch.set_grad_enabled(self.switches["the grad mode"])
-        torch.set_default_dtype(self.switches["the default dtype"])
+        switch_back(self.switches)
         drawn = generators()
         put_back(self.generators | {name: state for name, state in drawn.items() if name.startswith("torch")})
         with torch.no_grad():
@@ -80,7 +78,7 @@ class _State:
                     if not same_bits(value.detach(), copy):
                         value.detach().copy_(copy)
                 else:
-                    value.data = copy
+                    value.data = copy  # the attack bound other data to it, which no copy_ undoes
         for module, was in self.modes:
             module.training = was
         for value, asks in self.asked:
@@ -95,7 +93,3 @@ class _State:
         moved = self.changed() == name
         self.restore()
         return moved
-
-
-def _switches() -> dict[str, Any]:
-    return {"the grad mode": torch.is_grad_enabled(), "the default dtype": torch.get_default_dtype()}
