@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from experiments import processor, revision
 from torch import Tensor, nn
 
 import advkit
@@ -268,13 +269,9 @@ def methods(case: Case, budget: float, clock: Callable[[], float]) -> dict[str, 
 
 
 def machine(clock: str) -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        processor = lines[0].partition(":")[2].strip() if lines else processor
     return {
-        "processor": processor,
+        "processor": processor(),
+        "revision": revision(),
         "threads": torch.get_num_threads(),
         "clock": clock,
         "advkit": advkit.__version__,
@@ -291,7 +288,8 @@ def markdown(measured: Mapping[str, Any]) -> str:
         "Written by `make bench` (`results/bench.py`); the raw figures are in `bench.json`.",
         "",
         f"{here['processor']}, threads: {here['threads']}, {here['clock']} time, torch {here['torch']}, "
-        f"Python {here['python']}, advkit {here['advkit']}. {STEPS} attack steps from x, in eval mode; momentum SGD.",
+        f"Python {here['python']}, advkit {here['advkit']}, revision {here['revision']}.",
+        f"{STEPS} attack steps from x, in eval mode; momentum SGD.",
         "",
         "## A step beside a hand-written PGD-AT loop",
         "",

@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -22,13 +21,13 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import foolbox
 import torch
 import torchattacks
+from experiments import HERE, processor, revision
 from torch import Tensor
 
 import advkit
 from advkit.evaluation.attacks import parse_attack
 from advkit.evaluation.verdicts import verdicts
 
-HERE = Path(__file__).parent
 EPS, STEPS, REPEATS, IMAGES, BATCH = 0.15, 20, 7, 500, 100
 
 
@@ -83,6 +82,7 @@ def main() -> None:
 def page(seconds: dict[str, list[float]], robust: dict[str, Tensor]) -> None:
     """Ratios within a round, medians over rounds."""
     versions = {name: version(name) for name in ("advkit", "torch", "torchattacks", "foolbox")}
+    versions["revision"] = revision()
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
         base = "advkit pgd-20x5" if "5" in name.split("-20")[-1] else "advkit pgd-20"
@@ -117,7 +117,7 @@ def page(seconds: dict[str, list[float]], robust: dict[str, Tensor]) -> None:
         "Passes by attack are in robustness-digits.md and robustness-fashion.md.",
         "",
         f"Measured with {', '.join(f'{name} {number}' for name, number in versions.items())}, Python "
-        f"{platform.python_version()}, {os.cpu_count()} cores.",
+        f"{platform.python_version()}, {processor()}, {os.cpu_count()} cores.",
     ]
     (HERE / "evaluation-cost.md").write_text("\n".join(lines) + "\n")
     (HERE / "evaluation-cost.json").write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
