@@ -202,7 +202,8 @@ def test_the_arguments_tables_name_every_argument() -> None:
     shown = {name for line in section.splitlines() if line.startswith("|") for name in quoted(line.split("|")[1])}
     arguments = {name for hook in HOOKS.values() for name in hook.arguments}
     loop_and_attack = {"dataset", "indices", "batch_size", "x", "draws", "epoch", "metrics", "params", "term"}
-    own = {"model", "objective", "observe", "x_adv", "logits", "loss", "gradient", "step"}  # said where their hooks are
+    own = {"model", "objective", "observe", "x_adv", "logits", "loss", "gradient", "move", "step", "restart"}
+    # said where their hooks are
     assert shown == arguments - loop_and_attack - own
 
 

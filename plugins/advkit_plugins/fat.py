@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advkit import Batch, Company, OptionError, Plugin, PluginOptions, Run, Schedule, hookimpl, option
+from advkit import Batch, Company, OptionError, Order, Plugin, PluginOptions, Real, Run, Schedule, hookimpl, option
 
 
 def one_more(wrong: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,13 +22,20 @@ class Fat(Plugin):
     """Stops the attack on a sample tau steps after it is misclassified: friendly adversarial training (FAT)."""
 
     name = "fat"
+    order = {"attack_move": Order(after=frozenset({"fgsm-rs"}))}
 
     class Options(PluginOptions):
         tau: Schedule = option(
             0.0, symbol="τ", help="steps that a misclassified sample may still take, by epoch; [[0,0],[50,1],[90,2]]"
         )
+        noise: Real = option(
+            0.0, symbol="ω", ge=0, le=1, unit="pixels in [0, 1]", help="times N(0, 1), added to every step; code: 0.001"
+        )
 
     options: Options
+
+    def active(self, hook: str, epoch: int) -> bool:
+        return hook != "attack_move" or self.options.noise > 0
 
     def join(self, company: Company) -> list[str]:
         plain = self.options.tau.plain()
@@ -45,3 +52,8 @@ class Fat(Plugin):
             self.left = torch.full_like(batch.y, int(self.options.tau.at(run.epoch)))
         go, self.left = one_more(logits.argmax(1) != batch.y, self.left)
         return go
+
+    @hookimpl
+    def attack_move(self, move: Tensor, batch: Batch, step: int, restart: int, run: Run) -> Tensor:
+        noise = run.draws(f"noise {restart}", batch).normal(*move.shape[1:], draw=step, dtype=move.dtype)
+        return move + self.options.noise * noise

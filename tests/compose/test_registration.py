@@ -329,7 +329,8 @@ def test_orders_of_nothing(compose: Compose) -> None:
         "order.target_label names cat-eps, which does not answer target_label in this run."
     )
     assert sentence(OptionError, lambda: compose("awp", settings={"order.extra_regularizer": "awp"})) == (
-        "order.extra_regularizer orders nothing; only chained hooks have an order: train_dataset, target_label."
+        "order.extra_regularizer orders nothing; only chained hooks have an order: train_dataset, target_label, "
+        "attack_move."
     )
 
 
@@ -549,7 +550,7 @@ def test_only_owners_of_the_attack_and_the_base_loss_may_prefer(compose: Compose
     biased = plugin("biased", prefers={"attack.steps": 3}, extra_regularizer=lambda self, adv_logits: adv_logits.sum(1))
     assert sentence(PluginLoad, lambda: compose(biased)) == (
         "Plugin biased prefers attack.steps, but owns none of perturbation_budget, attack_objective, inner_attack, "
-        "base_loss; it may only state a caution."
+        "attack_start, base_loss; it may only state a caution."
     )
 
 

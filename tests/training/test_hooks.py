@@ -211,6 +211,28 @@ def test_hook_inner_attack(stepped: Any, tiny_batch: BatchOf) -> None:
     torch.testing.assert_close(report.x_train, (x + EPS).clamp(0, 1))
 
 
+def test_hook_attack_start(stepped: Any, tiny_batch: BatchOf) -> None:
+    """The attack begins at its images, which stay as they are."""
+    begin = (tiny_batch()[0] + EPS / 2).clamp(0, 1)
+    before = begin.clone()
+    report, _ = stepped(attack_start=lambda: begin, attack_step=lambda batch: torch.zeros_like(batch.y).bool())
+    assert torch.equal(report.x_train, before)
+    stepped(attack_start=lambda: begin)
+    assert torch.equal(begin, before)
+
+
+def test_hook_attack_move(stepped: Any, tiny_batch: BatchOf) -> None:
+    """Its move is made in place of the step, and projected; who is stopped makes none."""
+    x, *_ = tiny_batch()
+    going = torch.tensor([True, True, False, True])
+    report, _ = stepped(attack_move=lambda move: torch.ones_like(move), attack_step=lambda: going)
+    torch.testing.assert_close(report.x_train[going], (x + EPS).clamp(0, 1)[going])
+    assert torch.equal(report.x_train[2], x[2])
+    same, _ = stepped(attack_move=lambda move: move)
+    plain, _ = stepped()
+    assert torch.equal(same.x_train, plain.x_train)
+
+
 def test_hook_attack_step(stepped: Any, tiny_batch: BatchOf) -> None:
     """Asked before each move; who is stopped stays where it is."""
     asked: list[int] = []

@@ -34,8 +34,12 @@ class Ball(ABC):
         """Move `point` into the ball and the box, in place."""
 
     @abstractmethod
+    def way(self, gradient: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Direction and factor of an ascent step of length `size` (B,): their product is the move."""
+
     def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
         """One ascent step of length `size` (B,) and the projection, in place."""
+        return self.project_(point.addcmul_(*self.way(gradient, size)))
 
     @abstractmethod
     def uniform(self, draws: Draws) -> Tensor:
@@ -53,9 +57,9 @@ class LinfBall(Ball):
     def project_(self, point: Tensor) -> Tensor:
         return torch.clamp(point, self.lower, self.upper, out=point)
 
-    def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
+    def way(self, gradient: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         # Not in place: the gradient of a net that sums pixels is one number, expanded.
-        return self.project_(point.addcmul_(gradient.sign(), per_sample(size, point)))
+        return gradient.sign(), per_sample(size, gradient)
 
     def uniform(self, draws: Draws) -> Tensor:
         noise = draws.uniform(*self.x.shape[1:], low=-1, high=1, dtype=self.x.dtype)
@@ -71,14 +75,14 @@ class L2Ball(Ball):
         keep = torch.where(length > self.radius, self.radius / length, torch.ones_like(length))
         return point.copy_(self.x + shift * per_sample(keep, point)).clamp_(0, 1)
 
-    def move_(self, point: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
+    def way(self, gradient: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         # By the largest entry first: the squares of entries below 1e-23 vanish in float32, and a net of large logits
         # would look robust because nothing moves.
         peak = gradient.flatten(1).abs().amax(1)
         way = gradient / per_sample(torch.where(peak > 0, peak, torch.ones_like(peak)), gradient)
         length = way.flatten(1).norm(dim=1)
         pace = torch.where(peak > 0, size / length, torch.zeros_like(length))
-        return self.project_(point.addcmul_(way, per_sample(pace, point)))
+        return way, per_sample(pace, gradient)
 
     def uniform(self, draws: Draws) -> Tensor:
         """Direction and length are uniform, as in the code of Rice et al. 2020: not uniform by volume."""
@@ -103,6 +107,12 @@ class Observer(Protocol):
     def __call__(self, *, x_adv: Tensor, logits: Tensor, loss: Tensor, gradient: Tensor, step: int) -> Tensor: ...
 
 
+class Transform(Protocol):
+    """Turns an iterate's move (B, C, H, W), in pixels and not yet projected, into the one to make."""
+
+    def __call__(self, *, move: Tensor, x_adv: Tensor, gradient: Tensor, step: int) -> Tensor: ...
+
+
 def start(ball: Ball, init: Init, draws: Callable[[], Draws]) -> Tensor:
     """Where the attack begins: x itself, a random point of the ball, or x + 0.001 N(0, 1) as TRADES does."""
     if init == "zero":
@@ -123,12 +133,14 @@ def pgd(
     step_size: Tensor,
     limit: Tensor | None = None,
     observe: Observer | None = None,
+    transform: Transform | None = None,
     keep_start: bool = False,
 ) -> AttackResult:
     """Increase `objective` for `steps` iterations from `begin`, inside `ball`; the last iterate counts.
 
     `model` maps images to logits (B, K) with frozen parameters. `step_size` (B,) is in the unit of the radius.
-    `limit` (B,) int64 stops samples after that many moves; an `observe`r may stop them earlier. All is per sample, so
+    `limit` (B,) int64 stops samples after that many moves; an `observe`r may stop them earlier, and a `transform`
+    change where those that go on move. All is per sample, so
     splitting a batch splits the result: in L2 up to the rounding of the net's own gradient, 1e-7 in float32.
     """
     first = begin.clone() if keep_start else None  # the moves are in place
@@ -155,5 +167,11 @@ def pgd(
             going = observe(x_adv=x_adv, logits=logits.detach(), loss=loss.detach(), gradient=gradient, step=step)
             active = active & going
         moves += active
-        ball.move_(x_adv, gradient, step_size * active if masked else step_size)
+        size = step_size * active if masked else step_size
+        if transform is None:
+            ball.move_(x_adv, gradient, size)
+        else:
+            way, factor = ball.way(gradient, size)
+            move = transform(move=way * factor, x_adv=x_adv, gradient=gradient, step=step)
+            ball.project_(x_adv.add_(torch.where(per_sample(active, move), move, 0.0)))
     return AttackResult(x_adv, steps=moves, finite=finite, zero_gradients=zero_gradients, start=first)

@@ -99,6 +99,13 @@ class Hooks:
         `observe(x_adv=, logits=, loss=, gradient=, step=)` is (B,) bool, None where nobody observes.
         """
 
+    @hookspec(Rule.EXCLUSIVE, "attack", prefers=True, default="by attack.init")
+    def attack_start(self, batch: Batch, radius: Tensor, restart: int, run: Run) -> Tensor:
+        """Where the core's attack begins: images as `batch.x`, inside ball and box, detached.
+
+        Asked once for each of `attack.restarts`, `restart` counting from 0; a `draw` of that number keeps them apart.
+        """
+
     @hookspec(Rule.AND, "attack", default="all go on")
     def attack_step(
         self,
@@ -114,6 +121,23 @@ class Hooks:
         """(B,) bool: which samples go on. Called at every iterate, before its move; `step` counts from 0 a restart.
 
         Who has stopped stays where it is. Tensors are detached and borrowed: read them, keep none, change nothing.
+        """
+
+    @hookspec(Rule.CHAIN, "attack", default="unchanged")
+    def attack_move(
+        self,
+        move: Tensor,
+        batch: Batch,
+        x_adv: Tensor,
+        gradient: Tensor,
+        radius: Tensor,
+        step: int,
+        restart: int,
+        run: Run,
+    ) -> Tensor:
+        """The move (B, C, H, W) in pixels that the core's attack makes from an iterate, before it is projected.
+
+        `move` is the step along `gradient` by the norm, or a neighbour's answer; a stopped sample's is not made.
         """
 
     @hookspec(Rule.EXCLUSIVE, "attack", default="both unchanged")

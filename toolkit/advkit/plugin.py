@@ -91,7 +91,7 @@ class Plugin:
 
     prefers: ClassVar[Mapping[str, object]] = {}
     """Settings the method is defined with, such as {"attack.init": "normal"}. Only owners of
-    perturbation_budget, attack_objective, inner_attack or base_loss may state any."""
+    perturbation_budget, attack_objective, inner_attack, attack_start or base_loss may state any."""
 
     companions: ClassVar[Mapping[str, tuple[str, Mapping[str, object]]]] = {}
     """Who shall answer a hook ("weight_perturbation", "instance_weight:TERM") if no chosen plugin does, and with
@@ -137,6 +137,10 @@ class Plugin:
     def largest_budget(self, eps: float) -> Budgets:
         """The largest budgets that `perturbation_budget` can return, for plans and checks."""
         return Budgets(attack=eps, label=eps)
+
+    def largest_scale(self, attack: AttackSettings) -> float:
+        """The largest factor that `budget_scale` can put on the radius; above 1 the attack leaves the budget."""
+        return 1.0
 
     def join(self, company: Company) -> Sequence[str]:
         """Called once, when it is known who else is there: settle what an option leaves to the company.

@@ -62,6 +62,9 @@ class Composition:
         )
         for plugin in self.plugins:
             self.cautions += declared(plugin, "join", self.company)
+        for answer in self.answers["budget_scale"]:
+            if (most := declared(answer.plugin, "largest_scale", setting.attack)) > 1:
+                self.cautions.append(f"{answer.plugin.name} attacks up to {most:.4g} times as far as the budget allows")
         self._settings_have_a_use()
 
     def owners(self, hook: str) -> tuple[str, ...]:

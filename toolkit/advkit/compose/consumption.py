@@ -40,6 +40,12 @@ def _refuse_deaf_attack(answers: Answers) -> None:
                 f"Plugin {answers['attack_step'][0].plugin.name} observes attack steps, but the inner attack {name} "
                 f"declares that it asks no observers; {LEAVE}"
             )
+        for hook, what in (("attack_start", "begins"), ("attack_move", "moves")):
+            for answer in answers[hook]:
+                raise HookConflict(
+                    f"Plugin {answer.plugin.name} answers {hook}, but the inner attack {name} {what} as it likes; "
+                    f"{LEAVE}"
+                )
 
 
 def _refuse_foreign_commit(answers: Answers) -> None:
@@ -94,7 +100,7 @@ def _labels(answers: Answers) -> list[str]:
 def _idle_attack(answers: Answers, steps: int) -> list[str]:
     if steps or answers["inner_attack"]:
         return []
-    for hook in ("attack_objective", "attack_step"):
+    for hook in ("attack_objective", "attack_start", "attack_step", "attack_move"):
         for answer in answers[hook]:
             raise HookConflict(
                 f"Plugin {answer.plugin.name} answers {hook}, but attack.steps is 0, so there is no attack; "

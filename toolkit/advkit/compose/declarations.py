@@ -86,6 +86,7 @@ _DECLARED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, Budgets) and _numbers(value.attack, value.label),
         "advkit.Budgets",
     ),
+    "largest_scale": (_numbers, "a number, such as 1.0"),
     "terms": (lambda value: _texts(value), "names of loss terms, such as ('base_loss',)"),
     "steps_at_shift": (lambda value: isinstance(value, bool), "True or False"),
     "join": (lambda value: _texts(value), "a list of sentences, empty where there is none"),

@@ -67,7 +67,8 @@ class Contract:
             )
         return budget
 
-    def scale(self, who: str, scale: object) -> BudgetScale:
+    def scale(self, who: str, scale: object, most: float) -> BudgetScale:
+        """`most` is what its plugin says is the largest factor on the radius."""
         if not isinstance(scale, BudgetScale):
             raise _broken(who, "budget_scale", f"an advkit.BudgetScale is expected, not {type(scale).__name__}")
         for name in ("radius", "step_size"):
@@ -75,12 +76,10 @@ class Contract:
             value = torch.tensor(value) if isinstance(value, int | float) else value
             if not isinstance(value, Tensor) or value.shape not in ((), (self.rows,)) or value.is_complex():
                 raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {_described(value)}")
-            self._true(
-                who,
-                "budget_scale",
-                partial(_not_negative, value),
-                f"{name} must be finite and not negative",
-            )
+            self._true(who, "budget_scale", partial(_not_negative, value), f"{name} must be finite and not negative")
+            if name == "radius":
+                too_large = f"radius is above {most:.4g}, which Plugin.largest_scale says is the largest"
+                self._true(who, "budget_scale", partial(torch.le, value, most * (1 + SLACK)), too_large)
         return scale
 
     def target(self, who: str, target: Tensor) -> Tensor:
@@ -173,6 +172,13 @@ class Contract:
         if x_train is not None:
             self.images(who, "commit_attack", x_train, radius, norm)
         return self.budget(who, "commit_attack", budget), x_train
+
+    def move(self, who: str, move: Tensor) -> Tensor:
+        self._like(who, "attack_move", move)
+        if move.requires_grad:
+            raise _broken(who, "attack_move", "the move must be detached")
+        self._true(who, "attack_move", lambda: move.isfinite().flatten(1).all(1), "the move is not finite")
+        return move
 
     def mask(self, who: str, mask: Tensor) -> Tensor:
         if not isinstance(mask, Tensor) or mask.shape != (self.rows,) or mask.dtype != torch.bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,18 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ascent import NORMS, BoxFirstL2Ball, Observer, pgd, start
 from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
-from ..errors import HookConflict, HookContract, NonFinite
-from ..judging import GradientWatch, explained
-from ..losses import soft_cross_entropy
+from ..errors import HookContract, NonFinite
+from ..judging import explained
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
-from ..rng import Draws, derive_key, derive_seed
+from ..rng import derive_seed
 from ..settings import RunSettings
 from ..types import AttackResult, Batch, Budget, BudgetScale
 from .announced import as_declared
+from .attacker import Attacker
 from .contracts import Contract
 from .engine import Engine
 from .given import a_batch, a_width, an_epoch, refuse_stray_values, refuse_unfit, take_step
@@ -32,7 +30,6 @@ from .network import Network, moved
 from .objective import Objective, Outcome, Update
 from .panel import Panel
 from .probe import doubts, nothing_moves, refuse_other_weights, standing_still
-from .restarts import strongest
 from .step_report import Report, not_finite, shift_ratio
 from .undo import all_or_nothing
 
@@ -125,7 +122,7 @@ class TrainingStep:
             known["target"] = self._target(stage, known, "attack", contract)
             may_move = self.attack.mode == "train"
             with frozen(self.model), nothing_moves(self.model, "the attack", contract.values and not may_move):
-                attack = self._attacked(stage, known, scale, network, contract)
+                attack = Attacker(stage, network, self.panel, contract)(known, scale)
 
             known |= {"attack": attack, "x_train": attack.x_adv, "success": None, "x_clean": batch.x}
             if self.composition.setting.clean_at_start:
@@ -183,7 +180,8 @@ class TrainingStep:
     def _scale(self, answers: Sequence[Answer], known: Mapping[str, Any], contract: Contract) -> BudgetScale:
         total = BudgetScale()
         for answer in answers:
-            scale = contract.scale(answer.plugin.name, self.panel.ask(answer, known))
+            most = declared(answer.plugin, "largest_scale", self.attack)
+            scale = contract.scale(answer.plugin.name, self.panel.ask(answer, known), most)
             total = BudgetScale(total.radius * scale.radius, total.step_size * scale.step_size)
         return total
 
@@ -195,79 +193,10 @@ class TrainingStep:
             target = contract.target(answer.plugin.name, rows)
         return target
 
-    def _attacked(
-        self,
-        stage: Stage,
-        known: Mapping[str, Any],
-        scale: BudgetScale,
-        network: Network,
-        contract: Contract,
-    ) -> AttackResult:
-        batch, budget, radius, target = known["batch"], known["budget"], known["radius"], known["target"]
-        owner = stage.owner("attack_objective")
-        objective: Callable[[Tensor], Tensor] = (
-            contract.objective(owner.plugin.name, self.panel.ask(owner, known))
-            if owner
-            else lambda logits: soft_cross_entropy(logits, target)
-        )
-        inner = stage.owner("inner_attack")
-        model = network.attacked(inner.plugin.name if inner else CORE, self.attack.mode == "train")
-        observe = self._observer(stage.answers["attack_step"], known, contract)
-        if inner:
-            if budget.step_size is not None or budget.steps is not None:
-                who = self.composition.company.owner("perturbation_budget")
-                raise HookConflict(
-                    f"Plugin {who} sets steps or step sizes per sample, but the inner attack "
-                    f"{inner.plugin.name} has its own; leave one of them out."
-                )
-            watch = GradientWatch()
-            with torch.enable_grad():
-                result = self.panel.ask(
-                    inner, known, model=lambda x: model(watch(x)), objective=objective, observe=observe
-                )
-            result = contract.attack(inner.plugin.name, result, radius, self.attack.norm)
-            return replace(result, finite=watch.finite)
-        if self.attack.steps == 0:
-            return AttackResult(batch.x, start=batch.x)
-        box_first = self.attack.l2_projection == "box-ball"
-        ball = (BoxFirstL2Ball if box_first else NORMS[self.attack.norm])(batch.x, radius)
-        step_size = budget.step_size if budget.step_size is not None else torch.full_like(radius, self.attack.step_size)
-
-        def attempt(restart: int) -> AttackResult:
-            purpose = f"start {restart}" if restart else "start"
-            return pgd(
-                model,
-                ball,
-                start(ball, self.attack.init, lambda: self._draws(purpose, batch)),
-                objective,
-                steps=self.attack.steps,
-                step_size=step_size * scale.step_size,
-                limit=budget.steps,
-                observe=observe,
-                keep_start=self.composition.setting.clean_at_start,
-            )
-
-        return strongest(attempt, self.attack.judged, lambda x: objective(model(x)))
-
-    def _observer(self, answers: Sequence[Answer], known: Mapping[str, Any], contract: Contract) -> Observer | None:
-        """The `attack_step` answers as one, and-ed; None where nobody observes, so that nothing is called."""
-        if not answers:
-            return None
-
-        def observe(*, step: int, **seen: Tensor) -> Tensor:
-            now = {**known, "step": step} | {name: tensor.detach() for name, tensor in seen.items()}
-            return torch.stack([contract.mask(a.plugin.name, self.panel.ask(a, now)) for a in answers]).all(dim=0)
-
-        return observe
-
     # ------------------------------------------------------------------ checks and bookkeeping
 
     def _seed(self, label: str) -> int:
         return derive_seed(self.state.seed, CORE, "model", f"{self.state.step} {label}", self.state.epoch)
-
-    def _draws(self, purpose: str, batch: Batch) -> Draws:
-        key = derive_key(self.state.seed, CORE, purpose, "attack", self.state.epoch)
-        return Draws(key, batch.index, batch.occurrence)
 
     def _stop_if_not_finite(self, attack: AttackResult, outcome: Outcome) -> None:
         """Before the update. One synchronisation a step."""

@@ -1,0 +1,141 @@
+"""The inner attack of one step: the core's, with what plugins do to its start and its moves, or a plugin's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ascent import NORMS, BoxFirstL2Ball, Observer, Transform, pgd, start
+from ..compose.stage import Answer, Stage
+from ..errors import HookConflict
+from ..judging import GradientWatch
+from ..losses import soft_cross_entropy
+from ..plugin import CORE
+from ..rng import Draws, derive_key
+from ..types import AttackResult, Batch, BudgetScale
+from .contracts import Contract
+from .network import Network
+from .panel import Panel
+from .restarts import strongest
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """Attacks one batch. Whom to ask is in `stage`; `known` are the arguments of the hooks before the attack."""
+
+    stage: Stage
+    network: Network
+    panel: Panel
+    contract: Contract
+
+    def __call__(self, known: Mapping[str, Any], scale: BudgetScale) -> AttackResult:
+        """The adversarial examples, by whoever makes them."""
+        settings = self.panel.state.attack
+        owner, target = self.stage.owner("attack_objective"), known["target"]
+        objective: Callable[[Tensor], Tensor] = (
+            self.contract.objective(owner.plugin.name, self.panel.ask(owner, known))
+            if owner
+            else lambda logits: soft_cross_entropy(logits, target)
+        )
+        inner = self.stage.owner("inner_attack")
+        model = self.network.attacked(inner.plugin.name if inner else CORE, settings.mode == "train")
+        if inner:
+            return self._of_a_plugin(inner, known, model, objective)
+        if settings.steps == 0:
+            return AttackResult(known["batch"].x, start=known["batch"].x)
+        return self._of_the_core(known, scale, model, objective)
+
+    def _of_a_plugin(
+        self,
+        inner: Answer,
+        known: Mapping[str, Any],
+        model: Callable[[Tensor], Tensor],
+        objective: Callable[[Tensor], Tensor],
+    ) -> AttackResult:
+        if known["budget"].step_size is not None or known["budget"].steps is not None:
+            who = self.panel.composition.company.owner("perturbation_budget")
+            raise HookConflict(
+                f"Plugin {who} sets steps or step sizes per sample, but the inner attack "
+                f"{inner.plugin.name} has its own; leave one of them out."
+            )
+        watch = GradientWatch()
+        with torch.enable_grad():
+            result = self.panel.ask(
+                inner,
+                known,
+                model=lambda x: model(watch(x)),
+                objective=objective,
+                observe=self._observer(known),
+            )
+        result = self.contract.attack(inner.plugin.name, result, known["radius"], self.panel.state.attack.norm)
+        return replace(result, finite=watch.finite)
+
+    def _of_the_core(
+        self,
+        known: Mapping[str, Any],
+        scale: BudgetScale,
+        model: Callable[[Tensor], Tensor],
+        objective: Callable[[Tensor], Tensor],
+    ) -> AttackResult:
+        settings, batch, budget, radius = self.panel.state.attack, known["batch"], known["budget"], known["radius"]
+        ball = (BoxFirstL2Ball if settings.l2_projection == "box-ball" else NORMS[settings.norm])(batch.x, radius)
+        step_size = budget.step_size if budget.step_size is not None else torch.full_like(radius, settings.step_size)
+        beginner, observe = self.stage.owner("attack_start"), self._observer(known)
+
+        def begin(restart: int) -> Tensor:
+            if beginner is None:
+                purpose = f"start {restart}" if restart else "start"
+                return start(ball, settings.init, lambda: self._draws(purpose, batch))
+            images = self.panel.ask(beginner, known, restart=restart)
+            # A copy, as the moves are in place.
+            return self.contract.images(beginner.plugin.name, "attack_start", images, radius, settings.norm).clone()
+
+        def attempt(restart: int) -> AttackResult:
+            return pgd(
+                model,
+                ball,
+                begin(restart),
+                objective,
+                steps=settings.steps,
+                step_size=step_size * scale.step_size,
+                limit=budget.steps,
+                observe=observe,
+                transform=self._transform(known, restart),
+                keep_start=self.panel.composition.setting.clean_at_start,
+            )
+
+        return strongest(attempt, settings.judged, lambda x: objective(model(x)))
+
+    def _observer(self, known: Mapping[str, Any]) -> Observer | None:
+        """The `attack_step` answers as one, and-ed; None where nobody observes, so that nothing is called."""
+        answers: Sequence[Answer] = self.stage.answers["attack_step"]
+        if not answers:
+            return None
+
+        def observe(*, step: int, **seen: Tensor) -> Tensor:
+            now = {**known, "step": step} | {name: tensor.detach() for name, tensor in seen.items()}
+            return torch.stack([self.contract.mask(a.plugin.name, self.panel.ask(a, now)) for a in answers]).all(dim=0)
+
+        return observe
+
+    def _transform(self, known: Mapping[str, Any], restart: int) -> Transform | None:
+        """The chain of `attack_move`; None where nobody answers it."""
+        answers: Sequence[Answer] = self.stage.answers["attack_move"]
+        if not answers:
+            return None
+
+        def transform(*, move: Tensor, step: int, **seen: Tensor) -> Tensor:
+            for answer in answers:
+                changed = self.panel.ask(answer, known, **seen, move=move, step=step, restart=restart)
+                move = self.contract.move(answer.plugin.name, changed)
+            return move
+
+        return transform
+
+    def _draws(self, purpose: str, batch: Batch) -> Draws:
+        state = self.panel.state
+        return Draws(derive_key(state.seed, CORE, purpose, "attack", state.epoch), batch.index, batch.occurrence)
