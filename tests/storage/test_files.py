@@ -83,6 +83,53 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, operation: str, what: str
     assert (tmp_path / "precious").read_text() == "text"
 
 
+@pytest.mark.parametrize("operation", ["append", "truncate"])
+def test_a_file_with_a_second_name_is_copied_first(tmp_path: Path, operation: str) -> None:
+    """As in a run folder that was copied by cp -al."""
+    kept, path = tmp_path / "kept", tmp_path / "a.jsonl"
+    kept.write_bytes(b"old")
+    os.link(kept, path)
+    if operation == "append":
+        assert files.append(path, b"new") == 6
+        files.append(path, b"er")
+    else:
+        files.truncate(path, 1)
+    assert kept.read_bytes() == b"old"
+    assert path.read_bytes() == (b"oldnewer" if operation == "append" else b"o")
+    assert {file.name for file in tmp_path.iterdir()} == {"kept", "a.jsonl"}
+
+
+def test_a_lock_with_a_second_name_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("text")
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        os.link(tmp_path / "precious", tmp_path / run / "lock")
+    with lock.RunLock(tmp_path / "one" / "lock"), pytest.raises(OptionError, match="is in use by another process"):
+        lock.RunLock(tmp_path / "two" / "lock").__enter__()
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+@pytest.mark.parametrize("left", ["environment.json", "lock", "metrics.jsonl", "checkpoints"])
+def test_a_run_that_lacks_most_is_one(tmp_path: Path, left: str) -> None:
+    outside, real = tmp_path / "outside", tmp_path / "run"
+    for folder in (outside, real):
+        folder.mkdir()
+    (real / "run.toml").touch()
+    (real / left).touch()
+    (real / "inner").symlink_to(outside)
+    with pytest.raises(CheckpointError, match="nothing is written through one"):
+        files.write_atomic(real / "inner" / "a", b"new")
+
+
+def test_a_folder_with_a_run_file_alone_is_its_owners(tmp_path: Path) -> None:
+    """Of a project, say, whose results lie on another disk."""
+    (tmp_path / "run.toml").touch()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    files.write_atomic(tmp_path / "out" / "a", b"new")
+    assert (tmp_path / "disk" / "a").read_bytes() == b"new"
+
+
 def test_a_large_file_is_judged_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as stream:
         stream.truncate(1 << 40)

@@ -184,6 +184,53 @@ def test_a_checkpoint_of_before_has_no_checksum_of_the_metrics(
     assert ended(stopped) == ended(short)
 
 
+def test_a_copy_by_hard_links_leaves_the_original_as_it_was(
+    stopped: Path, short: Path, tmp_path: Path, advkit_: Callable[..., Ran], resume: Callable[[Path], Ran]
+) -> None:
+    """cp -al: every file has a second name in the original, which is trained and judged beside it."""
+    shutil.copytree(stopped, linked := tmp_path / "linked", copy_function=os.link, symlinks=True)
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    assert resume(linked).code == 0
+    judged = ["--checkpoint", "last", "--n", "10", "--attacks"]
+    assert advkit_("evaluate", linked, *judged, "clean").code == 0
+    shutil.copytree(linked / "evaluations", stopped / "evaluations", copy_function=os.link)
+    progress = next(stopped.glob("evaluations/*/progress.jsonl"))
+    said = progress.read_bytes()
+    assert advkit_("evaluate", linked, *judged, "clean,pgd-1").code == 0
+    assert progress.read_bytes() == said
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(RunFolder.open(linked).history()) == len(RunFolder.open(short).history()) == 3
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "zeros": lambda path: path.symlink_to("/dev/zero"),
+    "folder": Path.mkdir,
+    "sparse": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 3 << 30),
+}
+FILES = ("run.toml", "metrics.jsonl", "checkpoints/names.json", "environment.json", "lock")
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_file_neither_hangs_nor_fills_the_memory(
+    stopped: Path, resume: Callable[[Path], Ran], name: str, odd: str
+) -> None:
+    (stopped / name).unlink(missing_ok=True)
+    ODD[odd](stopped / name)
+    code, _, err = resume(stopped)
+    replaced = name == "checkpoints/names.json" and odd != "folder"
+    assert code == (0 if name == "environment.json" or replaced or (name, odd) == ("lock", "sparse") else 4), err
+    assert code == 0 or err.count("\n") == 1
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_run_file_that_is_none(tmp_path: Path, advkit_: Callable[..., Ran], odd: str) -> None:
+    ODD[odd](tmp_path / "a.toml")
+    code, _, err = advkit_("plan", "--config", tmp_path / "a.toml")
+    assert code == 2 and err.startswith(f"Error: {tmp_path}/a.toml ") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("part", ["checkpoints", "metrics.jsonl", "lock"])
 def test_nothing_is_written_through_a_link(
     stopped: Path, tmp_path: Path, resume: Callable[[Path], Ran], part: str

@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import registry
 from ..errors import PluginImport, PluginLoad, did_you_mean
+from ..reading import read
 
 GROUP = "advkit.recipes"
 MINI = "-mini"
@@ -84,7 +85,7 @@ def _files() -> dict[str, tuple[Path, str]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read(path, 1 << 20).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, next(iter(str(error).splitlines()), type(error).__name__)) from None
 

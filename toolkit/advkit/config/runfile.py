@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from .. import reading
 from ..errors import OptionError, did_you_mean
 from ..settings import SECTIONS
 from .layer import Layer
@@ -23,18 +25,30 @@ RETIRED: Mapping[str, object] = {"run.compile": False}
 """Settings that could have this value only, in files of 0.1.0: with it they say nothing."""
 
 
+def text(path: Path) -> str:
+    """A run file as it is written. Raises OptionError where there is none that can be read."""
+    try:
+        return reading.read(path, CAP).decode()
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise OptionError(f"{path} is larger than 1 MiB; that is no run file.") from None
+        raise OptionError(f"{path} can not be read ({error.strerror}); give an existing run file.") from None
+    except ValueError as error:
+        raise _no_toml(path, error) from None
+
+
 def load(path: Path) -> Layer:
     """Read a run file. Raises OptionError, one sentence, for whatever is wrong with it."""
     try:
-        if path.stat().st_size > CAP:
-            raise OptionError(f"{path} is larger than 1 MiB; that is no run file.")
-        table = tomllib.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise OptionError(f"{path} can not be read ({error.strerror}); give an existing run file.") from None
+        table = tomllib.loads(text(path))
     except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OptionError(f"{path} is not valid TOML ({reason}); correct it.") from None
+        raise _no_toml(path, error) from None
     return parse(table, path.name)
+
+
+def _no_toml(path: Path, error: Exception) -> OptionError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return OptionError(f"{path} is not valid TOML ({reason}); correct it.")
 
 
 def parse(table: Mapping[str, Any], name: str, origin: str = "") -> Layer:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError, OptionError
+from ..reading import opened
 from .base import Dataset, DataSource, Splits
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jfif", ".jpe")
@@ -52,23 +53,18 @@ class ImageFolder(DataSource):
     def load(self, root: Path | None, limit: int | None) -> Splits:
         if root is None:
             raise OptionError("image-folder reads your files; name the folder or zip with --data-root DIR.")
-        try:
-            mode = os.stat(root).st_mode
-        except FileNotFoundError:
-            raise DataError(f"{root} does not exist; check --data-root.") from None
-        except (OSError, ValueError) as error:  # ValueError: what no file system takes for a name
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DataError(f"{root} can not be read ({reason}); check --data-root.") from None
-        if stat.S_ISDIR(mode):
-            listed = tuple(_walk(root))
-            return self._read(Files(root, listed, lambda name: (root / name).open("rb")), limit)
-        try:
-            if not stat.S_ISREG(mode):
-                raise OSError("it is no regular file")
-            archive = ZipFile(root)
-        except Exception as error:  # a damaged zip makes zipfile raise almost anything
-            raise DataError(f"{root} is neither a folder nor a readable zip ({error}); check --data-root.") from None
-        with archive:
+        if os.path.isdir(root):
+            return self._read(Files(root, tuple(_walk(root)), lambda name: opened(root / name)), limit)
+        with ExitStack() as stack:
+            try:
+                archive = stack.enter_context(ZipFile(stack.enter_context(opened(root))))
+            except FileNotFoundError:
+                raise DataError(f"{root} does not exist; check --data-root.") from None
+            except Exception as error:  # a damaged zip makes zipfile raise almost anything
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(
+                    f"{root} is neither a folder nor a readable zip ({reason}); check --data-root."
+                ) from None
             return self._read(Files(root, tuple(archive.namelist()), archive.open), limit)
 
     def _read(self, files: Files, limit: int | None) -> Splits:
@@ -97,7 +93,7 @@ class Files:
 
     root: Path
     names: tuple[str, ...]
-    open: Callable[[str], IO[bytes]]
+    open: Callable[[str], AbstractContextManager[IO[bytes]]]
 
 
 def _sorted(files: Files) -> tuple[tuple[str, ...], list[str]]:

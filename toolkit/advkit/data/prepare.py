@@ -19,10 +19,10 @@ from typing import IO, TypeVar, cast
 from zipfile import ZipFile
 
 from ..errors import DataError
-from .vision import TorchvisionSource, md5_of, no_vision, torchvision_datasets
+from ..reading import opened
+from .vision import MAX_BYTES, TorchvisionSource, md5_of, no_vision, torchvision_datasets
 
 CHUNK = 1 << 20
-MAX_BYTES = 1 << 30  # of one file: an archive's member may unpack to anything
 TIMEOUT = 60.0  # seconds without an answer of the network
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def _open_all(path: Path, sought: Callable[[str], bool]) -> Iterator[tuple[str, 
             found += [Path(folder, name) for name in sorted(names) if sought(name)]
     for each in found:
         if each.is_file():
-            with each.open("rb") as stream:
+            with opened(each) as stream:
                 yield from _unpacked(each.name, stream, sought)
 
 

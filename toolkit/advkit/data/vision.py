@@ -6,6 +6,7 @@ says: no file is opened whose MD5 is not that of the published one. Nothing here
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shlex
@@ -13,17 +14,20 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..reading import opened
 from .base import Dataset, DataSource, Splits
 
 ROOT = "ADVKIT_DATA"
 """Environment variable: the root where none is given."""
+
+MAX_BYTES = 1 << 30
+"""Of one file: a sparse one may claim anything, an archive's member unpack to anything."""
 
 
 def default_root() -> Path:
@@ -193,15 +197,15 @@ class Svhn(TorchvisionSource):
 def md5_of(path: Path) -> str | None:
     """In hex; None where there is nothing. Raises DataError where there is no readable file."""
     try:
-        if S_ISREG(path.stat().st_mode):
-            with path.open("rb") as stream:
-                return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        reason: str | None = "it is no file"
+        with opened(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+                raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES} bytes")
+            return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        reason = error.strerror
-    raise DataError(f"{path} can not be read ({reason}); check its permissions, or remove it.")
+        reason = "it is no file" if error.errno in (errno.EINVAL, errno.EISDIR) else error.strerror
+        raise DataError(f"{path} can not be read ({reason}); check its permissions, or remove it.") from None
 
 
 def torchvision_datasets() -> Any:

@@ -51,7 +51,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             files.sync_folder(folder.parent)
-        if verified(final) and (final / MANIFEST).read_bytes() == blobs[MANIFEST]:
+        if verified(final) and _read(final / MANIFEST, MANIFEST_CAP) == blobs[MANIFEST]:
             return final
         work.mkdir()
         for name, blob in blobs.items():  # the manifest last

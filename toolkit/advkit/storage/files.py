@@ -1,8 +1,8 @@
 """Files that survive kills and full disks, and folders that may be somebody else's.
 
 Nothing is written through a link: new content replaces a link by name, what is appended to or cut is opened without
-following one, and linked folders on the way from a run folder are refused. Whatever the disk says is one sentence, a
-CheckpointError.
+following one and is copied first where it has a second name, and linked folders on the way from a run folder are
+refused. Whatever the disk says is one sentence, a CheckpointError.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .. import reading
 from ..errors import CheckpointError
+from ..reading import Judge, opened, own_opener, regular
 from . import process
 
 HIDDEN = re.compile(rf"\.(?P<kind>tmp|old|trash)-(?P<name>.+)@{process.OWNER}@[0-9]+")
+OF_A_RUN = ("environment.json", "lock", "metrics.jsonl", "checkpoints", "evaluations", "analysis", "audit.json")
 _serial = itertools.count()
 
 
@@ -56,7 +59,8 @@ def refuse_links(path: Path) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    return all(os.path.lexists(folder / name) for name in ("run.toml", "environment.json"))
+    """By its settings and anything else of a run: what somebody else made may lack the rest, or have links for it."""
+    return os.path.lexists(folder / "run.toml") and any(os.path.lexists(folder / name) for name in OF_A_RUN)
 
 
 def make_folder(path: Path) -> Path:
@@ -88,46 +92,48 @@ def write_new(path: Path, data: bytes) -> None:
 def append(path: Path, data: bytes) -> int:
     """Add to a file, or begin it; its size. Once this returns, the data survive a crash."""
     refuse_links(path)
-    with using(path), open(path, "ab", opener=opener) as stream:
-        _regular(stream.fileno())
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-        return stream.tell()
+    with using(path):
+        _break_off(path)
+        with open(path, "ab", opener=own_opener) as stream:
+            regular(stream.fileno())
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+            return stream.tell()
 
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file that is longer than `size`."""
     refuse_links(path)
-    with using(path), open(path, "r+b", opener=opener) as stream:
-        _regular(stream.fileno())
-        if os.fstat(stream.fileno()).st_size > size:
-            stream.truncate(size)
+    with using(path):
+        _break_off(path)
+        with open(path, "r+b", opener=own_opener) as stream:
+            if regular(stream.fileno()).st_size > size:
+                stream.truncate(size)
 
 
-def read(path: Path, most: int, judge: Callable[[Path, bytes, int], None] | None = None) -> bytes:
+def _break_off(path: Path) -> None:
+    """Put a copy in the place of a file that has other names too, which shall keep what they have (cp -al)."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISREG((now := os.lstat(path)).st_mode) and now.st_nlink > 1:
+            work = path.parent / hidden("tmp", path.name)
+            try:
+                with opened(path, links=False) as old, open(work, "xb") as new:
+                    shutil.copyfileobj(old, new)
+                    new.flush()
+                    os.fsync(new.fileno())
+                os.replace(work, path)
+            finally:
+                delete(work)
+
+
+def read(path: Path, most: int, judge: Judge | None = None) -> bytes:
     """A file of at most `most` bytes. Links, devices and what is larger raise CheckpointError before they are read.
 
     So does what `judge` says of path, first bytes and size, by an OSError.
     """
-    with using(path), open(path, "rb", opener=opener) as stream:
-        _regular(stream.fileno())
-        size = os.fstat(stream.fileno()).st_size
-        if size > most:
-            raise OSError(errno.EFBIG, f"it has more than {most} bytes")
-        if judge is not None:
-            judge(path, stream.peek(64), size)
-        return stream.read()
-
-
-def opener(path: str, flags: int) -> int:
-    """Opener that neither hangs on a FIFO nor follows a link."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def _regular(descriptor: int) -> None:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+    with using(path):
+        return reading.read(path, most, judge, links=False)
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from ..errors import OptionError
+from ..reading import own_opener, regular
 from . import files, process
 
 if sys.platform == "win32":
@@ -45,11 +46,10 @@ class RunLock:
         files.refuse_links(self.path)
         with files.using(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab+", buffering=0, opener=files.opener)
+            self._file = open(self.path, "ab+", buffering=0, opener=own_opener)
             try:
                 _take(self._file)
-                self._file.truncate(0)
-                self._file.write(process.owner().encode())
+                self._say(process.owner())
             except OSError as error:
                 with self._file:
                     if not isinstance(error, BlockingIOError):
@@ -65,7 +65,13 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         if not self._file.closed:  # as it is in a forked child
             with suppress(OSError), self._file:
-                self._file.truncate(0)
+                self._say("")
+
+    def _say(self, name: str) -> None:
+        """Write who holds it; nothing into a file that has another name too, and may be anything there (cp -al)."""
+        if regular(self._file.fileno()).st_nlink == 1:
+            self._file.truncate(0)
+            self._file.write(name.encode())
 
 
 def _holder(file: IO[bytes]) -> str:

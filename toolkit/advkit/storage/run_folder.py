@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,13 +86,16 @@ class RunFolder:
 
     def file(self) -> Layer:
         """The run's own settings."""
-        try:
+        with _of_a_run():
             layer = runfile.load(self.path / "run.toml")
-        except OptionError as error:
-            raise CheckpointError(f"{error} It belongs to a run: restore it, or start a new run.") from None
         if layer.settings.get("data.limit") and "data.balance" not in layer.settings:  # of 0.1.0, which always did
             return replace(layer, settings={**layer.settings, "data.balance": True})
         return layer
+
+    def text(self) -> str:
+        """run.toml as it is written."""
+        with _of_a_run():
+            return runfile.text(self.path / "run.toml")
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and state of the checkpoint called `name` ("best", "last")."""
@@ -175,6 +178,15 @@ class RunFolder:
             for key in sorted({*then, *now} - {"command"})
             if then.get(key) != now.get(key)
         ]
+
+
+@contextmanager
+def _of_a_run() -> Iterator[None]:
+    """What is wrong with a run file is here wrong with a run."""
+    try:
+        yield
+    except OptionError as error:
+        raise CheckpointError(f"{error} It belongs to a run: restore it, or start a new run.") from None
 
 
 def environment(resolved: Resolved) -> dict[str, Any]:

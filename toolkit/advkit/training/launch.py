@@ -289,5 +289,5 @@ def train(
     folder = RunFolder.open(Path(resume_from))
     _refuse_other_plugins(folder.file().names, resolved.chosen)
     # By the file's text: plugins may be classes or objects that no name brings back.
-    _refuse(runfile.difference((folder.path / "run.toml").read_text(), runfile.dump(resolved)))
+    _refuse(runfile.difference(folder.text(), runfile.dump(resolved)))
     return resume(folder, resolved, splits, net, progress)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ... import __version__
 from ...data.base import Splits
 from ...errors import CheckpointError, OptionError
+from ...reading import opened
 from ...storage.files import write_atomic
 from ...training.parts import data_of
 from . import sections
@@ -138,14 +139,14 @@ def _document(
 
 
 def _refuse_other(path: Path) -> None:
-    """Only an older report is replaced: not a file of a run, nor anybody's page."""
-    if not os.path.isfile(path):
-        return
+    """Only an older report is replaced: not a file of a run, anybody's page or a device."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             head = file.read(4096)
-    except OSError:
-        return  # the sentence on what can not be written says it
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OptionError(f"--out {path} can not be written ({error.strerror}); name another file.") from None
     if head and not (head.startswith(b"<!doctype html>") and b'content="advkit ' in head):
         raise OptionError(f"--out {path} is there and is no report of advkit; name another file.")
 
