@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import NonFinite, OptionError
-from .modules import frozen, mode, own_generator, placement
+from .modules import frozen, kept_buffers, mode, own_generator, placement
+from .precision import EXACT, HalfPrecision, first_forward_watched, named
 
 IN_PLACE = (
     "The model changes its input in place, so the images that are attacked would not be those that are judged; let it "
     "compute a new tensor, x = (x - mean) / std instead of x.sub_(mean).div_(std)."
 )
 
-EXACT = (torch.float32, torch.float64)
-"""The types in which the gradients of a confident net are more than 0."""
+ALONE = 1e-3
+"""How far logits may move, as a share of the largest, with the batch they are in: rounding moves them by 1e-5."""
 
 
 @contextmanager
 def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
     """The model as it is judged: in eval mode, frozen, drawing from a generator of its own, which is yielded to seed.
 
-    Nothing of it is changed afterwards. Raises OptionError for a net in half precision, whose input gradients round
-    to 0 and let every attack stand still, and NonFinite where the weights are no numbers.
+    Nothing of it is changed afterwards, and an autocast around the scope is none in it. Raises OptionError for a net in
+    half precision, whose input gradients round to 0 and let every attack stand still: of one that computes so inside,
+    at its first forward. Raises NonFinite where the weights are no numbers.
     """
     refuse_unjudgeable(model)
-    with mode(model, training=False), frozen(model), own_generator(placement(model)[0]) as seed:
-        yield seed
+    device = placement(model)[0]
+    with ExitStack() as scope:
+        scope.enter_context(mode(model, training=False))
+        scope.enter_context(frozen(model))
+        scope.enter_context(kept_buffers(model))
+        scope.enter_context(torch.autocast(device.type, enabled=False))
+        scope.enter_context(first_forward_watched(model))
+        yield scope.enter_context(own_generator(device))
 
 
 def refuse_unjudgeable(model: nn.Module) -> None:
@@ -45,7 +52,7 @@ def refuse_unjudgeable(model: nn.Module) -> None:
             continue
         if tensor.dtype not in EXACT:
             raise OptionError(
-                f"The net computes in {_name(tensor.dtype)} ({name}); attacks need float32 or float64, because small "
+                f"The net computes in {named(tensor.dtype)} ({name}); attacks need float32 or float64, because small "
                 "input gradients round to 0 in half precision. Judge model.float()."
             )
         if bool((tensor.isnan() | tensor.isposinf()).any()):
@@ -99,14 +106,10 @@ def checked_logits(logits: object, rows: int, classes: int | None = None) -> Ten
         )
     if logits.dtype not in EXACT:
         raise OptionError(
-            f"The model returns logits in {_name(logits.dtype)}; losses and input gradients of a confident net round "
+            f"The model returns logits in {named(logits.dtype)}; losses and input gradients of a confident net round "
             "to 0 there, and no attack moves. Take autocast and casts to half precision out of its forward."
         )
     return logits
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager
@@ -140,6 +143,13 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
         return False
     one, other = one.contiguous().reshape(-1), other.contiguous().reshape(-1)  # a number has no bytes to view
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def far_apart(one: Tensor, other: Tensor) -> bool:
+    """Whether logits (B, K) of the same images differ by more than rounding; those that are not finite do not count."""
+    both = one.isfinite() & other.isfinite()
+    scale = one[both].abs().amax() if bool(both.any()) else 0
+    return bool(((one - other).abs()[both] > ALONE * scale).any())
 
 
 def switches() -> dict[str, Any]:
@@ -180,31 +190,6 @@ def drawn_from(before: dict[str, Any]) -> list[str]:
 
 def _words(state: Any) -> list[Any]:
     return [bytes(np.asarray(part).data) if isinstance(part, Tensor | np.ndarray) else part for part in state]
-
-
-class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether a net computes in half precision, though its weights and logits are float32.
-
-    Small input gradients round to 0 there, so an attack stands still and the net looks robust.
-    """
-
-    seen = ""
-    """The first type and operation, "float16 in aten.mm"; "" for none."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype not in EXACT:
-                self.seen = self.seen or f"{_name(tensor.dtype)} in {func.overloadpacket}"
-        return result
-
-    def refuse(self, zeros: str = "") -> None:
-        """OptionError where it was seen; `zeros` says how many entries of an input gradient are 0."""
-        if self.seen:
-            raise OptionError(
-                f"The model computes in half precision inside its forward ({self.seen}); small input gradients round "
-                f"to 0 there{zeros}, and no attack moves. Take autocast and casts to half precision out of its forward."
-            )
 
 
 @contextmanager

@@ -49,6 +49,24 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers have their values back afterwards: some nets move them in eval mode too."""
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, was in before:
+                module._buffers[name] = buffer
+                buffer.copy_(was)
+
+
+@contextmanager
 def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
     """A scope in which models may draw (dropout), by a seeding function; global generators come back as they were."""
     cuda = [device] if device.type == "cuda" else []

@@ -128,6 +128,11 @@ def load(group: str, name: str) -> type:
     return loaded  # type: ignore[no-any-return]
 
 
+def by_advkit(given: type) -> bool:
+    """Whether a class is advkit's own."""
+    return given.__module__.partition(".")[0] in ("advkit", "advkit_plugins")
+
+
 @cache
 def code(given: type) -> dict[str, str]:
     """{"code": digest of version and file of a class of a third party}, {} for advkit's own.
@@ -135,9 +140,9 @@ def code(given: type) -> dict[str, str]:
     What depends on such a class is told apart by it: the same name may compute something else after an edit. Asked
     once for a class: what runs is what was imported, whatever is saved meanwhile.
     """
-    package = given.__module__.partition(".")[0]
-    if package in ("advkit", "advkit_plugins"):
+    if by_advkit(given):
         return {}
+    package = given.__module__.partition(".")[0]
     digest = hashlib.sha256()
     with suppress(Exception):  # broken metadata, be they of another distribution
         for owner in packages_distributions().get(package, ()):

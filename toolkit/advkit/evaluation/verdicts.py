@@ -14,7 +14,7 @@ from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import HookContract, OptionError
-from ..judging import judged
+from ..judging import far_apart, judged, same_bits
 from ..modules import placement
 from ..registry import code
 from ..rng import derive_seed
@@ -22,11 +22,11 @@ from .attacks.base import EvaluationAttack, Victim, attacked
 from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
 
-ALONE = 1e-3
-"""How far logits may move, as a share of the largest, with the batch they are in: rounding moves them by 1e-5."""
-
 BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
 """Said of a net that normalises by the batch, or attends over it."""
+
+BY_CALL = "the net answers the same images otherwise from call to call, and so would verdicts be"
+"""Said of a net that draws from a generator which nobody seeds, or keeps something of what it has seen."""
 
 Radius = float | Tensor
 """One eps for all images, or (n,)."""
@@ -145,36 +145,38 @@ class _Chunk:
             net = self._victim("linf")
             self._seed("clean")
             right = net.correct(x, y)
-            if self.first == 0 and self._by_batch(net, x):
-                net.note(BY_BATCH)
+            if self.first == 0 and (sentence := self._unsteady(net, x)):
+                net.note(sentence)
             self._clean = x, y, right, net.notes
         return self._clean
 
-    def _by_batch(self, net: Victim, x: Tensor) -> bool:
-        """Whether a few images by themselves have other logits than among the others, of a net that draws nothing.
+    def _unsteady(self, net: Victim, x: Tensor) -> str:
+        """Whether logits depend on more than their image, of a net that draws nothing: a sentence, "" elsewhere.
 
+        A few images by themselves are held against them among the others, and before and after that all against all.
         The middle, the last and the first: where a net measures all by one of these places, another image stands there.
         """
         last = len(x) - 1
         rows = torch.tensor([len(x) // 2, last, 0] if last > 2 else [last, 0][: len(x)])
 
-        def logits(images: Tensor, purpose: str) -> Tensor:
+        def logits(images: Tensor, purpose: str = "clean") -> Tensor:
             self._seed(purpose)
             with torch.no_grad():
                 return net(images)
 
-        together, apart = logits(x, "clean")[rows], logits(x[rows], "clean")
-        return far_apart(together, apart) and not far_apart(together, logits(x, "once more")[rows])
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        together, again = logits(x), logits(x)
+        moved = [name for name, buffer in self.model.named_buffers() if not same_bits(buffer, before.get(name, buffer))]
+        if far_apart(together, again) or (moved and not torch.equal(together, again)):
+            return BY_CALL + (f" (it moves {moved[0]} in eval mode)" if moved else "")
+        if not far_apart(together[rows], logits(x[rows])):
+            return ""
+        if far_apart(together, logits(x)):
+            return BY_CALL
+        return "" if far_apart(together, logits(x, "once more")) else BY_BATCH
 
     def _seed(self, purpose: str) -> None:
         self.reseed(derive_seed(self.seed, "core", "evaluation", f"{purpose} {self.first}"))
-
-
-def far_apart(one: Tensor, other: Tensor) -> bool:
-    """Whether logits (B, K) of the same images differ by more than rounding; those that are not finite do not count."""
-    both = one.isfinite() & other.isfinite()
-    scale = one[both].abs().amax() if bool(both.any()) else 0
-    return bool(((one - other).abs()[both] > ALONE * scale).any())
 
 
 def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> dict[str, Any]:

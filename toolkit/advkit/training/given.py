@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
-from ..judging import NO_GRADIENT, HalfPrecision, checked_logits, refuse_inference_mode, refuse_unready, untouched
+from ..judging import NO_GRADIENT, checked_logits, refuse_inference_mode, refuse_unready, untouched
 from ..modules import mode, own_generator
+from ..precision import HalfPrecision
 from ..run import RunState
 from ..types import Batch
 

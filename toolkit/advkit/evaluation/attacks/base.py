@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import HookContract, NonFinite, OptionError
 from ...judging import NO_GRADIENT, GradientWatch, checked_logits, explained, untouched
+from ...registry import by_advkit
 from ...rng import Draws, derive_key
-from .lent import lent
+from .lent import FEW, lent
 
 SLACK = 1e-5
 """How far beyond ball or box an answer may lie: float32 rounding of other libraries' projections."""
@@ -48,6 +49,7 @@ class Victim:
         self.tell: Callable[[int], None] | None = None
         """Told of every pass, how many images are shown."""
         self._watch = GradientWatch()
+        self._passing = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W); with a graph where x asks for a gradient."""
@@ -71,7 +73,11 @@ class Victim:
 
     def _forward(self, x: Tensor, followed: bool) -> Tensor:
         with untouched(x, by_value=not self.forwards):
-            return self._parts(x, followed)
+            self._passing = True
+            try:
+                return self._parts(x, followed)
+            finally:
+                self._passing = False
 
     def _parts(self, x: Tensor, followed: bool) -> Tensor:
         size = self.batch_size or len(x)
@@ -83,6 +89,12 @@ class Victim:
             parts.append(checked_logits(logits, len(part), self.classes))
         return torch.cat(parts)
 
+    def watch_others(self, _: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A forward pre-hook of the net: the gradients of those who call it past this Victim are seen too."""
+        if self._passing:
+            return given
+        return tuple(self._watch(one) if isinstance(one, Tensor) else one for one in given)
+
     def refuse_broken_gradients(self, attack: str) -> None:
         """NonFinite where an input gradient that `attack` asked for is NaN or Inf; a note where many are zero."""
         if self._watch.finite is None or self._watch.still is None:
@@ -91,6 +103,21 @@ class Victim:
             raise NonFinite(f"{attack} met an input gradient that is NaN or Inf; its accuracy would mean nothing.")
         if int(self._watch.still) > STILL * self.backwards:
             self.note("many input gradients are zero; an attack that follows them stands still there")
+
+    def ask_gradients(self, images: Iterable[Tensor], y: Tensor) -> None:
+        """Of the cross-entropy, where an attack has followed none that was seen, such as those of a copy of the net.
+
+        Not where its answers have none at all: that is said where somebody asks `Victim` for one.
+        """
+        if self._watch.finite is not None:
+            return
+        with torch.enable_grad():
+            for x in images:
+                for part, labels in zip(torch.split(x, FEW), torch.split(y, FEW), strict=True):
+                    point = part.detach().clone().requires_grad_()
+                    logits = self.model(point)
+                    if logits.requires_grad:
+                        torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), point)
 
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) bool: which images are classified as y (B,); none whose logits are NaN or Inf, but -Inf for others."""
@@ -161,9 +188,16 @@ class EvaluationAttack(ABC):
 def attacked(attack: EvaluationAttack, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
     """What `attack.perturb` returns, once it is known to be what it promises: in ball and box, by sound gradients."""
     norm, borrowed = net.norm, {"x": x, "y": y, "radius": radius, "index": index}
-    with explained(), lent(attack.name, net.model, borrowed):
-        answer = attack.perturb(net, x, y, radius, index)
-    x_adv = refuse_outside(attack.name, x, answer, radius, norm)
+    strange = not by_advkit(type(attack))
+    hook = net.model.register_forward_pre_hook(net.watch_others)
+    try:
+        with explained(), lent(attack.name, net, borrowed, strange):
+            answer = attack.perturb(net, x, y, radius, index)
+        x_adv = refuse_outside(attack.name, x, answer, radius, norm)
+        if strange and attack.access == "gradient":
+            net.ask_gradients((x, x_adv), y)
+    finally:
+        hook.remove()
     net.refuse_broken_gradients(attack.name)
     return x_adv
 

@@ -1,26 +1,37 @@
-"""What an attack is lent it gives back as it was, and it leaves no trace in global state."""
+"""What an attack is lent it gives back as it was, and it leaves no trace in the net or in global state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import AdvkitError, HookContract
-from ...judging import drawn_from, generators, put_back, same_bits, switch_back, switches
+from ...judging import drawn_from, far_apart, generators, put_back, same_bits, switch_back, switches
 from ...modules import own_generator, placement
+
+FEW = 8
+"""Images that the net is asked before and after a stranger's attack."""
+
+OPEN = frozenset({"forwards", "backwards", "notes", "part"})
+"""What an attack may change of a Victim."""
 
 
 @contextmanager
-def lent(attack: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """HookContract where the scope changes one of `tensors`, the net, or global state; all is put back.
+def lent(attack: str, net: Any, tensors: Mapping[str, Tensor], strange: bool = True) -> Iterator[None]:
+    """HookContract where the scope changes one of `tensors`, the Victim `net`, its net, or global state.
 
-    torch's global generator belongs to the net and to libraries in here: the evaluation seeds it, and gives it back.
-    An exception passes, with the attack's name.
+    All of it is put back, plain attributes of modules without a word: nets keep their own there. A stranger's attack
+    may reach what is in none of these, so the net is asked a few images before and after it. torch's global generator
+    belongs to the net and to libraries in here: the evaluation seeds it, and gives it back. An exception passes, with
+    the attack's name.
     """
-    before = _State(model, tensors)
+    before = _State(net, tensors)
+    answer = before.answer() if strange else None
     try:
         yield
     except BaseException as error:
@@ -28,68 +39,151 @@ def lent(attack: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterat
         if isinstance(error, Exception) and not isinstance(error, AdvkitError):
             error.add_note(f"in the attack {attack}")
         raise
-    changed = before.changed()
+    changed = before.changes()
     before.restore()
-    if changed is not None and not before.moves_by_itself(changed):
+    blamed = next(iter(before.not_by_itself(changed)), None)
+    if blamed is None and answer is not None and before.answers_otherwise_than(answer):
+        blamed = "what the net answers"
+    if blamed is not None:
         raise HookContract(
-            f"The attack {attack} changed {changed}; its accuracy would mean nothing. What it is given is lent: work "
+            f"The attack {attack} changed {blamed}; its accuracy would mean nothing. What it is given is lent: work "
             "on copies, and draw from net.draws(...)."
         )
 
 
 class _State:
-    """The tensors lent, the net's weights and modes, and what is global, as they were."""
+    """The tensors lent, the Victim, its net with all that makes it, and what is global, as they were."""
 
-    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        self.model = model
+    def __init__(self, net: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.model: nn.Module = net.model
         self.images = tensors["x"]
-        self.weights = {f"the net's {name}": value for name, value in model.named_parameters()}
-        self.buffers = {f"the net's {name}": value for name, value in model.named_buffers()}
-        lent_ones = {f"its {name}": value for name, value in tensors.items()}
-        self.copies = [
-            (name, value, value.detach().clone()) for name, value in (lent_ones | self.weights | self.buffers).items()
+        weights = dict(self.model.named_parameters())
+        named = {f"its {name}": value for name, value in tensors.items()}
+        named |= {f"the net's {name}": value for name, value in (weights | dict(self.model.named_buffers())).items()}
+        places = {module: name for name, module in self.model.named_modules()}
+        classes = {one for module in places for one in type(module).__mro__ if issubclass(one, nn.Module)}
+        self.copies = [(name, value, value.detach().clone()) for name, value in named.items()]
+        self.asking = [(value, value.requires_grad) for value in weights.values()]
+        self.spaces = [
+            _Space(net, "net", lambda name: name not in OPEN),
+            *(_Space(module, f"the net's {name}".removesuffix("'s ")) for module, name in places.items()),
+            *(_Space(one, f"the class {one.__name__}", lambda name: name[:2] != "__") for one in classes),
+            _Space(nn.modules.module, "torch", lambda name: name.startswith("_global_")),
         ]
-        self.modes = [(module, module.training) for module in model.modules()]
-        self.asked = [(value, value.requires_grad) for value in self.weights.values()]
+        self.modes = [(module, module.training) for module in places]
+        own = [value for space in self.spaces for value, _ in space.held.values() if isinstance(value, Tensor)]
+        self.unnamed = [(value, value.detach().clone()) for value in own]
         self.switches = switches()
         self.generators = generators()
 
-    def changed(self) -> str | None:
-        """What differs now, in words; None for nothing."""
-        for name, value, copy in self.copies:
-            if not same_bits(value.detach(), copy):
-                return name
+    def changes(self) -> list[str]:
+        """What differs now, in words."""
+        words = [name for name, value, was in self.copies if not same_bits(value.detach(), was)]
         if any(module.training != was for module, was in self.modes):
-            return "the net's mode"
-        if any(value.requires_grad != was for value, was in self.asked):
-            return "which weights of the net ask for a gradient"
-        for name, value in switches().items():
-            if value != self.switches[name]:
-                return name
-        return next((name for name in drawn_from(self.generators) if not name.startswith("torch")), None)
+            words.append("the net's mode")
+        if any(value.requires_grad != was for value, was in self.asking):
+            words.append("which weights of the net ask for a gradient")
+        words += [name for space in self.spaces for name in space.changes()]
+        words += [name for name, value in switches().items() if value != self.switches[name]]
+        return [*words, *(name for name in drawn_from(self.generators) if not name.startswith("torch"))]
 
     def restore(self) -> None:
         switch_back(self.switches)
         drawn = generators()
         put_back(self.generators | {name: state for name, state in drawn.items() if name.startswith("torch")})
+        for space in self.spaces:
+            space.restore()
         with torch.no_grad():
-            for _, value, copy in self.copies:
-                if value.shape == copy.shape and value.dtype == copy.dtype:
-                    if not same_bits(value.detach(), copy):
-                        value.detach().copy_(copy)
+            for value, was in (*((value, was) for _, value, was in self.copies), *self.unnamed):
+                if value.shape == was.shape and value.dtype == was.dtype:
+                    if not same_bits(value.detach(), was):
+                        value.detach().copy_(was)
                 else:
-                    value.data = copy  # the attack bound other data to it, which no copy_ undoes
-        for module, was in self.modes:
-            module.training = was
-        for value, asks in self.asked:
+                    value.data = was  # the attack bound other data to it, which no copy_ undoes
+        for value, asks in self.asking:
             value.requires_grad_(asks)
 
-    def moves_by_itself(self, name: str) -> bool:
-        """Whether a forward of the net alone changes this too: that is the net's doing, and it has been put back."""
-        if name not in self.buffers and name not in self.generators:
-            return False
-        with own_generator(placement(self.model)[0]), torch.no_grad():
-            self.model(self.images[:2].detach().clone())
-        moved = self.changed() == name
+    def not_by_itself(self, changed: Iterable[str]) -> list[str]:
+        """Those that forwards of the net alone do not change: what they do is the net's doing, and is put back."""
+        if not (changed := list(changed)):
+            return []
+        for followed in (False, True):
+            with torch.set_grad_enabled(followed):
+                self._forward(self.images[:2].detach().clone().requires_grad_(followed))
+        own = self.changes()
         self.restore()
-        return moved
+        return [name for name in changed if name not in own]
+
+    def answer(self) -> Tensor:
+        """Logits (B, K) of a few of the images; nothing of it stays."""
+        with torch.no_grad():
+            logits = self._forward(self.images[:FEW].detach().clone())
+        self.restore()
+        return logits
+
+    def answers_otherwise_than(self, answer: Tensor) -> bool:
+        """Whether it does for sure: of a net that never answers the same twice nobody knows."""
+        now = self.answer()
+        return far_apart(now, answer) and not far_apart(now, self.answer())
+
+    def _forward(self, x: Tensor) -> Tensor:
+        with own_generator(placement(self.model)[0]) as seed:
+            seed(0)
+            logits: Tensor = self.model(x)
+        return logits.detach()
+
+
+class _Space:
+    """The attributes of an object, a class or a Python module, and what stands in those that are containers."""
+
+    def __init__(self, owner: Any, called: str, watched: Any = lambda name: True) -> None:
+        self.owner, self.called, self.watched, self.kind = owner, called, watched, type(owner)
+        self.held = self._now()
+
+    def _now(self) -> dict[str, tuple[Any, Any]]:
+        return {
+            name: (value, copy(value) if isinstance(value, dict | list | set) else None)
+            for name, value in vars(self.owner).items()
+            if self.watched(name)
+        }
+
+    def changes(self) -> Iterator[str]:
+        """What makes a net: its parts, hooks and functions, and every attribute of a Victim."""
+        if type(self.owner) is not self.kind:
+            yield f"the class of {self.called}"
+        now, inside = self._now(), "." if "'s " in self.called else "'s "
+        for name in [*self.held, *(now.keys() - self.held.keys())]:
+            (was, inner), (value, content) = (space.get(name, (None, None)) for space in (self.held, now))
+            if name in ("_modules", "_parameters", "_buffers") and isinstance(inner, dict) and isinstance(value, dict):
+                yield from (
+                    f"{self.called}{inside}{key}"
+                    for key in [*inner, *(value.keys() - inner.keys())]
+                    if inner.get(key) is not value.get(key)
+                )
+            elif "_hooks" in name and _elements(content) != _elements(inner):
+                yield f"the hooks of {self.called}"
+            elif value is not was and (self.called == "net" or callable(value) or callable(was)):
+                yield f"{self.called}.{name}" if self.called == "net" else f"{name} of {self.called}"
+
+    def restore(self) -> None:
+        if type(self.owner) is not self.kind:
+            self.owner.__class__ = self.kind
+        now = vars(self.owner)
+        for name in [name for name in now if self.watched(name) and name not in self.held]:
+            type.__delattr__(self.owner, name) if isinstance(self.owner, type) else now.pop(name)
+        for name, (value, inner) in self.held.items():
+            if now.get(name, self) is not value:
+                if isinstance(self.owner, type):
+                    type.__setattr__(self.owner, name, value)
+                else:
+                    now[name] = value
+            if inner is not None and _elements(value) != _elements(inner):
+                value.clear()
+                value.extend(inner) if isinstance(value, list) else value.update(inner)
+
+
+def _elements(container: Any) -> list[Any]:
+    """What stands in it, by identity."""
+    if isinstance(container, Mapping):
+        return [(id(key), id(value)) for key, value in container.items()]
+    return sorted(map(id, container)) if isinstance(container, Set) else [id(value) for value in container or ()]

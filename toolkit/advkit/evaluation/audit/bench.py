@@ -286,7 +286,7 @@ class _Attached(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = partial(model)  # not registered: its modes are its owner's
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)

@@ -18,7 +18,6 @@ from ..attacks.base import EvaluationAttack
 from ..attacks.libraries import ApgdT
 from ..attacks.square import Square
 from ..figure import Figure, gap, jackknife, share
-from ..verdicts import ALONE
 from .bench import EARLY, RUNGS, SHORT, Bench
 from .surrogate import Imitated, imitator
 
@@ -133,7 +132,7 @@ def _moved(one: Tensor, other: Tensor) -> int:
     both = one.isfinite() & other.isfinite()
     apart = torch.where(both, (one - other).abs(), torch.zeros_like(one)).amax(1)
     scale = torch.where(both, one.abs(), torch.zeros_like(one)).amax().clamp(min=torch.finfo(one.dtype).tiny)
-    return int((apart > ALONE * scale).sum())
+    return int((apart > judging.ALONE * scale).sum())
 
 
 def steps_accuracy(bench: Bench) -> Answer:

@@ -1,0 +1,68 @@
+"""Floating types that attacks can follow, and nets that compute in others inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .errors import OptionError
+
+EXACT = (torch.float32, torch.float64)
+"""The types in which the gradients of a confident net are more than 0."""
+
+
+def named(dtype: torch.dtype) -> str:
+    """As it is written in a sentence: float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether a net computes in half precision, though its weights and logits are float32.
+
+    Small input gradients round to 0 there, so an attack stands still and the net looks robust.
+    """
+
+    seen = ""
+    """The first type and operation, "float16 in aten.mm"; "" for none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype not in EXACT:
+                self.seen = self.seen or f"{named(tensor.dtype)} in {func.overloadpacket}"
+        return result
+
+    def refuse(self, zeros: str = "") -> None:
+        """OptionError where it was seen; `zeros` says how many entries of an input gradient are 0."""
+        if self.seen:
+            raise OptionError(
+                f"The model computes in half precision inside its forward ({self.seen}); small input gradients round "
+                f"to 0 there{zeros}, and no attack moves. Take autocast and casts to half precision out of its forward."
+            )
+
+
+@contextmanager
+def first_forward_watched(model: nn.Module) -> Iterator[None]:
+    """By HalfPrecision. The hooks stay for the scope, so that an attack gives back what it was lent."""
+    watch, watching, ahead = HalfPrecision(), ExitStack(), [model]  # type: ignore[no-untyped-call]
+
+    def begin(*_: object) -> None:
+        if ahead:
+            ahead.clear()
+            watching.enter_context(watch)
+
+    def end(*_: object) -> None:
+        watching.close()
+        watch.refuse()
+
+    hooks = model.register_forward_pre_hook(begin), model.register_forward_hook(end, always_call=True)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
