@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from advkit_plugins.alp import pairing
 from advkit_plugins.lsiw import squared_l2
+from advkit_plugins.lsr import largest_shifts
 from advkit_plugins.mart import boosted_cross_entropy, weighted_kl
 
 LABELS = torch.tensor([0, 1, 2, 4])
@@ -27,6 +29,8 @@ def logits(seed: int, masked: float) -> Tensor:
         lambda adversarial, clean: weighted_kl(clean, adversarial, LABELS, detach_target=True),
         lambda adversarial, clean: boosted_cross_entropy(adversarial, LABELS),
         lambda adversarial, clean: squared_l2(clean, adversarial),
+        lambda adversarial, clean: pairing(clean, adversarial, "mean"),
+        lambda adversarial, clean: largest_shifts(clean, adversarial, 0.3),
     ],
 )
 def test_the_limit(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
