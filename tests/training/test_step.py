@@ -91,17 +91,6 @@ def test_mixed_precision_is_refused(made: Maker, tiny_net: Net, tiny_batch: Batc
         made(net=tiny_net().bfloat16())
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_compiled_module_is_refused(made: Maker, tiny_net: Net, wrapped: bool) -> None:
-    net: Any = tiny_net()
-    if wrapped:
-        net = torch.compile(net, backend="eager")
-    else:
-        net.compile(backend="eager")
-    with pytest.raises(OptionError, match=r"torch\.compile is not supported yet"):
-        made(net=net)
-
-
 def test_a_submodule_that_is_kept_in_eval_mode_stays_there(made: Maker, tiny_net: Net, tiny_batch: BatchOf) -> None:
     moved = []
     for frozen in (True, False):

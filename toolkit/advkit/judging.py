@@ -233,6 +233,10 @@ _EXPLAINED = {
         "The model uses torch.utils.checkpoint in its reentrant form, which gives no gradient at the images; call it "
         "with use_reentrant=False."
     ),
+    "donated buffers": (
+        "The model is compiled by torch.compile, and one forward can not be differentiated twice then, as a plugin "
+        "does here; set run.compile=off, or pass the module itself."
+    ),
     "Jitted modules": (
         "The model is compiled by torch.jit, and torch can not put other weights or buffers in its place, which this "
         "run needs; pass the module that was scripted or traced."

@@ -35,6 +35,9 @@ class RunSettings(OptionModel):
     memory_format: Literal["contiguous", "channels_last"] = option(
         "contiguous", help="how images and the weights of convolutions lie in memory"
     )
+    compile: Literal["off", "default", "max-autotune"] = option(
+        "off", help="torch.compile of the net in training, in that mode; batches of another size than most stay eager"
+    )
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
 
 

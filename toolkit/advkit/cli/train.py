@@ -177,11 +177,13 @@ def _dry_run(resolved: Resolved) -> None:
     show_plan(console, plan(resolved))
     count = sum(p.numel() for p in trainer.model.parameters())
     total = seconds * len(batches) * resolved.run.epochs
+    compiling = trainer.step.engine.compile_seconds
+    compiled = "" if compiling is None else f" after {compiling:.0f} s of compiling"
     console.print(
         text(
             f"\n{count:,} parameters; {len(trainer.feed.training):,} images to train on, "
             f"{len(trainer.feed.validation):,} to validate"
             f"\n{1000 * seconds:.0f} ms a step, {len(batches)} steps an epoch: about {total / 60:.1f} min for "
-            f"{resolved.run.epochs} epochs without validation; nothing was written"
+            f"{resolved.run.epochs} epochs without validation{compiled}; nothing was written"
         )
     )

@@ -46,6 +46,7 @@ class Position(OptionModel):
 class Seconds(OptionModel):
     wall: float = Field(ge=0)
     cpu: float = Field(ge=0)
+    compile: float = Field(0.0, ge=0)
 
 
 class Meter(OptionModel):

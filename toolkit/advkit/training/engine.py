@@ -1,19 +1,22 @@
-"""How a net computes in training: in which precision, and how it lies in memory. No plugin and no loss sees it."""
+"""How a net computes in training: in which precision, how it lies in memory, compiled or not. No plugin sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import OptionError
+from ..judging import examined, untouched
 from ..modules import placement
 from ..settings import RunSettings
+from .compiled import Compiled, compiled, eagerly, of_the_users
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+BACKEND = "inductor"
 
 
 class Engine:
@@ -26,11 +29,41 @@ class Engine:
     def __init__(self, run: RunSettings, model: nn.Module) -> None:
         self.half, self.matmul, self.layout = run.precision == "bf16", run.matmul, LAYOUTS[run.memory_format]
         self.device, dtype = placement(model)
+        self.model, self._how = model, run.compile
+        self.compiled: Compiled | None = None
         if self.half and dtype != torch.float32:
             raise OptionError(
                 f"run.precision=bf16 computes in bfloat16 with weights in float32, and the model's are in "
                 f"{str(dtype).removeprefix('torch.')}; leave one of them out."
             )
+
+    def compile(self, shape: Sequence[int], warn: Callable[[str], None]) -> None:
+        """Compile the model for batches of that shape, (B, C, H, W), if the run has it so; where that fails, `warn`."""
+        if of_the_users(self.model) is not None:
+            raise OptionError(
+                "advkit.train compiles by itself; pass a module that is not compiled, with run.compile=default."
+            )
+        if self._how == "off":
+            return
+        dtype = placement(self.model)[1]
+        x = self.laid_out(torch.full(tuple(shape), 0.5, device=self.device, dtype=dtype))
+        try:
+            with self.numbers(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                self.compiled = compiled(self.model, self._how, x, BACKEND)
+        except (
+            Exception
+        ) as error:  # of dynamo, of a compiler that is absent, or of the model, which its first step tells
+            cause = getattr(error, "inner_exception", error)
+            reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            warn(
+                f"run.compile={self._how}: the model can not be compiled here ({reason.strip().rstrip('.')[:160]}); "
+                "it trains in eager mode, which computes the same, slower."
+            )
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """How long compiling has taken so far; None where nothing is compiled."""
+        return None if self.compiled is None else self.compiled.seconds
 
     @contextmanager
     def numbers(self) -> Iterator[None]:
@@ -39,7 +72,8 @@ class Engine:
         torch.set_float32_matmul_precision(self.matmul)
         torch.backends.cudnn.conv.fp32_precision = "tf32" if self.matmul == "high" else "ieee"  # type: ignore[attr-defined]
         try:
-            yield
+            with nullcontext() if self.compiled is None else self.compiled.timed():
+                yield
         finally:
             torch.set_float32_matmul_precision(before)
             torch.backends.cudnn.conv.fp32_precision = cudnn  # type: ignore[attr-defined]
@@ -48,8 +82,29 @@ class Engine:
         """Images (B, C, H, W) in the memory format of the run."""
         return x.contiguous(memory_format=self.layout)
 
-    def forward(self, model: nn.Module, replaced: Mapping[str, Tensor], x: Tensor) -> object:
-        """What the model returns for images x with some parameters and buffers replaced; never in half precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            output = functional_call(model, dict(replaced), (x,)) if replaced else model(x)
+    def forward(self, replaced: Mapping[str, Tensor], x: Tensor, seed: Callable[[], None], careful: bool) -> object:
+        """What the model returns for images x with some parameters and buffers replaced; never in half precision.
+
+        It draws after `seed()`. `careful`: what it does to its images and in which precision it computes is watched.
+        """
+        seed()
+        if self.compiled is None or not self.compiled.takes(x):
+            with examined(x, half=self.half) if careful else untouched(x):
+                return self._eager(replaced, x)
+        if careful:  # under the watch nothing compiled would run, and later steps would compute other bits
+            with eagerly(self.model), torch.no_grad(), examined(x, half=self.half):
+                kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+                self._eager(kept | dict(replaced), x)
+            seed()
+        with untouched(x, by_value=careful), self._precision():
+            return self._float(self.compiled(replaced, x), x)
+
+    def _eager(self, replaced: Mapping[str, Tensor], x: Tensor) -> object:
+        with self._precision():
+            return self._float(functional_call(self.model, dict(replaced), (x,)) if replaced else self.model(x), x)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
+    def _float(self, output: object, x: Tensor) -> object:
         return output.to(x.dtype) if self.half and isinstance(output, Tensor) else output

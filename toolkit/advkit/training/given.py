@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
@@ -16,6 +17,7 @@ from ..modules import mode, own_generator
 from ..precision import HalfPrecision
 from ..run import RunState
 from ..types import Batch
+from .compiled import eagerly
 
 
 def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -26,7 +28,7 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             raise OptionError(f"The {name} is {what}; pass a {wanted.__module__.split('.')[0]} {wanted.__name__}.")
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        refuse_wrapped(module)
+        refuse_wrapped(name, module)
         if module in names and (any(True for _ in module.parameters()) or any(True for _ in module.buffers())):
             raise OptionError(
                 f"{names[module]} and {name} of the model are one module under two names, and torch can not put other "
@@ -72,8 +74,8 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         raise
 
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Wrappers that change what a forward is, at the top or inside."""
+def refuse_wrapped(name: str, module: nn.Module) -> None:
+    """Wrappers that change what a forward is, at the top ("") or inside."""
     wrappers: Sequence[tuple[type, str]] = (
         (
             nn.parallel.DistributedDataParallel,
@@ -81,15 +83,17 @@ def refuse_wrapped(model: nn.Module) -> None:
         ),
         (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
         (
-            torch._dynamo.eval_frame.OptimizedModule,
-            "torch.compile is not supported yet; pass the module itself.",
+            OptimizedModule,
+            f"{name} of the model is what torch.compile returned, under which weights have other names; compile it in "
+            f"place with {name}.compile(), or the whole model."
+            if name
+            else "advkit.train compiles by itself; pass the module that torch.compile was given, with "
+            "run.compile=default.",
         ),
     )
     for wrapper, sentence in wrappers:
-        if isinstance(model, wrapper):
+        if isinstance(module, wrapper):
             raise OptionError(sentence)
-    if model._compiled_call_impl is not None:
-        raise OptionError("torch.compile is not supported yet; pass a module that is not compiled.")
 
 
 def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtype: torch.dtype) -> Batch:
@@ -145,7 +149,7 @@ def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
     What the net does to its images and in which precision it computes is seen here, before anything is trained.
     """
     half = HalfPrecision()  # type: ignore[no-untyped-call]
-    with own_generator(state.device), mode(model, training=False):
+    with own_generator(state.device), mode(model, training=False), eagerly(model):
         logits, rows = _of_one(model, batch.x, half)
         if half.seen:
             half.refuse(_zeros(model, batch))

@@ -59,7 +59,8 @@ class Trainer:
         self.step.warn, self.unsaved = self.progress.warn, unsaved(self.model)
         self.global_step, self.metrics = 0, Mark()
         self.best: dict[str, Any] | None = None
-        self.meter, self.chance = Meter(), Chance()
+        self.meter, self.chance = Meter(self.step.engine), Chance()
+        self.step.engine.compile((self.feed.most, *splits.train.shape), self.progress.warn)
         self.history: list[dict[str, Any]] = []
         self.panel.notify("setup", model=self.model)
 
@@ -158,7 +159,7 @@ class Trainer:
         if self.folder:
             self.metrics = self.folder.append_metrics(row, self.metrics)
         self.step.seek(epoch + 1)
-        self.meter = Meter()
+        self.meter = Meter(self.step.engine)
         save(self, evaluated)
         self.progress.finished_epoch(row)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .engine import Engine
 from .step_report import Report
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -17,7 +18,8 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 class Meter:
     """Adds up one epoch. `tensors` and `counts` are all its state, so that a resumed epoch ends with the same line."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._compiled = engine, engine.compile_seconds or 0.0
         self.tensors: dict[str, Tensor] = {}
         self.counts: Counter[str] = Counter()
         self.seconds = {"wall": 0.0, "cpu": 0.0}
@@ -53,6 +55,9 @@ class Meter:
         self.seconds["wall"] += now[0] - self._lap[0]
         self.seconds["cpu"] += now[1] - self._lap[1]
         self._lap = now
+        if (compiled := self._engine.compile_seconds) is not None:
+            self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled - self._compiled
+            self._compiled = compiled
 
     def row(self, attack_steps: int) -> dict[str, object]:
         """The epoch's figures. A quantity that nothing demanded is None, never computed on the side."""

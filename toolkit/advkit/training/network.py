@@ -10,7 +10,6 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from ..judging import examined, untouched
 from .engine import Engine
 from .given import an_answer
 from .ledger import Ledger
@@ -26,7 +25,7 @@ class Network:
         self, model: nn.Module, engine: Engine, ledger: Ledger, seed: Callable[[str], None], classes: int, careful: bool
     ) -> None:
         self.model, self.engine, self.ledger, self._seed, self.classes = model, engine, ledger, seed, classes
-        self._watch = partial(examined, half=engine.half) if careful else untouched
+        self._careful = careful
         self.params = dict(model.named_parameters())
 
     def forward(
@@ -49,9 +48,8 @@ class Network:
         if not moves_statistics and self.model.training:
             # Train mode updates buffers in place: on clones, which are dropped.
             replaced |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        self._seed(f"{phase} {label} {turn}")
-        with self._watch(x):
-            logits = self.engine.forward(self.model, replaced, x)
+        seed = partial(self._seed, f"{phase} {label} {turn}")
+        logits = self.engine.forward(replaced, x, seed, self._careful)
         return self.ledger.forward(phase, label, owners, an_answer(logits, x, phase, self.classes), backward)
 
     def attacked(self, owner: str, moves_statistics: bool) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from ..errors import HookConflict, OptionError, ResumeMismatch
 from ..modules import placement
 from ..plugin import Plugin
 from ..run import RunState
+from .compiled import of_the_users, without_wrapper
 from .given import AGAIN, Visits, a_batch, refuse_unfit
 from .panel import Panel
 from .step import TrainingStep
@@ -26,7 +27,7 @@ class Step(TrainingStep):
     """`report = step(x, y, index, epoch=e)`: one attack and one update of `model` by `optimizer`.
 
     Args:
-        model: any module from images (B, C, H, W) in [0, 1] to logits (B, K); normalise inside it.
+        model: any module from images (B, C, H, W) in [0, 1] to logits (B, K); normalise inside it. It may be compiled.
         optimizer: any torch optimizer over the model's parameters.
         plugins: names of installed plugins, plugin classes or instances, in any order.
         num_samples: N; every `index` is below it.
@@ -69,10 +70,14 @@ class Step(TrainingStep):
                     f"Plugin {owners[0]} answers {hook}, which only advkit.train asks; "
                     "train with advkit.train, or leave the plugin out."
                 )
+        if "run.compile" in given:
+            raise OptionError("A Step takes the model as it is; pass torch.compile(model), without the setting.")
+        own_compiled, model = of_the_users(model), without_wrapper(model)
         refuse_unfit(model, optimizer)  # before the plugins are taken
         samples = a_whole_number("num_samples", num_samples, 1, 2**31 - 1)
         state = RunState(resolved.run.seed, samples, resolved.attack, *placement(model))
         super().__init__(model, optimizer, Panel(resolved.composition, state), resolved.run)
+        self.engine.compiled = own_compiled
         self.panel.notify("setup", model=model)
         self._visits = Visits(samples, self.state.device)
 

@@ -25,7 +25,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "hooks": {hook: list(composition.owners(hook)) for hook, answers in composition.answers.items() if answers},
         "rules": {hook: HOOKS[hook].rule.value for hook, answers in composition.answers.items() if answers},
         "companions": companions(resolved),
-        "cautions": [*resolved.cautions, *_balance(resolved), *_lone_image(resolved)],
+        "cautions": [*resolved.cautions, *_balance(resolved), *_lone_image(resolved), *_autotuned(resolved)],
         "settings": {
             key: {"value": value, "from": resolved.origins.get(key, "default")} for key, value in values.items()
         },
@@ -44,6 +44,13 @@ def _balance(resolved: Resolved) -> list[str]:
     if not resolved.data.balance:
         return []
     return ["data.balance: where a data set's classes are uneven, accuracies on its images are of another population"]
+
+
+def _autotuned(resolved: Resolved) -> list[str]:
+    """A caution where kernels are chosen by the clock."""
+    if resolved.run.compile != "max-autotune":
+        return []
+    return ["run.compile=max-autotune chooses kernels by their time: a repetition or resume may differ in last bits"]
 
 
 def _lone_image(resolved: Resolved) -> list[str]:

@@ -18,6 +18,7 @@ from ..judging import probabilities
 from ..losses import soft_cross_entropy
 from ..modules import own_generator, placement
 from ..types import AttackResult, Batch
+from .compiled import eagerly
 
 TOLERANCE = 1e-2
 """Of the relative difference of two gradients: rounding stays far below, one forgotten weight far above."""
@@ -47,7 +48,7 @@ def refuse_other_weights(model: nn.Module, x: Tensor, target: Tensor, shift: Map
         pairs = ((own[name], value) for name, value in gradients.items())
         return torch.cat([(torch.zeros_like(p) if value is None else value).flatten() for p, value in pairs])
 
-    with _by_itself(model), torch.enable_grad():
+    with _by_itself(model), eagerly(model), torch.enable_grad():
         substituted = gradient({name: p + shift[name] if name in shift else p for name, p in own.items()})
         with _holding(own, shift):
             held = gradient({})

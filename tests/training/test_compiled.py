@@ -1,0 +1,259 @@
+"""torch.compile: the run is that of eager mode to rounding, compiles once, is resumed bit for bit, and may fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import methods
+import pytest
+import torch
+from methods import pictures, tiny_net
+from torch import Tensor, nn
+from torch._inductor import config as inductor
+
+import advkit
+from advkit import AttackResult, Batch, Costs, OptionError, Passes, Plugin, Splits, Step, hookimpl
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
+from advkit.errors import Stopped
+from advkit.training import engine
+from advkit.training.compiled import Compiled
+from advkit.training.plan import plan
+from advkit.training.progress import Silent
+
+TOY = Splits(pictures(18), pictures(), "none")
+"""Eighteen images, all to train on: in batches of four, the last has two."""
+
+QUICK = ("", "trades", "awp", "lsiw")
+
+
+class Heard(Silent):
+    """Keeps what it was told; may stop after so many steps."""
+
+    def __init__(self, stop_after: int = -1) -> None:
+        self.left, self.sentences = stop_after, list[str]()
+
+    def warn(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+    def stop_requested(self) -> type[Stopped] | None:
+        self.left -= 1
+        return Stopped if self.left == 0 else None
+
+
+@pytest.fixture(autouse=True)
+def _without_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """dynamo and autograd's tracing with torch's own kernels: seconds in place of a minute."""
+    monkeypatch.setattr(engine, "BACKEND", "aot_eager")
+
+
+def train(*plugins: Any, dtype: torch.dtype = torch.float64, **arguments: Any) -> advkit.TrainResult:
+    net = arguments.pop("net", None) or tiny_net(batch_norm=True, dropout=0.3, dtype=dtype)
+    given = {"attack.steps": 2, "validation.steps": 1, "validation.fraction": 0, **arguments.pop("settings", {})}
+    return advkit.train(net, TOY, plugins, **{"epochs": 2, "batch_size": 4, "eps": 0.1, "settings": given} | arguments)
+
+
+def apart(one: nn.Module, other: nn.Module) -> float:
+    """The largest difference of two nets' weights and buffers, relative to the largest of each."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-9)) for a, b in pairs)
+
+
+def like_eager(plugins: tuple[str, ...], mode: str, tolerance: float, dtype: torch.dtype) -> None:
+    heard, both = Heard(), []
+    for how in ("off", "default"):
+        settings = {"attack.mode": mode, "run.compile": how}
+        both.append(train(*plugins, dtype=dtype, settings=settings, progress=heard))
+    eager, compiled = both
+    assert apart(compiled.model, eager.model) <= tolerance
+    assert [row["passes"] for row in compiled.history] == [row["passes"] for row in eager.history]
+    assert not any("compile" in sentence for sentence in heard.sentences)
+    assert "compile" not in eager.history[0]["seconds"] and compiled.history[0]["seconds"]["compile"] > 0
+    assert compiled.history[1]["seconds"]["compile"] == 0  # all modes and the last batch are known
+
+
+@pytest.mark.parametrize("mode", ["eval", "train", "train-frozen"])
+@pytest.mark.parametrize("plugin", QUICK)
+def test_compiled_is_eager_to_rounding(plugin: str, mode: str) -> None:
+    like_eager((plugin,) if plugin else (), mode, 1e-12, torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", sorted(set(methods.names()) - set(QUICK)))
+def test_compiled_is_eager_to_rounding_for_every_method(plugin: str) -> None:
+    like_eager(methods.alone(plugin), "train", 1e-12, torch.float64)
+
+
+@pytest.mark.slow
+def test_real_code_is_eager_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured in float32: 5e-7."""
+    monkeypatch.setattr(engine, "BACKEND", "inductor")
+    like_eager(("lsiw",), "eval", 1e-5, torch.float32)
+
+
+def test_only_batches_of_the_usual_size_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    call = Compiled.__call__
+    monkeypatch.setattr(Compiled, "__call__", lambda own, kept, x: (sizes.append(len(x)), call(own, kept, x))[1])
+    train(settings={"run.compile": "default"})
+    assert set(sizes) == {4} and len(sizes) == 2 + 2 * 4 * 3  # to try it; then four batches an epoch, two steps and one
+
+
+@pytest.mark.parametrize("stop_after", [3, 4])
+def test_stopped_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(stop_after: int, tmp_path: Path) -> None:
+    """The fifth batch of an epoch is a short one, which a run that is resumed before it sees first."""
+    settings = {"run.compile": "default", "attack.mode": "train"}
+    whole = train("lsiw", "ema", settings=settings)
+    with pytest.raises(Stopped):
+        train("lsiw", "ema", settings=settings, out=tmp_path / "run", progress=Heard(stop_after))
+    rest = train("lsiw", "ema", settings=settings, resume_from=tmp_path / "run")
+    assert methods.same(rest.model.state_dict(), whole.model.state_dict())
+    assert rest.history[0]["seconds"]["compile"] > 0
+
+
+@pytest.mark.slow
+def test_real_code_is_resumed_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine, "BACKEND", "inductor")
+    test_stopped_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(3, tmp_path)
+
+
+def broken(graph: object, examples: object) -> None:
+    raise RuntimeError("no such kernel.\nMore.")
+
+
+def test_what_can_not_be_compiled_runs_in_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "BACKEND", broken)
+    heard = Heard()
+    result = train("awp", settings={"run.compile": "default"}, progress=heard)
+    (sentence,) = heard.sentences
+    assert sentence.startswith("run.compile=default: the model can not be compiled here (") and "kernel" in sentence
+    assert sentence.endswith("it trains in eager mode, which computes the same, slower.")
+    assert methods.same(result.model.state_dict(), train("awp").model.state_dict())
+    assert "compile" not in result.history[0]["seconds"]
+
+
+def test_without_a_c_compiler_it_runs_in_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "BACKEND", "inductor")
+    heard = Heard()
+    with inductor.patch({"force_disable_caches": True, "cpp.cxx": ("no-such-compiler",)}):
+        result = train(settings={"run.compile": "default"}, progress=heard)
+    (sentence,) = heard.sentences
+    assert "the model can not be compiled here (" in sentence and "ompiler" in sentence
+    assert methods.same(result.model.state_dict(), train().model.state_dict())
+
+
+def test_a_run_does_not_leave_its_model_compiled() -> None:
+    net = tiny_net(batch_norm=True, dropout=0.3, dtype=torch.float64)
+    train(net=net, settings={"run.compile": "default"})
+    assert all(module._compiled_call_impl is None for module in net.modules()) and "0.weight" in net.state_dict()
+
+
+# ---------------------------------------------------------------------- a module that its owner compiled
+
+
+def stepped(how: str, *plugins: str, steps: int = 2, stored: Any = None) -> tuple[nn.Module, Step]:
+    # Dropout draws in the order of memory.
+    net: Any = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
+    if stored is not None:
+        net.load_state_dict(stored[0])
+    passed: Any = torch.compile(net, backend="aot_eager") if how == "wrapped" else net
+    if how == "in place":
+        net.compile(backend="aot_eager")
+    if how == "a part in place":
+        net[0].compile(backend="aot_eager")
+    if how == "channels_last":
+        net.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(passed.parameters(), 0.1)
+    settings = {"attack.steps": 2, "attack.init": "uniform"}  # at x the gradient of TRADES is rounding
+    step = Step(passed, optimizer, plugins, num_samples=16, eps=0.1, settings=settings)
+    if stored is not None:
+        step.load_state_dict(stored[1])
+    x = pictures().images.double() / 255
+    begin = 0 if stored is None else step.state.step
+    for rows in torch.arange(16).split(4)[begin : begin + steps]:
+        step(x[rows], rows % 3, rows, epoch=0)
+    return net, step
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "a part in place", "channels_last"])
+def test_a_step_takes_a_module_as_its_owner_made_it(how: str) -> None:
+    plugins = ("trades", "awp", "cat-eps")
+    (eager, reference), (net, step) = stepped("as it is", *plugins), stepped(how, *plugins)
+    assert apart(net, eager) < 1e-12 and net.state_dict().keys() == eager.state_dict().keys()
+    assert step.state_dict().keys() == reference.state_dict().keys()
+    # And on from one to the other, both ways.
+    whole = stepped("as it is", *plugins, steps=4)[0]
+    assert apart(stepped("as it is", *plugins, stored=(net.state_dict(), step.state_dict()))[0], whole) < 1e-9
+    assert apart(stepped(how, *plugins, stored=(eager.state_dict(), reference.state_dict()))[0], whole) < 1e-9
+
+
+def test_a_wrapped_module_is_called_compiled_in_a_step() -> None:
+    torch._dynamo.reset()  # nets of one class share torch's limit of recompilations
+    seen: list[int] = []
+
+    def counting(graph: Any, examples: object) -> Any:
+        def run(*inputs: Any) -> Any:
+            seen.append(1)
+            return graph(*inputs)
+
+        return run
+
+    net = tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float32)
+    step = Step(
+        torch.compile(net, backend=counting),  # type: ignore[arg-type]
+        torch.optim.SGD(net.parameters(), 0.1), num_samples=4, eps=0.1, settings={"attack.steps": 3},
+    )  # fmt: skip
+    rows = torch.arange(4)
+    step(pictures(4).images / 255, rows % 3, rows, epoch=0)
+    assert len(seen) == 4
+
+
+def test_what_is_refused() -> None:
+    net: Any = tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float32)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(OptionError, match=r"takes the model as it is; pass torch\.compile\(model\), without"):
+        Step(net, optimizer, num_samples=4, settings={"run.compile": "default"})
+    with pytest.raises(OptionError, match=r"pass the module that torch\.compile was given, with run\.compile=default"):
+        train(net=torch.compile(net, backend="eager"))
+    inner = nn.Sequential(torch.compile(nn.Flatten(), backend="eager"), nn.Linear(32, 3))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"^0 of the model is what torch\.compile returned.* with 0\.compile\(\)"):
+        Step(inner, torch.optim.SGD(inner.parameters(), 0.1), num_samples=4)
+    net.compile(backend="eager")
+    with pytest.raises(OptionError, match=r"pass a module that is not compiled, with run\.compile=default"):
+        train(net=net)
+
+
+class Twice(Plugin):
+    """Differentiates one forward twice."""
+
+    name = "twice"
+    again: dict[str, bool]
+
+    @hookimpl
+    def inner_attack(
+        self, model: Callable[[Tensor], Tensor], batch: Batch, objective: Callable[[Tensor], Tensor]
+    ) -> AttackResult:
+        x = batch.x.clone().requires_grad_()
+        loss = objective(model(x)).sum()
+        for _ in range(2):
+            torch.autograd.grad(loss, x, **self.again)
+        return AttackResult(batch.x)
+
+    def passes(self, hook: str, costs: Costs) -> Passes:
+        return Passes(1, 2) if hook == "inner_attack" else Passes()
+
+
+@pytest.mark.parametrize("again", [{"create_graph": True}, {"retain_graph": True}])
+def test_what_is_differentiated_twice_gets_a_sentence(again: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Twice, "again", again, raising=False)
+    with pytest.raises(OptionError, match=r"differentiated twice then, as a plugin does here; set run\.compile=off"):
+        train(Twice, settings={"run.compile": "default"})
+    train(Twice)  # the control
+
+
+def test_a_choice_by_the_clock_is_a_caution() -> None:
+    for how, told in (("default", False), ("max-autotune", True)):
+        cautions = plan(resolve((), [Layer("test", {"run.compile": how})]))["cautions"]
+        assert told == any("chooses kernels by their time" in caution for caution in cautions)

@@ -1,0 +1,121 @@
+"""A net as torch.compile makes it, beside the module that it is made of, whose names it never shows."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.callback import callback_handler
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.func import functional_call
+
+from ..errors import OptionError
+from ..modules import frozen, mode, own_generator, placement
+
+MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""CUDA graphs write every output to one place, and an attack holds several logits at once."""
+
+OWN_LIMITS = {"recompile_limit": 64, "isolate_recompiles": True}
+"""Eval, train and frozen modes, with weights replaced or not, are graphs of their own: more than torch's 8 in all."""
+
+
+class Compiled:
+    """Calls a compiled net, with parameters and buffers replaced by the names of its module.
+
+    `rows` are the images of the one batch size that is compiled for, None: all. A batch of another size is eager, so
+    that the last of an epoch compiles nothing, and a resumed run computes as one that was not stopped.
+    """
+
+    def __init__(self, net: nn.Module, rows: int | None = None) -> None:
+        self.net, self.rows, self.seconds = net, rows, 0.0
+        self._prefix = "_orig_mod." if isinstance(net, OptimizedModule) else ""
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether images x (B, C, H, W) go through what is compiled."""
+        return self.rows is None or len(x) == self.rows
+
+    def __call__(self, replaced: Mapping[str, Tensor], x: Tensor) -> object:
+        # The net is compiled and functional_call is not: a graph of the latter would keep the weights of its making.
+        if not replaced:
+            return self.net(x)
+        with warnings.catch_warnings():  # dynamo looks at the .grad of theta+v, which is no leaf and has none
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            own = {f"{self._prefix}{name}": value for name, value in replaced.items()}
+            return functional_call(self.net, own, (x,))
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds what is compiled in the scope, forwards and backwards, to `seconds`."""
+        began = 0.0
+
+        def start(_: object) -> None:
+            nonlocal began
+            began = time.perf_counter()
+
+        def end(_: object) -> None:
+            self.seconds += time.perf_counter() - began
+
+        callback_handler.register_start_callback(start)
+        callback_handler.register_end_callback(end)
+        try:
+            yield
+        finally:
+            callback_handler.remove_start_callback(start)
+            callback_handler.remove_end_callback(end)
+
+
+def without_wrapper(model: nn.Module) -> nn.Module:
+    """The module that torch.compile was given, where `model` is what it returned; else `model`."""
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
+
+
+def of_the_users(model: nn.Module) -> Compiled | None:
+    """What the owner of a model has compiled, as it was returned or in place; None for nothing."""
+    if not isinstance(model, nn.Module):  # which is refused with a sentence
+        return None
+    inside = any(module._compiled_call_impl is not None for module in model.modules())
+    return Compiled(model) if isinstance(model, OptimizedModule) or inside else None
+
+
+@contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """Modules that are compiled in place are eager for the scope."""
+    inside = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    for module, _ in inside:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in inside:
+            module._compiled_call_impl = call
+
+
+def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor") -> Compiled:
+    """The model compiled for batches like x (B, C, H, W), known to work: forward and backward, in both modes.
+
+    Buffers and generators are as they were. Raises whatever torch raises where it can not.
+    """
+    known = inspect.signature(torch.compile).parameters
+    limits: dict[str, Any] = {name: value for name, value in OWN_LIMITS.items() if name in known}
+    if backend == "inductor":  # with torch's own draws dropout is that of eager mode
+        limits["options"] = torch._inductor.list_mode_options(MODES[how]) | {"fallback_random": True}
+    net: Any = torch.compile(model, backend=backend, dynamic=False, **limits)
+    made = Compiled(net, len(x))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with made.timed(), own_generator(placement(model)[0]) as seed, torch.enable_grad():
+        for training in (False, True):
+            seed(0)
+            images = x.clone().requires_grad_(not training)
+            with mode(model, training), nullcontext() if training else frozen(model):
+                buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if training else {}
+                logits = made(buffers, images)
+                if not isinstance(logits, Tensor):
+                    raise OptionError(f"it returns a {type(logits).__name__}")
+                torch.autograd.grad(logits.sum(), parameters if training else images, allow_unused=True)
+    return made
