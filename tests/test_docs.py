@@ -154,7 +154,7 @@ def refusal(chosen: set[str]) -> str:
     return ""
 
 
-OWN_REFUSALS = {frozenset({other, "score"}): "score has no gradient" for other in ("cat-eps", "fgsm-rs")}
+OWN_REFUSALS = {frozenset({other, "score"}): "score has no gradient" for other in ("cat-eps", "fgsm-rs", "iaat")}
 """By a plugin itself, from the settings that the two leave in force."""
 
 

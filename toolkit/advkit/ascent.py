@@ -139,9 +139,9 @@ def pgd(
     """Increase `objective` for `steps` iterations from `begin`, inside `ball`; the last iterate counts.
 
     `model` maps images to logits (B, K) with frozen parameters. `step_size` (B,) is in the unit of the radius.
-    `limit` (B,) int64 stops samples after that many moves; an `observe`r may stop them earlier, and a `transform`
-    change where those that go on move. All is per sample, so
-    splitting a batch splits the result: in L2 up to the rounding of the net's own gradient, 1e-7 in float32.
+    `limit` (B,) int64 stops samples after that many moves, an `observe`r earlier; a `transform` changes moves. All is
+    per sample, so splitting a batch splits the result: in L2 up to the rounding of the net's own gradient, 1e-7 in
+    float32.
     """
     first = begin.clone() if keep_start else None  # the moves are in place
     x_adv, rows = begin, begin.shape[0]

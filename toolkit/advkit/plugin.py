@@ -24,11 +24,12 @@ class Order:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a plugin's own passes are made of: the attack's step count, and one `gradient_at` call by its loss."""
+    """What a plugin's own passes are made of: the attack's steps, one `gradient_at` call by its loss, the epoch."""
 
     steps: int
     adv_ce: Passes
     objective: Passes
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Plugin:
         return ()
 
     def passes(self, hook: str, costs: Costs) -> Passes:
-        """Passes that the hook runs by itself, through `gradient_at` or the attacked `model`."""
+        """Passes that the hook runs by itself, through `gradient_at`, the attacked `model`, or `run.probe`."""
         return Passes()
 
     def largest_budget(self, eps: float) -> Budgets:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .arguments import a_dense_tensor, a_number
 from .errors import OptionError, ResumeMismatch
 from .plugin import Company
+from .probing import Prober, Probing
 from .rng import Draws, derive_key
 from .settings import AttackSettings
 from .types import Batch
@@ -34,6 +35,7 @@ class RunState:
         self.tensors: dict[str, Tensor] = {}
         self.figures: dict[str, float | None] = {}
         """Of the epoch that ends; never checkpointed, as the line in metrics.jsonl is written first."""
+        self.probing: Probing | None = None  # who answers `Run.probe`, while somebody does
         self.settled = False  # setup is over: state claimed now no resume would find
 
     def stored(self) -> dict[str, Tensor]:
@@ -54,14 +56,13 @@ class RunState:
             own[name].copy_(values)
 
 
-class Run:
-    """One plugin's view of the run: names are its own, so plugins never meet in state or randomness.
+class Run(Prober):
+    """One plugin's view of the run: names are its own, so plugins never meet in state or randomness."""
 
-    `company` says who else is in the run.
-    """
+    _state: RunState
 
     def __init__(self, state: RunState, plugin: str, company: Company) -> None:
-        self._state, self._plugin, self.company = state, plugin, company
+        self._state, self._plugin, self.company = state, plugin, company  # the last: who else is in the run
 
     @property
     def epoch(self) -> int:

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from ..errors import AmbiguousOrder, HookConflict, OptionError
 from ..hookspec import Rule
-from ..plugin import Budgets, Company, Order, Plugin
+from ..plugin import Budgets, Company, Costs, Order, Plugin
+from ..types import Passes
 from .consumption import unconsumed
 from .declarations import declared
 from .registration import HOOKS, register
@@ -101,8 +102,15 @@ class Composition:
         active["instance_weight"] = tuple(
             answer for answer in active["instance_weight"] if terms & {*declared(answer.plugin, "terms")}
         )
+        # With one forward for each call, by which passes of one's own that change with the epoch are told apart.
+        costs = Costs(self.setting.attack.steps, Passes(1), Passes(1), epoch)
         signature = tuple(
-            (*answer.key, answer.demands(epoch), answer.detached(epoch))
+            (
+                *answer.key,
+                answer.demands(epoch),
+                answer.detached(epoch),
+                declared(answer.plugin, "passes", answer.hook, costs),
+            )
             for answers in active.values()
             for answer in answers
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from ..errors import AdvkitError
 from ..hookspec import VIEWS, HookSpec, Rule
@@ -47,6 +47,10 @@ class Answer:
         listed = frozenset(self.arguments) & {*VIEWS, "success"}
         wanted = declared(self.plugin, "demands", self.hook, epoch)
         return listed if wanted is None else listed & frozenset(wanted)
+
+    def passes(self, costs: Costs) -> Passes:
+        """The passes it runs by itself."""
+        return cast(Passes, declared(self.plugin, "passes", self.hook, costs))
 
     def detached(self, epoch: int) -> frozenset[str]:
         """The views it takes without gradient."""
@@ -157,11 +161,11 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
         steps=setting.attack.steps,
         adv_ce=Passes(forward=1, full_backward=1),
         objective=Passes(forward=len(objective_views), full_backward=sum(objective_views.values())),
+        epoch=epoch,
     )
 
     def own(phase: str) -> Passes:
-        costing = [answer for answer in answers if answer.spec.phase == phase]
-        return sum((declared(a.plugin, "passes", a.hook, costs) for a in costing), Passes())
+        return sum((answer.passes(costs) for answer in answers if answer.spec.phase == phase), Passes())
 
     attack_view = {a.plugin.name for a in answers if a.spec.phase == "attack" and "clean_logits" in demands[a.key]}
     success = tuple(answer.plugin.name for answer in answers if "success" in demands[answer.key])

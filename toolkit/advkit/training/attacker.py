@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ascent import NORMS, BoxFirstL2Ball, Observer, Transform, pgd, start
+from ..ascent import Observer, Transform, pgd, start
+from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
 from ..errors import HookConflict
 from ..judging import GradientWatch
 from ..losses import soft_cross_entropy
 from ..plugin import CORE
 from ..rng import Draws, derive_key
-from ..types import AttackResult, Batch, BudgetScale
+from ..types import AttackResult, Batch, Budget, BudgetScale
 from .contracts import Contract
 from .network import Network
 from .panel import Panel
+from .probes import ball_of
 from .restarts import strongest
 
 
@@ -31,6 +33,22 @@ class Attacker:
     network: Network
     panel: Panel
     contract: Contract
+
+    def budget(self, known: Mapping[str, Any]) -> Budget:
+        """How far each sample may be attacked, before anybody scales it."""
+        if owner := self.stage.owner("perturbation_budget"):
+            return self.contract.budget(owner.plugin.name, owner.hook, self.panel.ask(owner, known))
+        eps = known["batch"].x.new_full((len(known["batch"].y),), self.panel.state.attack.eps)
+        return Budget(attack=eps, label=eps)
+
+    def scale(self, known: Mapping[str, Any]) -> BudgetScale:
+        """The product of `budget_scale`."""
+        total = BudgetScale()
+        for answer in self.stage.answers["budget_scale"]:
+            most = declared(answer.plugin, "largest_scale", self.panel.state.attack)
+            scale = self.contract.scale(answer.plugin.name, self.panel.ask(answer, known), most)
+            total = BudgetScale(total.radius * scale.radius, total.step_size * scale.step_size)
+        return total
 
     def __call__(self, known: Mapping[str, Any], scale: BudgetScale) -> AttackResult:
         """The adversarial examples, by whoever makes them."""
@@ -82,7 +100,7 @@ class Attacker:
         objective: Callable[[Tensor], Tensor],
     ) -> AttackResult:
         settings, batch, budget, radius = self.panel.state.attack, known["batch"], known["budget"], known["radius"]
-        ball = (BoxFirstL2Ball if settings.l2_projection == "box-ball" else NORMS[settings.norm])(batch.x, radius)
+        ball = ball_of(settings, batch.x, radius)
         step_size = budget.step_size if budget.step_size is not None else torch.full_like(radius, settings.step_size)
         beginner, observe = self.stage.owner("attack_start"), self._observer(known)
 

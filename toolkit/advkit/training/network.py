@@ -52,14 +52,14 @@ class Network:
         logits = self.engine.forward(replaced, x, seed, self._careful)
         return self.ledger.forward(phase, label, owners, an_answer(logits, x, phase, self.classes), backward)
 
-    def attacked(self, owner: str, moves_statistics: bool) -> Callable[[Tensor], Tensor]:
+    def attacked(self, owner: str, moves_statistics: bool, label: str = "iterates") -> Callable[[Tensor], Tensor]:
         """f(. ; theta) for an attack, which runs in the scope of `frozen`."""
         turns = count()
 
         def forward(x: Tensor) -> Tensor:
             return self.forward(
                 "attack",
-                "iterates",
+                label,
                 [owner],
                 x,
                 moves_statistics=moves_statistics,

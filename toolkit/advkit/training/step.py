@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compose.declarations import declared
-from ..compose.stage import Answer, Stage
+from ..compose.stage import Stage
 from ..errors import HookContract, NonFinite
 from ..judging import explained
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..settings import RunSettings
-from ..types import AttackResult, Batch, Budget, BudgetScale
+from ..types import AttackResult, Batch
 from .announced import as_declared
 from .attacker import Attacker
 from .contracts import Contract
@@ -30,6 +30,7 @@ from .network import Network, moved
 from .objective import Objective, Outcome, Update
 from .panel import Panel
 from .probe import doubts, nothing_moves, refuse_other_weights, standing_still
+from .probes import opened
 from .step_report import Report, not_finite, shift_ratio
 from .undo import all_or_nothing
 
@@ -108,21 +109,20 @@ class TrainingStep:
 
     def _attack(self, batch: Batch, stage: Stage, network: Network, contract: Contract) -> dict[str, Any]:
         """theta, no parameter gradients, the attack mode. Returns the arguments of all later hooks."""
-        answers = stage.answers
-        with mode(self.model, training=self.attack.mode != "eval"), torch.no_grad():
+        training, may_move = self.attack.mode != "eval", self.attack.mode == "train"
+        with mode(self.model, training=training), torch.no_grad(), opened(self.state, network, may_move) as probes:
             if owner := stage.owner("mix_batch"):
                 batch = contract.mixed(owner.plugin.name, self.panel.ask(owner, {"batch": batch}))
             clean = network.judge("clean_logits", stage.attack_view, batch.x) if stage.attack_view else None
             known: dict[str, Any] = {"batch": batch, "clean_logits": clean}
 
-            budget = self._budget(stage, known, contract)
-            scale = self._scale(answers["budget_scale"], known, contract)
+            attacker = Attacker(stage, network, self.panel, contract)
+            budget, scale = attacker.budget(known), attacker.scale(known)
             radius = budget.attack * scale.radius
             known |= {"budget": budget, "radius": radius}
             known["target"] = self._target(stage, known, "attack", contract)
-            may_move = self.attack.mode == "train"
             with frozen(self.model), nothing_moves(self.model, "the attack", contract.values and not may_move):
-                attack = Attacker(stage, network, self.panel, contract)(known, scale)
+                attack = attacker(known, scale)
 
             known |= {"attack": attack, "x_train": attack.x_adv, "success": None, "x_clean": batch.x}
             if self.composition.setting.clean_at_start:
@@ -136,6 +136,7 @@ class TrainingStep:
                 if x_train is not None:
                     known["x_train"] = x_train
             known["target"] = self._target(stage, known, "train", contract)
+            known["attack"] = probes.joined(known["attack"])
         return known
 
     def _update(
@@ -169,21 +170,6 @@ class TrainingStep:
         return outcome, shift
 
     # ------------------------------------------------------------------ one question each
-
-    def _budget(self, stage: Stage, known: Mapping[str, Any], contract: Contract) -> Budget:
-        if owner := stage.owner("perturbation_budget"):
-            budget = self.panel.ask(owner, known)
-            return contract.budget(owner.plugin.name, "perturbation_budget", budget)
-        eps = known["batch"].x.new_full((len(known["batch"].y),), self.attack.eps)
-        return Budget(attack=eps, label=eps)
-
-    def _scale(self, answers: Sequence[Answer], known: Mapping[str, Any], contract: Contract) -> BudgetScale:
-        total = BudgetScale()
-        for answer in answers:
-            most = declared(answer.plugin, "largest_scale", self.attack)
-            scale = contract.scale(answer.plugin.name, self.panel.ask(answer, known), most)
-            total = BudgetScale(total.radius * scale.radius, total.step_size * scale.step_size)
-        return total
 
     def _target(self, stage: Stage, known: Mapping[str, Any], phase: str, contract: Contract) -> Tensor:
         """One-hot labels (B, K), through the chain of `target_label`."""

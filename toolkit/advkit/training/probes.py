@@ -1,0 +1,114 @@
+"""What plugins ask of the model within a hook, `run.probe` and `run.logits`: run in the attack's mode, and booked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..arguments import a_whole_number
+from ..ascent import NORMS, Ball, BoxFirstL2Ball, Init, pgd, start
+from ..errors import HookContract
+from ..judging import generators, put_back
+from ..losses import soft_cross_entropy
+from ..modules import frozen
+from ..rng import Draws, derive_key
+from ..run import RunState
+from ..settings import AttackSettings
+from ..types import AttackResult, Batch, Objective
+from .network import Network
+
+T = TypeVar("T")
+
+
+def ball_of(settings: AttackSettings, x: Tensor, radius: Tensor) -> Ball:
+    """The points that an attack on x (B, C, H, W) within `radius` (B,) may reach."""
+    return (BoxFirstL2Ball if settings.l2_projection == "box-ball" else NORMS[settings.norm])(x, radius)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The services of one attack phase, or of the end of an epoch, where nothing `moves` BatchNorm's statistics."""
+
+    state: RunState
+    network: Network
+    moves: bool
+    finite: list[Tensor] = field(default_factory=list)
+    """Of each probe, () bool: whether all its input gradients were numbers."""
+
+    def attack(
+        self,
+        plugin: str,
+        batch: Batch,
+        radius: Tensor,
+        *,
+        objective: Objective | None,
+        steps: int | None,
+        step_size: Tensor | float | None,
+        init: str | None,
+        purpose: str,
+    ) -> AttackResult:
+        """`Run.probe`, for `plugin`."""
+        settings, rows = self.state.attack, len(batch.y)
+        count = settings.steps if steps is None else a_whole_number(f"Plugin {plugin}: steps", steps, 0, 9999)
+        begin: Any = settings.init if init is None else init
+        size = settings.step_size if step_size is None else step_size
+        size = torch.full_like(radius, size) if isinstance(size, int | float) else size
+        for name, value in (("radius", radius), ("step_size", size)):
+            if not isinstance(value, Tensor) or value.shape != (rows,) or not value.is_floating_point():
+                given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise HookContract(f"Plugin {plugin}: {name} of run.probe must be ({rows},) floats, not {given}.")
+        if begin not in get_args(Init):
+            known = ", ".join(get_args(Init))
+            raise HookContract(f"Plugin {plugin}: init of run.probe must be one of {known}, not {begin!r:.40}.")
+        ball, target = ball_of(settings, batch.x, radius), F.one_hot(batch.y, self.state.num_classes).to(radius.dtype)
+        key = derive_key(self.state.seed, plugin, purpose, "probe", self.state.epoch)
+        model = self.network.attacked(plugin, self.moves, f"{purpose} of {plugin}")
+        with frozen(self.network.model), torch.no_grad():
+            result = _apart(
+                lambda: pgd(
+                    model,
+                    ball,
+                    start(ball, begin, lambda: Draws(key, batch.index, batch.occurrence)),
+                    objective or (lambda logits: soft_cross_entropy(logits, target)),
+                    steps=count,
+                    step_size=size,
+                )
+            )
+        if result.finite is not None:
+            self.finite.append(result.finite)
+        return result
+
+    def logits(self, plugin: str, x: Tensor) -> Tensor:
+        """`Run.logits`, for `plugin`."""
+        return _apart(lambda: self.network.judge(f"logits of {plugin}", [plugin], x))
+
+    def joined(self, attack: AttackResult) -> AttackResult:
+        """The attack, whose gradients were finite where those of all probes were, too."""
+        if not self.finite or attack.finite is None:
+            return attack
+        return replace(attack, finite=torch.stack([attack.finite, *self.finite]).all())
+
+
+def _apart(call: Callable[[], T]) -> T:
+    """What the net draws is not the plugin's: the core seeds the net anew for every forward."""
+    before = generators()
+    try:
+        return call()
+    finally:
+        put_back(before)
+
+
+@contextmanager
+def opened(state: RunState, network: Network, moves: bool) -> Iterator[Probes]:
+    """The scope in which plugins may probe."""
+    state.probing = probes = Probes(state, network, moves)
+    try:
+        yield probes
+    finally:
+        state.probing = None
