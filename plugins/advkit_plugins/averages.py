@@ -39,7 +39,10 @@ class Average(Plugin, ABC):
 
     def join(self, company: Company) -> list[str]:
         self.first = ceil(self.options.start * company.epochs - 1e-9)
-        return []
+        if self.first < company.epochs:
+            return []
+        late = f"{self.name}.start = {self.options.start:g} of {company.epochs} epochs is after the last begins"
+        return [f"{self.name} averages nothing: {late}; lower it, or train longer"]
 
     def active(self, hook: str, epoch: int) -> bool:
         return hook != "observe_update" or self.options.buffers == "re-estimated"
@@ -142,6 +145,12 @@ class Swa(Average):
         every: int = option(1, ge=1, le=10_000, help="epochs between two of the averaged weights")
 
     options: Options
+
+    def join(self, company: Company) -> list[str]:
+        cautions = super().join(company)
+        if len(range(self.first, company.epochs, self.options.every)) == 1:
+            cautions.append("swa takes the weights of one epoch, which is no average; lower swa.start or swa.every")
+        return cautions
 
     def takes(self, run: Run) -> bool:
         due = run.epoch >= self.first and (run.epoch - self.first) % self.options.every == 0

@@ -89,6 +89,84 @@ def test_a_gradient_past_the_perturbation_is_refused(tiny_batch: BatchOf, kind: 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Residual(Around):
+    """Its branch is recomputed, and behind a layer of zeros, as many nets begin."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__(core)
+        self.branch = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.GroupNorm(1, 2))
+        nn.init.zeros_(self.branch[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x + checkpoint(self.branch, x, use_reentrant=False))
+
+
+class Hooked(Around):
+    """A hook of its own computes with a weight that it refers to."""
+
+    def __init__(self, core: nn.Sequential) -> None:
+        super().__init__(core)
+        self.scale = nn.Linear(8, 8, bias=False)
+        weight = self.scale.weight
+        core[-3].register_forward_hook(lambda module, given, output: output @ weight)
+
+
+def of_a_zero_head() -> Around:
+    model = Recomputes(net())
+    nn.init.zeros_(model.core[-1].weight)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:The attack moved 0 of 4 images")
+@pytest.mark.parametrize("build", [of_a_zero_head, lambda: Residual(net()), lambda: Hooked(net())])
+@pytest.mark.parametrize("plugins", ["awp", "lsiw"])
+def test_zeros_and_hooks_hide_nothing_from_the_probe(tiny_batch: BatchOf, build: Any, plugins: str) -> None:
+    """v is 0 in front of a layer of zeros at the first step, and from the second on it is not."""
+    with pytest.raises(OptionError, match="gradient at perturbed weights is off by"):
+        step_of(build(), plugins)(*tiny_batch(), epoch=0)
+
+
+class Draws(Around):
+    """Draws from a generator of its own, which `where` keeps."""
+
+    def __init__(self, core: nn.Module, where: Callable[[torch.Generator], Any]) -> None:
+        super().__init__(core)
+        self.kept = where(torch.Generator().manual_seed(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.kept
+        generator = kept() if callable(kept) else kept["it"][0] if isinstance(kept, dict) else kept
+        return self.core(x + 0.1 * torch.rand(x.shape, generator=generator))
+
+
+@pytest.mark.filterwarnings("ignore:The model's logits depend on what it has seen")
+@pytest.mark.parametrize("where", [lambda it: it, lambda it: {"it": [it]}, lambda it: lambda: it])
+def test_a_generator_of_its_own_is_not_taken_for_recomputing(tiny_batch: BatchOf, where: Any) -> None:
+    step = step_of(Draws(net(), where), "lsiw")
+    assert step(*tiny_batch(), epoch=0).shift_ratio > 0
+
+
+def test_what_can_not_be_probed_is_told_as_what_it_is(tiny_batch: BatchOf) -> None:
+    hidden = iter(range(10**6))  # no copy of it can be put back
+    model = Draws(net(), lambda _: lambda: torch.Generator().manual_seed(next(hidden)))
+    with pytest.raises(OptionError, match="answers differently from one call to the next, with its random numbers"):
+        step_of(model, "lsiw")(*tiny_batch(), epoch=0)
+
+
+def test_hooks_are_the_users_own_afterwards(tiny_batch: BatchOf) -> None:
+    model, seen = net(), []
+    handle = model[1].register_forward_hook(lambda *_: seen.append(1))
+    doubled = model[1].register_forward_hook(lambda module, given, output: 2 * output)
+    kept = dict(model[1]._forward_hooks)
+    step = step_of(model, "awp")
+    step(*tiny_batch(), epoch=0)
+    assert dict(model[1]._forward_hooks) == kept and seen
+    handle.remove()
+    doubled.remove()
+    assert not model[1]._forward_hooks
+    step(*tiny_batch(), epoch=0)
+
+
 @pytest.mark.parametrize("plugins", ["", "trades"])
 def test_recomputing_is_fine_where_nothing_perturbs(tiny_batch: BatchOf, plugins: str) -> None:
     gradients = []
@@ -99,10 +177,16 @@ def test_recomputing_is_fine_where_nothing_perturbs(tiny_batch: BatchOf, plugins
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-def test_recomputing_does_not_move_batch_norm_unseen(tiny_batch: BatchOf) -> None:
+@pytest.mark.parametrize(
+    ("plugins", "settings"), [("", {}), ("trades", {}), ("mart", {}), ("mart", {"update.batch_norm": "adv_logits"})]
+)
+def test_recomputing_does_not_move_batch_norm_unseen(tiny_batch: BatchOf, plugins: str, settings: Any) -> None:
+    """Whether its statistics may move in the forward or not: in the backward they count images twice."""
     model = Recomputes(net(nn.BatchNorm2d(2)))
     with pytest.raises(OptionError, match=r"running_mean moved in the backward, where nothing may"):
-        step_of(model, ["mart"], settings={"update.batch_norm": "adv_logits"})(*tiny_batch(), epoch=0)
+        step_of(model, plugins, settings=settings)(*tiny_batch(), epoch=0)
+    model.core[0].eval()
+    step_of(model, plugins, settings=settings)(*tiny_batch(), epoch=0)  # statistics that are kept nobody counts
 
 
 class RecomputesIn(Around):
@@ -355,3 +439,57 @@ def test_the_plan_says_that_the_last_batch_is_one() -> None:
         "another run.batch_size avoids it"
     ]
     assert cautions(64) == []
+
+
+# ---------------------------------------------------------------------- whom the optimizer has
+
+
+def heads_apart(model: nn.Sequential) -> None:
+    model[-1] = nn.Linear(8, 3)
+
+
+def thaws(model: nn.Sequential) -> None:
+    model[1].requires_grad_(True)
+
+
+def grows(model: nn.Sequential) -> None:
+    model.append(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(("changes", "name"), [(heads_apart, "3.weight"), (thaws, "1.weight"), (grows, "4.weight")])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_what_the_optimizer_does_not_have_never_trains(
+    tiny_batch: BatchOf, changes: Callable[[nn.Sequential], None], name: str, steps: int
+) -> None:
+    model = net()
+    model[1].requires_grad_(False)
+    step = step_of(model, optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1))
+    for _ in range(steps):
+        step(*tiny_batch(), epoch=0)
+    changes(model)
+    with pytest.raises(OptionError, match=f"The optimizer does not have {name} of the model, which has come or become"):
+        step(*tiny_batch(), epoch=0)
+
+
+def test_an_optimizer_may_be_given_more(tiny_batch: BatchOf) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    step = step_of(model, optimizer=optimizer)
+    grows(model)
+    optimizer.add_param_group({"params": model[-1].parameters()})
+    before = model[-1].weight.detach().clone()
+    step(*tiny_batch(), epoch=0)
+    assert not torch.equal(model[-1].weight, before)
+
+
+def test_an_optimizer_of_a_part_is_told_of_once(tiny_batch: BatchOf) -> None:
+    model = net()
+    step = step_of(model, optimizer=torch.optim.SGD(model[-1].parameters(), 0.1))
+    with pytest.warns(
+        UserWarning, match=r"lacks trainable parameters of the model \(1.weight and 1 more\), which never"
+    ):
+        step(*tiny_batch(), epoch=0)
+    step(*tiny_batch(), epoch=1)
+    model = net()
+    model[1].requires_grad_(False)
+    step_of(model, optimizer=torch.optim.SGD(model[-1].parameters(), 0.1))(*tiny_batch(), epoch=0)

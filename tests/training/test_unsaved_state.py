@@ -1,17 +1,22 @@
-"""State of a net that no checkpoint holds is refused, before a resume would go on without it."""
+"""State of a net that no checkpoint holds is refused or told of, before a resume would go on without it."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from heard import Heard
 from torch import Tensor, nn
 
 import advkit
 from advkit import OptionError
+from advkit.errors import Stopped
 
 Net = Callable[..., nn.Sequential]
 
@@ -45,6 +50,18 @@ class Extra(Around):
         self.more = state
 
 
+class After(Heard):
+    """Stops a run after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def stop_requested(self) -> type[Stopped] | None:
+        self.left -= 1
+        return None if self.left else Stopped
+
+
 def trained(net: nn.Module, **arguments: Any) -> advkit.TrainResult:
     drawn = torch.randint(0, 256, (12, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     toy = advkit.Dataset("toy", drawn, torch.arange(12) % 3, ("a", "b", "c"))
@@ -69,3 +86,153 @@ def test_extra_state_is_tensors(tiny_net: Net, tmp_path: Path) -> None:
     fresh = Extra(tiny_net(), torch.tensor(0))
     advkit.load_weights(fresh, tmp_path / "tensor", "last")
     assert fresh.more == 3
+
+
+# ---------------------------------------------------------------------- what is no buffer
+
+
+class Remembers(nn.Module):
+    """Its logits depend on what it keeps; `moves` changes that in every training forward."""
+
+    def __init__(self, kept: Any, moves: Callable[[Any, Tensor], None], reads: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.core = nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
+        self.kept, self.moves, self.reads = kept, moves, reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.moves(self, x)
+        return self.core(x) * (1 + self.reads(self, x))
+
+
+def rebinds(net: Any, x: Tensor) -> None:
+    net.kept = 0.9 * net.kept + 0.1 * x.detach().mean()
+
+
+def counts(net: Any, x: Tensor) -> None:
+    net.kept += 1
+
+
+def counts_inside(net: Any, x: Tensor) -> None:
+    net.kept["calls"][0] += 1
+
+
+def counts_in_an_object(net: Any, x: Tensor) -> None:
+    net.kept.calls += 1
+
+
+def stays(net: Any, x: Tensor) -> None: ...
+
+
+REMEMBERS: dict[str, tuple[Callable[[], Any], Callable[..., None], Callable[..., Any]]] = {
+    "a tensor that is bound anew": (lambda: torch.zeros(()), rebinds, lambda net, x: net.kept),
+    "a tensor that is written into": (
+        lambda: torch.zeros(()),
+        lambda net, x: net.kept.add_(1),
+        lambda net, x: net.kept,
+    ),
+    "a number": (lambda: 0, counts, lambda net, x: 0.1 * net.kept),
+    "a number in a dict": (lambda: {"calls": [0]}, counts_inside, lambda net, x: 0.1 * net.kept["calls"][0]),
+    "a number in an object": (
+        lambda: SimpleNamespace(calls=0),
+        counts_in_an_object,
+        lambda net, x: 0.1 * net.kept.calls,
+    ),
+    "a generator of torch": (
+        lambda: torch.Generator().manual_seed(1),
+        stays,
+        lambda net, x: torch.rand((), generator=net.kept),
+    ),
+    "a generator of numpy": (lambda: np.random.default_rng(1), stays, lambda net, x: float(net.kept.random())),
+    "a generator of Python": (lambda: random.Random(1), stays, lambda net, x: net.kept.random()),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERS)
+def test_what_no_state_dict_holds_is_told_of_once(name: str, tmp_path: Path) -> None:
+    build, moves, reads = REMEMBERS[name]
+    heard = Heard()
+    trained(Remembers(build(), moves, reads), out=tmp_path / "run", progress=heard)
+    (said,) = heard.said
+    assert said.startswith("The model's logits depend on what it has seen before (kept") and "register_buffer" in said
+
+
+def test_a_resume_is_told_again(tmp_path: Path) -> None:
+    heard = Heard()
+    with pytest.raises(Stopped):
+        trained(Remembers(0, counts, lambda net, x: 0.1 * net.kept), out=tmp_path / "run", progress=After(1))
+    net = Remembers(0, counts, lambda net, x: 0.1 * net.kept)
+    trained(net, resume_from=tmp_path / "run", progress=heard)
+    assert [said for said in heard.said if said.startswith("The model's logits depend on what it has seen")]
+
+
+def test_what_is_in_no_attribute_is_seen_by_calling_twice() -> None:
+    numbers, heard = iter(range(10**6)), Heard()
+    trained(Remembers(None, stays, lambda net, x: 0.1 * next(numbers)), progress=heard)
+    assert heard.said[0].startswith("The model's logits depend on what it has seen before, and no state_dict")
+
+
+def test_what_decides_nothing_is_no_matter() -> None:
+    """Many nets keep their features, or count their calls; and what is kept later than it matters is told then."""
+    heard = Heard()
+    for moves in (rebinds, counts):
+        trained(Remembers(torch.zeros(()), moves, lambda net, x: 0), progress=heard)
+    assert not heard.said
+    net = Remembers(0, counts, lambda net, x: float(net.kept > 2))
+    step = advkit.Step(net, torch.optim.SGD(net.parameters(), 0.1), num_samples=4, settings={"attack.steps": 1})
+    step(torch.rand(4, 2, 4, 4), torch.arange(4) % 3, torch.arange(4), epoch=0)
+    assert not step.care.memory.caution()
+    for _ in range(4):
+        step(torch.rand(4, 2, 4, 4), torch.arange(4) % 3, torch.arange(4), epoch=0)
+    kept = net.kept
+    assert "(kept)" in step.care.memory.caution() and net.kept == kept and not step.care.memory.caution()
+
+
+def test_a_net_is_as_it_was_after_the_look() -> None:
+    """Bit for bit: twins, of which one is looked at more often, train alike."""
+    weights = []
+    for looks in (0, 3):
+        net = Remembers(torch.Generator().manual_seed(1), stays, lambda net, x: torch.rand((), generator=net.kept))
+        step = advkit.Step(net, torch.optim.SGD(net.parameters(), 0.1), num_samples=4, settings={"attack.steps": 1})
+        step.warn = lambda sentence: None
+        for k in range(3):
+            x = torch.rand(4, 2, 4, 4, generator=torch.Generator().manual_seed(k))
+            step(x, torch.arange(4) % 3, torch.arange(4), epoch=k)
+            for _ in range(looks):
+                step.care.memory._said = False
+                assert step.care.memory.caution()
+        weights.append([p.detach() for p in net.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+class Registers(nn.Module):
+    """Registers what it needs in its first forward, of training or of any mode."""
+
+    def __init__(self, register: Callable[[nn.Module], None], training: bool) -> None:
+        super().__init__()
+        self.core, self.register, self.late = nn.Sequential(nn.Flatten(), nn.Linear(32, 3)), register, training
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "mean") and (self.training or not self.late):
+            self.register(self)
+        return self.core(x - self.mean) if hasattr(self, "mean") else self.core(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda net: net.register_buffer("mean", torch.zeros(2, 1, 1)),
+        lambda net: net.register_buffer("mean", torch.zeros(2, 1, 1), persistent=False),
+        lambda net: net.register_parameter("mean", nn.Parameter(torch.zeros(2, 1, 1))),
+    ],
+)
+def test_what_a_forward_registers_is_refused(register: Any, training: bool) -> None:
+    net = Registers(register, training)
+    with pytest.raises(OptionError, match="The model registers mean in a forward, where no optimizer and no resumed"):
+        trained(net)
+    built = Registers(register, training)
+    built(torch.rand(2, 2, 4, 4))
+    trained(built)

@@ -152,15 +152,31 @@ def far_apart(one: Tensor, other: Tensor) -> bool:
     return bool(((one - other).abs()[both] > ALONE * scale).any())
 
 
+_SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "the grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (
+        torch.get_default_device,
+        lambda device: torch.set_default_device(None if device == torch.device("cpu") else device),
+    ),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "whether algorithms are deterministic": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+}
+
+
 def switches() -> dict[str, Any]:
     """What is global in torch and decides what a forward is, by what it is called in a sentence."""
-    return {"the grad mode": torch.is_grad_enabled(), "the default dtype": torch.get_default_dtype()}
+    return {name: read() for name, (read, _) in _SWITCHES.items()}
 
 
 def switch_back(states: dict[str, Any]) -> None:
     """The switches as they were."""
-    torch.set_grad_enabled(states["the grad mode"])
-    torch.set_default_dtype(states["the default dtype"])
+    for name, (read, write) in _SWITCHES.items():
+        if read() != states[name]:
+            write(states[name])
 
 
 def generators() -> dict[str, Any]:

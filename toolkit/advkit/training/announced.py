@@ -1,25 +1,12 @@
-"""What plugins and plan announced before the run, for a step to be held against: largest budgets, and passes."""
+"""What the plan announced before the run, for a step to be held against."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..compose.composition import Composition
-from ..compose.stage import Answer, Stage
+from ..compose.stage import Stage
 from ..errors import HookContract
-from ..plugin import Budgets, Plugin
 from ..types import Passes
-
-
-def largest_budgets(composition: Composition) -> Budgets | None:
-    """What budgets may not exceed: where their owner says so, or somebody makes labels of them; None elsewhere."""
-    says = any(type(answer.plugin).largest_budget is not Plugin.largest_budget for answer in _budgets(composition))
-    matters = _budgets(composition) and composition.answers["target_label"]
-    return composition.company.largest_budget if says or matters else None
-
-
-def _budgets(composition: Composition) -> tuple[Answer, ...]:
-    return composition.answers["perturbation_budget"]
 
 
 def as_declared(stage: Stage, ran: Mapping[str, Passes], plugins: Iterable[str]) -> None:

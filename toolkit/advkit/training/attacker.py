@@ -55,7 +55,7 @@ class Attacker:
         settings = self.panel.state.attack
         owner, target = self.stage.owner("attack_objective"), known["target"]
         objective: Callable[[Tensor], Tensor] = (
-            self.contract.objective(owner.plugin.name, self.panel.ask(owner, known))
+            self.contract.objective(owner.plugin.name, self.panel.ask(owner, known), known)
             if owner
             else lambda logits: soft_cross_entropy(logits, target)
         )

@@ -8,14 +8,13 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ascent import per_sample
 from ..compose.composition import Composition
 from ..errors import HookContract
 from ..types import AttackResult, Batch, Budget, BudgetScale, Mix
-from .announced import largest_budgets
-from .guard import unchanged
+from .guard import unchanged, values_of
 
 SLACK = 1e-6
 """Relative: what a budget may round above the largest."""
@@ -24,10 +23,10 @@ SLACK = 1e-6
 class Contract:
     """Checks answers of one step's hooks. `values` also checks finiteness, ranges and the simplex."""
 
-    def __init__(self, batch: Batch, classes: int, composition: Composition, values: bool) -> None:
+    def __init__(self, batch: Batch, classes: int, composition: Composition, model: nn.Module, values: bool) -> None:
         self.batch, self.classes, self.steps, self.values = batch, classes, composition.setting.attack.steps, values
-        self.largest = largest_budgets(composition) if values else None
-        self.rows = batch.x.shape[0]
+        self.largest = composition.company.largest_budget if values else None
+        self.rows, self.model = batch.x.shape[0], model
 
     def mixed(self, who: str, batch: object) -> Batch:
         """The batch that all later answers are checked against."""
@@ -97,13 +96,14 @@ class Contract:
         )
         return target
 
-    def objective(self, who: str, goal: object) -> Callable[[Tensor], Tensor]:
+    def objective(self, who: str, goal: object, known: Mapping[str, object]) -> Callable[[Tensor], Tensor]:
         if not callable(goal):
             raise _broken(who, "attack_objective", f"a callable is expected, not {type(goal).__name__}")
 
         def checked(logits: Tensor) -> Tensor:
             try:
-                with unchanged(who, "attack_objective", {"logits": logits}) if self.values else nullcontext():
+                lent = {"logits": logits, **known, **values_of(self.model)}
+                with unchanged(who, "attack_objective", lent, self.model) if self.values else nullcontext():
                     loss: Tensor = goal(logits)
             except HookContract:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,47 @@ def wants_closure(optimizer: torch.optim.Optimizer) -> str:
         f"The optimizer {type(optimizer).__name__} steps with a closure that evaluates the loss again, which a step of "
         "advkit has not; take one that steps on gradients, such as SGD or AdamW (for sharpness-aware training: awp)."
     )
+
+
+def idle(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """The trainable parameters that the optimizer lacks, by name."""
+    has = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in has}
+
+
+def refuse_strangers(model: nn.Module, optimizer: torch.optim.Optimizer, known: Mapping[str, nn.Parameter]) -> None:
+    """OptionError for trainable parameters that the optimizer lacks, beside those `known` to be such."""
+    for name, parameter in idle(model, optimizer).items():
+        if parameter is not known.get(name):
+            raise OptionError(
+                f"The optimizer does not have {name} of the model, which has come or become trainable since, so it "
+                "would never change; build the optimizer and the step when the model is as it shall be."
+            )
+
+
+def at_rest(known: Mapping[str, nn.Parameter]) -> str:
+    """A sentence where trainable parameters, by name, are not the optimizer's, "" where there are none."""
+    if not known:
+        return ""
+    first, more = next(iter(known)), f" and {len(known) - 1} more" if len(known) > 1 else ""
+    return (
+        f"The optimizer lacks trainable parameters of the model ({first}{more}), which never change; give it all of "
+        "model.parameters(), or say that it is meant with requires_grad_(False)."
+    )
+
+
+def registered(model: nn.Module) -> set[str]:
+    """Names of parameters and buffers."""
+    return {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+
+
+def refuse_late(model: nn.Module, before: Collection[str]) -> None:
+    """OptionError for parameters and buffers that a forward has registered: no optimizer and no resume knows them."""
+    if late := sorted(registered(model) - {*before}):
+        raise OptionError(
+            f"The model registers {late[0]} in a forward, where no optimizer and no resumed run finds it; call the "
+            "model on a batch of images before, or register it in __init__."
+        )
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:
@@ -148,11 +189,12 @@ def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
 
     What the net does to its images and in which precision it computes is seen here, before anything is trained.
     """
-    half = HalfPrecision()  # type: ignore[no-untyped-call]
+    half, before = HalfPrecision(), registered(model)  # type: ignore[no-untyped-call]
     with own_generator(state.device), mode(model, training=False), eagerly(model):
         logits, rows = _of_one(model, batch.x, half)
         if half.seen:
             half.refuse(_zeros(model, batch))
+    refuse_late(model, before)
     return checked_logits(logits, rows, state.num_classes or None).shape[1]
 
 

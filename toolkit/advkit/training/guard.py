@@ -15,16 +15,20 @@ from ..errors import HookContract
 from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches
 from ..plugin import Plugin
 from ..run import RunState
+from .hidden import HOOKS
 
 
-def guarded(answer: Answer, arguments: Mapping[str, Any]) -> Any:
-    """The answer, of a plugin that is watched while it is asked."""
+def guarded(answer: Answer, arguments: Mapping[str, Any], step: Mapping[str, Any], model: nn.Module | None) -> Any:
+    """The answer, of a plugin that is watched while it is asked: what it is given, all that the `step` knows, the net.
+
+    It may have kept a tensor or the net from an earlier hook.
+    """
     listed = {name: arguments[name] for name in answer.arguments}
-    borrowed = dict(listed)
-    if answer.hook == "after_update":
-        borrowed.pop("model", None)  # an average of weights may be put back into the net
     net = {name: _apart(listed[name]) for name in ("model", "gradient_at") if not isinstance(listed.get(name), _OWN)}
-    with unchanged(answer.plugin.name, answer.hook, borrowed):
+    moving = answer.hook == "after_update"  # an average may be put back
+    statistics = answer.spec.phase == "attack" and arguments["run"].attack.mode == "train"
+    values = values_of(model, parameters=not moving, buffers=not moving and not statistics)
+    with unchanged(answer.plugin.name, answer.hook, {**listed, **step, **values}, model):
         return answer({**arguments, **net})
 
 
@@ -68,37 +72,87 @@ class Bindings:
 
 
 @contextmanager
-def unchanged(who: str, hook: str, borrowed: Mapping[str, object]) -> Iterator[None]:
-    """HookContract where the scope changes a tensor in `borrowed`, a global generator, grad mode or default dtype.
+def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Module | None) -> Iterator[None]:
+    """HookContract where the scope changes a tensor in `borrowed`, the model, or what is global in torch.
 
     Everything is put back as it was, so that nobody else meets the damage.
     """
-    before = [(name, tensor, tensor.detach().clone()) for name, tensor in _tensors(borrowed)]
-    switched, states = switches(), generators()
+    lent: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in _tensors(borrowed):
+        lent.setdefault(id(tensor), (name, tensor))
+    before = [(name, t, t.detach().clone(), len(t._backward_hooks or ())) for name, t in lent.values()]
+    form, switched, states = Form(model, hook), switches(), generators()
     try:
         yield
     except BaseException:
         switch_back(switched)
         put_back(states)
         raise
-    for name, tensor, copy in before:
+    changed = []
+    for name, tensor, copy, hooks in before:
         if not same_bits(tensor.detach(), copy):
+            changed.append((f"{name}, which it only borrows", "work on a copy"))
             with torch.no_grad():
                 tensor.detach().copy_(copy)
-            raise HookContract.broken(who, hook, f"it changed {name}, which it only borrows; work on a copy")
-    changed = [(name, "leave it as it was") for name, now in switches().items() if now != switched[name]]
+        if len(tensor._backward_hooks or ()) > hooks:
+            changed.append((f"the gradient of {name} by a hook", "return another term instead"))
+    changed += [(f"{name} of the model", "leave it as it was") for name in form.put_back()]
+    changed += [(name, "leave it as it was") for name, now in switches().items() if now != switched[name]]
     changed += [(name, "draw from run.draws(...)") for name in drawn_from(states)]
-    for name, remedy in changed:
+    if changed:
         switch_back(switched)
         put_back(states)
-        raise HookContract.broken(who, hook, f"it changed {name}; {remedy}")
+        what, remedy = changed[0]
+        raise HookContract.broken(who, hook, f"it changed {what}; {remedy}")
+
+
+class Form:
+    """What a model is made of, its values aside: parts, hooks, modes, which weights ask for a gradient and have one."""
+
+    def __init__(self, model: nn.Module | None, hook: str) -> None:
+        self._modules = [*model.named_modules()] if model is not None else []
+        places = ("_modules", "_parameters", "_buffers", *(HOOKS if hook != "setup" else ()))  # to read features
+        self._held = [
+            (name, vars(module), place, dict(vars(module)[place])) for name, module in self._modules for place in places
+        ]
+        self._modes = [(name, module, module.training) for name, module in self._modules]
+        own = [*model.named_parameters()] if model is not None else []
+        self._asking = [(name, p, p.requires_grad, p.grad) for name, p in own]
+
+    def put_back(self) -> list[str]:
+        """Names of what has changed since, which is undone."""
+        changed = []
+        for name, attributes, place, before in self._held:
+            now = attributes[place]
+            if now.keys() != before.keys() or any(now[key] is not value for key, value in before.items()):
+                names = [key for key in {**before, **now} if before.get(key) is not now.get(key)]
+                changed.append("a hook" if place in HOOKS else f"{name}.{names[0]}".lstrip("."))
+                now.clear()
+                now.update(before)
+        for name, module, training in self._modes:
+            if module.training != training:
+                changed.append("the mode" + (f" of {name}" if name else ""))
+                module.training = training
+        for name, parameter, asks, gradient in self._asking:
+            if parameter.requires_grad != asks:
+                changed.append(f"requires_grad of {name}")
+                parameter.requires_grad_(asks)
+            if parameter.grad is not gradient:
+                changed.append(f"the gradient of {name}")
+                parameter.grad = gradient
+        return changed
+
+
+def values_of(model: nn.Module | None, *, parameters: bool = True, buffers: bool = True) -> dict[str, Tensor]:
+    """What is written in a model, by name: its parameters with their gradients, its buffers."""
+    own = dict(model.named_parameters()) if model is not None and parameters else {}
+    gradients = {f"the gradient of {name}": p.grad for name, p in own.items() if p.grad is not None}
+    return {**own, **gradients, **(dict(model.named_buffers()) if model is not None and buffers else {})}
 
 
 def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
-    elif isinstance(value, nn.Module):
-        yield from (*value.named_parameters(), *value.named_buffers())
     elif is_dataclass(value):
         for field in fields(value):
             yield from _tensors(getattr(value, field.name), f"{name}.{field.name}")

@@ -162,6 +162,8 @@ class Trainer:
         self.meter = Meter(self.step.engine)
         save(self, evaluated)
         self.progress.finished_epoch(row)
+        if self.folder and (remembers := self.step.care.memory.caution()):
+            self.progress.warn(remembers)
 
     # ------------------------------------------------------------------ validation
 

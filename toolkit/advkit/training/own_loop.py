@@ -92,7 +92,7 @@ class Step(TrainingStep):
             if self.state.samples and bool(visits.repeated):
                 warnings.warn(f"In epoch {visits.epoch}, {AGAIN}", stacklevel=2)
             visits.begin(epoch)
-        if self.check_hooks and self.state.samples and visits.fit(index, seen) and bool(visits.repeats(index, seen)):
+        if self.care.always and self.state.samples and visits.fit(index, seen) and bool(visits.repeats(index, seen)):
             raise OptionError(AGAIN[0].upper() + AGAIN[1:])
         report = super().__call__(x, y, index, epoch=epoch, occurrence=occurrence)
         visits.add(index, seen)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from ..compose.composition import Composition
 from ..compose.stage import Answer, Stage
 from ..errors import OptionError
@@ -25,6 +27,7 @@ class Panel:
         for plugin in composition.plugins:
             plugin.taken = True
         self.composition, self.state, self.guarded = composition, state, False
+        self.model: nn.Module | None = None
         self._bindings = Bindings((), state)
         self.runs = {p.name: Run(state, p.name, composition.company) for p in composition.plugins}
 
@@ -42,7 +45,9 @@ class Panel:
             value = everything.get(stage.aliases.get(name, name)) if name in needs else None
             arguments[name] = value.detach() if value is not None and name in detached else value
         rare = answer.spec.phase in ("data", "run") and answer.hook not in ("mix_batch", "train_transform")
-        return guarded(answer, arguments) if self.guarded or rare else answer(arguments)
+        if self.guarded or rare:
+            return guarded(answer, arguments, {} if answer.hook == "after_update" else everything, self.model)
+        return answer(arguments)
 
     def notify(self, hook: str, **known: Any) -> None:
         """Tell everybody who answers a NOTIFY hook in this epoch; before and after the run, whoever is in it."""

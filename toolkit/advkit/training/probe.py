@@ -5,8 +5,8 @@ Some models read or recompute weights behind the call, and some give their image
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,52 +14,81 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import OptionError
-from ..judging import probabilities
+from ..judging import probabilities, same_bits
 from ..losses import soft_cross_entropy
 from ..modules import own_generator, placement
 from ..types import AttackResult, Batch
+from .by_itself import by_itself
 from .compiled import eagerly
+from .hidden import Hidden
 
 TOLERANCE = 1e-2
 """Of the relative difference of two gradients: rounding stays far below, one forgotten weight far above."""
+
+NEGLIGIBLE = 1e-4
+"""A gradient of so small a share of the whole may be rounding on an accelerator."""
 
 SURE, NEARLY_ALL = 0.999, 0.9
 """Above which probability of its label an image may have no gradient; which share of images may not stand still."""
 
 
-def refuse_other_weights(model: nn.Module, x: Tensor, target: Tensor, shift: Mapping[str, Tensor]) -> None:
-    """OptionError where the gradient at theta+v by substitution is not that of the model when it holds theta+v.
+def refuse_other_weights(
+    model: nn.Module, x: Tensor, target: Tensor, shift: Mapping[str, Tensor], computing: Container[object]
+) -> None:
+    """OptionError where the gradient at other weights by substitution is not that of the model when it holds them.
 
     Asked once a stage, of the model in its present mode, on the batch's images x (B, C, H, W) with labels `target`
-    (B, K): first with v substituted, then with v added in place. Weights and all else are put back bit for bit. A
-    tensor that a function has captured is seen, since it is the model's own.
+    (B, K): first with v and noise substituted, then with them added in place; the noise because v may be 0 today and
+    layers of zeros hide what is behind them. Everything is put back bit for bit. A tensor that a function has captured
+    is seen, since it is the model's own. Of the model's hooks those run that are in `computing`.
     """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    def gradient(weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    def gradient(hidden: Hidden, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with own_generator(placement(model)[0]) as seed:
             seed(0)
+            hidden.put_back()
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             loss = soft_cross_entropy(functional_call(model, {**weights, **buffers}, (x,)), target).sum()
-            held = own | dict(weights)
-            return dict(zip(own, torch.autograd.grad(loss, list(held.values()), allow_unused=True), strict=True))
+            inputs = [{**own, **weights}[name] for name in own]
+            gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+            return dict(zip(own, gradients, strict=True))
 
-    def flat(gradients: Mapping[str, Tensor | None]) -> Tensor:
-        pairs = ((own[name], value) for name, value in gradients.items())
-        return torch.cat([(torch.zeros_like(p) if value is None else value).flatten() for p, value in pairs])
+    def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+        """The largest relative difference of a parameter's gradient, where it matters to the whole."""
+        lengths = {name: float(value.norm()) for name, value in other.items()}
+        least = max(NEGLIGIBLE * math.hypot(*lengths.values()), 1e-30)
+        return max(float((one[name] - other[name]).norm()) / max(lengths[name], least) for name in own)
 
-    with _by_itself(model), eagerly(model), torch.enable_grad():
-        substituted = gradient({name: p + shift[name] if name in shift else p for name, p in own.items()})
-        with _holding(own, shift):
-            held = gradient({})
-    distance = float((flat(substituted) - flat(held)).norm() / flat(held).norm().clamp(min=1e-30))
-    past = [name for name in shift if substituted[name] is None and (g := held[name]) is not None and bool(g.any())]
-    if past or not distance <= TOLERANCE:
+    with by_itself(model, computing) as hidden, eagerly(model), torch.enable_grad():
+        for moved in (_with_noise(shift, own), shift):
+            substituted = gradient(hidden, {name: own[name] + value for name, value in moved.items()})
+            with _holding(own, moved):
+                held = gradient(hidden, {})
+            if all(bool(value.isfinite().all()) for value in held.values()):
+                break
+        distance = apart(substituted, held)
+        again = substituted if distance <= TOLERANCE else gradient(hidden, {n: own[n] + v for n, v in moved.items()})
+    if not apart(again, substituted) <= TOLERANCE:
+        raise OptionError(
+            "The model answers differently from one call to the next, with its random numbers seeded alike, so whether "
+            "its gradient at perturbed weights is right can not be known. Let it draw from torch's generator, which is "
+            "seeded for it, or leave out the plugin that perturbs weights."
+        )
+    if not distance <= TOLERANCE:
         raise OptionError(
             f"The model's gradient at perturbed weights is off by {distance:.2g} of its length: a part of it is "
             "computed again in the backward (torch.utils.checkpoint) or reads a weight through a reference of its own, "
             "past the perturbation. Switch that off, or leave out the plugin that perturbs weights."
         )
+
+
+def _with_noise(shift: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """v and normal noise, of a tenth of each parameter's size and at least 0.01."""
+    generator = torch.Generator().manual_seed(0)
+    noise = {name: torch.randn(value.shape, generator=generator).to(value) for name, value in shift.items()}
+    sizes = {name: (own[name].detach().square().mean().sqrt() / 10).clamp(min=0.01) for name in shift}
+    return {name: value + sizes[name] * noise[name] for name, value in shift.items()}
 
 
 @contextmanager
@@ -122,33 +151,8 @@ def nothing_moves(model: nn.Module, when: str, watched: bool) -> Iterator[None]:
     if not watched:
         return
     for name, buffer in model.named_buffers():
-        if not torch.equal(buffer, before[name]):
+        if not same_bits(buffer, before[name]):
             raise OptionError(
                 f"{name} moved in {when}, where nothing may: the model computes its forward again in the backward "
                 "(torch.utils.checkpoint), so BatchNorm counts images twice. Switch that off."
             )
-
-
-@contextmanager
-def _by_itself(model: nn.Module) -> Iterator[None]:
-    """Without the hooks of those who count its passes, and afterwards without a trace in its modules' attributes.
-
-    Hooks of torch.nn.utils stay: they compute weights.
-    """
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    for module, attributes, _ in before:
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
-            own = [(key, hook) for key, hook in attributes[name].items() if _computes_weights(hook)]
-            vars(module)[name] = OrderedDict(own)
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-
-
-def _computes_weights(hook: object) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,14 +23,16 @@ from ..settings import RunSettings
 from ..types import AttackResult, Batch
 from .announced import as_declared
 from .attacker import Attacker
+from .by_itself import hooks_told_apart
+from .care import Care
 from .contracts import Contract
 from .engine import Engine
-from .given import a_batch, a_width, an_epoch, refuse_stray_values, refuse_unfit, take_step
+from .given import a_batch, an_epoch, take_step
 from .ledger import Ledger
 from .network import Network, moved
 from .objective import Objective, Outcome, Update
 from .panel import Panel
-from .probe import doubts, nothing_moves, refuse_other_weights, standing_still
+from .probe import nothing_moves
 from .probes import opened
 from .step_report import Report, not_finite, shift_ratio
 from .undo import all_or_nothing
@@ -43,12 +46,12 @@ class TrainingStep:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, run: RunSettings) -> None:
-        refuse_unfit(model, optimizer)
-        self.model, self.optimizer, self.panel, self.check_hooks = model, optimizer, panel, run.check_hooks
+        self.model, self.optimizer, self.panel = model, optimizer, panel
+        panel.model = model
+        self.care = Care(model, optimizer, panel.state, run.check_hooks)
         self.engine = Engine(run, model)
         self.objective = Objective(model)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition
-        self._checked: set[int] = set()
         self.warn: Callable[[str], None] = partial(warnings.warn, stacklevel=3)
 
     def seek(self, epoch: int, step: int = 0) -> None:
@@ -65,41 +68,31 @@ class TrainingStep:
         if epoch != self.state.epoch:
             self.seek(epoch)
         stage = self.panel.stage
-        careful = id(stage) not in self._checked or self.check_hooks
-        if not self._checked:
-            self.state.num_classes = a_width(self.model, batch, self.state)
-        classes, ledger = self.state.num_classes, Ledger()
-        if careful:
-            refuse_stray_values(batch, classes, self.state.num_samples)
+        careful, ledger = self.care.begin(batch, stage), Ledger()
+        classes = self.state.num_classes
         with (
             explained(),
             all_or_nothing(self.model, self.optimizer, self.state, batch.index),
             own_generator(self.state.device) as seed,
             self.panel.watching(careful),
+            hooks_told_apart(self.model) if careful else nullcontext(()) as computing,
             self.engine.numbers(),
         ):
             network = Network(self.model, self.engine, ledger, lambda label: seed(self._seed(label)), classes, careful)
-            contract = Contract(batch, classes, self.composition, values=careful)
+            contract = Contract(batch, classes, self.composition, self.model, values=careful)
             known = self._attack(batch, stage, network, contract)
             outcome, shift = self._update(known, stage, network, contract)
             # Now: theta is what v was made for only until the optimizer steps.
             ratio = shift_ratio(shift, self.model) if shift else None
             if careful:
                 as_declared(stage, ledger.passes(), self.panel.runs)
-            if id(stage) not in self._checked:
-                if shift:
-                    with mode(self.model, training=True):
-                        refuse_other_weights(self.model, known["x_train"], known["target"], shift)
-                seen, steps = outcome.logits.get("adv_logits"), self.attack.steps
-                if still := standing_still(known["attack"], known["batch"], known["radius"], seen, steps):
-                    self.warn(still)
-                if doubt := doubts(outcome.logits):
-                    self.warn(doubt)
+            for caution in self.care.cautions(stage, known, outcome.logits, shift, computing):
+                self.warn(caution)
             perturber = stage.owner("weight_perturbation")
             at_shift = perturber is not None and declared(perturber.plugin, "steps_at_shift")
             with moved(network.params, shift if at_shift else {}):
                 take_step(self.optimizer)
-            self._checked.add(id(stage))
+            self.care.done(stage)
             self.panel.notify("after_update", model=self.model)
         report = Report.of(self.state, known, outcome, ratio, ledger)
         self.seek(epoch, self.state.step + 1)
@@ -150,7 +143,7 @@ class TrainingStep:
                 params = {name: p.detach() for name, p in network.params.items() if p.requires_grad}
                 gradient_at = update.gradient_at(owner.plugin.name)
                 with torch.no_grad():
-                    answer = self.panel.ask(owner, {"params": params, "gradient_at": gradient_at})
+                    answer = self.panel.ask(owner, known, params=params, gradient_at=gradient_at)
                 shift = contract.shift(owner.plugin.name, answer, params)
             outcome = self.objective(update, shift, samples=len(known["batch"].y))
             if not outcome.loss.requires_grad:
@@ -160,8 +153,7 @@ class TrainingStep:
                 )
             self.optimizer.zero_grad(set_to_none=True)
             self.model.zero_grad(set_to_none=True)  # of parameters that the optimizer does not have, too
-            may_move = all(view.moves_statistics for view in stage.views.values())
-            with nothing_moves(self.model, "the backward", contract.values and not may_move):
+            with nothing_moves(self.model, "the backward", contract.values):
                 outcome.loss.backward()
         self._stop_if_not_finite(known["attack"], outcome)
         with torch.no_grad():

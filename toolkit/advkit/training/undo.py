@@ -11,6 +11,7 @@ from torch.jit import ScriptModule
 
 from ..errors import NonFinite
 from ..run import RunState
+from .given import refuse_late
 
 
 @contextmanager
@@ -28,6 +29,7 @@ def all_or_nothing(
     steps = {parameter: _copied(values) for parameter, values in optimizer.state.items()}
     try:
         yield
+        refuse_late(model, before)
         rows = [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
         now = [(name, tensor, before[name][1] if name in before else None) for name, tensor in _held(model, state)]
         if what := _not_finite([*now, *rows], optimizer):

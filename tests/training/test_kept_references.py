@@ -1,0 +1,240 @@
+"""What a plugin has kept from an earlier hook, and the net itself, are watched in every hook; so is what is global."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import advkit
+from advkit import HookContract, Plugin, Step, hookimpl
+from advkit.compose.registration import HOOKS
+
+Net = Callable[..., nn.Sequential]
+BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def bad(**members: Any) -> type[Plugin]:
+    """A plugin called "bad": functions named like a hook are marked."""
+    for name in members.keys() & HOOKS.keys():
+        members[name].__annotations__ = {}  # those of these tests are not the specification's
+    marked = {name: hookimpl(value) if name in HOOKS else value for name, value in members.items()}
+    return type("Bad", (Plugin,), {"name": "bad", **marked})
+
+
+def step_of(net: nn.Module, *plugins: Any, **settings: Any) -> Step:
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    return Step(net, optimizer, plugins, num_samples=16, eps=0.1, settings={"attack.steps": 2, **settings})
+
+
+def keeps(self: Any, target: Tensor, batch: Any) -> Tensor:
+    self.batch, self.target = batch, target
+    return target
+
+
+def takes(self: Any, model: nn.Module) -> None:
+    self.model = model
+
+
+def ones(values: Tensor) -> Tensor:
+    return torch.ones(len(values))
+
+
+def later(deed: Callable[[Any], object]) -> Callable[..., Tensor]:
+    def instance_weight(self: Any, adv_logits: Tensor) -> Tensor:
+        deed(self)
+        return ones(adv_logits)
+
+    return instance_weight
+
+
+def weigher(**members: Any) -> type[Plugin]:
+    return bad(terms=("base_loss",), **members)
+
+
+@pytest.mark.parametrize(
+    ("name", "deed"),
+    [
+        ("batch.x", lambda self: self.batch.x.mul_(0.5)),
+        ("batch.x", lambda self: self.batch.x.data.mul_(0.5)),
+        ("batch.y", lambda self: self.batch.y.zero_()),
+        ("target", lambda self: self.target.fill_(0.1)),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_was_kept_is_borrowed_still(
+    tiny_net: Net, tiny_batch: BatchOf, name: str, deed: Callable[[Any], object], first: bool
+) -> None:
+    """At the first step, and at later ones with run.check_hooks."""
+
+    def once(self: Any) -> None:
+        self.steps = getattr(self, "steps", 0) + 1
+        if first or self.steps > 1:
+            deed(self)
+
+    x, y, index = tiny_batch()
+    kept = x.clone(), y.clone()
+    step = step_of(tiny_net(), weigher(target_label=keeps, instance_weight=later(once)), **{"run.check_hooks": True})
+    if not first:
+        step(x, y, index, epoch=0)
+    with pytest.raises(HookContract) as refused:
+        step(x, y, index, epoch=0)
+    assert str(refused.value).startswith(
+        f"Plugin bad broke the contract of instance_weight: it changed {name}, which it only borrows"
+    )
+    assert torch.equal(x, kept[0]) and torch.equal(y, kept[1]), "and it is put back"
+
+
+def backwards(self: Any) -> None:
+    with torch.enable_grad():
+        self.model[0].weight.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("what", "deed"),
+    [
+        ("0.weight", lambda self: self.model[0].weight.data.mul_(0.5)),
+        ("1.running_mean", lambda self: self.model(self.batch.x)),
+        ("requires_grad of 0.weight", lambda self: self.model[0].weight.requires_grad_(False)),
+        ("the mode", lambda self: self.model.eval()),
+        ("the mode of 1", lambda self: self.model[1].eval()),
+        ("the gradient of 0.weight", backwards),
+        (
+            "0.weight",
+            lambda self: setattr(self.model[0], "weight", nn.Parameter(torch.ones_like(self.model[0].weight))),
+        ),
+        ("a hook", lambda self: self.model.register_forward_hook(lambda module, given, output: output * 0.5)),
+        ("4", lambda self: self.model.__setitem__(4, nn.Linear(4, 3))),
+    ],
+)
+def test_the_net_is_nobodys(tiny_net: Net, tiny_batch: BatchOf, what: str, deed: Callable[[Any], object]) -> None:
+    net = tiny_net(batch_norm=True)
+    kept, modules = {name: value.clone() for name, value in net.state_dict().items()}, [*net]
+    step = step_of(net, weigher(setup=takes, target_label=keeps, instance_weight=later(deed)))
+    with pytest.raises(
+        HookContract, match=f"of instance_weight: it changed {what}( of the model|, which it only borr)"
+    ):
+        step(*tiny_batch(), epoch=0)
+    assert [*net] == modules and not net._forward_hooks and net[0].weight.requires_grad
+    assert all(torch.equal(value, kept[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("zeroes", [True, False])
+def test_gradients_are_whole_when_they_are_shown(tiny_net: Net, tiny_batch: BatchOf, zeroes: bool) -> None:
+    def observe_update(self: Any, batch: Any) -> None:
+        if zeroes:
+            self.model[0].weight.grad.zero_()
+        else:
+            with torch.enable_grad():
+                F.cross_entropy(self.model(batch.x), batch.y).backward()
+
+    with pytest.raises(
+        HookContract, match=r"of observe_update: it changed the gradient of 0.weight, which it only borr"
+    ):
+        step_of(tiny_net(), bad(setup=takes, observe_update=observe_update))(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("what", "deed"),
+    [
+        ("requires_grad of 0.weight", lambda model: model[0].weight.requires_grad_(False)),
+        ("0.weight", lambda model: setattr(model[0], "weight", nn.Parameter(torch.ones_like(model[0].weight)))),
+        ("a hook", lambda model: model.register_forward_hook(lambda module, given, output: output * 0.5)),
+    ],
+)
+def test_after_an_update_values_may_move_and_nothing_else(
+    tiny_net: Net, tiny_batch: BatchOf, what: str, deed: Callable[[Any], object]
+) -> None:
+    def after_update(self: Any, model: nn.Module) -> None:
+        deed(model)
+
+    with pytest.raises(HookContract, match=f"of after_update: it changed {what} of the model; leave it as it was"):
+        step_of(tiny_net(), bad(after_update=after_update))(*tiny_batch(), epoch=0)
+
+    def halves(self: Any, model: nn.Module) -> None:
+        with torch.no_grad():
+            model[0].weight.mul_(0.5)
+
+    step_of(tiny_net(), bad(after_update=halves))(*tiny_batch(), epoch=0)
+
+
+def test_setup_may_read_features_and_freeze_nothing(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def reads(self: Any, model: nn.Module) -> None:
+        model[0].register_forward_hook(lambda module, given, output: setattr(self, "features", output.detach()))
+
+    step_of(tiny_net(), bad(setup=reads))(*tiny_batch(), epoch=0)
+
+    def freezes(self: Any, model: nn.Module) -> None:
+        model[0].weight.requires_grad_(False)
+
+    with pytest.raises(HookContract, match=r"of setup: it changed requires_grad of 0.weight of the model"):
+        step_of(tiny_net(), bad(setup=freezes))
+
+
+def test_nobody_bends_anothers_gradient(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def extra_regularizer(self: Any, adv_logits: Tensor) -> Tensor:
+        adv_logits.register_hook(lambda gradient: gradient * 0)
+        return 0 * adv_logits.sum(1)
+
+    with pytest.raises(HookContract, match="of extra_regularizer: it changed the gradient of adv_logits by a hook"):
+        step_of(tiny_net(), bad(extra_regularizer=extra_regularizer))(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "deed"),
+    [
+        ("batch.x", lambda batch, target: batch.x.mul_(0.5)),
+        ("batch.y", lambda batch, target: batch.y.zero_()),
+        ("target", lambda batch, target: target.fill_(0.1)),
+    ],
+)
+def test_an_objective_keeps_what_it_captured(tiny_net: Net, tiny_batch: BatchOf, name: str, deed: Any) -> None:
+    def attack_objective(self: Any, batch: Any, target: Tensor) -> Any:
+        def goal(logits: Tensor) -> Tensor:
+            deed(batch, target)
+            return F.cross_entropy(logits, batch.y, reduction="none")
+
+        return goal
+
+    with pytest.raises(HookContract, match=f"of attack_objective: it changed {name}, which it only borrows"):
+        step_of(tiny_net(), bad(attack_objective=attack_objective))(*tiny_batch(), epoch=0)
+
+
+def test_a_selection_changes_no_labels(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def weight_perturbation(self: Any, params: Any, gradient_at: Any) -> Any:
+        def select(logits: Tensor, y: Tensor) -> Tensor:
+            y.zero_()
+            return torch.ones(len(y))
+
+        return {name: 0 * value for name, value in gradient_at(select=select).items()}
+
+    def passes(self: Any, hook: str, costs: Any) -> Any:
+        return costs.adv_ce if hook == "weight_perturbation" else advkit.Passes()
+
+    with pytest.raises(HookContract, match=r"of weight_perturbation: it changed batch.y, which it only borrows"):
+        step_of(tiny_net(), bad(weight_perturbation=weight_perturbation, passes=passes))(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("what", "deed", "read"),
+    [
+        ("the number of threads", lambda: torch.set_num_threads(3), torch.get_num_threads),
+        ("the default device", lambda: torch.set_default_device("meta"), torch.get_default_device),
+        (
+            "whether algorithms are deterministic",
+            lambda: torch.use_deterministic_algorithms(True),
+            torch.are_deterministic_algorithms_enabled,
+        ),
+    ],
+)
+def test_global_switches_are_left_alone(
+    tiny_net: Net, tiny_batch: BatchOf, what: str, deed: Callable[[], Any], read: Callable[[], Any]
+) -> None:
+    before = read()
+    with pytest.raises(HookContract, match=f"it changed {what}; leave it as it was"):
+        step_of(tiny_net(), bad(observe_update=lambda self: deed()))(*tiny_batch(), epoch=0)
+    assert read() == before

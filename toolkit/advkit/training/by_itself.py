@@ -1,0 +1,64 @@
+"""A model without those who watch it: what is asked of it beside a step is nobody's pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .hidden import HOOKS, Hidden
+
+
+@contextmanager
+def hooks_told_apart(model: nn.Module) -> Iterator[set[object]]:
+    """Of the model's hooks, those that compute in the scope: others only watch, as those that count passes do."""
+    computing: set[object] = set()
+
+    def told(hook: Callable[..., object]) -> Callable[..., object]:
+        def call(module: nn.Module, *given: Any, **named: Any) -> object:
+            tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and not leaf.is_inference()]
+            versions, attributes = [tensor._version for tensor in tensors], dict(vars(module))
+            answer = hook(module, *given, **named)
+            written = versions != [tensor._version for tensor in tensors]
+            bound = any(value is not attributes.get(name) for name, value in vars(module).items())
+            if written or bound or not (answer is None or any(answer is one for one in given)):
+                computing.update((hook, call))
+            return answer
+
+        return call
+
+    places = [vars(module)[kind] for module in model.modules() for kind in HOOKS if kind in vars(module)]
+    before = [(hooks, dict(hooks)) for hooks in places]
+    for hooks, own in before:
+        hooks.update({key: hook if _computes_weights(hook) else told(hook) for key, hook in own.items()})
+    try:
+        yield computing
+    finally:
+        for hooks, own in before:
+            hooks.update({key: hook for key, hook in own.items() if key in hooks})
+
+
+@contextmanager
+def by_itself(model: nn.Module, computing: Container[object]) -> Iterator[Hidden]:
+    """Without hooks that only watch, and afterwards without a trace.
+
+    Those of torch.nn.utils stay: they compute weights.
+    """
+    hidden = Hidden(model)
+    before = [(vars(module), kind, vars(module)[kind]) for module in model.modules() for kind in HOOKS]
+    for attributes, kind, hooks in before:
+        staying = {key: hook for key, hook in hooks.items() if hook in computing or _computes_weights(hook)}
+        attributes[kind] = type(hooks)(staying)
+    try:
+        yield hidden
+    finally:
+        hidden.put_back()
+        for attributes, kind, hooks in before:
+            attributes[kind] = hooks
+
+
+def _computes_weights(hook: object) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")

@@ -1,0 +1,64 @@
+"""What is looked at before steps are believed: the run's first, the first of every stage, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compose.stage import Stage
+from ..modules import mode
+from ..run import RunState
+from ..types import Batch
+from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
+from .memory import Memory
+from .probe import doubts, refuse_other_weights, standing_still
+
+
+class Care:
+    """Looks at the steps of one run; `always` at all that cost a synchronisation."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, always: bool) -> None:
+        refuse_unfit(model, optimizer)
+        self.model, self.optimizer, self.state, self.always = model, optimizer, state, always
+        self.memory, self._idle, self._seen = Memory(model), idle(model, optimizer), set[int]()
+
+    def begin(self, batch: Batch, stage: Stage) -> bool:
+        """Whether this step is looked at. Raises OptionError for a net, an optimizer or values that do not fit."""
+        refuse_strangers(self.model, self.optimizer, self._idle)
+        if not self._seen:
+            self.memory = Memory(self.model)
+            self.state.num_classes = a_width(self.model, batch, self.state)
+        careful = self.always or id(stage) not in self._seen
+        if careful:
+            refuse_stray_values(batch, self.state.num_classes, self.state.num_samples)
+        return careful
+
+    def cautions(
+        self,
+        stage: Stage,
+        known: Mapping[str, Any],
+        logits: Mapping[str, Tensor],
+        shift: Mapping[str, Tensor],
+        computing: Container[object],
+    ) -> list[str]:
+        """Of the first step of a stage, from what it knew: its attack, its update's `logits` (B, K) by view, and v.
+
+        Of the model's hooks those run that are in `computing`. Raises OptionError where v is not what is trained at.
+        """
+        if id(stage) in self._seen:
+            return []
+        if shift:
+            with mode(self.model, training=True):
+                refuse_other_weights(self.model, known["x_train"], known["target"], shift, computing)
+        final, steps = logits.get("adv_logits"), self.state.attack.steps
+        cautions = [standing_still(known["attack"], known["batch"], known["radius"], final, steps), doubts(logits)]
+        if not self._seen:
+            cautions += [at_rest(self._idle), self.memory.first(known["batch"].x, computing)]
+        return [caution for caution in cautions if caution]
+
+    def done(self, stage: Stage) -> None:
+        """A step of this stage has happened."""
+        self._seen.add(id(stage))

@@ -1,0 +1,185 @@
+"""State of a net that is neither parameter nor buffer: no state_dict holds it, so no checkpoint does."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from copy import deepcopy
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.jit import ScriptModule
+
+from ..judging import same_bits
+
+TORCHS_OWN = {*vars(nn.Module()), "_compiled_call_impl"}
+"""Attributes of every module."""
+
+STRANGERS = (
+    "advkit.",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.fx",
+    "torch.jit",
+    "torch.optim",
+    "torch.utils",
+    "logging",
+)
+"""Modules of Python whose objects are no part of a net, though something of it may refer to them."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module has what others put on it."""
+
+
+class Hidden:
+    """What a net has now beside parameters and buffers, wherever its attributes, hooks and their closures lead to it.
+
+    Plain tensors, numbers, generators, and lists, dicts and objects of them. What a module of Python holds is not seen.
+    """
+
+    def __init__(self, model: nn.Module, but: Collection[nn.Module] = ()) -> None:
+        """Of all modules `but` some."""
+        self._held = [(name, held, way, way.copy(held)) for name, held, way in _parts(model, but)]
+
+    def changed(self) -> list[str]:
+        """Names of what has been bound anew or written into since."""
+        names = []
+        for name, held, way, before in self._held:
+            now = way.copy(held)
+            if isinstance(held, dict):
+                names += [
+                    _at(name, key) for key in {**before, **now} if not _same(before.get(key, _Way), now.get(key, _Way))
+                ]
+            elif not _same(before, now):
+                names.append(name)
+        return list(dict.fromkeys(names))
+
+    def put_back(self) -> None:
+        """Everything as it was, in place."""
+        with torch.no_grad():
+            for _, held, way, before in self._held:
+                if not _untouched(held, before, way):
+                    way.put(held, before)
+
+
+# ---------------------------------------------------------------------- what leads where
+
+
+class _Way(NamedTuple):
+    """How a thing is copied and put back."""
+
+    copy: Callable[[Any], Any]
+    put: Callable[[Any, Any], Any]
+
+
+def _refill(held: Any, copy: Any) -> None:
+    held.clear()
+    (held.extend if isinstance(held, list | deque) else held.update)(copy)
+
+
+def _rest(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attributes.items() if key not in TORCHS_OWN}
+
+
+def _reset(attributes: dict[str, Any], copy: dict[str, Any]) -> None:
+    for key in _rest(attributes).keys() - copy.keys():
+        del attributes[key]
+    attributes.update(copy)
+
+
+_MODULE, _CONTAINER = _Way(_rest, _reset), _Way(lambda held: held.copy(), _refill)
+_WAYS: dict[tuple[type, ...], _Way] = {
+    (Tensor,): _Way(lambda held: held.detach().clone(), lambda held, copy: held.detach().copy_(copy)),
+    (torch.Generator,): _Way(lambda held: held.get_state(), lambda held, copy: held.set_state(copy)),
+    (np.random.Generator,): _Way(
+        lambda held: deepcopy(held.bit_generator.state), lambda held, copy: setattr(held.bit_generator, "state", copy)
+    ),
+    (np.random.RandomState,): _Way(lambda held: held.get_state(), lambda held, copy: held.set_state(copy)),
+    (random.Random,): _Way(lambda held: held.getstate(), lambda held, copy: held.setstate(copy)),
+    (np.ndarray,): _Way(lambda held: held.copy(), lambda held, copy: np.copyto(held, copy)),
+    (CellType,): _Way(lambda held: [held.cell_contents], lambda held, copy: setattr(held, "cell_contents", copy[0])),
+    (dict, list, set, deque): _CONTAINER,
+}
+
+
+def _parts(model: nn.Module, but: Collection[nn.Module]) -> Iterator[tuple[str, Any, _Way]]:
+    """Everything that can be kept, once, by name."""
+    known = [model, *model.modules(), *model.parameters(), *model.buffers()]
+    left: list[tuple[str, Any]] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, ScriptModule) and module not in but:
+            yield name, vars(module), _MODULE
+            yield name, module._buffers, _Way(dict, _refill)
+            left += [(_at(name, key), value) for key, value in vars(module).items() if key not in TORCHS_OWN]
+            left += [(f"a hook of {name or 'the model'}", h) for kind in HOOKS for h in vars(module)[kind].values()]
+    seen = {id(thing): thing for thing in known}  # kept alive, so that no id is another's
+    while left:
+        name, thing = left.pop()
+        if id(thing) in seen or type(thing).__module__.startswith(STRANGERS):
+            continue
+        seen[id(thing)] = thing
+        way = next((way for types, way in _WAYS.items() if isinstance(thing, types)), None)
+        if way is not None:
+            yield name, thing, way
+        left += _inside(name, thing)
+
+
+def _inside(name: str, thing: Any) -> list[tuple[str, Any]]:
+    """What a thing refers to, as far as it is data."""
+    if isinstance(thing, dict):
+        return [(_at(name, key), value) for key, value in thing.items()]
+    if isinstance(thing, list | tuple | set | deque):
+        return [(name, value) for value in thing]
+    if isinstance(thing, partial):
+        return [(name, part) for part in (thing.func, thing.args, thing.keywords)]
+    if isinstance(thing, FunctionType):
+        return [(name, cell) for cell in thing.__closure__ or () if _filled(cell)]
+    if isinstance(thing, CellType):
+        return [(name, thing.cell_contents)]
+    if isinstance(thing, MethodType):
+        return [(name, thing.__self__)]
+    if isinstance(thing, type | ModuleType | Tensor | ScriptModule) or not hasattr(thing, "__dict__"):
+        return []
+    return [(name, vars(thing))]
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is bound later
+        return False
+
+
+def _at(name: str, key: object) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def _untouched(held: Any, before: Any, way: _Way) -> bool:
+    """Whether a thing has its very contents still: a container its objects, anything else its values."""
+    if isinstance(held, dict):
+        held = way.copy(held)
+        return held.keys() == before.keys() and all(held[key] is value for key, value in before.items())
+    if isinstance(held, list | deque):
+        return len(held) == len(before) and all(one is other for one, other in zip(held, before, strict=True))
+    return _same(way.copy(held), before)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return same_bits(one.detach(), other.detach())
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, int | float | complex | str | bytes | set) and bool(one == other)

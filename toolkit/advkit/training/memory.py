@@ -1,0 +1,69 @@
+"""Whether a net remembers what no state_dict holds, so that no resume could go on as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.jit import ScriptModule
+
+from ..judging import same_bits
+from ..modules import mode, own_generator, placement
+from .by_itself import by_itself
+from .compiled import eagerly
+from .hidden import Hidden
+
+IMAGES = 8
+"""On how many its logits are compared."""
+
+
+class Memory:
+    """What a net had beside its state_dict before the first step of a run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self._said = model, any(isinstance(module, ScriptModule) for module in model.modules())
+        stored = [m for m in model.modules() if type(m).get_extra_state is not nn.Module.get_extra_state]
+        self._before = Hidden(model, but=stored)
+        self._x: Tensor | None = None
+        self._computing: Container[object] = ()
+
+    def first(self, x: Tensor, computing: Container[object]) -> str:
+        """After the first step, on images x (B, C, H, W); of the model's hooks those run that are in `computing`."""
+        self._x, self._computing = x[:IMAGES].detach().clone(), computing
+        return self.caution()
+
+    def caution(self) -> str:
+        """A sentence, once, where what the net has moved since decides its logits, "" elsewhere. It stays as it is."""
+        if self._said or self._x is None:
+            return ""
+        with by_itself(self.model, self._computing) as now, eagerly(self.model):
+            logits, names = self._logits(self._x), self._before.changed()
+            now.put_back()
+            if names:
+                self._before.put_back()
+            self._said = not _alike(logits, self._logits(self._x))
+        if not self._said:
+            return ""
+        where = f" ({', '.join(names[:3])})" if names else ""
+        return (
+            f"The model's logits depend on what it has seen before{where}, and no state_dict holds that: a resumed run "
+            "goes on without it, and its bits differ. Keep it in buffers (register_buffer), and draw from torch's "
+            "generator, which is seeded for the model."
+        )
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """As the update sees them."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with torch.no_grad(), mode(self.model, training=True), own_generator(placement(self.model)[0]) as seed:
+            seed(0)
+            logits: Tensor = functional_call(self.model, buffers, (x,))
+        return logits
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit; on accelerators, where sums have no fixed order, nearly."""
+    if one.device.type == "cpu":
+        return same_bits(one, other)
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()), equal_nan=True)
