@@ -13,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_m
 
 import advkit
 from advkit import Splits, TrainResult
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
 from advkit.errors import Stopped
 from advkit.training.loop import Trainer
 from advkit.training.progress import Silent
@@ -205,3 +207,22 @@ def test_the_averaged_weights_are_what_is_stored_and_evaluated(tmp_path) -> None
     net = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
     advkit.load_weights(net, tmp_path / "run", "last")
     assert_bits(net, judged(result))
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options", "epochs", "said"),
+    [
+        ("swa", {}, 1, "swa averages nothing: swa.start = 0.75 of 1 epochs is after the last begins; lower it"),
+        ("ema", {"start": 0.95}, 10, "ema averages nothing: ema.start = 0.95 of 10 epochs is after the last begins"),
+        ("swa", {}, 4, "swa takes the weights of one epoch, which is no average; lower swa.start or swa.every"),
+        ("swa", {"start": 0.5, "every": 9}, 8, "swa takes the weights of one epoch, which is no average"),
+        ("swa", {"start": 0.5}, 4, ""),
+        ("ema", {"start": 0.75}, 4, ""),
+    ],
+)
+def test_an_average_of_nothing_is_told_before_the_run(plugin: str, options: Any, epochs: int, said: str) -> None:
+    layer = Layer("test", {"run.epochs": epochs}, {plugin: options})
+    cautions = resolve([plugin], [layer]).cautions
+    assert [caution.startswith(said) for caution in cautions if "swa" in caution or "ema" in caution] == [True] * bool(
+        said
+    )
