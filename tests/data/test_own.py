@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import advkit
 from advkit import DataError, Dataset, OptionError, Splits
@@ -33,6 +41,44 @@ class Samples(torch.utils.data.Dataset[Any]):
         return FLOATS[place].numpy(), np.int64(Y[place])
 
 
+class Augmented(Samples):
+    """Mirrored every other time, as torchvision's transforms do."""
+
+    def __getitem__(self, place: int) -> tuple[Any, Any]:
+        mirrored = bool(torch.rand(()) < 0.5)
+        return FLOATS[place].flip(-1) if mirrored else FLOATS[place], int(Y[place])
+
+
+class Relabelled(Samples):
+    def __getitem__(self, place: int) -> tuple[Any, Any]:
+        return FLOATS[place], int(np.random.randint(3))  # noqa: NPY002
+
+
+class Derived(TensorDataset):
+    """Does more than its tensors say."""
+
+    def __getitem__(self, place: int) -> Any:
+        x, y = super().__getitem__(place)
+        return 1 - x, y
+
+
+def inverted(samples: list[Any]) -> Any:
+    images, labels = zip(*samples, strict=True)
+    return 1 - torch.stack(images), torch.stack(labels)
+
+
+def stacked(samples: list[Any]) -> Any:
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def loaded(**how: Any) -> DataLoader[Any]:
+    return DataLoader(PAIRS, **({"batch_size": 5} | how))
+
+
+FEW = torch.zeros(N).index_fill(0, torch.arange(3), 1)
+IN_PAIRS = [[k, k + 1] for k in range(0, N, 2)]
+
 TAKEN: dict[str, Any] = {
     "tensors": (GRAY, Y),
     "floats": (FLOATS, Y),
@@ -41,6 +87,10 @@ TAKEN: dict[str, Any] = {
     "a list of labels": [GRAY, Y.tolist()],
     "a TensorDataset": PAIRS,
     "a DataLoader": DataLoader(PAIRS, batch_size=5, shuffle=True),
+    "a loader of pairs": loaded(batch_size=1, batch_sampler=IN_PAIRS),
+    "a loader in an order": loaded(sampler=list(reversed(range(N)))),
+    "a loader without its end": loaded(drop_last=True, shuffle=True),
+    "a collation that stacks": loaded(collate_fn=stacked),
     "a set of samples": Samples(),
     "a subset": Subset(PAIRS, range(N)),
     "a list of samples": [(FLOATS[k], int(Y[k])) for k in range(N)],
@@ -79,6 +129,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a label too few": ((GRAY, Y[1:]), "There are 12 images and 11 labels"),
     "no image": ((GRAY[:0], Y[:0]), "There are 0 images and 0 labels"),
     "images of two sizes": ([(FLOATS[0], 0), (FLOATS[1, :, 1:], 1), (FLOATS[2], 1)], "The images differ in shape"),
+    "random augmentation": (Augmented(), "The samples of Augmented are others when they are drawn again, as by random"),
+    "a loader of it": (DataLoader(Augmented(), 4), "The samples of Augmented are others when they are drawn again"),
+    "a subset of it": (Subset(Augmented(), range(N)), "The samples of Subset are others when they are drawn again"),
+    "random labels": (Relabelled(), "The samples of Relabelled are others when they are drawn again"),
+    "a weighted loader": (
+        loaded(sampler=WeightedRandomSampler(FEW, N)),
+        "does not draw each sample of its data set once (WeightedRandomSampler)",
+    ),
+    "a loader of some": (loaded(sampler=SubsetRandomSampler(range(5))), "once (SubsetRandomSampler), and advkit takes"),
+    "a loader with replacement": (loaded(sampler=RandomSampler(PAIRS, True)), "once (RandomSampler), and advkit takes"),
+    "batches of some": (loaded(batch_size=1, batch_sampler=IN_PAIRS[1:]), "data set once (list), and advkit takes"),
+    "a collation": (loaded(collate_fn=inverted), "makes something else of its samples (collate_fn), and advkit takes"),
+    "an endless loader": (DataLoader(Endless()), "Data of type Endless are none that advkit takes"),
+    "black images": ((GRAY.clamp(max=1), Y), "none has a value above 1 of 255, so all would be black; give floats in"),
     "samples of three": (TensorDataset(FLOATS, Y, Y), "The samples of TensorDataset are no pairs (image, label)"),
 }
 
@@ -143,3 +207,13 @@ def test_classes_that_are_named_are_all_there_are(data: Any) -> None:
 def test_a_net_that_can_not_be_asked_says_so_where_it_is_used() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         advkit.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3, 5)), (GRAY, Y), "clean", eps=0.1)
+
+
+def test_what_is_drawn_to_compare_leaves_the_global_generators() -> None:
+    torch.manual_seed(0)
+    as_dataset(loaded(shuffle=True))
+    assert torch.initial_seed() == 0 and torch.equal(torch.get_rng_state(), torch.manual_seed(0).get_state())
+
+
+def test_a_tensor_set_that_does_more_is_asked_for_its_samples() -> None:
+    assert torch.equal(as_dataset(Derived(FLOATS, Y)).images, 255 - GRAY)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.machinery import PathFinder
-from importlib.metadata import EntryPoint, distributions, entry_points, packages_distributions, version
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 
 from .errors import PluginImport, PluginLoad, did_you_mean
@@ -23,6 +20,9 @@ GROUPS = {
     "attack": "advkit.attacks",
 }
 """What can be registered, and the entry point group it is registered in."""
+
+OWN = ("advkit", "advkit_plugins")
+"""advkit's own packages."""
 
 ALLOWED = "ADVKIT_LOAD_PLUGINS"
 """Environment variable: comma-separated names of the only plugins that may be loaded; empty allows none."""
@@ -130,26 +130,7 @@ def load(group: str, name: str) -> type:
 
 def by_advkit(given: type) -> bool:
     """Whether a class is advkit's own."""
-    return given.__module__.partition(".")[0] in ("advkit", "advkit_plugins")
-
-
-@cache
-def code(given: type) -> dict[str, str]:
-    """{"code": digest of version and file of a class of a third party}, {} for advkit's own.
-
-    What depends on such a class is told apart by it: the same name may compute something else after an edit. Asked
-    once for a class: what runs is what was imported, whatever is saved meanwhile.
-    """
-    if by_advkit(given):
-        return {}
-    package = given.__module__.partition(".")[0]
-    digest = hashlib.sha256()
-    with suppress(Exception):  # broken metadata, be they of another distribution
-        for owner in packages_distributions().get(package, ()):
-            digest.update(f"{owner} {version(owner)}\n".encode())
-    with suppress(KeyError, AttributeError, OSError):  # a class of an interactive session has no file
-        digest.update(Path(sys.modules[given.__module__].__file__ or "").read_bytes())
-    return {"code": digest.hexdigest()[:12]}
+    return given.__module__.partition(".")[0] in OWN
 
 
 def points(group: str) -> list[EntryPoint]:

@@ -24,7 +24,7 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..errors import DataError, OptionError
@@ -79,12 +79,13 @@ class ImageFolder(DataSource):
             labels.append(label[kept])
             places.append(kept)
             names += [all_names[i] for i in kept.tolist()]
-        images, cut = _decode_all(files, names, self.max_pixels), len(labels[0])
+        odd: Counter[str] = Counter()
+        images, cut = _decode_all(files, names, self.max_pixels, odd), len(labels[0])
         train, test = (
             Dataset(ImageFolder.name, part, label, tuple(halves[0]), kept)
             for part, label, kept in zip((images[:cut], images[cut:]), labels, places, strict=True)
         )
-        return Splits(train, test, transform="crop-flip", notes=_notes(files.root, others))
+        return Splits(train, test, transform="crop-flip", notes=_notes(files.root, others, odd))
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,14 @@ def _sorted(files: Files) -> tuple[tuple[str, ...], list[str]]:
     return tuple(pictures), others
 
 
-def _notes(root: Path, others: Sequence[str]) -> tuple[str, ...]:
-    """What was left out, in one sentence."""
-    if not others:
-        return ()
-    suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
-    return (f"{root}: {len(others)} files are no pictures and are left out ({listed})",)
+def _notes(root: Path, others: Sequence[str], odd: Counter[str]) -> tuple[str, ...]:
+    """What was left out, and what `_odd` told of pictures, a sentence each."""
+    notes = [f"{root}: {count} {'picture' if count == 1 else 'pictures'} {what}" for what, count in odd.items()]
+    if others:
+        suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
+        notes.insert(0, f"{root}: {len(others)} files are no pictures and are left out ({listed})")
+    return tuple(notes)
 
 
 def _splits(files: Files) -> tuple[Classes, Classes]:
@@ -221,14 +223,14 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _decode_all(files: Files, names: list[str], max_pixels: int) -> Tensor:
+def _decode_all(files: Files, names: list[str], max_pixels: int, odd: Counter[str]) -> Tensor:
     """(N, C, H, W) uint8; C is 1 if every image is gray, else 3."""
-    first = _decode(files, names[0], max_pixels)
+    first = _decode(files, names[0], max_pixels, odd)
     height, width = first.shape[:2]
     try:
         images = np.empty((len(names), *first.shape), np.uint8)
         for place, name in enumerate(names):
-            image = _decode(files, name, max_pixels) if place else first
+            image = _decode(files, name, max_pixels, odd) if place else first
             (h, w), colour = image.shape[:2], image.ndim == 3
             if (h, w) != (height, width):
                 raise DataError(
@@ -247,8 +249,18 @@ def _decode_all(files: Files, names: list[str], max_pixels: int) -> Tensor:
     return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def _decode(files: Files, name: str, max_pixels: int = DataSource.max_pixels) -> NDArray[np.uint8]:
-    """(H, W) of a gray image, (H, W, 3) of any other."""
+def _odd(image: Image.Image) -> Iterator[str]:
+    """What a viewer shows otherwise than its pixels are stored."""
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+        yield "with transparent pixels, taken in the colours that are stored there"
+    if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
+        yield "with an EXIF orientation, taken as stored and not turned"
+
+
+def _decode(
+    files: Files, name: str, max_pixels: int = DataSource.max_pixels, odd: Counter[str] | None = None
+) -> NDArray[np.uint8]:
+    """(H, W) of a gray image, (H, W, 3) of any other; `odd` counts what `_odd` tells."""
     try:
         with files.open(name) as file:
             data = file.read(MAX_BYTES + 1)
@@ -266,6 +278,8 @@ def _decode(files: Files, name: str, max_pixels: int = DataSource.max_pixels) ->
                 elif image.mode[0] not in "IF":  # 16 bits and more, which conversion would clip
                     if image.format == "PNG":  # its checksums, which decoding does not look at
                         Image.open(BytesIO(data), formats=("PNG",)).verify()
+                    if odd is not None:
+                        odd.update(_odd(image))
                     return np.asarray(image if image.mode == "L" else image.convert("RGB"))
                 else:
                     problem = f"has pixels of mode {image.mode}, not of 8 bits; convert it"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
 from ..errors import DataError
+from ..judging import generators, put_back
 from ..modules import mode, own_generator, placement
 from .base import Dataset, Splits, channels_last
 from .transforms import to_float
@@ -22,20 +24,24 @@ KNOWN = (
     "over one"
 )
 
+AGAIN = 32
+"""Samples that are drawn a second time."""
+
 
 def as_dataset(data: Any, name: str = "own") -> Dataset:
     """One set of images.
 
     Images are uint8, or floats in [0, 1], which are rounded to the 256 gray levels; channels come first. Labels are
-    whole numbers from 0. Of a DataLoader the data set is taken, in its order: sampler and collation play no part.
-    Raises DataError, one sentence, for anything else.
+    whole numbers from 0. Of a DataLoader the data set is taken, in its order; one that leaves samples out, repeats some
+    or makes something else of them is refused, and so are samples that are others when they are drawn again. Raises
+    DataError, one sentence, for anything else.
     """
     if isinstance(data, Dataset):
         return data
     if isinstance(data, Splits):
         raise DataError("These are advkit.Splits, two data sets; give one of them, such as splits.test.")
     if isinstance(data, DataLoader):
-        return as_dataset(data.dataset, name)
+        return as_dataset(_whole(data), name)
     images, labels = _pair(data)
     images, labels = _images(images), _labels(labels)
     if len(images) != len(labels) or not len(labels):
@@ -82,9 +88,61 @@ def as_splits(data: Any) -> Splits:
     return Splits(both, both, transform="none")
 
 
+def _whole(loader: DataLoader[Any]) -> Any:
+    """The data set of a loader that draws each of its samples once, as it is; DataError for another loader."""
+    data = loader.dataset
+    if isinstance(data, IterableDataset):
+        return data
+    batches, count = loader.batch_sampler, len(data)  # type: ignore[arg-type]
+    plain = batches is None or type(batches) is BatchSampler
+    sampler: Any = getattr(batches, "sampler", loader.sampler) if plain else batches
+    before = generators()
+    order = list(islice(sampler if plain else chain.from_iterable(sampler), count + 1))
+    put_back(before)
+    if sorted(order) != list(range(count)):
+        raise DataError(
+            f"The DataLoader does not draw each sample of its data set once ({type(sampler).__name__}), and advkit "
+            "takes the data set as it is; pass the samples that are meant, such as torch.utils.data.Subset(data, "
+            "indices)."
+        )
+    if loader.collate_fn not in (default_collate, default_convert) and not _only_stacks(loader.collate_fn, data):
+        raise DataError(
+            "The DataLoader makes something else of its samples (collate_fn), and advkit takes them as they are; pass "
+            "a data set whose samples are what that makes of them."
+        )
+    return data
+
+
+def _only_stacks(collate: Callable[[list[Any]], Any], data: Any) -> bool:
+    """Whether it makes of two samples what torch's own makes of them."""
+    samples = [data[place] for place in range(min(2, len(data)))]
+    before = generators()
+    try:
+        pairs = zip(default_collate(samples), collate(samples), strict=True)
+        return all(torch.equal(own, torch.as_tensor(made)) for own, made in pairs)
+    except Exception:  # whatever a stranger's function raises or returns
+        return False
+    finally:
+        put_back(before)
+
+
+def _refuse_random(data: Any, samples: list[Any]) -> None:
+    """DataError where some of them are others when they are drawn again: what is drawn once would stay so."""
+    before = generators()
+    for place in range(0, len(samples), max(1, len(samples) // AGAIN)):
+        (image, label), (was, of) = data[place], samples[place]
+        if not torch.equal(_array(image, "images"), _array(was, "images")) or not np.array_equal(label, of):
+            raise DataError(
+                f"The samples of {type(data).__name__} are others when they are drawn again, as by random "
+                "augmentation, and advkit draws each once; pass the data set without it, in training with a transform "
+                "of advkit's: Splits(train, test, 'crop-flip')."
+            )
+    put_back(before)
+
+
 def _pair(data: Any) -> tuple[Any, Any]:
     """All images and all labels."""
-    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+    if type(data) is TensorDataset and len(data.tensors) == 2:
         return data.tensors[0], data.tensors[1]
     if isinstance(data, tuple | list) and len(data) == 2 and all(_is_array(part) for part in data):
         return data[0], data[1]
@@ -93,6 +151,7 @@ def _pair(data: Any) -> tuple[Any, Any]:
     samples = [data[place] for place in range(len(data))]
     if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
         raise DataError(f"The samples of {type(data).__name__} are no pairs (image, label); give {KNOWN}.")
+    _refuse_random(data, samples)
     images = [_array(image, "images") for image, _ in samples]
     if len({image.shape for image in images}) > 1:
         raise DataError("The images differ in shape; resize all images to one size.")
@@ -122,6 +181,11 @@ def _images(values: Any) -> Tensor:
     if channels_last(images.shape):
         raise DataError(f"The images are {form}, channels last; give images.permute(0, 3, 1, 2).")
     if images.dtype == torch.uint8:
+        if images.numel() and int(images.max()) == 1:
+            raise DataError(
+                "The images are uint8 and none has a value above 1 of 255, so all would be black; give floats in "
+                "[0, 1], or images * 255."
+            )
         return images.contiguous()
     if not images.is_floating_point():
         raise DataError(f"The images are {form}; give uint8, or floats in [0, 1].")

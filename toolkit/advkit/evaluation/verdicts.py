@@ -14,9 +14,10 @@ from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import HookContract, OptionError
+from ..fingerprint import Undescribed, fingerprint
 from ..judging import far_apart, judged, same_bits
 from ..modules import placement
-from ..registry import code
+from ..registry import by_advkit
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked
 from .attacks.gradient import Clean
@@ -27,6 +28,9 @@ BY_BATCH = "the logits of an image depend on the other images of its batch, and 
 
 BY_CALL = "the net answers the same images otherwise from call to call, and so would verdicts be"
 """Said of a net that draws from a generator which nobody seeds, or keeps something of what it has seen."""
+
+UNKNOWN = "unknown"
+"""In place of the fingerprint of an attack whose fields hide their state: its verdicts are never kept."""
 
 Radius = float | Tensor
 """One eps for all images, or (n,)."""
@@ -71,17 +75,17 @@ def verdicts(
             raise OptionError(f"clean is the name of the images as they are; give the attack {named} another.")
     joined: dict[str, Verdicts] = {}
     with judged(model) as reseed:
+        described = [describe(attack, radii[attack.norm or norm], attack.norm or norm, seed) for attack in attacks]
         for first in range(0, len(dataset), chunk):
             part = _Chunk(model, dataset.take(slice(first, first + chunk)), first, seed, batch_size, reseed)
-            for attack in attacks:
-                own = attack.norm or norm
-                radius = radii[own][first : first + chunk]
-                settings = describe(attack, radii[own], own, seed)
-                said = kept.get(json.dumps(settings, sort_keys=True), first, part.size) if kept else None
+            for attack, settings in zip(attacks, described, strict=True):
+                store = None if settings.get("code") == UNKNOWN else kept
+                said = store.get(json.dumps(settings, sort_keys=True), first, part.size) if store else None
                 if said is None:
-                    said = part.judge(attack, own, radius, settings, tell)
-                    if kept:
-                        kept.put(first, said)
+                    radius = radii[attack.norm or norm][first : first + chunk]
+                    said = part.judge(attack, attack.norm or norm, radius, settings, tell)
+                    if store:
+                        store.put(first, said)
                 if attack.name in joined:
                     joined[attack.name].append(said)
                 else:
@@ -187,7 +191,17 @@ def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> 
     by_image = {"eps_of_images": radius.tolist()} if shared is None else {}
     head = {"name": attack.name, "norm": norm, "eps": shared}
     own = {key: value for key, value in _settings(attack, shared).items() if key not in head}
-    return {**head, **own, **code(type(attack)), **by_image, "seed": seed}
+    return {**head, **own, **_code(attack), **by_image, "seed": seed}
+
+
+def _code(attack: EvaluationAttack) -> dict[str, str]:
+    """{"code": fingerprint} of a third party's attack, its fields with it: it need not say in `settings` what it is."""
+    if by_advkit(type(attack)):
+        return {}
+    try:
+        return {"code": fingerprint(attack)}
+    except Undescribed:
+        return {"code": UNKNOWN}
 
 
 def _settings(attack: EvaluationAttack, eps: float | None) -> Mapping[str, Any]:

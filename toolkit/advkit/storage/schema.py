@@ -65,6 +65,8 @@ class State(OptionModel):
     meter: Meter
     optimizer: dict[str, dict[str, float | int | bool]]
     data: str
+    classes: list[str] | None = None
+    """Their names in order; None in checkpoints of before."""
     run: str
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits, choice, population
 from ..errors import DataError, OptionError
+from ..fingerprint import code
 from ..models.base import ModelBuilder
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
@@ -81,7 +82,7 @@ class Subject:
             "weights": self.record["sha256_of_weights"],
             "model": self.resolved.model_name,
             "options": dict(self.resolved.model_options),
-            **registry.code(builder),
+            **code(builder),
             **({"library": installed(builder.distribution)} if builder.distribution else {}),
         }
 
@@ -105,7 +106,12 @@ def of_run(
     if splits is None:
         splits = data_of(resolved, root)
     tensors, state = folder.load(checkpoint)
-    position = state["position"]
+    position, classes, present = state["position"], state.get("classes"), list(splits.test.classes)
+    if isinstance(classes, list) and classes != present:
+        raise DataError(
+            f"{splits.test.name} has the classes {_listed(present)}, but {path} was trained on {_listed(classes)}, in "
+            "that order; give them their names back."
+        )
     model = build_model(resolved, splits.train).to(resolved.run.device)
     put_weights(model, tensors, str(path), averaged=True)
     best = position["best"] or {}
@@ -118,6 +124,10 @@ def of_run(
     }
     own = state.get("data") in (None, splits.train.fingerprint())
     return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)), own)
+
+
+def _listed(classes: Sequence[object]) -> str:
+    return ", ".join(map(str, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
 
 
 def of_weights(path: Path, resolved: Resolved) -> Subject:

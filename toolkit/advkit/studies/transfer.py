@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..evaluation.attacks.base import EvaluationAttack, Typed, Victim, attacked
 from ..evaluation.attacks.gradient import Pgd
+from ..fingerprint import fingerprint
 from ..judging import checked_logits, judged
 from .subject import of_run
 
@@ -36,7 +37,7 @@ class Transfer(EvaluationAttack):
     ) -> None:
         """`identity` tells the source from others, for the record; `shape` is that of its images, None: any."""
         self.name, self.source, self.attack = name, source, attack
-        self.identity, self.shape = dict(identity or {}), shape
+        self.identity, self.shape = dict(identity or {"net": fingerprint(source, strict=False)}), shape
 
     @classmethod
     def spelled(cls, typed: Typed) -> EvaluationAttack | None:

@@ -2,7 +2,7 @@
 
 RUN/evaluations/best-test-linf-0.1-3f9a0c12/
     identity.json           of what: net, weights, data, eps, seed; another identity gets another folder
-    progress.jsonl          a line a chunk of images and attack, each with its checksum
+    progress.jsonl          a line a chunk of images and attack, each with a checksum of it and of the identity
     n-1000/evaluation.json  accuracies, of the attacks asked for last and of all others known for these images
     n-1000/verdicts.csv     a row an image, a column an attack; 1: withstood
 """
@@ -15,7 +15,6 @@ import io
 import json
 import os
 import platform
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -111,9 +110,9 @@ class Store:
 
     def put(self, first: int, found: Verdicts) -> None:
         """Once it returns, these verdicts survive a kill."""
-        text = json.dumps({"first": first, **found.as_dict()})
+        text = json.dumps({"first": first, **found.as_dict()}).encode()
         try:
-            files.append(self.progress, f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
+            files.append(self.progress, b"%s %s\n" % (self._mark(text), text))
         except CheckpointError as error:
             reason = getattr(error.__cause__, "strerror", None) or str(error)
             raise CheckpointError(f"{self.progress} can not be written ({reason}); free some space.") from None
@@ -154,6 +153,22 @@ class Store:
         files.write_atomic(home / "verdicts.csv", table.getvalue().encode())
         result.write(home / "evaluation.json")
 
+    def _mark(self, line: bytes) -> bytes:
+        """The checksum of a line of this identity: of verdicts of another net or other images it is another."""
+        whose = hashlib.sha256(document(self.known)).digest()
+        return hashlib.blake2b(line, key=whose, digest_size=8).hexdigest().encode()
+
+    def _parsed(self, line: bytes) -> tuple[int, Verdicts]:
+        """The place of the first image and the verdicts of a line; an exception where it has none."""
+        checksum, _, text = line.partition(b" ")
+        if checksum != self._mark(text):
+            raise ValueError("its checksum is not its own")
+        record = json.loads(text)
+        first = record.pop("first")
+        if type(first) is not int or first < 0:
+            raise ValueError("its place is none")
+        return first, Verdicts.of_dict(record)
+
     def _read(self) -> None:
         """Every line whose checksum holds; an end that a kill cut short is dropped, and what is missing asked again."""
         if not os.path.lexists(self.progress):
@@ -162,9 +177,9 @@ class Store:
         good = raw.rfind(b"\n") + 1
         for line in raw[:good].split(b"\n"):
             try:
-                first, found = _parsed(line)
+                first, found = self._parsed(line)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                continue  # of another advkit, or damaged: it is asked again
+                continue  # of another net or advkit, or damaged: it is asked again
             self._found.pop(place := (found.key, first, len(found.robust)), None)
             self._found[place] = found
         if good < len(raw):
@@ -247,15 +262,3 @@ def withstood(file: Path, result: Evaluation) -> dict[str, list[bool]]:
     if not fits:
         raise OptionError(f"{file} does not fit its evaluation.json; make both again with --fresh.")
     return robust
-
-
-def _parsed(line: bytes) -> tuple[int, Verdicts]:
-    """The place of the first image and the verdicts of a line of progress.jsonl; an exception where it has none."""
-    checksum, _, text = line.partition(b" ")
-    if checksum != f"{zlib.crc32(text):08x}".encode():
-        raise ValueError("its checksum is not its own")
-    record = json.loads(text)
-    first = record.pop("first")
-    if type(first) is not int or first < 0:
-        raise ValueError("its place is none")
-    return first, Verdicts.of_dict(record)

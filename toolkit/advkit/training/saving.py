@@ -56,6 +56,7 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
         "meter": trainer.meter.state(),
         "optimizer": _optimizer_numbers(trainer),
         "data": trainer.splits.train.fingerprint(),
+        "classes": list(trainer.splits.train.classes),
         "run": runfile.dump(trainer.resolved),
     }
     tensors = _tensors(trainer) | prefixed(EVALUATED, evaluated)

@@ -1,0 +1,283 @@
+"""What tells an object of somebody's class from others: its fields, and all loaded code that it can reach.
+
+Files may have been edited since they were imported, and much of what a method computes lies in none: fields, closures,
+constants of modules. So what is loaded is walked, from the object on: its class with bases and attributes, functions by
+their bytecode with defaults, closures and the globals they name, values in containers. Modules of the standard library,
+of advkit, and of other installed distributions count by name and version. Nothing is called and nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import functools
+import hashlib
+import logging
+import random
+import re
+import site
+import sys
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import packages_distributions, version
+from pathlib import PurePath
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    CodeType,
+    EllipsisType,
+    FunctionType,
+    GenericAlias,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    NoneType,
+    NotImplementedType,
+    UnionType,
+    WrapperDescriptorType,
+)
+from typing import Any
+
+from .registry import OWN, by_advkit, source
+
+PLAIN = (str, bytes, bool, int, float, complex)
+SHOWN = (
+    "torch.dtype",
+    "torch.device",
+    "torch.Size",
+    "torch.memory_format",
+    "torch.layout",
+    "typing.",
+    "collections.abc.",
+)
+"""Kinds of values, by how the names of their types begin, that their `repr` tells apart; those of Python below."""
+DUNDERS = {"__init__", "__call__", "__new__", "__post_init__", "__getattr__", "__getattribute__", "__len__", "__iter__"}
+"""Of a class's special attributes, those that may compute something."""
+
+
+class Undescribed(Exception):
+    """A value may hold more than can be seen of it."""
+
+
+def fingerprint(value: object, strict: bool = True) -> str:
+    """Twelve hex digits, equal for equal objects and equal code, in every process of one version of Python.
+
+    Raises Undescribed for generators, open files, locks and whatever else hides its state; where it is not `strict`,
+    their types stand for them.
+    """
+    given = value if isinstance(value, type) else type(value)
+    walk = _Walk(given.__module__.partition(".")[0], strict)
+    try:
+        walk(value)
+    except RecursionError:
+        raise Undescribed("what holds itself") from None
+    return walk.digest.hexdigest()[:12]
+
+
+def code(given: type) -> dict[str, str]:
+    """{"code": fingerprint} of a class of a third party, {} for advkit's own.
+
+    What depends on such a class is told apart by it: the same name may compute something else after an edit.
+    """
+    return {} if by_advkit(given) else {"code": fingerprint(given, strict=False)}
+
+
+class _Walk:
+    def __init__(self, package: str, strict: bool) -> None:
+        self.package, self.strict, self.digest = package, strict, hashlib.sha256()
+        self.met: dict[object, int] = {}
+        self.alive: list[object] = []
+        """What was met, so that no other object takes its id."""
+
+    def say(self, *words: object) -> None:
+        self.digest.update(f"{words!r}\n".encode())
+
+    def first(self, value: object, key: object = None) -> bool:
+        """Whether a value is met for the first time, which is said."""
+        key = key or id(value)
+        new = key not in self.met
+        self.say(type(value).__name__, self.met.setdefault(key, len(self.met)))
+        self.alive.append(value)
+        return new
+
+    def __call__(self, value: Any) -> None:
+        kind = type(value)
+        plain = next((base for base in PLAIN if isinstance(value, base)), None)
+        if plain is not None or isinstance(value, _SHOWN) or f"{kind.__module__}.{kind.__qualname__}".startswith(SHOWN):
+            self.say(kind.__name__, plain.__repr__(value) if plain else repr(value))
+        elif isinstance(value, logging.Logger | random.Random):
+            self.say(kind.__name__, value.name if isinstance(value, logging.Logger) else value.getstate())
+        elif self.first(value):
+            if isinstance(value, ModuleType):
+                self.module(value, ())
+            elif isinstance(value, type):
+                self.type(value)
+            elif isinstance(value, FunctionType):
+                self.function(value)
+            elif isinstance(value, CodeType):
+                self.code(value, {})
+            elif hasattr(value, "detach") or kind.__module__ == "numpy":
+                self.array(value)
+            else:
+                self.object(value)
+
+    def object(self, value: Any) -> None:
+        """What stands in it, its class and its fields; hooks of a module without the numbers that torch gave them."""
+        parts = _parts(value)
+        for part in parts or ():
+            self(part)
+        fields = [*getattr(value, "__dict__", {}).items(), *_slots(value)]
+        if parts is None and not fields and not hasattr(value, "__dict__") and type(value) is not object:
+            if self.strict:
+                raise Undescribed(type(value).__qualname__)
+            return
+        self(type(value))
+        for name, held in fields:
+            self.say(name)
+            self(list(held.values()) if "_hooks" in name and isinstance(held, Mapping) else held)
+
+    def array(self, value: Any) -> None:
+        """A tensor of torch, an array or a number of numpy."""
+        try:
+            plain = value.detach().cpu().resolve_conj().contiguous() if hasattr(value, "detach") else value
+            plain = plain.numpy() if hasattr(plain, "detach") else plain
+            if plain.dtype.hasobject:
+                raise TypeError
+            self.say(str(value.dtype), tuple(plain.shape))
+            self.digest.update(plain.tobytes())
+        except (TypeError, RuntimeError, AttributeError):
+            raise Undescribed(type(value).__name__) from None
+
+    def type(self, value: type) -> None:
+        if self.known(value.__module__, value.__qualname__):
+            return
+        for base in value.__bases__:
+            self(base)
+        for name, held in sorted(vars(value).items()):
+            if (name[:2] != "__" or name in DUNDERS) and name != "_abc_impl":
+                self.say(name)
+                self(held)
+
+    def function(self, value: FunctionType) -> None:
+        if self.known(value.__module__, value.__qualname__):
+            return
+        for held in (value.__defaults__, value.__kwdefaults__, vars(value)):
+            self(held)
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # an empty cell
+                held = cell.cell_contents
+                self(held)
+        self.code(value.__code__, value.__globals__)
+
+    def code(self, value: CodeType, names: Mapping[str, Any]) -> None:
+        """Bytecode, and what it reaches by the names in it: globals, their attributes, modules imported inside."""
+        self.say(value.co_code, value.co_names, value.co_varnames, value.co_freevars)
+        for held in value.co_consts:
+            if isinstance(held, CodeType):
+                self.code(held, names)
+            else:
+                self(sorted(held, key=repr) if isinstance(held, frozenset) else held)
+        texts = [held for held in value.co_consts if isinstance(held, str)]
+        for name in sorted({*value.co_names, *texts} & names.keys()):
+            self.say(name)
+            if isinstance(names[name], ModuleType):
+                self.module(names[name], (*value.co_names, *texts))
+            else:
+                self(names[name])
+        lazy = [step.argval for step in dis.get_instructions(value) if step.opname == "IMPORT_NAME"]
+        lazy += texts if {"import_module", "__import__"} & set(value.co_names) else []
+        for name in dict.fromkeys(lazy):
+            self.imported(name, value.co_names, str(names.get("__package__") or ""))
+
+    def module(self, value: ModuleType, names: tuple[str, ...]) -> None:
+        """The attributes `names` of a module that is not known by its version."""
+        if self.known(value.__name__) or not self.first(value, (id(value), names)):
+            return
+        for name in sorted({*names} & vars(value).keys()):
+            self.say(name)
+            held = vars(value)[name]
+            self.module(held, names) if isinstance(held, ModuleType) else self(held)
+
+    def imported(self, name: str, attributes: tuple[str, ...], package: str) -> None:
+        """A module that code imports when it runs: by its source, for it may not be loaded yet."""
+        parents = ["", *(package.rsplit(".", up)[0] + "." for up in range(package.count(".") + 1) if package)]
+        inside = [name, *(f"{name}.{one}".strip(".") for one in attributes)]
+        for full in (parent + one for parent in parents for one in inside if one and one.isascii()):
+            path = None if self.known(full) else source(full)
+            if path is not None and self.first(path, str(path)):
+                home = full if path.name == "__init__.py" else full.rpartition(".")[0]
+                with suppress(OSError, SyntaxError, ValueError):
+                    self.code(compile(path.read_bytes(), full, "exec"), {"__package__": home})
+
+    def known(self, module: str | None, *name: str) -> bool:
+        """Whether what is of this module counts by name and version, which is said then."""
+        top = (module or "").partition(".")[0]
+        standard = top in OWN or top in sys.stdlib_module_names or top in ("torch", "numpy")
+        if standard or (top != self.package and _installed(top)):
+            self.say(module, name, () if top in OWN else _versions(top))
+            return True
+        return False
+
+
+_SHOWN = (
+    NoneType, EllipsisType, NotImplementedType, range, slice, PurePath, re.Pattern, enum.Enum, GenericAlias, UnionType,
+    MemberDescriptorType, GetSetDescriptorType, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType,
+)  # fmt: skip
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What stands in a container or behind a wrapper; None where it is none."""
+    if isinstance(value, Mapping):
+        return [part for pair in value.items() for part in pair]
+    if isinstance(value, list | tuple | deque):
+        return list(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, BuiltinFunctionType):
+        return [value.__name__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, property):
+        return [value.fget, value.fset, value.fdel]
+    if isinstance(value, classmethod | staticmethod):
+        return [value.__func__]
+    return [value.__wrapped__] if isinstance(value, _CACHED) else None
+
+
+_CACHED = type(functools.cache(len))
+
+
+def _slots(value: object) -> list[tuple[str, Any]]:
+    """The filled `__slots__` of an object."""
+    names = [name for base in type(value).__mro__ for name in _texts(vars(base).get("__slots__", ()))]
+    return [(name, getattr(value, name)) for name in names if name[:2] != "__" and hasattr(value, name)]
+
+
+def _texts(given: Any) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    """Whether a package lies where installers put it, and not where somebody writes it."""
+    path = str(getattr(sys.modules.get(package), "__file__", None) or source(package) or "")
+    places = [*site.getsitepackages(), site.getusersitepackages()]
+    return any(path.startswith(place) for place in places)
+
+
+@functools.cache
+def _versions(package: str) -> tuple[str, ...]:
+    """Of the distributions that a package is of."""
+    found = []
+    with suppress(Exception):  # broken metadata, be they of another distribution
+        for owner in _owners().get(package, ()):
+            found.append(f"{owner} {version(owner)}")
+    return tuple(found)
+
+
+_owners = functools.cache(packages_distributions)
