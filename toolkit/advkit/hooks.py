@@ -249,10 +249,11 @@ class Hooks:
         """Before the first step of an epoch (not when resuming in its middle)."""
 
     @hookspec(Rule.NOTIFY, "run", asked_by="loop")
-    def epoch_end(self, epoch: int, metrics: Mapping[str, object], run: Run) -> None:
+    def epoch_end(self, epoch: int, metrics: Mapping[str, object], batch: Batch, run: Run) -> None:
         """After validation, before the epoch's checkpoint; `metrics` is the epoch's line in metrics.jsonl.
 
-        `run.figure` adds a plugin's own figures to that line.
+        `run.figure` adds a plugin's own figures to that line; `run.stop` ends the run. `batch` is the epoch's first as
+        it was augmented, for `run.probe`.
         """
 
     @hookspec(Rule.NOTIFY, "run")

@@ -11,8 +11,8 @@ from torch import Tensor
 from .arguments import a_dense_tensor, a_number
 from .errors import OptionError, ResumeMismatch
 from .plugin import Company
-from .probing import Prober, Probing
 from .rng import Draws, derive_key
+from .services import Ending, Probing, Services
 from .settings import AttackSettings
 from .types import Batch
 
@@ -36,6 +36,7 @@ class RunState:
         self.figures: dict[str, float | None] = {}
         """Of the epoch that ends; never checkpointed, as the line in metrics.jsonl is written first."""
         self.probing: Probing | None = None  # who answers `Run.probe`, while somebody does
+        self.ending: Ending | None = None  # whether this epoch is to be the last
         self.settled = False  # setup is over: state claimed now no resume would find
 
     def stored(self) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ class RunState:
             own[name].copy_(values)
 
 
-class Run(Prober):
+class Run(Services):
     """One plugin's view of the run: names are its own, so plugins never meet in state or randomness."""
 
     _state: RunState

@@ -41,6 +41,7 @@ class Position(OptionModel):
     best: Best | None
     metrics_size: int = COUNT
     metrics_crc: int = Field(0, ge=0, lt=2**32)
+    stopped: str = ""
 
 
 class Seconds(OptionModel):

@@ -163,7 +163,7 @@ def _finished(folder: RunFolder, resolved: Resolved) -> bool:
         _, state = folder.load("last")
     except CheckpointError:  # none yet, or a damaged one, which `resume` knows what to do with
         return False
-    return int(state["position"]["epoch"]) >= resolved.run.epochs
+    return int(state["position"]["epoch"]) >= resolved.run.epochs or bool(state["position"].get("stopped"))
 
 
 def run(

@@ -101,7 +101,8 @@ def resume(
         with unchanged_if_refused(resolved, model, True):
             trainer = _restored(resolved, splits, model, folder, seen)
         if trainer.finished:
-            seen.warn(f"The run in {folder.path} is finished; nothing is left to do.")
+            why = f" ({trainer.stopped})" if trainer.stopped else ""
+            seen.warn(f"The run in {folder.path} is finished{why}; nothing is left to do.")
             return trainer.result()
         return trainer.run()
 

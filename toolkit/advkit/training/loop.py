@@ -7,8 +7,6 @@ augmentation, attacks and labels are functions of the seed and an address, so th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
 from .chance import Chance, refuse_broken_net
 from .contracts import weights_of
+from .ending import tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
 from .given import occurrences
@@ -32,7 +31,7 @@ from .result import TrainResult
 from .saving import Position, save, unsaved
 from .step import TrainingStep
 from .step_report import Report
-from .validation import accuracies
+from .validation import validated
 
 
 class Trainer:
@@ -57,7 +56,7 @@ class Trainer:
         self.feed = Feed(resolved, splits, self.panel)
         self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run)
         self.step.warn, self.unsaved = self.progress.warn, unsaved(self.model)
-        self.global_step, self.metrics = 0, Mark()
+        self.global_step, self.metrics, self.stopped = 0, Mark(), ""
         self.best: dict[str, Any] | None = None
         self.meter, self.chance = Meter(self.step.engine), Chance()
         self.step.engine.compile((self.feed.most, *splits.train.shape), self.progress.warn)
@@ -70,12 +69,12 @@ class Trainer:
     def position(self) -> Position:
         """Where the run is."""
         state = self.panel.state
-        return Position(state.epoch, state.step, self.global_step, self.best, *self.metrics)
+        return Position(state.epoch, state.step, self.global_step, self.best, *self.metrics, self.stopped)
 
     @property
     def finished(self) -> bool:
-        """Whether every epoch is done."""
-        return self.panel.state.epoch >= self.resolved.run.epochs
+        """Whether every epoch is done, or a plugin has ended the run."""
+        return bool(self.stopped) or self.panel.state.epoch >= self.resolved.run.epochs
 
     def run(self) -> TrainResult:
         """Train to the end; on any failure the last checkpoint stays as it was."""
@@ -95,7 +94,7 @@ class Trainer:
     def result(self) -> TrainResult:
         """What there is after the last epoch."""
         folder = self.folder.path if self.folder else None
-        return TrainResult(self.model, self.history, self.best, folder, self.evaluated())
+        return TrainResult(self.model, self.history, self.best, folder, self.stopped, self.evaluated())
 
     def _epoch(self) -> None:
         state = self.panel.state
@@ -140,7 +139,7 @@ class Trainer:
             "lr": self._rate(self.panel.state.step - 1),  # the last step's
             **self.meter.row(self.resolved.attack.steps),
             "state": {name: quantiles(values[self.feed.training]) for name, values in self.panel.state.samples.items()},
-            "validation": self._validate(epoch, evaluated),
+            "validation": validated(self, epoch, evaluated),
         }
         self.chance.stood_still(self.progress, epoch, row["zero_gradient_share"])
         chosen = row["validation"]["selected"] if row["validation"] else None
@@ -148,10 +147,7 @@ class Trainer:
             row["best"] = True  # nothing chooses: the last epoch is the one to take
         else:
             row["best"] = chosen is not None and (self.best is None or chosen > self.best["selected"])
-        if row["best"]:
-            self.best = {"epoch": epoch, "selected": chosen, "split": self.selecting_split()}
-        with self.panel.watching(True):
-            self.panel.notify("epoch_end", epoch=epoch, metrics=MappingProxyType(deepcopy(row)))
+        tell_plugins(self, row, {"epoch": epoch, "selected": chosen, "split": self.selecting_split()})
         row["figures"], self.panel.state.figures = self.panel.state.figures, {}
         self.meter.lap()
         row["seconds"] = {name: round(value, 3) for name, value in self.meter.seconds.items()}
@@ -164,6 +160,8 @@ class Trainer:
         self.progress.finished_epoch(row)
         if self.folder and (remembers := self.step.care.memory.caution()):
             self.progress.warn(remembers)
+        if self.stopped:
+            self.progress.warn(self.stopped)
 
     # ------------------------------------------------------------------ validation
 
@@ -172,17 +170,6 @@ class Trainer:
         if self.resolved.validation.split == "test":
             return "test"
         return "validation" if len(self.feed.validation) else None
-
-    def _validate(self, epoch: int, evaluated: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        chosen, split = self.resolved.validation, self.selecting_split()
-        last = epoch == self.resolved.run.epochs - 1
-        if split is None or ((epoch + 1) % chosen.every_epochs and not last):
-            return None
-        dataset = self.splits.test if split == "test" else self.splits.train.take(self.feed.validation)
-        accuracy = accuracies(self.model, evaluated, dataset, self.resolved)
-        self.chance.tell(self.progress, accuracy["clean"], dataset.labels)
-        # Cross-entropy PGD alone would pick epochs whose gradients are masked.
-        return {"split": split, "n": len(dataset), **accuracy, "selected": min([*accuracy.values()][1:])}
 
     def evaluated(self) -> Mapping[str, Tensor]:
         """The weights that would be evaluated, where they are not the model's own."""
@@ -196,7 +183,7 @@ class Trainer:
         """Stand where a checkpoint's position says."""
         at = Position(**stored)
         self.global_step, self.best = at.global_step, at.best
-        self.metrics = Mark(at.metrics_size, at.metrics_crc)
+        self.metrics, self.stopped = Mark(at.metrics_size, at.metrics_crc), at.stopped
         self.step.seek(at.epoch, at.step)
 
     def _farewell(self) -> str:

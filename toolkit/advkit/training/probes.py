@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,16 @@ from ..ascent import NORMS, Ball, BoxFirstL2Ball, Init, pgd, start
 from ..errors import HookContract
 from ..judging import generators, put_back
 from ..losses import soft_cross_entropy
-from ..modules import frozen
+from ..modules import frozen, mode, own_generator
 from ..rng import Draws, derive_key
 from ..run import RunState
 from ..settings import AttackSettings
 from ..types import AttackResult, Batch, Objective
+from .ledger import Ledger
 from .network import Network
+
+if TYPE_CHECKING:
+    from .step import TrainingStep
 
 T = TypeVar("T")
 
@@ -69,8 +73,8 @@ class Probes:
         ball, target = ball_of(settings, batch.x, radius), F.one_hot(batch.y, self.state.num_classes).to(radius.dtype)
         key = derive_key(self.state.seed, plugin, purpose, "probe", self.state.epoch)
         model = self.network.attacked(plugin, self.moves, f"{purpose} of {plugin}")
-        with frozen(self.network.model), torch.no_grad():
-            result = _apart(
+        with frozen(self.network.model):
+            result = self._ran(
                 lambda: pgd(
                     model,
                     ball,
@@ -86,22 +90,22 @@ class Probes:
 
     def logits(self, plugin: str, x: Tensor) -> Tensor:
         """`Run.logits`, for `plugin`."""
-        return _apart(lambda: self.network.judge(f"logits of {plugin}", [plugin], x))
+        return self._ran(lambda: self.network.judge(f"logits of {plugin}", [plugin], x))
+
+    def _ran(self, call: Callable[[], T]) -> T:
+        """In the attack's mode. What the net draws is not the plugin's: the core seeds it anew for every forward."""
+        before = generators()
+        try:
+            with mode(self.network.model, training=self.state.attack.mode != "eval"), torch.no_grad():
+                return call()
+        finally:
+            put_back(before)
 
     def joined(self, attack: AttackResult) -> AttackResult:
         """The attack, whose gradients were finite where those of all probes were, too."""
         if not self.finite or attack.finite is None:
             return attack
         return replace(attack, finite=torch.stack([attack.finite, *self.finite]).all())
-
-
-def _apart(call: Callable[[], T]) -> T:
-    """What the net draws is not the plugin's: the core seeds the net anew for every forward."""
-    before = generators()
-    try:
-        return call()
-    finally:
-        put_back(before)
 
 
 @contextmanager
@@ -112,3 +116,15 @@ def opened(state: RunState, network: Network, moves: bool) -> Iterator[Probes]:
         yield probes
     finally:
         state.probing = None
+
+
+@contextmanager
+def between_steps(step: TrainingStep) -> Iterator[None]:
+    """The scope of probes that belong to no step, at the end of an epoch: they move nothing, and no ledger has them."""
+    state = step.state
+    with own_generator(state.device) as seed, step.engine.numbers():
+        network = Network(
+            step.model, step.engine, Ledger(), lambda label: seed(step.seed_of(label)), state.num_classes, careful=False
+        )
+        with opened(state, network, moves=False):
+            yield

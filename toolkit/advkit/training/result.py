@@ -21,4 +21,6 @@ class TrainResult:
     history: list[dict[str, Any]] = field(repr=False)
     best: Mapping[str, Any] | None
     folder: Path | None
+    stopped: str = ""
+    """Why a plugin ended the run before its last epoch, "" where none did."""
     averaged: Mapping[str, Tensor] = field(default_factory=dict, repr=False)

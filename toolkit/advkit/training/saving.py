@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is, as its checkpoints store it: `epoch` and `step` name the next step to do."""
+    """Where a run is, as its checkpoints store it: `epoch` and `step` name the next step to do, unless the run is
+    `stopped`, for a reason."""
 
     epoch: int = 0
     step: int = 0
@@ -30,6 +31,7 @@ class Position:
     best: dict[str, Any] | None = None
     metrics_size: int = 0
     metrics_crc: int = 0
+    stopped: str = ""
 
 
 def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> None:

@@ -78,7 +78,9 @@ class TrainingStep:
             hooks_told_apart(self.model) if careful else nullcontext(()) as computing,
             self.engine.numbers(),
         ):
-            network = Network(self.model, self.engine, ledger, lambda label: seed(self._seed(label)), classes, careful)
+            network = Network(
+                self.model, self.engine, ledger, lambda label: seed(self.seed_of(label)), classes, careful
+            )
             contract = Contract(batch, classes, self.composition, self.model, values=careful)
             known = self._attack(batch, stage, network, contract)
             outcome, shift = self._update(known, stage, network, contract)
@@ -173,7 +175,8 @@ class TrainingStep:
 
     # ------------------------------------------------------------------ checks and bookkeeping
 
-    def _seed(self, label: str) -> int:
+    def seed_of(self, label: str) -> int:
+        """What seeds the draws of the net itself in a forward of this step."""
         return derive_seed(self.state.seed, CORE, "model", f"{self.state.step} {label}", self.state.epoch)
 
     def _stop_if_not_finite(self, attack: AttackResult, outcome: Outcome) -> None:

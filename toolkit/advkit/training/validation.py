@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -12,6 +13,22 @@ from ..evaluation.attacks.names import parse_attacks
 from ..evaluation.results import BATCH
 from ..evaluation.verdicts import verdicts
 from ..modules import replaced
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The figures on the images that choose `best`, with `evaluated` in place of weights; None where none are due."""
+    chosen, split = trainer.resolved.validation, trainer.selecting_split()
+    last = epoch == trainer.resolved.run.epochs - 1
+    if split is None or ((epoch + 1) % chosen.every_epochs and not last):
+        return None
+    dataset = trainer.splits.test if split == "test" else trainer.splits.train.take(trainer.feed.validation)
+    accuracy = accuracies(trainer.model, evaluated, dataset, trainer.resolved)
+    trainer.chance.tell(trainer.progress, accuracy["clean"], dataset.labels)
+    # Cross-entropy PGD alone would pick epochs whose gradients are masked.
+    return {"split": split, "n": len(dataset), **accuracy, "selected": min([*accuracy.values()][1:])}
 
 
 def accuracies(

@@ -77,7 +77,8 @@ def _warnings(sources: Sequence[Source]) -> list[Html]:
     threats = {(source.values.get("attack.norm"), source.values.get("attack.eps")) for source in sources}
     if len(threats) > 1:
         found.append("The runs differ in norm or eps: their validation figures are of different threats.")
-    unfinished = [s for s in sources if len(s.history) < (number(s.values.get("run.epochs")) or 0)]
+    going = [s for s in sources if not (s.history and s.history[-1].get("stopped"))]
+    unfinished = [s for s in going if len(s.history) < (number(s.values.get("run.epochs")) or 0)]
     if unfinished:
         found.append(f"Not finished: {', '.join(f'run {source.number}' for source in unfinished)}.")
     for source in sources:

@@ -1,7 +1,8 @@
-"""What a plugin may ask of the model within a hook: an attack for what it tells, and logits."""
+"""What a plugin may ask of the run within a hook: an attack for what it tells, logits, and the end."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -18,8 +19,17 @@ class Probing(Protocol):
     def logits(self, plugin: str, x: Tensor) -> Tensor: ...
 
 
-class Prober:
-    """The part of a `Run` that asks: in hooks of the attack phase, whose plugin declares the passes; `epoch_end`."""
+@dataclass(frozen=True)
+class Ending:
+    """That a run ends with this epoch: who says so and why, and whether the epoch may be the `best` one."""
+
+    plugin: str
+    reason: str
+    keep: bool
+
+
+class Services:
+    """The part of a `Run` that asks. Probes run in hooks of the attack phase, as declared, and in `epoch_end`."""
 
     _plugin: str
     _state: Any
@@ -54,6 +64,13 @@ class Prober:
     def logits(self, x: Tensor) -> Tensor:
         """f(x; theta), (B, K), in the attack's mode, without gradient; BatchNorm's statistics stay."""
         return self._asked().logits(self._plugin, x)
+
+    def stop(self, reason: str, *, keep: bool = True) -> None:
+        """End the run with this epoch, in `epoch_end`, for a reason of one sentence.
+
+        Unless `keep`, the epoch is never the best: `best` is the epoch that it was before. The first who stops is told.
+        """
+        self._state.ending = self._state.ending or Ending(self._plugin, str(reason), keep)
 
     def _asked(self) -> Probing:
         probing: Probing | None = self._state.probing

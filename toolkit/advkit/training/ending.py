@@ -1,0 +1,44 @@
+"""The end of an epoch: plugins are told, may probe, and may end the run."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ..types import Batch
+from .given import occurrences
+from .probes import between_steps
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+def tell_plugins(trainer: Trainer, row: dict[str, Any], this: dict[str, Any]) -> None:
+    """`epoch_end`; `row` is the epoch's line, and `this` what `best` is where it is the best one.
+
+    Where a plugin ends the run with this epoch, the run is `stopped`, for a reason that names the checkpoint to take.
+    """
+    state, best = trainer.panel.state, trainer.best
+    trainer.best = this if row["best"] else best
+    listed = any("batch" in answer.arguments for answer in trainer.panel.stage.answers["epoch_end"])
+    known = {"metrics": MappingProxyType(deepcopy(row)), "batch": _first(trainer) if listed else None}
+    with trainer.panel.watching(True), between_steps(trainer.step):
+        trainer.panel.notify("epoch_end", epoch=row["epoch"], **known)
+    ending, state.ending = state.ending, None
+    if ending is None:
+        return
+    if not ending.keep and row["best"]:
+        row["best"], trainer.best = False, best
+    reason = ending.reason.strip().rstrip(".")
+    take = f"best, of epoch {trainer.best['epoch'] + 1}" if trainer.best else "last"
+    trainer.stopped = row["stopped"] = (
+        f"{ending.plugin} stopped the run after epoch {row['epoch'] + 1}: {reason}; take its checkpoint {take}"
+    )
+
+
+def _first(trainer: Trainer) -> Batch:
+    """The first batch of the epoch that ends, once more: a function of the seed."""
+    batches = trainer.feed.batches(trainer.panel.state.epoch)
+    seen = occurrences(batches)[0]
+    return Batch(*trainer.feed.images(batches[0], seen), seen.to(trainer.device))
