@@ -50,6 +50,13 @@ def test_a_result_that_can_not_be_written(line: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("line", ["plan", "plan --json", "recipes list", "train --help"])
+def test_a_closed_stdout_is_one_that_can_not_be_written(line: str, tmp_path: Path) -> None:
+    ran = shell(f"{line} >&-", tmp_path)
+    sentence = "Error: The result can not be written to stdout (not writable); send it elsewhere.\n"
+    assert (ran.returncode, ran.stderr) == (4, sentence)
+
+
 @pytest.mark.parametrize("line", ["plan", "plan --json", "train --help"])
 def test_a_reader_that_goes_away_is_no_failure(line: str, tmp_path: Path) -> None:
     ran = subprocess.run(

@@ -77,6 +77,21 @@ def test_weights_of_before_num_batches_tracked() -> None:
         put(model, weights)
 
 
+def test_weights_for_other_classes_are_told_by_their_last_layer() -> None:
+    def wide(classes: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, classes))
+
+    with pytest.raises(CheckpointError) as refused:
+        put(wide(10), wide(1000).state_dict())
+    assert (
+        "do not fit this model: 1 has 1000 outputs there and 10 here; if these are classes, bring that layer to "
+        in (str(refused.value))
+    )
+    assert "normalisation" not in str(refused.value)
+    with pytest.raises(CheckpointError, match=r"first difference: 0\.bias"):
+        put(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 10)), wide(10).state_dict())
+
+
 def official(name: str) -> str:
     """A name of advkit's wide net of depth 10 with its dead block, as TRADES' code has it."""
     head, _, rest = name.partition(".")
@@ -119,6 +134,22 @@ def _zip_bomb(path: Path) -> None:
                     member.write(bytes(50 << 20))
 
 
+def _zip(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "x")
+
+
+def _cut(path: Path, share: float) -> None:
+    """A file of weights without its end."""
+    weights = {"w": torch.zeros(1000)}
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=not path.name.startswith("old"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+
+
 def _sparse(path: Path, head: bytes) -> None:
     with path.open("wb") as stream:
         stream.write(head)
@@ -143,6 +174,35 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(pickle.dumps({"w": Evil()})),
         SENTENCE.format(reason=".*"),
     ),
+    "numpy's archive": (
+        "w.npz",
+        lambda path: np.savez(path, w=np.zeros(3)),
+        SENTENCE.format(reason=r"it is numpy's \.npz; save its arrays as a dictionary of tensors"),
+    ),
+    "TorchScript": (
+        "w.pt",
+        lambda path: torch.jit.script(nn.Linear(2, 2)).save(path),
+        SENTENCE.format(reason="it is a TorchScript archive, code beside weights; save the state_dict"),
+    ),
+    "an exported program": (
+        "w.pt2",
+        lambda path: torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), path),
+        SENTENCE.format(reason=r"it is a program of torch\.export; save its state_dict"),
+    ),
+    "another zip": (
+        "w.pt",
+        lambda path: _zip(path, "hello.txt"),
+        SENTENCE.format(reason="it is a zip of something else"),
+    ),
+    **{
+        f"{name}, cut at {share}": (
+            name,
+            lambda path, share=share: _cut(path, share),
+            SENTENCE.format(reason=r"it is damaged or cut short\)"),
+        )
+        for name in ("w.pt", "w.safetensors", "old.pt")
+        for share in (0.5, 0.97)
+    },
     "a meta tensor": (
         "w.pt",
         lambda path: torch.save({"w": torch.zeros(2, device="meta")}, path),
@@ -179,7 +239,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_what_is_no_plain_file_of_weights(what: str, tmp_path: Path) -> None:
     name, make, sentence = REFUSED[what]
     make(tmp_path / name)

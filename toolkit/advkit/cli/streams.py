@@ -90,8 +90,8 @@ def reopen_closed() -> None:
 def usable() -> Iterator[None]:
     """Streams that any text can be written to, for the scope; stderr may be lost, stdout may not."""
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w", encoding="utf-8") as nobody:
-        stdout, stderr = (nobody if stream is None else stream for stream in before)
+    with open(os.devnull, "w", encoding="utf-8") as nobody, open(os.devnull, encoding="utf-8") as closed:
+        stdout, stderr = closed if sys.stdout is None else sys.stdout, nobody if sys.stderr is None else sys.stderr
         for stream in (stdout, stderr):
             if hasattr(stream, "reconfigure"):
                 with suppress(OSError):  # what was a file when the stream was opened may be a terminal by now

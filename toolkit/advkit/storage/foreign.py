@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import pickle
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ INSERTED = ("module", "_orig_mod")
 CAP = 2 << 30
 """Bytes of a file, and of what it unpacks to, where nothing else is said."""
 
+DAMAGED = "it is damaged or cut short"
+
 MAGIC = (b"PK\x03\x04", b"\x80")
 """What torch.save's files begin with: those of today, and those of before torch 1.6."""
 
@@ -45,7 +48,8 @@ def read_weights(path: Path, cap: int = CAP) -> dict[str, Tensor]:
             stored = safetensors.torch.load(content)
         else:
             # weights_only: tensors and plain containers; a file that would run code is refused.
-            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # what is wrong is said below
+                stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         raise _unreadable(path, _reason(error, content)) from None
     if isinstance(stored, dict) and any(str(name).startswith(MODEL) for name in stored):
@@ -114,8 +118,8 @@ def _content(path: Path, cap: int) -> bytes:
             with ZipFile(io.BytesIO(content)) as archive:
                 if sum(member.file_size for member in archive.infolist()) > cap:
                     raise _unreadable(path, f"it unpacks to more than {cap} bytes, checkpoint.max_bytes")
-    except (BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise _unreadable(path, str(error)) from None
+    except (BadZipFile, NotImplementedError, ValueError, OSError):
+        raise _unreadable(path, DAMAGED) from None
     return content
 
 
@@ -141,8 +145,28 @@ def _reason(error: Exception, content: bytes) -> str:
             if others
             else "it is damaged, or holds more than tensors"
         )
+    if content.startswith(MAGIC[0]):
+        return _zipped(content)
+    if content.startswith(MAGIC[1]) or "incomplete metadata" in str(error):
+        return DAMAGED
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return reason.split(". ")[0][:120]
+
+
+def _zipped(content: bytes) -> str:
+    """What a zip is that torch does not read as a state dict: other programs write zips too."""
+    try:
+        with ZipFile(io.BytesIO(content)) as archive:
+            names = [member.filename.rpartition("/")[2] for member in archive.infolist()]
+    except Exception:  # a damaged zip makes zipfile raise almost anything
+        return DAMAGED
+    if "constants.pkl" in names:
+        return "it is a TorchScript archive, code beside weights; save the state_dict() of torch.jit.load's module"
+    if any(name.endswith(".npy") for name in names):
+        return "it is numpy's .npz; save its arrays as a dictionary of tensors"
+    if "archive_format" in names:
+        return "it is a program of torch.export; save its state_dict"
+    return DAMAGED if "data.pkl" in names else "it is a zip of something else"
 
 
 def _unreadable(path: Path, reason: str) -> CheckpointError:

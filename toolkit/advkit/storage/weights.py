@@ -45,6 +45,8 @@ def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, ave
     # Weights saved by torch before 0.4.1 lack this buffer, which enters no forward; torch itself takes them too.
     uncounted = {name for name in own.keys() - weights.keys() if name.endswith("num_batches_tracked")}
     different = sorted({*weights, *own} - fitting - uncounted)
+    if different and (sentence := _other_classes(weights, own, different)):
+        raise CheckpointError(f"The weights of {where} do not fit this model: {sentence}")
     if different:
         layers = [name for name, layer in model.named_modules() if isinstance(layer, Normalize)]
         advice = "use the model and the data set they were trained with"
@@ -55,6 +57,23 @@ def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, ave
         )
     chosen = weights | (under(tensors, EVALUATED) if averaged else {})
     model.load_state_dict(chosen | {name: own[name] for name in uncounted})
+
+
+def _other_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], different: list[str]) -> str:
+    """A sentence where all that differs is how many rows one layer has, as the last one of a net for other classes."""
+    pairs = [(weights[name].shape, own[name].shape) for name in different if name in weights and name in own]
+    rows = {(there[:1], here[:1]) for there, here in pairs}
+    one_layer = len({name.rpartition(".")[0] for name in different}) == 1
+    if len(pairs) < len(different) or not one_layer or len(rows) != 1 or any(a[1:] != b[1:] for a, b in pairs):
+        return ""
+    ((there, here),) = rows
+    if not there or not here:
+        return ""
+    layer = different[0].rpartition(".")[0]
+    return (
+        f"{layer} has {there[0]} outputs there and {here[0]} here; if these are classes, bring that layer to the "
+        "data's before, or take data of as many."
+    )
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
