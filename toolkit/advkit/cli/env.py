@@ -40,8 +40,8 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             return "not installed"
 
-    recorded = run_folder.environment(resolve(()))
-    del recorded["command"]  # it may hold what is nobody's business
+    recorded = run_folder.environment(resolve(()), {})
+    del recorded["command"], recorded["code"]  # the first may hold what is nobody's business
     others = {
         name: installed(name) for name in ("torchvision", "timm", "pydantic", "pluggy", "click", "rich", "pillow")
     }

@@ -57,11 +57,11 @@ class RunFolder:
             raise OptionError(f"{path} can not be used ({reason}); choose another --out.") from None
         return folder
 
-    def describe(self, resolved: Resolved) -> None:
+    def describe(self, resolved: Resolved, code: Mapping[str, str]) -> None:
         """Write run.toml, then environment.json. The caller holds the lock: of two starters one gets here first."""
         self._refuse_content()
         files.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())
-        text = json.dumps(environment(resolved), indent=2) + "\n"
+        text = json.dumps(environment(resolved, code), indent=2) + "\n"
         files.write_atomic(self.path / "environment.json", text.encode())
 
     def _refuse_content(self) -> None:
@@ -164,7 +164,7 @@ class RunFolder:
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         return Mark(files.append(self.metrics, line), zlib.crc32(line, mark.crc))
 
-    def drift(self, resolved: Resolved) -> list[str]:
+    def drift(self, resolved: Resolved, code: Mapping[str, str]) -> list[str]:
         """How this machine and these versions differ from those the run was started with."""
         try:
             then = json.loads(files.read(self.path / "environment.json", TABLE_CAP))
@@ -172,7 +172,8 @@ class RunFolder:
             then = None
         if not isinstance(then, dict):
             return ["environment.json is absent or damaged: what the run was started with is unknown"]
-        now = environment(resolved)
+        now = environment(resolved, code)
+        then.setdefault("code", now["code"])  # of before it was recorded
         return [
             f"{key}: {then.get(key)} then, {now.get(key)} now"
             for key in sorted({*then, *now} - {"command"})
@@ -189,14 +190,15 @@ def _of_a_run() -> Iterator[None]:
         raise CheckpointError(f"{error} It belongs to a run: restore it, or start a new run.") from None
 
 
-def environment(resolved: Resolved) -> dict[str, Any]:
-    """What bits depend on beside run.toml."""
+def environment(resolved: Resolved, code: Mapping[str, str]) -> dict[str, Any]:
+    """What bits depend on beside run.toml. `code` are digests of what is not advkit's own, by what it is."""
     used = {plugin.name for plugin in resolved.composition.plugins}
     owners = {plugin.name: f"{plugin.distribution} {plugin.version}" for plugin in registry.describe("plugin")}
     return {
         **machine.versions("numpy", "safetensors", "torchvision", "timm"),
         **machine.hardware(resolved.run.device),
         "plugins": {name: owners.get(name, "passed from Python") for name in sorted(used)},
+        "code": dict(code),
         "command": sys.argv[1:],
     }
 

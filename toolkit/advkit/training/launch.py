@@ -24,7 +24,7 @@ from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
 from .feed import parted
 from .loop import Trainer
-from .parts import build_model, data_of, load_weights, on_this_machine, put_file
+from .parts import build_model, code_of, data_of, load_weights, on_this_machine, put_file
 from .progress import Progress, Silent
 from .result import TrainResult
 from .saving import Position, publish, refuse_unsavable, restore, save
@@ -59,7 +59,7 @@ def start(
     if folder is None:
         return trainer.run()
     with folder.lock:
-        folder.describe(resolved)
+        folder.describe(resolved, code_of(resolved, model))
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run()
 
@@ -94,7 +94,7 @@ def resume(
     """Go on from the newest checkpoint that verifies; from the beginning where there is none yet."""
     seen = progress or Silent()
     with folder.lock:
-        for sentence in folder.drift(resolved):
+        for sentence in folder.drift(resolved, code_of(resolved, model)):
             seen.warn(f"environment.json differs: {sentence}; bits may differ too")
         files.sweep(folder.path)
         files.sweep(folder.checkpoints)

@@ -83,6 +83,16 @@ def _builder(resolved: Resolved) -> ModelBuilder:
     return builder(builder.Options(**resolved.model_options))
 
 
+def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
+    """Digests, by whose it is, of the code of plugins and of the model that is neither advkit's nor torch's."""
+    nets: set[type] = {type(module) for module in model.modules()}
+    strange = [net for net in nets if not net.__module__.startswith("torch.")]
+    own = sorted({digest for net in strange for digest in registry.code(net).values()})
+    known = {"model": "+".join(own)} if own else {}
+    plugins: dict[str, type] = {plugin.name: type(plugin) for plugin in resolved.composition.plugins}
+    return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in registry.code(one).values()}
+
+
 def put_file(model: nn.Module, path: Path, resolved: Resolved) -> None:
     """Copy a file of weights, of advkit's export or of other programs, into the model that `resolved` names.
 
