@@ -238,3 +238,11 @@ def test_global_switches_are_left_alone(
     with pytest.raises(HookContract, match=f"it changed {what}; leave it as it was"):
         step_of(tiny_net(), bad(observe_update=lambda self: deed()))(*tiny_batch(), epoch=0)
     assert read() == before
+
+
+def test_draws_are_for_a_batch(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def observe_update(self: Any, run: Any) -> None:
+        run.draws("noise", None)
+
+    with pytest.raises(advkit.OptionError, match=r"Plugin bad: run.draws takes an advkit.Batch, not NoneType"):
+        step_of(tiny_net(), bad(observe_update=observe_update))(*tiny_batch(), epoch=0)

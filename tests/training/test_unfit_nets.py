@@ -188,7 +188,8 @@ def test_batch_norm_of_the_batch_is_shown_two_images(tiny_batch: BatchOf) -> Non
     net = nn.Sequential(*core()[:2], nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3))
     rows: list[int] = []
     net.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
-    step_of(net, **{"attack.mode": "train"})(*tiny_batch(), epoch=0)
+    with pytest.warns(UserWarning, match=r"depend on the other images of its batch \(BatchNorm with"):
+        step_of(net, **{"attack.mode": "train"})(*tiny_batch(), epoch=0)
     assert rows[:2] == [1, 2] and {*rows[2:]} == {4}, "one alone is none to it"
 
 
@@ -259,3 +260,77 @@ def test_a_softmax_at_the_end_is_said_once_a_stage(tiny_batch: BatchOf, plugins:
     step(*tiny_batch(), epoch=1)  # warnings are errors in these tests
     logs = step_of(Calls(lambda net, x: net.core(x).log_softmax(1)), plugins, **{"attack.init": "uniform"})
     logs(*tiny_batch(), epoch=0)  # are logits
+
+
+# ---------------------------------------------------------------------- images that see each other
+
+
+def centred(net: Calls, x: Tensor) -> Tensor:
+    return net.core(x - x.mean(0))
+
+
+def centred_while_it_trains(net: Calls, x: Tensor) -> Tensor:
+    return centred(net, x) if net.training else net.core(x)
+
+
+def noisy(net: Calls, x: Tensor) -> Tensor:
+    return net.core(x + 0.1 * torch.rand_like(x))
+
+
+def test_a_net_whose_images_see_each_other_is_told_of(tiny_batch: BatchOf) -> None:
+    with pytest.warns(UserWarning, match="logits of an image depend on the other images of its batch"):
+        step_of(Calls(centred))(*tiny_batch(), epoch=0)
+    for fine in (centred_while_it_trains, noisy):  # as BatchNorm does; draws are of the place in a batch
+        step_of(Calls(fine))(*tiny_batch(), epoch=0)
+
+
+# ---------------------------------------------------------------------- types, devices, masks
+
+
+class Fourier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        self.core = core()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=4))
+
+
+def test_complex_weights_are_told_as_what_they_are() -> None:
+    with pytest.raises(OptionError, match=r"Complex weights are not supported; .* torch.view_as_complex"):
+        step_of(Fourier())
+
+
+TINY = {"data.limit": 60, "model.width": 4, "attack.steps": 1, "validation.fraction": 0.0}
+
+
+def test_a_default_dtype_is_told_of_and_a_default_device_decides_nothing() -> None:
+    plain = advkit.train("small-cnn", "digits", (), epochs=1, batch_size=30, settings=TINY).history[0]["loss"]
+    torch.set_default_device("meta")
+    try:
+        run = advkit.train("small-cnn", "digits", (), epochs=1, batch_size=30, settings=TINY)
+    finally:
+        torch.set_default_device(None)
+    assert run.history[0]["loss"] == plain
+    heard = Heard()
+    torch.set_default_dtype(torch.float64)
+    try:
+        advkit.train("small-cnn", "digits", (), epochs=1, batch_size=30, settings=TINY, progress=heard)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert any(said.startswith("small-cnn is built in float64, torch's default dtype in") for said in heard.said)
+
+
+@pytest.mark.parametrize(
+    ("masked", "advice"),
+    [(-torch.inf, "masks classes with -Inf that have a share of the target"), (-100.0, "")],
+)
+def test_labels_on_masked_classes_are_told_of(tiny_batch: BatchOf, masked: float, advice: str) -> None:
+    mask = torch.tensor([0, 0, 0, masked])
+    step = step_of(Calls(lambda net, x: net.core(x) + mask, classes=4), ["label-smoothing"])
+    if advice:
+        with pytest.raises(advkit.NonFinite, match=advice):
+            step(*tiny_batch(), epoch=0)
+    else:
+        step(*tiny_batch(), epoch=0)

@@ -116,6 +116,8 @@ class Run(Services):
         Each is a function of (run seed, plugin, purpose, phase, epoch, sample id, occurrence, draw number), and of
         nothing else: not of the batch, of other plugins, or of how often anybody drew before.
         """
+        if not isinstance(batch, Batch):
+            raise OptionError(f"Plugin {self._plugin}: run.draws takes an advkit.Batch, not {type(batch).__name__}.")
         key = derive_key(self._state.seed, self._plugin, purpose, phase, self._state.epoch)
         return Draws(key, batch.index, batch.occurrence)
 

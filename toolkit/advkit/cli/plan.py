@@ -50,7 +50,7 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None
         "cost", f"{plan['relative_cost']:.2f} x PGD-AT" + (" at its dearest" if len(plan["stages"]) > 1 else "")
     )
     if plan["state"]:
-        facts.add_row("state", ", ".join(plan["state"]) + " (a number a training sample)")
+        facts.add_row("state", ", ".join(plan["state"]))
     if not (plan["settings"]["attack.eps"]["value"] and plan["settings"]["attack.steps"]["value"]):
         facts.add_row("attack", "none: this is standard training, judged at its last checkpoint")
     for caution in plan["cautions"]:

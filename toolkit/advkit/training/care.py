@@ -13,7 +13,7 @@ from ..modules import mode
 from ..run import RunState
 from ..types import Batch
 from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
-from .memory import Memory
+from .memory import Memory, by_batch
 from .probe import doubts, refuse_other_weights, standing_still
 
 
@@ -56,7 +56,8 @@ class Care:
         final, steps = logits.get("adv_logits"), self.state.attack.steps
         cautions = [standing_still(known["attack"], known["batch"], known["radius"], final, steps), doubts(logits)]
         if not self._seen:
-            cautions += [at_rest(self._idle), self.memory.first(known["batch"].x, computing)]
+            x = known["batch"].x
+            cautions += [at_rest(self._idle), self.memory.first(x, computing), by_batch(self.model, x, computing)]
         return [caution for caution in cautions if caution]
 
     def done(self, stage: Stage) -> None:

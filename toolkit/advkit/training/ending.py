@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..types import Batch
-from .given import occurrences
 from .probes import between_steps
+from .visits import occurrences
 
 if TYPE_CHECKING:
     from .loop import Trainer

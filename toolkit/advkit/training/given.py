@@ -37,6 +37,11 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         names[module] = name
     refuse_unready(model)
     dtypes = {p.dtype for p in model.parameters()}
+    if any(dtype.is_complex for dtype in dtypes):
+        raise OptionError(
+            "Complex weights are not supported; keep their real and imaginary parts as real parameters, and put them "
+            "together in the forward with torch.view_as_complex."
+        )
     if not dtypes <= {torch.float32, torch.float64}:
         raise OptionError(
             "Weights in half precision are not supported; train in float32 or float64. For faster forwards set "
@@ -248,50 +253,3 @@ def an_answer(logits: object, x: Tensor, phase: str, classes: int) -> Tensor:
                 "inference_mode out of its forward."
             )
     return checked
-
-
-class Visits:
-    """Counts, by index, how often each sample came in this epoch."""
-
-    def __init__(self, samples: int, device: torch.device) -> None:
-        self.epoch, self.count = -1, torch.zeros(samples, dtype=torch.int32, device=device)
-        self.repeated = torch.zeros((), dtype=torch.bool, device=device)
-        """Whether some index of this epoch came twice with one occurrence."""
-
-    def begin(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.count.zero_()
-        self.repeated.zero_()
-
-    def fit(self, index: Tensor, occurrence: Tensor) -> bool:
-        """Whether these can be counted; where they can not, the step says why."""
-        whole = index.dtype == torch.int64 and index.shape == occurrence.shape
-        return whole and bool(((index >= 0) & (index < len(self.count))).all())
-
-    def repeats(self, index: Tensor, occurrence: Tensor) -> Tensor:
-        """() bool: whether one of these came before with that occurrence. No synchronisation."""
-        return (occurrence < self.count[index]).any()
-
-    def add(self, index: Tensor, occurrence: Tensor) -> None:
-        self.repeated |= self.repeats(index, occurrence)
-        self.count[index] = torch.maximum(self.count[index], occurrence.to(torch.int32) + 1)
-
-
-AGAIN = (
-    "the index names samples that came before in this epoch; pass each sample's place in the training set, not in the "
-    "batch, and number the visits of one that really comes again with `occurrence`."
-)
-
-
-def occurrences(batches: Sequence[Tensor]) -> list[Tensor]:
-    """How often each index came before in the epoch, in the shape of `batches`."""
-    flat = torch.cat(list(batches))
-    order = flat.argsort(stable=True)
-    ranked = flat[order]
-    first = torch.ones_like(ranked, dtype=torch.bool)
-    first[1:] = ranked[1:] != ranked[:-1]
-    place = torch.arange(len(flat))
-    starts = torch.where(first, place, torch.zeros_like(place)).cummax(0).values
-    seen = torch.empty_like(flat)
-    seen[order] = place - starts
-    return list(torch.split(seen, [len(batch) for batch in batches]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
 from .feed import parted
 from .loop import Trainer
-from .parts import build_model, code_of, data_of, load_weights, on_this_machine, put_file
+from .parts import build_model, code_of, data_of, load_weights, on_this_machine, put_file, unusual_type
 from .progress import Progress, Silent
 from .result import TrainResult
 from .saving import Position, publish, refuse_unsavable, restore, save
@@ -50,7 +50,7 @@ def start(
             load_weights(model, init_from)
             if known := _held_out_now(init_from, resolved, splits):
                 (progress or Silent()).warn(known)
-        for note in splits.notes:
+        for note in (*splits.notes, *unusual_type(resolved, model)):
             (progress or Silent()).warn(note)
         if out is not None:
             refuse_unsavable(model)
@@ -218,10 +218,14 @@ def _refuse(changes: Sequence[str]) -> None:
 
 @contextmanager
 def _threads_as_before() -> Iterator[None]:
-    """The number of threads, which is the whole process's, is put back where a run is refused or fails."""
-    before = torch.get_num_threads()
+    """The number of threads, which is the whole process's, is put back where a run is refused or fails.
+
+    Data and nets are made on the CPU, whatever torch.set_default_device says: run.device is where they go.
+    """
+    before, elsewhere = torch.get_num_threads(), torch.get_default_device().type != "cpu"
     try:
-        yield
+        with torch.device("cpu") if elsewhere else nullcontext():
+            yield
     except BaseException:
         torch.set_num_threads(before)
         raise

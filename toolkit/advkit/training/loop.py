@@ -23,7 +23,6 @@ from .contracts import weights_of
 from .ending import tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
-from .given import occurrences
 from .meter import Meter, quantiles
 from .panel import Panel
 from .progress import Progress, Silent
@@ -32,6 +31,7 @@ from .saving import Position, save, unsaved
 from .step import TrainingStep
 from .step_report import Report
 from .validation import validated
+from .visits import occurrences
 
 
 class Trainer:
@@ -58,6 +58,7 @@ class Trainer:
         self.step.warn, self.unsaved = self.progress.warn, unsaved(self.model)
         self.global_step, self.metrics, self.stopped = 0, Mark(), ""
         self.best: dict[str, Any] | None = None
+        self._evaluated: Mapping[str, Tensor] | None = None
         self.meter, self.chance = Meter(self.step.engine), Chance()
         self.step.engine.compile((self.feed.most, *splits.train.shape), self.progress.warn)
         self.history: list[dict[str, Any]] = []
@@ -94,7 +95,8 @@ class Trainer:
     def result(self) -> TrainResult:
         """What there is after the last epoch."""
         folder = self.folder.path if self.folder else None
-        return TrainResult(self.model, self.history, self.best, folder, self.stopped, self.evaluated())
+        averaged = self.evaluated() if self._evaluated is None else self._evaluated
+        return TrainResult(self.model, self.history, self.best, folder, self.stopped, averaged)
 
     def _epoch(self) -> None:
         state = self.panel.state
@@ -133,7 +135,7 @@ class Trainer:
         if epoch + 1 == self.resolved.run.epochs:
             refuse_broken_net(self.model, self.feed.train_set, self.feed.training)
         self.meter.lap()
-        evaluated = self.evaluated()
+        self._evaluated = evaluated = self.evaluated()
         row: dict[str, Any] = {
             "epoch": epoch,
             "lr": self._rate(self.panel.state.step - 1),  # the last step's

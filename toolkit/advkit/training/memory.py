@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.jit import ScriptModule
 
-from ..judging import same_bits
+from ..judging import far_apart, same_bits
 from ..modules import mode, own_generator, placement
 from .by_itself import by_itself
 from .compiled import eagerly
@@ -60,6 +60,28 @@ class Memory:
             seed(0)
             logits: Tensor = functional_call(self.model, buffers, (x,))
         return logits
+
+
+def by_batch(model: nn.Module, x: Tensor, computing: Container[object]) -> str:
+    """A sentence where the logits of an image depend on the other images of its batch x, as a net is evaluated."""
+    x = x[:IMAGES].detach()
+
+    def logits(rows: int, label: int) -> Tensor:
+        with torch.no_grad(), mode(model, training=False), own_generator(placement(model)[0]) as seed:
+            seed(label)
+            output: Tensor = model(x[:rows].clone())
+        hidden.put_back()
+        return output[: len(x) // 2]
+
+    with by_itself(model, computing) as hidden, eagerly(model):
+        alone = logits(len(x) // 2, 0) if len(x) > 3 else logits(len(x), 0)
+        if not far_apart(alone, logits(len(x), 0)) or far_apart(alone, logits(len(x) // 2, 1)):  # or one that draws
+            return ""
+    return (
+        "The model's logits of an image depend on the other images of its batch (BatchNorm without running statistics, "
+        "or attention over the batch), so accuracies depend on how images come together; normalise each by itself, or "
+        "keep running statistics."
+    )
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -17,10 +17,11 @@ from ..modules import placement
 from ..plugin import Plugin
 from ..run import RunState
 from .compiled import of_the_users, without_wrapper
-from .given import AGAIN, Visits, a_batch, refuse_unfit
+from .given import a_batch, refuse_unfit
 from .panel import Panel
 from .step import TrainingStep
 from .step_report import Report
+from .visits import AGAIN, Visits
 
 
 class Step(TrainingStep):

@@ -15,8 +15,9 @@ from ..config.request import PASSED
 from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
 from ..errors import CheckpointError, DataError, OptionError
+from ..fingerprint import code
 from ..models.base import DataSpec, ModelBuilder
-from ..modules import own_generator
+from ..modules import own_generator, placement
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..storage.foreign import fitted, read_weights
@@ -78,6 +79,17 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
             raise OptionError(f"{name} does not fit into memory with {options}; make it smaller.") from None
 
 
+def unusual_type(resolved: Resolved, model: nn.Module) -> list[str]:
+    """A sentence where a registered model is not of float32, because torch's default dtype is not."""
+    dtype = str(placement(model)[1]).removeprefix("torch.")
+    if resolved.model_name.startswith(PASSED) or dtype == "float32":
+        return []
+    return [
+        f"{resolved.model_name} is built in {dtype}, torch's default dtype in this process, which run.toml does not "
+        "record; elsewhere the run has float32 and other bits"
+    ]
+
+
 def _builder(resolved: Resolved) -> ModelBuilder:
     builder = cast(type[ModelBuilder], registry.load("model", resolved.model_name))
     return builder(builder.Options(**resolved.model_options))
@@ -87,10 +99,10 @@ def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
     """Digests, by whose it is, of the code of plugins and of the model that is neither advkit's nor torch's."""
     nets: set[type] = {type(module) for module in model.modules()}
     strange = [net for net in nets if not net.__module__.startswith("torch.")]
-    own = sorted({digest for net in strange for digest in registry.code(net).values()})
+    own = sorted({digest for net in strange for digest in code(net).values()})
     known = {"model": "+".join(own)} if own else {}
     plugins: dict[str, type] = {plugin.name: type(plugin) for plugin in resolved.composition.plugins}
-    return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in registry.code(one).values()}
+    return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
 
 
 def put_file(model: nn.Module, path: Path, resolved: Resolved) -> None:

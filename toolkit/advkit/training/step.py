@@ -14,19 +14,20 @@ from torch import Tensor, nn
 
 from ..compose.declarations import declared
 from ..compose.stage import Stage
-from ..errors import HookContract, NonFinite
+from ..errors import HookContract
 from ..judging import explained
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..settings import RunSettings
-from ..types import AttackResult, Batch
+from ..types import Batch
 from .announced import as_declared
 from .attacker import Attacker
 from .by_itself import hooks_told_apart
 from .care import Care
 from .contracts import Contract
 from .engine import Engine
+from .finite import shift_ratio, stop_if_not_finite
 from .given import a_batch, an_epoch, take_step
 from .ledger import Ledger
 from .network import Network, moved
@@ -34,7 +35,7 @@ from .objective import Objective, Outcome, Update
 from .panel import Panel
 from .probe import nothing_moves
 from .probes import opened
-from .step_report import Report, not_finite, shift_ratio
+from .step_report import Report
 from .undo import all_or_nothing
 
 
@@ -157,7 +158,7 @@ class TrainingStep:
             self.model.zero_grad(set_to_none=True)  # of parameters that the optimizer does not have, too
             with nothing_moves(self.model, "the backward", contract.values):
                 outcome.loss.backward()
-        self._stop_if_not_finite(known["attack"], outcome)
+        stop_if_not_finite(self.model, self.state, known, outcome)
         with torch.no_grad():
             for answer in stage.answers["observe_update"]:
                 self.panel.ask(answer, known, **outcome.logits)
@@ -178,12 +179,3 @@ class TrainingStep:
     def seed_of(self, label: str) -> int:
         """What seeds the draws of the net itself in a forward of this step."""
         return derive_seed(self.state.seed, CORE, "model", f"{self.state.step} {label}", self.state.epoch)
-
-    def _stop_if_not_finite(self, attack: AttackResult, outcome: Outcome) -> None:
-        """Before the update. One synchronisation a step."""
-        what = not_finite(self.model, attack, outcome)
-        if what is not None:
-            raise NonFinite(
-                f"NaN or Inf in {what} at epoch {self.state.epoch}, step {self.state.step}. The step was not applied; "
-                "lower optimizer.lr or look at the options of the plugins in this run."
-            )

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..run import RunState
-from ..types import AttackResult, Passes
+from ..types import Passes
 from .ledger import Ledger
 from .objective import Outcome
 
@@ -67,27 +66,3 @@ class Report:
             passes=ledger.passes(),
             demanded_by=ledger.demanded_by(),
         )
-
-
-def not_finite(model: nn.Module, attack: AttackResult, outcome: Outcome) -> str | None:
-    """What is not finite, the earliest cause first: an input gradient, the loss, a parameter gradient; or None."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flags = {"an input gradient of the attack": attack.finite, "the loss": outcome.loss.isfinite()}
-    if gradients:
-        flags["a parameter gradient"] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
-    known = {name: flag for name, flag in flags.items() if flag is not None}
-    good = torch.stack(list(known.values())).tolist()  # the step's one synchronisation
-    what = next((name for name, fine in zip(known, good, strict=True) if not fine), None)
-    if what == "the loss":
-        terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
-        return what + (f" (term {', '.join(terms)})" if terms else "")
-    if what == "a parameter gradient":
-        broken = (n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all()))
-        return f"{what} ({next(broken)})"
-    return what
-
-
-def shift_ratio(shift: Mapping[str, Tensor], model: nn.Module) -> Tensor:
-    """||v|| / ||theta|| over all trainable parameters."""
-    weights = [p.detach() for p in model.parameters() if p.requires_grad]
-    return nn.utils.get_total_norm(list(shift.values())) / nn.utils.get_total_norm(weights)

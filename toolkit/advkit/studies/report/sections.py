@@ -79,7 +79,7 @@ def _plan(plan: Mapping[str, Any]) -> list[Html]:
     dearest = " at its dearest" if len(plan["stages"]) > 1 else ""
     facts = [f"Cost: {plan['relative_cost']:.2f} x PGD-AT{dearest}."]
     if plan["state"]:
-        facts.append(f"State, a number a training sample: {', '.join(plan['state'])}.")
+        facts.append(f"State that plugins keep: {', '.join(plan['state'])}.")
     cautions = [_caution(f"{sentence}.") for sentence in plan["cautions"]]
     return [*parts, paragraph(" ".join(facts)), *cautions]
 
