@@ -35,6 +35,10 @@ class Alp(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def active(self, hook: str, epoch: int) -> bool:
         return hook != "extra_regularizer" or self.options.lam.at(epoch) > 0
 

@@ -67,6 +67,10 @@ class CatEps(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def largest_budget(self, eps: float) -> Budgets:
         above = self.options.eta if self.options.cap == "after" else 0.0
         label = self.options.eps_max + (above if self.options.attack_label == "new" else 0.0)

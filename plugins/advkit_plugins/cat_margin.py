@@ -38,6 +38,10 @@ class CatMargin(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return self.options.weight != "eps-sum"
+
     @hookimpl
     def attack_objective(self, batch: Batch, target: Tensor, radius: Tensor) -> Callable[[Tensor], Tensor]:
         kappa, weight = self.options.kappa, self._weight(radius)

@@ -26,6 +26,10 @@ class DirichletLs(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def join(self, company: Company) -> list[str]:
         alpha = self.options.c * company.largest_budget.label
         if alpha > 1:

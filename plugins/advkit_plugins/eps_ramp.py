@@ -17,6 +17,10 @@ class EpsRamp(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def active(self, hook: str, epoch: int) -> bool:
         return epoch < self.options.epochs
 

@@ -34,6 +34,10 @@ class Fat(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def active(self, hook: str, epoch: int) -> bool:
         return hook != "attack_move" or self.options.noise > 0
 

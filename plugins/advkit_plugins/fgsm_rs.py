@@ -53,6 +53,10 @@ class FgsmRs(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def active(self, hook: str, epoch: int) -> bool:
         return self.options.zero_share > 0 if hook == "attack_move" else self.options.noise > 0
 

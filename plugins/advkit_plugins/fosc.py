@@ -41,6 +41,10 @@ class Fosc(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def join(self, company: Company) -> list[str]:
         self.epochs = company.epochs
         if company.attack.init == "zero" and self.options.centre == "start":

@@ -55,6 +55,10 @@ class Iaat(Plugin):
     options: Options
     largest = 1.0
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def largest_budget(self, eps: float) -> Budgets:
         return Budgets(attack=max(eps, self.largest), label=eps)
 

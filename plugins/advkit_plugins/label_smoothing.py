@@ -36,6 +36,10 @@ class LabelSmoothing(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def join(self, company: Company) -> list[str]:
         if self.options.alpha > 0.5:
             return [f"label-smoothing.alpha = {self.options.alpha:g} leaves the label less than half"]

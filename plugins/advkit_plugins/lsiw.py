@@ -38,6 +38,10 @@ class Lsiw(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def active(self, hook: str, epoch: int) -> bool:
         return self.options.lam.at(epoch) > 0
 

@@ -54,6 +54,10 @@ class Mart(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def detached(self, hook: str, epoch: int) -> tuple[str, ...]:
         both = self.options.detach_weight and self.options.detach_target
         return ("clean_logits",) if hook == "extra_regularizer" and both else ()

@@ -32,6 +32,10 @@ class Score(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def join(self, company: Company) -> list[str]:
         if company.attack.init == "zero" and company.owner("inner_attack") == "core":
             raise OptionError(

@@ -39,6 +39,10 @@ class Trades(Plugin):
 
     options: Options
 
+    @property
+    def by_sample(self) -> bool:
+        return True
+
     def join(self, company: Company) -> list[str]:
         if company.attack.init == "zero" and company.owner("inner_attack") == "core":
             return [

@@ -116,6 +116,11 @@ class Plugin:
         """For an owner of `weight_perturbation`: whether the optimizer steps at theta+v, v being taken off after."""
         return False
 
+    @property
+    def by_sample(self) -> bool:
+        """Whether answers on a part of a batch are that part of those on the whole: what `run.accumulate` needs."""
+        return False
+
     def active(self, hook: str, epoch: int) -> bool:
         """Whether the plugin answers `hook` in `epoch`. An inactive answer demands nothing."""
         return True

@@ -35,10 +35,19 @@ class RunSettings(OptionModel):
     memory_format: Literal["contiguous", "channels_last"] = option(
         "contiguous", help="how images and the weights of convolutions lie in memory"
     )
+    accumulate: int = option(
+        1, ge=1, lt=2**31, help="parts of a batch whose gradients are added up before the update, to save memory"
+    )
     compile: Literal["off", "default", "max-autotune"] = option(
         "off", help="torch.compile of the net in training, in that mode; batches of another size than most stay eager"
     )
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
+
+    @model_validator(mode="after")
+    def _of_use(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate is {self.accumulate}, but a batch has {self.batch_size} images; lower it")
+        return self
 
 
 class DataSettings(OptionModel):

@@ -29,7 +29,7 @@ class Feed:
         self.training = torch.cat([training, torch.arange(original, len(self.train_set))])
         if not len(self.training):
             raise OptionError("validation.fraction leaves nothing to train on; lower it.")
-        self.most = min(self.run.batch_size, len(self.training))  # images of all batches but an epoch's last
+        self.rows = -(-min(self.run.batch_size, len(self.training)) // self.run.accumulate)  # of most forwards
 
     def _grown(self, dataset: Dataset) -> Dataset:
         """The training set after the chain of `train_dataset`."""

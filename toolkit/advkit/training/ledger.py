@@ -13,9 +13,13 @@ PHASES = ("attack", "update")
 
 
 class Ledger:
-    """One step's passes. Forwards are booked when run; backwards when a gradient really reaches the logits."""
+    """One step's passes. Forwards are booked when run; backwards when a gradient really reaches the logits.
 
-    def __init__(self) -> None:
+    A pass takes every image of the batch once: one for each of `parts`, where the step is in parts.
+    """
+
+    def __init__(self, parts: int = 1) -> None:
+        self.parts = parts
         self.counts: Counter[tuple[str, str]] = Counter()
         self.demanded: dict[str, set[str]] = {}
 
@@ -32,12 +36,12 @@ class Ledger:
 
     def passes(self) -> dict[str, Passes]:
         """By phase."""
+
+        def whole(phase: str, kind: str) -> int:
+            return -(-self.counts[phase, kind] // self.parts)
+
         return {
-            phase: Passes(
-                self.counts[phase, "forward"],
-                self.counts[phase, "input_backward"],
-                self.counts[phase, "full_backward"],
-            )
+            phase: Passes(*(whole(phase, kind) for kind in ("forward", "input_backward", "full_backward")))
             for phase in PHASES
         }
 

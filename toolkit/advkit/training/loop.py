@@ -60,7 +60,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self._evaluated: Mapping[str, Tensor] | None = None
         self.meter, self.chance = Meter(self.step.engine), Chance()
-        self.step.engine.compile((self.feed.most, *splits.train.shape), self.progress.warn)
+        self.step.engine.compile((self.feed.rows, *splits.train.shape), self.progress.warn)
         self.history: list[dict[str, Any]] = []
         self.panel.notify("setup", model=self.model)
 

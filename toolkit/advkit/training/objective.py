@@ -39,6 +39,7 @@ class Update:
     known: Mapping[str, Any]
     panel: Panel
     contract: Contract
+    samples: int  # of the whole batch, of which this may be a part
 
     def gradient_at(self, owner: str) -> Callable[..., Mapping[str, Tensor]]:
         """The argument of that name (see `Hooks.weight_perturbation`).
@@ -72,7 +73,7 @@ class Update:
                 if select is not None:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
                     values = values * self.contract.selection(owner, select(judged.detach(), self.known["batch"].y))
-                total = values.sum() / len(values)
+                total = values.sum() / self.samples
             gradients = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
             return {
                 name: torch.zeros_like(trained[name]) if value is None else value
@@ -115,8 +116,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, update: Update, shift: Mapping[str, Tensor], samples: int) -> Outcome:
-        """At theta + `shift` (v), averaged over `samples`."""
+    def forward(self, update: Update, shift: Mapping[str, Tensor]) -> Outcome:
+        """At theta + `shift` (v), divided by the samples of the batch."""
         moved = update.network.shifted(shift)
         logits: dict[str, Tensor] = {}
         for place, name in enumerate(update.stage.forwards):
@@ -135,7 +136,7 @@ class Objective(nn.Module):
         terms = update.terms(logits, update.stage.terms)
         weighted = {name: update.weigh(name, term, logits).sum() for name, term in terms.items()}
         return Outcome(
-            loss=_total(weighted.values()) / samples,
+            loss=_total(weighted.values()) / update.samples,
             raw={name: term.detach().sum() for name, term in terms.items()},
             weighted={name: term.detach() for name, term in weighted.items()},
             logits={name: output.detach() for name, output in logits.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ..compose.declarations import declared
 from ..compose.stage import Stage
-from ..errors import HookContract
 from ..judging import explained
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..settings import RunSettings
 from ..types import Batch
+from .accumulate import backward, parts_of, summed, together
 from .announced import as_declared
 from .attacker import Attacker
 from .by_itself import hooks_told_apart
@@ -47,7 +47,7 @@ class TrainingStep:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, run: RunSettings) -> None:
-        self.model, self.optimizer, self.panel = model, optimizer, panel
+        self.model, self.optimizer, self.panel, self.accumulate = model, optimizer, panel, run.accumulate
         panel.model = model
         self.care = Care(model, optimizer, panel.state, run.check_hooks)
         self.engine = Engine(run, model)
@@ -69,8 +69,8 @@ class TrainingStep:
         if epoch != self.state.epoch:
             self.seek(epoch)
         stage = self.panel.stage
-        careful, ledger = self.care.begin(batch, stage), Ledger()
-        classes = self.state.num_classes
+        careful, parts = self.care.begin(batch, stage), parts_of(batch, self.accumulate)
+        classes, ledger, updates = self.state.num_classes, Ledger(len(parts)), list[Update]()
         with (
             explained(),
             all_or_nothing(self.model, self.optimizer, self.state, batch.index),
@@ -79,12 +79,13 @@ class TrainingStep:
             hooks_told_apart(self.model) if careful else nullcontext(()) as computing,
             self.engine.numbers(),
         ):
-            network = Network(
-                self.model, self.engine, ledger, lambda label: seed(self.seed_of(label)), classes, careful
-            )
-            contract = Contract(batch, classes, self.composition, self.model, values=careful)
-            known = self._attack(batch, stage, network, contract)
-            outcome, shift = self._update(known, stage, network, contract)
+            for name, part in parts.items():
+                network = Network(self.model, self.engine, ledger, partial(self._seed, seed, name), classes, careful)
+                contract = Contract(part, classes, self.composition, self.model, values=careful)
+                seen = self._attack(part, stage, network, contract)
+                updates.append(Update(network, stage, seen, self.panel, contract, samples=len(batch.y)))
+            known = together([update.known for update in updates])
+            outcome, shift = self._update(known, updates)
             # Now: theta is what v was made for only until the optimizer steps.
             ratio = shift_ratio(shift, self.model) if shift else None
             if careful:
@@ -135,29 +136,20 @@ class TrainingStep:
             known["attack"] = probes.joined(known["attack"])
         return known
 
-    def _update(
-        self, known: Mapping[str, Any], stage: Stage, network: Network, contract: Contract
-    ) -> tuple[Outcome, Mapping[str, Tensor]]:
+    def _update(self, known: Mapping[str, Any], updates: Sequence[Update]) -> tuple[Outcome, Mapping[str, Tensor]]:
         """Train mode: v, the loss at theta+v, and its gradient in `.grad`, all of it finite. Returns loss and v."""
-        update = Update(network, stage, known, self.panel, contract)
+        first, stage = updates[0], updates[0].stage
         shift: Mapping[str, Tensor] = {}
         with mode(self.model, training=True), torch.enable_grad():
             if owner := stage.owner("weight_perturbation"):
-                params = {name: p.detach() for name, p in network.params.items() if p.requires_grad}
-                gradient_at = update.gradient_at(owner.plugin.name)
+                params = {name: p.detach() for name, p in first.network.params.items() if p.requires_grad}
+                gradient_at = summed([update.gradient_at(owner.plugin.name) for update in updates])
                 with torch.no_grad():
                     answer = self.panel.ask(owner, known, params=params, gradient_at=gradient_at)
-                shift = contract.shift(owner.plugin.name, answer, params)
-            outcome = self.objective(update, shift, samples=len(known["batch"].y))
-            if not outcome.loss.requires_grad:
-                raise HookContract(
-                    f"The loss ({', '.join(stage.terms)}) has no gradient, so nothing would be learnt; "
-                    "return terms that depend on the logits, undetached."
-                )
+                shift = first.contract.shift(owner.plugin.name, answer, params)
             self.optimizer.zero_grad(set_to_none=True)
             self.model.zero_grad(set_to_none=True)  # of parameters that the optimizer does not have, too
-            with nothing_moves(self.model, "the backward", contract.values):
-                outcome.loss.backward()
+            outcome = backward(self.objective, updates, shift)
         stop_if_not_finite(self.model, self.state, known, outcome)
         with torch.no_grad():
             for answer in stage.answers["observe_update"]:
@@ -179,3 +171,6 @@ class TrainingStep:
     def seed_of(self, label: str) -> int:
         """What seeds the draws of the net itself in a forward of this step."""
         return derive_seed(self.state.seed, CORE, "model", f"{self.state.step} {label}", self.state.epoch)
+
+    def _seed(self, seed: Callable[[int], None], part: str, label: str) -> None:
+        seed(self.seed_of(label + part))
