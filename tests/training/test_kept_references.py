@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -246,3 +248,21 @@ def test_draws_are_for_a_batch(tiny_net: Net, tiny_batch: BatchOf) -> None:
 
     with pytest.raises(advkit.OptionError, match=r"Plugin bad: run.draws takes an advkit.Batch, not NoneType"):
         step_of(tiny_net(), bad(observe_update=observe_update))(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize("generator", [torch.Generator, lambda: np.random.default_rng(0), lambda: random.Random(0)])
+def test_a_generator_of_its_own_is_told_of(tiny_net: Net, tiny_batch: BatchOf, generator: Callable[[], Any]) -> None:
+    def setup(self: Any, model: nn.Module) -> None:
+        self.model, self.kept = model, {"inside": generator()}
+
+    def draws(self: Any) -> None:
+        kept = self.kept["inside"]
+        torch.rand(1, generator=kept) if isinstance(kept, torch.Generator) else kept.random()
+
+    step = step_of(tiny_net(), bad(setup=setup, observe_update=draws))
+    with pytest.warns(
+        UserWarning, match=r"Plugin bad draws from a generator of its own \(kept.inside\), which no"
+    ):
+        step(*tiny_batch(), epoch=0)
+    step(*tiny_batch(), epoch=0)
+    step_of(tiny_net(), bad(setup=setup, observe_update=lambda self: None))(*tiny_batch(), epoch=0)

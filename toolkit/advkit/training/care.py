@@ -10,19 +10,21 @@ from torch import Tensor, nn
 
 from ..compose.stage import Stage
 from ..modules import mode
-from ..run import RunState
 from ..types import Batch
 from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
+from .hidden import Generators
 from .memory import Memory, by_batch
+from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still
 
 
 class Care:
     """Looks at the steps of one run; `always` at all that cost a synchronisation."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, always: bool) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, always: bool) -> None:
         refuse_unfit(model, optimizer)
-        self.model, self.optimizer, self.state, self.always = model, optimizer, state, always
+        self.model, self.optimizer, self.state, self.always = model, optimizer, panel.state, always
+        self._plugins, self._generators = panel.composition.plugins, dict[str, Generators]()
         self.memory, self._idle, self._seen = Memory(model), idle(model, optimizer), set[int]()
 
     def begin(self, batch: Batch, stage: Stage) -> bool:
@@ -30,6 +32,7 @@ class Care:
         refuse_strangers(self.model, self.optimizer, self._idle)
         if not self._seen:
             self.memory = Memory(self.model)
+            self._generators = {plugin.name: Generators(plugin, self.model) for plugin in self._plugins}
             self.state.num_classes = a_width(self.model, batch, self.state)
         careful = self.always or id(stage) not in self._seen
         if careful:
@@ -57,6 +60,12 @@ class Care:
         cautions = [standing_still(known["attack"], known["batch"], known["radius"], final, steps), doubts(logits)]
         if not self._seen:
             x = known["batch"].x
+            cautions += [
+                f"Plugin {name} draws from a generator of its own ({', '.join(moved)}), which no checkpoint holds and "
+                "every batch shifts; draw from run.draws(...), which is a function of the seed and the sample."
+                for name, generators in self._generators.items()
+                if (moved := generators.changed())
+            ]
             cautions += [at_rest(self._idle), self.memory.first(x, computing), by_batch(self.model, x, computing)]
         return [caution for caution in cautions if caution]
 

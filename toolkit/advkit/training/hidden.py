@@ -44,7 +44,18 @@ class Hidden:
 
     def __init__(self, model: nn.Module, but: Collection[nn.Module] = ()) -> None:
         """Of all modules `but` some."""
-        self._held = [(name, held, way, way.copy(held)) for name, held, way in _parts(model, but)]
+        self._held = [(name, held, way, way.copy(held)) for name, held, way in self._parts(model, but)]
+
+    def _parts(self, model: nn.Module, but: Collection[object]) -> Iterator[tuple[str, Any, _Way]]:
+        """Everything that can be kept, once, by name."""
+        left: list[tuple[str, Any]] = []
+        for name, module in model.named_modules():
+            if not isinstance(module, ScriptModule) and module not in but:
+                yield name, vars(module), _MODULE
+                yield name, module._buffers, _Way(dict, _refill)
+                left += [(_at(name, key), value) for key, value in vars(module).items() if key not in TORCHS_OWN]
+                left += [(f"a hook of {name or 'the model'}", h) for kind in HOOKS for h in vars(module)[kind].values()]
+        yield from _reached(left, _of(model))
 
     def changed(self) -> list[str]:
         """Names of what has been bound anew or written into since."""
@@ -65,6 +76,15 @@ class Hidden:
             for _, held, way, before in self._held:
                 if not _untouched(held, before, way):
                     way.put(held, before)
+
+
+class Generators(Hidden):
+    """The generators that a plugin keeps in its attributes, those of the model aside."""
+
+    def __init__(self, plugin: object, model: nn.Module) -> None:
+        reached = _reached([(name, value) for name, value in vars(plugin).items()], _of(model))
+        drawing = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+        self._held = [(name, held, way, way.copy(held)) for name, held, way in reached if isinstance(held, drawing)]
 
 
 # ---------------------------------------------------------------------- what leads where
@@ -107,16 +127,12 @@ _WAYS: dict[tuple[type, ...], _Way] = {
 }
 
 
-def _parts(model: nn.Module, but: Collection[nn.Module]) -> Iterator[tuple[str, Any, _Way]]:
-    """Everything that can be kept, once, by name."""
-    known = [model, *model.modules(), *model.parameters(), *model.buffers()]
-    left: list[tuple[str, Any]] = []
-    for name, module in model.named_modules():
-        if not isinstance(module, ScriptModule) and module not in but:
-            yield name, vars(module), _MODULE
-            yield name, module._buffers, _Way(dict, _refill)
-            left += [(_at(name, key), value) for key, value in vars(module).items() if key not in TORCHS_OWN]
-            left += [(f"a hook of {name or 'the model'}", h) for kind in HOOKS for h in vars(module)[kind].values()]
+def _of(model: nn.Module) -> list[object]:
+    return [*model.modules(), *model.parameters(), *model.buffers()]
+
+
+def _reached(left: list[tuple[str, Any]], known: list[object]) -> Iterator[tuple[str, Any, _Way]]:
+    """What can be kept of all that is reached from the things `left` and not `known`, once, by name."""
     seen = {id(thing): thing for thing in known}  # kept alive, so that no id is another's
     while left:
         name, thing = left.pop()

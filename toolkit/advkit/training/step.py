@@ -49,7 +49,7 @@ class TrainingStep:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, run: RunSettings) -> None:
         self.model, self.optimizer, self.panel, self.accumulate = model, optimizer, panel, run.accumulate
         panel.model = model
-        self.care = Care(model, optimizer, panel.state, run.check_hooks)
+        self.care = Care(model, optimizer, panel, run.check_hooks)
         self.engine = Engine(run, model)
         self.objective = Objective(model)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition
