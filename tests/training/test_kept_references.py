@@ -260,9 +260,7 @@ def test_a_generator_of_its_own_is_told_of(tiny_net: Net, tiny_batch: BatchOf, g
         torch.rand(1, generator=kept) if isinstance(kept, torch.Generator) else kept.random()
 
     step = step_of(tiny_net(), bad(setup=setup, observe_update=draws))
-    with pytest.warns(
-        UserWarning, match=r"Plugin bad draws from a generator of its own \(kept.inside\), which no"
-    ):
+    with pytest.warns(UserWarning, match=r"Plugin bad draws from a generator of its own \(kept.inside\), which no"):
         step(*tiny_batch(), epoch=0)
     step(*tiny_batch(), epoch=0)
     step_of(tiny_net(), bad(setup=setup, observe_update=lambda self: None))(*tiny_batch(), epoch=0)

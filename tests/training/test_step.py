@@ -118,6 +118,7 @@ def test_an_optimizer_of_another_model_is_refused(tiny_net: Net) -> None:
         Step(tiny_net(), sgd(tiny_net()), num_samples=N)
 
 
+@pytest.mark.filterwarnings("ignore:The optimizer lacks trainable parameters of the model")
 def test_gradients_of_parameters_that_the_optimizer_has_not_got_do_not_add_up(
     tiny_net: Net, tiny_batch: BatchOf
 ) -> None:

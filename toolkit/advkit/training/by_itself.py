@@ -20,10 +20,11 @@ def hooks_told_apart(model: nn.Module) -> Iterator[set[object]]:
     def told(hook: Callable[..., object]) -> Callable[..., object]:
         def call(module: nn.Module, *given: Any, **named: Any) -> object:
             tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and not leaf.is_inference()]
-            versions, attributes = [tensor._version for tensor in tensors], dict(vars(module))
+            versions = [tensor._version for tensor in tensors]
+            attributes = [(vars(part), dict(vars(part))) for part in module.modules()]
             answer = hook(module, *given, **named)
             written = versions != [tensor._version for tensor in tensors]
-            bound = any(value is not attributes.get(name) for name, value in vars(module).items())
+            bound = any(value is not was.get(name) for now, was in attributes for name, value in now.items())
             if written or bound or not (answer is None or any(answer is one for one in given)):
                 computing.update((hook, call))
             return answer

@@ -18,6 +18,7 @@ from ..losses import soft_cross_entropy
 from .contracts import Contract
 from .network import Network
 from .panel import Panel
+from .probe import nothing_moves
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Update:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
                     values = values * self.contract.selection(owner, select(judged.detach(), self.known["batch"].y))
                 total = values.sum() / self.samples
-            gradients = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
+            with nothing_moves(self.network.model, "the backward", self.contract.values):
+                gradients = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
             return {
                 name: torch.zeros_like(trained[name]) if value is None else value
                 for name, value in zip(trained, gradients, strict=True)
