@@ -1,21 +1,31 @@
-"""What a plugin or a loop of one's own passes to the core, and what it must be: one sentence where it is not."""
+"""What a program or a plugin passes to advkit, and what it must be: one sentence where it is not."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, get_args, get_origin
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .errors import OptionError
+from .errors import OptionError, shown
+from .options import plain
 
 
 def a_number(what: str, value: object) -> float:
     """`value` as a float: a number, or a tensor or array of one."""
     try:
-        return float(value) if not isinstance(value, str | bytes) else float("no")  # type: ignore[arg-type]
+        number = plain(value)
+        return float(number if not isinstance(number, str | bytes | bool) else "no")
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise OptionError(f"{what} is {value!r:.80}; pass a number.") from None
+        raise OptionError(f"{what} is {shown(value)}; pass a number.") from None
 
 
 def a_whole_number(what: str, value: object, least: int, most: int) -> int:
@@ -25,7 +35,7 @@ def a_whole_number(what: str, value: object, least: int, most: int) -> int:
     except (TypeError, RuntimeError):
         number = least - 1
     if not least <= number <= most:
-        raise OptionError(f"{what} = {value!r:.80} must be an integer from {least} to {most}.")
+        raise OptionError(f"{what} = {shown(value)} must be an integer from {least} to {most}.")
     return number
 
 
@@ -36,3 +46,139 @@ def a_dense_tensor(what: str, value: object) -> Tensor:
     if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_meta:
         raise OptionError(f"{what} is {value.dtype}, {value.layout}; pass a dense tensor of real numbers.")
     return value
+
+
+# ---------------------------------------------------------------------- the arguments of public functions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SUCH_AS = {
+    "options": 'options by plugin, such as {"cat-eps": {"eta": 0.005}}',
+    "settings": 'settings by name, such as {"attack.steps": 10}',
+    "plugins": 'names of plugins, their classes or objects, such as ["cat-eps", "lsiw"]',
+    "no_companion": 'names of hooks, such as ["weight_perturbation"]',
+}
+"""What an argument must be, where its type says too little."""
+
+WORDS: dict[object, str] = {
+    str: "text",
+    Path: "a path",
+    float: "a number",
+    int: "a whole number",
+    bool: "True or False",
+    type(None): "None",
+    object: "anything",
+    Mapping: "a mapping",
+    Callable: "a function",
+    nn.Module: "a torch Module",
+    torch.optim.Optimizer: "a torch Optimizer",
+    Tensor: "a tensor",
+}
+
+
+def checked(*others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Refuse what a function is called with where it is not of the annotated types: an OptionError, before it runs.
+
+    Numbers of numpy and torch count as Python's, truth values not as numbers; what is iterated is iterated once. A path
+    has to be one that a disk could hold. The function itself judges `others`, and what is annotated `Any`.
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checking(*args: P.args, **kwargs: P.kwargs) -> R:
+            hints = _hints(function)
+            call = signature.bind(*args, **kwargs)
+            for name in call.arguments.keys() & hints.keys() - {*others}:
+                call.arguments[name] = _an_argument(name, call.arguments[name], hints[name])
+            return function(*call.args, **call.kwargs)
+
+        return checking
+
+    return decorated
+
+
+@functools.cache
+def _hints(function: Callable[..., object]) -> dict[str, Any]:
+    return typing.get_type_hints(function)
+
+
+def _an_argument(name: str, value: Any, hint: Any) -> Any:
+    try:
+        if isinstance(value, Iterator) and _any(hint, lambda part: get_origin(part) is Iterable):
+            value = tuple(value)
+        right = fits(value, hint)
+    except Exception:  # of an object that can not be iterated or compared: it is none of what was asked for
+        right = False
+    if not right:
+        raise OptionError(f"{name} must be {SUCH_AS.get(name) or words(hint)}, not {shown(value)}.")
+    if isinstance(value, str) and _any(hint, lambda part: part is Path):
+        try:
+            right = bool(value) and b"\0" not in os.fsencode(value)
+        except ValueError:
+            right = False
+        if not right:
+            raise OptionError(f"{name} = {value!r:.80} is no path that a disk could hold; name a file or folder.")
+    return value
+
+
+def _any(hint: Any, judge: Callable[[Any], bool]) -> bool:
+    return any(map(judge, _parts(hint)))
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type itself."""
+    return get_args(hint) if isinstance(hint, types.UnionType) or get_origin(hint) is typing.Union else (hint,)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, with what is in it."""
+    if len(_parts(hint)) > 1:
+        return _any(hint, lambda part: fits(value, part))
+    origin, inner = get_origin(hint) or hint, get_args(hint)
+    if hint is Any or hint is object:
+        return True
+    if hint in (int, float):
+        number = plain(value)
+        return isinstance(number, (int, float) if hint is float else int) and not isinstance(number, bool)
+    if origin is type:
+        return isinstance(value, type) and issubclass(value, inner)
+    if origin is Callable:
+        return callable(value) and _takes(value, inner)
+    if not isinstance(value, origin):
+        return False
+    if origin is Mapping:
+        return all(fits(key, inner[0]) and fits(each, inner[1]) for key, each in value.items())
+    if origin in (Sequence, Iterable, tuple):
+        return not isinstance(value, str | bytes | Mapping) and all(fits(each, inner[0]) for each in value)
+    return True
+
+
+def _takes(function: Callable[..., Any], inner: tuple[Any, ...]) -> bool:
+    """Whether it can be called with as many arguments as it will be."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of one written in C
+        return True
+    try:
+        signature.bind(*inner[0])
+    except TypeError:
+        return False
+    return True
+
+
+def words(hint: Any) -> str:
+    """A type for people."""
+    *others, last = dict.fromkeys(_words(part) for part in _parts(hint))
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _words(part: Any) -> str:
+    origin, inner = get_origin(part) or part, get_args(part)
+    if origin in (Sequence, Iterable, tuple):
+        return f"a list, each {words(inner[0])}"
+    if origin is type:
+        return f"a class of {inner[0].__name__}"
+    return WORDS.get(origin) or f"an advkit.{origin.__name__}"

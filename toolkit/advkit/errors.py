@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from numbers import Number
+from pathlib import PurePath
 
 
 class AdvkitError(Exception):
@@ -99,3 +101,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?' for a near miss, else ''. The same wording for every kind of name."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""
+
+
+def shown(value: object) -> str:
+    """A value for people; of what has no short one, its type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    if not isinstance(value, str | bytes | Number | list | tuple | Mapping | Set | PurePath | None):
+        return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+    try:
+        text = repr(value)
+    except Exception:  # of an object in it
+        return f"a {name}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from .errors import OptionError, did_you_mean
+from .errors import OptionError, did_you_mean, shown
 
 
 def _readable() -> bool:
@@ -59,7 +59,8 @@ def plain(value: Any) -> Any:
     """A number of numpy or torch, such as np.int64(3) or torch.tensor(0.1), as Python's; in lists and tuples too."""
     if type(value) in (list, tuple):
         return type(value)(plain(part) for part in value)
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    is_number = getattr(value, "ndim", None) == 0 and hasattr(value, "item") and not getattr(value, "is_meta", False)
+    return value.item() if is_number else value
 
 
 def option(default: Any, *, help: str, unit: str = "", symbol: str = "", **limits: Any) -> Any:
@@ -133,6 +134,26 @@ def _decay(number: int, info: ValidationInfo) -> int:
     return int(decays[number - 1])
 
 
+def _points(value: object, info: ValidationInfo | None) -> tuple[tuple[int, float], ...]:
+    """Pairs of epoch and value, from a number or a list of pairs; texts are numbers with an `info`. Or ValueError."""
+    points = []
+    for pair in value if isinstance(value, list | tuple) else [[0, value]]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError("is not a number or a list of [epoch, value] pairs")
+        start, number = plain(pair[0]), plain(pair[1] if info is None else _number(pair[1], info))
+        if isinstance(start, bool) or not isinstance(start, int):
+            raise ValueError("has an epoch that is not a whole number")
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError("has a value that is not a number")
+        if not 0 <= number <= sys.float_info.max:
+            raise ValueError("must have values that are finite and >= 0")
+        points.append((start, float(number)))
+    epochs = [start for start, _ in points]
+    if not epochs or epochs[0] != 0 or epochs != sorted(set(epochs)):
+        raise ValueError("must start at epoch 0 and have rising epochs")
+    return tuple(points)
+
+
 Real = Annotated[float, BeforeValidator(_number)]
 """A finite float that may be written as a fraction or relative to eps."""
 
@@ -147,8 +168,11 @@ class Schedule:
 
     __slots__ = ("points",)
 
-    def __init__(self, points: float | tuple[tuple[int, float], ...]) -> None:
-        self.points = points if isinstance(points, tuple) else ((0, float(points)),)
+    def __init__(self, points: float | Sequence[Sequence[float]]) -> None:
+        try:
+            self.points = _points(points, None)
+        except ValueError as error:
+            raise OptionError(f"The Schedule {shown(points)} {error}.") from None
 
     def at(self, epoch: int) -> float:
         """The value in force in `epoch` (0-based)."""
@@ -175,23 +199,7 @@ class Schedule:
             if not (staged := _STAGED.fullmatch(value)):
                 raise ValueError("is not of the form 'VALUE after decay N', such as '0.1 after decay 1'")
             value = [[0, 0.0], [_decay(int(staged[2]), info), staged[1]]]
-        pairs = value if isinstance(value, list | tuple) else [[0, value]]
-        points = []
-        for pair in pairs:
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise ValueError("is not a number or a list of [epoch, value] pairs")
-            start, number = pair[0], _number(pair[1], info)
-            if isinstance(start, bool) or not isinstance(start, int):
-                raise ValueError("has an epoch that is not a whole number")
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                raise ValueError("has a value that is not a number")
-            if not 0 <= number <= sys.float_info.max:
-                raise ValueError("must have values that are finite and >= 0")
-            points.append((start, float(number)))
-        epochs = [start for start, _ in points]
-        if not epochs or epochs[0] != 0 or epochs != sorted(set(epochs)):
-            raise ValueError("must start at epoch 0 and have rising epochs")
-        return cls(tuple(points))
+        return cls(_points(value, info))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -240,5 +248,4 @@ def _sentence(model: type[OptionModel], where: str, error: ValidationError) -> s
     if not key:  # about options together: the message names them
         return f"{where}.{message}."
     verb = "" if message.startswith(("is ", "has ", "must ", "divides ")) else "must be "
-    given = repr(first["input"])
-    return f"{name} = {given if len(given) <= 80 else given[:77] + '...'} {verb}{message}."
+    return f"{name} = {shown(first['input'])} {verb}{message}."

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import sqrt
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from ..errors import DataError, OptionError, did_you_mean
+from ..arguments import checked, fits
+from ..errors import DataError, OptionError, did_you_mean, shown
 from ..rng import Draws, derive_key
 from .transforms import TRANSFORMS
 
@@ -41,7 +42,14 @@ class Dataset:
     """Whether `classes` are as many as the labels name, because nobody said how many there are."""
 
     def __post_init__(self) -> None:
-        images, labels, count = self.images, self.labels, len(self.classes)
+        images, labels, classes = self.images, self.labels, self.classes
+        if not isinstance(self.name, str):
+            raise DataError(f"The name of a data set is {shown(self.name)}; give a text.")
+        if not isinstance(self.counted, bool):
+            self._refuse(f"counted is {shown(self.counted)}; give True or False")
+        if not fits(classes, Sequence[str]):
+            self._refuse(f"classes are {shown(classes)}; give their names, two or more texts such as ('cat', 'dog')")
+        count = len(classes)
         if not _is(images, torch.uint8) or images.ndim != 4:
             self._refuse(f"images are {_described(images)}; give a uint8 tensor (N, C, H, W) on the CPU")
         if channels_last(images.shape):
@@ -53,13 +61,13 @@ class Dataset:
                 self._refuse(f"{name} are {_described(values)}; give an int64 tensor ({len(images)},) on the CPU")
         if images.numel() == 0:
             self._refuse(f"images are empty, {tuple(images.shape)}; give at least one image")
-        if count < 2 or len(set(self.classes)) != count:
-            self._refuse(f"classes are {self.classes}; give two or more different names")
+        if count < 2 or len(set(classes)) != count:
+            self._refuse(f"classes are {classes}; give two or more different names")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= count:
             self._refuse(f"labels run from {low} to {high}; they must be 0 to {count - 1} for {count} classes")
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         raise DataError(f"Data set {self.name}: {reason}.")
 
     def __len__(self) -> int:
@@ -71,10 +79,18 @@ class Dataset:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
+    @checked()
     def take(self, rows: Tensor | slice) -> Dataset:
         """The images at `rows`, positions (n,) int64 or a slice; their `index` still tells their places."""
-        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows])
+        try:
+            images = self.images[rows]
+        except (IndexError, RuntimeError):
+            self._refuse(
+                f"rows are {_described(rows)}; give positions (n,) int64 from 0 to {len(self) - 1}, or a slice"
+            )
+        return replace(self, images=images, labels=self.labels[rows], index=self.index[rows])
 
+    @checked()
     def sample(self, count: int) -> Dataset:
         """`count` images chosen at random without replacement, in random order; all of them as they are for 0.
 
@@ -157,17 +173,23 @@ class Splits:
 
     def __post_init__(self) -> None:
         train, test = self.train, self.test
+        for split in (train, test):
+            if not isinstance(split, Dataset):
+                raise DataError(f"Splits are two of advkit.Dataset, to train and to test on; {shown(split)} is none.")
         if train.shape != test.shape or train.classes != test.classes:
             raise DataError(
                 f"Data set {train.name}: training and test images differ in shape or classes, "
                 f"{train.shape} with {len(train.classes)} classes and {test.shape} with {len(test.classes)}; "
                 "make them equal."
             )
-        if self.transform not in TRANSFORMS:
+        if not isinstance(self.transform, str) or self.transform not in TRANSFORMS:
+            given = shown(self.transform)
             raise DataError(
-                f"Data set {train.name}: unknown transform {self.transform!r}."
-                f"{did_you_mean(self.transform, TRANSFORMS)} Known: {', '.join(TRANSFORMS)}."
+                f"Data set {train.name}: unknown transform {given}.{did_you_mean(given, TRANSFORMS)} "
+                f"Known: {', '.join(TRANSFORMS)}."
             )
+        if not fits(self.notes, Sequence[str]):
+            raise DataError(f"Data set {train.name}: notes are {shown(self.notes)}; give sentences, a tuple of texts.")
 
 
 class DataSource(ABC):

@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDa
 from ..errors import DataError
 from ..judging import generators, put_back
 from ..modules import mode, own_generator, placement
+from ..options import plain
 from .base import Dataset, Splits, channels_last
 from .transforms import to_float
 
@@ -26,6 +27,9 @@ KNOWN = (
 
 AGAIN = 32
 """Samples that are drawn a second time."""
+
+MOST = 1_000_000
+"""Classes; labels beyond it are something else, and their names would fill the memory."""
 
 
 def as_dataset(data: Any, name: str = "own") -> Dataset:
@@ -46,7 +50,9 @@ def as_dataset(data: Any, name: str = "own") -> Dataset:
     images, labels = _images(images), _labels(labels)
     if len(images) != len(labels) or not len(labels):
         raise DataError(f"There are {len(images)} images and {len(labels)} labels; give one label an image.")
-    classes = _classes(data, int(labels.max()) + 1)
+    if (highest := int(labels.max())) >= MOST:
+        raise DataError(f"The labels run to {highest}, so there would be as many classes; number the classes from 0.")
+    classes = _classes(data, highest + 1)
     return Dataset(name, images, labels, classes, counted=not _named(data, len(classes)))
 
 
@@ -148,7 +154,13 @@ def _pair(data: Any) -> tuple[Any, Any]:
         return data[0], data[1]
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, str | bytes | dict | Tensor):
         raise DataError(f"Data of type {type(data).__name__} are none that advkit takes; give {KNOWN}.")
-    samples = [data[place] for place in range(len(data))]
+    try:
+        samples = [data[place] for place in range(len(data))]
+    except Exception as error:  # of a data set of one's own, whatever it is
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DataError(
+            f"The samples of {type(data).__name__} can not be read ({reason}); mend the data set."
+        ) from error
     if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
         raise DataError(f"The samples of {type(data).__name__} are no pairs (image, label); give {KNOWN}.")
     _refuse_random(data, samples)
@@ -166,6 +178,8 @@ def _is_array(part: object) -> bool:
 
 def _array(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_meta:
+            raise DataError(f"The {what} are a {'meta' if values.is_meta else 'sparse'} tensor; give a dense one.")
         return values.detach().cpu()
     try:
         return torch.from_numpy(np.array(values))
@@ -199,9 +213,7 @@ def _images(values: Any) -> Tensor:
 
 def _labels(values: Any) -> Tensor:
     if isinstance(values, Sequence):
-        values = [
-            value.item() if isinstance(value, Tensor | np.generic) and value.ndim == 0 else value for value in values
-        ]
+        values = [plain(value) for value in values]
     labels = _array(values, "labels")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.ndim != 1 or not whole:

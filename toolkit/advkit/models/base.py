@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..data.base import Dataset
 from ..options import OptionModel
 
@@ -39,6 +40,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @checked()
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], stored: bool = True) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=stored)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..arguments import checked
 from ..config.layer import Layer
 from ..config.request import Request
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import CheckpointError, HookConflict, OptionError, Stopped
+from ..errors import CheckpointError, HookConflict, OptionError, Stopped, shown
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..storage.files import write_atomic
@@ -80,6 +81,7 @@ def _arm(name: str, request: Request, plugins: tuple[str, ...], left_out: set[st
 # ---------------------------------------------------------------------- runs
 
 
+@checked("attacks")
 def ablate(
     plugins: str | Sequence[str] | None = None,
     *,
@@ -180,7 +182,9 @@ def run(
     for seed, arm in tasks:  # seed by seed: an early look at the table is a complete one
         if arm.refused is None:
             path = out / "runs" / f"{arm.name.replace(' ', '-')}-seed-{seed}"
-            outcome = measured[arm.name][seed] = measure(arm.resolved[seed], splits, path, request, progress())
+            if not isinstance(watching := progress(), Progress):
+                raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
+            outcome = measured[arm.name][seed] = measure(arm.resolved[seed], splits, path, request, watching)
             shares = " ".join(f"{name} {share(bits):.3f}" for name, bits in outcome.verdicts.items())
             if tell is not None:
                 tell(f"{arm.name}, seed {seed}: {shares}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import checked
 from ..ascent import NORMS
 from ..data.base import choice
 from ..data.own import as_dataset, as_splits, as_wide_as
@@ -27,6 +28,7 @@ EXAMPLES = 1000
 """Training images that a net is imitated on."""
 
 
+@checked()
 def audit(
     subject: nn.Module | str | Path,
     dataset: Any = None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..arguments import checked
 from ..config.resolve import Resolved
 from ..errors import OptionError
 from ..evaluation.attacks.base import EvaluationAttack
@@ -33,6 +34,7 @@ CHECKPOINTS = ("best", "last")
 WORST = "worst case"
 
 
+@checked("attacks")
 def compare(
     runs: Sequence[str | Path],
     attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import checked
 from ..ascent import NORMS
 from ..data.base import Dataset, choice, shuffled
 from ..data.own import as_dataset, as_splits, as_wide_as
@@ -28,6 +29,7 @@ Watch = Callable[[int, int, str], None]
 """Told how much is done, of how much, and of what: for a progress bar."""
 
 
+@checked("attacks", "eps")
 def evaluate(
     subject: nn.Module | str | Path,
     dataset: Any = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..ascent import NORMS
-from ..errors import OptionError
+from ..errors import OptionError, shown
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
 from ..evaluation.verdicts import Radius
 from .inputs import amount, listed, pace, whole
@@ -97,7 +97,9 @@ def _radius(given: object) -> Radius | Mapping[str, Radius]:
         return {norm: one for norm, eps in given.items() if isinstance(one := _radius(eps), float | torch.Tensor)}
     if isinstance(given, torch.Tensor | np.ndarray | list | tuple) and np.ndim(given):
         try:
-            return torch.as_tensor(given, dtype=torch.float64)
+            radii = torch.as_tensor(given, dtype=torch.float64)
+            radii.sum().item()  # of a meta tensor there is none
+            return radii
         except (TypeError, ValueError, RuntimeError):
             raise OptionError("eps must be a number, or one for each image: a tensor, an array or a list.") from None
     return amount("eps", given)  # type: ignore[arg-type]  # which refuses whatever else it is
@@ -107,12 +109,15 @@ def _attacks(
     given: str | Sequence[str | EvaluationAttack], share: float, data_root: str | Path | None
 ) -> list[EvaluationAttack]:
     root = None if data_root is None else str(data_root)
-    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+    try:
+        named = listed(given) if isinstance(given, str) else tuple(given)
+    except Exception:  # of what can not be iterated
+        named = None
+    if named is None or isinstance(given, bytes | Mapping):
         raise OptionError(
-            f"attacks = {given!r} must be names such as 'clean,pgd-20', or a list of names and objects of "
+            f"attacks = {shown(given)} must be names such as 'clean,pgd-20', or a list of names and objects of "
             "EvaluationAttack."
         )
-    named = listed(given) if isinstance(given, str) else tuple(given)
     if all(isinstance(each, str) for each in named):
         return parse_attacks(listed(named), share, root)  # type: ignore[arg-type]
     chosen = [parse_attacks([one], share, root)[0] if isinstance(one, str) else _attack(one) for one in named]

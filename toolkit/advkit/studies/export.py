@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..data.transforms import to_float
 from ..errors import OptionError
 from ..models.base import Normalize
@@ -48,6 +49,7 @@ UNFINISHED = ".unfinished"
 """Lies in an export's folder until it is complete: one that was killed may be repeated there."""
 
 
+@checked()
 def export(
     run: str | Path, out: str | Path, checkpoint: str | None = None, *, data_root: str | Path | None = None
 ) -> ExportRecord:

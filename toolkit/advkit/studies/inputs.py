@@ -9,18 +9,19 @@ from collections.abc import Iterable, Sequence
 from math import isfinite
 from operator import index
 
-from ..errors import OptionError
+from ..arguments import a_number
+from ..errors import OptionError, shown
 from ..options import parse_number
 
 
 def amount(name: str, given: float | str) -> float:
     """A finite number >= 0: 0.15, "0.15" or "8/255"."""
     try:
-        value = parse_number(given) if isinstance(given, str) else float(given)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
+        value = parse_number(given) if isinstance(given, str) else a_number(name, given)
+    except (ValueError, OptionError):
         value = -1.0
-    if not isfinite(value) or value < 0 or isinstance(given, bool | bytes):
-        raise OptionError(f"{name} {given} must be a finite number >= 0, or a fraction such as 8/255.")
+    if not isfinite(value) or value < 0:
+        raise OptionError(f"{name} {_said(given)} must be a finite number >= 0, or a fraction such as 8/255.")
     return value
 
 
@@ -40,7 +41,7 @@ def pace(name: str, given: str) -> float:
     except (ValueError, ZeroDivisionError):
         value = -1.0
     if not isfinite(value) or value <= 0:
-        raise OptionError(f"{name} {given} must be a share of eps, such as eps/5 or 0.2 eps.")
+        raise OptionError(f"{name} {_said(given)} must be a share of eps, such as eps/5 or 0.2 eps.")
     return value
 
 
@@ -51,7 +52,7 @@ def whole(name: str, given: int | str) -> int:
     except (TypeError, ValueError):
         value = -1
     if isinstance(given, bool) or value < 0:
-        raise OptionError(f"{name} {given} must be a whole number >= 0.")
+        raise OptionError(f"{name} {_said(given)} must be a whole number >= 0.")
     return value
 
 
@@ -68,5 +69,9 @@ def seeds(name: str, given: str | Sequence[int]) -> list[int]:
     except OptionError:
         values = []
     if not values or len(set(values)) != len(values):
-        raise OptionError(f"{name} {given} must be whole numbers >= 0, each once, such as 0,1,2.")
+        raise OptionError(f"{name} {_said(given)} must be whole numbers >= 0, each once, such as 0,1,2.")
     return values
+
+
+def _said(given: object) -> str:
+    return given if isinstance(given, str) else shown(given)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..arguments import checked
 from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
@@ -31,6 +32,7 @@ def requested(
     return Request.of(top, recipe=recipe, config=config)
 
 
+@checked()
 def plan(
     plugins: str | Iterable[PluginChoice] | None = None,
     *,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import checked
 from ..config import runfile
 from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import PASSED, SHORT, Request, merged
@@ -231,6 +232,7 @@ def _threads_as_before() -> Iterator[None]:
         raise
 
 
+@checked()
 @_threads_as_before()
 def train(
     model: str | nn.Module | None = None,

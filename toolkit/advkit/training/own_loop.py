@@ -8,16 +8,15 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..arguments import a_whole_number
+from ..arguments import a_whole_number, checked
 from ..compose.registration import HOOKS
-from ..config.layer import Layer
+from ..config.layer import Layer, PluginChoice
 from ..config.resolve import resolve
 from ..errors import HookConflict, OptionError, ResumeMismatch
 from ..modules import placement
-from ..plugin import Plugin
 from ..run import RunState
 from .compiled import of_the_users, without_wrapper
-from .given import a_batch, refuse_unfit
+from .given import a_batch, an_epoch, refuse_unfit
 from .panel import Panel
 from .step import TrainingStep
 from .step_report import Report
@@ -41,11 +40,12 @@ class Step(TrainingStep):
     gradients are not finite: parameters, buffers and per-sample state are then as they were.
     """
 
+    @checked("model", "optimizer", "num_samples")
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        plugins: Iterable[str | type[Plugin] | Plugin] = (),
+        plugins: str | Iterable[PluginChoice] = (),
         *,
         num_samples: int,
         options: Mapping[str, Mapping[str, object]] | None = None,
@@ -89,6 +89,7 @@ class Step(TrainingStep):
         an index in this epoch; leave it out where every index comes once.
         """
         seen, visits = a_batch(x, y, index, occurrence, self.state.dtype).occurrence, self._visits
+        epoch = an_epoch(epoch)
         if epoch != visits.epoch:
             if self.state.samples and bool(visits.repeated):
                 warnings.warn(f"In epoch {visits.epoch}, {AGAIN}", stacklevel=2)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .. import registry
+from ..arguments import checked
 from ..config.request import PASSED
 from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
@@ -28,6 +29,7 @@ NO_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overf
 """What torch says of tensors that are larger than memory, or than 64 bits can count."""
 
 
+@checked()
 def load_data(
     name: str,
     root: str | Path | None = None,
@@ -52,7 +54,7 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
     data = resolved.data
     if data.name.startswith(PASSED):
         raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
-    splits = load_data(data.name, root or data.root, data.limit, data.max_pixels, data.balance)
+    splits = load_data(data.name, root or data.root or None, data.limit, data.max_pixels, data.balance)
     there, classes = len(torch.unique(splits.train.labels)), len(splits.train.classes)
     if not data.limit or there == classes:
         return splits
@@ -133,6 +135,7 @@ def on_this_machine(resolved: Resolved) -> Resolved:
     return replace(resolved, sections={**resolved.sections, "run": run}, origins=origins)
 
 
+@checked()
 def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = None) -> None:
     """Copy the weights of a run's checkpoint ("best", "last") into `model`, in place.
 

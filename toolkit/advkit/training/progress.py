@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..errors import Stopped
 from .step_report import Report
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .loop import Trainer
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Who wants to see a run. Every method may do nothing."""
 

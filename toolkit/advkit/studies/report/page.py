@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import __version__
+from ...arguments import checked
 from ...data.base import Splits
 from ...errors import CheckpointError, OptionError
 from ...reading import opened
@@ -32,6 +33,7 @@ class Page:
     sections: tuple[str, ...]
 
 
+@checked()
 def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None, samples: int = SHOWN) -> Page:
     """The report of one or more run folders as one page, written to the file `out` where one is named.
 
