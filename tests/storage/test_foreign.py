@@ -18,10 +18,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from advkit import CheckpointError, DataSpec
+import advkit
+from advkit import CheckpointError, Dataset, DataSpec, OptionError, Splits
 from advkit.models.wide_resnet import WideResNet
 from advkit.storage.foreign import fitted, read_weights
 from advkit.storage.weights import MODEL, prefixed, put_weights
+from advkit.training.progress import Silent
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -249,3 +251,68 @@ def test_what_is_no_plain_file_of_weights(what: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10, "KiB; it was judged first"
     assert not Path("/tmp/advkit-was-run").exists()
+
+
+# ---------------------------------------------------------------------- partial heads
+
+
+def of_other_classes(**changed: Tensor) -> dict[str, Tensor]:
+    weights = {name: torch.full_like(value, 7) for name, value in net().state_dict().items()}
+    weights |= {"3.weight": torch.zeros(5, 72), "3.bias": torch.zeros(5)}
+    return weights | changed
+
+
+def test_a_partial_head_leaves_out_the_last_layer_and_lists_it(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    for weights in (
+        of_other_classes(),
+        {name: value for name, value in of_other_classes().items() if not name.startswith("3.")},
+        {name.replace("3.", "head."): value for name, value in of_other_classes().items()},
+    ):
+        torch.save(weights, path)
+        model, told, last = net(), Told(), net()[3].weight.detach()
+        with pytest.raises(CheckpointError):
+            begin(model, path, init_from=path)
+        begin(model, path, init_from=path, partial_head=True, progress=told)
+        (sentence,) = told.sentences
+        assert sentence.startswith(f"Left out of {path}, so that they begin as the model has them: 3.bias, 3.weight")
+        assert torch.allclose(model[0].weight, torch.tensor(7.0)) and torch.allclose(model[3].weight, last)
+
+
+def test_a_partial_head_that_fits_is_taken(tmp_path: Path) -> None:
+    path, told, model = tmp_path / "net.pt", Told(), net()
+    torch.save({name: torch.full_like(value, 7) for name, value in net().state_dict().items()}, path)
+    begin(model, path, init_from=path, partial_head=True, progress=told)
+    assert told.sentences == [f"Nothing was left out of {path}: all weights fit, those of the last layer, too."]
+    assert torch.allclose(model[3].weight, torch.tensor(7.0))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"0.weight": torch.zeros(2, 3, 3, 3)}, {"head.weight": torch.zeros(5, 72), "neck.bias": torch.zeros(5)}]
+)
+def test_only_the_last_layer_may_be_left_out(changed: dict[str, Tensor], tmp_path: Path) -> None:
+    path, model = tmp_path / "net.pt", net()
+    torch.save(of_other_classes(**changed), path)
+    with pytest.raises(CheckpointError, match="do not fit this model"):
+        begin(model, path, init_from=path, partial_head=True)
+
+
+def test_a_partial_head_wants_weights_to_begin_with(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="partial_head is about the weights of init_from"):
+        begin(net(), tmp_path, partial_head=True)
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def warn(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+def begin(model: nn.Module, path: Path, **arguments: Any) -> None:
+    """A run of one step whose rate is next to 0."""
+    images = Dataset("toy", torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.arange(6) % 3, ("a", "b", "c"))
+    settings = {"attack.steps": 0, "validation.fraction": 0, "optimizer.lr": 1e-12}
+    splits = Splits(images, images, "none")
+    advkit.train(model, splits, (), epochs=1, batch_size=6, eps=0.1, settings=settings, **arguments)

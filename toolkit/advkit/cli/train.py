@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="DIR", help="The run's new folder; runs/PLUGINS-N by default.")
 @click.option("--resume", metavar="DIR", help="Continue the run in DIR, bit for bit.")
 @click.option("--init-from", metavar="RUN", help="Start from the best weights of a run, or from a file of weights.")
+@click.option("--partial-head", is_flag=True, help="With --init-from: leave out a last layer that does not fit.")
 @click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
 @click.option("--max-time", metavar="T", help="Stop after 90s, 30m or 2h as on SIGTERM: saved, exit code 75.")
 @click.option("--check-hooks", is_flag=True, help="Check the values of every hook's answer at every step.")
@@ -34,6 +35,7 @@ def command(
     out: str | None,
     resume: str | None,
     init_from: str | None,
+    partial_head: bool,
     progress: str,
     max_time: str | None,
     check_hooks: bool,
@@ -53,7 +55,7 @@ def command(
         typed["settings"] = (*typed["settings"], "run.check_hooks=true")
     seconds = None if max_time is None else duration("--max-time", max_time)
     if resume is not None:
-        if out or init_from or dry_run or print_config:
+        if out or init_from or partial_head or dry_run or print_config:
             raise OptionError("--resume continues a run as it is; leave --out, --init-from and the others out.")
         if typed["config"] or typed["recipe"] or typed["no_companion"]:
             raise OptionError(
@@ -61,6 +63,8 @@ def command(
             )
         _resume(Path(resume), request(**typed).top, progress, seconds)
         return
+    if partial_head and not init_from:
+        raise OptionError("--partial-head is about the weights of --init-from; give both, or leave it out.")
     from ..config import runfile
     from ..config.resolve import Resolved
 
@@ -70,10 +74,12 @@ def command(
     elif dry_run:
         _dry_run(resolved)
     else:
-        _start(resolved, out, init_from, progress, seconds)
+        _start(resolved, out, init_from, partial_head, progress, seconds)
 
 
-def _start(resolved: Resolved, out: str | None, init_from: str | None, shown_as: str, seconds: float | None) -> None:
+def _start(
+    resolved: Resolved, out: str | None, init_from: str | None, partial_head: bool, shown_as: str, seconds: float | None
+) -> None:
     from ..storage.run_folder import fresh
     from ..training.launch import start
     from ..training.parts import build_model, data_of, on_this_machine
@@ -88,7 +94,13 @@ def _start(resolved: Resolved, out: str | None, init_from: str | None, shown_as:
         _announce(resolved, shown_as)
         try:
             result = start(
-                resolved, splits, model, out=folder, init_from=Path(init_from) if init_from else None, progress=shown
+                resolved,
+                splits,
+                model,
+                out=folder,
+                init_from=Path(init_from) if init_from else None,
+                partial_head=partial_head,
+                progress=shown,
             )
         finally:
             shown.close()

@@ -33,18 +33,26 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 
-def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, averaged: bool = False) -> None:
+def put_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], where: str, averaged: bool = False, partial_head: bool = False
+) -> list[str]:
     """Copy the weights that a checkpoint stores below `MODEL` into `model`.
 
     `averaged` prefers those below `EVALUATED`, where a plugin provided some. Raises CheckpointError if they are
-    another architecture's; `where` says whose they are.
+    another architecture's; `where` says whose they are. `partial_head` leaves the model's last layer as it is where
+    that is all that does not fit, and returns the names that were left out.
     """
-    weights = under(tensors, MODEL)
+    weights, left = under(tensors, MODEL), list[str]()
     own = model.state_dict()
     fitting = {name for name in weights.keys() & own.keys() if weights[name].shape == own[name].shape}
     # Weights saved by torch before 0.4.1 lack this buffer, which enters no forward; torch itself takes them too.
     uncounted = {name for name in own.keys() - weights.keys() if name.endswith("num_batches_tracked")}
     different = sorted({*weights, *own} - fitting - uncounted)
+    if partial_head and different and _is_head(own, weights, different):
+        left = different
+        weights = {name: value for name, value in weights.items() if name in fitting}
+        uncounted |= {name for name in left if name in own}
+        different = []
     if different and (sentence := _other_classes(weights, own, different)):
         raise CheckpointError(f"The weights of {where} do not fit this model: {sentence}")
     if different:
@@ -57,6 +65,14 @@ def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, ave
         )
     chosen = weights | (under(tensors, EVALUATED) if averaged else {})
     model.load_state_dict(chosen | {name: own[name] for name in uncounted})
+    return left
+
+
+def _is_head(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], different: list[str]) -> bool:
+    """Whether what differs is the last layer of the model, and one layer of the file at most."""
+    here = {name.rpartition(".")[0] for name in different if name in own}
+    there = {name.rpartition(".")[0] for name in different if name in weights}
+    return here == {list(own)[-1].rpartition(".")[0]} and len(there) <= 1
 
 
 def _other_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], different: list[str]) -> str:

@@ -25,7 +25,7 @@ from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
 from .feed import parted
 from .loop import Trainer
-from .parts import build_model, code_of, data_of, load_weights, on_this_machine, put_file, unusual_type
+from .parts import begin_from, build_model, code_of, data_of, on_this_machine, unusual_type
 from .progress import Progress, Silent
 from .result import TrainResult
 from .saving import Position, publish, refuse_unsavable, restore, save
@@ -38,6 +38,7 @@ def start(
     *,
     out: Path | None = None,
     init_from: Path | None = None,
+    partial_head: bool = False,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train from the beginning, into the new folder `out`, or into none; from the weights of `init_from`, if given.
@@ -45,12 +46,9 @@ def start(
     That is the folder of a run, whose best weights are taken, the last of standard training, or a file of weights.
     """
     with unchanged_if_refused(resolved, model, init_from is not None):
-        if init_from is not None and os.path.isfile(init_from):
-            put_file(model, init_from, resolved)
-        elif init_from is not None:
-            load_weights(model, init_from)
-            if known := _held_out_now(init_from, resolved, splits):
-                (progress or Silent()).warn(known)
+        begin_from(init_from, model, resolved, partial_head, (progress or Silent()).warn)
+        if init_from and not os.path.isfile(init_from) and (known := _held_out_now(init_from, resolved, splits)):
+            (progress or Silent()).warn(known)
         for note in (*splits.notes, *unusual_type(resolved, model)):
             (progress or Silent()).warn(note)
         if out is not None:
@@ -250,6 +248,7 @@ def train(
     out: str | Path | None = None,
     resume_from: str | Path | None = None,
     init_from: str | Path | None = None,
+    partial_head: bool = False,
     no_companion: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -270,6 +269,7 @@ def train(
         out: a new folder for run.toml, metrics and checkpoints; None writes nothing.
         resume_from: the folder of a stopped run of these very arguments.
         init_from: the folder of a run whose best weights are the start, or a file of weights.
+        partial_head: leave the model's last layer as it is where that alone does not fit, as for other classes.
 
     Raises AdvkitError's subclasses, each one sentence.
     """
@@ -291,8 +291,8 @@ def train(
         raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
     net = model if isinstance(model, nn.Module) else build_model(resolved, splits.train)
     if resume_from is None:
-        start_from = Path(init_from) if init_from else None
-        return start(resolved, splits, net, out=Path(out) if out else None, init_from=start_from, progress=progress)
+        into, begin = (Path(path) if path else None for path in (out, init_from))
+        return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=progress)
     folder = RunFolder.open(Path(resume_from))
     _refuse_other_plugins(folder.file().names, resolved.chosen)
     # By the file's text: plugins may be classes or objects that no name brings back.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -107,15 +108,34 @@ def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
     return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
 
 
-def put_file(model: nn.Module, path: Path, resolved: Resolved) -> None:
+def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: bool = False) -> list[str]:
     """Copy a file of weights, of advkit's export or of other programs, into the model that `resolved` names.
 
-    Wrappers' prefixes and the names of published files are brought to the model's. Raises CheckpointError.
+    Wrappers' prefixes and the names of published files are brought to the model's. Returns what `partial_head` left
+    out. Raises CheckpointError.
     """
     weights = read_weights(path, resolved.checkpoint.max_bytes)
     named = not resolved.model_name.startswith(PASSED)
     own = fitted(weights, model.state_dict(), _builder(resolved).renamed if named else dict)
-    put_weights(model, prefixed(MODEL, own), str(path))
+    return put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head)
+
+
+def begin_from(
+    path: Path | None, model: nn.Module, resolved: Resolved, partial_head: bool, tell: Callable[[str], None]
+) -> None:
+    """Put the weights of a file or of a run's folder into the model, if any; `tell` what `partial_head` left out."""
+    if path is None:
+        if partial_head:
+            raise OptionError("partial_head is about the weights of init_from; give both, or leave it out.")
+        return
+    if os.path.isfile(path):
+        left = put_file(model, path, resolved, partial_head)
+    else:
+        left = _put_run(model, path, partial_head=partial_head)
+    if partial_head and left:
+        tell(f"Left out of {path}, so that they begin as the model has them: {', '.join(left)}.")
+    elif partial_head:
+        tell(f"Nothing was left out of {path}: all weights fit, those of the last layer, too.")
 
 
 def on_this_machine(resolved: Resolved) -> Resolved:
@@ -142,8 +162,13 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
     None is "best", but "last" of standard training, of which no epoch is the best under attack. Averaged weights are
     taken where a plugin provided some, as `advkit evaluate` does. Raises CheckpointError.
     """
+    _put_run(model, run, checkpoint)
+
+
+def _put_run(model: nn.Module, run: str | Path, checkpoint: str | None = None, partial_head: bool = False) -> list[str]:
+    """`load_weights`; returns what `partial_head` left out."""
     folder = RunFolder.open(Path(run))
     settings = folder.file().settings
     attacks = settings.get("attack.eps") != 0 and settings.get("attack.steps") != 0
     tensors, _ = folder.load(checkpoint or ("best" if attacks else "last"))
-    put_weights(model, tensors, str(run), averaged=True)
+    return put_weights(model, tensors, str(run), averaged=True, partial_head=partial_head)
