@@ -24,6 +24,7 @@ from advkit.cli.main import cli, run
 from advkit.compose.registration import HOOKS, hooks_of
 from advkit.config import recipes
 from advkit.hookspec import Rule
+from advkit.options import validate
 from advkit.settings import SECTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +149,8 @@ def refusal(chosen: set[str]) -> str:
     adders = {name for name, hooks in answers.items() if "extra_regularizer" in hooks} | {"base_loss"}
     for name, hooks in answers.items():
         plugin = registry.load("plugin", name)
-        terms = plugin(plugin.Options()).terms if "instance_weight" in hooks else ()
+        options = validate(plugin.Options, {}, where=name, eps=8 / 255)
+        terms = plugin(options).terms if "instance_weight" in hooks else ()
         if not {*terms} <= adders:
             return f"{name} weighs the term"
     return ""

@@ -146,7 +146,8 @@ class Hooks:
     ) -> tuple[Budget, Tensor | None]:
         """The budgets from here on, and the images to train on (None: `attack.x_adv`).
 
-        The only place that writes per-sample budgets, for who owns `perturbation_budget`. Images are checked again.
+        The only place that writes per-sample budgets, for who owns `perturbation_budget`. Images are checked again,
+        within the attack's radius or a larger budget that it returns, up to `Plugin.largest_budget`.
         """
 
     @hookspec(Rule.EXCLUSIVE, "update", default="no shift")

@@ -165,13 +165,17 @@ class Contract:
         self._true(who, hook, inside, "images leave the ball of the budget")
         return x_adv
 
-    def commit(self, who: str, answer: object, radius: Tensor, norm: str) -> tuple[Budget, Tensor | None]:
+    def commit(
+        self, who: str, answer: object, before: Budget, radius: Tensor, norm: str
+    ) -> tuple[Budget, Tensor | None]:
+        """Images within the `radius` of the attack, or where the budget `before` it has grown, within that."""
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise _broken(who, "commit_attack", f"(Budget, images or None) is expected, not {_described(answer)}")
-        budget, x_train = answer
+        budget, x_train = self.budget(who, "commit_attack", answer[0]), answer[1]
         if x_train is not None:
-            self.images(who, "commit_attack", x_train, radius, norm)
-        return self.budget(who, "commit_attack", budget), x_train
+            grown = torch.where(budget.attack > before.attack, budget.attack, radius)
+            self.images(who, "commit_attack", x_train, grown, norm)
+        return budget, x_train
 
     def move(self, who: str, move: Tensor) -> Tensor:
         self._like(who, "attack_move", move)

@@ -129,7 +129,7 @@ class TrainingStep:
                 known["success"] = final.argmax(1) != batch.y
             if owner := stage.owner("commit_attack"):
                 answer = self.panel.ask(owner, known)
-                known["budget"], x_train = contract.commit(owner.plugin.name, answer, radius, self.attack.norm)
+                known["budget"], x_train = contract.commit(owner.plugin.name, answer, budget, radius, self.attack.norm)
                 if x_train is not None:
                     known["x_train"] = x_train
             known["target"] = self._target(stage, known, "train", contract)
