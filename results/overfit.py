@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from experiments import HERE, RUNS, processor, revision
+from experiments import HERE, RUNS, halved, processor, revision
 
 import advkit
 from advkit.evaluation.statistics import bits, seed_interval, share
@@ -79,11 +78,6 @@ def small_fashion(root: str) -> advkit.Splits:
     """Fashion-MNIST, means of 2 x 2 pixels: 14 x 14."""
     splits = advkit.load_data("fashion-mnist", root)
     return advkit.Splits(halved(splits.train), halved(splits.test).sample(1000), transform="none")
-
-
-def halved(images: advkit.Dataset) -> advkit.Dataset:
-    pixels = F.avg_pool2d(images.images.float(), 2).round().to(torch.uint8)
-    return advkit.Dataset("fashion-mnist-14", pixels, images.labels, images.classes)
 
 
 def few_of_fashion(root: str, seed: int) -> advkit.Splits:

@@ -26,7 +26,7 @@ from advkit.studies.analysis.plotting import rendered
 
 WEAK = ("clean", "pgd-20", "cw-20")
 STRONG = ("apgd-t", "square", "autoattack")
-FEW = 200
+FEW = {"digits": 200, "fashion": 200}
 """Test images of the strong attacks."""
 GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Of the curve, in eps of the training."""
@@ -43,7 +43,7 @@ TABLE_1 = {
 """ISEAT, Table 1 (PreAct ResNet-18, CIFAR-10): SD, mean of the top and bottom 10 %, % of AV >= 1 and <= 0."""
 
 
-def measure(run: Path, eps: float, dimension: int, root: list[str], tabled: bool) -> dict[str, Any]:
+def measure(run: Path, eps: float, dimension: int, root: list[str], few: int, tabled: bool) -> dict[str, Any]:
     """All evaluations of one run; its vulnerability where it is `tabled`, in ISEAT's Table 1."""
     commands: list[str] = []
 
@@ -54,29 +54,29 @@ def measure(run: Path, eps: float, dimension: int, root: list[str], tabled: bool
         return evaluation
 
     l2 = round(L2_SHARE * eps * sqrt(dimension), 3)
-    few = ["--n", str(FEW)]
+    part = ["--n", str(few)]
     figures = {
         "run": run.name,
         "weak": evaluate("--attacks", ",".join(WEAK)),
-        "strong": evaluate("--attacks", ",".join((*WEAK, *STRONG)), *few),
+        "strong": evaluate("--attacks", ",".join((*WEAK, *STRONG)), *part),
         "l2": evaluate("--attacks", "clean,pgd-50-l2", "--eps-l2", str(l2)),
-        "curve": {share: evaluate("--attacks", "pgd-20,cw-20", "--eps", f"{share * eps:.6g}", *few) for share in GRID},
+        "curve": {share: evaluate("--attacks", "pgd-20,cw-20", "--eps", f"{share * eps:.6g}", *part) for share in GRID},
         "commands": commands,
     }
     figures["white_box_only"] = pgd_only(Path(figures["strong"]["folder"]))
     figures["withstands"] = column(Path(figures["strong"]["folder"]), "autoattack")
-    figures["audit"] = audit(run, root)
+    figures["audit"] = audit(run, root, few)
     if tabled:
         figures["vulnerability"] = vulnerability(run, root)
     return figures
 
 
-def audit(run: Path, root: list[str]) -> dict[str, Any]:
+def audit(run: Path, root: list[str], few: int) -> dict[str, Any]:
     """The audit of a run, kept in its folder by the command; an alarm (exit code 3) is a finding, not a failure."""
     kept = run / "audit.json"
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    if (known.get("n"), known.get("checkpoint")) != (FEW, "best"):
-        known = json.loads(advkit("audit", str(run), *root, "--n", str(FEW), "--json", expected=(0, 3)))
+    if (known.get("n"), known.get("checkpoint")) != (few, "best"):
+        known = json.loads(advkit("audit", str(run), *root, "--n", str(few), "--json", expected=(0, 3)))
     return known
 
 
@@ -128,6 +128,8 @@ def cell(evaluation: dict[str, Any], attack: str) -> str:
 def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any]]], labels: dict[str, str]) -> None:
     """Tables from what was measured; `groups` has a method's runs, a seed each."""
     first = next(iter(groups.values()))[0]
+    few = FEW[name]
+    half = 1 / sqrt(few)  # of a Wilson interval at 0.5, nearly
     n, l2 = first["weak"]["n"], next(r["eps"] for r in first["l2"]["attacks"] if r["norm"] == "l2")
     seeds = max(len(runs) for runs in groups.values())
     together = ", all seeds together" if seeds > 1 else ""
@@ -138,10 +140,11 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         f"# {title}: strong attacks",
         "",
         f"Linf, eps {eps:g}, the best checkpoints of the runs in {name}.md. Weak: PGD from x with step eps/5, on {n}",
-        f"test images. Strong: on {FEW} of them, chosen at random, by pyautoattack's standard version; `square` is",
-        f"advkit's own, 5,000 queries. 200 images leave an interval of about +-0.065. Each cell: {of}.",
+        f"test images. Strong: on {few} of them, chosen at random, by pyautoattack's standard version; `square` is",
+        f"advkit's own, 5,000 queries. {few} images leave an interval of about +-{half:.2f}. Each cell: {of}.",
         "",
-        "| training | clean | pgd-20 | cw-20 | apgd-t, 200 | square, 200 | autoattack, 200 | pgd-20 minus it, 200 |",
+        "| training | clean | pgd-20 | cw-20 "
+        f"| apgd-t, {few} | square, {few} | autoattack, {few} | pgd-20 minus it, {few} |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for key, runs in groups.items():
@@ -159,7 +162,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
     ]
     for key, runs in groups.items():
         counts = [sum(run["white_box_only"][attack] for run in runs) for attack in STRONG]
-        total = FEW * len(runs)
+        total = few * len(runs)
         lines.append(f"| {labels[key]} | " + " | ".join(f"{count} of {total}" for count in counts) + " |")
     curves = {
         labels[key]: [statistics.fmean(run["curve"][share]["worst_case"]["accuracy"] for run in runs) for share in GRID]
@@ -168,7 +171,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
     if "pgd-at" in groups:
         lines += [
             "",
-            f"AutoAttack, difference to PGD-AT on the same {FEW} images, each seed with its 95 % interval over",
+            f"AutoAttack, difference to PGD-AT on the same {few} images, each seed with its 95 % interval over",
         ]
         lines += ["images (Bonett and Price):", "", "| training | difference |", "|---|---|"]
         for key, runs in groups.items():
@@ -176,7 +179,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
                 lines.append(f"| {labels[key]} | {paired(runs, groups['pgd-at'])} |")
     lines += [
         "",
-        f"## Another eps, another norm ({FEW} images; l2 on {n})",
+        f"## Another eps, another norm ({few} images; l2 on {n})",
         "",
         "Per cell the share that withstands both pgd-20 and cw-20, at a multiple of the training's eps. The last",
         f"column is a norm that was not trained for: pgd-50 in l2 with radius {l2:g}, which is to eps as 0.5 is to",
@@ -191,7 +194,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         lines.append(f"| {labels[key]} | {cells} | {other:.3f} |")
     (HERE / f"robustness-{name}.svg").write_bytes(rendered(lambda: picture(curves))["svg"])
     lines += ["", f"![accuracy against eps](robustness-{name}.svg)"]
-    lines += ["", f"## Audit ({FEW} images)", ""]
+    lines += ["", f"## Audit ({few} images)", ""]
     lines += ["*Nearest*: the check whose figure is the largest share of its threshold, over the runs of the line.", ""]
     lines += ["| training | alarms | nearest | figure | alarm above |", "|---|---|---|---|---|"]
     lines += [f"| {labels[key]} | {_audited([run['audit'] for run in runs])} |" for key, runs in groups.items()]
@@ -206,7 +209,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
                 r for runs in groups.values() for run in runs for r in run[strength]["attacks"] if r["name"] == attack
             ]
             passes = [statistics.median(row["passes"][way] for row in rows) for way in ("forward", "input_backward")]
-            count = n if strength == "weak" else FEW
+            count = n if strength == "weak" else few
             ms = statistics.median(1000 * row["seconds"] / count for row in rows)
             lines.append(f"| {attack} | {passes[0]:.0f} | {passes[1]:.0f} | {ms:.1f} |")
     runs = [run for group in groups.values() for run in group]
@@ -310,7 +313,7 @@ def main() -> None:
     digits = given.what == "digits"
     keys = tuple(given.methods.split(",")) if given.methods else DIGITS if digits else FASHION
     seeds = [int(seed) for seed in given.seeds.split(",")] if digits else [None]
-    eps, dimension = (0.15, 64) if digits else (0.1, 784)
+    eps, dimension = (0.15, 64) if digits else (0.1, 196)
     labels = {key: method.name for key, method in chosen_methods(keys, 10 if digits else 5).items()}
     tasks = [(key, seed) for seed in seeds for key in keys]
     root = ["--data-root", given.data_root] if given.data_root else []
@@ -318,7 +321,7 @@ def main() -> None:
     def work(task: tuple[str, int | None]) -> dict[str, Any]:
         key, seed = task
         run = RUNS / given.what / (key if seed is None else f"{key}-{seed}")
-        return measure(run, eps, dimension, root, key in TABLE_1)
+        return measure(run, eps, dimension, root, FEW[given.what], key in TABLE_1)
 
     measured = in_parallel(work, tasks, given.jobs)
     groups: dict[str, list[dict[str, Any]]] = {key: [] for key in keys}
