@@ -154,3 +154,39 @@ def test_a_net_that_answers_by_turns_is_not_blamed_on_the_batch(
 ) -> None:
     notes = advkit.evaluate(Wrapped(sure, call), digits, "clean", eps=0.05, audit=False)["attacks"][0]["notes"]
     assert BY_CALL in notes and BY_BATCH not in notes
+
+
+def scripted(net: nn.Module) -> nn.Module:
+    return torch.jit.script(net)  # type: ignore[no-any-return]
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    return torch.jit.freeze(torch.jit.script(net))  # type: ignore[no-any-return]
+
+
+def traced(net: nn.Module) -> nn.Module:
+    return torch.jit.trace(net, torch.zeros(2, 1, 8, 8))  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("made", [scripted, traced, frozen])
+def test_nets_of_torchs_compiler_are_judged_as_any(made: Callable[[nn.Module], nn.Module], digits: Dataset) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+    truth = advkit.evaluate(net, digits, "clean,pgd-3,square", eps=0.1, audit=False)["robust"]
+    assert advkit.evaluate(made(net), digits, "clean,pgd-3,square", eps=0.1, audit=False)["robust"] == truth
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_half_precision_is_seen_in_a_scripted_net(digits: Dataset) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.half().float().flatten(1))  # type: ignore[no-any-return]
+
+    with pytest.raises(OptionError, match=r"computes in half precision inside its forward \(float16 in aten"):
+        advkit.evaluate(scripted(Half()), digits, "clean", eps=0.1, audit=False)

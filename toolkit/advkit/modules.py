@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -17,13 +19,18 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
+def hook_before(model: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+    """A forward pre-hook. Modules of torch.jit refuse them by name and run them all the same."""
+    return nn.Module.register_forward_pre_hook(model, hook)
+
+
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in train or eval mode; every submodule gets its own mode back.
 
     A model that is in train mode stays as it is: submodules that its owner keeps in eval mode are meant to be.
     """
-    if training and model.training:
+    if not hasattr(model, "training") or (training and model.training):  # of torch.jit.freeze it has none
         yield
         return
     before = [(module, module.training) for module in model.modules()]
@@ -62,7 +69,8 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for module, name, buffer, was in before:
-                module._buffers[name] = buffer
+                if isinstance(module._buffers, dict):  # not of torch.jit, where no buffer is bound anew
+                    module._buffers[name] = buffer
                 buffer.copy_(was)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import OptionError
+from .modules import hook_before
 
 EXACT = (torch.float32, torch.float64)
 """The types in which the gradients of a confident net are more than 0."""
@@ -60,7 +61,7 @@ def first_forward_watched(model: nn.Module) -> Iterator[None]:
         watching.close()
         watch.refuse()
 
-    hooks = model.register_forward_pre_hook(begin), model.register_forward_hook(end, always_call=True)
+    hooks = hook_before(model, begin), nn.Module.register_forward_hook(model, end, always_call=True)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import HookContract, NonFinite, OptionError
 from ...judging import NO_GRADIENT, GradientWatch, checked_logits, explained, untouched
+from ...modules import hook_before
 from ...registry import by_advkit
 from ...rng import Draws, derive_key
 from .lent import FEW, lent
@@ -189,7 +190,7 @@ def attacked(attack: EvaluationAttack, net: Victim, x: Tensor, y: Tensor, radius
     """What `attack.perturb` returns, once it is known to be what it promises: in ball and box, by sound gradients."""
     norm, borrowed = net.norm, {"x": x, "y": y, "radius": radius, "index": index}
     strange = not by_advkit(type(attack))
-    hook = net.model.register_forward_pre_hook(net.watch_others)
+    hook = hook_before(net.model, net.watch_others)
     try:
         with explained(), lent(attack.name, net, borrowed, strange):
             answer = attack.perturb(net, x, y, radius, index)

@@ -70,7 +70,7 @@ class _State:
             *(_Space(one, f"the class {one.__name__}", lambda name: name[:2] != "__") for one in classes),
             _Space(nn.modules.module, "torch", lambda name: name.startswith("_global_")),
         ]
-        self.modes = [(module, module.training) for module in places]
+        self.modes = [(module, getattr(module, "training", None)) for module in places]
         own = [value for space in self.spaces for value, _ in space.held.values() if isinstance(value, Tensor)]
         self.unnamed = [(value, value.detach().clone()) for value in own]
         self.switches = switches()
@@ -79,7 +79,7 @@ class _State:
     def changes(self) -> list[str]:
         """What differs now, in words."""
         words = [name for name, value, was in self.copies if not same_bits(value.detach(), was)]
-        if any(module.training != was for module, was in self.modes):
+        if any(getattr(module, "training", None) != was for module, was in self.modes):
             words.append("the net's mode")
         if any(value.requires_grad != was for value, was in self.asking):
             words.append("which weights of the net ask for a gradient")
@@ -102,6 +102,9 @@ class _State:
                     value.data = was  # the attack bound other data to it, which no copy_ undoes
         for value, asks in self.asking:
             value.requires_grad_(asks)
+        for module, mode in self.modes:
+            if mode is not None:  # torch.jit's modules have theirs elsewhere
+                module.training = mode
 
     def not_by_itself(self, changed: Iterable[str]) -> list[str]:
         """Those that forwards of the net alone do not change: what they do is the net's doing, and is put back."""
