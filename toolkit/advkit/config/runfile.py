@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 CAP = 1 << 20  # bytes; nobody writes a longer one by hand, and a parser should not be fed more
 TOP_LEVEL = (*SECTIONS, "model", "order", "options", "plugins", "no_companion", "companions", "format")
-RETIRED: Mapping[str, object] = {"run.compile": False}
-"""Settings that could have this value only, in files of 0.1.0: with it they say nothing."""
+OF_0_1_0: Mapping[str, Mapping[object, object]] = {"run.compile": {False: "off"}}
+"""What values in files of 0.1.0 are called now."""
 
 
 def text(path: Path) -> str:
@@ -66,16 +66,15 @@ def parse(table: Mapping[str, Any], name: str, origin: str = "") -> Layer:
         if not isinstance(values, dict):
             raise OptionError(f"{name}: options.{plugin} must be a table, [options.{plugin}].")
     settings = {
-        f"{section}.{key}": value
+        f"{section}.{key}": _today(f"{section}.{key}", value)
         for section in (*SECTIONS, "model", "order")
         for key, value in table.get(section, {}).items()
-        if not _says_nothing(f"{section}.{key}", value)
     }
     return Layer(origin or f"file {name}", settings, options, plugins, declined or (), table.get("companions"))
 
 
-def _says_nothing(key: str, value: object) -> bool:
-    return key in RETIRED and value == RETIRED[key]
+def _today(key: str, value: object) -> object:
+    return OF_0_1_0.get(key, {}).get(value, value) if isinstance(value, bool) else value
 
 
 def _names(table: Mapping[str, Any], name: str, key: str) -> tuple[str, ...]:
@@ -120,12 +119,11 @@ def difference(stored: str, now: str) -> list[str]:
         before, after = _flat(tomllib.loads(stored)), _flat(tomllib.loads(now))
     except ValueError:
         return ["what is stored is no run file"]
+    before = {key: _today(key, value) for key, value in before.items()}
     return [
         f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-        and not (key not in before and _is_default(key, after[key]))
-        and not (key not in after and _says_nothing(key, before[key]))
+        if before.get(key) != after.get(key) and not (key not in before and _is_default(key, after[key]))
     ]
 
 
