@@ -21,8 +21,9 @@ from advkit.types import Batch
 TOY = Splits(pictures(19), pictures(), "none")
 """Nineteen images to train on: in batches of eight, the last has three."""
 
-WHOLE = {"av-rank": {}, "gairat": {}, "lsr": {}, "cat-margin": {"weight": "eps-sum"}}
-"""Built-ins that weigh or choose within the batch, with the options that do so."""
+WHOLE = {"av-rank": {}, "gairat": {}, "lsr": {}, "mma": {}, "cat-margin": {"weight": "eps-sum"}}
+"""Built-ins that weigh or choose within the batch, or keep something of it from the attack to the update, with the
+options that do so."""
 
 ALONE = {"lsiw": ["instance_weight:lsiw"]}
 """Whose companion needs the whole batch."""
@@ -43,7 +44,7 @@ def apart(one: nn.Module, other: nn.Module) -> float:
 
 
 def taking_parts() -> list[str]:
-    return [name for name in methods.names() if name not in {"av-rank", "gairat", "lsr"}]
+    return [name for name in methods.names() if WHOLE.get(name, True)]
 
 
 @pytest.mark.parametrize("name", ["", *taking_parts()])

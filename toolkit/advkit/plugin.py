@@ -118,7 +118,10 @@ class Plugin:
 
     @property
     def by_sample(self) -> bool:
-        """Whether answers on a part of a batch are that part of those on the whole: what `run.accumulate` needs."""
+        """Whether answers on a part of a batch are that part of those on the whole: what `run.accumulate` needs.
+
+        All parts are attacked before the first is updated, so nothing is kept of a batch from one to the other.
+        """
         return False
 
     def active(self, hook: str, epoch: int) -> bool:
