@@ -88,7 +88,7 @@ def test_compiled_is_eager_to_rounding_for_every_method(plugin: str) -> None:
 
 @pytest.mark.slow
 def test_real_code_is_eager_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured in float32: 5e-7."""
+    """Measured in float32: 8e-7."""
     monkeypatch.setattr(engine, "BACKEND", "inductor")
     like_eager(("lsiw",), "eval", 1e-5, torch.float32)
 
