@@ -335,7 +335,7 @@ REFUSALS = [
     ),
     (
         "plan --set order.base_loss=awp",
-        "order.base_loss orders nothing; only chained hooks have an order: train_dataset, target_label.",
+        "order.base_loss orders nothing; only chained hooks have an order: train_dataset, target_label, attack_move.",
     ),
     # evaluate
     (

@@ -64,8 +64,13 @@ def summed(gradients: Sequence[GradientAt]) -> GradientAt:
     return gradients[0] if len(gradients) == 1 else gradient_at
 
 
-def backward(objective: Objective, updates: Sequence[Update], shift: Mapping[str, Tensor]) -> Outcome:
-    """The loss of the batch at theta + `shift`, its gradient in `.grad`: a forward and a backward for each part."""
+def backward(
+    objective: Objective, updates: Sequence[Update], shift: Mapping[str, Tensor], forget: Callable[[], None]
+) -> Outcome:
+    """The loss of the batch at theta + `shift`, its gradient in `.grad`: a forward and a backward for each part.
+
+    `forget` drops the gradients of the step before, once there is a loss to have new ones of.
+    """
     outcomes: list[Outcome] = []
     for update in updates:
         outcome = objective(update, shift)
@@ -74,6 +79,8 @@ def backward(objective: Objective, updates: Sequence[Update], shift: Mapping[str
                 f"The loss ({', '.join(update.stage.terms)}) has no gradient, so nothing would be learnt; "
                 "return terms that depend on the logits, undetached."
             )
+        if not outcomes:
+            forget()
         with nothing_moves(objective.model, "the backward", update.contract.values):
             outcome.loss.backward()
         outcomes.append(replace(outcome, loss=outcome.loss.detach()))

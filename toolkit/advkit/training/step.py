@@ -147,14 +147,17 @@ class TrainingStep:
                 with torch.no_grad():
                     answer = self.panel.ask(owner, known, params=params, gradient_at=gradient_at)
                 shift = first.contract.shift(owner.plugin.name, answer, params)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.model.zero_grad(set_to_none=True)  # of parameters that the optimizer does not have, too
-            outcome = backward(self.objective, updates, shift)
+            outcome = backward(self.objective, updates, shift, self._forget)
         stop_if_not_finite(self.model, self.state, known, outcome)
         with torch.no_grad():
             for answer in stage.answers["observe_update"]:
                 self.panel.ask(answer, known, **outcome.logits)
         return outcome, shift
+
+    def _forget(self) -> None:
+        """The gradients of the step before, those of parameters that the optimizer does not have too."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
 
     # ------------------------------------------------------------------ one question each
 
