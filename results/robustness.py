@@ -139,9 +139,10 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
     lines = [
         f"# {title}: strong attacks",
         "",
-        f"Linf, eps {eps:g}, the best checkpoints of the runs in {name}.md. Weak: PGD from x with step eps/5, on {n}",
-        f"test images. Strong: on {few} of them, chosen at random, by pyautoattack's standard version; `square` is",
-        f"advkit's own, 5,000 queries. {few} images leave an interval of about +-{half:.2f}. Each cell: {of}.",
+        f"Linf, eps {eps:g}, the best checkpoints of the runs in {name}.md (of standard training the last). Weak: PGD",
+        f"from x with step eps/5, on {n} test images. Strong: on {few} of them, chosen at random, by pyautoattack's",
+        f"standard version; `square` is advkit's own, 5,000 queries. {few} images leave an interval of about",
+        f"+-{half:.2f}. Each cell: {of}.",
         "",
         "| training | clean | pgd-20 | cw-20 "
         f"| apgd-t, {few} | square, {few} | autoattack, {few} | pgd-20 minus it, {few} |",
