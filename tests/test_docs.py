@@ -332,7 +332,8 @@ def check(line: str) -> None:
     command, rest = find(words)
     if not rest and command.name in ("evaluate", "audit"):
         return  # the name of the command in a sentence
-    if command.name in ("evaluate", "audit") or "--resume" in rest or "--config" in rest or "--init-from" in rest:
+    absent = command.name in ("evaluate", "audit", "prepare", "check")
+    if absent or "--resume" in rest or "--config" in rest or "--init-from" in rest:
         command.make_context(command.name, list(rest))  # what it names does not exist here
         return
     if command.name == "train":

@@ -224,7 +224,7 @@ REFUSALS = [
     (
         "plan --dataset digit",
         "Unknown data set digit. Did you mean digits? "
-        "Installed: cifar10, cifar100, digits, fashion-mnist, image-folder, svhn.",
+        "Installed: cifar10, cifar100, digits, fashion-mnist, image-folder, mapped, svhn.",
     ),
     (
         "plan --model small-cn",

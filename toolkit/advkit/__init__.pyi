@@ -8,6 +8,7 @@ from .ascent import (
     pgd as pgd,
 )
 from .data.base import Dataset as Dataset, DataSource as DataSource, Splits as Splits
+from .data.mapped import mapped_images as mapped_images
 from .errors import (
     AdvkitError as AdvkitError,
     AmbiguousOrder as AmbiguousOrder,

@@ -57,19 +57,36 @@ def list_(data_root: str | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--data-root", metavar="DIR", help="Where to put them; ADVKIT_DATA or the user's cache by default.")
 @click.option("--from", "given", metavar="PATH", help="Take them from a file, folder or archive, without a network.")
-def prepare(name: str, data_root: str | None, given: str | None) -> None:
+@click.option(
+    "--hold-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    metavar="SHARE",
+    help="mapped: the share of an npz to test on; 0, the default, for images that are only trained on.",
+)
+def prepare(name: str, data_root: str | None, given: str | None, hold_out: float) -> None:
     """Get the files of a data set, from local copies or by download; files that are intact stay.
+
+    `mapped` makes a new folder of memory-mapped images, from an npz with the arrays image and label (or a folder of
+    several), from class folders, or from a data set by its name.
 
     \b
     advkit data prepare cifar10
     advkit data prepare cifar10 --from cifar-10-python.tar.gz
     advkit data prepare fashion-mnist --from FOLDER_WITH_FOUR_GZ
+    advkit data prepare mapped --from 1m.npz --data-root generated
     """
     from .. import registry
     from ..data import prepare as preparing
+    from ..data.mapped import Mapped
     from ..data.vision import TorchvisionSource, default_root
     from ..errors import OptionError
 
+    if name == Mapped.name:
+        _map(given, data_root, hold_out)
+        return
+    if hold_out:
+        raise OptionError(f"--hold-out is for `advkit data prepare mapped`; {name} has test images, so drop it.")
     source: Any = registry.load("data set", name)
     if not issubclass(source, TorchvisionSource):
         raise OptionError(f"{name} has no files to prepare; `advkit data list` shows which data sets have.")
@@ -78,6 +95,33 @@ def prepare(name: str, data_root: str | None, given: str | None) -> None:
     where = f" --data-root {shlex.quote(str(root))}" if data_root else ""
     echo(f"{name} {'is' if put else 'was already'} in {root}.")
     echo(f"Next: advkit train --dataset {name}{where}")
+
+
+def _map(given: str | None, data_root: str | None, hold_out: float) -> None:
+    from ..data.convert import convert
+    from ..errors import OptionError
+
+    if given is None or data_root is None:
+        raise OptionError(
+            "mapped makes a new folder of images: say of what with --from PATH, and name it with --data-root DIR."
+        )
+    folder = _absolute(data_root)
+    manifest = convert(given, folder, hold_out, echo)
+    counts = " and ".join(f"{one.shape[0]:,} images to {split} on" for split, one in manifest.splits.items())
+    echo(f"{folder} holds {counts}, of {len(manifest.classes)} classes.")
+    if "test" in manifest.splits:
+        echo(f"Next: advkit train --dataset mapped --data-root {shlex.quote(str(folder))}")
+
+
+@command.command("check")
+@click.argument("folder")
+def check(folder: str) -> None:
+    """Read a folder of mapped images through, and compare it with what is written down of it."""
+    from ..data.mapped import check as through
+
+    manifest = through(_absolute(folder))
+    counts = " + ".join(f"{one.shape[0]:,}" for one in manifest.splits.values())
+    echo(f"{_absolute(folder)} is intact: {counts} images are those that were stored.")
 
 
 def _absolute(path: str) -> Path:

@@ -1,11 +1,11 @@
-"""What a data set is: images and labels in memory, and a source that loads them."""
+"""What a data set is: images and labels, in memory or mapped into it, and a source that loads them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import sqrt
@@ -22,6 +22,9 @@ from .transforms import TRANSFORMS
 
 CHOICE = 0
 """The seed that images are chosen by, whatever else is seeded: every net is judged on the same."""
+
+PIECE = 1 << 24
+"""Bytes of images that are looked at together where all are: those of a file need not be in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +108,9 @@ class Dataset:
 
     @cached_property
     def _sha256(self) -> str:
-        digest = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
-        digest.update(self.images.contiguous().numpy().data)
+        digest = fingerprint_of(self.images.shape, self.classes)
+        for piece in pieces(self.images):
+            digest.update(piece.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().astype("<i8").data)
         return digest.hexdigest()
 
@@ -116,14 +120,40 @@ class Dataset:
         Sums are exact integers, so the result does not depend on threads or on the machine.
         """
         means, deviations = [], []
-        for channel in self.images.unbind(1):
-            counts = torch.bincount(channel.flatten(), minlength=256).tolist()
-            n = channel.numel()
+        for counts in self._levels:
+            n = sum(counts)
             total = sum(value * count for value, count in enumerate(counts))
             squares = sum(value * value * count for value, count in enumerate(counts))
             means.append(total / (255 * n))
             deviations.append(max(sqrt(n * squares - total * total) / n, 1.0) / 255)
         return tuple(means), tuple(deviations)
+
+    @cached_property
+    def _levels(self) -> list[list[int]]:
+        counts: list[list[int]] = sum(gray_levels(piece) for piece in pieces(self.images)).tolist()  # type: ignore[union-attr]
+        return counts
+
+    def known(self, fingerprint: str, levels: list[list[int]]) -> Dataset:
+        """This very set, of which both were taken down when it was stored: nobody has to read all images for them."""
+        vars(self).update(_sha256=fingerprint, _levels=levels)
+        return self
+
+
+def pieces(images: Tensor) -> Iterator[Tensor]:
+    """Images (N, C, H, W) in their order, some at a time."""
+    size = max(1, PIECE // max(1, images[0].numel()))
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+def fingerprint_of(shape: Sequence[int], classes: Sequence[str]) -> hashlib._Hash:
+    """Digest for the bytes of all images (N, C, H, W), and then those of the labels as little-endian int64."""
+    return hashlib.sha256(json.dumps([list(shape), list(classes)]).encode())
+
+
+def gray_levels(images: Tensor) -> Tensor:
+    """(C, 256) int64: how often each channel of images (N, C, H, W) has each value."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
 
 
 def shuffled(index: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -53,24 +53,13 @@ class ImageFolder(DataSource):
     def load(self, root: Path | None, limit: int | None) -> Splits:
         if root is None:
             raise OptionError("image-folder reads your files; name the folder or zip with --data-root DIR.")
-        if os.path.isdir(root):
-            return self._read(Files(root, tuple(_walk(root)), lambda name: opened(root / name)), limit)
-        with ExitStack() as stack:
-            try:
-                archive = stack.enter_context(ZipFile(stack.enter_context(opened(root))))
-            except FileNotFoundError:
-                raise DataError(f"{root} does not exist; check --data-root.") from None
-            except Exception as error:  # a damaged zip makes zipfile raise almost anything
-                reason = getattr(error, "strerror", None) or error
-                raise DataError(
-                    f"{root} is neither a folder nor a readable zip ({reason}); check --data-root."
-                ) from None
-            return self._read(Files(root, tuple(archive.namelist()), archive.open), limit)
+        with listed(root) as files:
+            return self._read(files, limit)
 
     def _read(self, files: Files, limit: int | None) -> Splits:
-        pictures, others = _sorted(files)
+        pictures, others = sort_files(files)
         files = replace(files, names=pictures)
-        halves = _splits(files)
+        halves = split_files(files)
         labels, names, places = [], [], []
         for classes in halves:
             label = torch.tensor([k for k, images in enumerate(classes.values()) for _ in images])
@@ -85,7 +74,7 @@ class ImageFolder(DataSource):
             Dataset(ImageFolder.name, part, label, tuple(halves[0]), kept)
             for part, label, kept in zip((images[:cut], images[cut:]), labels, places, strict=True)
         )
-        return Splits(train, test, transform="crop-flip", notes=_notes(files.root, others, odd))
+        return Splits(train, test, transform="crop-flip", notes=notes_of(files.root, others, odd))
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,24 @@ class Files:
     open: Callable[[str], AbstractContextManager[IO[bytes]]]
 
 
-def _sorted(files: Files) -> tuple[tuple[str, ...], list[str]]:
+@contextmanager
+def listed(root: Path) -> Iterator[Files]:
+    """What lies in a folder or a zip, which stays open meanwhile."""
+    if os.path.isdir(root):
+        yield Files(root, tuple(_walk(root)), lambda name: opened(root / name))
+        return
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(ZipFile(stack.enter_context(opened(root))))
+        except FileNotFoundError:
+            raise DataError(f"{root} does not exist; check --data-root.") from None
+        except Exception as error:  # a damaged zip makes zipfile raise almost anything
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{root} is neither a folder nor a readable zip ({reason}); check --data-root.") from None
+        yield Files(root, tuple(archive.namelist()), archive.open)
+
+
+def sort_files(files: Files) -> tuple[tuple[str, ...], list[str]]:
     """Folders and pictures, and what is neither. Raises DataError for pictures of a kind that is not read."""
     pictures: list[str] = []
     others: list[str] = []
@@ -110,7 +116,7 @@ def _sorted(files: Files) -> tuple[tuple[str, ...], list[str]]:
         try:
             with files.open(name) as file:
                 head = file.read(16)
-        except Exception:  # as `_decode` says; that it is no picture can not be known
+        except Exception:  # as `decode` says; that it is no picture can not be known
             head = b""
         if OTHERS.match(head):
             raise DataError(
@@ -121,7 +127,7 @@ def _sorted(files: Files) -> tuple[tuple[str, ...], list[str]]:
     return tuple(pictures), others
 
 
-def _notes(root: Path, others: Sequence[str], odd: Counter[str]) -> tuple[str, ...]:
+def notes_of(root: Path, others: Sequence[str], odd: Counter[str]) -> tuple[str, ...]:
     """What was left out, and what `_odd` told of pictures, a sentence each."""
     notes = [f"{root}: {count} {'picture' if count == 1 else 'pictures'} {what}" for what, count in odd.items()]
     if others:
@@ -131,7 +137,7 @@ def _notes(root: Path, others: Sequence[str], odd: Counter[str]) -> tuple[str, .
     return tuple(notes)
 
 
-def _splits(files: Files) -> tuple[Classes, Classes]:
+def split_files(files: Files) -> tuple[Classes, Classes]:
     """Training and test images: the same classes, two or more, none of them empty."""
     root = files.root
     names = sorted(set(files.names))
@@ -225,12 +231,12 @@ def _hidden(name: str) -> bool:
 
 def _decode_all(files: Files, names: list[str], max_pixels: int, odd: Counter[str]) -> Tensor:
     """(N, C, H, W) uint8; C is 1 if every image is gray, else 3."""
-    first = _decode(files, names[0], max_pixels, odd)
+    first = decode(files, names[0], max_pixels, odd)
     height, width = first.shape[:2]
     try:
         images = np.empty((len(names), *first.shape), np.uint8)
         for place, name in enumerate(names):
-            image = _decode(files, name, max_pixels, odd) if place else first
+            image = decode(files, name, max_pixels, odd) if place else first
             (h, w), colour = image.shape[:2], image.ndim == 3
             if (h, w) != (height, width):
                 raise DataError(
@@ -257,7 +263,7 @@ def _odd(image: Image.Image) -> Iterator[str]:
         yield "with an EXIF orientation, taken as stored and not turned"
 
 
-def _decode(
+def decode(
     files: Files, name: str, max_pixels: int = DataSource.max_pixels, odd: Counter[str] | None = None
 ) -> NDArray[np.uint8]:
     """(H, W) of a gray image, (H, W, 3) of any other; `odd` counts what `_odd` tells."""

@@ -75,7 +75,7 @@ def _take(source: TorchvisionSource, wanted: Mapping[str, str], given: Path, roo
     missing = {Path(file).name: file for file in wanted}
     damaged = set()
     sought = {*missing, *(f"{name}.gz" for name in missing), source.archive}
-    for name, stream in _guarded(given, _open_all(given, sought.__contains__)):
+    for name, stream in guarded(given, _open_all(given, sought.__contains__)):
         if name not in missing:
             continue
         if _copied(given, stream, part) == wanted[missing[name]]:
@@ -96,7 +96,7 @@ def _copied(given: Path, stream: IO[bytes], part: Path) -> str:
     """Write a stream to `part`; its MD5, in hex."""
     md5 = hashlib.md5(usedforsecurity=False)
     with part.open("wb") as out:
-        for chunk in _guarded(given, iter(partial(stream.read, CHUNK), b"")):
+        for chunk in guarded(given, iter(partial(stream.read, CHUNK), b"")):
             md5.update(chunk)
             if out.write(chunk) and out.tell() > MAX_BYTES:
                 return ""
@@ -138,7 +138,7 @@ def _unpacked(name: str, stream: IO[bytes], sought: Callable[[str], bool]) -> It
         yield name, stream
 
 
-def _guarded(given: Path, items: Iterable[T]) -> Iterator[T]:
+def guarded(given: Path, items: Iterable[T]) -> Iterator[T]:
     """The items. Whatever goes wrong in making one, and archives raise almost anything, is one sentence."""
     try:
         yield from items

@@ -56,8 +56,10 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
     if data.name.startswith(PASSED):
         raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
     splits = load_data(data.name, root or data.root or None, data.limit, data.max_pixels, data.balance)
+    if not data.limit:
+        return splits
     there, classes = len(torch.unique(splits.train.labels)), len(splits.train.classes)
-    if not data.limit or there == classes:
+    if there == classes:
         return splits
     note = f"data.limit = {data.limit} leaves {there} of {classes} classes with training images; see data.balance"
     return replace(splits, notes=(*splits.notes, note))

@@ -1,0 +1,337 @@
+"""Images that stay in their file: made of other files in pieces, mapped, and then as good as images in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advkit import DataError, Dataset, Splits, Stopped, load_data, mapped_images, train
+from advkit.cli.main import run
+from advkit.data import convert as converting
+from advkit.data.convert import convert
+from advkit.data.image_folder import ImageFolder
+from advkit.data.mapped import check, file_name, manifest_of
+from advkit.errors import OptionError
+from advkit.training.progress import Silent
+
+N, SIDE, K = 120, 8, 4
+SETTINGS = {"model.name": "small-cnn", "run.epochs": 2, "run.batch_size": 16, "attack.eps": 0.1, "attack.steps": 2}
+
+
+def generated(path: Path, n: int = N, channels: int = 3, *, write: Callable[..., None] = np.savez) -> Path:
+    """An npz as DM-Improves-AT publishes them: (N, H, W, C) uint8, sorted by class."""
+    rng = np.random.default_rng(n)
+    label = np.sort(np.concatenate([np.arange(K), rng.integers(0, K, n - K)]))
+    images = rng.integers(0, 256, (n, SIDE, SIDE, channels), dtype=np.uint8)
+    write(path, image=images, label=label)
+    return path
+
+
+def stored(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its images (N, C, H, W) and labels."""
+    with np.load(path) as arrays:
+        return torch.from_numpy(arrays["image"]).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(arrays["label"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    convert(str(generated(tmp_path / "g.npz")), tmp_path / "mapped", hold_out=0.25)
+    return tmp_path / "mapped"
+
+
+def in_memory(mapped: Dataset) -> Dataset:
+    """The same images, read."""
+    return Dataset(mapped.name, mapped.images.clone(), mapped.labels.clone(), mapped.classes)
+
+
+# ---------------------------------------------------------------------- what is made of what
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_an_npz_goes_through_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, write: Callable[..., None]
+) -> None:
+    monkeypatch.setattr("advkit.data.npz.PIECE", 1000)  # a few images
+    path = generated(tmp_path / "g.npz", channels=channels, write=write)
+    convert(str(path), tmp_path / "mapped")
+    there, (images, labels) = mapped_images(tmp_path / "mapped"), stored(path)
+    assert torch.equal(there.images, images) and torch.equal(there.labels, labels)
+    assert np.array_equal(np.load(tmp_path / "mapped" / "train-images.npy"), images.numpy())  # and for anybody else
+    same = Dataset("other", images, labels, there.classes)
+    assert (there.fingerprint(), there.statistics()) == (same.fingerprint(), same.statistics())
+    assert there.classes == ("0", "1", "2", "3") and there.counted
+
+
+def test_a_folder_of_several_npz_is_one_set(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    parts = [stored(generated(tmp_path / "parts" / f"part{number}.npz", 50 + number)) for number in range(3)]
+    convert(str(tmp_path / "parts"), tmp_path / "mapped")
+    there = mapped_images(tmp_path / "mapped")
+    assert torch.equal(there.images, torch.cat([images for images, _ in parts]))
+    assert torch.equal(there.labels, torch.cat([labels for _, labels in parts]))
+
+
+def test_images_held_out_are_of_every_class_of_a_sorted_file(folder: Path) -> None:
+    splits = load_data("mapped", folder)
+    assert (len(splits.train), len(splits.test)) == (90, 30)
+    assert splits.test.labels.unique().tolist() == list(range(K))
+    images, _ = stored(folder.parent / "g.npz")
+    both = torch.cat([splits.train.images, splits.test.images])
+    assert sorted(both.flatten(1).tolist()) == sorted(images.flatten(1).tolist())
+
+
+@pytest.mark.parametrize("modes", ["LLL", "RGB", "LRL"])
+def test_pictures_are_those_of_image_folder(tmp_path: Path, modes: str) -> None:
+    """Of gray pictures, of coloured ones, and of a coloured one after gray ones."""
+    for number, mode in enumerate("LLLRGB" if modes == "RGB" else modes * 2):
+        place = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        size = (6, 5) if mode == "L" else (6, 5, 3)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, size[::1], dtype=np.uint8)).save(place)
+    read = ImageFolder().load(tmp_path / "pictures", None)
+    convert(str(tmp_path / "pictures"), tmp_path / "mapped")
+    mapped = load_data("mapped", tmp_path / "mapped")
+    for one, other in ((read.train, mapped.train), (read.test, mapped.test)):
+        assert one.fingerprint() == other.fingerprint() and torch.equal(one.images, other.images)
+    assert mapped.transform == read.transform and not mapped.train.counted
+
+
+def test_a_registered_set_goes_into_a_folder(tmp_path: Path) -> None:
+    convert("digits", tmp_path / "mapped")
+    digits, mapped = load_data("digits"), load_data("mapped", tmp_path / "mapped")
+    assert mapped.train.fingerprint() == digits.train.fingerprint() and mapped.transform == digits.transform
+    limited = load_data("mapped", tmp_path / "mapped", limit=50, balance=True).train
+    assert limited.index.tolist() == load_data("digits", limit=50, balance=True).train.index.tolist()
+    assert limited.statistics() == load_data("digits", limit=50, balance=True).train.statistics()
+    assert limited.statistics() != mapped.train.statistics()
+
+
+# ---------------------------------------------------------------------- the same run
+
+
+class Once(Silent):
+    """Stops after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stop_requested(self) -> type[Stopped] | None:
+        self.left -= 1
+        return Stopped if not self.left else None
+
+
+@pytest.mark.parametrize("limit", [0, 40])
+def test_a_run_is_that_on_the_same_images_in_memory(folder: Path, tmp_path: Path, limit: int) -> None:
+    """Weights, per-sample state, validation on the held-out tenth; stopped in between and gone on from there."""
+    settings = SETTINGS | {"data.root": str(folder), "data.limit": limit}
+    plugins = ["cat-eps", "dirichlet-ls"]
+    with pytest.raises(Stopped):
+        train(dataset="mapped", plugins=plugins, settings=settings, out=tmp_path / "run", progress=Once(4))
+    done = train(dataset="mapped", plugins=plugins, settings=settings, resume_from=tmp_path / "run")
+    mapped = load_data("mapped", folder, limit or None)
+    copies = Splits(in_memory(mapped.train), in_memory(mapped.test), mapped.transform)
+    memory = train("small-cnn", copies, plugins, settings=SETTINGS)
+    for name, weight in memory.model.state_dict().items():
+        assert torch.equal(weight, done.model.state_dict()[name]), name
+    told = [{key: row[key] for key in row if key != "seconds"} for row in done.history]
+    assert told == [{key: row[key] for key in row if key != "seconds"} for row in memory.history]
+
+
+def test_nothing_but_the_rows_that_are_taken_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their fingerprint and their statistics are written down."""
+    monkeypatch.setattr("advkit.data.base.pieces", lambda images: pytest.fail("all images are read"))
+    there = mapped_images(folder)
+    assert len(there.fingerprint()) == 64 and len(there.statistics()[0]) == 3
+    with pytest.raises(pytest.fail.Exception):
+        there.take(slice(5)).fingerprint()  # another set, of which nothing is known
+
+
+def test_what_is_written_to_mapped_images_stays_in_the_process(folder: Path) -> None:
+    before = (folder / "train-images.npy").read_bytes()
+    mapped_images(folder).images[0] = 7
+    assert (folder / "train-images.npy").read_bytes() == before
+
+
+def test_fifty_million_images_are_mapped_at_once(tmp_path: Path) -> None:
+    """A file of holes, 154 GB long: more than the memory of most machines, and refused without MAP_NORESERVE."""
+    n = 50_000_000 if sys.platform == "linux" else 1000
+    (tmp_path / "m").mkdir()
+    for values, dtype, shape in (("images", np.uint8, (n, 3, 32, 32)), ("labels", np.int64, (n,))):
+        with open(tmp_path / "m" / file_name("train", values), "wb") as out:
+            converting._begin(out, shape, np.dtype(dtype))
+            if values == "images":
+                try:
+                    os.truncate(out.fileno(), out.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
+                except OSError:
+                    pytest.skip("the file system has no files of that size")
+            else:
+                os.truncate(out.fileno(), out.tell() + n * 8)
+    levels = [[n * 1024] + [0] * 255] * 3
+    told = {"shape": [n, 3, 32, 32], "fingerprint": "0" * 64, "levels": levels}
+    whole = {"format": 1, "classes": ["a", "b"], "counted": False, "transform": "none", "source": "holes"}
+    (tmp_path / "m" / "manifest.json").write_text(json.dumps(whole | {"splits": {"train": told}}))
+    there = mapped_images(tmp_path / "m")
+    assert len(there) == n and there.images[torch.tensor([0, n - 1])].sum() == 0
+
+
+# ---------------------------------------------------------------------- whole or absent
+
+
+def test_a_killed_conversion_leaves_no_folder(tmp_path: Path) -> None:
+    generated(tmp_path / "g.npz", 500)
+    program = (
+        "import os, signal\nfrom advkit.data import convert as c, npz\nfrom pathlib import Path\nnpz.PIECE = 1000\n"
+        "whole = c.gray_levels\nleft = [40]\n"
+        "def killed(images):\n    left[0] -= 1\n    left[0] or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return whole(images)\n"
+        f"c.gray_levels = killed\nc.convert({str(tmp_path / 'g.npz')!r}, Path({str(tmp_path / 'mapped')!r}))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program])
+    assert ended.returncode == -signal.SIGKILL and not (tmp_path / "mapped").exists()
+    convert(str(tmp_path / "g.npz"), tmp_path / "mapped")  # what was left is in nobody's way
+    assert check(tmp_path / "mapped").splits["train"].shape == [500, 3, SIDE, SIDE]
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    path = generated(tmp_path / "g.npz")
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"g\.npz is no readable npz \(Bad CRC-32 for file 'image\.npy'\); replace"):
+        convert(str(path), tmp_path / "mapped")
+    assert [one.name for one in tmp_path.iterdir()] == ["g.npz"]
+
+
+def test_what_is_there_is_not_written_over(folder: Path) -> None:
+    with pytest.raises(OptionError, match=r"mapped exists; name a new folder with --data-root, or remove it\."):
+        convert(str(folder.parent / "g.npz"), folder)
+
+
+def npz(**arrays: Any) -> Callable[[Path], None]:
+    return lambda path: np.savez(path, **arrays)
+
+
+GOOD = np.zeros((4, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (npz(x=GOOD), r"has x; an npz of images has the arrays `image` and `label`\."),
+        (npz(image=GOOD / 255, label=np.arange(4)), r"images are float64 \(4, 8, 8, 3\); give uint8 \(N, H, W, C\) "),
+        (npz(image=GOOD, label=np.arange(3)), r"labels are int64 \(3,\); give whole numbers \(4,\)\."),
+        (npz(image=GOOD, label=np.arange(4) - 1), r"there is no image, or labels are no places of classes; number "),
+        (npz(image=GOOD, label=np.array([{}] * 4)), r"labels are object \(4,\); give whole numbers \(4,\)\."),
+        (npz(image=np.asfortranarray(GOOD), label=np.arange(4)), r"stored by columns \(Fortran order\)\); replace it"),
+        (lambda path: path.write_bytes(b"nothing"), r"is no readable npz \(File is not a zip file\); replace it by"),
+        (lambda path: None, r"g\.npz does not exist; check --from\."),
+        (lambda path: os.mkfifo(path), r"is no readable npz \(it is no regular file\); replace it by an intact copy\."),
+    ],
+)
+def test_what_can_not_be_taken_is_refused(tmp_path: Path, write: Callable[[Path], None], sentence: str) -> None:
+    write(tmp_path / "g.npz")
+    with pytest.raises(DataError, match=sentence):
+        convert(str(tmp_path / "g.npz"), tmp_path / "mapped")
+    assert not (tmp_path / "mapped").exists()
+
+
+def test_an_array_that_promises_more_than_the_disk_holds_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "g.npz", "w") as archive:
+        for name, dtype, shape in (("image", np.uint8, (1 << 40, 32, 32, 3)), ("label", np.int64, (1 << 40,))):
+            with archive.open(f"{name}.npy", "w") as out:
+                converting._begin(out, shape, np.dtype(dtype))
+    with pytest.raises(DataError, match=r"labels end too soon"):
+        convert(str(tmp_path / "g.npz"), tmp_path / "mapped")
+
+
+# ---------------------------------------------------------------------- nothing is trusted
+
+
+def told(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (
+            lambda f: (f / "manifest.json").unlink(),
+            r"is no folder of mapped images: manifest\.json is absent; make one",
+        ),
+        (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json is damaged \(its format is not 1\)"),
+        (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json is damaged \(Expecting"),
+        (lambda f: told(f, classes=3), r"classes, counted, transform or source are none\); prepare the folder anew\."),
+        (lambda f: told(f, splits={}), r"what it says of the images can not be\)"),
+        (lambda f: told(f, splits={"train": {"shape": 1}}), r"it lacks something"),
+        (lambda f: os.truncate(f / "train-images.npy", 500), r"train-images\.npy is damaged \(it has 500 bytes, not "),
+        (lambda f: (f / "train-labels.npy").unlink(), r"train-labels\.npy is damaged \(No such file or directory\)"),
+        (lambda f: np.save(f / "train-labels.npy", np.zeros(3)), r"\(it is no int64 array \(90,\)\); prepare the "),
+    ],
+)
+def test_a_folder_that_is_not_as_it_says_is_refused(
+    folder: Path, damage: Callable[[Path], None], sentence: str
+) -> None:
+    damage(folder)
+    with pytest.raises(DataError, match=sentence):
+        load_data("mapped", folder)
+
+
+def test_nothing_is_read_through_a_link(folder: Path, tmp_path: Path) -> None:
+    (folder / "train-images.npy").rename(tmp_path / "elsewhere.npy")
+    (folder / "train-images.npy").symlink_to(tmp_path / "elsewhere.npy")
+    with pytest.raises(DataError, match=r"train-images\.npy is damaged \(Too many levels of symbolic links\)"):
+        load_data("mapped", folder)
+
+
+def test_a_value_that_changed_is_seen_by_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "check", str(folder)]) == 0
+    assert "is intact: 90 + 30 images are those that were stored." in capsys.readouterr().out
+    with open(folder / "test-images.npy", "r+b") as file:
+        file.seek(300)
+        byte = file.read(1)
+        file.seek(300)
+        file.write(bytes([byte[0] ^ 1]))
+    assert run(["data", "check", str(folder)]) == 4
+    assert "test-images.npy is damaged (its values or its labels are not those" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_the_command_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["data", "prepare", "mapped", "--from", str(generated(tmp_path / "g.npz"))]
+    assert run([*line, "--data-root", str(tmp_path / "m")]) == 0
+    assert f"{tmp_path}/m holds 120 images to train on, of 4 classes." in capsys.readouterr().out
+    assert manifest_of(tmp_path / "m").source == "g.npz"
+    assert run(["train", "--dataset", "mapped", "--data-root", str(tmp_path / "m")]) == 4
+    assert "m has no test images; prepare it again with --hold-out 0.1, or name it as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "sentence"),
+    [
+        (("mapped",), 2, "mapped makes a new folder of images: say of what with --from PATH, and name it with"),
+        (("mapped", "--from", "cifra10", "--data-root", "m"), 4, "cifra10 is neither an npz, nor a folder or zip of"),
+        (("mapped", "--from", "digits", "--data-root", "m", "--hold-out", "0.1"), 2, "digits is no npz, so its test"),
+        (("cifar10", "--hold-out", "0.1"), 2, "--hold-out is for `advkit data prepare mapped`; cifar10 has test"),
+    ],
+)
+def test_what_is_typed_wrong_is_said(
+    line: tuple[str, ...], code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "prepare", *line]) == code
+    assert sentence in capsys.readouterr().err

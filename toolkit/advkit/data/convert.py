@@ -1,0 +1,188 @@
+"""Making a folder of mapped images (`mapped.py`) of an npz (`npz.py`), of class folders, or of a registered data set.
+
+Images go through in pieces and are never in memory together, but for registered sets, whose sources load them. All is
+written to a hidden folder beside the new one, which is renamed when everything is on the disk: whatever stops a
+conversion, the new folder is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from .. import registry
+from ..errors import DataError, OptionError
+from .base import Dataset, DataSource, fingerprint_of, gray_levels, pieces
+from .image_folder import Files, decode, listed, notes_of, sort_files, split_files
+from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name
+from .npz import Given, Images, Part, npz_files, of_npz
+
+
+class Coloured(Exception):
+    """A picture with colours among gray ones: all of them are to be read as such."""
+
+
+def convert(given: str, folder: Path, hold_out: float = 0.0, tell: Callable[[str], None] = print) -> Manifest:
+    """Make the new folder `folder` of a file or folder, or of the registered data set called `given`.
+
+    `hold_out` is the share of an npz that becomes the test images, chosen by a fixed seed. Raises DataError,
+    OptionError.
+    """
+    if os.path.lexists(folder):
+        raise OptionError(f"{folder} exists; name a new folder with --data-root, or remove it.")
+    with _given(given, hold_out) as source:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+                room = sum(len(part.labels) * (int(np.prod(part.shape)) + 8) for part in source.parts.values())
+                if room > (free := shutil.disk_usage(work).free):
+                    raise DataError(f"{folder} would take {room:,} bytes, and {free:,} are free; choose another disk.")
+                whole = Path(work, "whole")
+                manifest = _written(source, whole, given)
+                os.rename(whole, folder)
+                _synced(folder.parent)
+        except OSError as error:
+            raise DataError(f"{folder} can not be written ({error.strerror}); choose another --data-root.") from None
+        for note in source.notes():
+            tell(note)
+    return manifest
+
+
+@contextmanager
+def _given(given: str, hold_out: float) -> Iterator[Given]:
+    path = Path(os.path.expanduser(given)).absolute()
+    arrays = npz_files(path)
+    if hold_out and not arrays:
+        raise OptionError(f"{given} is no npz, so its test images are known or chosen by their names; drop --hold-out.")
+    if arrays:
+        yield of_npz(arrays, hold_out)
+    elif os.path.lexists(path):
+        with listed(path) as files:
+            yield _of_pictures(files)
+    elif given in registry.names("data set") and given != Mapped.name:
+        yield _of_registered(given)
+    else:
+        raise DataError(
+            f"{given} is neither an npz, nor a folder or zip of class folders, nor the name of a data set "
+            f"({', '.join(name for name in registry.names('data set') if name != Mapped.name)}); check --from."
+        )
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def _written(source: Given, folder: Path, given: str) -> Manifest:
+    """Everything, on the disk."""
+    try:
+        os.mkdir(folder)
+        stored = {split: _stored(part, source.classes, folder, split) for split, part in source.parts.items()}
+    except Coloured:
+        shutil.rmtree(folder)
+        coloured = {split: replace(part, shape=(3, *part.shape[1:])) for split, part in source.parts.items()}
+        return _written(replace(source, parts=coloured), folder, given)
+    manifest = Manifest(tuple(source.classes), source.counted, source.transform, Path(given).name, stored)
+    with open(folder / MANIFEST, "xb") as out:
+        out.write(json.dumps({"format": FORMAT, **asdict(manifest)}).encode())
+        _flushed(out)
+    _synced(folder)
+    return manifest
+
+
+def _stored(part: Part, classes: Sequence[str], folder: Path, split: str) -> Stored:
+    """Write the two arrays of a split while looking at them."""
+    shape = len(part.labels), *part.shape
+    digest, levels = fingerprint_of(shape, classes), torch.zeros(shape[1], 256, dtype=torch.int64)
+    rows = 0
+    with open(folder / file_name(split, "images"), "xb") as out:
+        _begin(out, shape, np.dtype(np.uint8))
+        for piece in part.read():
+            if piece.shape[1] == 1 < shape[1]:
+                piece = piece.repeat(shape[1], axis=1)
+            if piece.shape[1:] != part.shape:
+                raise Coloured
+            piece = np.require(piece, requirements=["C", "W"])
+            out.write(piece.data)
+            digest.update(piece.data)
+            levels += gray_levels(torch.from_numpy(piece))
+            rows += len(piece)
+        _flushed(out)
+    if rows != len(part.labels):
+        raise DataError(f"There are {rows} images and {len(part.labels)} labels; give one label an image.")
+    labels = part.labels.astype("<i8")
+    digest.update(labels.data)
+    with open(folder / file_name(split, "labels"), "xb") as out:
+        _begin(out, labels.shape, labels.dtype)
+        out.write(labels.data)
+        _flushed(out)
+    return Stored(shape, digest.hexdigest(), levels.tolist())
+
+
+def _begin(out: IO[bytes], shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(out, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})
+
+
+def _flushed(out: IO[bytes]) -> None:
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def _synced(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---------------------------------------------------------------------- pictures, and registered sets
+
+
+def _of_pictures(files: Files) -> Given:
+    pictures, others = sort_files(files)
+    files = replace(files, names=pictures)
+    halves = dict(zip(("train", "test"), split_files(files), strict=True))
+    odd: Counter[str] = Counter()
+    names = {split: [name for inside in classes.values() for name in inside] for split, classes in halves.items()}
+    height, width = decode(files, names["train"][0]).shape[:2]
+
+    def read(split: str) -> Iterator[Images]:
+        if split == "train":
+            odd.clear()  # all is read anew where a coloured picture comes after gray ones
+        for name in names[split]:
+            image = decode(files, name, DataSource.max_pixels, odd)
+            if image.shape[:2] != (height, width):
+                raise DataError(
+                    f"{files.root}: {name} is {image.shape[1]}x{image.shape[0]} pixels, but {names['train'][0]} is "
+                    f"{width}x{height}; resize all images to one size."
+                )
+            yield image[None, None] if image.ndim == 2 else image.transpose(2, 0, 1)[None]
+
+    parts = {}
+    for split, classes in halves.items():
+        label = np.array([k for k, inside in enumerate(classes.values()) for _ in inside], np.int64)
+        parts[split] = Part((1, height, width), label, partial(read, split))
+    return Given(parts, tuple(halves["train"]), False, "crop-flip", lambda: notes_of(files.root, others, odd))
+
+
+def _of_registered(name: str) -> Given:
+    source: Any = registry.load("data set", name)
+    loaded = source().load(None, None)
+
+    def part(dataset: Dataset) -> Part:
+        return Part(dataset.shape, dataset.labels.numpy(), lambda: (piece.numpy() for piece in pieces(dataset.images)))
+
+    parts = {"train": part(loaded.train), "test": part(loaded.test)}
+    return Given(parts, loaded.train.classes, loaded.train.counted, loaded.transform, lambda: loaded.notes)

@@ -1,0 +1,195 @@
+"""Images that stay in their file: a folder of plain `.npy` arrays, mapped into memory and read by index.
+
+`convert.py` makes such a folder of other files. It holds `manifest.json`, and for `train` and perhaps `test` an array
+SPLIT-images.npy (N, C, H, W) uint8 and SPLIT-labels.npy (N,) int64, which `numpy.load` opens as well. What takes a
+look at every image, their fingerprint and how often each gray level comes, is written down in the manifest.
+
+Nothing in a folder is trusted but what costs a look at all images: names, sizes and headers are judged before a file
+is mapped, links are not followed. A file must stay as it is while it is mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arguments import checked, fits
+from ..errors import DataError, OptionError
+from ..reading import opened, read
+from .base import Dataset, DataSource, Splits
+from .transforms import TRANSFORMS
+
+MANIFEST, FORMAT = "manifest.json", 1
+MAX_BYTES = 64 << 20  # of a manifest: names of a million classes
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""mmap.MAP_NORESERVE, which Python names from 3.13 on: else Linux refuses a private map larger than its memory."""
+DTYPES: Mapping[str, tuple[np.dtype[Any], torch.dtype]] = {
+    "images": (np.dtype(np.uint8), torch.uint8),
+    "labels": (np.dtype("<i8"), torch.int64),
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the manifest says of one split."""
+
+    shape: Sequence[int]
+    """(N, C, H, W)"""
+    fingerprint: str
+    levels: Sequence[Sequence[int]]
+    """How often each channel has each value, (C, 256)."""
+
+    def fit(self) -> bool:
+        """Whether it says anything that can be."""
+        sizes = fits(self.shape, Sequence[int]) and len(self.shape) == 4 and all(0 < n < 1 << 48 for n in self.shape)
+        if not sizes or not isinstance(self.fingerprint, str) or not fits(self.levels, Sequence[Sequence[int]]):
+            return False
+        count, channels, height, width = self.shape
+        rows = [sum(row) == count * height * width and len(row) == 256 for row in self.levels]
+        return len(rows) == channels and all(rows) and min(map(min, self.levels)) >= 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder holds."""
+
+    classes: Sequence[str]
+    counted: bool
+    transform: str
+    source: str
+    """What it was made of, for people."""
+    splits: dict[str, Stored]
+
+
+@final
+class Mapped(DataSource):
+    """A folder made by `advkit data prepare mapped --from PATH`: images stay in their file, read by index."""
+
+    name = "mapped"
+
+    def load(self, root: Path | None, limit: int | None) -> Splits:
+        """See `DataSource.load`. The images of a `limit` are copied into memory."""
+        if root is None:
+            raise OptionError("mapped reads a folder that `advkit data prepare` made; name it with --data-root DIR.")
+        manifest = manifest_of(root)
+        if "test" not in manifest.splits:
+            raise DataError(
+                f"{root} has no test images; prepare it again with --hold-out 0.1, or name it as extra data of a set "
+                "that has some (plugin extra-data)."
+            )
+        train, test = (self._kept(split_of(root, manifest, split), limit) for split in ("train", "test"))
+        return Splits(train, test, manifest.transform)
+
+    def _kept(self, whole: Dataset, limit: int | None) -> Dataset:
+        return whole if limit is None or limit >= len(whole) else whole.take(self.places(whole.labels, limit))
+
+
+@checked()
+def mapped_images(folder: str | Path) -> Dataset:
+    """The training images of a folder that `advkit data prepare mapped` made, read by index where they lie.
+
+    It needs no test images. Raises DataError.
+    """
+    root = Path(os.path.expanduser(folder))
+    return split_of(root, manifest_of(root), "train")
+
+
+def manifest_of(root: Path) -> Manifest:
+    """The manifest of a folder, judged. Raises DataError."""
+    path = root / MANIFEST
+    try:
+        told = json.loads(read(path, MAX_BYTES, links=False))
+    except FileNotFoundError:
+        raise DataError(
+            f"{root} is no folder of mapped images: {MANIFEST} is absent; make one with "
+            "`advkit data prepare mapped --from PATH --data-root DIR`."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, getattr(error, "strerror", None) or str(error)) from None
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise _damaged(path, f"its format is not {FORMAT}")
+    try:
+        splits = {name: Stored(**stored) for name, stored in told.pop("splits").items()}
+        manifest = Manifest(splits=splits, **{one.name: told[one.name] for one in fields(Manifest) if one.name in told})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"it lacks something, {error}") from None
+    named = fits(manifest.classes, Sequence[str]) and isinstance(manifest.counted, bool)
+    if not named or manifest.transform not in TRANSFORMS or not isinstance(manifest.source, str):
+        raise _damaged(path, "classes, counted, transform or source are none")
+    if "train" not in splits or splits.keys() - {"train", "test"} or not all(one.fit() for one in splits.values()):
+        raise _damaged(path, "what it says of the images can not be")
+    return manifest
+
+
+def split_of(root: Path, manifest: Manifest, split: str) -> Dataset:
+    """One split, mapped. Raises DataError where a file is not as the manifest says."""
+    stored = manifest.splits[split]
+    images = _map(root / file_name(split, "images"), "images", stored.shape)
+    labels = _map(root / file_name(split, "labels"), "labels", stored.shape[:1])
+    whole = Dataset(Mapped.name, images, labels, tuple(manifest.classes), counted=manifest.counted)
+    return whole.known(stored.fingerprint, [list(row) for row in stored.levels])
+
+
+def check(root: Path) -> Manifest:
+    """The manifest of a folder all of whose values were read and found to be those that were stored; else DataError."""
+    manifest = manifest_of(root)
+    for split, stored in manifest.splits.items():
+        there = replace(split_of(root, manifest, split))  # a copy that nothing is known of
+        if there.fingerprint() != stored.fingerprint:
+            raise _damaged(root / file_name(split, "images"), "its values or its labels are not those that were stored")
+    return manifest
+
+
+def file_name(split: str, values: str) -> str:
+    """Of `values` "images" or "labels"."""
+    return f"{split}-{values}.npy"
+
+
+def _map(path: Path, values: str, shape: Sequence[int]) -> Tensor:
+    """An array of exactly this shape, mapped privately: what is written to it stays in this process."""
+    dtype, as_torch = DTYPES[values]
+    count = int(np.prod(shape, dtype=object))
+    try:
+        with opened(path, links=False) as stream:
+            if array_header(stream) != (tuple(shape), dtype):
+                raise _damaged(path, f"it is no {dtype} array {tuple(shape)}")
+            offset, size = stream.tell(), os.fstat(stream.fileno()).st_size
+            if size != offset + count * dtype.itemsize:
+                raise _damaged(path, f"it has {size} bytes, not {offset + count * dtype.itemsize}")
+            flags = mmap.MAP_PRIVATE | NO_RESERVE
+            memory = mmap.mmap(stream.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, getattr(error, "strerror", None) or str(error)) from None
+    if values == "images":
+        memory.madvise(mmap.MADV_RANDOM)  # else a disk reads the neighbours of each image with it
+    return torch.frombuffer(memory, dtype=as_torch, count=count, offset=offset).view(*shape)
+
+
+def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of a `.npy` array that is written row by row; `stream` stands where its values begin.
+
+    Raises ValueError for anything else. Nothing is unpickled: values are never read here.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its .npy version is {version}")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = header(stream)
+    if by_columns and len(shape) > 1:
+        raise ValueError("it is stored by columns (Fortran order)")
+    return shape, dtype
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    reason = " ".join(reason.split())
+    return DataError(f"{path} is damaged ({reason}); prepare the folder anew.")

@@ -1,0 +1,161 @@
+"""Images of an npz, in pieces: an archive that anybody may have made, of which nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+from zipfile import ZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import AdvkitError, DataError, OptionError
+from ..reading import opened
+from .base import PIECE, channels_last, shuffled
+from .mapped import array_header
+from .own import MOST
+from .prepare import guarded
+
+Images = NDArray[np.uint8]
+KEYS = (("image", "label"), ("images", "labels"))
+"""What the arrays of an npz are called: as DM-Improves-AT publishes them, or as here."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of a split, to be gone through once: `read` gives arrays (n, C, H, W) in their order."""
+
+    shape: tuple[int, int, int]
+    labels: NDArray[np.int64]
+    read: Callable[[], Iterator[Images]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a folder is made of."""
+
+    parts: Mapping[str, Part]
+    classes: Sequence[str]
+    counted: bool
+    transform: str
+    notes: Callable[[], Sequence[str]] = tuple
+    """What whoever trains on it should know, once all is read."""
+
+
+def npz_files(path: Path) -> list[Path]:
+    """The npz files that a path is: itself, or all that a folder of nothing else has."""
+    if path.is_dir():
+        inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+        return inside if all(one.suffix == ".npz" for one in inside) else []
+    return [path] if path.suffix == ".npz" else []
+
+
+def of_npz(paths: Sequence[Path], hold_out: float) -> Given:
+    """The images of all files, in their order; the labels, at 8 bytes each, are read into memory."""
+    shapes, labels = [], []
+    for path in paths:
+        with _member(path, 0) as (stream, shape, dtype):
+            shapes.append(_judged(path, shape, dtype))
+        with _member(path, 1) as (stream, shape, dtype):
+            if len(shape) != 1 or dtype.kind not in "iu" or shape[0] != shapes[-1][0]:
+                raise DataError(f"{path}: labels are {dtype} {shape}; give whole numbers ({shapes[-1][0]},).")
+            values = b"".join(guarded(path, iter(partial(stream.read, PIECE), b"")))
+            if len(values) != shape[0] * dtype.itemsize:
+                raise DataError(f"{path}: labels end too soon; replace it by an intact copy.")
+            labels.append(np.frombuffer(values, dtype).astype(np.int64))
+        if shapes[-1][1:] != shapes[0][1:]:
+            raise DataError(f"{path} has images {shapes[-1][1:]}, {paths[0]} {shapes[0][1:]}; give one size.")
+    label = np.concatenate(labels)
+    if not len(label) or label.min() < 0 or label.max() >= MOST:
+        raise DataError(f"{paths[0]}: there is no image, or labels are no places of classes; number those from 0.")
+    held = np.zeros(len(label), bool)
+    held[shuffled(torch.arange(len(label)))[: round(hold_out * len(label))].numpy()] = hold_out > 0
+    parts = {
+        split: Part(shapes[0][1:], label[kept], partial(_rows, paths, kept))
+        for split, kept in (("train", ~held), ("test", held))
+        if split == "train" or hold_out
+    }
+    if not all(len(part.labels) for part in parts.values()):
+        raise OptionError(f"--hold-out {hold_out} of {len(label)} images leaves none on one side; change it.")
+    classes = tuple(str(number) for number in range(max(int(label.max()) + 1, 2)))
+    return Given(parts, classes, counted=True, transform="crop-flip")
+
+
+def _judged(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
+    """(N, C, H, W) of an array of images, which may be (N, H, W, C), or (N, H, W) of gray ones."""
+    if len(shape) == 3:
+        shape = (*shape, 1)
+    if dtype == np.uint8 and len(shape) == 4 and min(shape) > 0:
+        n, *sizes = shape
+        if channels_last(shape) or sizes[2] == 1:
+            return n, sizes[2], sizes[0], sizes[1]
+        if sizes[0] in (1, 3):
+            return n, sizes[0], sizes[1], sizes[2]
+    raise DataError(f"{path}: images are {dtype} {shape}; give uint8 (N, H, W, C) with 1, 3 or 4 channels.")
+
+
+def _rows(paths: Sequence[Path], kept: NDArray[np.bool_]) -> Iterator[Images]:
+    """The images that are kept, of all files."""
+    before = 0
+    for path in paths:
+        with _member(path, 0) as (stream, stored, dtype):
+            n, channels, height, width = shape = _judged(path, stored, dtype)
+            row = channels * height * width
+            rows = max(1, PIECE // row)
+            for first in range(0, n, rows):
+                count = min(rows, n - first)
+                (values,) = guarded(path, iter([_exactly(stream, count * row)]))
+                images = np.frombuffer(values, np.uint8)
+                if stored == shape:
+                    images = images.reshape(count, channels, height, width)
+                else:
+                    images = images.reshape(count, height, width, channels).transpose(0, 3, 1, 2)
+                yield images[kept[before + first : before + first + count]]
+            if list(guarded(path, iter(partial(stream.read, PIECE), b""))):  # to the end, where a checksum is judged
+                raise DataError(f"{path}: there are more values than images; replace it by an intact copy.")
+        before += n
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    values = stream.read(size)
+    if len(values) < size:
+        raise EOFError("images end too soon")
+    return values
+
+
+@contextmanager
+def _member(path: Path, which: int) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+    """The images (0) or labels (1) of an npz: its stream, where the values begin, with their shape and dtype."""
+    with _opened_npz(path) as archive:
+        names = set(archive.namelist())
+        key = next((pair[which] for pair in KEYS if {f"{one}.npy" for one in pair} <= names), None)
+        if key is None:
+            listed = ", ".join(sorted(name.removesuffix(".npy") for name in names)[:6]) or "nothing"
+            raise DataError(f"{path} has {listed}; an npz of images has the arrays `image` and `label`.")
+        try:
+            stream = archive.open(f"{key}.npy")
+            shape, dtype = array_header(stream)
+        except Exception as error:  # archives raise almost anything
+            raise DataError(f"{path} can not be read ({error}); replace it by an intact copy.") from None
+        with stream:
+            yield stream, shape, dtype
+
+
+@contextmanager
+def _opened_npz(path: Path) -> Iterator[ZipFile]:
+    try:
+        stream: AbstractContextManager[IO[bytes]] = opened(path)
+        with stream as file, ZipFile(file) as archive:
+            yield archive
+    except AdvkitError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; check --from.") from None
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} is no readable npz ({reason}); replace it by an intact copy.") from None
