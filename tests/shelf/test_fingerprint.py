@@ -175,3 +175,25 @@ def test_advkits_own_count_by_its_version() -> None:
     from advkit.evaluation.attacks.gradient import Pgd
 
     assert code(Pgd) == {}
+
+
+SPECIAL = ("__getitem__", "__next__", "__float__", "__get__", "__enter__", "__matmul__", "__missing__")
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_methods_count(name: str) -> None:
+    def of(value: float) -> type:
+        return type("Schedule", (), {name: lambda self, *given: value, "__module__": __name__})
+
+    assert fingerprint(of(1.0)) == fingerprint(of(1.0)) != fingerprint(of(2.0))
+
+
+class Private:
+    __slots__ = ("__steps",)
+
+    def __init__(self, steps: int) -> None:
+        self.__steps = steps
+
+
+def test_private_slots_count() -> None:
+    assert fingerprint(Private(1)) == fingerprint(Private(1)) != fingerprint(Private(2))

@@ -184,6 +184,16 @@ def test_a_stopped_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str], m
     assert (here / "a/table.json").read_text() == (here / "b/table.json").read_text()
 
 
+@pytest.mark.parametrize("name", ["table.json", "table.md"])
+def test_only_a_table_of_an_ablation_is_replaced(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "a").mkdir()
+    (here / "a" / name).write_text("[1, 2]\n")
+    line = ["ablate", "--plugins", "awp", "--seeds", "0", *TINY, *ASKED, "--out", "a"]
+    said = f"Error: {Path('a', name)} is there and is no table of an ablation; name another --out.\n"
+    assert advkit(capsys, *line) == (2, "", said)
+    assert [file.name for file in (here / "a").iterdir()] == [name]
+
+
 def test_a_preference_that_leaves_with_its_plugin_is_named() -> None:
     request = Request((Layer("test", {"attack.init": "zero"}, plugins=("cat-eps",)),))
     arms = {arm.name: arm for arm in ablation.arms(request, [0])}

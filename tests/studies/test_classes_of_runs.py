@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import advkit
-from advkit import DataError
+from advkit import DataError, ResumeMismatch
 
 
 def folder(root: Path, classes: str = "abc") -> Path:
@@ -41,6 +41,33 @@ def test_renamed_classes_are_refused_by_all_who_judge_a_run(tmp_path: Path) -> N
     shutil.copytree(run, tmp_path / "copy", symlinks=True)
     with pytest.raises(DataError, match=trained):
         advkit.compare([run, tmp_path / "copy"], "clean")
+
+
+def test_an_ablation_does_not_mix_runs_on_other_images(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pictures")
+    small = {"data.root": str(root), "model.width": 2, "attack.steps": 1, "validation.steps": 1}
+
+    def ablate() -> object:
+        return advkit.ablate(
+            "awp",
+            out=tmp_path / "out",
+            seeds=[0],
+            attacks="clean",
+            model="small-cnn",
+            dataset="image-folder",
+            settings=small,
+            eps=0.05,
+            epochs=1,
+            batch_size=6,
+        )
+
+    ablate()
+    table = (tmp_path / "out" / "table.json").read_bytes()
+    shutil.copy(root / "train" / "c" / "0.png", root / "train" / "a" / "0.png")
+    shutil.rmtree(tmp_path / "out" / "runs" / "none-seed-0")
+    with pytest.raises(ResumeMismatch, match=r"^The training images differ from those the run was started with"):
+        ablate()
+    assert (tmp_path / "out" / "table.json").read_bytes() == table
 
 
 def png(pixels: np.ndarray, mode: str) -> bytes:

@@ -199,11 +199,52 @@ def test_images_of_another_size_are_one_sentence() -> None:
         step_of(core())(x, y, torch.arange(4), epoch=0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
-def test_a_jitted_net_trains_where_nothing_is_put_in_its_place(tiny_batch: BatchOf) -> None:
-    step_of(torch.jit.script(core()))(*tiny_batch(), epoch=0)
+JIT = {"scripted": torch.jit.script, "traced": lambda net: torch.jit.trace(net, torch.rand(4, 2, 4, 4))}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is:FutureWarning")
+@pytest.mark.parametrize("form", JIT)
+def test_a_jitted_net_trains_where_nothing_is_put_in_its_place(form: str, tiny_batch: BatchOf) -> None:
+    for plugins in ((), ("trades",), ("cat-eps", "dirichlet-ls")):
+        net, eager = JIT[form](core()), core()
+        for own in (net, eager):
+            step = step_of(own, plugins)
+            for epoch in range(2):
+                step(*tiny_batch(), epoch=epoch)
+        for one, other in zip(net.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     with pytest.raises(OptionError, match=r"compiled by torch\.jit"):
-        step_of(torch.jit.script(core()), ["awp"])(*tiny_batch(), epoch=0)
+        step_of(JIT[form](core()), ["awp"])(*tiny_batch(), epoch=0)
+
+
+class Within(nn.Module):
+    """An exported module with dropout around it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.drop = inner, nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(self.drop(x))
+        return logits
+
+
+def test_an_exported_net_is_judged_and_not_trained(tiny_batch: BatchOf) -> None:
+    images = torch.arange(12 * 32, dtype=torch.uint8).reshape(12, 2, 4, 4)
+    toy = advkit.Dataset("toy", images, torch.arange(12) % 3, ("a", "b", "c"))
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    exported = torch.export.export(core().eval(), (torch.rand(4, 2, 4, 4),), dynamic_shapes=dynamic).module()
+
+    def withstands(net: nn.Module) -> list[float]:
+        return [one.accuracy for one in advkit.evaluate(net, toy, "clean,pgd-2", eps=0.1, n=0).attacks]
+
+    assert withstands(exported) == withstands(core())
+    around = Within(exported)  # in train mode
+    assert withstands(around) == withstands(core()), "dropout is off"
+    assert around.training and around.drop.training
+    for net in (exported, around):
+        with pytest.raises(OptionError, match=r"of torch\.export, whose graph computes in one mode; train the module"):
+            step_of(net)
 
 
 # ---------------------------------------------------------------------- attacks that stand still

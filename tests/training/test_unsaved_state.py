@@ -236,3 +236,31 @@ def test_what_a_forward_registers_is_refused(register: Any, training: bool) -> N
     built = Registers(register, training)
     built(torch.rand(2, 2, 4, 4))
     trained(built)
+
+
+class Centred(nn.Module):
+    """Subtracts a running mean that is a buffer, bound anew in training; in evaluation too, if `always`."""
+
+    def __init__(self, core: nn.Module, always: bool = False) -> None:
+        super().__init__()
+        self.core, self.always = core, always
+        self.register_buffer("mean", torch.full((2, 1, 1), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.always:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3)).view(2, 1, 1)
+        logits: Tensor = self.core(x - self.mean)
+        return logits
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_buffer_may_be_bound_anew(tiny_net: Net, tmp_path: Path) -> None:
+    trained(Centred(tiny_net()), out=tmp_path / "run")
+    fresh = Centred(tiny_net())
+    advkit.load_weights(fresh, tmp_path / "run", "last")
+    assert not fresh.mean.eq(0.25).any()
+
+
+def test_a_buffer_that_moves_in_the_attack_is_told_as_such(tiny_net: Net) -> None:
+    with pytest.raises(OptionError, match=r"^mean moved in the attack, where nothing may: the model writes to it"):
+        trained(Centred(tiny_net(), always=True))

@@ -54,8 +54,8 @@ SHOWN = (
     "collections.abc.",
 )
 """Kinds of values, by how the names of their types begin, that their `repr` tells apart; those of Python below."""
-DUNDERS = {"__init__", "__call__", "__new__", "__post_init__", "__getattr__", "__getattribute__", "__len__", "__iter__"}
-"""Of a class's special attributes, those that may compute something."""
+COMPUTING = (FunctionType, classmethod, staticmethod, property, functools.partialmethod)
+"""Special attributes of a class that compute something; the others are made by Python and its decorators."""
 
 
 class Undescribed(Exception):
@@ -157,7 +157,7 @@ class _Walk:
         for base in value.__bases__:
             self(base)
         for name, held in sorted(vars(value).items()):
-            if (name[:2] != "__" or name in DUNDERS) and name != "_abc_impl":
+            if (name[:2] != "__" or isinstance(held, COMPUTING)) and name not in ("_abc_impl", "__annotate_func__"):
                 self.say(name)
                 self(held)
 
@@ -246,6 +246,8 @@ def _parts(value: Any) -> list[Any] | None:
         return [value.fget, value.fset, value.fdel]
     if isinstance(value, classmethod | staticmethod):
         return [value.__func__]
+    if isinstance(value, functools.partialmethod):
+        return [value.func, value.args, value.keywords]
     return [value.__wrapped__] if isinstance(value, _CACHED) else None
 
 
@@ -254,8 +256,12 @@ _CACHED = type(functools.cache(len))
 
 def _slots(value: object) -> list[tuple[str, Any]]:
     """The filled `__slots__` of an object."""
-    names = [name for base in type(value).__mro__ for name in _texts(vars(base).get("__slots__", ()))]
-    return [(name, getattr(value, name)) for name in names if name[:2] != "__" and hasattr(value, name)]
+    names = [
+        f"_{base.__name__.lstrip('_')}{name}" if name[:2] == "__" != name[-2:] else name  # as Python does
+        for base in type(value).__mro__
+        for name in _texts(vars(base).get("__slots__", ()))
+    ]
+    return [(n, getattr(value, n)) for n in names if n not in ("__dict__", "__weakref__") and hasattr(value, n)]
 
 
 def _texts(given: Any) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils.hooks import RemovableHandle
 
 
@@ -24,6 +25,11 @@ def hook_before(model: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
     return nn.Module.register_forward_pre_hook(model, hook)
 
 
+def exported(module: nn.Module) -> bool:
+    """Whether a module is of torch.export: it computes in the mode of its export, and its `train` and `eval` raise."""
+    return isinstance(module, GraphModule) and "train" in vars(module)
+
+
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in train or eval mode; every submodule gets its own mode back.
@@ -34,7 +40,11 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
         yield
         return
     before = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    if any(exported(module) for module, _ in before):
+        for module, _ in before:
+            module.training = training
+    else:
+        model.train(training)
     try:
         yield
     finally:

@@ -13,9 +13,10 @@ from ..config.layer import Layer
 from ..config.request import Request
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import CheckpointError, HookConflict, OptionError, Stopped, shown
+from ..errors import HookConflict, OptionError, Stopped, shown
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.statistics import accuracy, bits, difference, share
+from ..reading import opened
 from ..storage.files import write_atomic
 from ..storage.run_folder import RunFolder
 from ..training.launch import refuse_difference, resolve_folder, resume, start
@@ -127,6 +128,7 @@ def ablate_request(
         raise OptionError("An ablation takes its seeds from --seeds; leave run.seed and --seed out.")
     chosen = arms(request, seeds)
     some = next(iter(next(arm.resolved for arm in chosen if arm.resolved).values()))
+    _refuse_other(out)
     try:
         rows = run(chosen, data_of(some), out, judging, progress, tell)
     except Stopped as stopped:
@@ -134,6 +136,20 @@ def ablate_request(
     write_atomic(out / "table.json", document([row.as_dict() for row in rows]))
     write_atomic(out / "table.md", markdown(rows).encode())
     return rows
+
+
+def _refuse_other(out: Path) -> None:
+    """Only an older ablation's table is replaced."""
+    for name, mine in (("table.json", b'[\n {\n  "arm": "'), ("table.md", f"| {' | '.join(HEADER)} |".encode())):
+        try:
+            with opened(out / name) as file:
+                head = file.read(len(mine))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise OptionError(f"{out / name} can not be written ({error.strerror}); name another --out.") from None
+        if head and head != mine:
+            raise OptionError(f"{out / name} is there and is no table of an ablation; name another --out.")
 
 
 class Outcome(NamedTuple):
@@ -152,20 +168,11 @@ def measure(resolved: Resolved, splits: Splits, path: Path, request: EvaluationR
     if os.path.isfile(path / "run.toml"):
         folder = RunFolder.open(path)
         refuse_difference(resolve_folder(folder), resolved)
-        if not _finished(folder, resolved):
-            resume(folder, resolved, splits, build_model(resolved, splits.train), progress)
+        resume(folder, resolved, splits, build_model(resolved, splits.train), progress)
     else:
         start(resolved, splits, build_model(resolved, splits.train), out=path, progress=progress)
     result, verdicts = evaluate_subject(of_run(path, splits=splits), request)
     return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms))
-
-
-def _finished(folder: RunFolder, resolved: Resolved) -> bool:
-    try:
-        _, state = folder.load("last")
-    except CheckpointError:  # none yet, or a damaged one, which `resume` knows what to do with
-        return False
-    return int(state["position"]["epoch"]) >= resolved.run.epochs or bool(state["position"].get("stopped"))
 
 
 def run(

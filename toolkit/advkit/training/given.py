@@ -13,7 +13,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
 from ..judging import NO_GRADIENT, checked_logits, refuse_inference_mode, refuse_unready, untouched
-from ..modules import mode, own_generator
+from ..modules import exported, mode, own_generator
 from ..precision import HalfPrecision
 from ..run import RunState
 from ..types import Batch
@@ -36,6 +36,10 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             )
         names[module] = name
     refuse_unready(model)
+    if any(exported(module) for module in model.modules()):
+        raise OptionError(
+            "The model is of torch.export, whose graph computes in one mode; train the module that it was made of."
+        )
     dtypes = {p.dtype for p in model.parameters()}
     if any(dtype.is_complex for dtype in dtypes):
         raise OptionError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from ..compose.stage import Answer
 from ..errors import HookContract
@@ -113,7 +114,10 @@ class Form:
         self._modules = [*model.named_modules()] if model is not None else []
         places = ("_modules", "_parameters", "_buffers", *(HOOKS if hook != "setup" else ()))  # to read features
         self._held = [
-            (name, vars(module), place, dict(vars(module)[place])) for name, module in self._modules for place in places
+            (name, vars(module), place, dict(vars(module)[place]))
+            for name, module in self._modules
+            if not isinstance(module, ScriptModule)  # its parts are no dicts, and nobody binds them anew
+            for place in places
         ]
         self._modes = [(name, module, module.training) for name, module in self._modules]
         own = [*model.named_parameters()] if model is not None else []

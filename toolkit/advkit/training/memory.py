@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,14 @@ class Memory:
         """A sentence, once, where what the net has moved since decides its logits, "" elsewhere. It stays as it is."""
         if self._said or self._x is None:
             return ""
+        stored = self.model.state_dict()
         with by_itself(self.model, self._computing) as now, eagerly(self.model):
-            logits, names = self._logits(self._x), self._before.changed()
+            logits = self._logits(self._x, stored)
+            names = [name for name in self._before.changed() if name not in stored]
             now.put_back()
             if names:
                 self._before.put_back()
-            self._said = not _alike(logits, self._logits(self._x))
+            self._said = not _alike(logits, self._logits(self._x, stored))
         if not self._said:
             return ""
         where = f" ({', '.join(names[:3])})" if names else ""
@@ -53,9 +55,9 @@ class Memory:
             "generator, which is seeded for the model."
         )
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """As the update sees them."""
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+    def _logits(self, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
+        """As the update sees them, with those buffers that are `stored` as they are there."""
+        buffers = {name: stored.get(name, buffer).clone() for name, buffer in self.model.named_buffers()}
         with torch.no_grad(), mode(self.model, training=True), own_generator(placement(self.model)[0]) as seed:
             seed(0)
             logits: Tensor = functional_call(self.model, buffers, (x,))

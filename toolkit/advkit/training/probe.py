@@ -152,7 +152,14 @@ def nothing_moves(model: nn.Module, when: str, watched: bool) -> Iterator[None]:
         return
     for name, buffer in model.named_buffers():
         if not same_bits(buffer, before[name]):
-            raise OptionError(
-                f"{name} moved in {when}, where nothing may: the model computes its forward again in the backward "
-                "(torch.utils.checkpoint), so BatchNorm counts images twice. Switch that off."
-            )
+            if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.modules.batchnorm._NormBase):
+                cause = (
+                    "the model computes its forward again in the backward (torch.utils.checkpoint), so BatchNorm "
+                    "counts images twice. Switch that off."
+                )
+            else:
+                cause = (
+                    "the model writes to it in every forward, or computes its forward again in the backward "
+                    "(torch.utils.checkpoint). Write to it in train mode only (if self.training: ...), and once."
+                )
+            raise OptionError(f"{name} moved in {when}, where nothing may: {cause}")
