@@ -10,23 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from broken import bad
 from torch import Tensor, nn
 
 import advkit
-from advkit import Dataset, HookContract, NonFinite, Passes, Plugin, Splits, Step, hookimpl
-from advkit.compose.registration import HOOKS
+from advkit import Dataset, HookContract, NonFinite, Passes, Splits, Step
 from advkit.errors import UnknownHook
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
-
-
-def bad(**members: Any) -> type[Plugin]:
-    """A plugin called "bad": functions named like a hook are marked."""
-    for name in members.keys() & HOOKS.keys():
-        members[name].__annotations__ = {}  # those of these tests are not the specification's
-    marked = {name: hookimpl(value) if name in HOOKS else value for name, value in members.items()}
-    return type("Bad", (Plugin,), {"name": "bad", **marked})
 
 
 def breaks(self: Any, *arguments: Any, **named: Any) -> Any:

@@ -10,22 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from broken import bad
 from torch import Tensor, nn
 
 import advkit
-from advkit import HookContract, Plugin, Step, hookimpl
-from advkit.compose.registration import HOOKS
+from advkit import HookContract, Plugin, Step
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
-
-
-def bad(**members: Any) -> type[Plugin]:
-    """A plugin called "bad": functions named like a hook are marked."""
-    for name in members.keys() & HOOKS.keys():
-        members[name].__annotations__ = {}  # those of these tests are not the specification's
-    marked = {name: hookimpl(value) if name in HOOKS else value for name, value in members.items()}
-    return type("Bad", (Plugin,), {"name": "bad", **marked})
 
 
 def step_of(net: nn.Module, *plugins: Any, **settings: Any) -> Step:
@@ -68,6 +60,7 @@ def weigher(**members: Any) -> type[Plugin]:
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
+@pytest.mark.filterwarnings("ignore:Plugin bad changes self.steps")
 def test_what_was_kept_is_borrowed_still(
     tiny_net: Net, tiny_batch: BatchOf, name: str, deed: Callable[[Any], object], first: bool
 ) -> None:
@@ -264,3 +257,41 @@ def test_a_generator_of_its_own_is_told_of(tiny_net: Net, tiny_batch: BatchOf, g
         step(*tiny_batch(), epoch=0)
     step(*tiny_batch(), epoch=0)
     step_of(tiny_net(), bad(setup=setup, observe_update=lambda self: None))(*tiny_batch(), epoch=0)
+
+
+def rebinds(self: Any) -> None:
+    self.mean = 0.9 * self.mean + 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "deed"),
+    [
+        ("count", 0, lambda self: setattr(self, "count", self.count + 1)),
+        ("fresh", None, lambda self: setattr(self, "fresh", 1.5)),
+        ("table.seen", {"seen": 0}, lambda self: self.table.update(seen=1)),
+        ("total", torch.zeros(3), lambda self: self.total.add_(1)),
+        ("mean", torch.zeros(()), rebinds),
+        ("", {}, lambda self: setattr(self, "scratch", self.batch.x.clone())),
+        ("", torch.zeros(()), lambda self: setattr(self, "result", self.batch)),
+        ("claimed", None, lambda self: self.claimed.add_(1)),
+    ],
+)
+def test_numbers_that_no_checkpoint_holds_are_told_of(
+    tiny_net: Net, tiny_batch: BatchOf, name: str, kept: Any, deed: Callable[[Any], object]
+) -> None:
+    """What it has claimed is in the checkpoint, and what has a row an image is scratch: neither is named."""
+
+    def setup(self: Any, run: Any) -> None:
+        self.claimed = run.tensor_state("claimed", torch.zeros(()))
+        if kept is not None and name:
+            setattr(self, name.partition(".")[0], kept)
+
+    step = step_of(tiny_net(), weigher(setup=setup, target_label=keeps, instance_weight=later(deed)))
+    if name in ("", "claimed"):
+        step(*tiny_batch(), epoch=0)
+    else:
+        with pytest.warns(
+            UserWarning, match=rf"Plugin bad changes self\.{name} in a step, and no checkpoint holds that"
+        ):
+            step(*tiny_batch(), epoch=0)
+    step(*tiny_batch(), epoch=0)

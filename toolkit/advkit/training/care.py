@@ -12,7 +12,7 @@ from ..compose.stage import Stage
 from ..modules import mode
 from ..types import Batch
 from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
-from .hidden import Generators
+from .hidden import Counts, Generators
 from .memory import Memory, by_batch
 from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still
@@ -25,6 +25,7 @@ class Care:
         refuse_unfit(model, optimizer)
         self.model, self.optimizer, self.state, self.always = model, optimizer, panel.state, always
         self._plugins, self._generators = panel.composition.plugins, dict[str, Generators]()
+        self._counts = dict[str, Counts]()
         self.memory, self._idle, self._seen = Memory(model), idle(model, optimizer), set[int]()
 
     def begin(self, batch: Batch, stage: Stage) -> bool:
@@ -33,6 +34,8 @@ class Care:
         if not self._seen:
             self.memory = Memory(self.model)
             self._generators = {plugin.name: Generators(plugin, self.model) for plugin in self._plugins}
+            claimed = [*self.state.samples.values(), *self.state.tensors.values()]
+            self._counts = {p.name: Counts(p, self.model, claimed, len(batch.x)) for p in self._plugins}
             self.state.num_classes = a_width(self.model, batch, self.state)
         careful = self.always or id(stage) not in self._seen
         if careful:
@@ -65,6 +68,12 @@ class Care:
                 "every batch shifts; draw from run.draws(...), which is a function of the seed and the sample."
                 for name, generators in self._generators.items()
                 if (moved := generators.changed())
+            ]
+            cautions += [
+                f"Plugin {name} changes self.{' and self.'.join(changed[:3])} in a step, and no checkpoint holds that: "
+                "a resumed run begins with it anew. What later steps need belongs into run.tensor_state(...)."
+                for name, counts in self._counts.items()
+                if (changed := counts.changed())
             ]
             cautions += [at_rest(self._idle), self.memory.first(x, computing), by_batch(self.model, x, computing)]
         return [caution for caution in cautions if caution]

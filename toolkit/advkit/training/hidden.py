@@ -87,6 +87,27 @@ class Generators(Hidden):
         self._held = [(name, held, way, way.copy(held)) for name, held, way in reached if isinstance(held, drawing)]
 
 
+class Counts(Hidden):
+    """Numbers and tensors that a plugin keeps from a step to later ones.
+
+    Nothing of the model or of the state that it has claimed, and no tensors of `rows` rows, which are of a batch.
+    """
+
+    def __init__(self, plugin: object, model: nn.Module, claimed: Collection[Tensor], rows: int) -> None:
+        def counts(value: object) -> bool:
+            return isinstance(value, int | float | complex) or (
+                isinstance(value, Tensor) and value.shape[:1] != (rows,)
+            )
+
+        numbers = _Way(lambda held: {key: value for key, value in held.items() if counts(value)}, _refill)
+        known = [plugin, *_of(model), *claimed]
+        reached = [("", vars(plugin), numbers), *_reached([*vars(plugin).items()], known)]
+        ways = [(name, held, numbers if isinstance(held, dict) else way) for name, held, way in reached]
+        self._held = [
+            (name, held, way, way.copy(held)) for name, held, way in ways if isinstance(held, dict) or counts(held)
+        ]
+
+
 # ---------------------------------------------------------------------- what leads where
 
 
