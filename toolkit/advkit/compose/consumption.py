@@ -90,8 +90,11 @@ def _labels(answers: Answers) -> list[str]:
             f"{_owner(answers, 'attack_objective')} nor the loss of {_owner(answers, 'base_loss')} uses it; {LEAVE}"
         )
     cautions = []
-    if not in_attack:
-        cautions.append(f"the soft labels of {labels} do not reach the attack of {_owner(answers, 'attack_objective')}")
+    attacker = _owner(answers, "attack_objective")
+    # Who has both a label and an objective of its own means them so.
+    unused = ", ".join(name for name in _names(answers, "target_label") if name != attacker)
+    if not in_attack and unused:
+        cautions.append(f"the soft labels of {unused} do not reach the attack of {attacker}")
     if not in_training:
         cautions.append(f"the soft labels of {labels} do not reach the loss of {_owner(answers, 'base_loss')}")
     return cautions
