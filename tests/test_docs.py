@@ -113,7 +113,7 @@ def test_cards_have_the_options_of_their_plugins(name: str) -> None:
     fields = registry.load("plugin", name).Options.model_fields
     text = card(name)
     column = text.split("\n## Options\n", 1)[1].split("| option ", 1)[1].splitlines()[0].split("|").index(" default ")
-    shown = {quoted(row[0])[0]: quoted(row[column])[0] for row in rows(text, "## Options")}
+    shown = {quoted(row[0])[0]: [*quoted(row[column]), ""][0] for row in rows(text, "## Options")}
     assert shown.keys() == fields.keys()
     for key, field in fields.items():
         default = field.default.plain() if isinstance(field.default, advkit.Schedule) else field.default

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from advkit import Schedule
 from advkit.cli.main import run
 from advkit.config import recipes
 from advkit.config.layer import Layer
 from advkit.config.request import Request
 from advkit.config.resolve import Resolved, resolve
+from advkit.data.convert import convert
 from advkit.errors import PluginImport, PluginLoad
 from advkit.storage import checkpoint
 
@@ -24,6 +26,8 @@ ALL = [
     *("cat", "cat-feb2020", "cat-jun2020-v1", "cat-jun2020-v2"),
     *("iseat-cifar10", "iseat-cifar100", "iseat-svhn"),
 ]
+EXTRA = ["dm-improves-at", "rst"]
+"""Those that want a folder of extra images."""
 HOME = Path(__file__).parents[2] / "plugins" / "advkit_plugins" / "recipes"
 
 
@@ -41,7 +45,7 @@ def advkit(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, st
 
 
 def test_every_recipe_and_its_twin_are_there() -> None:
-    assert recipes.names() == [name for each in sorted(ALL) for name in (each, f"{each}-mini")]
+    assert recipes.names() == [name for each in sorted(ALL + EXTRA) for name in (each, f"{each}-mini")]
 
 
 PUBLISHED = {
@@ -71,6 +75,30 @@ PUBLISHED = {
     | {"attack.step_size": 1 / 255, "eps-ramp.epochs": 5, "eps-ramp.step_size": True},
 }
 """What the papers and codes say, beside what all share."""
+
+
+EXTRAS = {
+    "rst": {"run.batch_size": 256, "extra-data.share": 0.5, "attack.eps": 0.031, "optimizer.schedule": "cosine"},
+    "dm-improves-at": {"run.batch_size": 512, "extra-data.share": 0.7, "trades.beta": 5.0, "ema.decay": 0.995}
+    | {"optimizer.peak": 0.025, "label-smoothing.alpha": 0.1, "optimizer.decay_norms_and_biases": False},
+}
+
+
+@pytest.mark.parametrize("name", EXTRA)
+def test_a_recipe_with_extra_images_and_its_twin(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, mini = resolved(name), resolved(f"{name}-mini")
+    values = {key: value.plain() if isinstance(value, Schedule) else value for key, value in whole.values().items()}
+    assert {key: values[key] for key in EXTRAS[name]} == EXTRAS[name]
+    assert recipes.load(name).published and [p.name for p in mini.composition.plugins] == [
+        p.name for p in whole.composition.plugins
+    ]
+    line = ["train", "--recipe", f"{name}-mini", "--set=model.width=2", "--epochs=2", "--set=attack.steps=1"]
+    line += ["--set=validation.steps=1", "--progress=none", "--out", str(tmp_path / "run")]
+    assert advkit(capsys, *line)[2].startswith("Error: extra-data reads a folder of mapped images; make one with")
+    convert("digits", tmp_path / "m")
+    assert advkit(capsys, *line, "-o", f"extra-data.root={tmp_path / 'm'}") == (0, "", "")
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["steps"] for row in rows] == [3, 3] and all(row["samples"] == 3 * 64 for row in rows)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -138,7 +166,7 @@ def test_the_twin_trains_to_its_end(name: str, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_files_are_in_the_wheel_and_read_as_any_third_partys() -> None:
-    assert {path.stem for path in HOME.glob("*.toml")} == set(ALL)
+    assert {path.stem for path in HOME.glob("*.toml")} == {*ALL, *EXTRA}
     assert {path.resolve() for path, _ in recipes._files().values()} == {path.resolve() for path in HOME.glob("*.toml")}
     assert {recipes.load(name).distribution for name in ALL} == {"advkit"}
 

@@ -110,15 +110,17 @@ class Run(Services):
         """The model's floating dtype."""
         return self._state.dtype
 
-    def draws(self, purpose: str, batch: Batch, phase: str = "") -> Draws:
-        """Random numbers of `purpose`, a row for each sample of the batch.
+    def draws(self, purpose: str, batch: Batch | Tensor, phase: str = "") -> Draws:
+        """Random numbers of `purpose`, a row for each sample of the batch, or for each of some ids (n,) int64 >= 0.
 
         Each is a function of (run seed, plugin, purpose, phase, epoch, sample id, occurrence, draw number), and of
         nothing else: not of the batch, of other plugins, or of how often anybody drew before.
         """
+        key = derive_key(self._state.seed, self._plugin, purpose, phase, self._state.epoch)
+        if isinstance(batch, Tensor):
+            return Draws(key, batch)
         if not isinstance(batch, Batch):
             raise OptionError(f"Plugin {self._plugin}: run.draws takes an advkit.Batch, not {type(batch).__name__}.")
-        key = derive_key(self._state.seed, self._plugin, purpose, phase, self._state.epoch)
         return Draws(key, batch.index, batch.occurrence)
 
     def sample_state(self, name: str, fill: float = 0.0) -> Tensor:

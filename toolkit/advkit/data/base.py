@@ -18,6 +18,7 @@ from torch import Tensor
 from ..arguments import checked, fits
 from ..errors import DataError, OptionError, did_you_mean, shown
 from ..rng import Draws, derive_key
+from .chained import Chained
 from .transforms import TRANSFORMS
 
 CHOICE = 0
@@ -92,6 +93,14 @@ class Dataset:
                 f"rows are {_described(rows)}; give positions (n,) int64 from 0 to {len(self) - 1}, or a slice"
             )
         return replace(self, images=images, labels=self.labels[rows], index=self.index[rows])
+
+    @checked()
+    def joined(self, extra: Dataset) -> Dataset:
+        """This set with the images of another at its end, as many classes as this one has; no image is copied."""
+        if extra.shape != self.shape:
+            self._refuse(f"images are {self.shape}, and those of {extra.name} {extra.shape}; make them equal")
+        images, labels = Chained(self.images, extra.images), torch.cat([self.labels, extra.labels])
+        return Dataset(self.name, images, labels, self.classes)
 
     @checked()
     def sample(self, count: int) -> Dataset:

@@ -54,7 +54,9 @@ class Feed:
             known = {"indices": self.training, "batch_size": size, "epoch": epoch}
             answer = self.panel.ask(sampler, known)
             batches = list(answer) if isinstance(answer, Iterable) else []
-            if not batches or not all(map(self._is_batch, batches)):
+            allowed = torch.zeros(len(self.train_set), dtype=torch.bool)
+            allowed[self.training] = True
+            if not batches or not all(_is_batch(batch, allowed) for batch in batches):
                 raise HookContract.broken(
                     sampler.plugin.name, sampler.hook, "every batch must be an int64 tensor (b,) of `indices`"
                 )
@@ -64,11 +66,6 @@ class Feed:
         if len(last) > 1 or not batches or self.run.lone_image == "keep":
             return [*batches, last]
         return [*batches[:-1], torch.cat([batches[-1], last])] if self.run.lone_image == "merge" else batches
-
-    def _is_batch(self, batch: object) -> bool:
-        if not isinstance(batch, Tensor) or batch.dtype != torch.int64 or batch.dim() != 1 or not len(batch):
-            return False
-        return bool(torch.isin(batch, self.training).all())
 
     def images(self, index: Tensor, occurrence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, y, index of a batch on the device, augmented."""
@@ -89,6 +86,13 @@ class Feed:
         if careful and not bool(((augmented >= 0) & (augmented <= 1)).all()):
             raise HookContract.broken(owner.plugin.name, owner.hook, "images leave [0, 1]")
         return augmented, labels, index
+
+
+def _is_batch(batch: object, allowed: Tensor) -> bool:
+    """Whether these are indices, all of them of samples that are `allowed` (N,)."""
+    if not isinstance(batch, Tensor) or batch.dtype != torch.int64 or batch.dim() != 1 or not len(batch):
+        return False
+    return bool(((batch >= 0) & (batch < len(allowed))).all()) and bool(allowed[batch].all())
 
 
 def _transform(name: str, default: str) -> Callable[[Tensor, Draws], Tensor]:

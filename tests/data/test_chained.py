@@ -1,0 +1,50 @@
+"""Images of several tensors as one: what is computed on them is what is computed on a copy of all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from advkit import Dataset
+from advkit.data.chained import Chained
+
+PARTS = tuple(torch.randint(0, 256, (n, 2, 3, 3), dtype=torch.uint8, generator=torch.Generator()) for n in (5, 7, 1))
+WHOLE, CHAINED = torch.cat(PARTS), Chained(*PARTS)
+
+
+@pytest.mark.parametrize("rows", [[0, 12, 5, 5, 4, -1, -13], []])
+def test_rows_by_index_are_gathered(rows: list[int]) -> None:
+    taken = CHAINED[torch.tensor(rows, dtype=torch.int64)]
+    assert type(taken) is Tensor and torch.equal(taken, WHOLE[torch.tensor(rows, dtype=torch.int64)])
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 8), slice(-3, None), slice(0, 13, 5), slice(20, None)])
+def test_rows_by_slice_are_gathered(rows: slice) -> None:
+    assert type(CHAINED[rows]) is Tensor and torch.equal(CHAINED[rows], WHOLE[rows])
+
+
+def test_no_part_is_copied_for_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cat", lambda *parts: pytest.fail("all images are copied"))
+    assert len(CHAINED[torch.tensor([1, 6])]) == 2 and len(CHAINED[4:6]) == 2 and CHAINED.shape == WHOLE.shape
+
+
+def test_anything_else_is_done_on_all() -> None:
+    assert torch.equal(CHAINED.float(), WHOLE.float()) and torch.equal(CHAINED[3], WHOLE[3])
+    bright = WHOLE[:, 0, 0, 0] > 90
+    assert torch.equal(CHAINED[:, 0], WHOLE[:, 0]) and torch.equal(CHAINED[bright], WHOLE[bright])
+    assert torch.equal(torch.cat([CHAINED, WHOLE]), torch.cat([WHOLE, WHOLE]))
+
+
+def test_a_place_beyond_the_last_is_refused() -> None:
+    with pytest.raises(IndexError, match="places are not all below 13"):
+        CHAINED[torch.tensor([13])]
+
+
+def test_sets_are_joined_without_a_copy() -> None:
+    one, other = (Dataset("own", part, torch.arange(len(part)) % 2, ("a", "b")) for part in PARTS[:2])
+    both = one.joined(other)
+    assert isinstance(both.images, Chained) and len(both) == 12 and both.index.tolist() == list(range(12))
+    same = Dataset("own", torch.cat(PARTS[:2]), both.labels, both.classes)
+    assert both.fingerprint() == same.fingerprint() and both.statistics() == same.statistics()
+    assert torch.equal(both.take(torch.tensor([2, 9])).images, same.images[[2, 9]])
