@@ -505,7 +505,7 @@ def test_of_any_damaged_archive_only_intact_files_are_taken(
     intact = copy.intact(root)
     assert all(intact.values()) and "\n" not in complaint
     assert str(given) in complaint if complaint else len(intact) == len(copy.files)
-    assert not list(root.glob(".prepare-*"))
+    assert not list(root.glob(".advkit-*"))
 
 
 def test_a_half_downloaded_archive_is_one_sentence(tmp_path: Path) -> None:

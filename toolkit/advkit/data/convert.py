@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from .base import Dataset, DataSource, fingerprint_of, gray_levels, pieces
 from .image_folder import Files, decode, listed, notes_of, sort_files, split_files
 from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name
 from .npz import Given, Images, Part, npz_files, of_npz
+from .workspace import workspace
 
 
 class Coloured(Exception):
@@ -45,11 +45,11 @@ def convert(given: str, folder: Path, hold_out: float = 0.0, tell: Callable[[str
     with _given(given, hold_out) as source:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+            with workspace(folder.parent) as work:
                 room = sum(len(part.labels) * (int(np.prod(part.shape)) + 8) for part in source.parts.values())
                 if room > (free := shutil.disk_usage(work).free):
                     raise DataError(f"{folder} would take {room:,} bytes, and {free:,} are free; choose another disk.")
-                whole = Path(work, "whole")
+                whole = work / "whole"
                 manifest = _written(source, whole, given)
                 os.rename(whole, folder)
                 _synced(folder.parent)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from gzip import GzipFile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, TypeVar, cast
 from zipfile import ZipFile
 
 from ..errors import DataError
 from ..reading import opened
 from .vision import MAX_BYTES, TorchvisionSource, md5_of, no_vision, torchvision_datasets
+from .workspace import workspace
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0  # seconds without an answer of the network
@@ -41,12 +41,12 @@ def prepare(source: TorchvisionSource, root: Path, given: Path | None = None) ->
         raise DataError(f"{given} is neither a file nor a folder; check --from.")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=root, prefix=".prepare-", ignore_cleanup_errors=True) as work:
+        with workspace(root) as work:
             if given is None:
-                given = Path(work, "download")
+                given = work / "download"
                 given.mkdir()
                 _download(source, given)
-            _take(source, wanted, given, root, Path(work, "part"))
+            _take(source, wanted, given, root, work / "part")
     except OSError as error:
         raise DataError(f"{root} can not be written ({error.strerror}); choose another --data-root.") from None
     return list(wanted)

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
 from ..errors import OptionError
+from ..holding import take
 from ..reading import own_opener, regular
 from . import files, process
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _take(file: IO[bytes]) -> None:
-        file.seek(1 << 30)  # a locked byte can not be read by others: one far behind the owner's name
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError(errno.EAGAIN, "held") from error
-else:
-    import fcntl
-
-    def _take(file: IO[bytes]) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class RunLock:
@@ -48,7 +32,7 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab+", buffering=0, opener=own_opener)
             try:
-                _take(self._file)
+                take(self._file)
                 self._say(process.owner())
             except OSError as error:
                 with self._file:
