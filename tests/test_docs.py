@@ -19,7 +19,7 @@ import methods
 import pytest
 
 import advkit
-from advkit import errors, registry, rng
+from advkit import Order, errors, registry, rng
 from advkit.cli.main import cli, run
 from advkit.compose.registration import HOOKS, hooks_of
 from advkit.config import recipes
@@ -140,11 +140,20 @@ def test_every_plugin_has_a_parity_test(name: str) -> None:
     assert re.search(r"^def test_\w+", read(path), re.MULTILINE), f"{path.name} tests nothing"
 
 
+def beside(plugin: str, hook: str) -> set[str]:
+    """Whom a plugin wants before or after itself in a hook."""
+    place = registry.load("plugin", plugin).order.get(hook, Order())
+    return {*place.before, *place.after}
+
+
 def refusal(chosen: set[str]) -> str:
     """Why a pair can not be, by the specification alone: a hook with two owners, or a term that nobody adds."""
     answers = {name: set(hooks_of(registry.load("plugin", name))) for name in chosen}
     for hook, spec in HOOKS.items():
-        if spec.rule is Rule.EXCLUSIVE and sum(hook in hooks for hooks in answers.values()) > 1:
+        both = len(chosen) > 1 and all(hook in hooks for hooks in answers.values())
+        if both and spec.rule is Rule.CHAIN and not any(beside(name, hook) & chosen for name in chosen):
+            return f"both change {hook} and neither declares its place"
+        if both and spec.rule is Rule.EXCLUSIVE:
             return f"both own {hook}"
     adders = {name for name, hooks in answers.items() if "extra_regularizer" in hooks} | {"base_loss"}
     for name, hooks in answers.items():
