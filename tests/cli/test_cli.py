@@ -51,7 +51,7 @@ def advkit(*arguments: object) -> Ran:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, and an environment that asks for nothing."""
-    for name in ("ADVKIT_LOAD_PLUGINS", "ADVKIT_TRACEBACK", "WORLD_SIZE"):
+    for name in ("ADVKIT_LOAD_PLUGINS", "ADVKIT_TRACEBACK", "WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
     work = tmp_path / "here"
     work.mkdir()
@@ -452,13 +452,25 @@ def test_two_distributions_with_one_data_set_or_model_name(install: Install) -> 
     assert ran == (2, "", "Error: The model name small-cnn is registered by advkit and bcme; uninstall one of them.\n")
 
 
-def test_distributed_training_is_refused(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    sentence = "Error: Distributed training is not supported yet; start one process, without torchrun.\n"
+    sentence = (
+        "Error: WORLD_SIZE is 2, but RANK is not set: start several processes with torchrun, or unset WORLD_SIZE.\n"
+    )
     assert advkit("train", *TINY) == (2, "", sentence)
     assert not list(here.iterdir())
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert advkit("train", "--dry-run", *TINY).code == 0
+
+
+def test_what_is_of_one_process_says_so(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    sentence = "Error: advkit evaluate runs in one process; start it without torchrun.\n"
+    assert advkit("evaluate", "runs/1") == (2, "", sentence)
+    sentence = "Error: --dry-run and --print-config are of one process; start them without torchrun.\n"
+    assert advkit("train", "--dry-run", *TINY) == (2, "", sentence)
+    monkeypatch.setenv("RANK", "1")
+    assert advkit("train", "--print-config", *TINY).err == sentence.replace("Error", "Error in process 1")
 
 
 def test_only_allowed_plugins_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,10 @@ class NonFinite(AdvkitError):
     """NaN or Inf appeared in a loss, an input gradient or a parameter gradient. The step was not applied."""
 
 
+class ProcessLost(AdvkitError):
+    """Another process of a run has ended, or has not answered in time. What was saved is intact."""
+
+
 class GateMissed(AdvkitError):
     """A figure that was asked for, such as a least robust accuracy, was not reached; everything else went well."""
 

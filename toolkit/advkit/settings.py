@@ -41,6 +41,14 @@ class RunSettings(OptionModel):
     compile: Literal["off", "default", "max-autotune"] = option(
         "off", help="torch.compile of the net in training, in that mode; batches of another size than most stay eager"
     )
+    batchnorm: Literal["synchronised", "local"] = option(
+        "synchronised",
+        help="BatchNorm of several processes: over the whole batch, or each over its own share, with the running "
+        "statistics of the first",
+    )
+    timeout: int = option(
+        600, ge=1, lt=10**9, unit="seconds", help="a process that does not answer the others for so long ends the run"
+    )
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import AdvkitError, OptionError, did_you_mean
+from ..torchrun import rank, several
 from .streams import escaped, reopen_closed, usable
 
 
@@ -44,6 +45,8 @@ class Group(click.Group):
         if args and not args[0].startswith("-") and args[0] not in self.commands_in:
             hint = did_you_mean(args[0], self.commands_in)
             raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
+        if several() and args and args[0] in self.commands_in and args[0] != "train":
+            raise OptionError(f"advkit {args[0]} runs in one process; start it without torchrun.")
         return super().resolve_command(ctx, args)
 
 
@@ -108,7 +111,9 @@ def _unexpected(error: Exception) -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    prefix = "" if code in (75, 130) else "Error: "
+    if rank() and code in (75, 130):  # as the first process says
+        return code
+    prefix = "" if code in (75, 130) else f"Error in process {rank()}: " if rank() else "Error: "
     one_line = escaped(sentence).replace("\n", "\\n")
     print(f"{prefix}{one_line}", file=sys.stderr, flush=True)
     return code

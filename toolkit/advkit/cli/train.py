@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
+from ..torchrun import several
 from .run_options import request, run_options
 from .signals import duration
 
@@ -51,6 +52,8 @@ def command(
     advkit train --recipe trades-mini
     advkit train --resume runs/lsiw-1
     """
+    if several() and (dry_run or print_config):
+        raise OptionError("--dry-run and --print-config are of one process; start them without torchrun.")
     if check_hooks:
         typed["settings"] = (*typed["settings"], "run.check_hooks=true")
     seconds = None if max_time is None else duration("--max-time", max_time)
@@ -82,14 +85,18 @@ def _start(
 ) -> None:
     from ..storage.run_folder import fresh
     from ..training.launch import start
+    from ..training.meeting import parting
     from ..training.parts import build_model, data_of, on_this_machine
+    from ..training.ranks import here
     from .display import Signals, progress
 
     resolved = on_this_machine(resolved)
     splits = data_of(resolved)
     model = build_model(resolved, splits.train)
-    folder = Path(out) if out else fresh(Path("runs"), resolved.chosen)
-    with Signals(seconds) as signals, _nothing_ends_quietly():
+    ranks = here()
+    shown_as = "none" if ranks.rank else shown_as
+    folder = Path(out or "runs") if out or ranks.rank else fresh(Path("runs"), resolved.chosen)
+    with Signals(seconds) as signals, _nothing_ends_quietly(), parting():
         shown = progress(shown_as, signals)
         _announce(resolved, shown_as)
         try:
@@ -104,7 +111,7 @@ def _start(
             )
         finally:
             shown.close()
-            if not out:
+            if not out and not ranks.rank:
                 with suppress(OSError):
                     folder.rmdir()  # if it was refused before anything was written
     _farewell(result, shown_as)
@@ -113,14 +120,17 @@ def _start(
 def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> None:
     from ..storage.run_folder import RunFolder
     from ..training.launch import resolve_folder, resume
+    from ..training.meeting import parting
     from ..training.parts import build_model, data_of, on_this_machine
+    from ..training.ranks import here
     from .display import Signals, progress
 
     folder = RunFolder.open(path)
     resolved = on_this_machine(resolve_folder(folder, typed))
     splits = data_of(resolved)
     model = build_model(resolved, splits.train)
-    with Signals(seconds) as signals, _nothing_ends_quietly():
+    shown_as = "none" if here().rank else shown_as
+    with Signals(seconds) as signals, _nothing_ends_quietly(), parting():
         shown = progress(shown_as, signals)
         try:
             result = resume(folder, resolved, splits, model, shown)

@@ -10,10 +10,11 @@ from typing import Any, cast
 from .. import registry
 from ..compose.companions import add_companions, companion_options, loaded
 from ..compose.composition import Composition
-from ..compose.declarations import build, declared
+from ..compose.declarations import build
+from ..compose.parts import WHOLE, refuse_parts
 from ..compose.registration import check
 from ..compose.stage import Setting
-from ..errors import HookConflict, OptionError, did_you_mean
+from ..errors import OptionError, did_you_mean
 from ..optimizers import OptimizerSettings
 from ..options import OptionModel, parse_number, validate
 from ..plugin import Plugin
@@ -137,7 +138,8 @@ def resolve(
         ),
         added,
     )
-    _refuse_parts(composition, run.accumulate)
+    if run.accumulate > 1:
+        refuse_parts(composition, f"run.accumulate = {run.accumulate}", (*WHOLE, "train_transform"))
     model_name, model_options = _model(draft.settings, attack.eps)
     return Resolved(
         composition=composition,
@@ -149,21 +151,6 @@ def resolve(
         origins=draft.origins,
         cautions=(*draft.cautions, *composition.cautions),
     )
-
-
-WHOLE = ("weight_perturbation", "observe_update", "after_update")
-"""Hooks of a step that are asked once for all parts of a batch."""
-
-
-def _refuse_parts(composition: Composition, parts: int) -> None:
-    """HookConflict for a plugin that would be asked about parts of a batch and may need the whole."""
-    for answer in (answer for answers in composition.answers.values() for answer in answers if parts > 1):
-        of_a_part = answer.spec.phase in ("attack", "update") and answer.hook not in WHOLE
-        if (of_a_part or answer.hook == "mix_batch") and not declared(answer.plugin, "by_sample"):
-            raise HookConflict(
-                f"Plugin {answer.plugin.name} may need the whole batch (it does not declare by_sample), and "
-                f"run.accumulate = {parts} asks it about parts; leave one of them out."
-            )
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,13 @@ def tell_plugins(trainer: Trainer, row: dict[str, Any], this: dict[str, Any]) ->
     )
 
 
+def farewell(trainer: Trainer) -> str:
+    """What a run says that is stopped before its end."""
+    at = trainer.position
+    kept = f" Continue with: advkit train --resume {trainer.folder.path}" if trainer.folder else ""
+    return f"Stopped in epoch {at.epoch + 1} after step {at.step}; everything is saved.{kept}"
+
+
 def _first(trainer: Trainer) -> Batch:
     """The first batch of the epoch that ends, once more: a function of the seed."""
     batches = trainer.feed.batches(trainer.panel.state.epoch)

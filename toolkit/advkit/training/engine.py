@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,14 @@ class Engine:
     nothing after them is in half precision. Validation and evaluation know nothing of it.
     """
 
-    def __init__(self, run: RunSettings, model: nn.Module) -> None:
+    def __init__(
+        self, run: RunSettings, model: nn.Module, batch_norm: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
         self.half, self.matmul, self.layout = run.precision == "bf16", run.matmul, LAYOUTS[run.memory_format]
         self.device, dtype = placement(model)
         self.model, self._how = model, run.compile
         self.compiled: Compiled | None = None
+        self._batch_norm = batch_norm
         if self.half and dtype != torch.float32:
             raise OptionError(
                 f"run.precision=bf16 computes in bfloat16 with weights in float32, and the model's are in "
@@ -100,7 +103,7 @@ class Engine:
             return self._float(self.compiled(replaced, x), x)
 
     def _eager(self, replaced: Mapping[str, Tensor], x: Tensor) -> object:
-        with self._precision():
+        with self._precision(), self._batch_norm():
             return self._float(functional_call(self.model, dict(replaced), (x,)) if replaced else self.model(x), x)
 
     def _precision(self) -> torch.autocast:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import NonFinite
 from ..run import RunState
-from ..types import AttackResult
 from .objective import Outcome
 
 
-def stop_if_not_finite(model: nn.Module, state: RunState, known: Mapping[str, Any], outcome: Outcome) -> None:
-    """NonFinite with what to do. One synchronisation a step."""
-    what = _not_finite(model, known["attack"], outcome)
+def stop_if_not_finite(
+    model: nn.Module, state: RunState, finite: Tensor | None, target: Tensor, outcome: Outcome
+) -> None:
+    """NonFinite with what to do. One synchronisation a step. `finite` () is whether the input gradients all were."""
+    what = _not_finite(model, finite, outcome)
     if what is not None:
         where = f"{what} at epoch {state.epoch}, step {state.step}"
-        raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {_advice(known['target'], outcome)}")
+        raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {_advice(target, outcome)}")
 
 
-def _not_finite(model: nn.Module, attack: AttackResult, outcome: Outcome) -> str | None:
+def _not_finite(model: nn.Module, finite: Tensor | None, outcome: Outcome) -> str | None:
     """What is not finite, the earliest cause first: an input gradient, the loss, a parameter gradient; or None."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flags = {"an input gradient of the attack": attack.finite, "the loss": outcome.loss.isfinite()}
+    flags = {"an input gradient of the attack": finite, "the loss": outcome.loss.isfinite()}
     if gradients:
         flags["a parameter gradient"] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
     known = {name: flag for name, flag in flags.items() if flag is not None}
@@ -48,9 +46,3 @@ def _advice(target: Tensor, outcome: Outcome) -> str:
             "leave out the plugin that softens labels, or mask with a finite number, such as -100."
         )
     return "lower optimizer.lr or look at the options of the plugins in this run."
-
-
-def shift_ratio(shift: Mapping[str, Tensor], model: nn.Module) -> Tensor:
-    """||v|| / ||theta|| over all trainable parameters."""
-    weights = [p.detach() for p in model.parameters() if p.requires_grad]
-    return nn.utils.get_total_norm(list(shift.values())) / nn.utils.get_total_norm(weights)

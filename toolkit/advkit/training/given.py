@@ -129,7 +129,8 @@ def refuse_wrapped(name: str, module: nn.Module) -> None:
     wrappers: Sequence[tuple[type, str]] = (
         (
             nn.parallel.DistributedDataParallel,
-            "Distributed training is not supported yet; pass the module itself.",
+            "DistributedDataParallel is not supported: pass the module itself in every process; advkit adds up the "
+            "gradients of all.",
         ),
         (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
         (
@@ -146,14 +147,18 @@ def refuse_wrapped(name: str, module: nn.Module) -> None:
             raise OptionError(sentence)
 
 
-def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtype: torch.dtype) -> Batch:
-    """Shapes and types of what a step is called with."""
+def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtype: torch.dtype, empty: bool) -> Batch:
+    """Shapes and types of what a step is called with, which may be an `empty` share of a batch."""
     refuse_inference_mode()
     for name, value in (("x", x), ("y", y), ("index", index), ("occurrence", occurrence)):
         if not isinstance(value, Tensor) and not (name == "occurrence" and value is None):
             raise OptionError(f"{name} is a {type(value).__name__}; pass a tensor, as of torch.as_tensor.")
     rows = len(x) if x.dim() else 0
-    if not rows or (y.shape, index.shape) != ((rows,), (rows,)) or (y.dtype, index.dtype) != (torch.int64, torch.int64):
+    if (
+        not (rows or empty)
+        or (y.shape, index.shape) != ((rows,), (rows,))
+        or (y.dtype, index.dtype) != (torch.int64, torch.int64)
+    ):
         raise OptionError(
             f"A step takes x (B, C, H, W), y (B,) and index (B,), the last two int64; got {tuple(x.shape)}, "
             f"{tuple(y.shape)} {y.dtype} and {tuple(index.shape)} {index.dtype}."

@@ -23,10 +23,10 @@ from ..errors import CheckpointError, OptionError, ResumeMismatch
 from ..modules import placement
 from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
-from .feed import parted
 from .loop import Trainer
-from .parts import begin_from, build_model, code_of, data_of, on_this_machine, unusual_type
-from .progress import Progress, Silent
+from .parts import begin_from, build_model, code_of, data_of, held_out_now, on_this_machine, unusual_type
+from .progress import Progress, Silent, voice
+from .ranks import here
 from .result import TrainResult
 from .saving import Position, publish, refuse_unsavable, restore, save
 
@@ -45,42 +45,23 @@ def start(
 
     That is the folder of a run, whose best weights are taken, the last of standard training, or a file of weights.
     """
+    ranks = here()
+    seen = voice(ranks, progress or Silent())
     with unchanged_if_refused(resolved, model, init_from is not None):
-        begin_from(init_from, model, resolved, partial_head, (progress or Silent()).warn)
-        if init_from and not os.path.isfile(init_from) and (known := _held_out_now(init_from, resolved, splits)):
-            (progress or Silent()).warn(known)
+        begin_from(init_from, model, resolved, partial_head, seen.warn)
+        if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):
+            seen.warn(known)
         for note in (*splits.notes, *unusual_type(resolved, model)):
-            (progress or Silent()).warn(note)
+            seen.warn(note)
         if out is not None:
             refuse_unsavable(model)
-        trainer = Trainer(resolved, splits, model, None, progress)  # whatever it refuses, it refuses before writing
-        folder = trainer.folder = None if out is None else RunFolder.create(out)
-    if folder is None:
-        return trainer.run()
-    with folder.lock:
-        folder.describe(resolved, code_of(resolved, model))
+        trainer = Trainer(resolved, splits, model, None, seen)  # whatever it refuses, it refuses before writing
+        folder = trainer.folder = None if out is None or ranks.rank else RunFolder.create(out)
+    with folder.lock if folder else nullcontext():
+        if folder:
+            folder.describe(resolved, code_of(resolved, model))
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run()
-
-
-def _held_out_now(path: Path, resolved: Resolved, splits: Splits) -> str:
-    """What to say where a run begins with the weights of one that was trained on images it holds out itself."""
-    folder = RunFolder.open(path)
-    settings, (_, state) = folder.file().settings, folder.load("last")
-    if state.get("data") != splits.train.fingerprint() or resolved.validation.split == "test":
-        return ""
-    run = resolved.run.model_copy(update={"seed": settings.get("run.seed", 0)})
-    kept = resolved.validation.model_copy(update={"fraction": settings.get("validation.fraction", 0.0)})
-    before = replace(resolved, sections={**resolved.sections, "run": run, "validation": kept})
-    held_out = parted(resolved, len(splits.train))[1]
-    count = int(torch.isin(held_out, parted(before, len(splits.train))[0]).sum())
-    if not count:
-        return ""
-    return (
-        f"{path} was trained with run.seed {run.seed} and validation.fraction {kept.fraction} on {count} of the "
-        f"{len(held_out)} images that are held out with {resolved.run.seed} and {resolved.validation.fraction}: "
-        "validation is optimistic, and so is the choice of `best`; give both as they were"
-    )
 
 
 def resume(
@@ -91,12 +72,14 @@ def resume(
     progress: Progress | None = None,
 ) -> TrainResult:
     """Go on from the newest checkpoint that verifies; from the beginning where there is none yet."""
-    seen = progress or Silent()
-    with folder.lock:
+    ranks = here()
+    seen = voice(ranks, progress or Silent())
+    with nullcontext() if ranks.rank else folder.lock:  # the first process alone writes
         for sentence in folder.drift(resolved, code_of(resolved, model)):
             seen.warn(f"environment.json differs: {sentence}; bits may differ too")
-        files.sweep(folder.path)
-        files.sweep(folder.checkpoints)
+        if not ranks.rank:
+            files.sweep(folder.path)
+            files.sweep(folder.checkpoints)
         with unchanged_if_refused(resolved, model, True):
             trainer = _restored(resolved, splits, model, folder, seen)
         if trainer.finished:
@@ -108,21 +91,24 @@ def resume(
 
 def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunFolder, seen: Progress) -> Trainer:
     """A trainer at the newest checkpoint of the folder, or at the beginning."""
-    trainer = Trainer(resolved, splits, model, folder, seen)
-    newest = checkpoint.newest(folder.checkpoints, seen.warn)
-    if newest is not None:
-        tensors, state = checkpoint.load(newest)
-        schema.check_place(newest, schema.state_of(state))
+    ranks = here()
+    trainer = Trainer(resolved, splits, model, None if ranks.rank else folder, seen)
+    newest = None if ranks.rank else checkpoint.newest(folder.checkpoints, seen.warn)
+    if told := ranks.told(newest and newest.name):
+        tensors, state = checkpoint.load(folder.checkpoints / told)
+        schema.check_place(folder.checkpoints / told, schema.state_of(state))
         restore(trainer, tensors, state)
-        trainer.metrics, trainer.history = _history(folder, trainer.position, state["position"], seen)
-        _mend_best(folder, trainer.position, seen)
-        publish(trainer, newest)
+        if newest:
+            trainer.metrics, trainer.history = _history(folder, trainer.position, state["position"], seen)
+            _mend_best(folder, trainer.position, seen)
+            publish(trainer, newest)
+        trainer.history = ranks.told(trainer.history)
     elif checkpoint.steps(folder.checkpoints):
         raise CheckpointError(
             f"No checkpoint of {folder.path} is intact; restore one, or start again with "
             f"`advkit train --config {folder.path}/run.toml`."
         )
-    else:
+    elif trainer.folder:
         trainer.history = folder.history_to(Mark())
     return trainer
 

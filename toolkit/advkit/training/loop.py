@@ -20,9 +20,10 @@ from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
 from .chance import Chance, refuse_broken_net
 from .contracts import weights_of
-from .ending import tell_plugins
+from .ending import farewell, tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
+from .meeting import met
 from .meter import Meter, quantiles
 from .panel import Panel
 from .progress import Progress, Silent
@@ -55,7 +56,8 @@ class Trainer:
         self.panel = Panel(resolved.composition, state)
         self.feed = Feed(resolved, splits, self.panel)
         self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run)
-        self.step.warn, self.unsaved = self.progress.warn, unsaved(self.model)
+        self.step.warn, self.unsaved, self.ranks = self.progress.warn, unsaved(self.model), self.step.ranks
+        met(self.ranks, resolved, splits, len(self.feed.training))
         self.global_step, self.metrics, self.stopped = 0, Mark(), ""
         self.best: dict[str, Any] | None = None
         self._evaluated: Mapping[str, Tensor] | None = None
@@ -112,16 +114,17 @@ class Trainer:
             self.meter.add(report)
             self.global_step += 1
             self.progress.stepped(self, report)
-            stop = self.progress.stop_requested()
+            stop = self.ranks.stop(self.progress.stop_requested())
             if stop or self.global_step % self.resolved.checkpoint.every_steps == 0:
                 save(self)
             if stop:
-                raise stop(self._farewell())
+                raise stop(farewell(self))
         self._end_epoch()
 
     def one_step(self, index: Tensor, occurrence: Tensor | None = None) -> Report:
         """Attack and update on the images of `index` (b,); counts nothing and saves nothing."""
         seen = torch.zeros_like(index) if occurrence is None else occurrence
+        index, seen = self.ranks.share(index), self.ranks.share(seen)
         x, y, index = self.feed.images(index, seen)
         x = self.step.engine.laid_out(x)
         return self.step(x, y, index, epoch=self.panel.state.epoch, occurrence=seen.to(self.device))
@@ -141,7 +144,7 @@ class Trainer:
             "lr": self._rate(self.panel.state.step - 1),  # the last step's
             **self.meter.row(self.resolved.attack.steps),
             "state": {name: quantiles(values[self.feed.training]) for name, values in self.panel.state.samples.items()},
-            "validation": validated(self, epoch, evaluated),
+            "validation": self.ranks.told(validated(self, epoch, evaluated)),
         }
         self.chance.stood_still(self.progress, epoch, row["zero_gradient_share"])
         chosen = row["validation"]["selected"] if row["validation"] else None
@@ -150,6 +153,7 @@ class Trainer:
         else:
             row["best"] = chosen is not None and (self.best is None or chosen > self.best["selected"])
         tell_plugins(self, row, {"epoch": epoch, "selected": chosen, "split": self.selecting_split()})
+        self.stopped = self.ranks.told(self.stopped)
         row["figures"], self.panel.state.figures = self.panel.state.figures, {}
         self.meter.lap()
         row["seconds"] = {name: round(value, 3) for name, value in self.meter.seconds.items()}
@@ -187,8 +191,3 @@ class Trainer:
         self.global_step, self.best = at.global_step, at.best
         self.metrics, self.stopped = Mark(at.metrics_size, at.metrics_crc), at.stopped
         self.step.seek(at.epoch, at.step)
-
-    def _farewell(self) -> str:
-        at = self.position
-        kept = f" Continue with: advkit train --resume {self.folder.path}" if self.folder else ""
-        return f"Stopped in epoch {at.epoch + 1} after step {at.step}; everything is saved.{kept}"

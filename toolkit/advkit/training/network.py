@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import count
 
@@ -77,17 +76,3 @@ class Network:
     def shifted(self, shift: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """theta + v by name, for the parameters that v shifts."""
         return {name: self.params[name] + value for name, value in shift.items()}
-
-
-@contextmanager
-def moved(params: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator[None]:
-    """The parameters at theta + v for the scope, in place: added before, subtracted after, as the official AWP code.
-
-    The subtraction rounds, so theta is not restored bit for bit.
-    """
-    with torch.no_grad():
-        for name, value in shift.items():
-            params[name].add_(value)
-        yield
-        for name, value in shift.items():
-            params[name].sub_(value)

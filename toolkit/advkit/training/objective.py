@@ -19,6 +19,7 @@ from .contracts import Contract
 from .network import Network
 from .panel import Panel
 from .probe import nothing_moves
+from .shares import Whole
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Update:
     known: Mapping[str, Any]
     panel: Panel
     contract: Contract
-    samples: int  # of the whole batch, of which this may be a part
+    shares: Whole  # of the whole batch, of which this may be a part
 
     def gradient_at(self, owner: str) -> Callable[..., Mapping[str, Tensor]]:
         """The argument of that name (see `Hooks.weight_perturbation`).
@@ -74,7 +75,7 @@ class Update:
                 if select is not None:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
                     values = values * self.contract.selection(owner, select(judged.detach(), self.known["batch"].y))
-                total = values.sum() / self.samples
+                total = values.sum() / self.shares.count
             with nothing_moves(self.network.model, "the backward", self.contract.values):
                 gradients = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
             return {
@@ -103,8 +104,8 @@ class Update:
 
     def weigh(self, term: str, values: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
         for answer in self.stage.weights_of(term):
-            weight = self.panel.ask(answer, self.known, **logits, term=term)
-            values = self.contract.weight(answer.plugin.name, weight) * values
+            weight = self.panel.ask_of_all(answer, self.shares, {**self.known, **logits}, term=term)
+            values = self.contract.weight(answer.plugin.name, self.shares.own(weight)) * values
         return values
 
 
@@ -138,7 +139,7 @@ class Objective(nn.Module):
         terms = update.terms(logits, update.stage.terms)
         weighted = {name: update.weigh(name, term, logits).sum() for name, term in terms.items()}
         return Outcome(
-            loss=_total(weighted.values()) / update.samples,
+            loss=_total(weighted.values()) / update.shares.count,
             raw={name: term.detach().sum() for name, term in terms.items()},
             weighted={name: term.detach() for name, term in weighted.items()},
             logits={name: output.detach() for name, output in logits.items()},

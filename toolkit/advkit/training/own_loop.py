@@ -88,7 +88,7 @@ class Step(TrainingStep):
         `index` (B,) int64 is each sample's place in the training set. `occurrence` (B,) counts earlier visits of
         an index in this epoch; leave it out where every index comes once.
         """
-        seen, visits = a_batch(x, y, index, occurrence, self.state.dtype).occurrence, self._visits
+        seen, visits = a_batch(x, y, index, occurrence, self.state.dtype, self.ranks.size > 1).occurrence, self._visits
         epoch = an_epoch(epoch)
         if epoch != visits.epoch:
             if self.state.samples and bool(visits.repeated):

@@ -14,6 +14,7 @@ from ..errors import OptionError
 from ..hookspec import VIEWS
 from ..run import Run, RunState
 from .guard import Bindings, guarded
+from .shares import Whole
 
 
 class Panel:
@@ -48,6 +49,11 @@ class Panel:
         if self.guarded or rare:
             return guarded(answer, arguments, {} if answer.hook == "after_update" else everything, self.model)
         return answer(arguments)
+
+    def ask_of_all(self, answer: Answer, shares: Whole, known: Mapping[str, Any], **more: Any) -> Any:
+        """One answer on the whole batch, of which this process may know but a share."""
+        names = {self.stage.aliases.get(name, name) for name in answer.arguments}
+        return self.ask(answer, shares.known(known, names), **more)
 
     def notify(self, hook: str, **known: Any) -> None:
         """Tell everybody who answers a NOTIFY hook in this epoch; before and after the run, whoever is in it."""

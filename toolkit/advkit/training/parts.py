@@ -25,6 +25,8 @@ from ..rng import derive_seed
 from ..storage.foreign import fitted, read_weights
 from ..storage.run_folder import RunFolder
 from ..storage.weights import MODEL, prefixed, put_weights
+from .feed import parted
+from .meeting import join
 
 NO_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed", "overflow")
 """What torch says of tensors that are larger than memory, or than 64 bits can count."""
@@ -140,10 +142,31 @@ def begin_from(
         tell(f"Nothing was left out of {path}: all weights fit, those of the last layer, too.")
 
 
+def held_out_now(path: Path, resolved: Resolved, splits: Splits) -> str:
+    """What to say where a run begins with the weights of one that was trained on images it holds out itself."""
+    folder = RunFolder.open(path)
+    settings, (_, state) = folder.file().settings, folder.load("last")
+    if state.get("data") != splits.train.fingerprint() or resolved.validation.split == "test":
+        return ""
+    run = resolved.run.model_copy(update={"seed": settings.get("run.seed", 0)})
+    kept = resolved.validation.model_copy(update={"fraction": settings.get("validation.fraction", 0.0)})
+    before = replace(resolved, sections={**resolved.sections, "run": run, "validation": kept})
+    held_out = parted(resolved, len(splits.train))[1]
+    count = int(torch.isin(held_out, parted(before, len(splits.train))[0]).sum())
+    if not count:
+        return ""
+    return (
+        f"{path} was trained with run.seed {run.seed} and validation.fraction {kept.fraction} on {count} of the "
+        f"{len(held_out)} images that are held out with {resolved.run.seed} and {resolved.validation.fraction}: "
+        "validation is optimistic, and so is the choice of `best`; give both as they were"
+    )
+
+
 def on_this_machine(resolved: Resolved) -> Resolved:
-    """Refuse what can not run here; put the number of threads in force where it was left open."""
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise OptionError("Distributed training is not supported yet; start one process, without torchrun.")
+    """Refuse what can not run here; put the number of threads in force where it was left open.
+
+    Of several processes, each meets the others here.
+    """
     try:
         torch.zeros(1, device=resolved.run.device).item()
     except (RuntimeError, AssertionError) as error:
@@ -151,6 +174,7 @@ def on_this_machine(resolved: Resolved) -> Resolved:
         raise OptionError(f"run.device = {resolved.run.device!r} can not be used here ({reason}).") from None
     if resolved.run.threads:
         torch.set_num_threads(resolved.run.threads)
+    join(resolved.run)
     run = resolved.run.model_copy(update={"threads": torch.get_num_threads()})
     origins = dict(resolved.origins)
     origins.setdefault("run.threads", "this machine")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..errors import Stopped
+from .ranks import Alone
 from .step_report import Report
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ class Progress(Protocol):
         """Asked after every step; an answer stops the run after a checkpoint."""
 
 
+def voice(ranks: Alone, progress: Progress) -> Progress:
+    """The first of several processes speaks for all; each can be asked to stop."""
+    return Mute(progress) if ranks.rank else progress
+
+
 class Silent:
     """Shows nothing and never stops."""
 
@@ -34,3 +40,13 @@ class Silent:
     def warn(self, sentence: str) -> None: ...
     def stop_requested(self) -> type[Stopped] | None:
         return None
+
+
+class Mute(Silent):
+    """Shows nothing, and stops when another would."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stop_requested(self) -> type[Stopped] | None:
+        return self._progress.stop_requested()

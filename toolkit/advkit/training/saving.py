@@ -39,6 +39,7 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
 
     Raises NonFinite where the weights to evaluate are not finite; nothing is written then.
     """
+    trainer.ranks.refuse_apart(_tensors(trainer))
     if trainer.folder is None:
         return
     refuse_unsavable(trainer.model)

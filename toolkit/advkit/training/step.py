@@ -27,14 +27,17 @@ from .by_itself import hooks_told_apart
 from .care import Care
 from .contracts import Contract
 from .engine import Engine
-from .finite import shift_ratio, stop_if_not_finite
+from .finite import stop_if_not_finite
 from .given import a_batch, an_epoch, take_step
 from .ledger import Ledger
-from .network import Network, moved
+from .meeting import refuse_unfit_for_several
+from .network import Network
 from .objective import Objective, Outcome, Update
 from .panel import Panel
 from .probe import nothing_moves
 from .probes import opened
+from .ranks import here
+from .shift import moved, shift_ratio
 from .step_report import Report
 from .undo import all_or_nothing
 
@@ -48,9 +51,10 @@ class TrainingStep:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, run: RunSettings) -> None:
         self.model, self.optimizer, self.panel, self.accumulate = model, optimizer, panel, run.accumulate
-        panel.model = model
+        panel.model, self.ranks = model, here(run.batchnorm == "synchronised")
+        refuse_unfit_for_several(self.ranks, panel.composition, run)
         self.care = Care(model, optimizer, panel, run.check_hooks)
-        self.engine = Engine(run, model)
+        self.engine = Engine(run, model, self.ranks.batch_norm)
         self.objective = Objective(model)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition
         self.warn: Callable[[str], None] = partial(warnings.warn, stacklevel=3)
@@ -65,11 +69,12 @@ class TrainingStep:
         `index` (B,) int64 is each sample's place in the training set. `occurrence` (B,) counts earlier visits of
         an index in this epoch; leave it out where every index comes once.
         """
-        batch, epoch = a_batch(x, y, index, occurrence, self.state.dtype), an_epoch(epoch)
+        some, epoch = a_batch(x, y, index, occurrence, self.state.dtype, self.ranks.size > 1), an_epoch(epoch)
         if epoch != self.state.epoch:
             self.seek(epoch)
         stage = self.panel.stage
-        careful, parts = self.care.begin(batch, stage), parts_of(batch, self.accumulate)
+        careful, parts = self.care.begin(some, stage), parts_of(some, self.accumulate)
+        batch = self.ranks.shares(some.index, some.occurrence, careful)
         classes, ledger, updates = self.state.num_classes, Ledger(len(parts)), list[Update]()
         with (
             explained(),
@@ -80,16 +85,19 @@ class TrainingStep:
             self.engine.numbers(),
         ):
             for name, part in parts.items():
-                network = Network(self.model, self.engine, ledger, partial(self._seed, seed, name), classes, careful)
+                drawn = partial(self._seed, seed, self.ranks.part + name)
+                network = Network(self.model, self.engine, ledger, drawn, classes, careful)
                 contract = Contract(part, classes, self.composition, self.model, values=careful)
                 seen = self._attack(part, stage, network, contract)
-                updates.append(Update(network, stage, seen, self.panel, contract, samples=len(batch.y)))
+                updates.append(Update(network, stage, seen, self.panel, contract, batch))
+            batch.agree(self.state.samples)
             known = together([update.known for update in updates])
             outcome, shift = self._update(known, updates)
             # Now: theta is what v was made for only until the optimizer steps.
             ratio = shift_ratio(shift, self.model) if shift else None
             if careful:
                 as_declared(stage, ledger.passes(), self.panel.runs)
+            self.ranks.as_first([*self.model.buffers()])
             for caution in self.care.cautions(stage, known, outcome.logits, shift, computing):
                 self.warn(caution)
             perturber = stage.owner("weight_perturbation")
@@ -98,7 +106,7 @@ class TrainingStep:
                 take_step(self.optimizer)
             self.care.done(stage)
             self.panel.notify("after_update", model=self.model)
-        report = Report.of(self.state, known, outcome, ratio, ledger)
+        report = self.ranks.of_all(Report.of(self.state, known, outcome, ratio, ledger), batch)
         self.seek(epoch, self.state.step + 1)
         return report
 
@@ -138,20 +146,24 @@ class TrainingStep:
 
     def _update(self, known: Mapping[str, Any], updates: Sequence[Update]) -> tuple[Outcome, Mapping[str, Tensor]]:
         """Train mode: v, the loss at theta+v, and its gradient in `.grad`, all of it finite. Returns loss and v."""
-        first, stage = updates[0], updates[0].stage
+        first, stage, batch = updates[0], updates[0].stage, updates[0].shares
         shift: Mapping[str, Tensor] = {}
         with mode(self.model, training=True), torch.enable_grad():
             if owner := stage.owner("weight_perturbation"):
                 params = {name: p.detach() for name, p in first.network.params.items() if p.requires_grad}
-                gradient_at = summed([update.gradient_at(owner.plugin.name) for update in updates])
+                gradients = [update.gradient_at(owner.plugin.name) for update in updates]
+                gradient_at = self.ranks.summed(summed(gradients))
                 with torch.no_grad():
-                    answer = self.panel.ask(owner, known, params=params, gradient_at=gradient_at)
+                    answer = self.panel.ask_of_all(owner, batch, known, params=params, gradient_at=gradient_at)
                 shift = first.contract.shift(owner.plugin.name, answer, params)
             outcome = backward(self.objective, updates, shift, self._forget)
-        stop_if_not_finite(self.model, self.state, known, outcome)
+        self.ranks.add_gradients(self.model)
+        self.ranks.add([outcome.loss, *outcome.raw.values(), *outcome.weighted.values()])
+        finite = batch.whole(known["attack"].finite)
+        stop_if_not_finite(self.model, self.state, finite, known["target"], outcome)
         with torch.no_grad():
             for answer in stage.answers["observe_update"]:
-                self.panel.ask(answer, known, **outcome.logits)
+                self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
         return outcome, shift
 
     def _forget(self) -> None:

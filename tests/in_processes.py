@@ -1,0 +1,258 @@
+"""The trainings of tests/training/test_processes.py, and `python in_processes.py OUT JOB...`, which is one of several
+processes that run them. What comes out is one file a process: {job: what `trained` returns, or a sentence}."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import methods
+import torch
+from methods import pictures, tiny_net
+from torch import Tensor
+
+import advkit
+from advkit import Batch, Plugin, Run, Splits, Step, hookimpl
+from advkit.errors import Stopped
+from advkit.training.progress import Silent
+from advkit.training.ranks import here
+
+N = 97
+TOY = Splits(pictures(N), pictures(), "none")
+WHOLE = {"ccat", "gairat", "lsr", "mma"}
+"""Built-ins that need the whole batch where a process has but its share."""
+
+Outcome = Mapping[str, Any] | str
+
+
+class Visits(Plugin):
+    """Counts how often each sample was attacked."""
+
+    name = "visits"
+
+    @property
+    def by_sample(self) -> bool:
+        return True
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self.count = run.sample_state("count")
+
+    @hookimpl
+    def target_label(self, target: Tensor, batch: Batch, phase: str) -> Tensor:
+        self.count[batch.index] += phase == "train"
+        return target
+
+
+class OneBroken(Plugin):
+    """One image, which one process has, makes the loss NaN."""
+
+    name = "one-broken"
+
+    @property
+    def by_sample(self) -> bool:
+        return True
+
+    @hookimpl
+    def extra_regularizer(self, batch: Batch, adv_logits: Tensor) -> Tensor:
+        return torch.where(batch.index == 7, torch.nan, 0.0) * adv_logits.sum(1)
+
+
+class Apart(Plugin):
+    """Keeps what each process has for itself."""
+
+    name = "apart"
+
+    @property
+    def by_sample(self) -> bool:
+        return True
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self.mine = run.tensor_state("mine", torch.zeros(()))
+
+    @hookimpl
+    def after_update(self) -> None:
+        self.mine.fill_(here().rank)
+
+
+class Fails(Plugin):
+    """In the second step of the first epoch the last process does what `FAILS` says."""
+
+    name = "fails"
+    how: Callable[[], object] = staticmethod(lambda: None)
+
+    @hookimpl
+    def observe_update(self, run: Run) -> None:
+        if (run.epoch, run.step) == (0, 1) and 0 < here().rank == here().size - 1:
+            self.how()
+
+
+class Ends(Silent):
+    """Asks the last process alone to stop, after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stop_requested(self) -> type[Stopped] | None:
+        self.left -= 1
+        return Stopped if self.left == 0 and here().rank == here().size - 1 else None
+
+
+def train(*plugins: Any, batch_norm: bool = False, dropout: float = 0.0, **arguments: Any) -> Mapping[str, Any]:
+    """Everything that must be equal: weights, state, the lines of metrics.jsonl without their seconds."""
+    net = tiny_net(batch_norm=batch_norm, dropout=dropout, dtype=torch.float64)
+    settings = {"attack.steps": 3, "attack.init": "uniform", "validation.fraction": 0} | arguments.pop("settings", {})
+    given = {"epochs": 1, "batch_size": 48, "eps": 0.1} | arguments
+    result = advkit.train(net, TOY, plugins, settings=settings, **given)
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
+    return {"net": result.model.state_dict(), "averaged": dict(result.averaged), "rows": rows}
+
+
+def elastic(**arguments: Any) -> Mapping[str, Any]:
+    """A run that is stopped, twice."""
+    return train("cat-eps", "awp", epochs=2, batch_size=32, **arguments)
+
+
+def torn(**arguments: Any) -> Mapping[str, Any]:
+    """A run that is torn in the middle of a step."""
+    return train("cat-eps", Fails, settings={"run.timeout": 10, "checkpoint.every_steps": 1}, **arguments)
+
+
+def step() -> Mapping[str, Any]:
+    """A loop of one's own, which gives each process its share."""
+    net = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
+    step = Step(
+        net, torch.optim.SGD(net.parameters(), 0.1), ["cat-eps", "lsiw"], num_samples=20, eps=0.1,
+        settings={"attack.steps": 2},
+    )  # fmt: skip
+    data = pictures(20)
+    rows = []
+    for index in torch.arange(20).split(9):
+        own = torch.tensor_split(index, here().size)[here().rank]
+        report = step(data.images[own].double() / 255, data.labels[own], own, epoch=0)
+        rows.append({"count": report.count, "loss": float(report.loss), "right": int(report.adv_correct)})
+    return {"net": net.state_dict(), "averaged": step.state_dict(), "rows": rows}
+
+
+JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "at": lambda: train(),
+    **{name: (lambda name=name: train(name)) for name in methods.names() if name not in ("av-rank", *WHOLE)},
+    "alp,av-rank": lambda: train("alp", "av-rank", options={"av-rank": {"term": "alp"}}),
+    "cat-eps,lsiw": lambda: train("cat-eps", "lsiw", batch_norm=True),
+    "cat-eps,dirichlet-ls,iseat": lambda: train("cat-eps", "dirichlet-ls", "lsiw", "vulnerability-log"),
+    "trades,awp": lambda: train(
+        "trades", "awp", batch_norm=True, options={"awp": {"gamma": 0.1, "steps": 2, "step_at": "theta+v"}},
+        settings={"attack.mode": "train"},
+    ),
+    "mart,ema,fat": lambda: train("mart", "ema", "fat", options={"ema": {"buffers": "re-estimated"}}, batch_norm=True),
+    "a share without images": lambda: train(
+        "cat-eps", "lsiw", batch_norm=True, batch_size=95, settings={"run.check_hooks": True}
+    ),
+    "step": step,
+}  # fmt: skip
+"""What several processes do as one does."""
+LOST = ("kill", "hang")
+"""In which the last process does not come to an end."""
+FEW = ["at", "alp,av-rank", "cat-eps,lsiw", "trades,awp", "mart,ema,fat", "a share without images", "step"]
+"""What three processes do, too."""
+
+
+def attempt(job: Callable[[], Mapping[str, Any]]) -> Outcome:
+    try:
+        return job()
+    except advkit.AdvkitError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
+    """JOBS, and what needs a folder or is to be refused."""
+    return {
+        **JOBS,
+        **{name: (lambda name=name: train(name)) for name in WHOLE},
+        "visits": lambda: train("cat-eps", Visits, epochs=2, out=out.parent / f"visits-{here().size}"),
+        "local": lambda: train(batch_norm=True, settings={"run.batchnorm": "local"}),
+        "one broken": lambda: train(OneBroken),
+        "apart": lambda: train(Apart),
+        "accumulate": lambda: train(settings={"run.accumulate": 2}),
+        "compile": lambda: train(settings={"run.compile": "default"}),
+        "small": lambda: train(batch_size=1, settings={"run.lone_image": "keep"}),
+        "others": lambda: train(seed=here().rank),
+        "begin": lambda: train("cat-eps", "awp", epochs=2, batch_size=32, out=out.parent / "elastic", progress=Ends(3)),
+        "go on": lambda: train(
+            "cat-eps", "awp", epochs=2, batch_size=32, resume_from=out.parent / "elastic", progress=Ends(3)
+        ),
+        "end": lambda: train("cat-eps", "awp", epochs=2, batch_size=32, resume_from=out.parent / "elastic"),
+        "hang": lambda: _torn(lambda: time.sleep(300), out.parent / "hang"),
+        "kill": lambda: _torn(lambda: os.kill(os.getpid(), signal.SIGKILL), out.parent / "kill"),
+    }
+
+
+def _torn(how: Callable[[], object], out: Path) -> Mapping[str, Any]:
+    Fails.how = staticmethod(how)
+    return torn(out=out)
+
+
+def start(size: int, out: Path, jobs: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """Processes that meet as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    known = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, str(out), *jobs],
+            env={**os.environ, **known, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def outcomes(size: int, out: Path, jobs: Sequence[str]) -> list[dict[str, Outcome]]:
+    """What each of several processes has of these jobs; the last process may be lost in the last job."""
+    running = start(size, out, jobs)
+    ending = running[:-1] if jobs[-1] in LOST else running
+    try:
+        told = [process.communicate(timeout=240)[1] for process in ending]
+        assert [process.returncode for process in ending] == [0] * len(ending), told
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    return [torch.load(f"{out}-{rank}", weights_only=False) for rank in range(size)]
+
+
+def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Relative difference in L2."""
+
+    def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([value.flatten().double() for value in tensors.values()])
+
+    return float((flat(one) - flat(other)).norm() / flat(other).norm()) if one or other else 0.0
+
+
+def net_of(outcome: Outcome) -> Mapping[str, Tensor]:
+    assert not isinstance(outcome, str), outcome
+    state: Mapping[str, Tensor] = outcome["net"]
+    return state
+
+
+def main(out: Path, jobs: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    known = jobs_of(out)
+    told: dict[str, Outcome] = {}
+    for name in jobs:
+        torch.save(told, f"{out}-{os.environ['RANK']}")
+        told[name] = attempt(known[name])
+    torch.save(told, f"{out}-{os.environ['RANK']}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,166 @@
+"""Several processes train as one does: in float64 to rounding, with the same state, visits and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import in_processes
+import pytest
+import torch
+from in_processes import FEW, JOBS, WHOLE, N, Outcome, apart, attempt, jobs_of, net_of, outcomes
+
+from advkit.config.resolve import resolve
+from advkit.storage.run_folder import RunFolder
+from advkit.training.meeting import join
+from advkit.training.ranks import ALONE
+
+REFUSED = ["one broken", "apart", "accumulate", "compile", "small", "others", *sorted(WHOLE)]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def alone(out: Path) -> dict[str, Outcome]:
+    """What one process has."""
+    jobs = jobs_of(out / "one")
+    return {name: attempt(jobs[name]) for name in (*JOBS, "visits", "local", "one broken")}
+
+
+@pytest.fixture(scope="module")
+def two(out: Path) -> list[dict[str, Outcome]]:
+    return outcomes(2, out / "two", [*JOBS, "visits", "local", "begin", *REFUSED])
+
+
+@pytest.fixture(scope="module")
+def three(out: Path, two: list[dict[str, Outcome]]) -> list[dict[str, Outcome]]:
+    """After one process has gone on with what two have begun."""
+    assert "Stopped in epoch 1 after step 3" in str(two[0]["begin"])
+    assert "Stopped in epoch 2 after step 3" in str(attempt(jobs_of(out / "one")["go on"]))
+    return outcomes(3, out / "three", [*FEW, "visits", "end", "kill"])
+
+
+@pytest.fixture(params=["two", "three"])
+def several(request: pytest.FixtureRequest) -> list[dict[str, Outcome]]:
+    answer: list[dict[str, Outcome]] = request.getfixturevalue(request.param)
+    return answer
+
+
+def close(value: Any) -> Any:
+    """Numbers to rounding."""
+    if isinstance(value, dict):
+        return {key: close(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [close(inner) for inner in value]
+    return pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize(("size", "name"), [*(("two", name) for name in JOBS), *(("three", name) for name in FEW)])
+def test_several_are_as_one(size: str, name: str, alone: dict[str, Outcome], request: pytest.FixtureRequest) -> None:
+    """Weights, BatchNorm's statistics, averages, what `Step.state_dict` has, and figures."""
+    several = request.getfixturevalue(size)
+    first, one = several[0][name], alone[name]
+    assert not isinstance(first, str) and not isinstance(one, str), (first, one)
+    assert apart(net_of(first), net_of(one)) <= 1e-12
+    assert apart(first["averaged"], one["averaged"]) <= 1e-12
+    assert first["rows"] == close(one["rows"])
+    for process in several[1:]:
+        other = process[name]
+        assert not isinstance(other, str) and first["rows"] == close(other["rows"])
+        assert all(torch.equal(other["net"][key], value) for key, value in first["net"].items())
+
+
+def test_the_jobs_differ(alone: dict[str, Outcome]) -> None:
+    """The control: what is compared moves, and not all alike."""
+    assert apart(net_of(alone["alp"]), net_of(alone["at"])) > 1e-4
+    assert apart(net_of(alone["alp,av-rank"]), net_of(alone["alp"])) > 1e-4
+
+
+def test_every_sample_is_visited_once_an_epoch(
+    out: Path, alone: dict[str, Outcome], several: list[dict[str, Outcome]]
+) -> None:
+    tensors, _ = RunFolder.open(out / f"visits-{len(several)}").load("last")
+    assert tensors["samples/visits/count"].tolist() == [2] * N
+    assert alone["visits"]["rows"] == close(several[0]["visits"]["rows"])  # type: ignore[index]
+    one, _ = RunFolder.open(out / "visits-1").load("last")
+    assert torch.equal(tensors["samples/cat-eps/eps"], one["samples/cat-eps/eps"])
+
+
+def test_local_batch_norm_is_another_run(alone: dict[str, Outcome], two: list[dict[str, Outcome]]) -> None:
+    """Each process takes the statistics of its share; those that are kept are the first's."""
+    assert apart(net_of(two[0]["local"]), net_of(alone["local"])) > 1e-4
+    assert all(torch.equal(net_of(two[1]["local"])[key], value) for key, value in net_of(two[0]["local"]).items())
+
+
+def test_a_run_goes_on_with_more_processes_and_with_fewer(three: list[dict[str, Outcome]]) -> None:
+    """2, then 1, then 3; a stop that one process is asked for is all of theirs."""
+    whole = in_processes.elastic()
+    assert apart(net_of(three[0]["end"]), whole["net"]) <= 1e-12
+    assert three[0]["end"]["rows"] == close(whole["rows"])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_who_needs_the_whole_batch_is_refused(name: str, two: list[dict[str, Outcome]]) -> None:
+    sentence = (
+        f"HookConflict: Plugin {name} may need the whole batch (it does not declare by_sample), and a run of 2 "
+        "processes asks it about parts; leave one of them out."
+    )
+    assert [process[name] for process in two] == [sentence] * 2
+
+
+def test_what_is_not_finite_in_one_process_stops_all(alone: dict[str, Outcome], two: list[dict[str, Outcome]]) -> None:
+    """With the sentence of one process."""
+    assert "the loss (term one-broken) at epoch 0, step" in str(alone["one broken"])
+    assert [process["one broken"] for process in two] == [alone["one broken"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("job", "sentence"),
+    [
+        (
+            "apart",
+            "HookContract: The processes hold different bits of tensors/apart/mine. What a plugin keeps must not "
+            "depend on a part of the batch, and in a script of one's own every process must build the same model "
+            "(torch.manual_seed).",
+        ),
+        ("accumulate", "OptionError: run.accumulate is of one process; leave it at 1, and start more processes."),
+        ("compile", "OptionError: run.compile is not supported in several processes yet; set run.compile=off."),
+        (
+            "small",
+            "OptionError: A batch of 1 images is too small for 2 processes; raise run.batch_size, or start fewer.",
+        ),
+        ("others", "OptionError: The processes were started with different settings; give all of them the same."),
+    ],
+)
+def test_what_several_processes_can_not_do(job: str, sentence: str, two: list[dict[str, Outcome]]) -> None:
+    assert [process[job] for process in two] == [sentence] * 2
+
+
+@pytest.fixture(scope="module")
+def hanging(out: Path) -> list[dict[str, Outcome]]:
+    return outcomes(2, out / "hanging", ["hang"])
+
+
+@pytest.mark.parametrize(
+    ("processes", "how"), [("three", "kill"), pytest.param("hanging", "hang", marks=pytest.mark.soak)]
+)
+def test_a_process_that_is_lost_ends_all_and_the_run_goes_on(
+    processes: str, how: str, out: Path, request: pytest.FixtureRequest
+) -> None:
+    """In the middle of a step."""
+    *others, lost = request.getfixturevalue(processes)
+    sentence = "ProcessLost: Another process of the run has ended, or has not answered within run.timeout"
+    assert how not in lost and all(str(process[how]).startswith(sentence) for process in others)
+    in_processes.Fails.how = staticmethod(lambda: None)
+    rest, whole = in_processes.torn(resume_from=out / how), in_processes.torn()
+    assert apart(rest["net"], whole["net"]) <= 1e-12 and rest["rows"] == close(whole["rows"])
+
+
+def test_one_process_of_torchrun_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    run: Any = resolve([], []).run
+    assert join(run) is ALONE
