@@ -14,7 +14,7 @@ K ?=
 DATA ?=
 
 .PHONY: setup demo quick test check fix docs bench soak results results-digits-long results-fashion \
-	results-overfit results-robustness results-audit results-evaluation-cost results-pictures clean
+	results-overfit results-robustness results-audit results-evaluation-cost results-pictures results-data-scale clean
 
 setup: $(VENV)/.installed
 
@@ -91,6 +91,10 @@ results-audit: setup
 results-pictures: setup
 	@test -n "$(DATA)" || { echo "Say where the pictures are: make results-pictures DATA=FOLDER_OR_ZIP" >&2; exit 2; }
 	$(BIN)/python results/experiments.py pictures --data-root "$(DATA)"
+
+# Seconds and bytes a step against the number of images, up to 50 million that stay in their file.
+results-data-scale: setup
+	$(BIN)/python results/data_scale.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

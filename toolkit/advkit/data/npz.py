@@ -74,7 +74,8 @@ def of_npz(paths: Sequence[Path], hold_out: float) -> Given:
     if not len(label) or label.min() < 0 or label.max() >= MOST:
         raise DataError(f"{paths[0]}: there is no image, or labels are no places of classes; number those from 0.")
     held = np.zeros(len(label), bool)
-    held[shuffled(torch.arange(len(label)))[: round(hold_out * len(label))].numpy()] = hold_out > 0
+    if hold_out:
+        held[shuffled(torch.arange(len(label)))[: round(hold_out * len(label))].numpy()] = True
     parts = {
         split: Part(shapes[0][1:], label[kept], partial(_rows, paths, kept))
         for split, kept in (("train", ~held), ("test", held))
