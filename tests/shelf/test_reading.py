@@ -26,7 +26,9 @@ OWN = {
     "__init__.py": "its own names",
     "studies/report/page.py": "its own style sheet",
     "data/digits.py": "its own images",
+    "data/convert.py": "writes a folder of its own",
     "data/prepare.py": "writes a file of its own",
+    "data/workspace.py": "marks a folder of its own",
     "cli/streams.py": "/dev/null",
 }
 """Who opens files past `advkit.reading`, and which."""
