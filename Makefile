@@ -14,7 +14,8 @@ K ?=
 DATA ?=
 
 .PHONY: setup demo quick test check fix docs bench soak results results-digits-long results-fashion \
-	results-overfit results-robustness results-audit results-evaluation-cost results-pictures results-data-scale clean
+	results-overfit results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
+	results-methods clean
 
 setup: $(VENV)/.installed
 
@@ -86,6 +87,11 @@ results-evaluation-cost: setup
 # False alarms and misses of the audit on nets that are known to be honest or masked.
 results-audit: setup
 	$(BIN)/python results/audit_study.py
+
+# The audit and AutoAttack on a net of each method, and two epochs of sets that users ask for; an hour on one core.
+results-methods: setup
+	$(BIN)/python results/methods.py compositions
+	$(BIN)/python results/methods.py audits
 
 # make results-pictures DATA=FOLDER_OR_ZIP    a folder or zip of train|test/CLASS/*
 results-pictures: setup
