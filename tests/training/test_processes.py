@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ def test_local_batch_norm_is_another_run(alone: dict[str, Outcome], two: list[di
     assert all(torch.equal(net_of(two[1]["local"])[key], value) for key, value in net_of(two[0]["local"]).items())
 
 
-def test_a_run_goes_on_with_more_processes_and_with_fewer(three: list[dict[str, Outcome]]) -> None:
+def test_a_run_goes_on_with_more_processes_and_with_fewer(out: Path, three: list[dict[str, Outcome]]) -> None:
     """2, then 1, then 3; a stop that one process is asked for is all of theirs."""
+    assert json.loads((out / "elastic" / "environment.json").read_text())["processes"] == 2
     whole = in_processes.elastic()
     assert apart(net_of(three[0]["end"]), whole["net"]) <= 1e-12
     assert three[0]["end"]["rows"] == close(whole["rows"])  # type: ignore[index]

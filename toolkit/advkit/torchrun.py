@@ -11,6 +11,12 @@ def several() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
+def processes() -> int:
+    """How many there are."""
+    told = os.environ.get("WORLD_SIZE", "1")
+    return int(told) if told.isdecimal() else 1
+
+
 def rank() -> int:
     """The number of this process: 0 is the first, which speaks and writes for all."""
     told = os.environ.get("RANK", "0")

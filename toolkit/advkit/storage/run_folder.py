@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .. import registry
+from .. import registry, torchrun
 from ..config import runfile
 from ..config.layer import Layer
 from ..config.resolve import Resolved
@@ -173,7 +173,7 @@ class RunFolder:
         if not isinstance(then, dict):
             return ["environment.json is absent or damaged: what the run was started with is unknown"]
         now = environment(resolved, code)
-        then.setdefault("code", now["code"])  # of before it was recorded
+        then = {"code": now["code"], "processes": 1} | then  # of before they were recorded
         return [
             f"{key}: {then.get(key)} then, {now.get(key)} now"
             for key in sorted({*then, *now} - {"command"})
@@ -199,6 +199,7 @@ def environment(resolved: Resolved, code: Mapping[str, str]) -> dict[str, Any]:
         **machine.hardware(resolved.run.device),
         "plugins": {name: owners.get(name, "passed from Python") for name in sorted(used)},
         "code": dict(code),
+        "processes": torchrun.processes(),
         "command": sys.argv[1:],
     }
 
