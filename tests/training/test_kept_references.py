@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def backwards(self: Any) -> None:
     ("what", "deed"),
     [
         ("0.weight", lambda self: self.model[0].weight.data.mul_(0.5)),
-        ("1.running_mean", lambda self: self.model(self.batch.x)),
+        ("1.running_mean", lambda self: self.model[:2](self.batch.x)),
         ("requires_grad of 0.weight", lambda self: self.model[0].weight.requires_grad_(False)),
         ("the mode", lambda self: self.model.eval()),
         ("the mode of 1", lambda self: self.model[1].eval()),
@@ -127,9 +128,7 @@ def test_gradients_are_whole_when_they_are_shown(tiny_net: Net, tiny_batch: Batc
             with torch.enable_grad():
                 F.cross_entropy(self.model(batch.x), batch.y).backward()
 
-    with pytest.raises(
-        HookContract, match=r"of observe_update: it changed the gradient of 0.weight, which it only borr"
-    ):
+    with pytest.raises(HookContract, match=r"of observe_update: it calls the model itself, at other weights"):
         step_of(tiny_net(), bad(setup=takes, observe_update=observe_update))(*tiny_batch(), epoch=0)
 
 
@@ -295,3 +294,59 @@ def test_numbers_that_no_checkpoint_holds_are_told_of(
         ):
             step(*tiny_batch(), epoch=0)
     step(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize("plugins", [(), ("awp",)])
+def test_a_forward_that_no_plan_counts_is_refused(tiny_net: Net, tiny_batch: BatchOf, plugins: tuple[str, ...]) -> None:
+    def regularizer(self: Any, adv_logits: Tensor, batch: Any) -> Tensor:
+        return (self.model(batch.x) - adv_logits).square().sum(1)
+
+    said = r"Plugin bad broke the contract of extra_regularizer: it calls the model itself, .* take clean_logits"
+    with pytest.raises(HookContract, match=said):
+        step_of(tiny_net(), bad(setup=takes, extra_regularizer=regularizer), *plugins)(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize("where", ["the first rows", "all rows"])
+def test_state_of_other_samples_is_left_alone(tiny_net: Net, tiny_batch: BatchOf, where: str) -> None:
+    def setup(self: Any, run: Any) -> None:
+        self.claimed = run.sample_state("seen", 1.0)
+
+    def weight(self: Any, adv_logits: Tensor) -> Tensor:
+        rows = slice(len(adv_logits)) if where == "the first rows" else slice(None)
+        self.claimed[rows] = 2.0
+        return ones(adv_logits)
+
+    step = step_of(tiny_net(), weigher(setup=setup, instance_weight=weight))
+    x, y, _ = tiny_batch()
+    with pytest.raises(HookContract, match=r"Plugin bad writes its state seen of samples that are not in the batch"):
+        step(x, y, torch.arange(8, 8 + len(y)), epoch=0)
+    assert step.state.samples["bad/seen"].eq(1.0).all(), "and it is put back"
+
+
+@pytest.mark.parametrize(
+    ("partner", "ratio", "said"),
+    [
+        (torch.full((4,), 99), torch.ones(4), "partner is no place"),
+        (torch.zeros(3, dtype=torch.int64), torch.ones(4), r"partner must be \(4,\) int64"),
+        (torch.zeros(4, dtype=torch.int64), torch.full((4,), 7.0), r"ratio leaves \[0, 1\]"),
+        (0, "a", r"ratio must be \(4,\) floating point, not str"),
+    ],
+)
+def test_a_mix_is_of_the_batch(tiny_net: Net, tiny_batch: BatchOf, partner: Any, ratio: Any, said: str) -> None:
+    def mix_batch(self: Any, batch: advkit.Batch) -> advkit.Batch:
+        return replace(batch, mix=advkit.Mix(partner, ratio))
+
+    with pytest.raises(HookContract, match=rf"Plugin bad broke the contract of mix_batch: {said}"):
+        step_of(tiny_net(), bad(mix_batch=mix_batch))(*tiny_batch(), epoch=0)
+
+
+def test_an_edit_that_changes_no_value_is_one(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    def attack_objective(self: Any, batch: Any, target: Tensor) -> Any:
+        def goal(logits: Tensor) -> Tensor:
+            target.clamp_(0, 1)
+            return F.cross_entropy(logits, target, reduction="none")
+
+        return goal
+
+    with pytest.raises(HookContract, match=r"of attack_objective: it changed target, which it only borrows"):
+        step_of(tiny_net(), bad(attack_objective=attack_objective))(*tiny_batch(), epoch=0)

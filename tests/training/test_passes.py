@@ -360,15 +360,15 @@ def test_the_counts_do_not_depend_on_the_attack_mode(tiny_net: Net, tiny_batch: 
 
 
 def test_the_witness_would_notice_an_unbooked_forward(tiny_net: Net, tiny_batch: BatchOf) -> None:
-    """A negative control: a plugin that runs the model behind the core's back."""
+    """A negative control: a plugin that runs the model after the update, where nobody watches it."""
     net, batch = tiny_net(), tiny_batch()
 
     class Sly(Plugin):
         name = "sly"
 
         @hookimpl
-        def extra_regularizer(self, x_train):
-            return net(x_train).sum(1)
+        def after_update(self):
+            net(batch[0])
 
     _, run = witnessed(net, [Sly], batch)
     with pytest.raises(AssertionError):

@@ -159,6 +159,7 @@ _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         torch.get_default_device,
         lambda device: torch.set_default_device(None if device == torch.device("cpu") else device),
     ),
+    "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "whether algorithms are deterministic": (
         torch.are_deterministic_algorithms_enabled,

@@ -16,6 +16,7 @@ from ..errors import HookContract
 from ..types import AttackResult, Batch, Budget, BudgetScale, Mix
 from .guard import unchanged, values_of
 
+LONG = torch.int64
 SLACK = 1e-6
 """Relative: what a budget may round above the largest."""
 
@@ -41,6 +42,12 @@ class Contract:
             raise _broken(who, "mix_batch", "occurrence must stay that of the batch, and mix be an advkit.Mix or None")
         if x.requires_grad:
             raise _broken(who, "mix_batch", "the images must be detached")
+        if isinstance(mix := batch.mix, Mix):
+            self._per_sample(who, "mix_batch", "ratio", mix.ratio)
+            if not isinstance(mix.partner, Tensor) or mix.partner.shape != (self.rows,) or mix.partner.dtype != LONG:
+                raise _broken(who, "mix_batch", f"partner must be ({self.rows},) int64, not {_described(mix.partner)}")
+            self._true(who, "mix_batch", lambda: (mix.ratio >= 0) & (mix.ratio <= 1), "ratio leaves [0, 1]")
+            self._true(who, "mix_batch", lambda: (mix.partner >= 0) & (mix.partner < self.rows), "partner is no place")
         self.batch = batch
         return batch
 
@@ -56,7 +63,7 @@ class Contract:
                 too_large = f"{name} is above {most:.4g}, which Plugin.largest_budget says is the largest"
                 self._true(who, hook, partial(torch.le, value, most), too_large)
         if (steps := budget.steps) is not None:
-            if not isinstance(steps, Tensor) or steps.shape != (self.rows,) or steps.dtype != torch.int64:
+            if not isinstance(steps, Tensor) or steps.shape != (self.rows,) or steps.dtype != LONG:
                 raise _broken(who, hook, f"steps must be ({self.rows},) int64, not {_described(steps)}")
             self._true(
                 who,
@@ -123,8 +130,8 @@ class Contract:
             raise _broken(who, "inner_attack", f"an advkit.AttackResult is expected, not {type(result).__name__}")
         self.images(who, "inner_attack", result.x_adv, radius, norm)
         for name, shape, dtype in (
-            ("steps", (self.rows,), torch.int64),
-            ("zero_gradients", (self.rows,), torch.int64),
+            ("steps", (self.rows,), LONG),
+            ("zero_gradients", (self.rows,), LONG),
             ("finite", (), torch.bool),
             ("start", self.batch.x.shape, self.batch.x.dtype),
         ):
@@ -269,18 +276,6 @@ class Contract:
             rows = (~holds).nonzero().flatten().tolist() if holds.shape == (self.rows,) else []
             where = f" (dataset index {int(self.batch.index[rows[0]])})" if rows else ""
             raise _broken(who, hook, complaint + where)
-
-
-def weights_of(plugin: str, answer: object, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """What `evaluation_weights` answered, for a model that has `own` by name."""
-    hook = "evaluation_weights"
-    if not isinstance(answer, Mapping) or not all(isinstance(value, Tensor) for value in answer.values()):
-        raise HookContract.broken(plugin, hook, "tensors by name are expected")
-    for name, value in answer.items():
-        if name not in own or value.shape != own[name].shape:
-            what = f"it has {name}, which is no parameter or buffer of the model, or of another shape"
-            raise HookContract.broken(plugin, hook, what)
-    return answer
 
 
 _broken = HookContract.broken

@@ -34,6 +34,8 @@ class Engine:
         self.model, self._how = model, run.compile
         self.compiled: Compiled | None = None
         self._batch_norm = batch_norm
+        self.running = False
+        """Whether the model is called by the core now."""
         if self.half and dtype != torch.float32:
             raise OptionError(
                 f"run.precision=bf16 computes in bfloat16 with weights in float32, and the model's are in "
@@ -90,6 +92,13 @@ class Engine:
 
         It draws after `seed()`. `careful`: what it does to its images and in which precision it computes is watched.
         """
+        self.running = True
+        try:
+            return self._forward(replaced, x, seed, careful)
+        finally:
+            self.running = False
+
+    def _forward(self, replaced: Mapping[str, Tensor], x: Tensor, seed: Callable[[], None], careful: bool) -> object:
         seed()
         if self.compiled is None or not self.compiled.takes(x):
             with examined(x, half=self.half) if careful else untouched(x):

@@ -5,17 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..compose.stage import Stage
 from ..errors import NonFinite
 from ..run import RunState
 from .objective import Outcome
 
+ATTACK = "an input gradient of the attack"
+
 
 def stop_if_not_finite(
-    model: nn.Module, state: RunState, finite: Tensor | None, target: Tensor, outcome: Outcome
+    model: nn.Module, state: RunState, finite: Tensor | None, target: Tensor, outcome: Outcome, stage: Stage
 ) -> None:
     """NonFinite with what to do. One synchronisation a step. `finite` () is whether the input gradients all were."""
     what = _not_finite(model, finite, outcome)
     if what is not None:
+        if what == ATTACK and (owner := stage.owner("attack_objective")):
+            what += f" (objective of {owner.plugin.name})"
         where = f"{what} at epoch {state.epoch}, step {state.step}"
         raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {_advice(target, outcome)}")
 
@@ -23,7 +28,7 @@ def stop_if_not_finite(
 def _not_finite(model: nn.Module, finite: Tensor | None, outcome: Outcome) -> str | None:
     """What is not finite, the earliest cause first: an input gradient, the loss, a parameter gradient; or None."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flags = {"an input gradient of the attack": finite, "the loss": outcome.loss.isfinite()}
+    flags = {ATTACK: finite, "the loss": outcome.loss.isfinite()}
     if gradients:
         flags["a parameter gradient"] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
     known = {name: flag for name, flag in flags.items() if flag is not None}

@@ -81,7 +81,7 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
     lent: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in _tensors(borrowed):
         lent.setdefault(id(tensor), (name, tensor))
-    before = [(name, t, t.detach().clone(), len(t._backward_hooks or ())) for name, t in lent.values()]
+    before = [(name, t, t.detach().clone(), t._version, len(t._backward_hooks or ())) for name, t in lent.values()]
     form, switched, states = Form(model, hook), switches(), generators()
     try:
         yield
@@ -90,8 +90,8 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
         put_back(states)
         raise
     changed = []
-    for name, tensor, copy, hooks in before:
-        if not same_bits(tensor.detach(), copy):
+    for name, tensor, copy, version, hooks in before:
+        if tensor._version != version or not same_bits(tensor.detach(), copy):  # torch refuses its gradient afterwards
             changed.append((f"{name}, which it only borrows", "work on a copy"))
             with torch.no_grad():
                 tensor.detach().copy_(copy)

@@ -19,7 +19,6 @@ from ..modules import placement
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
 from .chance import Chance, refuse_broken_net
-from .contracts import weights_of
 from .ending import farewell, tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
@@ -31,7 +30,7 @@ from .result import TrainResult
 from .saving import Position, save, unsaved
 from .step import TrainingStep
 from .step_report import Report
-from .validation import validated
+from .validation import validated, weights_of
 from .visits import occurrences
 
 

@@ -78,9 +78,9 @@ class TrainingStep:
         classes, ledger, updates = self.state.num_classes, Ledger(len(parts)), list[Update]()
         with (
             explained(),
-            all_or_nothing(self.model, self.optimizer, self.state, batch.index),
+            all_or_nothing(self.model, self.optimizer, self.state, batch.index, careful),
             own_generator(self.state.device) as seed,
-            self.panel.watching(careful),
+            self.panel.watching(careful, self.engine),
             hooks_told_apart(self.model) if careful else nullcontext(()) as computing,
             self.engine.numbers(),
         ):
@@ -160,7 +160,7 @@ class TrainingStep:
         self.ranks.add_gradients(self.model)
         self.ranks.add([outcome.loss, *outcome.raw.values(), *outcome.weighted.values()])
         finite = batch.whole(known["attack"].finite)
-        stop_if_not_finite(self.model, self.state, finite, known["target"], outcome)
+        stop_if_not_finite(self.model, self.state, finite, known["target"], outcome, stage)
         with torch.no_grad():
             for answer in stage.answers["observe_update"]:
                 self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})

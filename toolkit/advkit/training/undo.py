@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from ..errors import NonFinite
+from ..errors import HookContract, NonFinite
+from ..judging import same_bits
 from ..run import RunState
 from .given import refuse_late
 
 
 @contextmanager
 def all_or_nothing(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, index: Tensor
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, index: Tensor, careful: bool
 ) -> Iterator[None]:
     """Put weights, buffers, optimizer and plugins' state back if the scope fails, or leaves anything not finite.
 
-    Costs a copy of the weights and of the optimizer's state. `index` (B,) are the samples whose state may change.
+    Costs a copy of the weights and of the optimizer's state. `index` (B,) are the samples whose state may change;
+    `careful`: HookContract where another's does, which costs a copy of all.
     """
     before = {name: (tensor, tensor.detach().clone()) for name, tensor in _held(model, state)}
     bound = [(module, dict(module._buffers)) for module in model.modules() if not isinstance(module, ScriptModule)]
     samples = [(name, values, values[index]) for name, values in state.samples.items()]
+    whole = {name: values.clone() for name, values in state.samples.items()} if careful else {}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     steps = {parameter: _copied(values) for parameter, values in optimizer.state.items()}
     try:
         yield
         refuse_late(model, before)
+        _refuse_other_rows(state, whole, index)
         rows = [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
         now = [(name, tensor, before[name][1] if name in before else None) for name, tensor in _held(model, state)]
         if what := _not_finite([*now, *rows], optimizer):
@@ -44,14 +48,27 @@ def all_or_nothing(
         for module, buffers in bound:  # some bind theirs anew: self.m = 0.9 * self.m
             module._buffers.clear()
             module._buffers.update(buffers)
-        for _, values, was in samples:
+        for name, values, was in samples:
             values[index] = was
+            if name in whole:
+                values.copy_(whole[name])
         optimizer.state.clear()
         optimizer.state.update(steps)
         for parameter, gradient in gradients:
             if parameter.grad is not gradient:  # this step's own, which nobody may step on
                 parameter.grad = None
         raise
+
+
+def _refuse_other_rows(state: RunState, before: Mapping[str, Tensor], index: Tensor) -> None:
+    for name, was in before.items():
+        now = state.samples[name].index_copy(0, index, was[index])
+        if not same_bits(now, was):
+            plugin, _, own = name.partition("/")
+            raise HookContract(
+                f"Plugin {plugin} writes its state {own} of samples that are not in the batch; write at batch.index, "
+                "and nowhere else."
+            )
 
 
 def _held(model: nn.Module, state: RunState) -> list[tuple[str, Tensor]]:

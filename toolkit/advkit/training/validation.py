@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..config.resolve import Resolved
 from ..data.base import Dataset
+from ..errors import HookContract
 from ..evaluation.attacks.names import parse_attacks
 from ..evaluation.results import BATCH
 from ..evaluation.verdicts import verdicts
@@ -41,3 +42,15 @@ def accuracies(
         size = min(BATCH, resolved.run.batch_size)
         kept = verdicts(model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)
     return {name: float(judged.robust.double().mean()) for name, judged in kept.items()}
+
+
+def weights_of(plugin: str, answer: object, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What `evaluation_weights` answered, for a model that has `own` by name."""
+    hook = "evaluation_weights"
+    if not isinstance(answer, Mapping) or not all(isinstance(value, Tensor) for value in answer.values()):
+        raise HookContract.broken(plugin, hook, "tensors by name are expected")
+    for name, value in answer.items():
+        if name not in own or value.shape != own[name].shape:
+            what = f"it has {name}, which is no parameter or buffer of the model, or of another shape"
+            raise HookContract.broken(plugin, hook, what)
+    return answer
