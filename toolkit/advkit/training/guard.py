@@ -14,8 +14,11 @@ from torch.jit import ScriptModule
 from ..compose.stage import Answer
 from ..errors import HookContract
 from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches
+from ..modules import hook_before
 from ..plugin import Plugin
 from ..run import RunState
+from .compiled import of_the_users
+from .engine import Engine
 from .hidden import HOOKS
 
 
@@ -70,6 +73,46 @@ class Bindings:
                     f"Plugin {plugin.name} binds its state {name} anew (self.{attribute} = ...), which no checkpoint "
                     f"holds and no failed step puts back; write in place, as self.{attribute}.copy_(...)."
                 )
+
+
+class Strays:
+    """Calls of the model that the engine does not make: plugins make them, and no plan counts them."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    @contextmanager
+    def counted(self, engine: Engine) -> Iterator[None]:
+        """Of a model that is compiled none are: a hook would compile it anew."""
+        if engine.compiled is not None or of_the_users(engine.model) is not None:
+            yield
+            return
+
+        def called(module: nn.Module, images: object) -> None:
+            self._calls += not engine.running
+
+        hook = hook_before(engine.model, called)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def refused(self, answer: Answer) -> Iterator[None]:
+        """HookContract where an answer within a step makes one, whatever else it breaks thereby."""
+        before = self._calls
+        try:
+            yield
+        except HookContract:
+            if self._calls == before:
+                raise
+        if self._calls > before and answer.hook != "after_update":
+            raise HookContract.broken(
+                answer.plugin.name,
+                answer.hook,
+                "it calls the model itself, at other weights and in another mode than the step may, and no plan counts "
+                "that; take clean_logits or adv_logits as arguments, or ask run.logits(...)",
+            )
 
 
 @contextmanager

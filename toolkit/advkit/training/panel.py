@@ -10,13 +10,11 @@ from torch import nn
 
 from ..compose.composition import Composition
 from ..compose.stage import Answer, Stage
-from ..errors import HookContract, OptionError
+from ..errors import OptionError
 from ..hookspec import VIEWS
-from ..modules import hook_before
 from ..run import Run, RunState
-from .compiled import of_the_users
 from .engine import Engine
-from .guard import Bindings, guarded
+from .guard import Bindings, Strays, guarded
 from .shares import Whole
 
 
@@ -32,8 +30,7 @@ class Panel:
             plugin.taken = True
         self.composition, self.state, self.guarded = composition, state, False
         self.model: nn.Module | None = None
-        self._strays = 0
-        self._bindings = Bindings((), state)
+        self._bindings, self._strays = Bindings((), state), Strays()
         self.runs = {p.name: Run(state, p.name, composition.company) for p in composition.plugins}
 
     @property
@@ -51,7 +48,7 @@ class Panel:
             arguments[name] = value.detach() if value is not None and name in detached else value
         rare = answer.spec.phase in ("data", "run") and answer.hook not in ("mix_batch", "train_transform")
         if self.guarded or rare:
-            with self._planned(answer):
+            with self._strays.refused(answer):
                 return guarded(answer, arguments, {} if answer.hook == "after_update" else everything, self.model)
         return answer(arguments)
 
@@ -59,23 +56,6 @@ class Panel:
         """One answer on the whole batch, of which this process may know but a share."""
         names = {self.stage.aliases.get(name, name) for name in answer.arguments}
         return self.ask(answer, shares.known(known, names), **more)
-
-    @contextmanager
-    def _planned(self, answer: Answer) -> Iterator[None]:
-        """HookContract where an answer within a step calls the model itself."""
-        before = self._strays
-        try:
-            yield
-        except HookContract:
-            if self._strays == before:
-                raise
-        if self._strays > before and answer.hook != "after_update":
-            raise HookContract.broken(
-                answer.plugin.name,
-                answer.hook,
-                "it calls the model itself, at other weights and in another mode than the step may, and no plan counts "
-                "that; take clean_logits or adv_logits as arguments, or ask run.logits(...)",
-            )
 
     def notify(self, hook: str, **known: Any) -> None:
         """Tell everybody who answers a NOTIFY hook in this epoch; before and after the run, whoever is in it."""
@@ -92,23 +72,7 @@ class Panel:
         """Guarded for the scope, if `on`, with an eye on who calls the model beside the `engine`."""
         before, self.guarded = self.guarded, on
         try:
-            with nullcontext() if engine is None or not on else self._seen(engine):
+            with nullcontext() if engine is None or not on else self._strays.counted(engine):
                 yield
         finally:
             self.guarded = before
-
-    @contextmanager
-    def _seen(self, engine: Engine) -> Iterator[None]:
-        """Counts calls of the model that the engine does not make. Of a compiled one none: a hook compiles it anew."""
-        if engine.compiled is not None or of_the_users(engine.model) is not None:
-            yield
-            return
-
-        def called(module: nn.Module, images: object) -> None:
-            self._strays += not engine.running
-
-        hook = hook_before(engine.model, called)
-        try:
-            yield
-        finally:
-            hook.remove()

@@ -151,16 +151,14 @@ class TrainingStep:
         with mode(self.model, training=True), torch.enable_grad():
             if owner := stage.owner("weight_perturbation"):
                 params = {name: p.detach() for name, p in first.network.params.items() if p.requires_grad}
-                gradients = [update.gradient_at(owner.plugin.name) for update in updates]
-                gradient_at = self.ranks.summed(summed(gradients))
+                gradient_at = self.ranks.summed(summed([update.gradient_at(owner.plugin.name) for update in updates]))
                 with torch.no_grad():
                     answer = self.panel.ask_of_all(owner, batch, known, params=params, gradient_at=gradient_at)
                 shift = first.contract.shift(owner.plugin.name, answer, params)
             outcome = backward(self.objective, updates, shift, self._forget)
         self.ranks.add_gradients(self.model)
         self.ranks.add([outcome.loss, *outcome.raw.values(), *outcome.weighted.values()])
-        finite = batch.whole(known["attack"].finite)
-        stop_if_not_finite(self.model, self.state, finite, known["target"], outcome, stage)
+        stop_if_not_finite(self.model, self.state, batch.whole(known["attack"].finite), known["target"], outcome, stage)
         with torch.no_grad():
             for answer in stage.answers["observe_update"]:
                 self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
