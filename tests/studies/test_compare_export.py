@@ -92,6 +92,10 @@ def test_compare_refuses_what_is_not_comparable(
     assert command(["compare", runs[2], *base]) == 2
     assert "say at which both are judged: --eps E." in capsys.readouterr().err
     assert command(["compare", runs[2], *base, "--eps", "0.1"]) == 0
+    (tmp_path / "loop").symlink_to("loop")
+    capsys.readouterr()
+    assert command(["compare", str(tmp_path / "loop"), *base]) == 4
+    assert "loop is not a run folder: " in capsys.readouterr().err
     other = str(tmp_path / "other")
     assert command(["train", *TINY, "--limit", "100", "--out", other]) == 0
     capsys.readouterr()
@@ -217,6 +221,36 @@ def test_an_export_that_was_killed_can_be_repeated(
     with pytest.raises(advkit.OptionError, match="holds files already"):
         advkit.export(runs[0], tmp_path / "mine")
     assert (tmp_path / "mine" / "model.pt").read_text() == "years of work"
+
+
+def test_of_two_exports_into_a_folder_one_is_refused(
+    runs: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that was killed leaves nothing beside what another net's export writes there."""
+    from advkit.studies import export as module
+
+    out, refused = tmp_path / "net", []
+
+    def meanwhile(path: Path, data: bytes) -> None:
+        write_atomic(path, data)
+        with pytest.raises(advkit.OptionError, match="net is in use by process"):
+            advkit.export(runs[1], out)
+        refused.append(path.name)
+        if path.name == "model.pt2":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_atomic", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            advkit.export(runs[0], out)
+    assert refused == [".unfinished", "example.safetensors", "model.pt2"] and (out / "model.pt2").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_graph", lambda model, x: (None, "it can not be traced"))
+        record = advkit.export(runs[1], out)
+    assert not (out / "model.pt2").exists() and record.run == runs[1]
+    assert not any(path.name.startswith(".") for path in out.iterdir())
+    with pytest.raises(advkit.OptionError, match="holds files already"):
+        advkit.export(runs[1], out)
 
 
 def test_an_export_without_normalisation_is_recognised(

@@ -615,6 +615,37 @@ def test_a_run_without_an_epoch_is_shown(runs: Path) -> None:
     assert "Not finished: run 1." in text(page.id("comparison")) and faults(page) == []
 
 
+def test_a_run_killed_inside_a_line_is_shown_up_to_it(runs: Path) -> None:
+    whole = (runs / "plain" / "metrics.jsonl").read_text()
+    before = page_of("plain")
+    (runs / "plain" / "metrics.jsonl").write_text(whole + '{"epoch": 2, "los')
+    page = page_of("plain")
+    title = f"All {len(whole.splitlines())} epochs as figures"
+    assert title in text(page.id("run-1-curves"))
+    said = (
+        "The last line of metrics.jsonl is unfinished and not shown; unless the run goes on now, advkit train --resume"
+    )
+    assert said in text(page.id("run-1-curves")) and said not in text(before.id("run-1-curves"))
+    (runs / "plain" / "metrics.jsonl").write_text(whole.rstrip("\n"))  # all but the end of the line
+    assert said not in text(page_of("plain").id("run-1-curves"))
+    (runs / "plain" / "metrics.jsonl").write_text('{"epo\n' + whole + '{"epoch": 2, "los')
+    assert advkit("report", "plain").code == 4
+
+
+def test_settings_that_no_run_could_have_name_the_run(runs: Path) -> None:
+    swap(runs / "plain", "momentum = 0.9", "momentum = -7.0")
+    ran = advkit("evaluate", "plain")
+    assert ran.code == 4 and ran.err.startswith("Error: plain/run.toml: optimizer.momentum = -7.0 must be")
+    assert "It belongs to a run: restore it, or start a new run." in ran.err
+    swap(runs / "cat", '"cat-eps"', '"gone-eps"')
+    swap(runs / "cat", "[options.cat-eps]", "[options.gone-eps]")
+    for command in (["evaluate", "cat"], ["train", "--resume", "cat"]):
+        ran = advkit(*command)
+        assert ran.code == 4 and ran.err.startswith("Error: cat/run.toml: Unknown plugin gone-eps.")
+        assert "The run was made with it: install it here first." in ran.err
+    assert advkit("train", "--plugins", "gone-eps", "--out", "new").code == 2  # typed
+
+
 # ---------------------------------------------------------------------- comparison
 
 
@@ -764,6 +795,7 @@ def test_the_command_writes_the_page_and_says_so(runs: Path) -> None:
     [
         (["absent"], 4, "absent is not a run folder"),
         (["plain", "torn"], 4, "metrics.jsonl is damaged"),
+        (["plain", "loop"], 4, "loop is not a run folder: "),
         (["plain", "plain"], 2, "plain is named twice; name each run once."),
         (["plain", "cat/../plain"], 2, "cat/../plain is named twice"),
         ([], 2, "Missing argument"),
@@ -778,6 +810,7 @@ def test_refusals(runs: Path, arguments: list[str], code: int, sentence: str) ->
     shutil.copytree(runs / "cat", runs / "torn", symlinks=True)
     (runs / "torn" / "metrics.jsonl").write_text('{"epoch": 0}\n5\n')
     (runs / "report.html").write_text("old")
+    (runs / "loop").symlink_to("loop")
     ran = advkit("report", *arguments)
     assert (ran.code, ran.out) == (code, "") and sentence in ran.err and ran.err.count("\n") == 1
     assert (runs / "report.html").read_text() == "old"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import advkit
 from advkit import EvaluationAttack, Victim
 from advkit.evaluation import verdicts
+from advkit.storage import lock
 from advkit.studies.transfer import Transfer
 
 SMALL = {"data.limit": 60, "model.width": 4, "attack.steps": 2, "validation.steps": 2}
@@ -89,6 +91,32 @@ def test_verdicts_of_another_net_are_not_taken(runs: tuple[Path, Path], tmp_path
     shutil.rmtree(one.parent)
     shutil.copytree(other.parent, one.parent)
     assert accuracy(runs[0], tmp_path / "0", "pgd-3") == truths[0] and len(asked) == 4
+
+
+def test_an_evaluation_that_fails_to_begin_gives_its_folder_back(
+    runs: tuple[Path, Path], tmp_path: Path, asked: list[str]
+) -> None:
+    before = accuracy(runs[0], tmp_path, "pgd-1")
+    progress = next(tmp_path.glob("*/progress.jsonl"))
+    away = progress.rename(tmp_path / "away")
+    progress.symlink_to(away)
+    with pytest.raises(advkit.CheckpointError, match="can not be used"):
+        accuracy(runs[0], tmp_path, "pgd-1")
+    away.rename(progress)
+    assert accuracy(runs[0], tmp_path, "pgd-1") == before
+
+
+def test_a_run_that_can_only_be_read_is_evaluated_elsewhere(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(lock, "take", refused)
+    with pytest.raises(advkit.CheckpointError) as caught:
+        accuracy(runs[0], tmp_path, "pgd-1")
+    said = "can not be written (Read-only file system); choose a place that can with `evaluate --out`."
+    assert str(caught.value).endswith(said)
 
 
 def test_a_source_of_transfer_that_nobody_named_is_told_by_its_weights() -> None:

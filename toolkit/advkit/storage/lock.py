@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
+from weakref import WeakSet
 
 from ..errors import OptionError
 from ..holding import take
@@ -41,9 +42,7 @@ class RunLock:
                     raise OptionError(
                         f"{self.path.parent} is in use by {_holder(self._file)}; wait for it or stop it."
                     ) from error
-        # A forked data-loader worker shares the open file, and would keep the lock of a killed parent alive.
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._file.close)
+        _open.add(self._file)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,6 +55,19 @@ class RunLock:
         if regular(self._file.fileno()).st_nlink == 1:
             self._file.truncate(0)
             self._file.write(name.encode())
+
+
+_open: WeakSet[IO[bytes]] = WeakSet()
+"""A forked data-loader worker shares these files, and would keep the locks of a killed parent alive."""
+
+
+def _close_all() -> None:
+    for file in list(_open):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_all)
 
 
 def _holder(file: IO[bytes]) -> str:

@@ -20,7 +20,7 @@ from .. import registry, torchrun
 from ..config import runfile
 from ..config.layer import Layer
 from ..config.resolve import Resolved
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError, HookConflict, OptionError, PluginImport, PluginLoad
 from . import checkpoint, files, machine, schema
 from .lock import RunLock
 
@@ -86,7 +86,7 @@ class RunFolder:
 
     def file(self) -> Layer:
         """The run's own settings."""
-        with _of_a_run():
+        with of_a_run():
             layer = runfile.load(self.path / "run.toml")
         if layer.settings.get("data.limit") and "data.balance" not in layer.settings:  # of 0.1.0, which always did
             return replace(layer, settings={**layer.settings, "data.balance": True})
@@ -94,7 +94,7 @@ class RunFolder:
 
     def text(self) -> str:
         """run.toml as it is written."""
-        with _of_a_run():
+        with of_a_run():
             return runfile.text(self.path / "run.toml")
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -126,8 +126,18 @@ class RunFolder:
         return None
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; none where there is no such file."""
-        return self._rows(files.read(self.metrics, METRICS_CAP)) if os.path.lexists(self.metrics) else []
+        """The whole lines of metrics.jsonl; none where there is no such file."""
+        return self.history_and_rest()[0]
+
+    def history_and_rest(self) -> tuple[list[dict[str, Any]], bool]:
+        """As `history`, and whether a line follows that was begun: the run was killed there, or is writing it now."""
+        content = files.read(self.metrics, METRICS_CAP) if os.path.lexists(self.metrics) else b""
+        try:
+            return self._rows(content), False
+        except CheckpointError:
+            if content.endswith(b"\n"):
+                raise
+            return self._rows(content[: content.rfind(b"\n") + 1]), True
 
     def history_to(self, mark: Mark) -> list[dict[str, Any]]:
         """The lines that a checkpoint knows of. What was written after it is dropped.
@@ -182,12 +192,17 @@ class RunFolder:
 
 
 @contextmanager
-def _of_a_run() -> Iterator[None]:
-    """What is wrong with a run file is here wrong with a run."""
+def of_a_run(path: Path | None = None) -> Iterator[None]:
+    """What is wrong with a run file is here wrong with a run: `path`, where the sentence does not name it itself."""
+    where = f"{path}: " if path else ""
     try:
         yield
-    except OptionError as error:
-        raise CheckpointError(f"{error} It belongs to a run: restore it, or start a new run.") from None
+    except (OptionError, HookConflict) as error:
+        raise CheckpointError(f"{where}{error} It belongs to a run: restore it, or start a new run.") from None
+    except PluginImport:
+        raise
+    except PluginLoad as error:
+        raise CheckpointError(f"{where}{error} The run was made with it: install it here first.") from None
 
 
 def environment(resolved: Resolved, code: Mapping[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def compare(
 
     Differences are to the same checkpoint of the first run. How far `last` falls behind `best` is robust overfitting.
     """
-    if len(runs) < 2 or len({Path(run).resolve() for run in runs}) < len(runs):
+    if len(runs) < 2 or len({os.path.realpath(run) for run in runs}) < len(runs):
         raise OptionError("Name two or more runs to compare, each once.")
     request = EvaluationRequest.of(
         attacks,

@@ -15,7 +15,8 @@ from ..data.transforms import to_float
 from ..errors import OptionError
 from ..models.base import Normalize
 from ..modules import mode, placement
-from ..storage.files import sweep, write_atomic
+from ..storage.files import delete, sweep, using, write_atomic
+from ..storage.lock import RunLock
 from .records import ExportRecord
 from .subject import Subject, of_run
 
@@ -45,8 +46,16 @@ EXAMPLES = 4
 """Test images whose logits are exported too."""
 
 
-UNFINISHED = ".unfinished"
-"""Lies in an export's folder until it is complete: one that was killed may be repeated there."""
+UNFINISHED, LOCK = ".unfinished", ".lock"
+"""Both lie in an export's folder until it is complete: one that was killed may be repeated there."""
+
+FILES = (
+    "export.json",
+    "README.txt",
+    "example.safetensors",
+    "model.pt2",
+    *(f"model{which}.{kind}" for which in ("", "-without-normalisation") for kind in ("safetensors", "pt")),
+)
 
 
 @checked()
@@ -62,7 +71,18 @@ def export(
 
 def export_subject(subject: Subject, out: Path) -> ExportRecord:
     """As `export`."""
-    _prepare(out)
+    _refuse_content(out)
+    with RunLock(out / LOCK):
+        _refuse_content(out)  # of two starters one gets here first
+        write_atomic(out / UNFINISHED, b"")
+        _remove(out, *FILES)  # what a killed export left may be of another net
+        result = _written(subject, out)
+        _remove(out, UNFINISHED)
+        delete(out / LOCK)  # who makes it anew finds the export complete
+    return result
+
+
+def _written(subject: Subject, out: Path) -> ExportRecord:
     model = subject.model.cpu()
     full = {name: _copy(value) for name, value in model.state_dict().items()}
     bare, shifted = without_normalisation(model)
@@ -99,21 +119,25 @@ def export_subject(subject: Subject, out: Path) -> ExportRecord:
     write_atomic(out / "README.txt", text.encode())
     result = ExportRecord(**record)
     result.write(out / "export.json")
-    (out / UNFINISHED).unlink()
     return result
 
 
-def _prepare(out: Path) -> None:
+def _refuse_content(out: Path) -> None:
     """A folder that holds nothing, or what a killed export left, marked as unfinished."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         sweep(out)
-        if any(out.iterdir()) and not (out / UNFINISHED).is_file():
+        if {entry.name for entry in out.iterdir()} - {LOCK} and not (out / UNFINISHED).is_file():
             raise OptionError(f"{out} holds files already; choose another --out.")
-        write_atomic(out / UNFINISHED, b"")
     except OSError as error:
         reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise OptionError(f"{out} can not be used ({reason}); choose another --out.") from None
+
+
+def _remove(out: Path, *names: str) -> None:
+    for name in names:
+        with using(out / name):
+            (out / name).unlink(missing_ok=True)
 
 
 def _graph(model: nn.Module, x: Tensor) -> tuple[bytes | None, str | None]:

@@ -10,12 +10,14 @@ RUN/evaluations/best-test-linf-0.1-3f9a0c12/
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -88,22 +90,32 @@ class Store:
         """Known, but to be asked again."""
 
     def __enter__(self) -> Self:
-        self._lock = RunLock(self.folder / "lock")
-        try:
-            self._lock.__enter__()
-            files.sweep(self.folder)
-            files.write_atomic(self.folder / "identity.json", document(self.known))
+        with ExitStack() as held:
+            with self._writable():
+                held.enter_context(RunLock(self.folder / "lock"))
+                files.sweep(self.folder)
+                files.write_atomic(self.folder / "identity.json", document(self.known))
             self._read()
             if self.fresh:
                 self._stale = set(self._found)
-        except OSError as error:
-            raise OptionError(
-                f"{self.folder} can not be written ({error.strerror}); choose a place that can with `evaluate --out`."
-            ) from None
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.__exit__()
+        self._held.close()
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """The folder of a run may be somebody else's, or on a disk that is only read."""
+        try:
+            yield
+        except CheckpointError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise CheckpointError(
+                f"{self.folder} can not be written ({cause.strerror}); choose a place that can with `evaluate --out`."
+            ) from None
 
     def get(self, key: str, first: int, count: int) -> Verdicts | None:
         return None if (key, first, count) in self._stale else self._found.get((key, first, count))

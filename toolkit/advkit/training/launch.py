@@ -22,7 +22,7 @@ from ..data.own import as_splits, as_wide_as
 from ..errors import CheckpointError, OptionError, ResumeMismatch
 from ..modules import placement
 from ..storage import checkpoint, files, schema
-from ..storage.run_folder import Mark, RunFolder
+from ..storage.run_folder import Mark, RunFolder, of_a_run
 from .loop import Trainer
 from .parts import begin_from, build_model, code_of, data_of, held_out_now, on_this_machine, unusual_type
 from .progress import Progress, Silent, voice
@@ -169,8 +169,9 @@ def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:
 
 def resolve_folder(folder: RunFolder, given: Layer | None = None) -> Resolved:
     """The run of a folder. What is given on top must not change it: ResumeMismatch lists the difference."""
-    file = Request((folder.file(),))
-    stored = Resolved.of(file)
+    with of_a_run(folder.path / "run.toml"):
+        file = Request((folder.file(),))
+        stored = Resolved.of(file)
     if given is None or given.empty:
         return stored
     if given.plugins is not None:

@@ -103,7 +103,7 @@ def build(runs: Sequence[str | Path], samples: int = SHOWN) -> Page:
 
 
 def _same(path: str | Path, earlier: Sequence[str | Path]) -> bool:
-    return any(Path(path).resolve() == Path(other).resolve() for other in earlier)
+    return any(os.path.realpath(path) == os.path.realpath(other) for other in earlier)
 
 
 def _ids(listed: Sequence[tuple[str, str, list[tuple[str, str]]]]) -> tuple[str, ...]:

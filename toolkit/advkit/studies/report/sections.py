@@ -86,8 +86,8 @@ def _plan(plan: Mapping[str, Any]) -> list[Html]:
 
 def curves(source: Source) -> Html:
     """metrics.jsonl as charts and as a table."""
+    resume = f"advkit train --resume {shlex.quote(source.path)}"
     if not source.history:
-        resume = f"advkit train --resume {shlex.quote(source.path)}"
         return paragraph("No epoch has ended yet; ", tag("code", resume), " continues the run.", kind="missing")
     best = None if source.best is None else float(source.best["epoch"] + 1)
     drawn = [
@@ -112,7 +112,11 @@ def curves(source: Source) -> Html:
         for epoch in (row["epoch"] + 1 for row in source.history)
     ]
     figures = table("Figures of every epoch", [">epoch", *(f">{head}" for head in heads)], rows)
-    return join([tag("div", *plots, class_="plots"), details(f"All {len(rows)} epochs as figures", figures)])
+    parts = [tag("div", *plots, class_="plots"), details(f"All {len(rows)} epochs as figures", figures)]
+    if source.cut_short:
+        cut = "The last line of metrics.jsonl is unfinished and not shown; unless the run goes on now, "
+        parts.append(paragraph(cut, tag("code", resume), " mends it.", kind="missing"))
+    return join(parts)
 
 
 def evaluations(source: Source) -> Html:

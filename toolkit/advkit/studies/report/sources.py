@@ -48,7 +48,7 @@ class Source:
         self.number, self.path = number, path
         self.folder = RunFolder.open(Path(path))
         self.file: Layer = self.folder.file()
-        self.history = self.folder.history()
+        self.history, self.cut_short = self.folder.history_and_rest()
         if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in self.history):
             raise CheckpointError(f"{self.folder.metrics} is damaged; restore it, or remove it to go on without.")
         self.fingerprint: str | None = None
