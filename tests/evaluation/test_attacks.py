@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import advkit
 from advkit.ascent import L2Ball
 from advkit.data.base import Dataset
-from advkit.errors import HookContract, OptionError
+from advkit.errors import HookContract, NonFinite, OptionError
 from advkit.evaluation.attacks import Cw, EvaluationAttack, Pgd, Square, Victim, parse_attack, parse_attacks
 from advkit.evaluation.attacks.libraries import AutoAttack, DeepFool, FromAutoAttack
 from advkit.evaluation.attacks.square import share
@@ -430,14 +430,41 @@ def test_an_attack_that_attacks_nothing_is_refused(wrong: dict[str, Any]) -> Non
         Pgd(**{"name": "x", "steps": 5, **wrong})
 
 
-def test_not_a_number_is_broken() -> None:
-    class Void(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.flatten(1)[:, :3] * torch.nan
+class Void(nn.Module):
+    """Logits of class 0, but `value` for an image that is darker than `dark`."""
 
-    data = Dataset("grey", torch.full((3, 2, 6, 6), 99, dtype=torch.uint8), torch.zeros(3).long(), ("a", "b", "c"))
-    found = advkit.evaluate(Void(), data, ("clean", "square"), eps=0.1)
-    assert [row["accuracy"] for row in found["attacks"]] == [0, 0]
+    def __init__(self, dark: float, value: float) -> None:
+        super().__init__()
+        self.dark, self.value = dark, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = x.flatten(1)[:, :3] * 0 + torch.tensor([1.0, 0.0, -torch.inf])
+        return torch.where(x.flatten(1)[:, :1] < self.dark, torch.full_like(logits, self.value), logits)
+
+
+def shades() -> Dataset:
+    """250 images of class 0, every tenth of them dark."""
+    images = torch.full((250, 2, 6, 6), 200, dtype=torch.uint8)
+    images[::10] = 9
+    return Dataset("grey", images, torch.zeros(250).long(), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_images_without_numbers_are_misclassified_and_counted(value: float) -> None:
+    told = "the logits of 25 of 250 images are NaN or Inf as they are; these count as misclassified"
+    rows = advkit.evaluate(Void(0.1, value), shades(), ("clean", "square"), eps=0.01)["attacks"]
+    assert [(row["accuracy"], row["notes"][0]) for row in rows] == [(0.9, told)] * 2
+    (row,) = advkit.evaluate(Void(0.0, value), shades(), "clean", eps=0.01)["attacks"]
+    assert row["accuracy"] == 1 and not row.get("notes")
+
+
+def test_a_net_without_any_number_is_not_judged() -> None:
+    """Its weights are finite; neither an accuracy of 0 nor, where the label is 0, an argmax of NaN is one."""
+    told = r"The net can not be judged: its logits are NaN or Inf on all 250 images as they are\. Take weights"
+    with pytest.raises(NonFinite, match=told):
+        advkit.evaluate(Void(2.0, torch.nan), shades(), ("clean", "square"), eps=0.1)
+    with pytest.raises(NonFinite, match=told):
+        advkit.audit(Void(2.0, torch.nan), shades(), eps=0.1)
 
 
 def test_a_net_without_gradient_is_one_sentence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import io
 import json
 import re
@@ -971,3 +972,14 @@ def test_only_an_older_report_is_replaced(runs: Path) -> None:
         assert file.read_bytes() == before
     for _ in range(2):
         assert advkit("report", "plain", "--samples", 0, "--out", runs / "page.html").code == 0
+
+
+@pytest.mark.parametrize("disk", ["ENOSPC", "EDQUOT", "EFBIG", "EIO"])
+def test_a_full_disk_is_no_fault_of_what_was_typed(runs: Path, disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(getattr(errno, disk), "It is full")
+
+    monkeypatch.setattr("advkit.storage.files.write_new", full)
+    for command in (("report", "plain"), ("analyze", "landscape", "plain", "--n", 2, "--points", 3, "--out", "here")):
+        ran = advkit(*command)
+        assert ran.code == 4 and "can not be written (It is full); free some space." in ran.err, ran

@@ -17,6 +17,8 @@ from .statistics import bits, wilson
 BATCH = 100
 """Images attacked together, and what a killed evaluation may have to do again."""
 
+UNSOUND = "the logits of {} of {} images are NaN or Inf as they are; these count as misclassified"
+
 SUSPECT_GAP = 0.08
 """PGD and margin accuracies that are surely further apart than this are a sign of masked gradients."""
 
@@ -34,6 +36,8 @@ class Verdicts:
     notes: list[str] = field(default_factory=list)
     access: str = "gradient"
     """What the attack was shown: the gradient, the scores alone, or another net ("transfer")."""
+    unsound: int = 0
+    """How many images have logits of NaN or Inf as they are; they count as misclassified."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, for `of_dict`."""
@@ -53,6 +57,7 @@ class Verdicts:
             and isinstance(notes, list)
             and all(isinstance(note, str) for note in notes)
             and isinstance(record.get("access"), str)
+            and isinstance(record.get("unsound", 0), int)
         )
         if not good:
             raise ValueError("these are no verdicts")
@@ -69,6 +74,7 @@ class Verdicts:
         self.forwards += other.forwards
         self.backwards += other.backwards
         self.seconds += other.seconds
+        self.unsound += other.unsound
         self.notes += [note for note in other.notes if note not in self.notes]
 
 
@@ -87,7 +93,8 @@ def summary(verdicts: Sequence[Verdicts], norm: str) -> dict[str, Any]:
         n = len(one.robust)
         row = {key: value for key, value in one.settings.items() if key != "eps_of_images"} | _accuracy(one.robust)
         row["passes"] = {"forward": one.forwards / n, "input_backward": one.backwards / n}
-        row |= {"seconds": one.seconds} | ({"notes": one.notes} if one.notes else {})
+        notes = [UNSOUND.format(one.unsound, n)] if one.unsound else []
+        row |= {"seconds": one.seconds} | ({"notes": notes + one.notes} if notes + one.notes else {})
         rows.append(row)
     by_norm = {name: _accuracy(kept) for name, kept in worst_cases(verdicts).items()}
     pair = widest_gap(verdicts)

@@ -15,7 +15,7 @@ from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import HookContract, OptionError
 from ..fingerprint import Undescribed, fingerprint
-from ..judging import far_apart, judged, same_bits
+from ..judging import far_apart, judged, refuse_unsound, same_bits, sound
 from ..modules import placement
 from ..registry import by_advkit
 from ..rng import derive_seed
@@ -91,6 +91,7 @@ def verdicts(
                 else:
                     joined[attack.name] = said
                 tick(part.size)
+    refuse_unsound(max((one.unsound for one in joined.values()), default=0), len(dataset))
     return joined
 
 
@@ -108,7 +109,7 @@ class _Chunk:
     ) -> None:
         self.part, self.first, self.seed, self.reseed = part, first, seed, reseed
         self.model, self.size, self.batch_size = model, len(self.part), batch_size
-        self._clean: tuple[Tensor, Tensor, Tensor, list[str]] | None = None
+        self._clean: tuple[Tensor, Tensor, Tensor, int, list[str]] | None = None
 
     def judge(
         self,
@@ -119,10 +120,10 @@ class _Chunk:
         tell: Callable[[str], None] | None,
     ) -> Verdicts:
         began = time.perf_counter()
-        x, y, right, notes = self._images()
+        x, y, right, unsound, notes = self._images()
         if attack.name == "clean":
             seconds = time.perf_counter() - began
-            return Verdicts(settings, right.cpu(), self.size, 0, seconds, [*notes], attack.access)
+            return Verdicts(settings, right.cpu(), self.size, 0, seconds, [*notes], attack.access, unsound)
         left = torch.nonzero(right).squeeze(1)
         net = self._victim(norm)
         if tell is not None:
@@ -136,22 +137,27 @@ class _Chunk:
             robust[left] = net.correct(x_adv, y[left])
         seconds = time.perf_counter() - began
         notes = [*notes, *(note for note in net.notes if note not in notes)]
-        return Verdicts(settings, robust.cpu(), net.forwards, net.backwards, seconds, notes, attack.access)
+        return Verdicts(settings, robust.cpu(), net.forwards, net.backwards, seconds, notes, attack.access, unsound)
 
     def _victim(self, norm: str) -> Victim:
         classes = len(self.part.classes)
         return Victim(self.model, classes=classes, norm=norm, seed=self.seed, batch_size=self.batch_size)
 
-    def _images(self) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    def _images(self) -> tuple[Tensor, Tensor, Tensor, int, list[str]]:
         if self._clean is None:
             device, dtype = placement(self.model)
             x, y = to_float(self.part.images.to(device), dtype), self.part.labels.to(device)
             net = self._victim("linf")
             self._seed("clean")
-            right = net.correct(x, y)
+            with torch.no_grad():
+                logits = net(x)
+            broken, peaks = int((~sound(logits)).sum()), logits.amax(1).isfinite()
+            if int((~peaks).sum()) > broken:
+                net.note("all classes of some images are masked by logits of -Inf; those images count as broken")
+            right = (logits.argmax(1) == y) & peaks
             if self.first == 0 and (sentence := self._unsteady(net, x)):
                 net.note(sentence)
-            self._clean = x, y, right, net.notes
+            self._clean = x, y, right, broken, net.notes
         return self._clean
 
     def _unsteady(self, net: Victim, x: Tensor) -> str:

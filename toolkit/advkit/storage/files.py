@@ -18,12 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .. import reading
-from ..errors import CheckpointError
+from ..errors import AdvkitError, CheckpointError, OptionError
 from ..reading import Judge, opened, own_opener, regular
 from . import process
 
 HIDDEN = re.compile(rf"\.(?P<kind>tmp|old|trash)-(?P<name>.+)@{process.OWNER}@[0-9]+")
 OF_A_RUN = ("environment.json", "lock", "metrics.jsonl", "checkpoints", "evaluations", "analysis", "audit.json")
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a disk says that is full, or fails, whatever place was typed."""
 _serial = itertools.count()
 
 
@@ -154,6 +156,16 @@ def delete(path: Path) -> None:
     """Remove a file, link or folder, if it is there and can be removed."""
     with suppress(OSError):
         path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+
+
+def unwritable(what: object, error: OSError | CheckpointError, advice: str) -> AdvkitError:
+    """What to raise where nothing can be written to a place that was typed: an OptionError, but not of a full disk."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError):  # a link on the way
+        return CheckpointError(str(error))
+    if cause.errno in FULL:
+        return CheckpointError(f"{what} can not be written ({cause.strerror}); free some space.")
+    return OptionError(f"{what} can not be written ({cause.strerror}); {advice}.")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ..errors import HookConflict, OptionError, Stopped, shown
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..reading import opened
-from ..storage.files import write_atomic
+from ..storage.files import unwritable, write_atomic
 from ..storage.run_folder import RunFolder
 from ..training.launch import refuse_difference, resolve_folder, resume, start
 from ..training.parts import build_model, data_of, on_this_machine
@@ -147,7 +147,7 @@ def _refuse_other(out: Path) -> None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise OptionError(f"{out / name} can not be written ({error.strerror}); name another --out.") from None
+            raise unwritable(out / name, error, "name another --out") from None
         if head and head != mine:
             raise OptionError(f"{out / name} is there and is no table of an ablation; name another --out.")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...ascent import NORMS, Ball
 from ...data.base import Dataset
 from ...data.transforms import to_float
-from ...judging import judged
+from ...judging import judged, refuse_unsound, sound
 from ...modules import placement
 from ...rng import derive_seed
 from ..attacks.base import EvaluationAttack, Victim, attacked
@@ -79,7 +79,9 @@ class Bench:
         self.x = to_float(dataset.images.to(device), dtype)
         self.y = dataset.labels.to(device)
         self.index = dataset.index.to(device)
-        kept = self.logits("clean", self.x).argmax(1) == self.y
+        logits = self.logits("clean", self.x)
+        refuse_unsound(int((~sound(logits)).sum()), self.n)
+        kept = (logits.argmax(1) == self.y) & logits.amax(1).isfinite()
         self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
 
     def answer(self, name: str, measure: Callable[[Bench], Figure | str]) -> Figure | str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ...errors import CheckpointError, OptionError
-from ...storage.files import make_folder, write_atomic
+from ...errors import CheckpointError
+from ...storage.files import make_folder, unwritable, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def write(
     """Write the files of one analysis, each at once or not at all; False where matplotlib is absent.
 
     `draw` makes the figure; pictures of an earlier analysis are removed first, as they would show other figures.
-    Raises OptionError where the folder can not be written.
+    Raises OptionError where the folder can not be written, CheckpointError where the disk is full.
     """
     stored = io.BytesIO()
     np.savez(stored, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
@@ -58,7 +58,5 @@ def write(
         for suffix, data in pictures.items():
             write_atomic(folder / f"{name}.{suffix}", data)
     except (OSError, CheckpointError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        reason = getattr(cause, "strerror", None) or "the disk refuses"
-        raise OptionError(f"{folder} can not be written ({reason}); choose another --out.") from None
+        raise unwritable(folder, error, "choose another --out") from None
     return True

@@ -12,7 +12,7 @@ from ...arguments import checked
 from ...data.base import Splits
 from ...errors import CheckpointError, OptionError
 from ...reading import opened
-from ...storage.files import write_atomic
+from ...storage.files import unwritable, write_atomic
 from ...training.parts import data_of
 from . import sections
 from .analyses import analyses
@@ -38,7 +38,8 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
     """The report of one or more run folders as one page, written to the file `out` where one is named.
 
     What has not been made yet, such as an evaluation, is named with the command that makes it. Raises
-    CheckpointError for a folder that is no run or is damaged, OptionError where `out` can not be written.
+    CheckpointError for a folder that is no run or is damaged and for a full disk, OptionError where `out` can not be
+    written else.
     """
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if out is None:
@@ -53,8 +54,7 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
     try:
         write_atomic(path, page.html.encode("utf-8"))
     except CheckpointError as error:
-        reason = getattr(error.__cause__, "strerror", None) or "the disk refuses"
-        raise OptionError(f"--out {out} can not be written ({reason}); name another file.") from None
+        raise unwritable(f"--out {out}", error, "name another file") from None
     return page
 
 
@@ -148,7 +148,7 @@ def _refuse_other(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise OptionError(f"--out {path} can not be written ({error.strerror}); name another file.") from None
+        raise unwritable(f"--out {path}", error, "name another file") from None
     if head and not (head.startswith(b"<!doctype html>") and b'content="advkit ' in head):
         raise OptionError(f"--out {path} is there and is no report of advkit; name another file.")
 
