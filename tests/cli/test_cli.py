@@ -1089,3 +1089,32 @@ def test_a_run_goes_on_when_nobody_watches_any_more(here: Path) -> None:
         code = run(["train", *map(str, TINY), "--epochs", "3", "--progress", "plain", "--out", "run"])
     assert code == 0
     assert len((here / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (["train", "--out", ""], "--out"),
+        (["train", "--resume", ""], "--resume"),
+        (["train", "--init-from", ""], "--init-from"),
+        (["evaluate", ""], "What is to be read"),
+        (["evaluate", "run", "--out", ""], "--out"),
+        (["audit", ""], "What is to be read"),
+        (["analyze", "margin", ""], "What is to be read"),
+        (["analyze", "margin", "run", "--out", ""], "--out"),
+        (["compare", "run", ""], "What is to be read"),
+        (["report", "run", ""], "What is to be read"),
+        (["report", "run", "--out", ""], "--out"),
+        (["export", "", "--out", "x"], "What is to be read"),
+        (["export", "run", "--out", ""], "--out"),
+        (["ablate", "--plugins", "lsiw", "--out", ""], "--out"),
+        (["data", "check", ""], "What is to be read"),
+    ],
+)
+def test_no_name_is_not_the_current_folder(
+    line: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = advkit(*line)
+    assert ran.code == 2 and f"{named} is empty; name a file or folder, the current one by a dot." in ran.err
+    assert not any(path.is_file() or path.name == "runs" for path in tmp_path.rglob("*"))

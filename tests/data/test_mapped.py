@@ -275,6 +275,10 @@ def told(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json is damaged \(its format is not 1\)"),
         (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json is damaged \(Expecting"),
         (lambda f: told(f, classes=3), r"classes, counted, transform or source are none\); prepare the folder anew\."),
+        *(
+            (lambda f, value=value: told(f, transform=value), r"classes, counted, transform or source are none\)")
+            for value in (["crop-flip"], {"crop-flip": 1}, 3, None, "crop")
+        ),
         (lambda f: told(f, splits={}), r"what it says of the images can not be\)"),
         (lambda f: told(f, splits={"train": {"shape": 1}}), r"it lacks something"),
         (lambda f: os.truncate(f / "train-images.npy", 500), r"train-images\.npy is damaged \(it has 500 bytes, not "),

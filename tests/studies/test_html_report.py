@@ -983,3 +983,15 @@ def test_a_full_disk_is_no_fault_of_what_was_typed(runs: Path, disk: str, monkey
     for command in (("report", "plain"), ("analyze", "landscape", "plain", "--n", 2, "--points", 3, "--out", "here")):
         ran = advkit(*command)
         assert ran.code == 4 and "can not be written (It is full); free some space." in ran.err, ran
+
+
+def test_an_integer_beyond_all_floats_is_no_figure(runs: Path) -> None:
+    file = runs / "plain" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["loss"] = 10**400
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert advkit("report", "plain").code == 0
+    rows[0]["epoch"] = 10**400
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = advkit("report", "plain")
+    assert ran.code == 4 and "metrics.jsonl is damaged" in ran.err

@@ -114,14 +114,22 @@ def _an_argument(name: str, value: Any, hint: Any) -> Any:
         right = False
     if not right:
         raise OptionError(f"{name} must be {SUCH_AS.get(name) or words(hint)}, not {shown(value)}.")
-    if isinstance(value, str) and _any(hint, lambda part: part is Path):
-        try:
-            right = bool(value) and b"\0" not in os.fsencode(value)
-        except ValueError:
-            right = False
-        if not right:
-            raise OptionError(f"{name} = {value!r:.80} is no path that a disk could hold; name a file or folder.")
+    several = not isinstance(value, str) and _any(hint, lambda part: Path in _parts(next(iter(get_args(part)), None)))
+    if several or _any(hint, lambda part: part is Path):
+        for place in value if several and isinstance(value, Sequence) else [value]:
+            _refuse_no_path(name, place)
     return value
+
+
+def _refuse_no_path(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        return
+    try:
+        right = bool(value) and b"\0" not in os.fsencode(value)
+    except ValueError:
+        right = False
+    if not right:
+        raise OptionError(f"{name} = {value!r:.80} is no path that a disk could hold; name a file or folder.")
 
 
 def _any(hint: Any, judge: Callable[[Any], bool]) -> bool:

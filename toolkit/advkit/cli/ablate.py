@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .evaluate import ATTACKS
-from .main import print_json
+from .main import PLACE, print_json
 from .run_options import request, run_options
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option("--seeds", default="0,1,2", show_default=True, metavar="A,B", help="Every set is trained at each.")
 @click.option("--attacks", default="clean,pgd-20,cw-20", show_default=True, metavar="A,B", help=ATTACKS)
 @click.option("--n", default="1000", show_default=True, metavar="N", help="N test images at random; 0: all.")
-@click.option("--out", metavar="DIR", required=True, help="Folder of all runs and the table; give it again to go on.")
+@click.option(
+    "--out", metavar="DIR", type=PLACE, required=True, help="Folder of all runs and the table; give it again to go on."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(seeds: str, attacks: str, n: str, out: str, as_json: bool, **typed: Any) -> None:
     """Train a set of plugins, the set without each of them, and none, and compare.

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from ..errors import OptionError
 from .evaluate import checked
-from .main import print_json
+from .main import PLACE, print_json
 
 if TYPE_CHECKING:
     from ..studies.analysis import Study
@@ -37,7 +37,7 @@ def options(
     shared = [
         click.option("--checkpoint", default=checkpoint, show_default=True, type=click.Choice(["best", "last"])),
         click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default."),
-        click.option("--out", metavar="DIR", help="Where the files go; RUN/analysis by default."),
+        click.option("--out", type=PLACE, metavar="DIR", help="Where the files go; RUN/analysis by default."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ]
     if n is not None:
@@ -56,7 +56,7 @@ def options(
         ]
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        function = click.argument("run", metavar="RUN")(function)
+        function = click.argument("run", metavar="RUN", type=PLACE)(function)
         for option in reversed(shared):
             function = option(function)
         return function

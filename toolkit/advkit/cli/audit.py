@@ -8,14 +8,14 @@ import click
 
 from ..errors import GateMissed
 from .evaluate import CHECKPOINT, checked, weights_options
-from .main import assignments, print_json
+from .main import PLACE, assignments, print_json
 
 if TYPE_CHECKING:
     from ..studies.records import AuditRecord
 
 
 @click.command("audit")
-@click.argument("subject", metavar="RUN|WEIGHTS")
+@click.argument("subject", metavar="RUN|WEIGHTS", type=PLACE)
 @click.option("--n", default="200", show_default=True, metavar="N", help="N images at random; 0: all.")
 @click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"]))
 @click.option("--eps", metavar="E", help="Perturbation budget; the run's by default.")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .evaluate import checked, evaluation_options
-from .main import print_json
+from .main import PLACE, print_json
 
 if TYPE_CHECKING:
     from ..studies.paired_records import Comparison, Difference
 
 
 @click.command("compare")
-@click.argument("runs", metavar="RUN RUN ...", nargs=-1)
+@click.argument("runs", metavar="RUN RUN ...", type=PLACE, nargs=-1)
 @evaluation_options
 def command(runs: tuple[str, ...], as_json: bool, **typed: Any) -> None:
     """Compare runs on the same test images: one table, with paired differences to the first run.

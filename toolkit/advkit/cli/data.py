@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .main import echo, print_json
+from .main import PLACE, echo, print_json
 
 
 @click.group("data")
@@ -114,7 +114,7 @@ def _map(given: str | None, data_root: str | None, hold_out: float) -> None:
 
 
 @command.command("check")
-@click.argument("folder")
+@click.argument("folder", type=PLACE)
 def check(folder: str) -> None:
     """Read a folder of mapped images through, and compare it with what is written down of it."""
     from ..data.mapped import check as through

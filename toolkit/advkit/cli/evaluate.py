@@ -10,7 +10,7 @@ import click
 
 from .. import registry
 from ..errors import GateMissed, OptionError
-from .main import assignments, print_json
+from .main import PLACE, assignments, print_json
 
 if TYPE_CHECKING:
     from ..studies.records import Accuracy, Evaluation
@@ -63,11 +63,13 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("evaluate")
-@click.argument("subject", metavar="RUN|WEIGHTS")
+@click.argument("subject", metavar="RUN|WEIGHTS", type=PLACE)
 @evaluation_options
 @CHECKPOINT
 @click.option("--min-robust", metavar="SHARE", help="Exit with 3 where the worst case is below.")
-@click.option("--out", metavar="DIR", help="For the verdicts; RUN/evaluations, for WEIGHTS runs/evaluations.")
+@click.option(
+    "--out", type=PLACE, metavar="DIR", help="For the verdicts; RUN/evaluations, for WEIGHTS runs/evaluations."
+)
 @weights_options
 def command(
     subject: str,

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from .evaluate import CHECKPOINT
-from .main import echo, print_json
+from .main import PLACE, echo, print_json
 
 
 @click.command("export")
-@click.argument("run", metavar="RUN")
-@click.option("--out", required=True, metavar="DIR", help="A new folder.")
+@click.argument("run", metavar="RUN", type=PLACE)
+@click.option("--out", required=True, type=PLACE, metavar="DIR", help="A new folder.")
 @CHECKPOINT
 @click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

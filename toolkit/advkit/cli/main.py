@@ -119,6 +119,21 @@ def _complain(sentence: str, code: int) -> int:
     return code
 
 
+class Place(click.ParamType[str]):
+    """The name of a file or folder. Of no text Path makes the current folder, which nobody has named."""
+
+    name = "place"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value:
+            named = param.opts[0] if isinstance(param, click.Option) else "What is to be read"
+            raise OptionError(f"{named} is empty; name a file or folder, the current one by a dot.")
+        return value
+
+
+PLACE = Place()
+
+
 def echo(line: str) -> None:
     """One line on stdout, terminal escapes in it shown."""
     click.echo(escaped(line))

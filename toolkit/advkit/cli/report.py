@@ -6,12 +6,14 @@ import time
 
 import click
 
-from .main import echo, print_json
+from .main import PLACE, echo, print_json
 
 
 @click.command("report")
-@click.argument("runs", metavar="DIR...", nargs=-1, required=True)
-@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page; it is replaced.")
+@click.argument("runs", metavar="DIR...", type=PLACE, nargs=-1, required=True)
+@click.option(
+    "--out", default="report.html", type=PLACE, show_default=True, metavar="FILE", help="The page; it is replaced."
+)
 @click.option(
     "--samples", default=8, show_default=True, type=click.IntRange(0, 64), metavar="N", help="Test images shown a run."
 )

@@ -12,6 +12,7 @@ import click
 
 from ..errors import OptionError
 from ..torchrun import several
+from .main import PLACE
 from .run_options import request, run_options
 from .signals import duration
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 @click.command("train")
 @run_options
-@click.option("--out", metavar="DIR", help="The run's new folder; runs/PLUGINS-N by default.")
-@click.option("--resume", metavar="DIR", help="Continue the run in DIR, bit for bit.")
-@click.option("--init-from", metavar="RUN", help="Start from the best weights of a run, or from a file of weights.")
+@click.option("--out", type=PLACE, metavar="DIR", help="The run's new folder; runs/PLUGINS-N by default.")
+@click.option("--resume", type=PLACE, metavar="DIR", help="Continue the run in DIR, bit for bit.")
+@click.option(
+    "--init-from", type=PLACE, metavar="RUN", help="Start from the best weights of a run, or from a file of weights."
+)
 @click.option("--partial-head", is_flag=True, help="With --init-from: leave out a last layer that does not fit.")
 @click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
 @click.option("--max-time", metavar="T", help="Stop after 90s, 30m or 2h as on SIGTERM: saved, exit code 75.")

@@ -24,7 +24,7 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError, OptionError
@@ -291,6 +291,8 @@ def decode(
                     problem = f"has pixels of mode {image.mode}, not of 8 bits; convert it"
         else:
             problem = f"is larger than {MAX_BYTES >> 20} MiB; shrink or remove it"
+    except UnidentifiedImageError:  # it names the stream in memory
+        problem = f"can not be read (UnidentifiedImageError: it is none of {', '.join(FORMATS)}); replace or remove it"
     except Exception as error:  # a damaged file makes Pillow and zipfile raise almost anything
         problem = f"can not be read ({type(error).__name__}: {error}); replace or remove it"
     raise DataError(f"{files.root}: image {name} {problem}.")

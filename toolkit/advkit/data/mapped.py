@@ -124,7 +124,8 @@ def manifest_of(root: Path) -> Manifest:
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"it lacks something, {error}") from None
     named = fits(manifest.classes, Sequence[str]) and isinstance(manifest.counted, bool)
-    if not named or manifest.transform not in TRANSFORMS or not isinstance(manifest.source, str):
+    texts = isinstance(manifest.transform, str) and isinstance(manifest.source, str)
+    if not named or not texts or manifest.transform not in TRANSFORMS:
         raise _damaged(path, "classes, counted, transform or source are none")
     if "train" not in splits or splits.keys() - {"train", "test"} or not all(one.fit() for one in splits.values()):
         raise _damaged(path, "what it says of the images can not be")

@@ -42,5 +42,9 @@ def members(file: Path) -> dict[str, Any]:
 
 def number(value: object) -> float | None:
     """A finite number, or None."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-    return float(value) if good else None  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if isfinite(value) else None
+    except OverflowError:  # an integer beyond all floats
+        return None

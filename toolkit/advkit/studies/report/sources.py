@@ -49,7 +49,8 @@ class Source:
         self.folder = RunFolder.open(Path(path))
         self.file: Layer = self.folder.file()
         self.history, self.cut_short = self.folder.history_and_rest()
-        if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in self.history):
+        epochs = [row.get("epoch") if isinstance(row, dict) else None for row in self.history]
+        if not all(isinstance(epoch, int) and 0 <= epoch < 1 << 53 for epoch in epochs):
             raise CheckpointError(f"{self.folder.metrics} is damaged; restore it, or remove it to go on without.")
         self.fingerprint: str | None = None
         """Of its training images; known once its checkpoint has been read."""
