@@ -15,13 +15,14 @@ from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import HookContract, OptionError
 from ..fingerprint import Undescribed, fingerprint
-from ..judging import far_apart, judged, refuse_unsound, same_bits, sound
+from ..judging import far_apart, judged, same_bits
 from ..modules import placement
 from ..registry import by_advkit
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked
 from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
+from .soundness import refuse_unsound, sound
 
 BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
 """Said of a net that normalises by the batch, or attends over it."""

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ...ascent import NORMS, Ball
 from ...data.base import Dataset
 from ...data.transforms import to_float
-from ...judging import judged, refuse_unsound, sound
+from ...judging import judged
 from ...modules import placement
 from ...rng import derive_seed
 from ..attacks.base import EvaluationAttack, Victim, attacked
 from ..attacks.gradient import OBJECTIVES, climb
 from ..figure import Figure, share
 from ..results import BATCH
+from ..soundness import refuse_unsound, sound
 from ..statistics import Z
 
 STEPS, PACE = 50, 0.2
