@@ -92,7 +92,8 @@ def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
     def seed(value: int) -> None:
         torch.default_generator.manual_seed(value)
         for gpu in cuda:
-            torch.cuda.default_generators[gpu.index or 0].manual_seed(value)
+            place = torch.cuda.current_device() if gpu.index is None else gpu.index
+            torch.cuda.default_generators[place].manual_seed(value)
 
     with torch.random.fork_rng(devices=cuda):
         yield seed
