@@ -23,11 +23,14 @@ CODES = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 75}
 @pytest.mark.parametrize("name", [name for name in CODES if hasattr(signal, name)])
 def test_a_signal_saves_and_the_run_can_go_on(name: str, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "advkit", "train", *TINY, "--epochs", "9999", "--progress", "none", "--out", "run"]
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # inherited; the tests may run under nohup
     process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    signal.signal(number, before)
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(getattr(signal, name))
+    process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == CODES[name]
     assert "everything is saved. Continue with: advkit train --resume run" in said and said.count("\n") == 1
