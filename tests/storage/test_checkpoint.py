@@ -24,8 +24,9 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor
 
+from advkit import holding
 from advkit.errors import CheckpointError, OptionError
-from advkit.storage import checkpoint as cp, files, lock as lock_module, process
+from advkit.storage import checkpoint as cp, files, process
 from advkit.storage.lock import RunLock
 
 FILES = (cp.TENSORS, cp.STATE, cp.MANIFEST)
@@ -936,6 +937,6 @@ def test_a_lock_that_can_not_be_taken(tmp_path: Path, monkeypatch: pytest.Monkey
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock_module.fcntl, "flock", unsupported)
+    monkeypatch.setattr(holding.fcntl, "flock", unsupported)
     with pytest.raises(CheckpointError, match="No locks available"):
         RunLock(tmp_path / "other").__enter__()

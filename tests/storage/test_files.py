@@ -12,15 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from advkit import holding
 from advkit.errors import CheckpointError, OptionError
 from advkit.storage import checkpoint, files, lock
+
+
+def held(path: Path) -> None:
+    with lock.RunLock(path):
+        pass
+
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "write_atomic": lambda folder: files.write_atomic(folder / "a.json", b"new"),
     "append": lambda folder: files.append(folder / "a.jsonl", b"new"),
     "truncate": lambda folder: files.truncate(folder / "a.jsonl", 0),
     "make_folder": lambda folder: files.make_folder(folder / "n-20"),
-    "a lock": lambda folder: lock.RunLock(folder / "lock").__enter__(),
+    "a lock": lambda folder: held(folder / "lock"),
     "a checkpoint": lambda folder: checkpoint.save(folder, 2, {}, {}),
     "a name": lambda folder: checkpoint.point(folder, "last", folder / "step-00000001"),
 }
@@ -149,15 +156,15 @@ def test_a_full_disk_while_appending_is_one_sentence(tmp_path: Path, monkeypatch
 
 def test_a_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows: msvcrt locks a byte of the file, and neither O_NOFOLLOW nor register_at_fork is there."""
-    held: set[int] = set()
+    taken: set[int] = set()
     msvcrt = types.ModuleType("msvcrt")
 
     def locking(descriptor: int, mode: int, count: int) -> None:
         assert os.lseek(descriptor, 0, os.SEEK_CUR) == 1 << 30 and (mode, count) == (2, 1)
         node = os.fstat(descriptor).st_ino
-        if node in held:
+        if node in taken:
             raise OSError(errno.EACCES, "Permission denied")
-        held.add(node)
+        taken.add(node)
 
     msvcrt.locking, msvcrt.LK_NBLCK = locking, 2  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
@@ -167,13 +174,16 @@ def test_a_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for name in ("O_NOFOLLOW", "O_NONBLOCK", "register_at_fork"):
             patch.delattr(os, name)
         try:
+            importlib.reload(holding)
             importlib.reload(lock)
             used = f"is in use by process {os.getpid()} on host"
             with lock.RunLock(tmp_path / "lock"), pytest.raises(OptionError, match=used):
                 lock.RunLock(tmp_path / "lock").__enter__()
+            assert len(taken) == 1, "by msvcrt"
             assert (tmp_path / "lock").read_bytes() == b""
         finally:
             patch.undo()
+            importlib.reload(holding)
             importlib.reload(lock)
     with lock.RunLock(tmp_path / "other"):
         pass
