@@ -89,7 +89,7 @@ class Strays:
             return
 
         def called(module: nn.Module, images: object) -> None:
-            self._calls += not engine.running
+            self._calls += module is engine.model and not engine.running  # a copy has the hook too
 
         hook = hook_before(engine.model, called)
         try:
