@@ -92,8 +92,9 @@ def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
     def seed(value: int) -> None:
         torch.default_generator.manual_seed(value)
         for gpu in cuda:
-            place = torch.cuda.current_device() if gpu.index is None else gpu.index
-            torch.cuda.default_generators[place].manual_seed(value)
+            torch.cuda.default_generators[torch.cuda.current_device() if gpu.index is None else gpu.index].manual_seed(
+                value
+            )
 
     with torch.random.fork_rng(devices=cuda):
         yield seed
