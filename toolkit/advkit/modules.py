@@ -87,14 +87,12 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
     """A scope in which models may draw (dropout), by a seeding function; global generators come back as they were."""
-    cuda = [device] if device.type == "cuda" else []
+    cuda = [torch.empty(0, device=device).device] if device.type == "cuda" else []  # with its number
 
     def seed(value: int) -> None:
         torch.default_generator.manual_seed(value)
         for gpu in cuda:
-            torch.cuda.default_generators[torch.cuda.current_device() if gpu.index is None else gpu.index].manual_seed(
-                value
-            )
+            torch.cuda.default_generators[gpu.index or 0].manual_seed(value)
 
     with torch.random.fork_rng(devices=cuda):
         yield seed
