@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from advkit.errors import Stopped
 from advkit.training.progress import Silent
 
 
@@ -13,3 +14,15 @@ class Heard(Silent):
 
     def warn(self, sentence: str) -> None:
         self.said.append(sentence)
+
+
+class StopAfter(Heard):
+    """Stops a run after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def stop_requested(self) -> type[Stopped] | None:
+        self.left -= 1
+        return None if self.left else Stopped

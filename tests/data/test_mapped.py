@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heard import StopAfter
 from PIL import Image
 
 from advkit import DataError, Dataset, Splits, Stopped, load_data, mapped_images, train
@@ -24,7 +25,6 @@ from advkit.data.convert import convert
 from advkit.data.image_folder import ImageFolder
 from advkit.data.mapped import check, file_name, manifest_of
 from advkit.errors import OptionError
-from advkit.training.progress import Silent
 
 N, SIDE, K = 120, 8, 4
 SETTINGS = {"model.name": "small-cnn", "run.epochs": 2, "run.batch_size": 16, "attack.eps": 0.1, "attack.steps": 2}
@@ -122,24 +122,13 @@ def test_a_registered_set_goes_into_a_folder(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the same run
 
 
-class Once(Silent):
-    """Stops after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def stop_requested(self) -> type[Stopped] | None:
-        self.left -= 1
-        return Stopped if not self.left else None
-
-
 @pytest.mark.parametrize("limit", [0, 40])
 def test_a_run_is_that_on_the_same_images_in_memory(folder: Path, tmp_path: Path, limit: int) -> None:
     """Weights, per-sample state, validation on the held-out tenth; stopped in between and gone on from there."""
     settings = SETTINGS | {"data.root": str(folder), "data.limit": limit}
     plugins = ["cat-eps", "dirichlet-ls"]
     with pytest.raises(Stopped):
-        train(dataset="mapped", plugins=plugins, settings=settings, out=tmp_path / "run", progress=Once(4))
+        train(dataset="mapped", plugins=plugins, settings=settings, out=tmp_path / "run", progress=StopAfter(4))
     done = train(dataset="mapped", plugins=plugins, settings=settings, resume_from=tmp_path / "run")
     mapped = load_data("mapped", folder, limit or None)
     copies = Splits(in_memory(mapped.train), in_memory(mapped.test), mapped.transform)

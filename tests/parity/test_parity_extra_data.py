@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heard import StopAfter
 from methods import Method, run
 from torch import Tensor
 
@@ -17,7 +18,6 @@ import advkit
 from advkit import Batch, DataError, Dataset, OptionError, Plugin, ResumeMismatch, Splits, Stopped, hookimpl
 from advkit.data.convert import convert
 from advkit.data.own import as_splits
-from advkit.training.progress import Silent
 
 EXTRA = "extra-data"
 
@@ -115,15 +115,6 @@ def test_what_comes_again_in_an_epoch_is_counted(root: Path) -> None:
     assert max(before.values()) > 1
 
 
-class Once(Silent):
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def stop_requested(self) -> type[Stopped] | None:
-        self.left -= 1
-        return Stopped if not self.left else None
-
-
 def test_it_is_resumed_bit_for_bit_and_on_the_same_images_only(root: Path, tmp_path: Path) -> None:
     options = {EXTRA: {"root": str(tmp_path / "m"), "share": 0.6}}
     np.savez(tmp_path / "g.npz", image=np.load(root / "train-images.npy"), label=np.load(root / "train-labels.npy"))
@@ -134,7 +125,7 @@ def test_it_is_resumed_bit_for_bit_and_on_the_same_images_only(root: Path, tmp_p
         return advkit.train("small-cnn", labelled(), plugins, options=options, settings=SETTINGS, **more)
 
     with pytest.raises(Stopped):
-        go(out=tmp_path / "run", progress=Once(7))
+        go(out=tmp_path / "run", progress=StopAfter(7))
     (tmp_path / "m").rename(tmp_path / "right")
     np.savez(tmp_path / "g.npz", image=255 - np.load(root / "train-images.npy"), label=np.zeros(MANY, np.int64))
     convert(str(tmp_path / "g.npz"), tmp_path / "m")

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from heard import StopAfter
 from torch import Tensor, nn
 
 import advkit
 from advkit import Dataset, Plugin, Run, Splits, hookimpl
 from advkit.errors import HookContract, Stopped
 from advkit.storage import checkpoint
-from advkit.training.progress import Silent
 
 Net = Callable[..., nn.Sequential]
 
@@ -29,17 +29,6 @@ def pictures(count: int, seed: int = 0) -> Dataset:
 
 
 SPLITS = Splits(pictures(40), pictures(20, seed=1), "none")
-
-
-class StopAfter(Silent):
-    """Asks a run to stop after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def stop_requested(self) -> type[Stopped] | None:
-        self.left -= 1
-        return Stopped if self.left == 0 else None
 
 
 @pytest.fixture

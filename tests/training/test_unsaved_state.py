@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from heard import Heard
+from heard import Heard, StopAfter
 from torch import Tensor, nn
 
 import advkit
@@ -48,18 +48,6 @@ class Extra(Around):
 
     def set_extra_state(self, state: Any) -> None:
         self.more = state
-
-
-class After(Heard):
-    """Stops a run after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def stop_requested(self) -> type[Stopped] | None:
-        self.left -= 1
-        return None if self.left else Stopped
 
 
 def trained(net: nn.Module, **arguments: Any) -> advkit.TrainResult:
@@ -162,7 +150,7 @@ def test_what_no_state_dict_holds_is_told_of_once(name: str, tmp_path: Path) -> 
 def test_a_resume_is_told_again(tmp_path: Path) -> None:
     heard = Heard()
     with pytest.raises(Stopped):
-        trained(Remembers(0, counts, lambda net, x: 0.1 * net.kept), out=tmp_path / "run", progress=After(1))
+        trained(Remembers(0, counts, lambda net, x: 0.1 * net.kept), out=tmp_path / "run", progress=StopAfter(1))
     net = Remembers(0, counts, lambda net, x: 0.1 * net.kept)
     trained(net, resume_from=tmp_path / "run", progress=heard)
     assert [said for said in heard.said if said.startswith("The model's logits depend on what it has seen")]
