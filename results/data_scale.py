@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiments import processor, revision
 
 import advkit
 from advkit import Dataset, Splits, mapped_images
@@ -171,10 +172,9 @@ def page(rows: list[dict[str, Any]], conversion: dict[str, Any] | None) -> str:
     lines = [
         "# Data by their number",
         "",
-        f"{platform.processor() or platform.machine()}, one thread of {os.cpu_count()} cores that others used",
-        f"meanwhile, torch {torch.__version__}. Images of 3x32x32, batches of {BATCH}, CAT's budgets as per-sample",
-        f"state. `extra`: {LABELLED:,} labelled images in memory and N mapped ones, {SHARE:.0%} of a batch. `alone`: N",
-        "mapped images are the training set. Holes: files of the right length without content, so no disk is measured.",
+        f"Images of 3x32x32, batches of {BATCH}, CAT's budgets as per-sample state. `extra`: {LABELLED:,} labelled",
+        f"images in memory and N mapped ones, {SHARE:.0%} of a batch. `alone`: N mapped images are the training set.",
+        "Holes: files of the right length without content, so no disk is measured.",
         "",
         "| images | N | s to begin | s an epoch's order | ms to take a batch | ms with augmentation | state, MB | "
         "memory, MB | peak, MB |",
@@ -208,6 +208,11 @@ def page(rows: list[dict[str, Any]], conversion: dict[str, Any] | None) -> str:
             f"{conversion['n'] * BYTES / conversion['seconds'] / 1e6:.0f} MB/s, with at most",
             f"{conversion['peak'] / 1e6:.0f} MB of memory in the whole process, torch included.",
         ]
+    lines += [
+        "",
+        f"Measured with advkit {advkit.__version__}, torch {torch.__version__}, revision {revision()}, Python "
+        f"{platform.python_version()}, {processor()}, one thread of {os.cpu_count()} cores.",
+    ]
     return "\n".join([*lines, ""])
 
 
