@@ -88,10 +88,12 @@ results-evaluation-cost: setup
 results-audit: setup
 	$(BIN)/python results/audit_study.py
 
-# The audit and AutoAttack on a net of each method, and two epochs of sets that users ask for; an hour on one core.
+# make results-methods DATA=FOLDER    the audit and AutoAttack on two nets of each method, and two epochs of sets that
+#                                     users ask for; two hours on one core
 results-methods: setup
+	@test -n "$(DATA)" || { echo "Say where Fashion-MNIST is: make results-methods DATA=FOLDER" >&2; exit 2; }
 	$(BIN)/python results/methods.py compositions
-	$(BIN)/python results/methods.py audits
+	$(BIN)/python results/methods.py audits --data-root "$(DATA)"
 
 # make results-pictures DATA=FOLDER_OR_ZIP    a folder or zip of train|test/CLASS/*
 results-pictures: setup
