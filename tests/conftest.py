@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -13,8 +14,9 @@ CHANNELS, SIDE, CLASSES = 2, 4, 3
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """One process of pytest-xdist, one core."""
+    """One process of pytest-xdist, one core; those that it starts alike."""
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _tiny_net(batch_norm: bool = False, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -89,15 +89,20 @@ def needs_the_loop(names: Iterable[str | type[Plugin]]) -> bool:
     return any(HOOKS[hook].asked_by == "loop" for plugin in kinds for hook in hooks_of(plugin))
 
 
+points_read_once = cache(registry.points)
+"""Reading the entry points is most of what a refusal costs."""
+
+
 @cache
 def refusal(chosen: tuple[str, ...]) -> str:
     """Why a set of plugins is refused with its default options, "" if it runs."""
     try:
         # Named as Step names what is passed to it: data set and model need not be looked up each time.
-        resolve(
-            [registry.load("plugin", name) for name in chosen],
-            [Layer("test", {"model.name": "python:model", "data.name": "python:data"})],
-        )
+        with mock.patch.object(registry, "points", points_read_once):
+            resolve(
+                [registry.load("plugin", name) for name in chosen],
+                [Layer("test", {"model.name": "python:model", "data.name": "python:data"})],
+            )
     except (HookConflict, OptionError) as sentence:
         return str(sentence)
     return ""
@@ -124,9 +129,12 @@ def crowd(name: str) -> tuple[str, ...]:
 
 @cache
 def crowds() -> list[tuple[str, ...]]:
-    """Such a set for every plugin. Entry points are read once: that is most of what a refusal costs."""
-    with mock.patch.object(registry, "points", cache(registry.points)):
-        return sorted({tuple(sorted(crowd(name))) for name in names()})
+    """Such sets, as many as it takes for every plugin to be in one."""
+    largest: list[tuple[str, ...]] = []
+    for name in names():
+        if not any(name in chosen for chosen in largest):
+            largest.append(tuple(sorted(crowd(name))))
+    return largest
 
 
 # ---------------------------------------------------------------------- small trainings

@@ -452,7 +452,7 @@ def shades() -> Dataset:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_images_without_numbers_are_misclassified_and_counted(value: float) -> None:
     told = "the logits of 25 of 250 images are NaN or Inf as they are; these count as misclassified"
-    rows = advkit.evaluate(Void(0.1, value), shades(), ("clean", "square"), eps=0.01)["attacks"]
+    rows = advkit.evaluate(Void(0.1, value), shades(), ("clean", Square(queries=50)), eps=0.01)["attacks"]
     assert [(row["accuracy"], row["notes"][0]) for row in rows] == [(0.9, told)] * 2
     (row,) = advkit.evaluate(Void(0.0, value), shades(), "clean", eps=0.01)["attacks"]
     assert row["accuracy"] == 1 and not row.get("notes")
@@ -462,7 +462,7 @@ def test_a_net_without_any_number_is_not_judged() -> None:
     """Its weights are finite; neither an accuracy of 0 nor, where the label is 0, an argmax of NaN is one."""
     told = r"The net can not be judged: its logits are NaN or Inf on all 250 images as they are\. Take weights"
     with pytest.raises(NonFinite, match=told):
-        advkit.evaluate(Void(2.0, torch.nan), shades(), ("clean", "square"), eps=0.1)
+        advkit.evaluate(Void(2.0, torch.nan), shades(), ("clean", Square(queries=50)), eps=0.1)
     with pytest.raises(NonFinite, match=told):
         advkit.audit(Void(2.0, torch.nan), shades(), eps=0.1)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import Dataset, OptionError, load_data
+from advkit.evaluation.attacks import Square
 from advkit.evaluation.verdicts import BY_BATCH, BY_CALL
 from advkit.studies.analysis.margin import margins
 from advkit.studies.analysis.perturb import Ascent
@@ -174,8 +175,9 @@ def test_nets_of_torchs_compiler_are_judged_as_any(made: Callable[[nn.Module], n
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
-    truth = advkit.evaluate(net, digits, "clean,pgd-3,square", eps=0.1, audit=False)["robust"]
-    assert advkit.evaluate(made(net), digits, "clean,pgd-3,square", eps=0.1, audit=False)["robust"] == truth
+    attacks = ("clean", "pgd-3", Square(queries=50))
+    truth = advkit.evaluate(net, digits, attacks, eps=0.1, audit=False)["robust"]
+    assert advkit.evaluate(made(net), digits, attacks, eps=0.1, audit=False)["robust"] == truth
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

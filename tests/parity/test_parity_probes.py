@@ -154,9 +154,9 @@ def test_a_budget_settles_just_below_the_margin() -> None:
     model = Ramp()
     step = Step(
         model, torch.optim.SGD(model.parameters(), 0.0), ["iaat"], num_samples=4, eps=0.1,
-        options={"iaat": {"warm_up": 0, "gamma": 0.02, "beta": 0.1}}, settings={"attack.steps": 4},
+        options={"iaat": {"warm_up": 0, "gamma": 0.02, "beta": 0.3}}, settings={"attack.steps": 4},
     )  # fmt: skip
-    for epoch in range(300):
+    for epoch in range(100):
         step(x, y, torch.arange(4), epoch=epoch)
     eps = step.state.samples["iaat/eps"]
     margin = torch.tensor([0.4, 0.2, 0.1, 0.0], dtype=torch.float64)

@@ -31,8 +31,6 @@ def test_it_runs_alone_or_beside_whom_it_needs(name: str) -> None:
 @pytest.mark.parametrize("chosen", methods.crowds(), ids=",".join)
 def test_a_crowd_is_one_run_in_any_order(chosen: tuple[str, ...]) -> None:
     assert methods.both(methods.run(*chosen), methods.run(*reversed(chosen)))
-    middle = len(chosen) // 2
-    assert methods.both(methods.run(*chosen), methods.run(*chosen[middle:], *chosen[:middle]))
 
 
 def test_the_crowds_hold_every_plugin_and_no_other_fits() -> None:
