@@ -7,6 +7,8 @@ import click
 from .completion import complete
 from .main import print_json
 
+WRAPPED = ("plugins", "summary", "published, robust %")
+
 
 @click.group("recipes")
 def command() -> None:
@@ -21,16 +23,19 @@ def list_(as_json: bool) -> None:
 
     installed = {name: recipes.load(name) for name in recipes.names()}
     if as_json:
-        keys = ("name", "distribution", "summary", "paper")
+        keys = ("name", "distribution", "summary", "paper", "published")
         print_json([{key: getattr(recipe, key) for key in keys} for recipe in installed.values()])
         return
     from .display import stdout, table_of
 
-    table = table_of("recipe", "in minutes", "plugins", "summary", wrap=("summary",))
+    table = table_of("recipe", "in minutes", "plugins", "summary", "published, robust %", wrap=WRAPPED)
     for name, recipe in installed.items():
         if name != recipe.mini:
             plugins = ",".join(recipe.table.get("plugins", ())) or "none"
-            table.add_row(name, recipe.mini or "", plugins, recipe.summary)
+            figures = (
+                f"{row['attack']} {row['robust']:.2f}, {row['net']} ({row['source']})" for row in recipe.published
+            )
+            table.add_row(name, recipe.mini or "", plugins, recipe.summary, "\n".join(figures))
     stdout().print(table)
 
 
