@@ -281,13 +281,24 @@ def attacks() -> str:
 
 
 @cache
-def _test_of_rooms() -> Any:
-    """Their order, and how imports are read, stand once: in the test that holds them."""
-    spec = importlib.util.spec_from_file_location("test_rooms", HERE.parent / "tests" / "test_rooms.py")
+def _script(path: Path) -> Any:
+    """A module that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _test_of_rooms() -> Any:
+    """Their order, and how imports are read, stand once: in the test that holds them."""
+    return _script(Path(__file__).parents[1] / "tests" / "test_rooms.py")
+
+
+def proofs() -> str:
+    """Which tests hold each built-in."""
+    read = _script(Path(__file__).with_name("proofs.py"))
+    return table(("plugin", *read.OF_ONE, *read.OF_ALL), read.rows())
 
 
 def rooms() -> str:
@@ -400,6 +411,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "notes": notes,
     "methods": methods,
     "attacks": attacks,
+    "proofs": proofs,
     "rooms": rooms,
     "imports": imports,
     "api": api,

@@ -140,6 +140,17 @@ def test_every_plugin_has_a_parity_test(name: str) -> None:
     assert re.search(r"^def test_\w+", read(path), re.MULTILINE), f"{path.name} tests nothing"
 
 
+def test_no_method_has_dropped_out_of_a_proof(generate: ModuleType) -> None:
+    """Docs/proofs.md: in every list, or refused there; equations compared and told apart, no option left out."""
+    proofs = generate._script(DOCS / "proofs.py")
+    for name, row in zip(CARDS, proofs.rows(), strict=True):
+        cells = dict(zip((*proofs.OF_ONE, *proofs.OF_ALL), row[1:], strict=True))
+        in_the_loop = methods.needs_the_loop([name])
+        assert all(cells[proof] for proof in proofs.OF_ALL if not (in_the_loop and proof.startswith("plan"))), name
+        assert in_the_loop or all(int(cells[proof]) for proof in ("equations", "wrong constants")), name
+        assert len(set(cells["options"].split(" of "))) == 1, name
+
+
 def beside(plugin: str, hook: str) -> set[str]:
     """Whom a plugin wants before or after itself in a hook."""
     place = registry.load("plugin", plugin).order.get(hook, Order())

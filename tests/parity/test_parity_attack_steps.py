@@ -49,7 +49,10 @@ METHODS = {
             for others in ((), ("trades",), ("lsiw",))
         ]
         + [(with_options("gairat", burn_in=1), run())],
-        changes=[(with_options("gairat", burn_in=0), run())],
+        changes=[
+            (with_options("gairat", burn_in=0), run()),
+            (with_options("gairat", "trades", burn_in=0, term="trades"), with_options("gairat", "trades", burn_in=0)),
+        ],
         moving={"gairat": {"burn_in": 0}},
     ),
     "label-smoothing": Method(
@@ -275,6 +278,14 @@ def test_labels_are_smoothed_by_a_fixed_share(net: nn.Module, data, over: str, a
     for epoch in range(2):
         x_adv = naive.attacked(me, data.x, soft if attacked else hard, ATTACK)
         assert_parity(subject.visit(*data.of_step, epoch), update(me, x_adv, soft))
+
+
+def test_another_share_would_be_seen(net: nn.Module, data) -> None:
+    options = {"label-smoothing": {"alpha": 0.3}}
+    subject, me = pair(net, ["label-smoothing"], attack=ATTACK, samples=data.samples, lr=0.1, options=options)
+    hard = one_hot(data.y, CLASSES)
+    expected = update(me, naive.attacked(me, data.x, hard, ATTACK), [0.8 * row + 0.2 / CLASSES for row in hard])
+    assert differences(subject.visit(*data.of_step, 0), expected)["loss"] > APART
 
 
 @given(st.floats(0, 1), st.sampled_from(["all", "others"]))

@@ -37,7 +37,10 @@ METHODS = {
                 run("lsiw", no_companion=["instance_weight:lsiw"]),
             )
         ],
-        changes=[(run("lsiw", "av-rank", options={"av-rank": {"scheme": "top-k"}}), run("lsiw", "av-rank"))],
+        changes=[
+            (run("lsiw", "av-rank", options={"av-rank": {"scheme": "top-k"}}), run("lsiw", "av-rank")),
+            (run("av-rank", options={"av-rank": {"term": "base_loss"}}), run()),
+        ],
     ),
 }
 

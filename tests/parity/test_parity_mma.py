@@ -112,7 +112,7 @@ def test_mma_trains_at_the_boundary(net: nn.Module, data, d_max: float, lam: flo
     assert d_max > 0.1 or dropped, "some are too far away to be trained on"
 
 
-@pytest.mark.parametrize("other", [{"lam": 0.5}, {"d_max": 0.2}, {"search": 9}, {"eps_min": 0.02}])
+@pytest.mark.parametrize("other", [{"lam": 0.5}, {"d_max": 0.2}, {"search": 9}, {"eps_min": 0.02}, {"cap": 1.5}])
 def test_another_constant_would_be_seen(net: nn.Module, data, other: dict[str, float]) -> None:
     subject, me = mma(net, data, **({"d_max": 0.06, "eps_min": 0.01} | other))
     expected = MaxMargin(0.06, 1.05, 0.01, 1 / 3).visit(me, *data.of_step, 0)

@@ -115,9 +115,10 @@ def test_iaat_moves_each_budget_by_two_attacks(net: nn.Module, data, warm_up: in
     assert not subject.step.state.samples["iaat/eps"][untouched].any()
 
 
-def test_another_gamma_would_be_seen(net: nn.Module, data) -> None:
-    subject, me = iaat(net, data, warm_up=0, beta=1.0, gamma=0.03)
-    x_adv = Adapter(0.04, 1.0, 0).visit(me, *data.of_step, 0)
+@pytest.mark.parametrize("other", [{"gamma": 0.04}, {"least_step": 0.004}])
+def test_another_constant_would_be_seen(net: nn.Module, data, other: dict[str, float]) -> None:
+    subject, me = iaat(net, data, **({"warm_up": 0, "beta": 1.0, "gamma": 0.03} | other))
+    x_adv = Adapter(0.03, 1.0, 0).visit(me, *data.of_step, 0)
     assert differences(subject.visit(*data.of_step, 0), update(me, x_adv, data.y))["x_adv"] > APART
 
 

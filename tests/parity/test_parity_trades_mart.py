@@ -142,12 +142,15 @@ def test_the_attack_of_trades_knows_no_labels(net, data):
     assert measured[0].equal(measured[1]) and not data.y.equal(data.y.flip(0))
 
 
+DETACHED = {"weight": "detach_weight", "target": "detach_target"}
+
+
 @pytest.mark.parametrize("parts", [("weight",), ("target",), ("weight", "target")], ids="+".join)
 def test_the_detach_switches_of_mart(net, data, parts):
-    subject, me = start(net, data, "mart", **{f"detach_{part}": True for part in parts})
+    subject, me = start(net, data, "mart", **{DETACHED[part]: True for part in parts})
     for epoch in range(VISITS):
         assert_parity(subject.visit(*data.of_step, epoch), expect(me, data, "mart", epoch, detach=parts))
-    subject, me = start(net, data, "mart", **{f"detach_{part}": True for part in parts})
+    subject, me = start(net, data, "mart", **{DETACHED[part]: True for part in parts})
     errors = differences(subject.visit(*data.of_step, 0), expect(me, data, "mart", 0))
     assert errors["loss"] == pytest.approx(0, abs=1e-12)  # a switch of the gradient alone
     assert errors["gradient 0.weight"] > APART
