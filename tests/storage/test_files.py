@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from advkit import holding
-from advkit.errors import CheckpointError, OptionError
+from advkit.errors import AdvkitError, CheckpointError, OptionError
 from advkit.storage import checkpoint, files, lock
+from advkit.storage.run_folder import RunFolder, fresh
+from advkit.studies.export import _refuse_content
 
 
 def held(path: Path) -> None:
@@ -187,3 +189,27 @@ def test_a_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             importlib.reload(lock)
     with lock.RunLock(tmp_path / "other"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("disk", "exit_code", "advice"),
+    [
+        ("ENOSPC", 4, "free some space"),
+        ("EDQUOT", 4, "free some space"),
+        ("EROFS", 4, "choose"),
+        ("EACCES", 2, "choose"),
+    ],
+)
+def test_a_new_folder_on_a_disk_that_takes_none(
+    tmp_path: Path, disk: str, exit_code: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk is to blame for is no fault of what was typed."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(getattr(errno, disk), "It is so")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    for start in (RunFolder.create, lambda path: fresh(path, ()), _refuse_content):
+        with pytest.raises(AdvkitError, match=f"(used|created) \\(It is so\\); {advice}") as refused:
+            start(tmp_path / "new")
+        assert refused.value.exit_code == exit_code

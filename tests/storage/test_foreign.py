@@ -302,6 +302,41 @@ def test_a_partial_head_wants_weights_to_begin_with(tmp_path: Path) -> None:
         begin(net(), tmp_path, partial_head=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.int64])
+def test_numbers_of_another_sort_are_no_weights(dtype: torch.dtype) -> None:
+    model, weights = net(), net(1).state_dict()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    name = f"3.bias is {str(dtype).removeprefix('torch.')} there and float32 here"
+    with pytest.raises(CheckpointError, match=f"{name}; save the state_dict.* of the float model"):
+        put(model, weights | {"3.bias": weights["3.bias"].to(dtype)})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("value", "fits"), [(5.0, True), (0.5, False), (float("nan"), False)])
+def test_a_count_is_taken_from_whole_numbers_alone(value: float, fits: bool) -> None:
+    model, weights = net(), net(1).state_dict() | {"1.num_batches_tracked": torch.tensor(value)}
+    if not fits:
+        with pytest.raises(CheckpointError, match="num_batches_tracked is float32 there and int64 here"):
+            put(model, weights)
+        return
+    put(model, weights)
+    assert model[1].num_batches_tracked == 5
+
+
+@pytest.mark.parametrize(("dtype", "said"), [(torch.float64, True), (torch.bfloat16, False), (torch.float16, False)])
+def test_rounding_is_said(dtype: torch.dtype, said: bool, tmp_path: Path) -> None:
+    weights = net(1).state_dict()
+    weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+    if dtype == torch.float64:
+        weights["0.weight"] /= 3
+        weights["3.weight"] /= 3
+    torch.save(weights, tmp_path / "net.pt")
+    told = Told()
+    begin(net(), tmp_path / "net.pt", init_from=tmp_path / "net.pt", progress=told)
+    sentence = f"{tmp_path}/net.pt: 0.weight and 1 more are rounded from float64 to float32, the model's"
+    assert [each for each in told.sentences if "rounded" in each] == [sentence] * said
+
+
 class Told(Silent):
     def __init__(self) -> None:
         self.sentences: list[str] = []

@@ -409,6 +409,19 @@ def test_weights_give_what_their_run_gives(
     assert (of_file["checkpoint"], of_file["epoch"]) == (None, None)
 
 
+def test_weights_that_are_rounded_are_said_to_be(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {name: value.double() for name, value in of_run(trained).model.state_dict().items()}
+    torch.save(weights | {"0.mean": weights["0.mean"] / 3}, tmp_path / "net.pt")
+    options = ["--model", "small-cnn", "--dataset", "digits", "--eps", "0.15", "--set", "model.width=2", "--n", "4"]
+    options += ["--attacks", "clean", "--out", str(tmp_path / "out")]
+    said = f"{tmp_path}/net.pt: 0.mean is rounded from float64 to float32, the model's"
+    assert evaluated(capsys, tmp_path / "net.pt", *options)["notes"] == [said]
+    assert command(["evaluate", str(tmp_path / "net.pt"), *options]) == 0
+    assert said in capsys.readouterr().out.replace("\n", " ")
+
+
 class Payload:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(Payload.where),)

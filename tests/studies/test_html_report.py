@@ -30,6 +30,7 @@ from advkit.evaluation.statistics import wilson
 from advkit.storage.run_folder import RunFolder
 from advkit.studies.report import build, charts, markup
 from advkit.studies.report.charts import Bar, Series
+from advkit.studies.subject import of_run
 from advkit.training.launch import resolve_folder
 from advkit.training.parts import build_model, data_of, load_weights
 
@@ -957,6 +958,25 @@ def test_figures_of_a_checkpoint_that_is_the_best_no_more_are_marked_and_not_com
     assert f"it is of the last checkpoint of then, epoch 0; the run has gone on to epoch {len(rows)}." in compared
     own = text(page.id("run-1"))
     assert f"This evaluation is {why}" in own and f"This audit is {why}" in own
+
+
+def test_what_was_copied_from_another_run_is_marked_and_not_compared(runs: Path) -> None:
+    """The weights' hash tells, of evaluations, audits and analyses."""
+    own = {name: of_run(runs / name, "best").record for name in ("plain", "cat")}
+    other = own["cat"] | {"epoch": own["plain"]["epoch"]}
+    for name in ("plain", "cat"):
+        judge(runs / name, "own", (CLEAN, []), (PGD, range(40)), **own[name])
+    judge(runs / "plain", "copied", (CLEAN, range(100)), (PGD, range(190)), audit=AUDIT["checks"], **other)
+    put(runs / "plain", "audit.json", AUDIT | other)
+    put(runs / "plain", "analysis/margin.json", other | {"analysis": "margin", "figures": {}})
+    page = page_of("plain", "cat")
+    why = "of other weights than the best checkpoint has: of another run, or of an older checkpoint."
+    assert "raises alarms" not in text(page.id("comparison"))
+    compared = text(page.id("comparison-accuracy"))
+    assert "0.050" not in compared and f"An evaluation of run 1 at n = 200 is left out: it is {why}" in compared
+    mine = text(page.id("run-1"))
+    assert all(f"This {what} is {why}" in mine for what in ("evaluation", "audit", "analysis"))
+    assert mine.count(why) == 3 and why not in text(page.id("run-2"))
 
 
 def test_only_an_older_report_is_replaced(runs: Path) -> None:

@@ -76,6 +76,8 @@ def show(record: AuditRecord) -> None:
         threshold = f"above {check.threshold:g}" if check.alarm_from is None else f"from {check.alarm_from}"
         table.add_row(signs[check.alarm], check.name, figure, ends, images, threshold, text(check.sentence))
     console.print(table)
+    for note in record.notes:
+        console.print(text(note, "yellow"))
     passes = sum((record.passes or {}).values())
     alarms = ", ".join(record.alarms) or "none"
     ran = sum(check.alarm is not None for check in record.checks)

@@ -157,9 +157,8 @@ def show(result: Evaluation) -> None:
         label = "worst case" if norm == result.norm else f"worst case {norm}"
         table.add_row(*_cells(label, "", "", worst), "", "")
     console.print(table)
-    for row in result.attacks:
-        for note in row.notes:
-            console.print(plain(f"{row.name}: {note}", "yellow"))
+    for note in (*result.notes, *(f"{row.name}: {note}" for row in result.attacks for note in row.notes)):
+        console.print(plain(note, "yellow"))
     if result.selected_on == "test":
         console.print(plain("The checkpoint was chosen on the test split: these figures are optimistic.", "yellow"))
     checks = result.audit or []

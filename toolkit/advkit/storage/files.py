@@ -158,14 +158,16 @@ def delete(path: Path) -> None:
         path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
 
 
-def unwritable(what: object, error: OSError | CheckpointError, advice: str) -> AdvkitError:
-    """What to raise where nothing can be written to a place that was typed: an OptionError, but not of a full disk."""
+def unwritable(what: object, error: OSError | CheckpointError, advice: str, done: str = "written") -> AdvkitError:
+    """What to raise where a place that was typed can not be `done`: an OptionError, a CheckpointError of the disk's."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if not isinstance(cause, OSError):  # a link on the way
         return CheckpointError(str(error))
     if cause.errno in FULL:
-        return CheckpointError(f"{what} can not be written ({cause.strerror}); free some space.")
-    return OptionError(f"{what} can not be written ({cause.strerror}); {advice}.")
+        return CheckpointError(f"{what} can not be {done} ({cause.strerror}); free some space.")
+    reason = "it is no folder" if isinstance(cause, FileExistsError) else cause.strerror
+    typed = CheckpointError if cause.errno == errno.EROFS else OptionError
+    return typed(f"{what} can not be {done} ({reason}); {advice}.")
 
 
 @contextmanager

@@ -53,8 +53,7 @@ class RunFolder:
             files.sweep(path)  # of a start that was killed
             folder._refuse_content()
         except OSError as error:
-            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
-            raise OptionError(f"{path} can not be used ({reason}); choose another --out.") from None
+            raise files.unwritable(path, error, "choose another --out", "used") from None
         return folder
 
     def describe(self, resolved: Resolved, code: Mapping[str, str]) -> None:
@@ -229,6 +228,6 @@ def fresh(root: Path, plugins: tuple[str, ...]) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise OptionError(f"{path} can not be created ({error.strerror}); choose another --out.") from None
+            raise files.unwritable(path, error, "choose another --out", "created") from None
         return path
     raise AssertionError

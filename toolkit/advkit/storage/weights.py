@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..judging import same_bits
 from ..models.base import Normalize
+from ..precision import named
 
 MODEL, OPTIMIZER, SAMPLES, TENSORS, METER, EVALUATED = PREFIXES = (
     "model/",
@@ -33,16 +36,31 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 
+def evaluated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a checkpoint that are judged: the averaged ones, where there are some, in place of its own."""
+    own = under(tensors, MODEL)
+    return own | {name: value.to(own.get(name, value)) for name, value in under(tensors, EVALUATED).items()}
+
+
+class Placed(NamedTuple):
+    """What became of weights that were copied into a model."""
+
+    left: list[str]
+    """The names that `partial_head` left out."""
+    rounded: str
+    """A sentence where the model's types hold less than theirs, "" elsewhere."""
+
+
 def put_weights(
     model: nn.Module, tensors: Mapping[str, Tensor], where: str, averaged: bool = False, partial_head: bool = False
-) -> list[str]:
+) -> Placed:
     """Copy the weights that a checkpoint stores below `MODEL` into `model`.
 
     `averaged` prefers those below `EVALUATED`, where a plugin provided some. Raises CheckpointError if they are
-    another architecture's; `where` says whose they are. `partial_head` leaves the model's last layer as it is where
-    that is all that does not fit, and returns the names that were left out.
+    another architecture's, or numbers of another sort; `where` says whose they are. `partial_head` leaves the model's
+    last layer as it is where that is all that does not fit.
     """
-    weights, left = under(tensors, MODEL), list[str]()
+    weights, left = evaluated(tensors) if averaged else under(tensors, MODEL), list[str]()
     own = model.state_dict()
     fitting = {name for name in weights.keys() & own.keys() if weights[name].shape == own[name].shape}
     # Weights saved by torch before 0.4.1 lack this buffer, which enters no forward; torch itself takes them too.
@@ -63,9 +81,44 @@ def put_weights(
         raise CheckpointError(
             f"The weights of {where} do not fit this model (first difference: {different[0]}); {advice}."
         )
-    chosen = weights | (under(tensors, EVALUATED) if averaged else {})
-    model.load_state_dict(chosen | {name: own[name] for name in uncounted})
-    return left
+    rounded = _rounded(weights, own, where)
+    model.load_state_dict(weights | {name: own[name] for name in uncounted})
+    return Placed(left, rounded)
+
+
+def _rounded(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> str:
+    """What loses digits in the model's types, as a sentence; CheckpointError for what would become something else."""
+    rounded = []
+    for name, value in weights.items():
+        here = own[name]
+        if value.dtype == here.dtype:
+            continue
+        alike = _sort(value) == _sort(here)
+        castable = alike or not (any(_sort(here)) or value.is_complex())
+        exact = castable and same_bits(_wide(value.to(here.dtype)), _wide(value))
+        if not exact and not (alike and any(_sort(here))):
+            raise CheckpointError(
+                f"The weights of {where} do not fit this model: {name} is {named(value.dtype)} there and "
+                f"{named(here.dtype)} here; save the state_dict() of the float model they were made of."
+            )
+        if not exact:
+            rounded.append(name)
+    if not rounded:
+        return ""
+    first, more = rounded[0], f" and {len(rounded) - 1} more" if len(rounded) > 1 else ""
+    return (
+        f"{where}: {first}{more} {'are' if more else 'is'} rounded from {named(weights[first].dtype)} to "
+        f"{named(own[first].dtype)}, the model's"
+    )
+
+
+def _sort(value: Tensor) -> tuple[bool, bool]:
+    return value.is_floating_point(), value.is_complex()
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Numbers in the widest type of their sort."""
+    return value.detach().cpu().to(torch.complex128 if value.is_complex() else torch.float64)
 
 
 def _is_head(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], different: list[str]) -> bool:

@@ -15,7 +15,7 @@ from ..data.transforms import to_float
 from ..errors import OptionError
 from ..models.base import Normalize
 from ..modules import mode, placement
-from ..storage.files import delete, sweep, using, write_atomic
+from ..storage.files import delete, sweep, unwritable, using, write_atomic
 from ..storage.lock import RunLock
 from .records import ExportRecord
 from .subject import Subject, of_run
@@ -130,8 +130,7 @@ def _refuse_content(out: Path) -> None:
         if {entry.name for entry in out.iterdir()} - {LOCK} and not (out / UNFINISHED).is_file():
             raise OptionError(f"{out} holds files already; choose another --out.")
     except OSError as error:
-        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
-        raise OptionError(f"{out} can not be used ({reason}); choose another --out.") from None
+        raise unwritable(out, error, "choose another --out", "used") from None
 
 
 def _remove(out: Path, *names: str) -> None:

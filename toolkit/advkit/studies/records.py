@@ -113,6 +113,8 @@ class Judged(Record):
     selected_on: str | None = None
     """The split that chose the checkpoint."""
     sha256_of_weights: str | None = None
+    notes: list[str] = []
+    """What is to be known of its images and weights: files that were left out, numbers that were rounded."""
     split: str | None = None
     n: int | None = Field(default=None, ge=1)
     images: str | None = None

@@ -35,7 +35,7 @@ class Subject:
     splits: Splits
     resolved: Resolved
     record: Mapping[str, Any]
-    """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on, sha256_of_weights."""
+    """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on, sha256_of_weights, notes if any."""
     parts: tuple[Tensor, Tensor] | None = None
     """Positions in the training split of what it was trained on, and of what was held out; None where nobody knows."""
     own_images: bool = True
@@ -113,7 +113,7 @@ def of_run(
             "that order; give them their names back."
         )
     model = build_model(resolved, splits.train).to(resolved.run.device)
-    put_weights(model, tensors, str(path), averaged=True)
+    rounded = put_weights(model, tensors, str(path), averaged=True).rounded
     best = position["best"] or {}
     record = {
         "checkpoint": checkpoint,
@@ -121,9 +121,15 @@ def of_run(
         "epoch": max(0, position["epoch"] - (position["step"] == 0)),
         "selected_on": best.get("split") if checkpoint == "best" else None,
         "sha256_of_weights": digest(model.state_dict()),
+        **_notes(splits, rounded),
     }
     own = state.get("data") in (None, splits.train.fingerprint())
     return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)), own)
+
+
+def _notes(splits: Splits, rounded: str) -> dict[str, list[str]]:
+    notes = [*splits.notes, *([rounded] if rounded else [])]
+    return {"notes": notes} if notes else {}
 
 
 def _listed(classes: Sequence[object]) -> str:
@@ -135,13 +141,14 @@ def of_weights(path: Path, resolved: Resolved) -> Subject:
     resolved = on_this_machine(resolved)
     splits = data_of(resolved)
     model = build_model(resolved, splits.train).to(resolved.run.device)
-    put_file(model, path, resolved)
+    rounded = put_file(model, path, resolved).rounded
     record = {
         "checkpoint": None,
         "weights": "raw",
         "epoch": None,
         "selected_on": None,
         "sha256_of_weights": digest(model.state_dict()),
+        **_notes(splits, rounded),
     }
     return Subject(str(path), model, splits, resolved, record)
 

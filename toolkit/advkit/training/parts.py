@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..plugin import CORE
 from ..rng import derive_seed
 from ..storage.foreign import fitted, read_weights
 from ..storage.run_folder import RunFolder
-from ..storage.weights import MODEL, prefixed, put_weights
+from ..storage.weights import MODEL, Placed, prefixed, put_weights
 from .feed import parted
 from .meeting import join
 
@@ -112,11 +113,10 @@ def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
     return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
 
 
-def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: bool = False) -> list[str]:
+def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: bool = False) -> Placed:
     """Copy a file of weights, of advkit's export or of other programs, into the model that `resolved` names.
 
-    Wrappers' prefixes and the names of published files are brought to the model's. Returns what `partial_head` left
-    out. Raises CheckpointError.
+    Wrappers' prefixes and the names of published files are brought to the model's. Raises CheckpointError.
     """
     weights = read_weights(path, resolved.checkpoint.max_bytes)
     named = not resolved.model_name.startswith(PASSED)
@@ -133,9 +133,11 @@ def begin_from(
             raise OptionError("partial_head is about the weights of init_from; give both, or leave it out.")
         return
     if os.path.isfile(path):
-        left = put_file(model, path, resolved, partial_head)
+        left, rounded = put_file(model, path, resolved, partial_head)
     else:
-        left = _put_run(model, path, partial_head=partial_head)
+        left, rounded = _put_run(model, path, partial_head=partial_head)
+    if rounded:
+        tell(rounded)
     if partial_head and left:
         tell(f"Left out of {path}, so that they begin as the model has them: {', '.join(left)}.")
     elif partial_head:
@@ -186,13 +188,15 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
     """Copy the weights of a run's checkpoint ("best", "last") into `model`, in place.
 
     None is "best", but "last" of standard training, of which no epoch is the best under attack. Averaged weights are
-    taken where a plugin provided some, as `advkit evaluate` does. Raises CheckpointError.
+    taken where a plugin provided some, as `advkit evaluate` does. Warns where the model's type rounds them. Raises
+    CheckpointError.
     """
-    _put_run(model, run, checkpoint)
+    if rounded := _put_run(model, run, checkpoint).rounded:
+        warnings.warn(rounded, stacklevel=2)
 
 
-def _put_run(model: nn.Module, run: str | Path, checkpoint: str | None = None, partial_head: bool = False) -> list[str]:
-    """`load_weights`; returns what `partial_head` left out."""
+def _put_run(model: nn.Module, run: str | Path, checkpoint: str | None = None, partial_head: bool = False) -> Placed:
+    """`load_weights`."""
     folder = RunFolder.open(Path(run))
     settings = folder.file().settings
     attacks = settings.get("attack.eps") != 0 and settings.get("attack.steps") != 0

@@ -9,14 +9,14 @@ from .samples import data_uri
 from .sources import ANALYSES, Analysis, Source
 
 HEAD = {"analysis", "run", "dataset", "model", "checkpoint", "weights", "epoch", "selected_on", "split", "n", "norm"}
-HEAD |= {"eps", "attack", "figures", "versions", "kind", "index", "sha256_of_weights"}
+HEAD |= {"eps", "attack", "figures", "versions", "kind", "index", "sha256_of_weights", "notes"}
 """What title, caption and the rest of the page say."""
 
 
 def analyses(source: Source) -> Html:
     """Pictures and figures of `advkit analyze`."""
     parts = [
-        section(f"{source.key}-analysis-{count}", _title(found), 4, _analysis(found))
+        section(f"{source.key}-analysis-{count}", _title(found), 4, _analysis(found, source.outdated(found.record)))
         for count, found in enumerate(source.analyses, 1)
     ]
     made = {analysis.kind for analysis in source.analyses}
@@ -40,8 +40,10 @@ def _title(found: Analysis) -> str:
     return f"landscape, {plane}, {which}"
 
 
-def _analysis(found: Analysis) -> Html:
+def _analysis(found: Analysis, outdated: str) -> Html:
     parts = [paragraph(_caption(found)), *(paragraph(problem, kind="missing") for problem in found.problems)]
+    if outdated:
+        parts.append(paragraph(tag("strong", "Caution. "), f"This analysis is {outdated}.", kind="caution"))
     beside: list[Html] = []
     if found.picture is not None:
         alt = f"Picture of the analysis {_title(found)}; its figures follow."

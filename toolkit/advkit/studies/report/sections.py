@@ -160,7 +160,7 @@ def _evaluation(source: Source, key: str, found: Evaluation) -> Html:
         bars.append((name, [charts.Bar("", worst.accuracy, worst.interval, 1)]))
     columns = ("attack", "norm, eps", "steps", ">accuracy", "95 % interval", ">passes an image", ">seconds")
     parts.append(table("Accuracy under each attack", columns, rows))
-    if notes := [f"{row.name}: {note}" for row in found.attacks for note in row.notes]:
+    if notes := [*found.notes, *(f"{row.name}: {note}" for row in found.attacks for note in row.notes)]:
         parts.append(listing(notes))
     parts.append(charts.bars(f"{key}-bars", "Accuracy under each attack, with 95 % intervals", bars))
     if found.audit:

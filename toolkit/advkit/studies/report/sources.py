@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError
 from ...plugin import CORE
 from ...storage.run_folder import RunFolder
+from ...storage.weights import digest, evaluated
 from ...training.launch import resolve_folder
 from ..documents import content, members, number
-from ..records import AnalysisRecord, AuditRecord, Evaluation, read_or_told
+from ..records import AnalysisRecord, AuditRecord, Evaluation, Judged, read_or_told
 from ..verdict_store import withstood
 
 ANALYSES = ("vulnerability", "margin", "landscape", "budget")
@@ -55,6 +57,7 @@ class Source:
         self.fingerprint: str | None = None
         """Of its training images; known once its checkpoint has been read."""
         self.unresolved = ""
+        self._digests: dict[str, str | None] = {}
         try:
             self.resolved: Resolved | None = resolve_folder(self.folder)
         except AdvkitError as error:  # a plugin that is not installed here, say: the figures can be shown all the same
@@ -172,14 +175,27 @@ class Source:
         names = (name for row in self.history for name in _named(row.get("validation"), kind))
         return next(names, None)
 
-    def outdated(self, found: Evaluation | AuditRecord) -> str:
-        """Why a figure is not of what is the best or the last checkpoint now, since the run went on; "" where it is."""
+    def outdated(self, found: Judged) -> str:
+        """Why a figure is not of what is the best or the last checkpoint now; "" where it is.
+
+        The run has gone on since, or the file is of another run.
+        """
         best, last = self.best, int(self.history[-1]["epoch"]) if self.history else -1
         if found.checkpoint == "last" and found.epoch is not None and found.epoch < last:
             return f"of the last checkpoint of then, epoch {found.epoch + 1}; the run has gone on to epoch {last + 1}"
-        if found.checkpoint != "best" or found.epoch is None or best is None or found.epoch == best["epoch"]:
+        if found.checkpoint == "best" and found.epoch is not None and best and found.epoch != best["epoch"]:
+            return f"of the best checkpoint of then, epoch {found.epoch + 1}; the best is now epoch {best['epoch'] + 1}"
+        if not found.sha256_of_weights or self._sha256(found.checkpoint) in (None, found.sha256_of_weights):
             return ""
-        return f"of the best checkpoint of then, epoch {found.epoch + 1}; the best is now epoch {best['epoch'] + 1}"
+        return f"of other weights than the {found.checkpoint} checkpoint has: of another run, or of an older checkpoint"
+
+    def _sha256(self, checkpoint: str | None) -> str | None:
+        """Of the weights that a checkpoint is judged by; None where it can not be read."""
+        if checkpoint in ("best", "last") and checkpoint not in self._digests:
+            self._digests[checkpoint] = None
+            with suppress(AdvkitError):
+                self._digests[checkpoint] = digest(evaluated(self.folder.load(checkpoint)[0]))
+        return self._digests.get(checkpoint or "")
 
     @property
     def best(self) -> dict[str, Any] | None:
