@@ -19,6 +19,7 @@ from ..arguments import checked, fits
 from ..errors import DataError, OptionError, did_you_mean, shown
 from ..rng import Draws, derive_key
 from .chained import Chained
+from .repeats import repeats
 from .transforms import TRANSFORMS
 
 CHOICE = 0
@@ -229,6 +230,13 @@ class Splits:
             )
         if not fits(self.notes, Sequence[str]):
             raise DataError(f"Data set {train.name}: notes are {shown(self.notes)}; give sentences, a tuple of texts.")
+
+    @cached_property
+    def cautions(self) -> tuple[str, ...]:
+        """The notes, and what looking at all images says of them; computed where it is asked for."""
+        train, test = self.train, self.test
+        said = repeats(train.images, train.labels, test.images, test.labels)
+        return (*self.notes, f"{train.name}: {said}") if said else self.notes
 
 
 class DataSource(ABC):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -24,8 +23,9 @@ import torch
 from .. import registry
 from ..errors import DataError, OptionError
 from .base import Dataset, DataSource, fingerprint_of, gray_levels, pieces
-from .image_folder import Files, decode, listed, notes_of, sort_files, split_files
+from .image_folder import Files, decode, listed, sort_files, split_files
 from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name
+from .notes import Notes
 from .npz import Given, Images, Part, npz_files, of_npz
 from .workspace import workspace
 
@@ -151,18 +151,17 @@ def _synced(folder: Path) -> None:
 
 
 def _of_pictures(files: Files) -> Given:
-    pictures, others = sort_files(files)
-    files = replace(files, names=pictures)
-    halves = dict(zip(("train", "test"), split_files(files), strict=True))
-    odd: Counter[str] = Counter()
+    notes = Notes(files.root)
+    files = replace(files, names=sort_files(files, notes))
+    halves = dict(zip(("train", "test"), split_files(files, notes), strict=True))
     names = {split: [name for inside in classes.values() for name in inside] for split, classes in halves.items()}
     height, width = decode(files, names["train"][0]).shape[:2]
 
     def read(split: str) -> Iterator[Images]:
         if split == "train":
-            odd.clear()  # all is read anew where a coloured picture comes after gray ones
+            notes.odd.clear()  # all is read anew where a coloured picture comes after gray ones
         for name in names[split]:
-            image = decode(files, name, DataSource.max_pixels, odd)
+            image = decode(files, name, DataSource.max_pixels, notes.odd)
             if image.shape[:2] != (height, width):
                 raise DataError(
                     f"{files.root}: {name} is {image.shape[1]}x{image.shape[0]} pixels, but {names['train'][0]} is "
@@ -174,7 +173,7 @@ def _of_pictures(files: Files) -> Given:
     for split, classes in halves.items():
         label = np.array([k for k, inside in enumerate(classes.values()) for _ in inside], np.int64)
         parts[split] = Part((1, height, width), label, partial(read, split))
-    return Given(parts, tuple(halves["train"]), False, "crop-flip", lambda: notes_of(files.root, others, odd))
+    return Given(parts, tuple(halves["train"]), False, "crop-flip", notes.sentences)
 
 
 def _of_registered(name: str) -> Given:

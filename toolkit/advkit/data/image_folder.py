@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -24,12 +24,13 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError, OptionError
 from ..reading import opened
 from .base import Dataset, DataSource, Splits
+from .notes import Notes, hidden, odd, way
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jfif", ".jpe")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -57,9 +58,9 @@ class ImageFolder(DataSource):
             return self._read(files, limit)
 
     def _read(self, files: Files, limit: int | None) -> Splits:
-        pictures, others = sort_files(files)
-        files = replace(files, names=pictures)
-        halves = split_files(files)
+        notes = Notes(files.root)
+        files = replace(files, names=sort_files(files, notes))
+        halves = split_files(files, notes)
         labels, names, places = [], [], []
         for classes in halves:
             label = torch.tensor([k for k, images in enumerate(classes.values()) for _ in images])
@@ -68,13 +69,12 @@ class ImageFolder(DataSource):
             labels.append(label[kept])
             places.append(kept)
             names += [all_names[i] for i in kept.tolist()]
-        odd: Counter[str] = Counter()
-        images, cut = _decode_all(files, names, self.max_pixels, odd), len(labels[0])
+        images, cut = _decode_all(files, names, self.max_pixels, notes.odd), len(labels[0])
         train, test = (
             Dataset(ImageFolder.name, part, label, tuple(halves[0]), kept)
             for part, label, kept in zip((images[:cut], images[cut:]), labels, places, strict=True)
         )
-        return Splits(train, test, transform="crop-flip", notes=notes_of(files.root, others, odd))
+        return Splits(train, test, transform="crop-flip", notes=notes.sentences())
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,19 @@ def listed(root: Path) -> Iterator[Files]:
         yield Files(root, tuple(archive.namelist()), archive.open)
 
 
-def sort_files(files: Files) -> tuple[tuple[str, ...], list[str]]:
-    """Folders and pictures, and what is neither. Raises DataError for pictures of a kind that is not read."""
+def sort_files(files: Files, notes: Notes) -> tuple[str, ...]:
+    """Folders and pictures; the rest goes to `notes`. Raises DataError for pictures of a kind that is not read."""
     pictures: list[str] = []
-    others: list[str] = []
-    for name in files.names:
-        if _hidden(name) or not name:
+    for name, times in Counter(files.names).items():
+        folder = name[-1:] == "/"
+        if hidden(name) or not name:
             continue
-        if name[-1] == "/" or name.lower().endswith(SUFFIXES):
+        if how := way(name):
+            notes.ways[how] += 0 if folder else times
+            continue
+        if times > 1 and not folder:
+            notes.twice[name.rpartition("/")[0]] += times - 1
+        if folder or name.lower().endswith(SUFFIXES):
             pictures.append(name)
             continue
         try:
@@ -123,24 +128,17 @@ def sort_files(files: Files) -> tuple[tuple[str, ...], list[str]]:
                 f"{files.root}: {name} is a picture of a kind that is not read; remove it, or convert it to one of "
                 f"{', '.join(FORMATS)}."
             )
-        (pictures if MAGIC.match(head) else others).append(name)
-    return tuple(pictures), others
+        if MAGIC.match(head):
+            pictures.append(name)
+        else:
+            notes.others[Path(name).suffix.lower() or "no suffix"] += 1
+    return tuple(pictures)
 
 
-def notes_of(root: Path, others: Sequence[str], odd: Counter[str]) -> tuple[str, ...]:
-    """What was left out, and what `_odd` told of pictures, a sentence each."""
-    notes = [f"{root}: {count} {'picture' if count == 1 else 'pictures'} {what}" for what, count in odd.items()]
-    if others:
-        suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
-        listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
-        notes.insert(0, f"{root}: {len(others)} files are no pictures and are left out ({listed})")
-    return tuple(notes)
-
-
-def split_files(files: Files) -> tuple[Classes, Classes]:
-    """Training and test images: the same classes, two or more, none of them empty."""
+def split_files(files: Files, notes: Notes) -> tuple[Classes, Classes]:
+    """Training and test images: the same classes, two or more, none of them empty; `notes` counts the others."""
     root = files.root
-    names = sorted(set(files.names))
+    names = sorted(files.names)
     prefix, tops = "", _tops(names, "")
     if len(tops) == 1 and not tops & {TRAIN, *TESTS} and _tops(names, f"{min(tops)}/"):
         prefix = f"{min(tops)}/"
@@ -160,6 +158,9 @@ def split_files(files: Files) -> tuple[Classes, Classes]:
             )
     if len(train) < 2:
         raise DataError(f"{root} has {len(train)} class folders; give two or more, one for each class.")
+    taken = {name for classes in (train, test) for images in classes.values() for name in images}
+    outside = (name for name in names if name[-1] != "/" and name not in taken)
+    notes.outside.update(f"in {name.rpartition('/')[0].partition('/')[0] or root.name}" for name in outside)
     return train, test
 
 
@@ -206,7 +207,7 @@ def _walk(root: Path, folder: str = "", depth: int = 4) -> Iterator[str]:
         with os.scandir(root / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name = folder + entry.name
-                if _hidden(name):
+                if hidden(name):
                     continue
                 target = Path(os.path.realpath(entry.path) if entry.is_symlink() else inside)
                 if not target.is_relative_to(inside):
@@ -225,18 +226,14 @@ def _walk(root: Path, folder: str = "", depth: int = 4) -> Iterator[str]:
         ) from None
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _decode_all(files: Files, names: list[str], max_pixels: int, odd: Counter[str]) -> Tensor:
+def _decode_all(files: Files, names: list[str], max_pixels: int, seen: Counter[str]) -> Tensor:
     """(N, C, H, W) uint8; C is 1 if every image is gray, else 3."""
-    first = decode(files, names[0], max_pixels, odd)
+    first = decode(files, names[0], max_pixels, seen)
     height, width = first.shape[:2]
     try:
         images = np.empty((len(names), *first.shape), np.uint8)
         for place, name in enumerate(names):
-            image = decode(files, name, max_pixels, odd) if place else first
+            image = decode(files, name, max_pixels, seen) if place else first
             (h, w), colour = image.shape[:2], image.ndim == 3
             if (h, w) != (height, width):
                 raise DataError(
@@ -255,18 +252,10 @@ def _decode_all(files: Files, names: list[str], max_pixels: int, odd: Counter[st
     return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def _odd(image: Image.Image) -> Iterator[str]:
-    """What a viewer shows otherwise than its pixels are stored."""
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
-        yield "with transparent pixels, taken in the colours that are stored there"
-    if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
-        yield "with an EXIF orientation, taken as stored and not turned"
-
-
 def decode(
-    files: Files, name: str, max_pixels: int = DataSource.max_pixels, odd: Counter[str] | None = None
+    files: Files, name: str, max_pixels: int = DataSource.max_pixels, seen: Counter[str] | None = None
 ) -> NDArray[np.uint8]:
-    """(H, W) of a gray image, (H, W, 3) of any other; `odd` counts what `_odd` tells."""
+    """(H, W) of a gray image, (H, W, 3) of any other; `seen` counts what `odd` tells."""
     try:
         with files.open(name) as file:
             data = file.read(MAX_BYTES + 1)
@@ -284,8 +273,8 @@ def decode(
                 elif image.mode[0] not in "IF":  # 16 bits and more, which conversion would clip
                     if image.format == "PNG":  # its checksums, which decoding does not look at
                         Image.open(BytesIO(data), formats=("PNG",)).verify()
-                    if odd is not None:
-                        odd.update(_odd(image))
+                    if seen is not None:
+                        seen.update(odd(image))
                     return np.asarray(image if image.mode == "L" else image.convert("RGB"))
                 else:
                     problem = f"has pixels of mode {image.mode}, not of 8 bits; convert it"

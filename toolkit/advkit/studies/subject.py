@@ -128,7 +128,7 @@ def of_run(
 
 
 def _notes(splits: Splits, rounded: str) -> dict[str, list[str]]:
-    notes = [*splits.notes, *([rounded] if rounded else [])]
+    notes = [*splits.cautions, *([rounded] if rounded else [])]
     return {"notes": notes} if notes else {}
 
 

@@ -51,7 +51,7 @@ def start(
         begin_from(init_from, model, resolved, partial_head, seen.warn)
         if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):
             seen.warn(known)
-        for note in (*splits.notes, *unusual_type(resolved, model)):
+        for note in (*splits.cautions, *unusual_type(resolved, model)):
             seen.warn(note)
         if out is not None:
             refuse_unsavable(model)
