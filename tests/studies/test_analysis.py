@@ -322,6 +322,24 @@ def test_images_without_a_direction_are_skipped() -> None:
         loss_landscape(Flat(), dataset, Ascent(0.05), kind="iseat", points=3, index=torch.tensor([0]))
 
 
+class Void(Linear):
+    """Logits that are none where the first pixel is dark."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where((x.flatten(1)[:, :1] < 0.3), torch.nan, super().forward(x))
+
+
+def test_images_without_logits_are_left_out_of_a_landscape() -> None:
+    dataset = images(4)
+    dataset.images[:, 0, 0, 0] = torch.tensor([10, 140, 10, 140], dtype=torch.uint8)
+    found = loss_landscape(Void(), dataset, points=3)
+    assert found.index.tolist() == [1, 3] and found.skipped.tolist() == [0, 2] and bool(found.loss.isfinite().all())
+    wide = loss_landscape(Void(), dataset, points=3, extent=1.0).as_dict()
+    assert (wide["n"], wide["highest"]) == (2, None), "JSON has no NaN"
+    with pytest.raises(NonFinite, match="on all 2 images"):
+        loss_landscape(Void(), dataset, points=3, index=torch.tensor([0, 2]))
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [

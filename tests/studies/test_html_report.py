@@ -481,7 +481,7 @@ def test_every_analysis_is_shown_whatever_its_file_is_called(runs: Path) -> None
     assert rows(page, "run-1-analyses", "landscape, iseat, image 7")[1:] == [
         ["loss at x", "0.100 nats"],
         ["highest loss", "5.000 nats at (2.4, -2.4)"],
-        ["images without a direction", "0"],
+        ["images left out", "0"],
     ]
 
 

@@ -13,6 +13,11 @@ def sound(logits: Tensor) -> Tensor:
     return logits.amax(1) < torch.inf  # NaN where there is any
 
 
+def classified_as(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: rows of logits (B, K) that are classified as y (B,); none with NaN, Inf, or -Inf for all classes."""
+    return (logits.argmax(1) == y) & logits.amax(1).isfinite()
+
+
 def refuse_unsound(broken: int, images: int) -> None:
     """NonFinite where no image has logits that are `sound`, as of finite weights with a variance below 0."""
     if images and broken == images:

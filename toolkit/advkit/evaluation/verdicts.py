@@ -22,7 +22,7 @@ from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked
 from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
-from .soundness import refuse_unsound, sound
+from .soundness import classified_as, refuse_unsound, sound
 
 BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
 """Said of a net that normalises by the batch, or attends over it."""
@@ -121,17 +121,17 @@ class _Chunk:
         tell: Callable[[str], None] | None,
     ) -> Verdicts:
         began = time.perf_counter()
-        x, y, right, unsound, notes = self._images()
+        x, y, known, unsound, notes = self._images()
         if attack.name == "clean":
             seconds = time.perf_counter() - began
-            return Verdicts(settings, right.cpu(), self.size, 0, seconds, [*notes], attack.access, unsound)
-        left = torch.nonzero(right).squeeze(1)
+            return Verdicts(settings, known.cpu(), self.size, 0, seconds, [*notes], attack.access, unsound)
+        left = torch.nonzero(known).squeeze(1)
         net = self._victim(norm)
         if tell is not None:
             where = f"{attack.name} {self.first + 1}-{self.first + self.size}"
             net.tell = lambda rows: tell(", ".join(filter(None, (where, net.part, f"{rows} attacked"))))
         self._seed(attack.name)
-        robust = right.clone()
+        robust = known.clone()
         if len(left):
             index = self.part.index.to(x.device)[left]
             x_adv = attacked(attack, net, x[left], y[left], radius.to(x)[left], index)
@@ -152,13 +152,12 @@ class _Chunk:
             self._seed("clean")
             with torch.no_grad():
                 logits = net(x)
-            broken, peaks = int((~sound(logits)).sum()), logits.amax(1).isfinite()
-            if int((~peaks).sum()) > broken:
+            broken = int((~sound(logits)).sum())
+            if int((~logits.amax(1).isfinite()).sum()) > broken:
                 net.note("all classes of some images are masked by logits of -Inf; those images count as broken")
-            right = (logits.argmax(1) == y) & peaks
             if self.first == 0 and (sentence := self._unsteady(net, x)):
                 net.note(sentence)
-            self._clean = x, y, right, broken, net.notes
+            self._clean = x, y, classified_as(logits, y), broken, net.notes
         return self._clean
 
     def _unsteady(self, net: Victim, x: Tensor) -> str:

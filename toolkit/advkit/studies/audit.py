@@ -103,6 +103,8 @@ def audit(
         batch_size=size,
         tick=tick,
     )
+    if notes := [*head.pop("notes", ()), *outcome.notes]:
+        head["notes"] = notes
     record = AuditRecord(
         **head,
         n=len(images),

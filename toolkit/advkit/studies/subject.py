@@ -15,7 +15,7 @@ from .. import registry
 from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits, choice, population
-from ..errors import DataError, OptionError
+from ..errors import CheckpointError, DataError, OptionError
 from ..fingerprint import code
 from ..models.base import ModelBuilder
 from ..storage.machine import installed
@@ -166,8 +166,14 @@ def subject_of(
     """The run in a folder, or a file of weights in the model and on the data that are named."""
     path, settings = Path(given), dict(settings or {})
     named = {"model.name": model, "data.name": dataset}
-    if os.path.isdir(path) or not path.suffix:  # unlike Path's, false for what no disk could hold
+    folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
+    if folder or not (path.suffix or any(named.values())):
         if any(named.values()) or settings:
+            if folder and not os.path.lexists(path / "run.toml"):
+                raise CheckpointError(
+                    f"{given} is a folder and no run (it has no run.toml); give a file of weights, or the --out of a "
+                    "run."
+                )
             raise OptionError(f"{given} is a run: its own model and data are used; leave --model, --dataset and --set.")
         return of_run(path, checkpoint, data_root)
     if not all(named.values()):

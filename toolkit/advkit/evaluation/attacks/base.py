@@ -16,6 +16,7 @@ from ...judging import NO_GRADIENT, GradientWatch, checked_logits, explained, un
 from ...modules import hook_before
 from ...registry import by_advkit
 from ...rng import Draws, derive_key
+from ..soundness import classified_as
 from .lent import FEW, lent
 
 SLACK = 1e-5
@@ -124,10 +125,9 @@ class Victim:
         """(B,) bool: which images are classified as y (B,); none whose logits are NaN or Inf, but -Inf for others."""
         with torch.no_grad():
             logits = self(x)
-            sound = logits.amax(1).isfinite()  # NaN where there is any
-            if not bool(sound.all()):
+            if not bool(logits.amax(1).isfinite().all()):  # NaN where there is any
                 self.note("some logits are NaN or Inf; those images count as broken")
-            return (logits.argmax(1) == y) & sound
+            return classified_as(logits, y)
 
     def draws(self, purpose: str, index: Tensor, part: int = 0) -> Draws:
         """Random numbers of `purpose`, a row for each image; the same whatever else is in the batch."""

@@ -59,6 +59,8 @@ class AuditResult:
     """Why nothing was attacked, such as that the net is at chance; None where something was."""
     forwards: int
     backwards: int
+    notes: tuple[str, ...] = ()
+    """What is to be known of its images."""
 
     @property
     def alarms(self) -> list[str]:
@@ -93,4 +95,4 @@ def audit(
             tick(1)
         stood = {} if table.hopeless else table.withstood()
         checks = tuple(told(outcomes, stood))
-        return AuditResult(checks, stood, table.hopeless, table.net.forwards, table.net.backwards)
+        return AuditResult(checks, stood, table.hopeless, table.net.forwards, table.net.backwards, table.notes)

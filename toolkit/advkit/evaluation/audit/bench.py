@@ -20,8 +20,8 @@ from ...rng import derive_seed
 from ..attacks.base import EvaluationAttack, Victim, attacked
 from ..attacks.gradient import OBJECTIVES, climb
 from ..figure import Figure, share
-from ..results import BATCH
-from ..soundness import refuse_unsound, sound
+from ..results import BATCH, UNSOUND
+from ..soundness import classified_as, refuse_unsound, sound
 from ..statistics import Z
 
 STEPS, PACE = 50, 0.2
@@ -81,8 +81,11 @@ class Bench:
         self.y = dataset.labels.to(device)
         self.index = dataset.index.to(device)
         logits = self.logits("clean", self.x)
-        refuse_unsound(int((~sound(logits)).sum()), self.n)
-        kept = (logits.argmax(1) == self.y) & logits.amax(1).isfinite()
+        broken = int((~sound(logits)).sum())
+        refuse_unsound(broken, self.n)
+        self.notes = (UNSOUND.format(broken, self.n),) if broken else ()
+        """What is to be known of its images."""
+        kept = classified_as(logits, self.y)
         self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
 
     def answer(self, name: str, measure: Callable[[Bench], Figure | str]) -> Figure | str:
@@ -122,7 +125,7 @@ class Bench:
 
     def right(self, purpose: str, x: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """(B,) bool: which of x are classified as the images `rows` are labelled."""
-        return self.logits(purpose, x).argmax(1) == self.y[rows] if len(x) else self.y[:0] == 0
+        return classified_as(self.logits(purpose, x), self.y[rows]) if len(x) else self.y[:0] == 0
 
     def ball(self, radius: float, rows: Tensor | slice = slice(None)) -> Ball:
         """Around the images `rows`."""
@@ -281,7 +284,7 @@ class _Seen:
 
     def note(self, logits: Tensor, loss: Tensor) -> None:
         self.loss.append(loss)
-        self.right.append(logits.argmax(1) == self.y)
+        self.right.append(classified_as(logits, self.y))
 
 
 class _Attached(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...ascent import per_sample
 from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
+from ...evaluation.soundness import refuse_unsound, sound
 from ...rng import Draws, derive_key
 from .perturb import BATCH, Ascent, Forward, batches, cross_entropies, still, unit
 
@@ -27,7 +28,7 @@ class Landscape:
     index: Tensor
     """(n,) int64: the images' places in the data set, those without a direction left out."""
     skipped: Tensor
-    """int64: those without a direction: delta is 0."""
+    """int64: those without a direction, delta being 0, and those whose logits are NaN or Inf."""
     first: Tensor
     """(P,) float64, the coordinates along the gradient's sign in pixels in [0, 1] (cat), along delta / ||delta||_2 in
     L2 units (iseat); the middle one is 0."""
@@ -40,8 +41,8 @@ class Landscape:
     clip: bool
     """Whether the images were kept in [0, 1]."""
 
-    def as_dict(self) -> dict[str, float | int]:
-        """Loss at x, its extremes and where they are; all in nats and in the unit of the axes."""
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Loss at x, its extremes and where they are, in nats and in the unit of the axes; None for NaN and Inf."""
         middle, top, bottom = len(self.first) // 2, int(self.loss.argmax()), int(self.loss.argmin())
         found: dict[str, float | int] = {
             "n": len(self.index),
@@ -55,7 +56,7 @@ class Landscape:
                 f"{name}_at_first": float(self.first[i]),
                 f"{name}_at_second": float(self.second[j]),
             }
-        return found
+        return {name: value if isfinite(value) else None for name, value in found.items()}
 
 
 def default_extent(attack: Ascent | None, dataset: Dataset) -> float:
@@ -105,20 +106,23 @@ def loss_landscape(
     half = points // 2
     axis = torch.arange(-half, half + 1, dtype=torch.float64) * (extent / half)
     total = torch.zeros(points, points, dtype=torch.float64)
-    kept, skipped, predictions, done = [], [], [], 0
+    kept, skipped, predictions, done, broken = [], [], [], 0, 0
     with still(model) as forward:
         for x, y in batches(model, dataset, index):
             rows = dataset.index[index[done : done + len(x)]]
             done += len(x)
             first, second = _directions(forward, x, y, rows, attack, seed)
-            good = first.flatten(1).any(1) if kind == "iseat" else torch.ones_like(y, dtype=torch.bool)
+            with torch.no_grad():
+                logits = forward(x)
+            broken += int((~sound(logits)).sum())
+            good = sound(logits) & (first.flatten(1).any(1) if kind == "iseat" else True)
             kept.append(rows[good.cpu()])
             skipped.append(rows[~good.cpu()])
-            with torch.no_grad():
-                predictions.append(forward(x).argmax(1)[good].cpu())
+            predictions.append(logits.argmax(1)[good].cpu())
             for one in good.nonzero().flatten().tolist():
                 total += _surface(forward, x[one], y[one], first[one], second[one], axis, clip)
                 tick(1)
+    refuse_unsound(broken, len(index))
     found = torch.cat(kept)
     if not len(found):
         raise OptionError("The attack moves none of these images, so there is no adversarial direction; choose others.")

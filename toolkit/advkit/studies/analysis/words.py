@@ -34,7 +34,7 @@ WORDS: dict[str, dict[str, tuple[str, str]]] = {
         "loss_at_x": ("loss at x", "nats"),
         "highest": ("highest loss", "nats"),
         "lowest": ("lowest loss", "nats"),
-        "skipped": ("images without a direction", ""),
+        "skipped": ("images left out", ""),
     },
     "budget": {
         "mean": ("eps_i mean", ""),

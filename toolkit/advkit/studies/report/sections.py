@@ -215,6 +215,7 @@ def audit(source: Source) -> Html:
     parts = [paragraph("audit.json: ", ", ".join(each for each in where if each), ".")]
     if why := source.outdated(found):
         parts.append(_caution(f"This audit is {why}."))
+    parts += [listing(found.notes)] if found.notes else []
     ran = sum(check.alarm is not None for check in found.checks)
     rest = f"; {len(found.checks) - ran} could not be run" if ran < len(found.checks) else ""
     if raised := found.raised:
