@@ -49,7 +49,7 @@ def start(
     seen = voice(ranks, progress or Silent())
     with unchanged_if_refused(resolved, model, init_from is not None):
         begin_from(init_from, model, resolved, partial_head, seen.warn)
-        if init_from and os.path.isdir(init_from) and (known := held_out_now(init_from, resolved, splits)):
+        if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):
             seen.warn(known)
         for note in (*splits.cautions, *unusual_type(resolved, model)):
             seen.warn(note)

@@ -132,10 +132,10 @@ def begin_from(
         if partial_head:
             raise OptionError("partial_head is about the weights of init_from; give both, or leave it out.")
         return
-    if os.path.isdir(path):
-        left, rounded = _put_run(model, path, partial_head=partial_head)
-    else:
+    if os.path.isfile(path):
         left, rounded = put_file(model, path, resolved, partial_head)
+    else:
+        left, rounded = _put_run(model, path, partial_head=partial_head)
     if rounded:
         tell(rounded)
     if partial_head and left:
