@@ -81,10 +81,8 @@ class Bench:
         self.y = dataset.labels.to(device)
         self.index = dataset.index.to(device)
         logits = self.logits("clean", self.x)
-        broken = int((~sound(logits)).sum())
-        refuse_unsound(broken, self.n)
+        refuse_unsound(broken := int((~sound(logits)).sum()), self.n)
         self.notes = (UNSOUND.format(broken, self.n),) if broken else ()
-        """What is to be known of its images."""
         kept = classified_as(logits, self.y)
         self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
 
