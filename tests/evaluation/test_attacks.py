@@ -23,7 +23,6 @@ from advkit.evaluation.attacks.libraries import AutoAttack, DeepFool, FromAutoAt
 from advkit.evaluation.attacks.square import share
 from advkit.evaluation.audit import short
 from advkit.evaluation.results import BATCH
-from advkit.evaluation.soundness import classified_as
 from advkit.evaluation.verdicts import verdicts
 from advkit.models.base import Normalize
 from advkit.studies.transfer import Transfer
@@ -457,20 +456,6 @@ def test_images_without_numbers_are_misclassified_and_counted(value: float) -> N
     assert [(row["accuracy"], row["notes"][0]) for row in rows] == [(0.9, told)] * 2
     (row,) = advkit.evaluate(Void(0.0, value), shades(), "clean", eps=0.01)["attacks"]
     assert row["accuracy"] == 1 and not row.get("notes")
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_an_audit_counts_them_too(value: float) -> None:
-    told = "the logits of 2 of 20 images are NaN or Inf as they are; these count as misclassified"
-    few = shades().take(slice(20))
-    record = advkit.audit(Void(0.1, value), few, eps=0.01)
-    assert record.notes == [told] and record.withstood["pgd-50"] == 0.9
-    assert "notes" not in advkit.audit(Void(0.0, value), few.take(slice(4)), eps=0.01)
-
-
-def test_no_image_whose_logits_are_none_is_right() -> None:
-    rows = torch.tensor([[1.0, 0], [torch.nan, 0], [1, torch.nan], [torch.inf, 0], [-torch.inf] * 2, [1, -torch.inf]])
-    assert classified_as(rows, torch.zeros(6).long()).tolist() == [True, False, False, False, False, True]
 
 
 def test_a_net_without_any_number_is_not_judged() -> None:

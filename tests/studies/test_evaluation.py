@@ -409,47 +409,6 @@ def test_weights_give_what_their_run_gives(
     assert (of_file["checkpoint"], of_file["epoch"]) == (None, None)
 
 
-def test_weights_that_are_rounded_are_said_to_be(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights = {name: value.double() for name, value in of_run(trained).model.state_dict().items()}
-    torch.save(weights | {"0.mean": weights["0.mean"] / 3}, tmp_path / "net.pt")
-    options = ["--model", "small-cnn", "--dataset", "digits", "--eps", "0.15", "--set", "model.width=2", "--n", "4"]
-    options += ["--attacks", "clean", "--out", str(tmp_path / "out")]
-    said = f"{tmp_path}/net.pt: 0.mean is rounded from float64 to float32, the model's"
-    assert evaluated(capsys, tmp_path / "net.pt", *options)["notes"] == [said]
-    assert command(["evaluate", str(tmp_path / "net.pt"), *options]) == 0
-    assert said in capsys.readouterr().out.replace("\n", " ")
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "sentence"),
-    [
-        ("folder.pt", "", "folder.pt is not a run folder: it has no run.toml. Give the --out of a run."),
-        ("folder.pt", "--model small-cnn --dataset digits", "folder.pt is a folder and no run (it has no run.toml)"),
-        ("file", "--model small-cnn --dataset digits", "file can not be read as weights (its first bytes are not"),
-        ("file", "--model small-cnn", "file is a file of weights; say which net and data"),
-        ("no", "--model small-cnn --dataset digits", "no does not exist; give a run folder or a file of weights."),
-    ],
-)
-def test_folders_and_files_are_told_by_what_they_are(
-    tmp_path: Path,
-    name: str,
-    options: str,
-    sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Whatever the name ends in."""
-    monkeypatch.chdir(tmp_path)
-    Path("folder.pt").mkdir()
-    Path("file").write_text("text")
-    assert command(["evaluate", name, *options.split()]) in (2, 4)
-    assert capsys.readouterr().err.startswith(f"Error: {sentence}")
-    if "say which" not in sentence and "give a run folder" not in sentence:
-        assert command(["audit", name, *options.split()]) == 4
-
-
 class Payload:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(Payload.where),)

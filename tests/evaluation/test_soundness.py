@@ -1,0 +1,39 @@
+"""Images whose logits are no numbers: no attack is needed to break them, and no argmax of NaN is right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import advkit
+from advkit.data.base import Dataset
+from advkit.evaluation.soundness import classified_as
+
+
+class Void(nn.Module):
+    """Class 0; where the first pixel is dark, logits of `value`."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = x.flatten(1)[:, :3] * 0 + torch.tensor([1.0, 0.0, -torch.inf])
+        return torch.where(x.flatten(1)[:, :1] < 0.1, torch.full_like(logits, self.value), logits)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_audit_counts_them(value: float) -> None:
+    images = torch.full((20, 2, 6, 6), 200, dtype=torch.uint8)
+    images[::10] = 9
+    data = Dataset("grey", images, torch.zeros(20).long(), ("a", "b", "c"))
+    told = "the logits of 2 of 20 images are NaN or Inf as they are; these count as misclassified"
+    record = advkit.audit(Void(value), data, eps=0.01)
+    assert record.notes == [told] and record.withstood["pgd-50"] == 0.9
+    assert "notes" not in advkit.audit(Void(value), data.take(torch.arange(1, 5)), eps=0.01)
+
+
+def test_no_image_whose_logits_are_none_is_right() -> None:
+    rows = torch.tensor([[1.0, 0], [torch.nan, 0], [1, torch.nan], [torch.inf, 0], [-torch.inf] * 2, [1, -torch.inf]])
+    assert classified_as(rows, torch.zeros(6).long()).tolist() == [True, False, False, False, False, True]

@@ -1,0 +1,60 @@
+"""What is judged: a run's folder or a file of weights, told apart by what they are, and what is said of weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from advkit.cli.main import run as command
+from advkit.models.base import DataSpec
+from advkit.models.small_cnn import SmallCnn
+
+NET = ["--model", "small-cnn", "--dataset", "digits"]
+
+
+def test_weights_that_are_rounded_are_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built = SmallCnn(SmallCnn.Options(width=2)).build(DataSpec(1, 8, 8, 10, (0.5,), (0.5,)))
+    weights = {name: value.double() for name, value in built.state_dict().items()}
+    torch.save(weights | {"0.mean": weights["0.mean"] / 3}, "net.pt")
+    line = ["evaluate", "net.pt", *NET, "--eps=0.15", "--set=model.width=2", "--n=4", "--attacks=clean"]
+    assert command([*line, "--json"]) == 0
+    said = "net.pt: 0.mean is rounded from float64 to float32, the model's"
+    assert json.loads(capsys.readouterr().out)["notes"] == [said]
+    assert command(line) == 0 and said in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("folder.pt", [], "folder.pt is not a run folder: it has no run.toml. Give the --out of a run."),
+        (
+            "folder.pt",
+            NET,
+            "folder.pt is a folder and no run (it has no run.toml); give a file of weights, or the --out",
+        ),
+        ("file", NET, "file can not be read as weights (its first bytes are not those of such a file)"),
+        ("file", NET[:2], "file is a file of weights; say which net and data: --model NAME --dataset NAME."),
+        ("no", NET, "no does not exist; give a run folder or a file of weights."),
+    ],
+)
+def test_folders_and_files_are_told_by_what_they_are(
+    tmp_path: Path,
+    name: str,
+    options: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever the name ends in."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder.pt").mkdir()
+    Path("file").write_text("text")
+    for judge in ("evaluate", "audit"):
+        assert command([judge, name, *options]) == (2 if "say which" in sentence else 4)
+        assert capsys.readouterr().err.startswith(f"Error: {sentence}")
