@@ -17,6 +17,7 @@ from ..judging import drawn_from, generators, put_back, same_bits, switch_back, 
 from ..modules import hook_before
 from ..plugin import Plugin
 from ..run import RunState
+from .by_sample import Halved
 from .compiled import of_the_users
 from .engine import Engine
 from .hidden import HOOKS
@@ -32,8 +33,11 @@ def guarded(answer: Answer, arguments: Mapping[str, Any], step: Mapping[str, Any
     moving = answer.hook == "after_update"  # an average may be put back
     statistics = answer.spec.phase == "attack" and arguments["run"].attack.mode == "train"
     values = values_of(model, parameters=not moving, buffers=not moving and not statistics)
+    halved = Halved(answer, arguments, arguments["run"]._state)
     with unchanged(answer.plugin.name, answer.hook, {**listed, **step, **values}, model):
-        return answer({**arguments, **net})
+        whole = answer({**arguments, **net})
+    halved.check(whole)
+    return whole
 
 
 _OWN = (nn.Module, type(None))
