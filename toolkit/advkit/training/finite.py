@@ -2,27 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ..compose.stage import Stage
 from ..errors import NonFinite
 from ..run import RunState
-from .objective import Outcome
+from .objective import Outcome, Update
 
-ATTACK = "an input gradient of the attack"
+ATTACK, GRADIENT = "an input gradient of the attack", "a parameter gradient"
 
 
 def stop_if_not_finite(
-    model: nn.Module, state: RunState, finite: Tensor | None, target: Tensor, outcome: Outcome, stage: Stage
+    model: nn.Module,
+    state: RunState,
+    known: Mapping[str, Any],
+    finite: Tensor | None,
+    updates: Sequence[Update],
+    shift: Mapping[str, Tensor],
+    outcome: Outcome,
 ) -> None:
-    """NonFinite with what to do. One synchronisation a step. `finite` () is whether the input gradients all were."""
+    """NonFinite with what to do, and whose it is. One synchronisation a step.
+
+    `finite` () is whether the input gradients all were, `shift` is v, `known` what the hooks of the step were told.
+    """
     what = _not_finite(model, finite, outcome)
     if what is not None:
-        if what == ATTACK and (owner := stage.owner("attack_objective")):
-            what += f" (objective of {owner.plugin.name})"
+        what += _whose(what, known, updates, shift, outcome)
         where = f"{what} at epoch {state.epoch}, step {state.step}"
-        raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {_advice(target, outcome)}")
+        raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {_advice(known['target'], outcome)}")
+
+
+def _whose(
+    what: str, known: Mapping[str, Any], updates: Sequence[Update], shift: Mapping[str, Tensor], outcome: Outcome
+) -> str:
+    """The hook whose answer is the first that is not finite, with its plugins, in brackets; "" where it is nobody's."""
+    stage, budget, x_adv = updates[0].stage, known["budget"], known["attack"].x_adv
+    # In L2 a broken gradient makes broken images too; the sign of NaN is 0.
+    made = [x_adv] if what != ATTACK or updates[0].panel.state.attack.norm == "linf" else []
+    answers = {
+        "mix_batch": [known["batch"].x],
+        "perturbation_budget": [value for value in vars(budget).values() if value is not None],
+        "budget_scale": [known["radius"]],
+        "target_label": [known["target"]],
+        "attack_start": made,
+        "attack_move": made,
+        "attack_objective": [torch.tensor(torch.nan)] if what == ATTACK else [],
+        "inner_attack": [x_adv] if what != ATTACK else [],
+        "commit_attack": [known["x_train"]],
+        "weight_perturbation": [*shift.values()],
+    }
+    for hook, values in answers.items():
+        if stage.answers[hook] and not all(bool(value.isfinite().all()) for value in values):
+            names = " and ".join(answer.plugin.name for answer in stage.answers[hook])
+            return f" (objective of {names})" if hook == "attack_objective" else f" ({hook} of {names})"
+    for name, value in outcome.weighted.items():
+        if bool(outcome.raw[name].isfinite()) and not bool(value.isfinite()):
+            return f" (instance_weight of {' and '.join(answer.plugin.name for answer in stage.weights_of(name))})"
+    if what.startswith(GRADIENT):
+        with suppress(Exception):  # of a plugin that is asked once more
+            return next((f" (gradient of {hook} of {name})" for hook, name in _steep(updates, outcome.logits)), "")
+    return ""
+
+
+def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """(hook, plugin) of loss terms whose gradient at the logits (B, K), by view, is not finite."""
+    first = 0
+    for update in updates:
+        rows = slice(first, first := first + len(update.known["batch"].y))
+        views = {name: value[rows].detach().requires_grad_() for name, value in logits.items()}
+        asked = (*update.stage.answers["base_loss"], *update.stage.answers["extra_regularizer"])
+        for answer in asked:
+            term = "base_loss" if answer.hook == "base_loss" else answer.plugin.name
+            with torch.enable_grad():
+                total = update.terms(views, [term])[term].sum()
+                gradients = torch.autograd.grad(total, [*views.values()], allow_unused=True)
+            if not all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients):
+                yield answer.hook, answer.plugin.name
 
 
 def _not_finite(model: nn.Module, finite: Tensor | None, outcome: Outcome) -> str | None:
@@ -30,14 +89,14 @@ def _not_finite(model: nn.Module, finite: Tensor | None, outcome: Outcome) -> st
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flags = {ATTACK: finite, "the loss": outcome.loss.isfinite()}
     if gradients:
-        flags["a parameter gradient"] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
+        flags[GRADIENT] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
     known = {name: flag for name, flag in flags.items() if flag is not None}
     good = torch.stack(list(known.values())).tolist()  # the step's one synchronisation
     what = next((name for name, fine in zip(known, good, strict=True) if not fine), None)
     if what == "the loss":
         terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
         return what + (f" (term {', '.join(terms)})" if terms else "")
-    if what == "a parameter gradient":
+    if what == GRADIENT:
         broken = (n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all()))
         return f"{what} ({next(broken)})"
     return what

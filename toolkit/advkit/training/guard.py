@@ -33,10 +33,14 @@ def guarded(answer: Answer, arguments: Mapping[str, Any], step: Mapping[str, Any
     moving = answer.hook == "after_update"  # an average may be put back
     statistics = answer.spec.phase == "attack" and arguments["run"].attack.mode == "train"
     values = values_of(model, parameters=not moving, buffers=not moving and not statistics)
+    own = values_of(model) if moving else {}
+    fine = [name for name, value in own.items() if bool(value.isfinite().all())]
     halved = Halved(answer, arguments, arguments["run"]._state)
     with unchanged(answer.plugin.name, answer.hook, {**listed, **step, **values}, model):
         whole = answer({**arguments, **net})
     halved.check(whole)
+    if broken := [name for name in fine if not bool(own[name].isfinite().all())]:
+        raise HookContract.broken(answer.plugin.name, answer.hook, f"it leaves NaN or Inf in {broken[0]} of the model")
     return whole
 
 

@@ -1,0 +1,132 @@
+"""NaN stops a step, and the sentence names the hook and the plugin whose answer was the first that had it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from methods import pictures, tiny_net
+
+from advkit import Budget, BudgetScale, HookContract, NonFinite, Plugin, Step, hookimpl
+from advkit.errors import AdvkitError
+
+ATTACK, LOSS = "NaN or Inf in an input gradient of the attack", "NaN or Inf in the loss"
+
+
+class Late(Plugin):
+    """Values are what they are until `after` of them have been: the first step of a stage is looked at closer."""
+
+    name = "late"
+    terms = ("base_loss",)
+    after, given = 1, 0
+
+    def value(self, value: Any) -> Any:
+        self.given += 1
+        return value * (float("nan") if self.given > self.after else 1)
+
+
+def late(after: int = 1, **methods: Any) -> type[Plugin]:
+    return type("Bad", (Late,), {"after": after} | {name: hookimpl(method) for name, method in methods.items()})
+
+
+def budget(self, batch):
+    eps = self.value(batch.x.new_full((len(batch.y),), 0.1))
+    return Budget(attack=eps, label=eps)
+
+
+def scale(self, batch):
+    return BudgetScale(radius=self.value(1.0))
+
+
+def target(self, target):
+    return self.value(target)
+
+
+def objective(self, batch):
+    factor = self.value(1.0)
+    return lambda logits: factor * F.cross_entropy(logits, batch.y, reduction="none")
+
+
+def start(self, batch):
+    return self.value(batch.x)
+
+
+def move(self, move):
+    return self.value(move)
+
+
+def plain(self, batch):
+    eps = batch.x.new_full((len(batch.y),), 0.1)
+    return Budget(attack=eps, label=eps)
+
+
+def commit(self, budget, attack):
+    return budget, self.value(attack.x_adv)
+
+
+def weight(self, batch):
+    return self.value(batch.x.new_ones(len(batch.y)))
+
+
+def term(self, adv_logits):
+    return self.value(adv_logits.square().sum(1))
+
+
+def root(self, adv_logits):
+    return (adv_logits - adv_logits.detach()).square().sum(1).sqrt()
+
+
+def base(self, adv_logits, batch):
+    return F.cross_entropy(adv_logits, batch.y, reduction="none") + root(self, adv_logits)
+
+
+def shift(self, params):
+    return {name: self.value(0.01 * value) for name, value in params.items()}
+
+
+def update(self, model):
+    with torch.no_grad():
+        next(model.parameters())[0] *= self.value(1.0)
+
+
+def take(plugin: type[Plugin], parts: int = 1) -> None:
+    net = tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float64)
+    settings: dict[str, Any] = {"attack.steps": 2, "run.accumulate": parts}
+    step = Step(net, torch.optim.SGD(net.parameters(), 0.1), [plugin], num_samples=8, eps=0.1, settings=settings)
+    for _ in range(3):
+        step(pictures(8).images.double() / 255, torch.arange(8) % 3, torch.arange(8), epoch=0)
+
+
+@pytest.mark.filterwarnings("ignore:Plugin late changes self.given")
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        (late(perturbation_budget=budget), f"{ATTACK} (perturbation_budget of late)"),
+        (late(budget_scale=scale), f"{ATTACK} (budget_scale of late)"),
+        (late(after=2, target_label=target), f"{ATTACK} (target_label of late)"),
+        (late(attack_objective=objective), f"{ATTACK} (objective of late)"),
+        (late(attack_start=start), f"{ATTACK} (attack_start of late)"),
+        (late(after=2, attack_move=move), f"{ATTACK} (attack_move of late)"),
+        (late(perturbation_budget=plain, commit_attack=commit), f"{LOSS} (term base_loss) (commit_attack of late)"),
+        (late(instance_weight=weight), f"{LOSS} (instance_weight of late)"),
+        (late(extra_regularizer=term), f"{LOSS} (term late)"),
+        (late(after=6, weight_perturbation=shift), f"{LOSS} (term base_loss) (weight_perturbation of late)"),
+        (late(extra_regularizer=root), "(gradient of extra_regularizer of late)"),
+        (late(base_loss=base), "(gradient of base_loss of late)"),
+        (late(after=0, after_update=update), "Plugin late broke the contract of after_update: it leaves NaN or Inf in"),
+    ],
+)
+def test_it_is_named(plugin: type[Plugin], said: str) -> None:
+    with pytest.raises(AdvkitError) as refused:
+        take(plugin)
+    assert isinstance(refused.value, NonFinite | HookContract) and said in str(refused.value)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_it_is_named_in_parts(parts: int) -> None:
+    plugin = late(extra_regularizer=root)
+    plugin.by_sample = True  # type: ignore[method-assign, assignment]
+    with pytest.raises(NonFinite, match=r"\(gradient of extra_regularizer of late\) at epoch 0, step 0\."):
+        take(plugin, parts)
