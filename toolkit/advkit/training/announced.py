@@ -4,9 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ..compose.composition import Composition
+from ..compose.declarations import declared
 from ..compose.stage import Stage
-from ..errors import HookContract
+from ..errors import HookContract, shown
 from ..types import Passes
+
+
+def refuse_changed(composition: Composition, epoch: int) -> None:
+    """HookContract for a plugin that answers, demands or detaches otherwise than the plan of this epoch has it.
+
+    Each is asked twice: who says yes and no in turn might say today what it said then.
+    """
+    stage = composition.at(epoch)
+    for hook, answers in composition.answers.items():
+        answering = {answer.plugin.name for answer in stage.answers[hook]}
+        for answer in answers * 2:
+            planned, who = answer.plugin.name in answering, answer.plugin.name
+            idle = hook == "instance_weight" and not planned  # perhaps for want of the terms that it weighs
+            now = idle or declared(answer.plugin, "active", hook, epoch)
+            said: list[tuple[str, object, object]] = [("active", planned or idle, now)]
+            if planned:
+                said += [
+                    ("demands", sorted(stage.demands[answer.key]), sorted(answer.demands(epoch))),
+                    ("detached", sorted(stage.detached[answer.key]), sorted(answer.detached(epoch))),
+                ]
+            for name, then, today in said:
+                if then != today:
+                    raise HookContract(
+                        f"Plugin {who}: {name} of {hook} in epoch {epoch} is {shown(today)}, and was {shown(then)} "
+                        "when the run was planned; let it depend on options, hook and epoch alone."
+                    )
 
 
 def as_declared(stage: Stage, ran: Mapping[str, Passes], plugins: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..compose.stage import Stage
 from ..modules import mode
 from ..types import Batch
+from .announced import refuse_changed
 from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
 from .hidden import Counts, Generators
 from .memory import Memory, by_batch
@@ -24,6 +25,7 @@ class Care:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, always: bool) -> None:
         refuse_unfit(model, optimizer)
         self.model, self.optimizer, self.state, self.always = model, optimizer, panel.state, always
+        self._composition = panel.composition
         self._plugins, self._generators = panel.composition.plugins, dict[str, Generators]()
         self._counts = dict[str, Counts]()
         self.memory, self._idle, self._seen = Memory(model), idle(model, optimizer), set[int]()
@@ -38,6 +40,8 @@ class Care:
             self._counts = {p.name: Counts(p, self.model, claimed, len(batch.x)) for p in self._plugins}
             self.state.num_classes = a_width(self.model, batch, self.state)
         careful = self.always or id(stage) not in self._seen
+        if careful or not self.state.step:
+            refuse_changed(self._composition, self.state.epoch)
         if careful:
             refuse_stray_values(batch, self.state.num_classes, self.state.num_samples)
         return careful

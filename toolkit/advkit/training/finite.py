@@ -20,16 +20,15 @@ def stop_if_not_finite(
     model: nn.Module,
     state: RunState,
     known: Mapping[str, Any],
-    finite: Tensor | None,
     updates: Sequence[Update],
     shift: Mapping[str, Tensor],
     outcome: Outcome,
 ) -> None:
-    """NonFinite with what to do, and whose it is. One synchronisation a step.
+    """NonFinite with what to do, and whose it is: `known` to the hooks of the step, `shift` is v.
 
-    `finite` () is whether the input gradients all were, `shift` is v, `known` what the hooks of the step were told.
+    One synchronisation a step.
     """
-    what = _not_finite(model, finite, outcome)
+    what = _not_finite(model, updates[0].shares.whole(known["attack"].finite), outcome)
     if what is not None:
         what += _whose(what, known, updates, shift, outcome)
         where = f"{what} at epoch {state.epoch}, step {state.step}"

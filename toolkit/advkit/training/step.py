@@ -158,8 +158,7 @@ class TrainingStep:
             outcome = backward(self.objective, updates, shift, self._forget)
         self.ranks.add_gradients(self.model)
         self.ranks.add([outcome.loss, *outcome.raw.values(), *outcome.weighted.values()])
-        finite = batch.whole(known["attack"].finite)
-        stop_if_not_finite(self.model, self.state, known, finite, updates, shift, outcome)
+        stop_if_not_finite(self.model, self.state, known, updates, shift, outcome)
         with torch.no_grad():
             for answer in stage.answers["observe_update"]:
                 self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
