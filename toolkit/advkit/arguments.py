@@ -9,6 +9,7 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, get_args, get_origin
 
@@ -93,11 +94,17 @@ def checked(*others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             call = signature.bind(*args, **kwargs)
             for name in call.arguments.keys() & hints.keys() - {*others}:
                 call.arguments[name] = _an_argument(name, call.arguments[name], hints[name])
-            return function(*call.args, **call.kwargs)
+            with nullcontext() if function.__name__ == "__init__" else with_values():
+                return function(*call.args, **call.kwargs)
 
         return checking
 
     return decorated
+
+
+def with_values() -> AbstractContextManager[object]:
+    """A scope whose new tensors hold values: under torch.set_default_device("meta") they are made on the CPU."""
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
 
 
 @functools.cache

@@ -59,20 +59,26 @@ def refuse_unjudgeable(model: nn.Module) -> None:
             raise NonFinite(f"The net can not be judged: {name} holds NaN or Inf. Take weights from before that.")
 
 
-def refuse_inference_mode() -> None:
-    """OptionError where it is on."""
+def refuse_place() -> None:
+    """OptionError under torch.inference_mode, and where new tensors hold no values."""
     if torch.is_inference_mode_enabled():
         raise OptionError("torch.inference_mode is on, and nothing has a gradient there; call this outside of it.")
+    if torch.get_default_device().type == "meta":
+        raise OptionError(
+            "torch's default device is meta, whose tensors hold no values; call torch.set_default_device('cpu') before."
+        )
 
 
 def refuse_unready(model: nn.Module) -> None:
     """OptionError for a net, or a place in the program, that has no gradients."""
-    refuse_inference_mode()
+    refuse_place()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise OptionError(
                 f"{name} of the model has no shape yet (a lazy module); call the model on a batch of images before."
             )
+        if tensor.is_meta:
+            raise OptionError(f"{name} of the model is a meta tensor, which holds no values; load its weights before.")
         if tensor.is_inference():
             raise OptionError(
                 f"{name} of the model was made under torch.inference_mode and can have no gradient; build the model "

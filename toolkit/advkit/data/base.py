@@ -60,7 +60,7 @@ class Dataset:
         if channels_last(images.shape):
             self._refuse(f"images are {_described(images)}, channels last; give images.permute(0, 3, 1, 2)")
         if self.index is None:
-            object.__setattr__(self, "index", torch.arange(len(images)))
+            object.__setattr__(self, "index", torch.arange(len(images), device="cpu"))
         for name, values in (("labels", labels), ("index", self.index)):
             if not _is(values, torch.int64) or values.shape != images.shape[:1]:
                 self._refuse(f"{name} are {_described(values)}; give an int64 tensor ({len(images)},) on the CPU")

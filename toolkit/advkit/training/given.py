@@ -12,7 +12,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
-from ..judging import NO_GRADIENT, checked_logits, refuse_inference_mode, refuse_unready, untouched
+from ..judging import NO_GRADIENT, checked_logits, refuse_place, refuse_unready, untouched
 from ..modules import exported, mode, own_generator
 from ..precision import HalfPrecision
 from ..run import RunState
@@ -149,7 +149,7 @@ def refuse_wrapped(name: str, module: nn.Module) -> None:
 
 def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtype: torch.dtype, empty: bool) -> Batch:
     """Shapes and types of what a step is called with, which may be an `empty` share of a batch."""
-    refuse_inference_mode()
+    refuse_place()
     for name, value in (("x", x), ("y", y), ("index", index), ("occurrence", occurrence)):
         if not isinstance(value, Tensor) and not (name == "occurrence" and value is None):
             raise OptionError(f"{name} is a {type(value).__name__}; pass a tensor, as of torch.as_tensor.")
