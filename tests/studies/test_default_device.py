@@ -50,9 +50,7 @@ def test_a_step_is_one_sentence(net: nn.Module, data: advkit.Dataset, meta: None
     def step() -> Step:
         return Step(net, torch.optim.SGD(net.parameters(), 0.1), [], num_samples=20, eps=0.1)
 
-    said = (
-        r"torch's default device is meta, whose tensors hold no values; call torch"
-    )
+    said = r"torch's default device is meta, whose tensors hold no values; call torch"
     with pytest.raises(OptionError, match=said):
         step()
     torch.set_default_device(None)
