@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).parents[1] / "toolkit" / "advkit"
-ROOMS = ("", "data", "models", "compose", "config", "storage", "evaluation", "training", "studies", "cli")
+ROOMS = ("", "data", "models", "compose", "config", "storage", "evaluation", "training", "studies", "testing", "cli")
 """From the shelf ("", the modules beside `__init__`) to the command line: a room imports from itself or from above."""
 
 SPOKEN = {("hooks", "data.base"), ("plugin", "compose.composition"), ("run", "compose.composition")}

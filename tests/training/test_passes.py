@@ -1,11 +1,10 @@
 """Passes counted by the model itself equal the ledger, the plan and the published table.
 
-The witness below hangs on the first layer and knows nothing of advkit's own bookkeeping.
+The witness hangs on the first layer and knows nothing of advkit's own bookkeeping.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import combinations
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from advkit import AttackResult, Budget, Passes, Plugin, Step, hookimpl
 from advkit.errors import HookConflict, HookContract, OptionError
+from advkit.testing.witness import Witness
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -54,38 +54,6 @@ def refusal(chosen: Collection[str]) -> str | None:
 LAM = [[0, 0.0], [1, 0.1], [3, 0.0]]
 GAMMA = [[0, 0.01], [2, 0.0]]
 LAM_IS_ON, GAMMA_IS_ON = {1, 2}, {0, 1}
-
-
-class Witness:
-    """Counts at the first layer: its forwards, gradients at its output, and gradients at the images.
-
-    Phases are told apart by the layer's mode, so the attack has to run in eval mode. `probes` counts forwards of a
-    single image, which advkit runs once to learn the number of classes.
-    """
-
-    def __init__(self, net: nn.Sequential) -> None:
-        self.probes = 0
-        self._seen: Counter[tuple[str, str]] = Counter()
-        net[0].register_forward_hook(self._forward)
-
-    def take(self) -> dict[str, Passes]:
-        """Since the last call, by phase."""
-        kinds = ("forward", "input_backward", "full_backward")
-        taken = {phase: Passes(*(self._seen[phase, kind] for kind in kinds)) for phase in ("attack", "update")}
-        self._seen.clear()
-        return taken
-
-    def _forward(self, layer: nn.Module, images: tuple[Tensor], output: Tensor) -> None:
-        (x,) = images
-        if len(x) == 1:
-            self.probes += 1
-            return
-        phase = "update" if layer.training else "attack"
-        self._seen[phase, "forward"] += 1
-        if x.requires_grad:
-            x.register_hook(lambda _: self._seen.update([(phase, "input_backward")]))
-        if output.requires_grad and layer.weight.requires_grad:
-            output.register_hook(lambda _: self._seen.update([(phase, "full_backward")]))
 
 
 def updates(count: int) -> Passes:

@@ -55,12 +55,19 @@ class ResumeMismatch(AdvkitError):
 
 
 class HookContract(AdvkitError):
-    """A plugin answered a hook with the wrong shape, dtype or value, or ran passes it did not declare."""
+    """A plugin answered a hook with the wrong shape, dtype or value, or ran passes it did not declare.
+
+    `rule` is what was broken: "step", what an answer must be; "borrowed", "passes" or "state", what it must not do.
+    """
+
+    def __init__(self, sentence: str, rule: str = "step") -> None:
+        super().__init__(sentence)
+        self.rule = rule
 
     @classmethod
-    def broken(cls, plugin: str, hook: str, complaint: str) -> HookContract:
+    def broken(cls, plugin: str, hook: str, complaint: str, rule: str = "step") -> HookContract:
         """Of a hook's answer, or of what its plugin did while it was asked."""
-        return cls(f"Plugin {plugin} broke the contract of {hook}: {complaint}. See advkit/hooks.py.")
+        return cls(f"Plugin {plugin} broke the contract of {hook}: {complaint}. See advkit/hooks.py.", rule)
 
 
 class NonFinite(AdvkitError):

@@ -53,8 +53,7 @@ def names(group: str) -> list[str]:
 def describe(group: str) -> list[Description]:
     """Everything registered of a kind, sorted by name; names that two distributions claim appear twice."""
     registered = points(GROUPS[group])
-    described = [_describe(point) for point in registered]
-    return sorted(described, key=lambda one: (one.name, one.distribution))
+    return sorted(map(described, registered), key=lambda one: (one.name, one.distribution))
 
 
 def attacks() -> list[tuple[Description, tuple[str, ...]]]:
@@ -155,7 +154,8 @@ def distribution(point: EntryPoint) -> tuple[str, str]:
     return "unknown", "unknown"
 
 
-def _describe(point: EntryPoint) -> Description:
+def described(point: EntryPoint) -> Description:
+    """What an entry point registers, from its source."""
     hooks, summary, literals = _read(point)
     return Description(point.name, *distribution(point), hooks, summary, literals)
 

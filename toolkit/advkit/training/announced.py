@@ -45,5 +45,6 @@ def as_declared(stage: Stage, ran: Mapping[str, Passes], plugins: Iterable[str])
             who = f"Plugin {owner.plugin.name}" if owner else f"The plugins {', '.join(plugins)}"
             raise HookContract(
                 f"{who} ran other passes than declared: {passes.as_dict()} in the {phase} phase, where the plan says "
-                f"{stage.passes[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached."
+                f"{stage.passes[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached.",
+                "passes",
             )

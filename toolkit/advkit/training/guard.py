@@ -79,7 +79,8 @@ class Bindings:
             if vars(plugin).get(attribute) is not tensor and not any(v is tensor for v in vars(plugin).values()):
                 raise HookContract(
                     f"Plugin {plugin.name} binds its state {name} anew (self.{attribute} = ...), which no checkpoint "
-                    f"holds and no failed step puts back; write in place, as self.{attribute}.copy_(...)."
+                    f"holds and no failed step puts back; write in place, as self.{attribute}.copy_(...).",
+                    "state",
                 )
 
 
@@ -120,6 +121,7 @@ class Strays:
                 answer.hook,
                 "it calls the model itself, at other weights and in another mode than the step may, and no plan counts "
                 "that; take clean_logits or adv_logits as arguments, or ask run.logits(...)",
+                "passes",
             )
 
 
@@ -155,7 +157,7 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
         switch_back(switched)
         put_back(states)
         what, remedy = changed[0]
-        raise HookContract.broken(who, hook, f"it changed {what}; {remedy}")
+        raise HookContract.broken(who, hook, f"it changed {what}; {remedy}", "borrowed")
 
 
 class Form:

@@ -67,7 +67,8 @@ def _refuse_other_rows(state: RunState, before: Mapping[str, Tensor], index: Ten
             plugin, _, own = name.partition("/")
             raise HookContract(
                 f"Plugin {plugin} writes its state {own} of samples that are not in the batch; write at batch.index, "
-                "and nowhere else."
+                "and nowhere else.",
+                "state",
             )
 
 

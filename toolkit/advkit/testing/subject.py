@@ -1,0 +1,223 @@
+"""A plugin under examination, and what a check is: a function that takes one and raises where it misbehaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import Any, Literal
+
+from .. import registry
+from ..compose.registration import HOOKS, check as registered, hooks_of
+from ..errors import AdvkitError, HookContract
+from ..options import validate
+from ..plugin import Plugin
+from .company import Choice, Options, alone, installed, refusal
+from .small import Trained, needs_the_loop, trained
+
+
+class Misbehaves(AdvkitError):
+    """A plugin fails a check: what was expected, and what came."""
+
+    def __init__(self, plugin: str, check: str, expected: str, came: str) -> None:
+        super().__init__(f"{plugin} fails check_{check}. Expected: {expected} Came: {came}")
+        self.plugin, self.check, self.expected, self.came = plugin, check, expected, came
+
+
+class Came(Exception):
+    """What came instead of what a check expects; it becomes `Misbehaves`."""
+
+
+class NotRun(Exception):
+    """Why a check has nothing to look at, or can not look."""
+
+
+@dataclass
+class Subject:
+    """A plugin, the options to try it with, and whom it needs beside it."""
+
+    plugin: type[Plugin]
+    options: Options = field(default_factory=dict)
+    """By plugin; under them a few steps show what it does."""
+    neutral: Mapping[str, object] | None = None
+    """Its own options under which it does nothing; None where nobody has said."""
+
+    @classmethod
+    def of(
+        cls, plugin: Choice | Subject, options: Options | None = None, neutral: Mapping[str, object] | None = None
+    ) -> Subject:
+        """From the name of an installed plugin, or its class.
+
+        What is not given a class may say itself: `example_options()` and `neutral_options()`, class methods that return
+        options of its own. Raises PluginLoad where it can not be loaded, OptionError where it has not these options.
+        """
+        if isinstance(plugin, Subject):
+            return plugin
+        found = registry.load("plugin", plugin) if isinstance(plugin, str) else plugin
+        own: Mapping[str, object] = getattr(found, "example_options", dict)()
+        silent = getattr(found, "neutral_options", lambda: None)()
+        name = getattr(found, "name", "")
+        given = {name: own} if options is None else options
+        if options and isinstance(found, type) and issubclass(found, Plugin):
+            validate(found.Options, options.get(name, {}), where=name, eps=8 / 255, decays=range(1, 10_000))
+        return cls(found, given, silent if neutral is None else neutral)
+
+    @property
+    def name(self) -> str:
+        return self.plugin.name
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hooks it answers."""
+        return hooks_of(self.plugin)
+
+    @cached_property
+    def others(self) -> list[type[Plugin]]:
+        """The installed plugins but itself."""
+        return installed(but=self.name)
+
+    @cached_property
+    def company(self) -> tuple[Any, ...]:
+        """The smallest set with it that runs; NotRun where it can not be registered."""
+        try:
+            registered(self.plugin)
+        except AdvkitError:
+            raise NotRun("check_registration fails") from None
+        chosen = alone(self.plugin, (), self.refused) if not self.refused((self.plugin,)) else None
+        return chosen or alone(self.plugin, self.others, self.refused)
+
+    def refused(self, chosen: tuple[Any, ...]) -> str:
+        """Why a set is refused under the subject's options."""
+        names = {plugin.name for plugin in chosen}
+        return refusal(chosen, {name: values for name, values in self.options.items() if name in names})
+
+    @cached_property
+    def by_the_loop(self) -> bool:
+        """Whether it takes `advkit.train` to try it."""
+        return needs_the_loop(self.company)
+
+    def trained(self, chosen: tuple[Any, ...] | None = None, **arguments: Any) -> Trained:
+        """A small training of it and whom it needs, or of a set."""
+        plugins = self.company if chosen is None else chosen
+        names = {plugin.name for plugin in plugins}
+        options = {name: values for name, values in self.options.items() if name in names and values}
+        return trained(plugins, **{"options": options, "by_the_loop": needs_the_loop(plugins), **arguments})
+
+    @cached_property
+    def plain(self) -> Trained | Exception:
+        """Two epochs on ordinary images, watched all the time; or how they failed."""
+        try:
+            return self.trained(settings={"run.check_hooks": True})
+        except NotRun:
+            raise
+        except Exception as error:
+            return error
+
+    def run_plainly(self, rule: str = "") -> Trained:
+        """The plain training. Came where it breaks `rule`, NotRun where another, which another check is for."""
+        if not isinstance(self.plain, Exception):
+            return self.plain
+        broken = self.plain.rule if isinstance(self.plain, HookContract) else "step"
+        raise Came(told(self.plain)) if broken == rule else NotRun(f"check_{broken} fails")
+
+    @cached_property
+    def reference(self) -> Trained:
+        """The same training without anybody watching."""
+        self.run_plainly()
+        return self.trained()
+
+    def repeatable(self) -> Trained:
+        """The reference; NotRun where it is not even equal to itself."""
+        self.presuppose("draws")
+        return self.reference
+
+    def presuppose(self, name: str) -> None:
+        """NotRun where another check fails, without which this one says nothing."""
+        if CHECKS[name].outcome(self).state == "fails":
+            raise NotRun(f"check_{name} fails")
+
+    def answers(self, phase: str) -> bool:
+        """Whether it answers a hook of a phase."""
+        return any(HOOKS[hook].phase == phase for hook in self.hooks)
+
+
+def told(error: BaseException) -> str:
+    """What an exception says, with where it came from."""
+    text = str(error) if isinstance(error, AdvkitError) else f"{type(error).__name__}: {error}"
+    return " ".join((text, *(f"({note})" for note in getattr(error, "__notes__", ()))))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How a check ended."""
+
+    check: str
+    expected: str
+    state: Literal["holds", "fails", "not run"]
+    said: str = ""
+    """What came, or why it was not run."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check, by the name of its function without `check_`."""
+
+    name: str
+    expected: str
+    """What must hold, the first line of its docstring."""
+    function: Callable[[Subject], None]
+    applies: Callable[[Subject], str]
+    """Why it has nothing to look at, "" where it has."""
+
+    def __call__(self, subject: Subject) -> None:
+        """Raises Misbehaves, or NotRun."""
+        try:
+            if reason := self.applies(subject):
+                raise NotRun(reason)
+            self.function(subject)
+        except Came as came:
+            raise Misbehaves(subject.name, self.name, self.expected, str(came)) from None
+        except NotRun:
+            raise
+        except Exception as error:
+            raise Misbehaves(subject.name, self.name, self.expected, told(error)) from error
+
+    def outcome(self, subject: Subject) -> Finding:
+        """What there is to say of a subject."""
+        try:
+            self(subject)
+        except Misbehaves as failure:
+            return Finding(self.name, self.expected, "fails", failure.came)
+        except NotRun as reason:
+            return Finding(self.name, self.expected, "not run", str(reason))
+        return Finding(self.name, self.expected, "holds")
+
+
+CHECKS: dict[str, Check] = {}
+"""Every check, in the order in which they are run."""
+
+
+def check(
+    applies: Callable[[Subject], str] = lambda subject: "",
+) -> Callable[[Callable[[Subject], None]], Callable[..., None]]:
+    """Marks a function `check_NAME(subject)` that raises `Came`; one calls it with a plugin's name or class."""
+
+    def marked(function: Callable[[Subject], None]) -> Callable[..., None]:
+        name = function.__name__.removeprefix("check_")
+        CHECKS[name] = Check(name, (function.__doc__ or "").splitlines()[0], function, applies)
+
+        @wraps(function)
+        def called(
+            plugin: Choice | Subject, *, options: Options | None = None, neutral: Mapping[str, object] | None = None
+        ) -> None:
+            CHECKS[name](Subject.of(plugin, options, neutral))
+
+        return called
+
+    return marked
+
+
+def findings(subject: Subject) -> Iterator[Finding]:
+    """All checks, one after the other."""
+    for one in CHECKS.values():
+        yield one.outcome(subject)

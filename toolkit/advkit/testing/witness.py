@@ -1,0 +1,41 @@
+"""Passes as the model itself counts them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import Tensor, nn
+
+from ..types import Passes
+
+
+class Witness:
+    """Counts at the first layer: its forwards, gradients at its output, and gradients at the images.
+
+    It knows nothing of advkit's own bookkeeping. Phases are told apart by the layer's mode, so the attack has to run in
+    eval mode. `probes` counts forwards of a single image, which advkit runs once to learn the number of classes.
+    """
+
+    def __init__(self, net: nn.Sequential) -> None:
+        self.probes = 0
+        self._seen: Counter[tuple[str, str]] = Counter()
+        net[0].register_forward_hook(self._forward)
+
+    def take(self) -> dict[str, Passes]:
+        """Since the last call, by phase."""
+        kinds = ("forward", "input_backward", "full_backward")
+        taken = {phase: Passes(*(self._seen[phase, kind] for kind in kinds)) for phase in ("attack", "update")}
+        self._seen.clear()
+        return taken
+
+    def _forward(self, layer: nn.Module, images: tuple[Tensor], output: Tensor) -> None:
+        (x,) = images
+        if len(x) == 1:
+            self.probes += 1
+            return
+        phase = "update" if layer.training else "attack"
+        self._seen[phase, "forward"] += 1
+        if x.requires_grad:
+            x.register_hook(lambda _: self._seen.update([(phase, "input_backward")]))  # type: ignore[no-untyped-call]
+        if output.requires_grad and layer.weight.requires_grad:
+            output.register_hook(lambda _: self._seen.update([(phase, "full_backward")]))  # type: ignore[no-untyped-call]
