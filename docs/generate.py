@@ -33,6 +33,7 @@ from advkit.errors import HookConflict
 from advkit.hookspec import MAY_DEMAND
 from advkit.options import validate
 from advkit.settings import SECTIONS
+from advkit.testing import CHECKS, Subject
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -262,6 +263,24 @@ def _cost(spent: Mapping[str, Passes]) -> str:
     return f"{sum(passes.cost for passes in spent.values()) / pgd_at:.2f}"
 
 
+# ---------------------------------------------------------------------- conformance
+
+
+def checks() -> str:
+    """What each check expects of a plugin."""
+    return table(("check", "what must hold"), ((f"`check_{one.name}`", one.expected) for one in CHECKS.values()))
+
+
+@cache
+def conformance() -> str:
+    """Which check has something to look at in which built-in; that it holds is what the tests say."""
+    subjects = [Subject.of(name) for name in BUILT_INS]
+    rows = (
+        (f"`{subject.name}`", *("" if one.applies(subject) else "•" for one in CHECKS.values())) for subject in subjects
+    )
+    return table(("", *(one.name.replace("_", " ") for one in CHECKS.values())), rows)
+
+
 # ---------------------------------------------------------------------- the methods, the rooms, the public names
 
 
@@ -410,6 +429,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     "notes": notes,
     "methods": methods,
+    "checks": checks,
+    "conformance": conformance,
     "attacks": attacks,
     "proofs": proofs,
     "rooms": rooms,

@@ -26,6 +26,7 @@ from advkit.config import recipes
 from advkit.hookspec import Rule
 from advkit.options import validate
 from advkit.settings import SECTIONS
+from advkit.testing.package import new_package
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -307,8 +308,20 @@ def commands(page: Path) -> Iterator[str]:
 EVERY_COMMAND = [(page, line) for page in PAGES for line in dict.fromkeys(commands(page))]
 
 
+@pytest.fixture(scope="module")
+def scaffold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `advkit plugins new acme-margin` writes, as if it were installed."""
+    site = tmp_path_factory.mktemp("scaffold")
+    new_package("acme-margin", site)
+    info = site / "acme-margin" / "acme_margin-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-margin\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[advkit.plugins]\nacme-margin = acme_margin:AcmeMargin\n")
+    return info.parent
+
+
 @pytest.fixture
-def example_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def example_installed(tmp_path: Path, scaffold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third party's package, as if it were installed."""
     info = tmp_path / "advkit_uniform_labels-0.1.0.dist-info"
     info.mkdir()
@@ -316,7 +329,7 @@ def example_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = read(EXAMPLE / "pyproject.toml")
     (line,) = re.findall(r'^uniform-labels = "(.+)"$', project, re.MULTILINE)
     (info / "entry_points.txt").write_text(f"[advkit.plugins]\nuniform-labels = {line}\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), str(EXAMPLE), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(EXAMPLE), str(scaffold), *sys.path])
     monkeypatch.delenv("ADVKIT_LOAD_PLUGINS", raising=False)
 
 
@@ -357,7 +370,7 @@ def check(line: str) -> None:
     command, rest = find(words)
     if not rest and command.name in ("evaluate", "audit"):
         return  # the name of the command in a sentence
-    absent = command.name in ("evaluate", "audit", "prepare", "check")
+    absent = command.name in ("evaluate", "audit", "prepare", "check", "new")
     if absent or "--resume" in rest or "--config" in rest or "--init-from" in rest:
         command.make_context(command.name, list(rest))  # what it names does not exist here
         return

@@ -25,6 +25,7 @@ OWN = {
     "fingerprint.py": "sources of what an attack imports",
     "__init__.py": "its own names",
     "studies/report/page.py": "its own style sheet",
+    "testing/package.py": "its own templates",
     "data/digits.py": "its own images",
     "data/convert.py": "writes a folder of its own",
     "data/prepare.py": "writes a file of its own",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advkit import AttackResult, Batch, Order, Plugin, PluginOptions, Real, Run, hookimpl, option, per_sample, registry
 from advkit.errors import OptionError
-from advkit.testing import CHECKS, Misbehaves, NotRun, Subject
+from advkit.testing import CHECKS, Misbehaves, NotRun, Subject, findings
 
 
 class Weighs(Plugin):
@@ -331,3 +331,24 @@ def test_this_check_catches_it_and_no_other_does(name: str) -> None:
 
 def test_every_check_has_its_broken_plugin() -> None:
     assert CAUGHT.keys() == CHECKS.keys()
+
+
+class RunsMore(Plugin):
+    """Asked by the loop alone, and takes a gradient that it does not declare."""
+
+    name = "runs-more"
+
+    @hookimpl
+    def epoch_start(self, epoch: int) -> None: ...
+
+    @hookimpl
+    def weight_perturbation(self, gradient_at: Callable[..., Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        return {name: 1e-3 * gradient for name, gradient in gradient_at().items()}
+
+
+def test_what_only_the_loop_can_ask_is_blamed_for_its_own_check() -> None:
+    """No other check runs then, so this one must."""
+    ended = {finding.check: finding for finding in findings(subject(RunsMore)) if finding.check not in MACHINE}
+    assert [name for name, finding in ended.items() if finding.state == "fails"] == ["passes"]
+    assert "ran other passes than declared" in ended["passes"].said
+    assert ended["step"].said == ended["resume"].said == "check_passes fails"

@@ -1,18 +1,21 @@
-"""`advkit plugins`: what is installed, and one method in full."""
+"""`advkit plugins`: what is installed, one method in full, whether it behaves, and a new one."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .completion import complete
-from .main import print_json
+from .main import PLACE, assignments, echo, print_json
 
 
 @click.group("plugins")
 def command() -> None:
-    """List installed plugins, or show one."""
+    """List installed plugins, show or check one, or begin a new one."""
 
 
 @command.command("list")
@@ -91,6 +94,64 @@ def show(name: str, as_json: bool) -> None:
         for key, field in fields.items():
             table.add_row(*(str(part) for part in (key, field["default"], field["unit"], field["help"])))
         console.print(table)
+
+
+@command.command("check")
+@click.argument("name", shell_complete=complete("plugin"))
+@click.option("-o", "options", metavar="NAME.KEY=VALUE", multiple=True, help="An option to try it with.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(name: str, options: Sequence[str], as_json: bool) -> int:
+    """Whether a plugin behaves: small trainings, seconds. Exit code 1 where a check fails.
+
+    \b
+    advkit plugins check cat-eps
+    """
+    from ..errors import OptionError
+    from ..testing import Subject, drawn, findings
+
+    given = {}
+    for key, value in assignments(options, "-o", "PLUGIN.KEY=VALUE").items():
+        plugin, _, option = key.partition(".")
+        if plugin != name:
+            raise OptionError(f"Options are given for {plugin}; `advkit plugins check {name}` takes those of {name}.")
+        given[option] = value
+    ended = []
+    for finding in findings(Subject.of(name, given or None)):
+        ended.append(finding)
+        if not as_json:
+            echo(f"{SIGNS[finding.state]:<6}{finding.check}{': ' if finding.said else ''}{finding.said}")
+            if finding.state == "fails":
+                echo(f"      expected: {finding.expected}")
+    count = Counter(finding.state for finding in ended)
+    if as_json:
+        print_json([vars(finding) for finding in ended])
+    else:
+        echo(f"{name}: {count['holds']} checks hold, {count['fails']} fail, {count['not run']} were not run.")
+        if not drawn.installed():
+            echo(drawn.ABSENT)
+    return 1 if count["fails"] else 0
+
+
+SIGNS = {"holds": "ok", "fails": "FAIL", "not run": "-"}
+
+
+@command.command("new")
+@click.argument("name")
+@click.option("--in", "into", metavar="DIR", type=PLACE, default=".", help="Where to; the current folder by default.")
+def new(name: str, into: str) -> None:
+    """A new plugin as a package that passes its tests: a module, its entry point, tests, a README.
+
+    \b
+    advkit plugins new acme-margin
+    """
+    import shlex
+
+    from ..testing.package import new_package
+
+    for path in new_package(name, Path(into)):
+        echo(f"wrote {path}")
+    folder = shlex.quote(str(Path(into) / name))
+    echo(f"Next: pip install -e {folder}, then pytest {folder} and advkit plugins check {name}")
 
 
 def _default(value: Any) -> Any:

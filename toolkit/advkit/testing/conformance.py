@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import OptionError, did_you_mean
-from .company import Choice, Options
+from .company import Choice
 from .subject import CHECKS, Misbehaves, NotRun, Subject
 
 
 def conformance(
     plugin: Choice,
     *,
-    options: Options | None = None,
+    options: Mapping[str, object] | None = None,
     neutral: Mapping[str, object] | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> Callable[..., None]:
@@ -21,8 +21,8 @@ def conformance(
 
     Args:
         plugin: the name of an installed plugin, or a class.
-        options: by plugin; those under which a few steps show what it does. None: its own `example_options()`, if any.
-        neutral: its options under which it does nothing. None: its own `neutral_options()`, if any.
+        options: of the plugin; under them a few steps show what it does. None: its own `example_options()`, if any.
+        neutral: those under which it does nothing. None: its own `neutral_options()`, if any.
         expected_failures: {"parts": "why"}: checks that it is known to fail. One that holds is a failure, too.
 
     Raises OptionError where pytest is not installed, or a check is unknown.

@@ -29,7 +29,7 @@ def check_registration(subject: Subject) -> None:
         raise Came("it answers no hook; mark a method with @advkit.hookimpl")
     if not (subject.plugin.__doc__ or "").strip():
         raise Came("its class has no docstring, whose first line `advkit plugins list` shows")
-    run = resolved(subject.company, subject.options)
+    run = resolved(subject.company, subject.given(subject.company))
     plugin = next(plugin for plugin in run.composition.plugins if plugin.name == subject.name)
     costs = Costs(10, Passes(1), Passes(1))
     for hook in subject.hooks:
@@ -82,7 +82,7 @@ def check_options(subject: Subject) -> None:
         except OptionError:
             continue
         raise Came(f"{subject.name}.{name} = {value} was accepted; leave model_config as PluginOptions has it")
-    text = runfile.dump(resolved(subject.company, subject.options))
+    text = runfile.dump(resolved(subject.company, subject.given(subject.company)))
     layer = runfile.parse(tomllib.loads(text), "run.toml")
     again = runfile.dump(resolved(subject.company, layer.options, layer.settings))
     if changed := runfile.difference(text, again):

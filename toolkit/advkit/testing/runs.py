@@ -20,7 +20,7 @@ from ..training.own_loop import Step
 from .company import crowd, resolved
 from .drawn import for_drawn
 from .small import SETTINGS, Images, Trained, Watch, batches, close, copies, needs_the_loop, same
-from .steps import count_passes
+from .steps import LOOP, count_passes
 from .subject import Came, NotRun, Subject, check, told
 
 ROUNDING = {"rtol": 1e-7, "atol": 1e-9}
@@ -58,7 +58,7 @@ def differing(one: Trained, other: Trained) -> str:
 
 def _needs_the_loop(subject: Subject) -> str:
     subject.run_plainly()
-    return "it takes advkit.train, which makes the batches" if subject.by_the_loop else ""
+    return LOOP if subject.by_the_loop else ""
 
 
 def _exact(subject: Subject, given: Sequence[Images], **settings: object) -> Trained:
@@ -92,7 +92,7 @@ def _needs_the_whole(subject: Subject) -> str:
     if reason := _needs_the_loop(subject):
         return reason
     try:
-        resolved(subject.company, subject.options, {**SETTINGS, "run.accumulate": 2})
+        resolved(subject.company, subject.given(subject.company), {**SETTINGS, "run.accumulate": 2})
     except (HookConflict, OptionError):
         return "it does not declare by_sample, or is beside a plugin that does not"
     return ""
@@ -191,8 +191,7 @@ def check_neutral(subject: Subject) -> None:
     """Under its neutral options a run has the bits of one without it; under its example options it has others."""
     acting = subject.repeatable()
     without = subject.trained(subject.company[1:], by_the_loop=subject.by_the_loop)
-    options = {**subject.options, subject.name: dict(subject.neutral or {})}
-    neutral = Subject(subject.plugin, options).trained(subject.company)
+    neutral = Subject(subject.plugin, subject.neutral or {}).trained(subject.company)
     if not same(neutral.weights, without.weights):
         raise Came(f"with {subject.neutral} the run is not the run without it")
     answering = any(HOOKS[hook].rule is not Rule.NOTIFY for hook in subject.hooks)

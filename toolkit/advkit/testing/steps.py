@@ -13,7 +13,7 @@ from ..errors import AdvkitError, HookConflict, OptionError
 from ..training.own_loop import Step
 from .drawn import for_drawn
 from .small import SAMPLES, Images, Trained, batches, copies, same, tiny_net
-from .subject import Came, NotRun, Subject, check, told
+from .subject import Came, Subject, check, told
 from .witness import Witness
 
 
@@ -29,12 +29,19 @@ def check_borrowed(subject: Subject) -> None:
     subject.run_plainly("borrowed")
 
 
-@check()
+def _counts_more(subject: Subject) -> str:
+    if isinstance(subject.plain, Exception):  # which may be about passes
+        return ""
+    return LOOP if subject.by_the_loop else ""
+
+
+LOOP = "only advkit.train can ask it, which makes the batches itself"
+
+
+@check(_counts_more)
 def check_passes(subject: Subject) -> None:
     """The model itself counts the passes that the plan announced, in every phase and epoch."""
     subject.run_plainly("passes")
-    if subject.by_the_loop:
-        raise NotRun("it takes advkit.train, whose epochs have more passes than those of steps")
     count_passes(subject, subject.company, epochs=(0, 1, 2))
 
 
@@ -62,7 +69,8 @@ def _said(passes: Mapping[str, Any]) -> str:
 def _keeps_nothing(subject: Subject) -> str:
     if isinstance(subject.plain, Exception):  # which may be about state
         return ""
-    return "" if any(name.startswith(f"{subject.name}/") for name in subject.plain.state) else "it keeps no state"
+    kept = any(name.startswith(f"samples/{subject.name}/") for name in subject.plain.state)
+    return "" if kept else "it keeps no state per sample"
 
 
 @check(_keeps_nothing)
@@ -182,7 +190,7 @@ class Broken(nn.Module):
 
 def _reads_no_logits(subject: Subject) -> str:
     if subject.by_the_loop:
-        return "it takes advkit.train, whose nets are looked at before"
+        return LOOP
     return "" if subject.answers("update") else "it answers no hook of the update"
 
 

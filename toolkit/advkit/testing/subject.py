@@ -37,30 +37,32 @@ class Subject:
     """A plugin, the options to try it with, and whom it needs beside it."""
 
     plugin: type[Plugin]
-    options: Options = field(default_factory=dict)
-    """By plugin; under them a few steps show what it does."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Its options, under which a few steps show what it does."""
     neutral: Mapping[str, object] | None = None
-    """Its own options under which it does nothing; None where nobody has said."""
+    """Those under which it does nothing; None where nobody has said."""
 
     @classmethod
     def of(
-        cls, plugin: Choice | Subject, options: Options | None = None, neutral: Mapping[str, object] | None = None
+        cls,
+        plugin: Choice | Subject,
+        options: Mapping[str, object] | None = None,
+        neutral: Mapping[str, object] | None = None,
     ) -> Subject:
         """From the name of an installed plugin, or its class.
 
-        What is not given a class may say itself: `example_options()` and `neutral_options()`, class methods that return
-        options of its own. Raises PluginLoad where it can not be loaded, OptionError where it has not these options.
+        What is not given the class may say itself, by class methods `example_options()` and `neutral_options()`. Raises
+        PluginLoad where it can not be loaded, OptionError where it has not these options.
         """
         if isinstance(plugin, Subject):
             return plugin
-        found = registry.load("plugin", plugin) if isinstance(plugin, str) else plugin
+        found: Any = registry.load("plugin", plugin) if isinstance(plugin, str) else plugin
         own: Mapping[str, object] = getattr(found, "example_options", dict)()
         silent = getattr(found, "neutral_options", lambda: None)()
-        name = getattr(found, "name", "")
-        given = {name: own} if options is None else options
-        if options and isinstance(found, type) and issubclass(found, Plugin):
-            validate(found.Options, options.get(name, {}), where=name, eps=8 / 255, decays=range(1, 10_000))
-        return cls(found, given, silent if neutral is None else neutral)
+        for given in (options, neutral):
+            if given:
+                validate(found.Options, given, where=found.name, eps=8 / 255, decays=range(1, 10_000))
+        return cls(found, own if options is None else options, silent if neutral is None else neutral)
 
     @property
     def name(self) -> str:
@@ -88,8 +90,11 @@ class Subject:
 
     def refused(self, chosen: tuple[Any, ...]) -> str:
         """Why a set is refused under the subject's options."""
-        names = {plugin.name for plugin in chosen}
-        return refusal(chosen, {name: values for name, values in self.options.items() if name in names})
+        return refusal(chosen, self.given(chosen))
+
+    def given(self, chosen: tuple[Any, ...]) -> Options:
+        """Its options by plugin, for a set that it may be in."""
+        return {self.name: self.options} if self.options and self.plugin in chosen else {}
 
     @cached_property
     def by_the_loop(self) -> bool:
@@ -99,9 +104,7 @@ class Subject:
     def trained(self, chosen: tuple[Any, ...] | None = None, **arguments: Any) -> Trained:
         """A small training of it and whom it needs, or of a set."""
         plugins = self.company if chosen is None else chosen
-        names = {plugin.name for plugin in plugins}
-        options = {name: values for name, values in self.options.items() if name in names and values}
-        return trained(plugins, **{"options": options, "by_the_loop": needs_the_loop(plugins), **arguments})
+        return trained(plugins, **{"options": self.given(plugins), "by_the_loop": needs_the_loop(plugins), **arguments})
 
     @cached_property
     def plain(self) -> Trained | Exception:
@@ -208,7 +211,10 @@ def check(
 
         @wraps(function)
         def called(
-            plugin: Choice | Subject, *, options: Options | None = None, neutral: Mapping[str, object] | None = None
+            plugin: Choice | Subject,
+            *,
+            options: Mapping[str, object] | None = None,
+            neutral: Mapping[str, object] | None = None,
         ) -> None:
             CHECKS[name](Subject.of(plugin, options, neutral))
 

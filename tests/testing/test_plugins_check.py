@@ -1,0 +1,80 @@
+"""`advkit plugins check`: what holds, what does not, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from advkit.cli.main import run
+from advkit.testing import CHECKS, Finding, drawn, subject
+
+
+def said(*lines: tuple[str, str, str]) -> Any:
+    """`findings` that come to this: (check, state, what was said)."""
+
+    def findings(examined: Any) -> Iterator[Finding]:
+        for name, state, words in lines:
+            yield Finding(name, f"what {name} expects.", state, words)  # type: ignore[arg-type]
+
+    return findings
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first checks alone, which run nothing."""
+    monkeypatch.setattr(subject, "CHECKS", {name: CHECKS[name] for name in ("registration", "options", "places")})
+
+
+@pytest.mark.usefixtures("few")
+def test_a_plugin_that_behaves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plugins", "check", "trades", "-o", "trades.beta=1"]) == 0
+    assert capsys.readouterr().out == (
+        "ok    registration\nok    options\n-     places: it declares no place on a chained hook\n"
+        "trades: 2 checks hold, 0 fail, 1 were not run.\n"
+    )
+
+
+@pytest.mark.usefixtures("few")
+def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plugins", "check", "trades", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0] == {
+        "check": "registration", "expected": CHECKS["registration"].expected, "state": "holds", "said": "",
+    }  # fmt: skip
+
+
+def test_a_plugin_that_does_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("advkit.testing.findings", said(("step", "holds", ""), ("order", "fails", "other bits")))
+    monkeypatch.setattr(drawn, "installed", lambda: False)
+    assert run(["plugins", "check", "trades"]) == 1
+    assert capsys.readouterr().out == (
+        "ok    step\nFAIL  order: other bits\n      expected: what order expects.\n"
+        f"trades: 1 checks hold, 1 fail, 0 were not run.\n{drawn.ABSENT}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("trade", "Error: Unknown plugin trade. Did you mean trades? `advkit plugins list` shows what is installed.\n"),
+        ("trades -o trades.bet=1", "Error: Unknown option trades.bet. Did you mean beta? Known: beta"),
+        (
+            "trades -o zebra.x=1",
+            "Error: Options are given for zebra; `advkit plugins check trades` takes those of trades.\n",
+        ),
+        ("trades -o beta=1", "Error: -o 'beta=1' is not of the form PLUGIN.KEY=VALUE.\n"),
+    ],
+)
+def test_what_was_typed_is_2(line: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plugins", "check", *line.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(sentence) and captured.out == ""
+
+
+def test_without_hypothesis_the_fixed_inputs_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(drawn, "installed", lambda: False)
+    drawn.for_drawn(lambda st: st.integers(), tried.append, examples=3)
+    assert not tried
