@@ -25,22 +25,22 @@ OF_ALL = {
     "any order": ("test_methods", "test_a_crowd_is_one_run_in_any_order", ""),
     "resume": ("test_resume", "test_each_method_resumes_within_an_epoch", ""),
     "plan = ledger = count": ("test_passes", "test_every_installed_plugin_every_two_and_all_that_fit", ""),
-    "bf16": ("test_engine", "test_bf16_is_the_run_to_its_precision", ""),
-    "channels_last": ("test_engine", "test_channels_last_is_the_run_to_rounding", ""),
+    "bf16": ("test_conformance", "test_built_ins_conform", ""),
+    "channels_last": ("test_conformance", "test_built_ins_conform", ""),
     "compile": ("test_compiled", "test_compiled_is_eager_to_rounding_for_every_method", ""),
     "parts": ("test_accumulate", "test_in_parts_it_is_the_whole_batch", "test_who_needs_the_whole_batch_is_refused"),
     "ranks": ("test_processes", "test_several_are_as_one", "test_who_needs_the_whole_batch_is_refused"),
 }
-"""By column: module of tests/training, the test, and the one that expects a refusal."""
+"""By column: module of tests/training or tests/testing, the test, and the one that expects a refusal."""
 ALSO = {"compile": "test_compiled_is_eager_to_rounding"}
 """A second test with the methods that the first leaves to it."""
 OF_ONE = ("tests", "equations", "visits", "wrong constants", "pure functions", "options")
 
 
 @cache
-def _imported(name: str, folder: str = "training") -> ModuleType:
+def _imported(name: str) -> ModuleType:
     """A module of the tests, found as pytest finds it."""
-    for path in (TESTS, TESTS / "parity", TESTS / folder):
+    for path in (TESTS, *(TESTS / folder for folder in ("parity", "training", "testing"))):
         if str(path) not in sys.path:
             sys.path.append(str(path))
     return importlib.import_module(name)
@@ -85,7 +85,7 @@ def of_one(name: str) -> list[str]:
     visits = 0
     for path in sorted(own.parent.glob("test_parity_*.py")):
         science = {alias for alias, module in _imports(path).items() if module == home}
-        there = vars(_imported(path.stem, "parity"))
+        there = vars(_imported(path.stem))
         alone = path == own and len(there["METHODS"]) == 1
         here = [reach for reach in _tests(path) if alone or _speaks_of(reach, name, science)]
         visits = max([visits, *(_visits(test, there) for test in here if "assert_parity" in _names(test))])

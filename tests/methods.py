@@ -18,18 +18,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import advkit
-from advkit import Dataset, OptionError, Plugin, Splits, Step, registry
-from advkit.compose.registration import HOOKS, hooks_of
-from advkit.config.layer import Layer
-from advkit.config.resolve import resolve
-from advkit.errors import HookConflict
+from advkit import Plugin, registry
+from advkit.testing import company, small
+from advkit.testing.small import SAMPLES as SAMPLES, pictures as pictures, same as same, tiny_net as tiny_net
 
 PARITY = Path(__file__).with_name("parity")
-SAMPLES = 16
 
 Arguments = Mapping[str, Any]
 """Of one small training, as `run` makes and `trained` takes them."""
@@ -85,8 +80,7 @@ def declared(name: str) -> Method:
 
 def needs_the_loop(names: Iterable[str | type[Plugin]]) -> bool:
     """Whether one of them answers a hook that only `advkit.train` asks."""
-    kinds = (registry.load("plugin", plugin) if isinstance(plugin, str) else plugin for plugin in names)
-    return any(HOOKS[hook].asked_by == "loop" for plugin in kinds for hook in hooks_of(plugin))
+    return small.needs_the_loop(registry.load("plugin", name) if isinstance(name, str) else name for name in names)
 
 
 points_read_once = cache(registry.points)
@@ -96,35 +90,18 @@ points_read_once = cache(registry.points)
 @cache
 def refusal(chosen: tuple[str, ...]) -> str:
     """Why a set of plugins is refused with its default options, "" if it runs."""
-    try:
-        # Named as Step names what is passed to it: data set and model need not be looked up each time.
-        with mock.patch.object(registry, "points", points_read_once):
-            resolve(
-                [registry.load("plugin", name) for name in chosen],
-                [Layer("test", {"model.name": "python:model", "data.name": "python:data"})],
-            )
-    except (HookConflict, OptionError) as sentence:
-        return str(sentence)
-    return ""
+    with mock.patch.object(registry, "points", points_read_once):
+        return company.refusal(chosen)
 
 
 def alone(name: str) -> tuple[str, ...]:
     """The smallest set with this plugin that runs: itself, or itself and somebody it needs."""
-    for chosen in ((name,), *((name, other) for other in names() if other != name)):
-        if not refusal(chosen):
-            return chosen
-    raise AssertionError(f"{name} runs neither alone nor beside another one: {refusal((name,))}")
+    return company.alone(name, [other for other in names() if other != name], refusal)
 
 
 def crowd(name: str) -> tuple[str, ...]:
     """A set with this plugin to which no other can be added."""
-    chosen, before = alone(name), ()
-    while chosen != before:  # again, as some fit only beside one that came later
-        before = chosen
-        for other in names():
-            if other not in chosen and not refusal((*chosen, other)):
-                chosen = (*chosen, other)
-    return chosen
+    return company.crowd(alone(name), names(), refusal)
 
 
 @cache
@@ -140,62 +117,9 @@ def crowds() -> list[tuple[str, ...]]:
 # ---------------------------------------------------------------------- small trainings
 
 
-def tiny_net(batch_norm: bool, dropout: float, dtype: torch.dtype) -> nn.Sequential:
-    """(B, 2, 4, 4) to (B, 3), the same weights always."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        layers = [nn.Conv2d(2, 4, 3, padding=1), *([nn.BatchNorm2d(4)] if batch_norm else []), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Dropout(dropout), nn.Flatten(), nn.Linear(64, 3)).to(dtype)
-
-
-def pictures(count: int = SAMPLES) -> Dataset:
-    drawn = torch.randint(0, 256, (count, 2, 4, 4), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
-    return Dataset("toy", drawn, torch.arange(count) % 3, ("a", "b", "c"))
-
-
-def trained(
-    plugins: Collection[Any] = (),
-    *,
-    epochs: Iterable[int] = (0, 1),
-    eps: float = 0.1,
-    lr: float = 0.1,
-    dropout: float = 0.3,
-    batch_norm: bool = True,
-    dtype: torch.dtype = torch.float32,
-    settings: Mapping[str, object] = {},
-    by_the_loop: bool = False,
-    **arguments: Any,
-) -> dict[str, Tensor]:
+def trained(plugins: Collection[Any] = (), **arguments: Any) -> dict[str, Tensor]:
     """Everything the model holds after a few steps of batch statistics and dropout, by a `Step` or `advkit.train`."""
-    net = tiny_net(batch_norm, dropout, dtype)
-    settings = {"attack.mode": "train", "attack.steps": 3, **settings}
-    if by_the_loop:
-        toy = Splits(pictures(), pictures(), "none")
-        settings = {**settings, "optimizer.lr": lr, "validation.fraction": 0.25, "validation.steps": 1}
-        result = advkit.train(
-            net, toy, plugins, epochs=len(list(epochs)), batch_size=4, eps=eps, settings=settings, **arguments
-        )
-        # What is judged: the net, with averages in the place of its weights where a plugin has some.
-        net.load_state_dict(dict(result.averaged), strict=False)
-    else:
-        optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9)
-        step = Step(net, optimizer, plugins, num_samples=SAMPLES, eps=eps, settings=settings, **arguments)
-        generator = torch.Generator().manual_seed(8)
-        batches = [
-            (torch.rand(4, 2, 4, 4, generator=generator, dtype=torch.float64).to(dtype), torch.arange(4) % 3, rows)
-            for rows in torch.arange(8).split(4)
-        ]
-        for epoch in epochs:
-            for x, y, index in batches:
-                step(x, y, index, epoch=epoch)
-    return {name: value.detach().clone() for name, value in net.state_dict().items()}
-
-
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Bit for bit; NaN equals itself."""
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name].nan_to_num(nan=7e7), other[name].nan_to_num(nan=7e7)) for name in one
-    )
+    return small.trained(plugins, **arguments).weights
 
 
 def both(one: Arguments, other: Arguments) -> bool:
