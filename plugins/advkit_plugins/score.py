@@ -37,7 +37,7 @@ class Score(Plugin):
         return True
 
     def join(self, company: Company) -> list[str]:
-        if company.attack.init == "zero" and company.owner("inner_attack") == "core":
+        if company.attacks_from_x:
             raise OptionError(
                 "attack.init is zero, where the squared error of score has no gradient, so nothing would ever be "
                 "attacked; choose --set attack.init=normal"

@@ -44,7 +44,7 @@ class Trades(Plugin):
         return True
 
     def join(self, company: Company) -> list[str]:
-        if company.attack.init == "zero" and company.owner("inner_attack") == "core":
+        if company.attacks_from_x:
             return [
                 "attack.init is zero, where the KL of trades has no gradient beyond rounding, so some samples may "
                 "never be attacked; choose --set attack.init=normal"

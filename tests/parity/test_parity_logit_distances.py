@@ -13,6 +13,9 @@ from naive import Attack, Branch, Learner, Record, cross_entropy, log_softmax, m
 from subject import APART, assert_parity, differences, pair
 from torch import Tensor, nn
 
+from advkit import OptionError
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
 from advkit_plugins.alp import pairing
 from advkit_plugins.lsr import largest_shifts
 
@@ -175,3 +178,17 @@ def test_the_largest_shifts_are_of_the_batch_not_of_each_sample() -> None:
 def test_the_code_of_alp_averages_over_classes() -> None:
     clean, adversarial = torch.zeros(1, 4), torch.tensor([[1.0, -1.0, 1.0, 1.0]])
     assert pairing(clean, adversarial, "mean").item() == 1 and pairing(clean, adversarial, "sum").item() == 4
+
+
+@pytest.mark.parametrize("name", ["score", "trades"])
+@pytest.mark.parametrize(("noise", "starts_at_x"), [(0.0, True), (2.0, False)])
+def test_a_start_at_the_image_is_told_of_unless_a_plugin_makes_another(
+    name: str, noise: float, starts_at_x: bool
+) -> None:
+    """fgsm-rs makes a start of its own with noise, and none without."""
+    layer = Layer("test", {"attack.init": "zero"}, {"fgsm-rs": {"noise": noise}})
+    try:
+        told = any("attack.init is zero" in caution for caution in resolve([name, "fgsm-rs"], [layer]).cautions)
+    except OptionError as refused:
+        told = "attack.init is zero" in str(refused)
+    assert told == starts_at_x

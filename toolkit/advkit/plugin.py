@@ -48,6 +48,8 @@ class Company:
     """Plugins by hook, in the order in which they answer."""
     attack: AttackSettings
     epochs: int
+    attacks_from_x: bool
+    """Whether in some epoch the attack begins at x itself, where distances to the clean output are flat."""
     _largest_budget: Callable[[], Budgets] = field(repr=False)
     _loss_views: Callable[[str], frozenset[str]] = field(repr=False)
 

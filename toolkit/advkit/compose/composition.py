@@ -58,6 +58,7 @@ class Composition:
             answering={hook: self.owners(hook) for hook in HOOKS},
             attack=setting.attack,
             epochs=setting.epochs,
+            attacks_from_x=setting.attack.init == "zero" and not self._always("inner_attack", "attack_start"),
             _largest_budget=self._largest_budget,
             _loss_views=self._loss_views,
         )
@@ -81,9 +82,14 @@ class Composition:
     def _loss_views(self, plugin: str) -> frozenset[str]:
         every = [answer for answers in self.answers.values() for answer in answers]
         own = [answer for answer in every if answer.plugin.name == plugin and answer.spec.phase == "update"]
-        return frozenset(
-            view for answer in own for epoch in range(self.setting.epochs) for view in answer.demands(epoch)
-        )
+        epochs = range(self.setting.epochs)
+        return frozenset(view for answer in own for epoch in epochs for view in answer.demands(epoch))
+
+    def _always(self, *hooks: str) -> bool:
+        """Whether in every epoch one of these hooks is answered."""
+        asked = [(answer.plugin, hook) for hook in hooks for answer in self.answers[hook]]
+        epochs = range(self.setting.epochs)
+        return all(any(declared(plugin, "active", hook, epoch) for plugin, hook in asked) for epoch in epochs)
 
     # ------------------------------------------------------------------ stages
 
@@ -172,12 +178,10 @@ class Composition:
         return tuple(answers[name] for name in order)
 
     def _refuse_loose_orders(self) -> None:
-        chains = [name for name, spec in HOOKS.items() if spec.rule is Rule.CHAIN]
+        chains = ", ".join(name for name, spec in HOOKS.items() if spec.rule is Rule.CHAIN)
         for hook in self.setting.order:
-            if hook not in chains:
-                raise OptionError(
-                    f"order.{hook} orders nothing; only chained hooks have an order: {', '.join(chains)}."
-                )
+            if hook not in chains.split(", "):
+                raise OptionError(f"order.{hook} orders nothing; only chained hooks have an order: {chains}.")
 
     def _settings_have_a_use(self) -> None:
         attack, inner = self.setting.attack, self.owners("inner_attack")

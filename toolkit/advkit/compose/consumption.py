@@ -11,6 +11,7 @@ from .stage import Answer, readers
 
 Answers = Mapping[str, tuple[Answer, ...]]
 
+NEEDS = {"perturbation_budget": "radius", "budget_scale": "radius", "attack_objective": "objective"}
 LEAVE = "leave one of them out of --plugins."
 
 
@@ -25,11 +26,7 @@ def unconsumed(answers: Answers, steps: int) -> list[str]:
 def _refuse_deaf_attack(answers: Answers) -> None:
     for attack in answers["inner_attack"]:
         name = attack.plugin.name
-        for hook, argument in (
-            ("perturbation_budget", "radius"),
-            ("budget_scale", "radius"),
-            ("attack_objective", "objective"),
-        ):
+        for hook, argument in NEEDS.items():
             if answers[hook] and argument not in attack.arguments:
                 raise HookConflict(
                     f"Plugin {answers[hook][0].plugin.name} answers {hook}, but the inner attack {name} does not use "
@@ -91,8 +88,7 @@ def _labels(answers: Answers) -> list[str]:
         )
     cautions = []
     attacker = _owner(answers, "attack_objective")
-    # Who has both a label and an objective of its own means them so.
-    unused = ", ".join(name for name in _names(answers, "target_label") if name != attacker)
+    unused = ", ".join(name for name in _names(answers, "target_label") if name != attacker)  # who has both means it
     if not in_attack and unused:
         cautions.append(f"the soft labels of {unused} do not reach the attack of {attacker}")
     if not in_training:
@@ -109,10 +105,8 @@ def _idle_attack(answers: Answers, steps: int) -> list[str]:
                 f"Plugin {answer.plugin.name} answers {hook}, but attack.steps is 0, so there is no attack; "
                 "leave it out of --plugins or set attack.steps."
             )
-    if answers["perturbation_budget"]:
-        owner = _owner(answers, "perturbation_budget")
-        return [f"attack.steps is 0, so the budgets of {owner} bound nothing"]
-    return []
+    budgets = _names(answers, "perturbation_budget")
+    return [f"attack.steps is 0, so the budgets of {name} bound nothing" for name in budgets]
 
 
 def _names(answers: Answers, hook: str) -> list[str]:
