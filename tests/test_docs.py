@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -150,6 +151,16 @@ def test_no_method_has_dropped_out_of_a_proof(generate: ModuleType) -> None:
         assert all(cells[proof] for proof in proofs.OF_ALL if not (in_the_loop and proof.startswith("plan"))), name
         assert in_the_loop or all(int(cells[proof]) for proof in ("equations", "wrong constants")), name
         assert len(set(cells["options"].split(" of "))) == 1, name
+
+
+def test_a_refusal_of_two_names_both(generate: ModuleType) -> None:
+    """But where one of them is refused alone, as it needs a third."""
+    refused = [(pair, generate._fate(pair)[0]) for pair in combinations(CARDS, 2)]
+    alone = {name for name in CARDS if generate._fate((name,))[0]}
+    assert alone == {"av-rank"}
+    told = [(pair, said) for pair, said in refused if said and not alone & {*pair}]
+    assert len(told) > 20
+    assert [(pair, said) for pair, said in told if not {*pair} <= {*re.findall(r"[a-z]+(?:-[a-z]+)*", said)}] == []
 
 
 def beside(plugin: str, hook: str) -> set[str]:

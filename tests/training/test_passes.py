@@ -6,13 +6,14 @@ The witness hangs on the first layer and knows nothing of advkit's own bookkeepi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 import methods
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, nn
 
 from advkit import AttackResult, Budget, Passes, Plugin, Step, hookimpl
@@ -207,6 +208,18 @@ IN_A_STEP = [name for name in methods.names() if not methods.needs_the_loop([nam
 def test_every_installed_plugin_every_two_and_all_that_fit(
     tiny_net: Net, tiny_batch: BatchOf, chosen: tuple[str, ...]
 ) -> None:
+    refused_or_counted(tiny_net, tiny_batch, chosen)
+
+
+@given(st.lists(st.sampled_from(IN_A_STEP), min_size=3, max_size=3, unique=True).map(tuple))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_three(tiny_net: Net, tiny_batch: BatchOf, chosen: tuple[str, ...]) -> None:
+    """In any order: who is refused is refused with the same sentence."""
+    assert len({methods.refusal(order) for order in permutations(chosen)}) == 1
+    refused_or_counted(tiny_net, tiny_batch, chosen)
+
+
+def refused_or_counted(tiny_net: Net, tiny_batch: BatchOf, chosen: tuple[str, ...]) -> None:
     """Refused as the plan refuses them, or the witness, the ledger and the plan agree."""
     if sentence := methods.refusal(chosen):
         with pytest.raises((HookConflict, OptionError)) as refused:

@@ -127,17 +127,21 @@ def resolve(
 
     run, attack = cast(RunSettings, draft.sections["run"]), cast(AttackSettings, draft.sections["attack"])
     update = cast(UpdateSettings, draft.sections["update"])
-    composition = Composition(
-        draft.plugins.values(),
-        Setting(
-            attack=attack,
-            epochs=run.epochs,
-            batch_norm=update.views,
-            clean_at_start=update.clean == "start",
-            order=_order(draft.settings),
-        ),
-        added,
+    setting = Setting(
+        attack=attack,
+        epochs=run.epochs,
+        batch_norm=update.views,
+        clean_at_start=update.clean == "start",
+        order=_order(draft.settings),
     )
+    try:
+        composition = Composition(draft.plugins.values(), setting, added)
+    except OptionError as error:
+        for caution in draft.cautions:  # the other half of the reason, where nobody chose the setting
+            preferred = caution.partition(" prefers ")[2].partition("=")[0]
+            if preferred and preferred in str(error):
+                raise OptionError(f"{error}. {caution.partition(';')[0]}, so the default stands.") from None
+        raise
     if run.accumulate > 1:
         refuse_parts(composition, f"run.accumulate = {run.accumulate}", (*WHOLE, "train_transform"))
     model_name, model_options = _model(draft.settings, attack.eps)
