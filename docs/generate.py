@@ -13,6 +13,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from string import ascii_uppercase
+from textwrap import fill
 from typing import Any, Literal, get_args, get_origin
 
 import advkit
@@ -36,6 +38,8 @@ from advkit.settings import SECTIONS
 from advkit.testing import CHECKS, Subject
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+DATA = {"digits": "Digits", "fashion": "Fashion-MNIST"}
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 BUILT_INS = tuple(registry.names("plugin"))
@@ -293,6 +297,39 @@ def methods() -> str:
     return table(("plugin", "what it does"), rows)
 
 
+@cache
+def _audited() -> list[dict[str, Any]]:
+    """What results/methods.py measured."""
+    runs: list[dict[str, Any]] = json.loads((RESULTS / "methods.json").read_text(encoding="utf-8"))["runs"]
+    return runs
+
+
+def measured(name: str) -> str:
+    """Whether PGD overstates the nets that were trained with a built-in."""
+    lines = []
+    for plugins in dict.fromkeys(run["plugins"] for run in _audited()):
+        if name in plugins.split(","):
+            said = ". ".join(_verdict(run) for run in _audited() if run["plugins"] == plugins)
+            who = f" with `{plugins}`" if plugins != name else ""
+            lines.append(
+                f"- Measured{who} ([methods](../../results/methods.md): five epochs, one seed, 200 test images, "
+                f"intervals over images). {said}."
+            )
+    return "\n".join(fill(line, 118, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
+
+
+def _verdict(run: Mapping[str, Any]) -> str:
+    base = next(other for other in _audited() if other["data"] == run["data"])
+    figures = {row["name"]: row["accuracy"] for row in run["attacks"]}
+    gap, (low, high) = run["gap"]
+    alarms = ", ".join(f"`{alarm}`" for alarm in run["alarms"]) or "no alarm"
+    return (
+        f"{DATA[run['data']]}: pgd-20 {figures['pgd-20']:.3f}, AutoAttack {figures['autoattack']:.3f}, "
+        f"a gap of {gap:.3f} ({low:.3f} to {high:.3f}) where PGD-AT has {base['gap'][0]:.3f}: "
+        f"{'**overstated by PGD**' if run['overstated'] else 'no sign here that PGD overstates it'}, {alarms}"
+    )
+
+
 def attacks() -> str:
     """What an evaluation can attack with: how each is typed, and the first line of its class."""
     rows = [[", ".join(f"`{text}`" for text in typed), one.summary] for one, typed in registry.attacks()]
@@ -437,6 +474,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "imports": imports,
     "api": api,
     **{f"options {name}": lambda name=name: options(name) for name in BUILT_INS},  # type: ignore[misc]
+    **{  # type: ignore[misc]
+        f"measured {name}": lambda name=name: measured(name)
+        for name in BUILT_INS
+        if any(name in run["plugins"].split(",") for run in _audited())
+    },
 }
 
 

@@ -168,6 +168,9 @@ def page(runs: Sequence[dict[str, Any]]) -> None:
         for run in runs:
             if run["data"] == data:
                 lines.append(f"| {' | '.join(row(run))} |")
+        done = {run["plugins"] for run in runs if run["data"] == data}
+        if left := [f"`{plugins}`" for plugins in METHODS if plugins not in done]:
+            lines += ["", f"Not measured here yet: {'; '.join(left)}."]
     write("methods", lines, list(runs), f"one thread a process, seed {SEED}")
 
 
