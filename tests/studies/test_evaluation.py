@@ -184,6 +184,8 @@ def test_python_evaluates_and_audits_as_the_commands_do(
     (trained / "audit.json").unlink()
     mine = advkit.audit(of_run(trained).model, images, eps="0.15")
     assert mine.n == 50 and mine.run is None and not (trained / "audit.json").exists()
+    with pytest.raises(advkit.OptionError, match="split = 'tset' must be one of test, train, validation"):
+        advkit.audit(trained, n=20, split="tset")
 
 
 @pytest.mark.parametrize(
@@ -196,6 +198,7 @@ def test_python_evaluates_and_audits_as_the_commands_do(
         ({"eps": 0.1, "n": -1}, "n -1 must be a whole number >= 0."),
         ({"eps": 0.1, "step": "0.2"}, "step 0.2 must be a share of eps, such as eps/5 or 0.2 eps."),
         ({"eps": 0.1, "split": "tset"}, "split = 'tset' must be test or train."),
+        ({"eps": 0.1, "split": "train"}, "split: a module is evaluated as it is; leave it out."),
     ],
 )
 def test_a_module_with_odd_arguments(arguments: dict[str, Any], sentence: str) -> None:

@@ -158,3 +158,35 @@ def test_an_argument_of_another_kind(
             raise AssertionError(f"{called}({name}={what}) ends in {type(error).__name__}: {error}") from error
     assert len(sentences) >= 10, sentences
     assert not [sentence for sentence in sentences if "\n" in sentence or sentence[-1] not in ".?)"]
+
+
+AS_IT_IS = ": a module is evaluated as it is; leave it out."
+ITSELF = "runs/r names its data and norm itself; pass a module to evaluate it on other images."
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: advkit.audit("runs/r", norm="l2", eps=0.5), ITSELF),
+        (lambda: advkit.audit("runs/r", norm="banana"), ITSELF),
+        (lambda: advkit.audit("runs/r", (IMAGES, LABELS)), ITSELF),
+        (lambda: advkit.evaluate("runs/r", (IMAGES, LABELS)), ITSELF),
+        (lambda: advkit.audit(net(), TOY, eps=0.1, checkpoint="last", split="train"), f"checkpoint, split{AS_IT_IS}"),
+        (lambda: advkit.audit(net(), TOY, eps=0.1, model="small-cnn"), f"model{AS_IT_IS}"),
+        (lambda: advkit.audit(net(), TOY, eps=0.1, data_root="/nowhere"), f"data_root{AS_IT_IS}"),
+        (lambda: advkit.audit(net(), TOY, eps=0.1, settings={"model.width": 9}), f"settings{AS_IT_IS}"),
+        (
+            lambda: advkit.evaluate("net.pt", "digits", model="small-cnn", checkpoint="best"),
+            "net.pt is a file of weights, which has no checkpoints; leave --checkpoint out.",
+        ),
+        (
+            lambda: advkit.train(resume_from="runs/r", out="runs/s", init_from="runs/t"),
+            "out, init_from: resume_from continues a run as it is; leave it out.",
+        ),
+    ],
+)
+def test_what_nothing_would_use_is_refused(call: Callable[[], object], sentence: str) -> None:
+    """Before anything is read: none of these runs exists."""
+    with pytest.raises(advkit.OptionError) as refusal:
+        call()
+    assert str(refusal.value) == sentence

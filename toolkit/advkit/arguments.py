@@ -51,6 +51,13 @@ def a_dense_tensor(what: str, value: object) -> Tensor:
 
 # ---------------------------------------------------------------------- the arguments of public functions
 
+
+def refuse_unused(why: str, **given: object) -> None:
+    """OptionError for the arguments that are not None, where nothing would use them for the reason `why`."""
+    if unused := [name for name, value in given.items() if value is not None]:
+        raise OptionError(f"{', '.join(unused)}: {why}; leave it out.")
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -20,7 +20,7 @@ from ..evaluation.verdicts import refuse_gray_levels
 from .evaluate import Watch
 from .inputs import amount, whole
 from .records import AuditRecord
-from .subject import subject_of
+from .subject import refuse_dropped, subject_of
 from .transfer import refuse_itself
 from .verdict_store import versions
 
@@ -56,6 +56,16 @@ def audit(
     radius = None if eps is None else amount("eps", eps)
     count, start = None if n is None else whole("n", n), whole("seed", seed)
     size = whole("batch_size", batch_size) or None
+    refuse_dropped(
+        subject,
+        dataset,
+        norm,
+        split,
+        checkpoint=checkpoint,
+        model=model,
+        data_root=None if isinstance(transfer, str | Path) else data_root,
+        settings=settings,
+    )
     other = transfer if isinstance(transfer, EvaluationAttack | None) else _transfer(transfer, data_root)
     if isinstance(subject, nn.Module):
         if norm is not None and norm not in NORMS:
@@ -69,7 +79,7 @@ def audit(
             subject,
             checkpoint,
             model=model,
-            dataset=dataset if isinstance(dataset, str) else None,
+            dataset=dataset,
             data_root=data_root,
             settings=settings,
             eps=radius,

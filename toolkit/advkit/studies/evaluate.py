@@ -21,7 +21,7 @@ from ..evaluation.results import Verdicts, summary
 from ..evaluation.verdicts import Radius, budgets, verdicts
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .records import Evaluation
-from .subject import Subject, subject_of
+from .subject import Subject, refuse_dropped, subject_of
 from .transfer import refuse_itself
 from .verdict_store import Store, columns, folder_of, identity, merged, robustbench, versions
 
@@ -97,20 +97,20 @@ def evaluate(
         fresh=fresh,
         data_root=data_root,
     )
+    refuse_dropped(
+        subject,
+        dataset,
+        norm,
+        split,
+        checkpoint=checkpoint,
+        model=model,
+        data_root=data_root,
+        settings=settings,
+        out=out,
+        fresh=fresh or None,
+    )
     if isinstance(subject, nn.Module):
-        of_runs = {
-            "checkpoint": checkpoint,
-            "model": model,
-            "data_root": data_root,
-            "settings": settings,
-            "out": out,
-            "fresh": fresh or None,
-        }
-        if useless := [name for name, value in of_runs.items() if value is not None]:
-            raise OptionError(f"{', '.join(useless)}: a module is evaluated as it is; leave it out.")
         return evaluate_module(subject, dataset, request, norm=norm, audit=audit, watch=watch)
-    if not isinstance(dataset, str | None) or norm is not None:
-        raise OptionError(f"{subject} names its data and norm itself; pass a module to evaluate it on other images.")
     net = subject_of(
         subject,
         checkpoint,

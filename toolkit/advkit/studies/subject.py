@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import registry
+from ..arguments import refuse_unused
 from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits, choice, population
@@ -24,6 +25,8 @@ from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.feed import parted
 from ..training.launch import resolve_folder
 from ..training.parts import build_model, data_of, on_this_machine, put_file
+
+SPLITS = ("test", "train", "validation")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Subject:
 
     def images(self, split: str, count: int = 0) -> Dataset:
         """`count` images at random, 0: all, in order; of "test", "train" (without those held out), "validation"."""
+        if split not in SPLITS:
+            raise OptionError(f"split = {split!r} must be one of {', '.join(SPLITS)}.")
         if split == "test":
             return self.splits.test.sample(count)
         if self.parts is None:
@@ -153,6 +158,14 @@ def of_weights(path: Path, resolved: Resolved) -> Subject:
     return Subject(str(path), model, splits, resolved, record)
 
 
+def refuse_dropped(subject: object, dataset: object, norm: str | None, split: str, **of_runs: object) -> None:
+    """OptionError for what nothing would use: arguments of runs beside a module, images and norm beside the others."""
+    if isinstance(subject, nn.Module):
+        refuse_unused("a module is evaluated as it is", **of_runs, split=None if split == "test" else split)
+    elif not isinstance(dataset, str | None) or norm is not None:
+        raise OptionError(f"{subject} names its data and norm itself; pass a module to evaluate it on other images.")
+
+
 def subject_of(
     given: str | Path,
     checkpoint: str | None = None,
@@ -178,6 +191,8 @@ def subject_of(
         return of_run(path, checkpoint, data_root)
     if not all(named.values()):
         raise OptionError(f"{given} is a file of weights; say which net and data: --model NAME --dataset NAME.")
+    if checkpoint is not None:
+        raise OptionError(f"{given} is a file of weights, which has no checkpoints; leave --checkpoint out.")
     settings |= named | ({"data.root": str(data_root)} if data_root is not None else {})
     if eps is not None:
         settings.setdefault("attack.eps", eps)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..arguments import checked
+from ..arguments import checked, refuse_unused
 from ..config import runfile
 from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import PASSED, SHORT, Request, merged
@@ -260,6 +260,9 @@ def train(
 
     Raises AdvkitError's subclasses, each one sentence.
     """
+    if resume_from is not None:
+        begins = {"out": out, "init_from": init_from, "partial_head": partial_head or None}
+        refuse_unused("resume_from continues a run as it is", **begins)
     own = None if dataset is None or isinstance(dataset, str) else as_splits(dataset)
     names = {
         "model": model if model is None or isinstance(model, str) else f"{PASSED}{type(model).__name__}",
