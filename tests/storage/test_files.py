@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -109,13 +110,41 @@ def test_a_file_with_a_second_name_is_copied_first(tmp_path: Path, operation: st
 
 
 def test_a_lock_with_a_second_name_says_nothing(tmp_path: Path) -> None:
+    """A copy by `cp -al` has a lock of its own, also while the run that it is a copy of is trained."""
     (tmp_path / "precious").write_text("text")
-    for run in ("one", "two"):
+    for run in ("one", "two", "three"):
         (tmp_path / run).mkdir()
-        os.link(tmp_path / "precious", tmp_path / run / "lock")
-    with lock.RunLock(tmp_path / "one" / "lock"), pytest.raises(OptionError, match="is in use by another process"):
-        lock.RunLock(tmp_path / "two" / "lock").__enter__()
+    os.link(tmp_path / "precious", tmp_path / "one" / "lock")
+    with lock.RunLock(tmp_path / "one" / "lock"):
+        os.link(tmp_path / "one" / "lock", tmp_path / "two" / "lock")
+        with pytest.raises(OptionError, match="is in use by"):
+            lock.RunLock(tmp_path / "one" / "lock").__enter__()
+        with lock.RunLock(tmp_path / "two" / "lock"), pytest.raises(OptionError, match="is in use by"):
+            lock.RunLock(tmp_path / "two" / "lock").__enter__()
+        os.link(tmp_path / "one" / "lock", tmp_path / "three" / "lock")
+        files.write_atomic(tmp_path / "one" / "a", b"still the same")
+    with lock.RunLock(tmp_path / "three" / "lock"), lock.RunLock(tmp_path / "one" / "lock"):
+        pass
     assert (tmp_path / "precious").read_text() == "text"
+
+
+@pytest.mark.parametrize("writer", ["write_atomic", "append", "make_folder", "a checkpoint"])
+@pytest.mark.parametrize("what", ["moved", "replaced", "removed"])
+def test_nothing_is_written_where_a_locked_folder_was(tmp_path: Path, writer: str, what: str) -> None:
+    """What is there now may be another run."""
+    with lock.RunLock(tmp_path / "run" / "lock"):
+        WRITERS[writer](tmp_path / "run")
+        os.rename(tmp_path / "run", tmp_path / "moved")
+        if what == "replaced":
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "lock").touch()
+        if what == "removed":
+            shutil.rmtree(tmp_path / "moved")
+        with pytest.raises(CheckpointError, match="was moved, removed or replaced while it was in use"):
+            WRITERS[writer](tmp_path / "run")
+        there = [path.name for path in (tmp_path / "run").rglob("*")] if (tmp_path / "run").exists() else None
+        assert there == (["lock"] if what == "replaced" else None)
+    assert not files.locked
 
 
 @pytest.mark.parametrize("left", ["environment.json", "lock", "metrics.jsonl", "checkpoints"])

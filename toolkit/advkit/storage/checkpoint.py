@@ -44,7 +44,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     """
     final = folder / f"step-{step:08d}"
     work = folder / files.hidden("tmp", final.name)
-    files.refuse_links(final)
+    files.judge_place(final)
     blobs = _blobs(final, tensors, state)
     blobs[MANIFEST] = _encode(_manifest(step, blobs))
     with files.using(final, work):
@@ -57,6 +57,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         for name, blob in blobs.items():  # the manifest last
             files.write_new(work / name, blob)
         files.sync_folder(work)
+        files.judge_place(final)  # all that took its time
         _publish(work, final)
     return final
 
@@ -126,7 +127,7 @@ def point(folder: Path, name: str, target: Path) -> None:
     """
     if target not in steps(folder):
         raise CheckpointError(f"{target} is not a step of {folder}: save it before {name!r} names it.")
-    files.refuse_links(target)
+    files.judge_place(target)
     try:
         named = _recorded(folder)
     except CheckpointError:
@@ -202,7 +203,7 @@ def prune(folder: Path, keep: int) -> None:
     """
     good = 0
     with suppress(OSError, CheckpointError):
-        files.refuse_links(folder / NAMES)
+        files.judge_place(folder / NAMES)
         named = {*_recorded(folder).values(), *(Path(step).name for step in _linked(folder).values())}
         for path in steps(folder):
             if good < max(keep, 1):

@@ -2,7 +2,8 @@
 
 Nothing is written through a link: new content replaces a link by name, what is appended to or cut is opened without
 following one and is copied first where it has a second name, and linked folders on the way from a run folder are
-refused. Whatever the disk says is one sentence, a CheckpointError.
+refused. Nothing is written to a folder that was locked and is not the one of that name any more. Whatever the disk says
+is one sentence, a CheckpointError.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +28,8 @@ OF_A_RUN = ("environment.json", "lock", "metrics.jsonl", "checkpoints", "evaluat
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """What a disk says that is full, or fails, whatever place was typed."""
 _serial = itertools.count()
+locked: dict[Path, Callable[[], bool]] = {}
+"""By folder that this process has locked, whether its lock still is the file of that name: see `RunLock`."""
 
 
 def hidden(kind: str, name: str) -> str:
@@ -40,7 +43,7 @@ def sweep(folder: Path) -> None:
     Leftovers of live processes and of other hosts stay. What a replacement had moved aside is put back.
     """
     with suppress(OSError, CheckpointError):
-        refuse_links(folder / "file")
+        judge_place(folder / "file")
         for entry in list(os.scandir(folder)):
             left = HIDDEN.fullmatch(entry.name)
             if left is None or not process.dead(left):
@@ -60,6 +63,17 @@ def refuse_links(path: Path) -> None:
             raise CheckpointError(f"{place} is a link, and nothing is written through one; put a copy in its place.")
 
 
+def judge_place(path: Path) -> None:
+    """Raise CheckpointError where nothing may be written: behind a link, or where a locked folder was moved away."""
+    refuse_links(path)
+    for place in path.parents:
+        if place in locked and not locked[place]():
+            raise CheckpointError(
+                f"{place} was moved, removed or replaced while it was in use, and nothing more is written there; put "
+                "it back and go on from what it holds."
+            )
+
+
 def _is_run(folder: Path) -> bool:
     """By its settings and anything else of a run: what somebody else made may lack the rest, or have links for it."""
     return os.path.lexists(folder / "run.toml") and any(os.path.lexists(folder / name) for name in OF_A_RUN)
@@ -67,7 +81,7 @@ def _is_run(folder: Path) -> bool:
 
 def make_folder(path: Path) -> Path:
     """A folder to write to, made if it is not there."""
-    refuse_links(path / "file")
+    judge_place(path / "file")
     with using(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -75,7 +89,7 @@ def make_folder(path: Path) -> Path:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write or replace a small file: after a kill or on a full disk it holds the old content or the new."""
-    refuse_links(path)
+    judge_place(path)
     work = path.parent / hidden("tmp", path.name)
     with using(path, work):
         write_new(work, data)
@@ -93,7 +107,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 def append(path: Path, data: bytes) -> int:
     """Add to a file, or begin it; its size. Once this returns, the data survive a crash."""
-    refuse_links(path)
+    judge_place(path)
     with using(path):
         _break_off(path)
         with open(path, "ab", opener=own_opener) as stream:
@@ -106,7 +120,7 @@ def append(path: Path, data: bytes) -> int:
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file that is longer than `size`."""
-    refuse_links(path)
+    judge_place(path)
     with using(path):
         _break_off(path)
         with open(path, "r+b", opener=own_opener) as stream:
