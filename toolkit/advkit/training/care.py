@@ -13,7 +13,7 @@ from ..modules import mode
 from ..types import Batch
 from .announced import refuse_changed
 from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
-from .hidden import Counts, Generators
+from .hidden import Counts, Generators, unregistered
 from .memory import Memory, by_batch
 from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still
@@ -79,7 +79,12 @@ class Care:
                 for name, counts in self._counts.items()
                 if (changed := counts.changed())
             ]
-            cautions += [at_rest(self._idle), self.memory.first(x, computing), by_batch(self.model, x, computing)]
+            cautions += [
+                at_rest(self._idle),
+                unregistered(self.model, self.optimizer),
+                self.memory.first(x, computing),
+                by_batch(self.model, x, computing),
+            ]
         return [caution for caution in cautions if caution]
 
     def done(self, stage: Stage) -> None:

@@ -108,6 +108,31 @@ class Counts(Hidden):
         ]
 
 
+def unregistered(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """A sentence where a plain list, dict or object of the net holds parameters that nobody trains, "" elsewhere."""
+    left = [
+        (_at(name, key), value)
+        for name, module in model.named_modules()
+        if not isinstance(module, ScriptModule)
+        for key, value in vars(module).items()
+        if key not in TORCHS_OWN
+    ]
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = [
+        name.replace("._parameters.", ".").replace("._modules.", ".")
+        for name, thing, _ in _reached(left, [*_of(model), *trained])
+        if isinstance(thing, nn.Parameter) and thing.requires_grad
+    ]
+    if not held:
+        return ""
+    more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+    return (
+        f"self.{held[-1]} of the model{more} {'are parameters' if more else 'is a parameter'} in a plain list, dict or "
+        "object, which no optimizer and no checkpoint has, so they never change; hold them in nn.ModuleList or "
+        "nn.ParameterList, or say that it is meant with requires_grad_(False)."
+    )
+
+
 # ---------------------------------------------------------------------- what leads where
 
 
