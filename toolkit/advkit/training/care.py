@@ -1,4 +1,4 @@
-"""What is looked at before steps are believed: the run's first, the first of every stage, or all of them."""
+"""What is looked at before steps are believed: the run's first, the first of every stage and some later, or all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from .hidden import Counts, Generators, unregistered
 from .memory import Memory, by_batch
 from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still
+
+MANY = 100
+"""Steps of an epoch: one that is looked at, of so many, adds a hundredth or two."""
 
 
 class Care:
@@ -39,12 +42,20 @@ class Care:
             claimed = [*self.state.samples.values(), *self.state.tensors.values()]
             self._counts = {p.name: Counts(p, self.model, claimed, len(batch.x)) for p in self._plugins}
             self.state.num_classes = a_width(self.model, batch, self.state)
-        careful = self.always or id(stage) not in self._seen
+        careful = self.always or id(stage) not in self._seen or self._due
         if careful or not self.state.step:
             refuse_changed(self._composition, self.state.epoch)
         if careful:
             refuse_stray_values(batch, self.state.num_classes, self.state.num_samples)
         return careful
+
+    @property
+    def _due(self) -> bool:
+        """Whether this step is looked at though its stage is known, since a net can become another in a stage.
+
+        The first step of an epoch that has many, so that it costs nothing to speak of, and of every tenth epoch.
+        """
+        return not self.state.step and (self.state.epoch_steps >= MANY or self.state.epoch % 10 == 0)
 
     def cautions(
         self,
@@ -58,11 +69,12 @@ class Care:
 
         Of the model's hooks those run that are in `computing`. Raises OptionError where v is not what is trained at.
         """
-        if id(stage) in self._seen:
-            return []
-        if shift:
+        first = id(stage) not in self._seen
+        if shift and (first or self._due):
             with mode(self.model, training=True):
                 refuse_other_weights(self.model, known["x_train"], known["target"], shift, computing)
+        if not first:
+            return []
         final, steps = logits.get("adv_logits"), self.state.attack.steps
         cautions = [standing_still(known["attack"], known["batch"], known["radius"], final, steps), doubts(logits)]
         if not self._seen:
