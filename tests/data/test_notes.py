@@ -81,7 +81,7 @@ BOTH = (images(1, 2, 3, 3), torch.tensor([0, 1, 0, 0])), (images(1, 9, 3), torch
 
 
 def test_test_images_that_are_training_images_are_counted() -> None:
-    said = "own: 2 of 3 test images are training images too, byte for byte, so the accuracy on them is that of training"
+    said = "own: 2 of 3 test images are duplicates of training images, so the accuracy on them is that of training"
     assert as_splits(BOTH).cautions == (said,)
     assert as_splits(BOTH[0]).cautions == (), "one set that stands for both is what was meant"
     train, test = (Dataset("own", x, y, ("a", "b")) for x, y in BOTH)
@@ -92,7 +92,7 @@ def test_test_images_that_are_training_images_are_counted() -> None:
 
 def test_images_of_two_labels_are_counted() -> None:
     x, y = images(1, 2, 1, 1, 5, 5), torch.tensor([0, 1, 1, 0, 0, 0])
-    said = "3 {} images are byte-equal to others of another label"
+    said = "3 {} images are duplicates of others with another label"
     assert repeats.repeats(x, y, images(7), y[:1]) == said.format("training")
     assert repeats.repeats(images(7), y[:1], x, y) == said.format("test")
     assert repeats.repeats(x, y, x, y) == f"{said.format('training')}; {said.format('test')}"
@@ -117,9 +117,9 @@ def test_every_source_is_looked_at_the_same_way(tmp_path: Path, capsys: pytest.C
     convert(str(tmp_path / "g.npz"), tmp_path / "npz", hold_out=0.25)
     line = ["--epochs=1", "--set=model.width=1", "--set=attack.steps=0", "--set=validation.fraction=0"]
     for name, place, said in (
-        ("image-folder", "pets", "3 of 10 test images are training images too"),
-        ("mapped", "mapped", "3 of 10 test images are training images too"),
-        ("mapped", "npz", "15 training images are byte-equal to others of another label"),
+        ("image-folder", "pets", "3 of 10 test images are duplicates of training images"),
+        ("mapped", "mapped", "3 of 10 test images are duplicates of training images"),
+        ("mapped", "npz", "15 training images are duplicates of others with another label"),
     ):
         given = [
             "train",
@@ -133,4 +133,4 @@ def test_every_source_is_looked_at_the_same_way(tmp_path: Path, capsys: pytest.C
         assert command([*map(str, given), *line, "--progress=none"]) == 0
         assert f"{name}: {said}" in capsys.readouterr().err.replace("\n", " ")
     assert command(["evaluate", str(tmp_path / "of-pets"), "--attacks", "clean", "--n", "2"]) == 0
-    assert "3 of 10 test images are training images too" in capsys.readouterr().out.replace("\n", " ")
+    assert "3 of 10 test images are duplicates of training images" in capsys.readouterr().out.replace("\n", " ")

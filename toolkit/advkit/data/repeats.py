@@ -21,11 +21,11 @@ def repeats(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tens
         first = dict(zip(reversed(digests), reversed(labels), strict=True))
         torn = {digest for digest, label in zip(digests, labels, strict=True) if first[digest] != label}
         if count := sum(digest in torn for digest in digests):
-            said.append(f"{count} {split} images are byte-equal to others of another label")
+            said.append(f"{count} {split} images are duplicates of others with another label")
     known = set(splits["training"][0])
     if train is not test and (count := sum(digest in known for digest in splits["test"][0])):
         said.append(
-            f"{count} of {len(test)} test images are training images too, byte for byte, so the accuracy on them is "
+            f"{count} of {len(test)} test images are duplicates of training images, so the accuracy on them is "
             "that of training"
         )
     return "; ".join(said)
