@@ -287,7 +287,7 @@ CAUGHT: dict[str, tuple[type[Plugin], str]] = {
     "ball": (OneNorm, "images leave the ball of the budget"),
     "draws": (OwnGenerator, "two runs of one seed differ in 0.weight"),
     "permutation": (ByPlace, "with the batch in the order [3, 1, 0, 2] 0.weight differs"),
-    "parts": (Normalises, "with run.accumulate=2 0.weight differs"),
+    "parts": (Normalises, "it declares by_sample, but its answer on the first 2 of 4 samples"),
     "resume": (Forgets, "0.weight differs: something is kept between steps that no checkpoint has"),
     "order": (Peeks, "named backwards differs in 0.weight"),
     "neutral": (NeverOff, "with {'lam': 0.0} the run is not the run without it"),

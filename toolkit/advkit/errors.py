@@ -57,7 +57,8 @@ class ResumeMismatch(AdvkitError):
 class HookContract(AdvkitError):
     """A plugin answered a hook with the wrong shape, dtype or value, or ran passes it did not declare.
 
-    `rule` is what was broken: "step", what an answer must be; "borrowed", "passes" or "state", what it must not do.
+    `rule` is what was broken: "step", what an answer must be; "borrowed", "passes", "state" or "parts", what
+    it must not do, by the check in `advkit.testing` that is about it.
     """
 
     def __init__(self, sentence: str, rule: str = "step") -> None:

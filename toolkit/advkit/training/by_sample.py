@@ -68,6 +68,7 @@ class Halved:
                 self._answer.hook,
                 f"it declares by_sample, but its answer on the first {half} of {self._rows} samples is not that part "
                 "of its answer on all; declare it only where every sample is answered for by itself",
+                "parts",
             )
 
     def _alike(self, whole: Tensor, half: Tensor) -> bool:
