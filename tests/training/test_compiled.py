@@ -212,6 +212,34 @@ def test_a_wrapped_module_is_called_compiled_in_a_step() -> None:
     assert len(seen) == 4
 
 
+class Moves(nn.Module):
+    """Its logits depend on a buffer that every forward in train mode moves, as u and v of spectral_norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float64)
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.mean.lerp_(x.mean(), 0.5)
+        return self.core(x - self.mean)
+
+
+def test_a_look_at_a_compiled_step_moves_nothing() -> None:
+    """The watched forward is an eager one beside the compiled."""
+    x, rows, nets = pictures(4).images.double() / 255, torch.arange(4), []
+    for passed in (lambda net: net, lambda net: torch.compile(net, backend="aot_eager")):
+        nets.append(Moves())
+        step = Step(
+            passed(nets[-1]), torch.optim.SGD(nets[-1].parameters(), 0.1), ("awp",), num_samples=4, eps=0.1,
+            settings={"attack.steps": 1}, options={"awp": {"gamma": 0.05}},
+        )  # fmt: skip
+        step(x, rows % 3, rows, epoch=0)
+    assert apart(*nets) < 1e-12
+
+
 def test_what_is_refused() -> None:
     net: Any = tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float32)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -279,10 +279,11 @@ def rebinds(self: Any) -> None:
 def test_numbers_that_no_checkpoint_holds_are_told_of(
     tiny_net: Net, tiny_batch: BatchOf, name: str, kept: Any, deed: Callable[[Any], object]
 ) -> None:
-    """What it has claimed is in the checkpoint, and what has a row an image is scratch: neither is named."""
+    """What it has claimed, and a view of it, is in the checkpoint; what has a row an image is scratch."""
 
     def setup(self: Any, run: Any) -> None:
         self.claimed = run.tensor_state("claimed", torch.zeros(()))
+        self.view = self.claimed.view(1)
         if kept is not None and name:
             setattr(self, name.partition(".")[0], kept)
 

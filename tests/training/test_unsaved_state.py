@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import OptionError
+from advkit.data.own import as_splits, as_wide_as
 from advkit.errors import Stopped
 
 Net = Callable[..., nn.Sequential]
@@ -54,8 +55,8 @@ def trained(net: nn.Module, **arguments: Any) -> advkit.TrainResult:
     drawn = torch.randint(0, 256, (12, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     toy = advkit.Dataset("toy", drawn, torch.arange(12) % 3, ("a", "b", "c"))
     settings = {"attack.steps": 1, "validation.fraction": 0.0}
-    splits = advkit.Splits(toy, toy, "none")
-    return advkit.train(net, splits, (), settings=settings, epochs=1, batch_size=4, eps=0.1, **arguments)
+    splits, plugins = advkit.Splits(toy, toy, "none"), arguments.pop("plugins", ())
+    return advkit.train(net, splits, plugins, settings=settings, epochs=1, batch_size=4, eps=0.1, **arguments)
 
 
 def test_a_buffer_that_moves_is_persistent(tiny_net: Net, tmp_path: Path) -> None:
@@ -193,6 +194,93 @@ def test_a_net_is_as_it_was_after_the_look() -> None:
                 assert step.care.memory.caution()
         weights.append([p.detach() for p in net.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+# ---------------------------------------------------------------------- what a look must not write
+
+
+class Aliased(nn.Module):
+    """Keeps its weights by another name, as one does to log them; `keep` says how."""
+
+    def __init__(self, keep: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.core = nn.Linear(32, 3)
+        self.kept = keep(self.core.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x.flatten(1))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "keep", [lambda w: w.data, lambda w: {"first": [w.detach()[0]]}, lambda w: w.detach().numpy()[1:]]
+)
+def test_a_weight_by_another_name_is_the_weight(keep: Callable[[Tensor], Any], tmp_path: Path) -> None:
+    """No memory of its own, and no way past a perturbation while the forward does not read it."""
+    heard = Heard()
+    kept = trained(Aliased(keep), plugins=("awp",), out=tmp_path / "run", progress=heard)
+    plain = trained(Aliased(lambda w: None), plugins=("awp",))
+    assert not heard.said and torch.equal(kept.model.core.weight, plain.model.core.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+def test_spectral_norm_by_hooks_trains_to_the_same_weights_with_a_folder(tmp_path: Path) -> None:
+    """Its `weight` is that of `weight_orig` until the first forward binds another."""
+
+    def normed() -> nn.Module:
+        net = Aliased(lambda w: None)
+        nn.utils.spectral_norm(net.core)
+        return net
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one = normed()
+        torch.manual_seed(0)
+        other = normed()
+    heard = Heard()
+    trained(one, out=tmp_path / "run", progress=heard)
+    trained(other)
+    assert not heard.said
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+class ActNorm(nn.Module):
+    """Initialises itself by the first batch (Kingma & Dhariwal 2018), and knows it by a number or a buffer."""
+
+    def __init__(self, buffer: bool, always: bool) -> None:
+        super().__init__()
+        self.bias, self.always = nn.Parameter(torch.zeros(32)), always
+        if buffer:
+            self.register_buffer("done", torch.tensor(0))
+        else:
+            self.done: Any = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.done and (self.training or self.always):
+            self.bias.data.copy_(-x.detach().mean(0))
+            self.done += 1
+        return x + self.bias
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+@pytest.mark.parametrize("always", [False, True])
+def test_what_the_first_batch_initialises_it_initialises_once(buffer: bool, always: bool) -> None:
+    """By the batch that is trained on; by no look at one image, by none at what the net remembers."""
+    actnorm = ActNorm(buffer, always)
+    net = nn.Sequential(nn.Flatten(), actnorm, nn.Linear(32, 3))
+    step = advkit.Step(net, torch.optim.SGD(net.parameters(), 0.0), num_samples=6, settings={"attack.steps": 0})
+    step.warn = lambda sentence: None
+    report = step(torch.rand(6, 2, 4, 4), torch.arange(6) % 3, torch.arange(6), epoch=0)
+    assert torch.equal(actnorm.bias, -report.x_train.flatten(1).mean(0)) and actnorm.done == 1
+
+
+def test_the_width_of_a_net_is_asked_without_a_trace() -> None:
+    net = nn.Sequential(nn.Flatten(), ActNorm(buffer=False, always=True), nn.Linear(32, 5))
+    images = torch.randint(0, 256, (4, 2, 4, 4), dtype=torch.uint8)
+    splits = as_wide_as(as_splits((images, torch.tensor([0, 1, 2, 0]))), net)
+    assert len(splits.test.classes) == 5 and not net[1].done and not net[1].bias.any()
 
 
 class Registers(nn.Module):

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
 from ..errors import DataError
+from ..hidden import without_trace
 from ..judging import generators, put_back
 from ..modules import mode, own_generator, placement
 from ..options import plain
@@ -73,7 +74,7 @@ def _width(model: nn.Module, dataset: Dataset) -> int | None:
     if any(is_lazy(value) for value in model.parameters()):
         return None
     device, dtype = placement(model)
-    with own_generator(device), mode(model, training=False), torch.no_grad():
+    with own_generator(device), without_trace(model), mode(model, training=False), torch.no_grad():
         try:
             logits = model(to_float(dataset.images[:1].to(device), dtype))
         except Exception:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .hidden import HOOKS, Hidden
+from ..hidden import HOOKS, without_trace
 
 
 @contextmanager
@@ -43,22 +43,21 @@ def hooks_told_apart(model: nn.Module) -> Iterator[set[object]]:
 
 
 @contextmanager
-def by_itself(model: nn.Module, computing: Container[object]) -> Iterator[Hidden]:
+def by_itself(model: nn.Module, computing: Container[object]) -> Iterator[None]:
     """Without hooks that only watch, and afterwards without a trace.
 
     Those of torch.nn.utils stay: they compute weights.
     """
-    hidden = Hidden(model)
     before = [(vars(module), kind, vars(module)[kind]) for module in model.modules() for kind in HOOKS]
-    for attributes, kind, hooks in before:
-        staying = {key: hook for key, hook in hooks.items() if hook in computing or _computes_weights(hook)}
-        attributes[kind] = type(hooks)(staying)
-    try:
-        yield hidden
-    finally:
-        hidden.put_back()
+    with without_trace(model, hooks=True):
         for attributes, kind, hooks in before:
-            attributes[kind] = hooks
+            staying = {key: hook for key, hook in hooks.items() if hook in computing or _computes_weights(hook)}
+            attributes[kind] = type(hooks)(staying)
+        try:
+            yield
+        finally:
+            for attributes, kind, hooks in before:
+                attributes[kind] = hooks
 
 
 def _computes_weights(hook: object) -> bool:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..compose.stage import Stage
+from ..hidden import Counts, Generators, unregistered
 from ..modules import mode
 from ..types import Batch
 from .announced import refuse_changed
 from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
-from .hidden import Counts, Generators, unregistered
 from .memory import Memory, by_batch
 from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still

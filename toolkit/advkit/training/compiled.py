@@ -16,6 +16,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from torch.func import functional_call
 
 from ..errors import OptionError
+from ..hidden import without_trace
 from ..modules import frozen, mode, own_generator, placement
 
 MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -99,7 +100,7 @@ def eagerly(model: nn.Module) -> Iterator[None]:
 def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor") -> Compiled:
     """The model compiled for batches like x (B, C, H, W), known to work: forward and backward, in both modes.
 
-    Buffers and generators are as they were. Raises whatever torch raises where it can not.
+    The model and generators are as they were. Raises whatever torch raises where it can not.
     """
     known = inspect.signature(torch.compile).parameters
     limits: dict[str, Any] = {name: value for name, value in OWN_LIMITS.items() if name in known}
@@ -108,7 +109,7 @@ def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor") -
     net: Any = torch.compile(model, backend=backend, dynamic=False, **limits)
     made = Compiled(net, len(x))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with made.timed(), own_generator(placement(model)[0]) as seed, torch.enable_grad():
+    with made.timed(), own_generator(placement(model)[0]) as seed, without_trace(model), torch.enable_grad():
         for training in (False, True):
             seed(0)
             images = x.clone().requires_grad_(not training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import OptionError
+from ..hidden import without_trace
 from ..judging import examined, untouched
 from ..modules import placement
 from ..settings import RunSettings
@@ -104,9 +105,9 @@ class Engine:
             with examined(x, half=self.half) if careful else untouched(x):
                 return self._eager(replaced, x)
         if careful:  # under the watch nothing compiled would run, and later steps would compute other bits
-            with eagerly(self.model), torch.no_grad(), examined(x, half=self.half):
-                kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-                self._eager(kept | dict(replaced), x)
+            with eagerly(self.model), torch.no_grad(), examined(x, half=self.half), without_trace(self.model):
+                held = {**dict(self.model.named_buffers()), **replaced}
+                self._eager({name: value.clone() for name, value in held.items()}, x)
             seed()
         with untouched(x, by_value=careful), self._precision():
             return self._float(self.compiled(replaced, x), x)

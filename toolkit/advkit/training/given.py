@@ -12,6 +12,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
+from ..hidden import without_trace
 from ..judging import NO_GRADIENT, checked_logits, refuse_place, refuse_unready, untouched
 from ..modules import exported, mode, own_generator
 from ..precision import HalfPrecision
@@ -204,11 +205,11 @@ def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
     What the net does to its images and in which precision it computes is seen here, before anything is trained.
     """
     half, before = HalfPrecision(), registered(model)  # type: ignore[no-untyped-call]
-    with own_generator(state.device), mode(model, training=False), eagerly(model):
+    with own_generator(state.device), mode(model, training=False), eagerly(model), without_trace(model):
         logits, rows = _of_one(model, batch.x, half)
         if half.seen:
             half.refuse(_zeros(model, batch))
-    refuse_late(model, before)
+        refuse_late(model, before)
     return checked_logits(logits, rows, state.num_classes or None).shape[1]
 
 

@@ -13,6 +13,7 @@ from torch.jit import ScriptModule
 
 from ..compose.stage import Answer
 from ..errors import HookContract
+from ..hidden import HOOKS
 from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches
 from ..modules import hook_before
 from ..plugin import Plugin
@@ -20,7 +21,6 @@ from ..run import RunState
 from .by_sample import Halved
 from .compiled import of_the_users
 from .engine import Engine
-from .hidden import HOOKS
 
 
 def guarded(answer: Answer, arguments: Mapping[str, Any], step: Mapping[str, Any], model: nn.Module | None) -> Any:

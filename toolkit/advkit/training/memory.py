@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.jit import ScriptModule
 
+from ..hidden import Hidden, without_trace
 from ..judging import far_apart, same_bits
 from ..modules import mode, own_generator, placement
 from .by_itself import by_itself
 from .compiled import eagerly
-from .hidden import Hidden
 
 IMAGES = 8
 """On how many its logits are compared."""
@@ -39,10 +39,9 @@ class Memory:
         if self._said or self._x is None:
             return ""
         stored = self.model.state_dict()
-        with by_itself(self.model, self._computing) as now, eagerly(self.model):
+        with by_itself(self.model, self._computing), eagerly(self.model):
             logits = self._logits(self._x, stored)
             names = [name for name in self._before.changed() if name not in stored]
-            now.put_back()
             if names:
                 self._before.put_back()
             self._said = not _alike(logits, self._logits(self._x, stored))
@@ -58,9 +57,10 @@ class Memory:
     def _logits(self, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
         """As the update sees them, with those buffers that are `stored` as they are there."""
         buffers = {name: stored.get(name, buffer).clone() for name, buffer in self.model.named_buffers()}
-        with torch.no_grad(), mode(self.model, training=True), own_generator(placement(self.model)[0]) as seed:
+        with own_generator(placement(self.model)[0]) as seed, without_trace(self.model, hooks=True):
             seed(0)
-            logits: Tensor = functional_call(self.model, buffers, (x,))
+            with torch.no_grad(), mode(self.model, training=True):
+                logits: Tensor = functional_call(self.model, buffers, (x,))
         return logits
 
 
@@ -69,13 +69,13 @@ def by_batch(model: nn.Module, x: Tensor, computing: Container[object]) -> str:
     x = x[:IMAGES].detach()
 
     def logits(rows: int, label: int) -> Tensor:
-        with torch.no_grad(), mode(model, training=False), own_generator(placement(model)[0]) as seed:
+        with own_generator(placement(model)[0]) as seed, without_trace(model, hooks=True):
             seed(label)
-            output: Tensor = model(x[:rows].clone())
-        hidden.put_back()
+            with torch.no_grad(), mode(model, training=False):
+                output: Tensor = model(x[:rows].clone())
         return output[: len(x) // 2]
 
-    with by_itself(model, computing) as hidden, eagerly(model):
+    with by_itself(model, computing), eagerly(model):
         alone = logits(len(x) // 2, 0) if len(x) > 3 else logits(len(x), 0)
         if not far_apart(alone, logits(len(x), 0)) or far_apart(alone, logits(len(x) // 2, 1)):  # or one that draws
             return ""

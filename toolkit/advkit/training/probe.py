@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import OptionError
+from ..hidden import without_trace
 from ..judging import probabilities, same_bits
 from ..losses import soft_cross_entropy
 from ..modules import own_generator, placement
 from ..types import AttackResult, Batch
 from .by_itself import by_itself
 from .compiled import eagerly
-from .hidden import Hidden
 
 TOLERANCE = 1e-2
 """Of the relative difference of two gradients: rounding stays far below, one forgotten weight far above."""
@@ -44,10 +44,9 @@ def refuse_other_weights(
     """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    def gradient(hidden: Hidden, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with own_generator(placement(model)[0]) as seed:
+    def gradient(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with own_generator(placement(model)[0]) as seed, without_trace(model, hooks=True):
             seed(0)
-            hidden.put_back()
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             loss = soft_cross_entropy(functional_call(model, {**weights, **buffers}, (x,)), target).sum()
             inputs = [{**own, **weights}[name] for name in own]
@@ -60,15 +59,15 @@ def refuse_other_weights(
         least = max(NEGLIGIBLE * math.hypot(*lengths.values()), 1e-30)
         return max(float((one[name] - other[name]).norm()) / max(lengths[name], least) for name in own)
 
-    with by_itself(model, computing) as hidden, eagerly(model), torch.enable_grad():
+    with by_itself(model, computing), eagerly(model), torch.enable_grad():
         for moved in (_with_noise(shift, own), shift):
-            substituted = gradient(hidden, {name: own[name] + value for name, value in moved.items()})
+            substituted = gradient({name: own[name] + value for name, value in moved.items()})
             with _holding(own, moved):
-                held = gradient(hidden, {})
+                held = gradient({})
             if all(bool(value.isfinite().all()) for value in held.values()):
                 break
         distance = apart(substituted, held)
-        again = substituted if distance <= TOLERANCE else gradient(hidden, {n: own[n] + v for n, v in moved.items()})
+        again = substituted if distance <= TOLERANCE else gradient({n: own[n] + v for n, v in moved.items()})
     if not apart(again, substituted) <= TOLERANCE:
         raise OptionError(
             "The model answers differently from one call to the next, with its random numbers seeded alike, so whether "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from ..judging import same_bits
+from .judging import same_bits
 
 TORCHS_OWN = {*vars(nn.Module()), "_compiled_call_impl"}
 """Attributes of every module."""
@@ -39,14 +40,18 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 class Hidden:
     """What a net has now beside parameters and buffers, wherever its attributes, hooks and their closures lead to it.
 
-    Plain tensors, numbers, generators, and lists, dicts and objects of them. What a module of Python holds is not seen.
+    Plain tensors, numbers, generators, and lists, dicts and objects of them. What a module of Python holds is not seen,
+    and a tensor or array that shares the memory of a parameter or buffer is that one by another name.
     """
 
-    def __init__(self, model: nn.Module, but: Collection[nn.Module] = ()) -> None:
-        """Of all modules `but` some."""
-        self._held = [(name, held, way, way.copy(held)) for name, held, way in self._parts(model, but)]
+    def __init__(self, model: nn.Module, but: Collection[nn.Module] = (), hooks: bool = True) -> None:
+        """Of all modules `but` some, with or without what their hooks lead to."""
+        places = HOOKS if hooks else ()
+        self._held = [(name, held, way, way.copy(held)) for name, held, way in self._parts(model, but, places)]
 
-    def _parts(self, model: nn.Module, but: Collection[object]) -> Iterator[tuple[str, Any, _Way]]:
+    def _parts(
+        self, model: nn.Module, but: Collection[object], places: Collection[str]
+    ) -> Iterator[tuple[str, Any, _Way]]:
         """Everything that can be kept, once, by name."""
         left: list[tuple[str, Any]] = []
         for name, module in model.named_modules():
@@ -54,7 +59,9 @@ class Hidden:
                 yield name, vars(module), _MODULE
                 yield name, module._buffers, _Way(dict, _refill)
                 left += [(_at(name, key), value) for key, value in vars(module).items() if key not in TORCHS_OWN]
-                left += [(f"a hook of {name or 'the model'}", h) for kind in HOOKS for h in vars(module)[kind].values()]
+                left += [
+                    (f"a hook of {name or 'the model'}", h) for kind in places for h in vars(module)[kind].values()
+                ]
         yield from _reached(left, _of(model))
 
     def changed(self) -> list[str]:
@@ -76,6 +83,25 @@ class Hidden:
             for _, held, way, before in self._held:
                 if not _untouched(held, before, way):
                     way.put(held, before)
+
+
+@contextmanager
+def without_trace(model: nn.Module, hooks: bool = False) -> Iterator[None]:
+    """Whatever forwards in the scope write into the model is put back: parameters, buffers, and what is hidden.
+
+    Nets count, normalise their weights, or initialise themselves by the first batch that they see. With `hooks` also
+    what these keep; without, those who watch have seen a pass.
+    """
+    hidden = Hidden(model, hooks=hooks)
+    stored = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    finally:
+        hidden.put_back()
+        with torch.no_grad():
+            for tensor, was in stored:
+                if not same_bits(tensor.detach(), was):  # graphs that are alive count every write
+                    tensor.copy_(was)
 
 
 class Generators(Hidden):
@@ -180,13 +206,15 @@ def _of(model: nn.Module) -> list[object]:
 def _reached(left: list[tuple[str, Any]], known: list[object]) -> Iterator[tuple[str, Any, _Way]]:
     """What can be kept of all that is reached from the things `left` and not `known`, once, by name."""
     seen = {id(thing): thing for thing in known}  # kept alive, so that no id is another's
+    owned = [_memory(thing) for thing in known if isinstance(thing, Tensor)]
     while left:
         name, thing = left.pop()
         if id(thing) in seen or type(thing).__module__.startswith(STRANGERS):
             continue
         seen[id(thing)] = thing
         way = next((way for types, way in _WAYS.items() if isinstance(thing, types)), None)
-        if way is not None:
+        at = _memory(thing).start if isinstance(thing, Tensor | np.ndarray) else 0
+        if way is not None and not any(at in memory for memory in owned):
             yield name, thing, way
         left += _inside(name, thing)
 
@@ -208,6 +236,17 @@ def _inside(name: str, thing: Any) -> list[tuple[str, Any]]:
     if isinstance(thing, type | ModuleType | Tensor | ScriptModule) or not hasattr(thing, "__dict__"):
         return []
     return [(name, vars(thing))]
+
+
+def _memory(values: Tensor | np.ndarray) -> range:
+    """The addresses of what it lies in; of an array those from its first value on, of a sparse tensor none."""
+    if isinstance(values, np.ndarray):
+        start = int(values.__array_interface__["data"][0])
+        return range(start, start + values.nbytes)
+    if values.layout != torch.strided or values.is_meta:
+        return range(0)
+    storage = values.untyped_storage()
+    return range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
 
 
 def _filled(cell: CellType) -> bool:
