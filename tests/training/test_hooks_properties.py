@@ -750,9 +750,12 @@ def test_a_step_that_is_not_finite_is_not_applied(
     before = look()
     with pytest.raises(NonFinite) as refused:
         step(*tiny_batch(), epoch=1)
-    owner = " (objective of nan-input-gradient)" if plugin is NanInputGradient else ""
+    owners = {
+        NanInputGradient: " (objective of nan-input-gradient)",
+        NanWeightGradient: " (gradient of extra_regularizer of nan-weight-gradient)",
+    }
     assert str(refused.value) == (
-        f"NaN or Inf in {what}{owner} at epoch 1, step 0. The step was not applied; "
+        f"NaN or Inf in {what}{owners.get(plugin, '')} at epoch 1, step 0. The step was not applied; "
         "lower optimizer.lr or look at the options of the plugins in this run."
     )
     for now, was in zip(look(), before, strict=True):

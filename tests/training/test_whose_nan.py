@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from methods import pictures, tiny_net
+from torch import Tensor, nn
 
 from advkit import Budget, BudgetScale, HookContract, NonFinite, Plugin, Step, hookimpl
 from advkit.errors import AdvkitError
@@ -122,6 +123,27 @@ def test_it_is_named(plugin: type[Plugin], said: str) -> None:
     with pytest.raises(AdvkitError) as refused:
         take(plugin)
     assert isinstance(refused.value, NonFinite | HookContract) and said in str(refused.value)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_net_is_nobodys_plugin(norm: str) -> None:
+    """A gradient that the net breaks makes broken images, which a plugin has then looked at."""
+
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(x + 0 * (x.detach() - x).sqrt() if x.requires_grad else x)
+            return logits
+
+    net = Breaks()
+    settings: dict[str, Any] = {"attack.steps": 2, "attack.norm": norm}
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    step = Step(net, optimizer, ["cat-eps"], num_samples=8, eps=0.1, settings=settings)
+    with pytest.raises(NonFinite, match="NaN or Inf in an input gradient of the attack at epoch 0, step 0"):
+        step(pictures(8).images.double() / 255, torch.arange(8) % 3, torch.arange(8), epoch=0)
 
 
 @pytest.mark.parametrize("parts", [2, 3])

@@ -51,14 +51,14 @@ def _whose(
         "attack_move": made,
         "attack_objective": [torch.tensor(torch.nan)] if what == ATTACK else [],
         "inner_attack": [x_adv] if what != ATTACK else [],
-        "commit_attack": [known["x_train"]],
-        "weight_perturbation": [*shift.values()],
+        "commit_attack": [known["x_train"]] if what != ATTACK else [],
+        "weight_perturbation": [*shift.values()] if what != ATTACK else [],
     }
     for hook, values in answers.items():
         if stage.answers[hook] and not all(bool(value.isfinite().all()) for value in values):
             names = " and ".join(answer.plugin.name for answer in stage.answers[hook])
             return f" (objective of {names})" if hook == "attack_objective" else f" ({hook} of {names})"
-    for name, value in outcome.weighted.items():
+    for name, value in outcome.weighted.items() if what != ATTACK else ():
         if bool(outcome.raw[name].isfinite()) and not bool(value.isfinite()):
             return f" (instance_weight of {' and '.join(answer.plugin.name for answer in stage.weights_of(name))})"
     if what.startswith(GRADIENT):
