@@ -13,7 +13,7 @@ JOBS ?= auto
 K ?=
 DATA ?=
 
-.PHONY: setup demo quick test check fix docs bench soak results results-digits-long results-fashion \
+.PHONY: setup demo quick test check fix docs bench bench-peers soak results results-digits-long results-fashion \
 	results-overfit results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
 
@@ -54,6 +54,12 @@ docs: setup
 
 bench: setup
 	$(BIN)/python results/bench.py
+
+# Beside torchattacks, ART and adv-lib, which are put aside, so that nothing else sees what they need.
+bench-peers: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers torchattacks==3.5.1 \
+		adversarial-robustness-toolbox==1.20.1 adv-lib==0.2.8 scikit-learn joblib threadpoolctl narwhals six tqdm
+	PYTHONPATH=$(VENV)/peers $(BIN)/python results/bench_peers.py
 
 soak: setup
 	$(BIN)/python -m pytest -m soak -n $(JOBS) --timeout 3600

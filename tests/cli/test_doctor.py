@@ -134,7 +134,12 @@ def completed(*words: str) -> list[str]:
 
 def test_names_are_completed() -> None:
     assert completed("advkit", "do") == ["doctor"]
-    assert completed("advkit", "train", "--recipe", "iseat-s") == ["iseat-svhn", "iseat-svhn-mini"]
+    assert completed("advkit", "train", "--recipe", "iseat-s") == [
+        "iseat-svhn",
+        "iseat-svhn-mini",
+        "iseat-swa",
+        "iseat-swa-mini",
+    ]
     assert completed("advkit", "train", "--plugins", "lsiw,cat-e") == ["lsiw,cat-eps"]
     assert "lsiw,awp" in completed("advkit", "plan", "--plugins", "lsiw,a")
     assert "awp,lsiw,awp" not in completed("advkit", "plan", "--plugins", "awp,lsiw,a"), "each once"

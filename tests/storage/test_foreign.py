@@ -347,7 +347,8 @@ class Told(Silent):
 
 def begin(model: nn.Module, path: Path, **arguments: Any) -> None:
     """A run of one step whose rate is next to 0."""
-    images = Dataset("toy", torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.arange(6) % 3, ("a", "b", "c"))
+    shades = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 1, 8, 8).contiguous()
+    images = Dataset("toy", shades, torch.arange(6) % 3, ("a", "b", "c"))
     settings = {"attack.steps": 0, "validation.fraction": 0, "optimizer.lr": 1e-12}
     splits = Splits(images, images, "none")
     advkit.train(model, splits, (), epochs=1, batch_size=6, eps=0.1, settings=settings, **arguments)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 import advkit
-from advkit import AttackResult, Batch, Costs, OptionError, Passes, Plugin, Splits, Step, hookimpl
+from advkit import AttackResult, Batch, Costs, Dataset, OptionError, Passes, Plugin, Splits, Step, hookimpl
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.errors import Stopped
@@ -23,7 +23,8 @@ from advkit.training.compiled import Compiled
 from advkit.training.plan import plan
 from advkit.training.progress import Silent
 
-TOY = Splits(pictures(18), pictures(), "none")
+OTHERS = Dataset("toy", 255 - pictures().images, pictures().labels, ("a", "b", "c"))
+TOY = Splits(pictures(18), OTHERS, "none")
 """Eighteen images, all to train on: in batches of four, the last has two."""
 
 QUICK = ("", "trades", "awp", "lsiw")
