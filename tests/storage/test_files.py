@@ -15,7 +15,7 @@ import pytest
 
 from advkit import holding
 from advkit.errors import AdvkitError, CheckpointError, OptionError
-from advkit.storage import checkpoint, files, lock
+from advkit.storage import checkpoint, files, lock, process
 from advkit.storage.run_folder import RunFolder, fresh
 from advkit.studies.export import _refuse_content
 
@@ -242,3 +242,12 @@ def test_a_new_folder_on_a_disk_that_takes_none(
         with pytest.raises(AdvkitError, match=f"(used|created) \\(It is so\\); {advice}") as refused:
             start(tmp_path / "new")
         assert refused.value.exit_code == exit_code
+
+
+def test_what_a_killed_process_had_begun_goes_with_the_next(tmp_path: Path) -> None:
+    dead = f"{process.HOST}@999999999@0.1@0"
+    for name in (f".tmp-a.json@{dead}", f".tmp-b.json@{dead}", f".tmp-a.json@{process.owner()}@7"):
+        (tmp_path / name).touch()
+    files.write_atomic(tmp_path / "a.json", b"new")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a.json", f".tmp-b.json@{dead}", f".tmp-a.json@{process.owner()}@7"}

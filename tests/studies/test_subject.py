@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import advkit
 from advkit.cli.main import run as command
 from advkit.models.base import DataSpec
 from advkit.models.small_cnn import SmallCnn
+from advkit.studies.subject import of_run
 
 NET = ["--model", "small-cnn", "--dataset", "digits"]
 
@@ -58,3 +60,19 @@ def test_folders_and_files_are_told_by_what_they_are(
     for judge in ("evaluate", "audit"):
         assert command([judge, name, *options]) == (2 if "say which" in sentence else 4)
         assert capsys.readouterr().err.startswith(f"Error: {sentence}")
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
+    """As a copy into the wrong folder leaves them; where data and processor are elsewhere now, it is the same run."""
+    settings = {"attack.steps": 1, "validation.steps": 1, "data.limit": 40, "model.width": 2}
+    run, file = tmp_path / "run", tmp_path / "run" / "run.toml"
+    advkit.train(plugins=(), epochs=1, eps=0.1, settings=settings, out=run, seed=1)
+    text = file.read_text()
+    assert "seed = 1\n" in text and "threads = " in text
+    file.write_text(text.replace("threads = ", "threads = 1"))
+    assert of_run(run).is_run
+    file.write_text(text.replace("seed = 1\n", "seed = 2\n"))
+    judges = (advkit.evaluate, advkit.audit, lambda path: advkit.export(path, tmp_path / "export"))
+    for judge in (*judges, lambda path: advkit.load_weights(torch.nn.Identity(), path)):
+        with pytest.raises(advkit.CheckpointError, match=r"run\.toml says: run\.seed: [12] in the run, [12] now"):
+            judge(run)

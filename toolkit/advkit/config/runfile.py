@@ -25,6 +25,10 @@ OF_0_1_0: Mapping[str, Mapping[object, object]] = {"run.compile": {False: "off"}
 """What values in files of 0.1.0 are called now."""
 
 
+PLACES = ("data.root", "data.balance", "run.device", "run.threads")
+"""Settings that may be others where a run lies elsewhere now; `data.balance` was none in 0.1.0."""
+
+
 def text(path: Path) -> str:
     """A run file as it is written. Raises OptionError where there is none that can be read."""
     try:
@@ -125,6 +129,12 @@ def difference(stored: str, now: str) -> list[str]:
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key) and not (key not in before and _is_default(key, after[key]))
     ]
+
+
+def other_run(stored: str, now: str) -> list[str]:
+    """As `difference`, of what makes another run; two versions of advkit may write one run, on two machines."""
+    each_way = (difference(stored, now), difference(now, stored))
+    return [line for line in min(each_way, key=len) if line.partition(":")[0] not in PLACES]
 
 
 def _is_default(key: str, value: object) -> bool:

@@ -37,8 +37,8 @@ def hidden(kind: str, name: str) -> str:
     return f".{kind}-{name}@{process.owner()}@{next(_serial)}"
 
 
-def sweep(folder: Path) -> None:
-    """Remove what dead processes of this host left half-written or half-deleted; never raises.
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what dead processes of this host left half-written or half-deleted, of all or of `name`; never raises.
 
     Leftovers of live processes and of other hosts stay. What a replacement had moved aside is put back.
     """
@@ -46,7 +46,7 @@ def sweep(folder: Path) -> None:
         judge_place(folder / "file")
         for entry in list(os.scandir(folder)):
             left = HIDDEN.fullmatch(entry.name)
-            if left is None or not process.dead(left):
+            if left is None or name not in (None, left["name"]) or not process.dead(left):
                 continue
             if left["kind"] == "old" and not os.path.lexists(folder / left["name"]):
                 os.rename(entry, folder / left["name"])
@@ -88,8 +88,12 @@ def make_folder(path: Path) -> Path:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write or replace a small file: after a kill or on a full disk it holds the old content or the new."""
+    """Write or replace a small file: after a kill or on a full disk it holds the old content or the new.
+
+    What a killed process had begun of it goes.
+    """
     judge_place(path)
+    sweep(path.parent, path.name)
     work = path.parent / hidden("tmp", path.name)
     with using(path, work):
         write_new(work, data)

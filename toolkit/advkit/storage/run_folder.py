@@ -104,7 +104,11 @@ class RunFolder:
             when = "an epoch that is validated" if name == "best" else "its first checkpoint"
             raise CheckpointError(f"{self.path} has no checkpoint {name!r} yet; let it train until {when}.")
         tensors, state = checkpoint.load(path)
-        schema.state_of(state)
+        if changes := runfile.other_run(schema.state_of(state).run, self.text()):
+            raise CheckpointError(
+                f"{path} is not of the run that {self.path}/run.toml says: {'; '.join(changes[:3])}. Restore whichever "
+                "is of another."
+            )
         return tensors, state
 
     def _searched(self, name: str) -> Path | None:
