@@ -579,7 +579,7 @@ def test_no_samples_where_none_are_wanted(runs: Path) -> None:
             lambda run: swap(run, 'name = "digits"', 'name = "python:mine"'),
             "No pictures: This run was trained on images",
         ),
-        (lambda run: swap(run, "limit = 60", "limit = 50"), "No pictures: The training images of digits are not those"),
+        (lambda run: swap(run, "limit = 60", "limit = 50"), "is not of the run that plain/run.toml says: data.limit: "),
         (lambda run: swap(run, 'name = "digits"', 'name = "cifar10"'), "No pictures: "),
     ],
     ids=["no weights", "passed data", "other images", "absent data"],

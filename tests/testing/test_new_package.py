@@ -16,6 +16,12 @@ from advkit.errors import OptionError
 from advkit.testing.package import new_package
 
 
+@pytest.fixture(autouse=True)
+def _not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests of the pages import the package that they name."""
+    monkeypatch.delitem(sys.modules, "acme_margin", raising=False)
+
+
 def install(folder: Path, site: Path) -> None:
     """What installing the package puts beside its modules; no network, no build."""
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
