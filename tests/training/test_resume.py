@@ -289,7 +289,7 @@ def die_and_resume(number: int, after: bool, short: Path, root: Path) -> None:
 def test_kills_inside_a_start_a_checkpoint_and_a_row_of_metrics(short: Path, points: int, tmp_path: Path) -> None:
     """Points spread over the run; `make soak` has all of them."""
     assert points > 80
-    for number in (2, 3, 7, *range(20, points + 1, points // 5)):
+    for number in (2, 3, 7, *range(20, points + 1, points // 3)):
         die_and_resume(number, bool(number % 2), short, tmp_path)
 
 
