@@ -40,6 +40,13 @@ Attack = Callable[[Tensor, Tensor], Tensor]
 # ---------------------------------------------------------------------- loops around an attack
 
 
+def updated(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 def around(model: nn.Module, attack: Attack) -> Contestant:
     """PGD-AT with an attack that is called: in eval mode, then the update in train mode."""
     optimizer = sgd(model)
@@ -50,10 +57,7 @@ def around(model: nn.Module, attack: Attack) -> Contestant:
         x_adv = attack(x, y)
         model.train()
         loss = F.cross_entropy(model(x_adv), y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        return updated(optimizer, loss)
 
     return step
 
@@ -149,10 +153,7 @@ def awp_by_hand(model: nn.Module) -> Contestant:
         x, y, _ = sample
         x_adv = pgd_by_hand(model, x, y, x.clone(), lambda z: F.cross_entropy(z, y, reduction="sum"))
         loss = F.cross_entropy(functional_call(model, uphill(model, x_adv, y, GAMMA), (x_adv,)), y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        return updated(optimizer, loss)
 
     return step
 
@@ -172,10 +173,7 @@ def iseat_by_hand(model: nn.Module) -> Contestant:
             rank[torch.argsort(av, descending=True)] = torch.arange(len(y))
             weight = 1 - rank.to(av.dtype) / len(y)
         loss = (each + LAM * weight * (adversarial - clean).square().sum(1)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        return updated(optimizer, loss)
 
     return step
 
@@ -195,10 +193,7 @@ def trades_by_hand(model: nn.Module) -> Contestant:
         x_adv = pgd_by_hand(model, x, y, start, lambda z: kl(clean, z).sum())
         adversarial, clean = model(x_adv), model(x)
         loss = (F.cross_entropy(clean, y, reduction="none") + BETA * kl(clean, adversarial)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        return updated(optimizer, loss)
 
     return step
 

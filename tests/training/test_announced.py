@@ -34,9 +34,9 @@ def says(name: str, answers: Iterator[Any]) -> type[Norm]:
     return type("Says", (Norm,), {name: lambda self, hook, epoch: next(answers)})
 
 
-def train(plugin: type[Plugin], epochs: int = 3) -> None:
+def train(plugin: type[Plugin], epochs: int = 3) -> advkit.TrainResult:
     data = Splits(pictures(8), pictures(), "none")
-    advkit.train(net(), data, [plugin], epochs=epochs, batch_size=4, eps=0.1, settings=SETTINGS)
+    return advkit.train(net(), data, [plugin], epochs=epochs, batch_size=4, eps=0.1, settings=SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,8 @@ def test_who_looks_at_what_it_has_seen_is_named() -> None:
 
 @pytest.mark.parametrize("active", [lambda epoch: epoch > 0, lambda epoch: epoch % 2 == 0, lambda epoch: False])
 def test_what_depends_on_the_epoch_is_fine(active: Callable[[int], bool]) -> None:
-    train(type("Fine", (Norm,), {"active": lambda self, hook, epoch: active(epoch)}))
+    result = train(type("Fine", (Norm,), {"active": lambda self, hook, epoch: active(epoch)}))
+    assert len(result.history) == 3
 
 
 def test_a_weight_without_its_term_is_fine() -> None:
@@ -84,4 +85,5 @@ def test_a_weight_without_its_term_is_fine() -> None:
 
     late = type("Late", (Norm,), {"active": lambda self, hook, epoch: epoch == 1})
     data = Splits(pictures(8), pictures(), "none")
-    advkit.train(net(), data, [late, Weighs], epochs=2, batch_size=4, eps=0.1, settings=SETTINGS)
+    result = advkit.train(net(), data, [late, Weighs], epochs=2, batch_size=4, eps=0.1, settings=SETTINGS)
+    assert len(result.history) == 2
