@@ -16,7 +16,7 @@ from typing import Any
 import methods
 import torch
 from methods import pictures, tiny_net
-from torch import Tensor
+from torch import Tensor, nn
 
 import advkit
 from advkit import Batch, Plugin, Run, Splits, Step, hookimpl
@@ -106,9 +106,27 @@ class Ends(Silent):
         return Stopped if self.left == 0 and here().rank == here().size - 1 else None
 
 
-def train(*plugins: Any, batch_norm: bool = False, dropout: float = 0.0, **arguments: Any) -> Mapping[str, Any]:
+class Viewed(nn.Module):
+    """nn.Flatten as many write it, which fails at no image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), -1)
+
+
+def train(
+    *plugins: Any,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    viewed: bool = False,
+    for_gpus: bool = False,
+    **arguments: Any,
+) -> Mapping[str, Any]:
     """Everything that must be equal: weights, state, the lines of metrics.jsonl without their seconds."""
     net = tiny_net(batch_norm=batch_norm, dropout=dropout, dtype=torch.float64)
+    if viewed:
+        net[4] = Viewed()
+    if for_gpus:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     settings = {"attack.steps": 3, "attack.init": "uniform", "validation.fraction": 0} | arguments.pop("settings", {})
     given = {"epochs": 1, "batch_size": 48, "eps": 0.1} | arguments
     result = advkit.train(net, TOY, plugins, settings=settings, **given)
@@ -154,7 +172,7 @@ JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     ),
     "mart,ema,fat": lambda: train("mart", "ema", "fat", options={"ema": {"buffers": "re-estimated"}}, batch_norm=True),
     "a share without images": lambda: train(
-        "cat-eps", "lsiw", batch_norm=True, batch_size=95, settings={"run.check_hooks": True}
+        "cat-eps", "lsiw", batch_norm=True, viewed=True, batch_size=95, settings={"run.check_hooks": True}
     ),
     "step": step,
 }  # fmt: skip
@@ -182,6 +200,7 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
         "one broken": lambda: train(OneBroken),
         "apart": lambda: train(Apart),
         "accumulate": lambda: train(settings={"run.accumulate": 2}),
+        "for gpus": lambda: train(batch_norm=True, for_gpus=True),
         "compile": lambda: train(settings={"run.compile": "default"}),
         "small": lambda: train(batch_size=1, settings={"run.lone_image": "keep"}),
         "others": lambda: train(seed=here().rank),

@@ -58,8 +58,14 @@ class Average(Plugin, ABC):
     @hookimpl
     def setup(self, model: nn.Module, run: Run) -> None:
         self.count = run.tensor_state("count", torch.zeros((), dtype=torch.int64))
-        parts = {name: run.tensor_state(f"average/{name}", value) for name, value in self._averaged(model).items()}
-        self.average: Mapping[str, Tensor] = parts
+        stored = model.state_dict()  # without buffers that are not persistent, which nobody could put back
+        parts = {name: value.detach() for name, value in model.named_parameters()}
+        if self.options.buffers == "averaged":
+            buffers = [(name, value) for name, value in model.named_buffers() if name in stored]
+            parts |= {name: value for name, value in buffers if value.is_floating_point()}
+        self.average: Mapping[str, Tensor] = {
+            name: run.tensor_state(f"average/{name}", value) for name, value in parts.items()
+        }
         if self.options.buffers == "re-estimated":
             empty = torch.zeros(self.options.images, *run.image_shape, dtype=run.dtype)
             self.images = run.tensor_state("images", empty)
@@ -78,7 +84,8 @@ class Average(Plugin, ABC):
             return
         # Tensors throughout: nothing here waits for the device.
         share = torch.where(self.count == 0, 1.0, self.weight(self.count))
-        now, before = [*self._averaged(model).values()], [*self.average.values()]
+        held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        now, before = [held[name].detach() for name in self.average], [*self.average.values()]
         torch._foreach_lerp_(before, now, [share.to(value.dtype) for value in before])
         self.count += 1
 
@@ -88,20 +95,9 @@ class Average(Plugin, ABC):
             return {}
         return {**self.average, **(self._statistics(model) if self.options.buffers == "re-estimated" else {})}
 
-    def _averaged(self, model: nn.Module) -> dict[str, Tensor]:
-        parts = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        if self.options.buffers == "averaged":
-            parts |= {name: value for name, value in model.named_buffers() if value.is_floating_point()}
-        return parts
-
     def _statistics(self, model: nn.Module) -> dict[str, Tensor]:
         """BatchNorm's, of the images that are kept, at the average: as torch.optim.swa_utils.update_bn."""
-        norms = {
-            f"{name}.": layer
-            for name, layer in model.named_modules()
-            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
-        }
-        count = min(int(self.seen), len(self.images))
+        norms, count = _trained_norms(model), min(int(self.seen), len(self.images))
         if not norms or not count:
             return {}
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -158,6 +154,21 @@ class Swa(Average):
 
     def weight(self, count: Tensor) -> Tensor:
         return 1 / (count.double() + 1)
+
+
+def _trained_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """By prefix, the layers that keep statistics and train where the model does: its owner may hold some in eval."""
+    modes = [(module, module.training) for module in model.modules()]
+    if not model.training:
+        model.train()
+    norms = {
+        f"{name}.": layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.training
+    }
+    for module, was in modes:
+        module.training = was
+    return norms
 
 
 @contextmanager

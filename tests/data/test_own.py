@@ -83,6 +83,7 @@ TAKEN: dict[str, Any] = {
     "tensors": (GRAY, Y),
     "floats": (FLOATS, Y),
     "arrays": (GRAY.numpy(), Y.numpy().astype(np.int32)),
+    "arrays of another machine": (FLOATS.numpy().astype(">f8"), Y.numpy().astype(">i2")),
     "half precision": (GRAY.double() / 255, Y.to(torch.uint8)),
     "a list of labels": [GRAY, Y.tolist()],
     "a TensorDataset": PAIRS,

@@ -75,11 +75,13 @@ class Follower(Silent):
         return Stopped if self.left == 0 else None
 
 
-def trained(name: str, follower: Follower, options: dict[str, Any], **arguments: Any) -> TrainResult:
+def trained(
+    name: str, follower: Silent, options: dict[str, Any], net: nn.Module | None = None, **arguments: Any
+) -> TrainResult:
     """Four epochs of three steps each on twelve of sixteen images."""
     toy = Splits(pictures(), pictures(), "none")
     settings = {"attack.steps": 2, "validation.steps": 1, "validation.fraction": 0.25, "optimizer.lr": 0.05}
-    net = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
+    net = net or tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
     return advkit.train(
         net, toy, [name], options={name: options}, settings=settings, epochs=4, batch_size=4, eps=0.1,
         progress=follower, **arguments,
@@ -173,6 +175,34 @@ def test_statistics_re_estimated_are_those_of_update_bn(name: str, images: int) 
     assert result.model[1].momentum == 0.1  # type: ignore[index]
 
 
+class Tuned(nn.Sequential):
+    """Its BatchNorm keeps its statistics, and what it subtracts is in no state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__(*tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64))
+        self.register_buffer("shade", torch.full((), 0.5, dtype=torch.float64), persistent=False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Tuned:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x - self.shade)
+
+
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_what_its_owner_holds_fast_is_not_averaged(name: str) -> None:
+    """Statistics that do not train are not measured anew; a buffer that can not be put back is left alone."""
+    net = Tuned()
+    was = {key: value.clone() for key, value in net.state_dict().items() if "running" in key}
+    measured = trained(name, Silent(), {"start": 0.0, "buffers": "re-estimated"}, net)
+    averaged = trained(name, Silent(), {"start": 0.0, "buffers": "averaged"}, Tuned())
+    assert all(torch.equal(judged(measured).state_dict()[key], value) for key, value in was.items())
+    assert all(torch.allclose(averaged.averaged[key], value, rtol=1e-12) for key, value in was.items())
+
+
 @pytest.mark.parametrize("name", ["ema", "swa"])
 @pytest.mark.parametrize("buffers", ["copied", "averaged", "re-estimated"])
 def test_stopped_in_the_middle_of_an_epoch_it_goes_on_to_the_same_average(name: str, buffers: str, tmp_path) -> None:
@@ -198,7 +228,7 @@ def test_before_its_start_nothing_is_judged_in_the_nets_place() -> None:
 
     lengths: list[int] = []
     trainers: list[Trainer] = []
-    trained("ema", Looking(), {"start": 0.5})  # type: ignore[arg-type]
+    trained("ema", Looking(), {"start": 0.5})
     assert lengths[:2] == [0, 0] and lengths[2] == lengths[3] == 6
 
 

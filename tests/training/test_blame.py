@@ -14,7 +14,7 @@ from broken import bad
 from torch import Tensor, nn
 
 import advkit
-from advkit import Dataset, HookContract, NonFinite, Passes, Splits, Step
+from advkit import Dataset, HookContract, NonFinite, OptionError, Passes, Splits, Step
 from advkit.errors import UnknownHook
 
 Net = Callable[..., nn.Sequential]
@@ -370,3 +370,30 @@ def test_a_net_that_draws_from_nobodys_generator(tiny_net: Net, tiny_batch: Batc
 
     with pytest.raises(advkit.OptionError, match="The model draws from numpy's global generator, which nobody seeds"):
         step_of(Jitters())(*tiny_batch(), epoch=0)
+
+
+class Renormed(nn.Module):
+    """Its weights have length 1, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.head.weight.div_(self.head.weight.norm(dim=1, keepdim=True))
+        return self.head(x.flatten(1))
+
+
+def asks(self: Any, run: Any, batch: Any, target: Tensor, phase: str) -> Tensor:
+    run.logits(batch.x)
+    return target
+
+
+@pytest.mark.parametrize("plugin", ["awp", bad(target_label=asks, passes=lambda self, hook, costs: Passes(forward=1))])
+def test_a_net_that_writes_into_its_weights_is_told_not_the_plugin_that_calls_it(
+    tiny_batch: BatchOf, plugin: Any
+) -> None:
+    step = step_of(Renormed(), plugin)
+    with pytest.raises(OptionError, match=r"^The model writes into head.weight in its forward"):
+        step(*tiny_batch(), epoch=0)

@@ -318,6 +318,9 @@ class Overflows(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> None:
         super().step()
+        for values in self.state.values():  # as SOAP keeps lists
+            values.setdefault("deep", [{"steps": torch.zeros(())}])[0]["steps"].add_(1)
+        self.param_groups[0]["steps"] = self.param_groups[0].get("steps", 0) + 1
         if type(self).now:
             self.param_groups[0]["params"][0].data[0, 0] = math.inf
 
@@ -339,6 +342,8 @@ def test_an_update_that_overflows_does_not_happen(tiny_batch: BatchOf) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before, strict=True))
     now = [state["momentum_buffer"] for state in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(now, moments, strict=True))
+    assert {float(state["deep"][0]["steps"]) for state in optimizer.state.values()} == {1}
+    assert optimizer.param_groups[0]["steps"] == 1
 
 
 class Rebinds(Around):

@@ -16,7 +16,7 @@ from advkit.storage.run_folder import RunFolder
 from advkit.training.meeting import join
 from advkit.training.ranks import ALONE
 
-REFUSED = ["one broken", "apart", "accumulate", "compile", "small", "others", *sorted(WHOLE)]
+REFUSED = ["one broken", "apart", "accumulate", "compile", "for gpus", "small", "others", *sorted(WHOLE)]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,11 @@ def test_what_is_not_finite_in_one_process_stops_all(alone: dict[str, Outcome], 
         ),
         ("accumulate", "OptionError: run.accumulate is of one process; leave it at 1, and start more processes."),
         ("compile", "OptionError: run.compile is not supported in several processes yet; set run.compile=off."),
+        (
+            "for gpus",
+            "OptionError: 1 of the model is an nn.SyncBatchNorm, which several processes can not compute on CPUs; "
+            "leave nn.BatchNorm as it is: run.batchnorm=synchronised takes the statistics of all.",
+        ),
         (
             "small",
             "OptionError: A batch of 1 images is too small for 2 processes; raise run.batch_size, or start fewer.",

@@ -88,7 +88,6 @@ def _start(
 ) -> None:
     from ..storage.run_folder import fresh
     from ..training.launch import start
-    from ..training.meeting import parting
     from ..training.parts import build_model, data_of, on_this_machine
     from ..training.ranks import here
     from .display import Signals, progress
@@ -99,7 +98,7 @@ def _start(
     ranks = here()
     shown_as = "none" if ranks.rank else shown_as
     folder = Path(out or "runs") if out or ranks.rank else fresh(Path("runs"), resolved.chosen)
-    with Signals(seconds) as signals, _nothing_ends_quietly(), parting():
+    with Signals(seconds) as signals, _nothing_ends_quietly():
         shown = progress(shown_as, signals)
         _announce(resolved, shown_as)
         try:
@@ -123,7 +122,6 @@ def _start(
 def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> None:
     from ..storage.run_folder import RunFolder
     from ..training.launch import resolve_folder, resume
-    from ..training.meeting import parting
     from ..training.parts import build_model, data_of, on_this_machine
     from ..training.ranks import here
     from .display import Signals, progress
@@ -133,7 +131,7 @@ def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> N
     splits = data_of(resolved)
     model = build_model(resolved, splits.train)
     shown_as = "none" if here().rank else shown_as
-    with Signals(seconds) as signals, _nothing_ends_quietly(), parting():
+    with Signals(seconds) as signals, _nothing_ends_quietly():
         shown = progress(shown_as, signals)
         try:
             result = resume(folder, resolved, splits, model, shown)

@@ -183,7 +183,8 @@ def _array(values: Any, what: str) -> Tensor:
             raise DataError(f"The {what} are a {'meta' if values.is_meta else 'sparse'} tensor; give a dense one.")
         return values.detach().cpu()
     try:
-        return torch.from_numpy(np.array(values))
+        array = np.array(values)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except (TypeError, ValueError):
         raise DataError(f"The {what} are of type {type(values).__name__}; give tensors or numpy arrays.") from None
 

@@ -11,10 +11,11 @@ from torch.func import functional_call
 
 from ..errors import OptionError
 from ..hidden import without_trace
-from ..judging import examined, untouched
+from ..judging import examined, same_bits, untouched
 from ..modules import placement
 from ..settings import RunSettings
 from .compiled import Compiled, compiled, eagerly, of_the_users
+from .given import standing_in
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BACKEND = "inductor"
@@ -28,7 +29,10 @@ class Engine:
     """
 
     def __init__(
-        self, run: RunSettings, model: nn.Module, batch_norm: Callable[[], AbstractContextManager[object]] = nullcontext
+        self,
+        run: RunSettings,
+        model: nn.Module,
+        batch_norm: Callable[[bool], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.half, self.matmul, self.layout = run.precision == "bf16", run.matmul, LAYOUTS[run.memory_format]
         self.device, dtype = placement(model)
@@ -37,6 +41,8 @@ class Engine:
         self._batch_norm = batch_norm
         self.running = False
         """Whether the model is called by the core now."""
+        self._empty, self.wrote = False, list[str]()
+        """Into which parameters or buffers forwards that were watched have written."""
         if self.half and dtype != torch.float32:
             raise OptionError(
                 f"run.precision=bf16 computes in bfloat16 with weights in float32, and the model's are in "
@@ -92,12 +98,19 @@ class Engine:
         """What the model returns for images x with some parameters and buffers replaced; never in half precision.
 
         It draws after `seed()`. `careful`: what it does to its images and in which precision it computes is watched.
+        Of no image, as in a share of a batch that has none, it returns no row: many nets fail at such a tensor.
         """
-        self.running = True
+        self.running, self._empty = True, not len(x)
+        own = [*self.model.named_parameters(), *(() if self.model.training else self.model.named_buffers())]
+        before = [(name, value, value.detach().clone(), value._version) for name, value in own if careful]
         try:
-            return self._forward(replaced, x, seed, careful)
+            output = self._forward(replaced, standing_in(x) if self._empty else x, seed, careful)
         finally:
             self.running = False
+        for name, value, was, version in before:
+            if value._version != version or not same_bits(value.detach(), was):
+                self.wrote.append(name)
+        return output[:0] if self._empty and isinstance(output, Tensor) and output.dim() else output
 
     def _forward(self, replaced: Mapping[str, Tensor], x: Tensor, seed: Callable[[], None], careful: bool) -> object:
         seed()
@@ -113,7 +126,7 @@ class Engine:
             return self._float(self.compiled(replaced, x), x)
 
     def _eager(self, replaced: Mapping[str, Tensor], x: Tensor) -> object:
-        with self._precision(), self._batch_norm():
+        with self._precision(), self._batch_norm(self._empty):
             return self._float(functional_call(self.model, dict(replaced), (x,)) if replaced else self.model(x), x)
 
     def _precision(self) -> torch.autocast:

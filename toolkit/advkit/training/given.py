@@ -206,11 +206,20 @@ def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
     """
     half, before = HalfPrecision(), registered(model)  # type: ignore[no-untyped-call]
     with own_generator(state.device), mode(model, training=False), eagerly(model), without_trace(model):
-        logits, rows = _of_one(model, batch.x, half)
+        logits, rows = _of_one(model, batch.x if len(batch.x) else standing_in(batch.x), half)
         if half.seen:
             half.refuse(_zeros(model, batch))
         refuse_late(model, before)
     return checked_logits(logits, rows, state.num_classes or None).shape[1]
+
+
+def standing_in(x: Tensor) -> Tensor:
+    """Two images for none, x (0, C, H, W), which keep its place in the graph: many nets fail at a tensor of no rows.
+
+    Two, since one has no variance in a BatchNorm; not flat, since a norm has no slope there.
+    """
+    shades = torch.linspace(0, 1, 2 * x.shape[1:].numel(), device=x.device, dtype=x.dtype)
+    return torch.cat([x, shades.view(2, *x.shape[1:])])
 
 
 def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[object, int]:

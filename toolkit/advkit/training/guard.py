@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from ..compose.stage import Answer
-from ..errors import HookContract
+from ..errors import HookContract, OptionError
 from ..hidden import HOOKS
 from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches
 from ..modules import hook_before
@@ -88,11 +88,13 @@ class Strays:
     """Calls of the model that the engine does not make: plugins make them, and no plan counts them."""
 
     def __init__(self) -> None:
-        self._calls = 0
+        self._calls, self._wrote = 0, list[str]()
 
     @contextmanager
     def counted(self, engine: Engine) -> Iterator[None]:
         """Of a model that is compiled none are: a hook would compile it anew."""
+        self._wrote = engine.wrote
+        self._wrote.clear()
         if engine.compiled is not None or of_the_users(engine.model) is not None:
             yield
             return
@@ -108,11 +110,20 @@ class Strays:
 
     @contextmanager
     def refused(self, answer: Answer) -> Iterator[None]:
-        """HookContract where an answer within a step makes one, whatever else it breaks thereby."""
-        before = self._calls
+        """HookContract where an answer within a step makes one, whatever else it breaks thereby.
+
+        OptionError where what has changed meanwhile was changed by the model, in a forward of the engine's.
+        """
+        before, known = self._calls, len(self._wrote)
         try:
             yield
-        except HookContract:
+        except HookContract as error:
+            if error.rule == "borrowed" and len(self._wrote) > known:
+                raise OptionError(
+                    f"The model writes into {self._wrote[-1]} in its forward (as nn.Embedding with max_norm does), and "
+                    f"plugin {answer.plugin.name} needs it to stay as it is; compute a new tensor in the forward, "
+                    "w / w.norm() instead of w.div_(w.norm()), or leave the plugin out."
+                ) from error
             if self._calls == before:
                 raise
         if self._calls > before and answer.hook != "after_update":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from ..compose.composition import Composition
 from ..compose.parts import WHOLE, refuse_parts
@@ -16,6 +16,7 @@ from ..config import runfile
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..errors import OptionError
+from ..modules import placement
 from ..settings import RunSettings
 from ..torchrun import several, unsaid
 from .ranks import Alone, answered, here
@@ -33,7 +34,14 @@ def join(run: RunSettings) -> Alone:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         with answered():
             dist.init_process_group(timeout=timedelta(seconds=run.timeout))
+        atexit.register(_part)  # not before: a script may train again
     return here()
+
+
+def _part() -> None:
+    """Leave the others, whose threads must not outlive Python."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def met(ranks: Alone, resolved: Resolved, splits: Splits, samples: int) -> None:
@@ -48,20 +56,16 @@ def met(ranks: Alone, resolved: Resolved, splits: Splits, samples: int) -> None:
         )
 
 
-@contextmanager
-def parting() -> Iterator[None]:
-    """A scope after which this process has left the others, if there were any."""
-    try:
-        yield
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def refuse_unfit_for_several(ranks: Alone, composition: Composition, run: RunSettings) -> None:
+def refuse_unfit_for_several(ranks: Alone, model: nn.Module, composition: Composition, run: RunSettings) -> None:
     """OptionError or HookConflict for what several processes can not do."""
     if ranks.size == 1:
         return
+    gpus = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if gpus and placement(model)[0].type == "cpu":
+        raise OptionError(
+            f"{gpus[0]} of the model is an nn.SyncBatchNorm, which several processes can not compute on CPUs; leave "
+            "nn.BatchNorm as it is: run.batchnorm=synchronised takes the statistics of all."
+        )
     refuse_parts(composition, f"a run of {ranks.size} processes", (*WHOLE, "instance_weight"))
     if run.accumulate > 1:
         raise OptionError("run.accumulate is of one process; leave it at 1, and start more processes.")

@@ -73,8 +73,8 @@ class Alone:
     def refuse_others(self, facts: Mapping[str, str]) -> None:
         """OptionError where the processes were not started for one run, by facts that must be equal."""
 
-    def batch_norm(self) -> AbstractContextManager[object]:
-        """The scope of a forward of training."""
+    def batch_norm(self, empty: bool) -> AbstractContextManager[object]:
+        """The scope of a forward of training; `empty`: of images that stand in for a share that has none."""
         return nullcontext()
 
 
@@ -171,8 +171,8 @@ class Ranks(Alone):
                 if not same:
                     raise OptionError(f"The processes were started with different {name}; give all of them the same.")
 
-    def batch_norm(self) -> AbstractContextManager[object]:
-        return Synchronised(self.add) if self.synchronised else nullcontext()
+    def batch_norm(self, empty: bool) -> AbstractContextManager[object]:
+        return Synchronised(self.add, empty) if self.synchronised else nullcontext()
 
     def _gathered(self, tensor: Tensor) -> list[Tensor]:
         """Of every process; all of one shape."""

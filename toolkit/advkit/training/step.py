@@ -52,7 +52,7 @@ class TrainingStep:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, run: RunSettings) -> None:
         self.model, self.optimizer, self.panel, self.accumulate = model, optimizer, panel, run.accumulate
         panel.model, self.ranks = model, here(run.batchnorm == "synchronised")
-        refuse_unfit_for_several(self.ranks, panel.composition, run)
+        refuse_unfit_for_several(self.ranks, model, panel.composition, run)
         self.care = Care(model, optimizer, panel, run.check_hooks)
         self.engine = Engine(run, model, self.ranks.batch_norm)
         self.objective = Objective(model)

@@ -17,20 +17,22 @@ class Synchronised(TorchFunctionMode):
     """A scope in which F.batch_norm of a batch takes the statistics of all processes' batches.
 
     `add` sums tensors over the processes, in place. All processes run the same forwards and backwards, in one order.
+    Of an `empty` share nothing counts, whatever stands in for it.
     """
 
-    def __init__(self, add: Add) -> None:
+    def __init__(self, add: Add, empty: bool) -> None:
         super().__init__()
-        self._add = add
+        self._add, self._empty = add, empty
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
-            return batch_norm(self._add, *args, **(kwargs or {}))
+            return batch_norm(self._add, self._empty, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def batch_norm(
     add: Add,
+    empty: bool,
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -40,16 +42,17 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.batch_norm of x (b, C, ...): a share of the batch, which may be empty."""
+    """F.batch_norm of x (b, C, ...), a share of the batch; nothing of it counts where that is `empty`."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     dims, per_channel = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
-    count = wide.new_tensor([x.numel() / x.shape[1]])
-    total, everywhere = _Sum.apply(add, wide.sum(dims)), _Sum.apply(add, count)
+    rows = 0 if empty else len(x)
+    count = wide.new_tensor([x[:rows].numel() / x.shape[1]])
+    total, everywhere = _Sum.apply(add, wide[:rows].sum(dims)), _Sum.apply(add, count)
     mean = total / everywhere
     apart = wide - mean.view(per_channel)
-    variance = _Sum.apply(add, apart.square().sum(dims)) / everywhere
+    variance = _Sum.apply(add, apart[:rows].square().sum(dims)) / everywhere
     with torch.no_grad():
         for running, now in ((running_mean, mean), (running_var, variance * everywhere / (everywhere - 1))):
             if running is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import HookContract, NonFinite
 from ..judging import same_bits
@@ -29,7 +31,8 @@ def all_or_nothing(
     samples = [(name, values, values[index]) for name, values in state.samples.items()]
     whole = {name: values.clone() for name, values in state.samples.items()} if careful else {}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    steps = {parameter: _copied(values) for parameter, values in optimizer.state.items()}
+    steps = _copied(dict(optimizer.state))
+    groups = [(group, _copied(group)) for group in optimizer.param_groups]
     try:
         yield
         refuse_late(model, before)
@@ -54,6 +57,8 @@ def all_or_nothing(
                 values.copy_(whole[name])
         optimizer.state.clear()
         optimizer.state.update(steps)
+        for group, rates in groups:
+            group.update(rates)
         for parameter, gradient in gradients:
             if parameter.grad is not gradient:  # this step's own, which nobody may step on
                 parameter.grad = None
@@ -76,8 +81,14 @@ def _held(model: nn.Module, state: RunState) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers(), *state.tensors.items()]
 
 
-def _copied(values: dict[str, object]) -> dict[str, object]:
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
+def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
+    """With copies of its tensors, however deep in lists and dicts they lie; parameters stay the model's."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+
+    copied: dict[Any, Any] = tree_map_only(Tensor, copy, values)
+    return copied
 
 
 def _not_finite(held: list[tuple[str, Tensor, Tensor | None]], optimizer: torch.optim.Optimizer) -> str | None:
@@ -85,7 +96,7 @@ def _not_finite(held: list[tuple[str, Tensor, Tensor | None]], optimizer: torch.
     moments = [
         value
         for parameter, values in optimizer.state.items()
-        for value in values.values()
+        for value in tree_leaves(values)
         if isinstance(value, Tensor) and value.device == parameter.device  # counts of steps stay on the CPU
     ]
     parts = [(name, tensor.detach(), was) for name, tensor, was in held]
