@@ -301,7 +301,7 @@ def test_such_paths_would_be_found() -> None:
 
 # ---------------------------------------------------------------------- commands
 
-PLACEHOLDER = re.compile(r"\.\.\.|\[-|(?<![\w.])(?:DIR|FILE|NAME|A,B|RUN)\b|\||=[A-Z]+\b|=value\b")
+PLACEHOLDER = re.compile(r"\.\.\.|\[-|(?<![\w.])(?:DIR|FILE|NAME|A,B|RUN)\b|\||=[A-Z]+\b|=value\b|\.py:\w")
 """What a reader has to fill in: then only the names of command and flags are checked."""
 
 

@@ -17,7 +17,7 @@ import torch
 import advkit
 from advkit.cli.main import run
 from advkit.training.feed import parted
-from advkit.training.launch import resolve_folder
+from advkit.training.same_run import resolve_folder
 
 pytestmark = pytest.mark.slow
 

@@ -31,8 +31,8 @@ from advkit.storage.run_folder import RunFolder
 from advkit.studies.report import build, charts, markup
 from advkit.studies.report.charts import Bar, Series
 from advkit.studies.subject import of_run
-from advkit.training.launch import resolve_folder
 from advkit.training.parts import build_model, data_of, load_weights
+from advkit.training.same_run import resolve_folder
 
 TINY = ["--limit", 60, "--batch-size", 30, "--epochs", 3, "--set", "model.width=2", "--set", "attack.steps=2"]
 TINY += ["--set", "validation.steps=2", "--progress", "none"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping, Set
 from numbers import Number
 from pathlib import PurePath
@@ -18,6 +19,19 @@ class OptionError(AdvkitError):
     """A setting, plugin option or argument is unknown, malformed or out of range."""
 
     exit_code = 2
+
+
+class NotTyped(OptionError):
+    """A run file or folder names code of a file, which runs only where a person names it: with `words`.
+
+    It is read from no folder, for a folder may be anybody's.
+    """
+
+    def __init__(self, names: Iterable[str], words: Iterable[str]) -> None:
+        self.words = list(words)
+        super().__init__(
+            f"The code of {' and '.join(names)} runs only where you name it: add {shlex.join(self.words)}."
+        )
 
 
 class HookConflict(AdvkitError):

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import OptionError
-from .evaluate import checked
+from .evaluate import checked, own_options
 from .main import PLACE, print_json
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def options(
         function = click.argument("run", metavar="RUN", type=PLACE)(function)
         for option in reversed(shared):
             function = option(function)
-        return function
+        return own_options(function)
 
     return add
 

@@ -46,12 +46,20 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def own_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What names the code that a run was trained on again."""
+    for flag, what in (("--dataset", "data"), ("--model", "net")):
+        help = f"Of a run whose {what} came from a file or from Python: what gives it."
+        command = click.option(flag, metavar="FILE.py:NAME", help=help)(command)
+    return command
+
+
 def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `evaluate` and `audit` need to know of a file of weights."""
     for option in reversed(
         (
-            click.option("--model", metavar="NAME", help="WEIGHTS: the model they fit."),
-            click.option("--dataset", metavar="NAME", help="WEIGHTS: the data set to judge on."),
+            click.option("--model", metavar="NAME", help="WEIGHTS: the model they fit. RUN: FILE.py:NAME, if it was."),
+            click.option("--dataset", metavar="NAME", help="WEIGHTS: the data to judge on. RUN: as --model."),
             click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default."),
             click.option(
                 "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="WEIGHTS: such as model.width=16."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .evaluate import CHECKPOINT
+from .evaluate import CHECKPOINT, own_options
 from .main import PLACE, echo, print_json
 
 
@@ -14,9 +14,18 @@ from .main import PLACE, echo, print_json
 @click.argument("run", metavar="RUN", type=PLACE)
 @click.option("--out", required=True, type=PLACE, metavar="DIR", help="A new folder.")
 @CHECKPOINT
+@own_options
 @click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(run: str, out: str, checkpoint: str | None, data_root: str | None, as_json: bool) -> None:
+def command(
+    run: str,
+    out: str,
+    checkpoint: str | None,
+    model: str | None,
+    dataset: str | None,
+    data_root: str | None,
+    as_json: bool,
+) -> None:
     """Write the weights of RUN as plain state dicts, with and without the normalisation layer.
 
     \b
@@ -29,7 +38,7 @@ def command(run: str, out: str, checkpoint: str | None, data_root: str | None, a
     from ..studies.export import export
     from .display import say
 
-    record = export(run, out, checkpoint, data_root=data_root)
+    record = export(run, out, checkpoint, model=model, dataset=dataset, data_root=data_root)
     if as_json:
         print_json(record.as_dict() | {"out": out})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import __version__
-from ..errors import AdvkitError, OptionError, did_you_mean
+from ..errors import AdvkitError, NotTyped, OptionError, did_you_mean
 from ..torchrun import rank, several
 from .streams import escaped, reopen_closed, usable
 
@@ -79,6 +80,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         )
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except NotTyped as error:
+        words = arguments if arguments is not None else sys.argv[1:]
+        return _complain(f"{error} That is: {shlex.join(['advkit', *words, *error.words])}", error.exit_code)
     except AdvkitError as error:
         return _complain(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:

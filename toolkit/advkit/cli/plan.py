@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..own_file import load_all
 from .main import print_json
 from .run_options import request, run_options
 
@@ -18,7 +19,9 @@ def command(as_json: bool, **typed: Any) -> None:
     from ..config.resolve import Resolved
     from ..training.plan import plan
 
-    planned = plan(Resolved.of(request(**typed)))
+    resolved = Resolved.of(request(**typed))
+    load_all(resolved.files)
+    planned = plan(resolved)
     if as_json:
         print_json(planned)
     else:

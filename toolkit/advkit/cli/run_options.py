@@ -33,7 +33,7 @@ def run_options(function: F) -> F:
                 "--dataset",
                 metavar="NAME",
                 shell_complete=complete("data set"),
-                help="digits (default), image-folder, or an installed one.",
+                help="digits (default), image-folder, an installed one, or FILE.py:NAME.",
             ),
             click.option("--data-root", metavar="DIR", help="Folder or zip of the data."),
             click.option(
@@ -45,7 +45,7 @@ def run_options(function: F) -> F:
                 "--model",
                 metavar="NAME",
                 shell_complete=complete("model"),
-                help="small-cnn (default), preact-resnet18, timm:NAME, torchvision:NAME, or an installed one.",
+                help="small-cnn (default), preact-resnet18, timm:NAME, an installed one, or FILE.py:NAME.",
             ),
             click.option("--epochs", metavar="N", help="Passes over the training set."),
             click.option("--batch-size", metavar="N", help="Samples a step."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
+from ..own_file import words
 from ..torchrun import several
 from .main import PLACE
 from .run_options import request, run_options
@@ -88,13 +90,12 @@ def _start(
 ) -> None:
     from ..storage.run_folder import fresh
     from ..training.launch import start
-    from ..training.parts import build_model, data_of, on_this_machine
+    from ..training.parts import on_this_machine, prepared
     from ..training.ranks import here
     from .display import Signals, progress
 
     resolved = on_this_machine(resolved)
-    splits = data_of(resolved)
-    model = build_model(resolved, splits.train)
+    splits, model = prepared(resolved)
     ranks = here()
     shown_as = "none" if ranks.rank else shown_as
     folder = Path(out or "runs") if out or ranks.rank else fresh(Path("runs"), resolved.chosen)
@@ -116,20 +117,20 @@ def _start(
             if not out and not ranks.rank:
                 with suppress(OSError):
                     folder.rmdir()  # if it was refused before anything was written
-    _farewell(result, shown_as)
+    _farewell(result, shown_as, resolved)
 
 
 def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> None:
     from ..storage.run_folder import RunFolder
-    from ..training.launch import resolve_folder, resume
-    from ..training.parts import build_model, data_of, on_this_machine
+    from ..training.launch import resume
+    from ..training.parts import on_this_machine, prepared
     from ..training.ranks import here
+    from ..training.same_run import resolve_folder
     from .display import Signals, progress
 
     folder = RunFolder.open(path)
     resolved = on_this_machine(resolve_folder(folder, typed))
-    splits = data_of(resolved)
-    model = build_model(resolved, splits.train)
+    splits, model = prepared(resolved, typed.settings.get("data.root"))
     shown_as = "none" if here().rank else shown_as
     with Signals(seconds) as signals, _nothing_ends_quietly():
         shown = progress(shown_as, signals)
@@ -137,7 +138,7 @@ def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> N
             result = resume(folder, resolved, splits, model, shown)
         finally:
             shown.close()
-    _farewell(result, shown_as)
+    _farewell(result, shown_as, resolved)
 
 
 @contextmanager
@@ -163,7 +164,7 @@ def _announce(resolved: Resolved, shown_as: str) -> None:
     show_plan(stderr(), plan(resolved), settings=False)
 
 
-def _farewell(result: TrainResult, shown_as: str) -> None:
+def _farewell(result: TrainResult, shown_as: str, resolved: Resolved) -> None:
     if shown_as == "none":
         return
     from .display import stderr, text
@@ -177,20 +178,20 @@ def _farewell(result: TrainResult, shown_as: str) -> None:
                 f"under attack{note}."
             )
         )
-    console.print(text(f"Run folder: {result.folder}\nNext: advkit evaluate {result.folder}"))
+    code = "".join(f" {shlex.quote(word)}" for word in words(resolved.files))
+    console.print(text(f"Run folder: {result.folder}\nNext: advkit evaluate {result.folder}{code}"))
 
 
 def _dry_run(resolved: Resolved) -> None:
     """One step, and what follows from it."""
     from ..training.loop import Trainer
-    from ..training.parts import build_model, data_of, on_this_machine
+    from ..training.parts import on_this_machine, prepared
     from ..training.plan import plan
     from .display import stdout, text
     from .plan import show_plan
 
     resolved = on_this_machine(resolved)
-    splits = data_of(resolved)
-    trainer = Trainer(resolved, splits, build_model(resolved, splits.train))
+    trainer = Trainer(resolved, *prepared(resolved))
     batches = trainer.feed.batches(0)
     trainer.one_step(batches[0])  # the first pays for allocations
     began = time.perf_counter()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import OptionError
+from ..own_file import FLAGS, OwnFile, over
 from ..plugin import Plugin
 
 PluginChoice = str | type[Plugin] | Plugin
@@ -25,6 +26,8 @@ class Layer:
     no_companion: tuple[str, ...] = ()
     companions: Mapping[str, Any] | None = None
     """Those that a run file was resolved with."""
+    files: Mapping[str, OwnFile] = field(default_factory=dict)
+    """By setting, the FILE.py:NAME that it names; the setting itself has no folder."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,3 +48,23 @@ def chosen(plugins: str | Iterable[PluginChoice] | None) -> tuple[PluginChoice, 
             raise OptionError(f"--plugins {plugins!r} names no plugin; leave it out for PGD-AT, or name some: a,b.")
         return names
     return None if plugins is None else tuple(plugins)
+
+
+def with_files(layer: Layer) -> Layer:
+    """A layer of what a person typed or passed: what it names as FILE.py:NAME is read, and may run."""
+    files = {key: file for key in FLAGS if (file := OwnFile.typed(key, layer.settings.get(key)))}
+    settings = {**layer.settings, **{key: file.short for key, file in files.items()}}
+    return replace(layer, settings=settings, files=files) if files else layer
+
+
+def files_of(layers: Iterable[Layer]) -> dict[str, OwnFile]:
+    """The files in force, by setting; layers go from the lowest to the highest."""
+    files: dict[str, OwnFile] = {}
+    for layer in layers:
+        files = over({key: file for key, file in files.items() if _same(file, layer)}, layer.files)
+    return files
+
+
+def _same(file: OwnFile, layer: Layer) -> bool:
+    """Whether a layer above says nothing else."""
+    return layer.settings.get(file.key, file.short) == file.short

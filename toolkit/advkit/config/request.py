@@ -18,10 +18,11 @@ from ..compose.registration import HOOKS, hooks_of
 from ..errors import OptionError, PluginLoad
 from ..optimizers import KNOWN, OptimizerSettings
 from ..options import parse_number
+from ..own_file import OwnFile
 from ..plugin import Plugin
 from ..settings import DataSettings, known_setting
 from . import recipes, runfile
-from .layer import Layer, PluginChoice
+from .layer import Layer, PluginChoice, with_files
 
 PASSED = "python:"
 """Starts the name of a model or of data that were passed as objects, and that no file can bring back."""
@@ -46,6 +47,11 @@ SHORT = {
 """Flags and arguments that are short for a setting."""
 
 
+def registered(name: str) -> bool:
+    """Whether a model or data set is an installed one: neither passed from Python nor FILE.py:NAME."""
+    return not name.startswith(PASSED) and OwnFile.written("", name) is None
+
+
 @dataclass(frozen=True)
 class Request:
     """Layers, the lowest first. The command line, `advkit.train` and `ablate` build it alike."""
@@ -65,7 +71,7 @@ class Request:
             if not root.isascii() and root.encode(errors="replace") != root.encode(errors="surrogatepass"):
                 raise OptionError(f"data.root = {root!r} is no UTF-8, so no run file can hold it; rename the folder.")
             top = replace(top, settings={**top.settings, "data.root": str(Path(os.path.expanduser(root)).absolute())})
-        return cls((*below, top))
+        return cls((*below, with_files(top)))
 
     @property
     def top(self) -> Layer:
@@ -168,7 +174,7 @@ def settings_of(
             given[key], origins[key] = value, layer.origin
     below: dict[str, object] = {}
     name = str(given.get("data.name", DataSettings.model_fields["name"].default))
-    if not name.startswith(PASSED):
+    if registered(name):
         for key, value in getattr(registry.load("data set", name), "defaults", {}).items():
             below[key] = value
             origins.setdefault(key, f"data set {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, cast
 
@@ -14,9 +14,10 @@ from ..compose.declarations import build
 from ..compose.parts import WHOLE, refuse_parts
 from ..compose.registration import check
 from ..compose.stage import Setting
-from ..errors import OptionError, did_you_mean
+from ..errors import OptionError, did_you_mean, shown
 from ..optimizers import OptimizerSettings
 from ..options import OptionModel, parse_number, validate
+from ..own_file import FLAGS, OwnFile, over
 from ..plugin import Plugin
 from ..settings import (
     SECTIONS,
@@ -28,8 +29,8 @@ from ..settings import (
     ValidationSettings,
 )
 from . import runfile
-from .layer import Layer, PluginChoice, chosen
-from .request import MODEL, PASSED, Request, options_of, settings_of
+from .layer import Layer, PluginChoice, chosen, files_of
+from .request import MODEL, PASSED, Request, options_of, registered, settings_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Resolved:
     no_companion: tuple[str, ...]
     origins: Mapping[str, str]
     cautions: tuple[str, ...]
+    files: Mapping[str, OwnFile] = field(default_factory=dict)
+    """By setting, the FILE.py:NAME that gives the net or the data."""
 
     @classmethod
     def of(cls, request: Request) -> Resolved:
@@ -78,6 +81,21 @@ class Resolved:
     @property
     def checkpoint(self) -> CheckpointSettings:
         return cast(CheckpointSettings, self.sections["checkpoint"])
+
+    def with_files(self, files: Mapping[str, OwnFile]) -> Resolved:
+        """A run, of which a person has now named what gives its net or its data; OptionError for what gives others."""
+        for key, file in files.items():
+            name, known = str(self.values()[key]), self.files.get(key)
+            what = {"model.name": "net", "data.name": "data"}[key]
+            if registered(name):
+                raise OptionError(
+                    f"The run's {what} is {name}, which is installed; leave {FLAGS[key]} {file.short} out."
+                )
+            if known is not None and known.name != file.name:
+                raise OptionError(
+                    f"The run's {what} is {name}, not {file.short}; name that, {FLAGS[key]} {known.path}:{known.name}."
+                )
+        return replace(self, files=over(self.files, files))
 
     def values(self) -> dict[str, object]:
         """Every setting and option in force: {"attack.eps": 0.15, "model.width": 32, "cat-eps.eta": 0.0239}."""
@@ -154,6 +172,7 @@ def resolve(
         no_companion=declined,
         origins=draft.origins,
         cautions=(*draft.cautions, *composition.cautions),
+        files=files_of(layers),
     )
 
 
@@ -237,6 +256,11 @@ def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object
         raise OptionError(f"model.name = {name!r} must be a name; installed: {', '.join(registry.names('model'))}.")
     if name.startswith(PASSED):
         return name, {}
+    if not registered(name):
+        for key, value in given.items():
+            if not _writable(value):
+                raise OptionError(f"model.{key} = {shown(value)} must be a number, a text, true or false, or a list.")
+        return name, given
     family, colon, architecture = name.partition(":")
     if colon and family in registry.names("model"):  # timm:resnet18
         name = family
@@ -251,6 +275,13 @@ def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object
             )
     builder = cast(Any, registry.load("model", name))
     return name, validate(builder.Options, given, where="model", eps=eps).model_dump()
+
+
+def _writable(value: object) -> bool:
+    """Whether a run file can hold it."""
+    return isinstance(value, str | int | float | bool) or (
+        isinstance(value, list | tuple) and all(map(_writable, value))
+    )
 
 
 def _order(raw: Mapping[str, object]) -> dict[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import tomli_w
 
 from .. import reading
 from ..errors import OptionError, did_you_mean
+from ..own_file import FLAGS, OwnFile
 from ..settings import SECTIONS
 from .layer import Layer
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CAP = 1 << 20  # bytes; nobody writes a longer one by hand, and a parser should not be fed more
-TOP_LEVEL = (*SECTIONS, "model", "order", "options", "plugins", "no_companion", "companions", "format")
+TOP_LEVEL = (*SECTIONS, "model", "order", "options", "plugins", "no_companion", "companions", "files", "format")
 OF_0_1_0: Mapping[str, Mapping[object, object]] = {"run.compile": {False: "off"}}
 """What values in files of 0.1.0 are called now."""
 
@@ -60,7 +62,7 @@ def parse(table: Mapping[str, Any], name: str, origin: str = "") -> Layer:
     for key, value in table.items():
         if key not in TOP_LEVEL:
             raise OptionError(f"{name}: unknown section {key}.{did_you_mean(key, TOP_LEVEL)}")
-        if key in (*SECTIONS, "model", "order", "options", "companions") and not isinstance(value, dict):
+        if key in (*SECTIONS, "model", "order", "options", "companions", "files") and not isinstance(value, dict):
             raise OptionError(f"{name}: {key} must be a table, [{key}].")
     if table.get("format", FORMAT) != FORMAT:
         raise OptionError(f"{name} has format {table['format']!r}; this advkit reads format {FORMAT}.")
@@ -74,7 +76,23 @@ def parse(table: Mapping[str, Any], name: str, origin: str = "") -> Layer:
         for section in (*SECTIONS, "model", "order")
         for key, value in table.get(section, {}).items()
     }
-    return Layer(origin or f"file {name}", settings, options, plugins, declined or (), table.get("companions"))
+    files = _files(table.get("files", {}), settings, name)
+    settings |= {key: file.short for key, file in files.items()}
+    return Layer(origin or f"file {name}", settings, options, plugins, declined or (), table.get("companions"), files)
+
+
+def _files(recorded: Mapping[str, Any], settings: Mapping[str, object], name: str) -> dict[str, OwnFile]:
+    """What settings name as FILE.py:NAME, with the path and the SHA-256 that are recorded of it; nothing is opened."""
+    files = {}
+    for key in FLAGS:
+        if file := OwnFile.written(key, settings.get(key)):
+            known = recorded.get(key.partition(".")[0], {})
+            if not (
+                isinstance(known, dict) and all(isinstance(known.get(part, ""), str) for part in ("path", "sha256"))
+            ):
+                raise OptionError(f"{name}: files.{key.partition('.')[0]} must have a path and its sha256, as texts.")
+            files[key] = replace(file, path=known.get("path", file.path), recorded=known.get("sha256", ""))
+    return files
 
 
 def _today(key: str, value: object) -> object:
@@ -114,6 +132,10 @@ def dump(resolved: Resolved) -> str:
     table["order"] = {hook: list(names) for hook, names in resolved.composition.setting.order.items()}
     table["options"] = {p.name: p.options.model_dump(exclude_none=True) for p in resolved.composition.plugins}
     table["companions"] = companions(resolved)
+    if resolved.files:
+        table["files"] = {
+            key.partition(".")[0]: {"path": file.path, "sha256": file.sha256} for key, file in resolved.files.items()
+        }
     return tomli_w.dumps(table)
 
 
@@ -127,7 +149,9 @@ def difference(stored: str, now: str) -> list[str]:
     return [
         f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and not (key not in before and _is_default(key, after[key]))
+        if before.get(key) != after.get(key)
+        and not key.startswith("files.")  # where code lies, and its SHA-256: told by `OwnFile.changed`
+        and not (key not in before and _is_default(key, after[key]))
     ]
 
 

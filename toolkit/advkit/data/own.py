@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from ..hidden import without_trace
 from ..judging import generators, put_back
 from ..modules import mode, own_generator, placement
 from ..options import plain
-from .base import Dataset, Splits, channels_last
+from ..own_file import OwnFile
+from .base import Dataset, DataSource, Splits, channels_last
 from .transforms import to_float
 
 KNOWN = (
@@ -62,7 +64,12 @@ def as_wide_as(data: Splits, model: nn.Module) -> Splits:
     if not (data.train.counted and data.test.counted):
         return data
     width = _width(model, data.train)
-    if width is None or width <= len(data.train.classes):
+    return data if width is None else as_wide(data, width)
+
+
+def as_wide(data: Splits, width: int) -> Splits:
+    """Sets whose classes were counted, of `width` classes at least."""
+    if not (data.train.counted and data.test.counted) or width <= len(data.train.classes):
         return data
     names = tuple(str(label) for label in range(width))
     train = replace(data.train, classes=names)
@@ -82,16 +89,34 @@ def _width(model: nn.Module, dataset: Dataset) -> int | None:
     return logits.shape[1] if isinstance(logits, Tensor) and logits.dim() == 2 else None
 
 
-def as_splits(data: Any) -> Splits:
+class OwnData(DataSource):
+    """The images that FILE.py:NAME gives."""
+
+    name = "own"
+
+    def __init__(self, file: OwnFile) -> None:
+        self.file = file
+
+    def load(self, root: Path | None, limit: int | None) -> Splits:
+        given = self.file.made({"root": root}, {})
+        splits = as_splits(given, self.file.short)
+        if limit is None:
+            return splits
+        train = splits.train.take(self.places(splits.train.labels, limit))
+        test = train if splits.test is splits.train else splits.test.take(self.places(splits.test.labels, limit))
+        return replace(splits, train=train, test=test)
+
+
+def as_splits(data: Any, name: str = "own") -> Splits:
     """Training and test images: `Splits`, a pair of sets, or one set, which then stands for both."""
     if isinstance(data, Splits):
         return data
     if isinstance(data, tuple | list) and len(data) == 2 and not all(_is_array(part) for part in data):
-        train, test = (as_dataset(part) for part in data)
+        train, test = (as_dataset(part, name) for part in data)
         if train.classes != test.classes and train.classes[: len(test.classes)] == test.classes:
             test = replace(test, classes=train.classes)  # the last classes have no test image
         return Splits(train, test, transform="none")
-    both = as_dataset(data)
+    both = as_dataset(data, name)
     return Splits(both, both, transform="none")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import re
 import sys
 import zlib
@@ -177,13 +178,23 @@ class RunFolder:
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         return Mark(files.append(self.metrics, line), zlib.crc32(line, mark.crc))
 
-    def drift(self, resolved: Resolved, code: Mapping[str, str]) -> list[str]:
-        """How this machine and these versions differ from those the run was started with."""
+    def code(self) -> dict[str, str]:
+        """Digests of the code that the run was started with; {} where another Python took them."""
+        then = self._environment() or {}
+        known = then.get("code")
+        return known if isinstance(known, dict) and then.get("python") == platform.python_version() else {}
+
+    def _environment(self) -> dict[str, Any] | None:
         try:
             then = json.loads(files.read(self.path / "environment.json", TABLE_CAP))
         except (CheckpointError, ValueError, RecursionError):
-            then = None
-        if not isinstance(then, dict):
+            return None
+        return then if isinstance(then, dict) else None
+
+    def drift(self, resolved: Resolved, code: Mapping[str, str]) -> list[str]:
+        """How this machine and these versions differ from those the run was started with."""
+        then = self._environment()
+        if then is None:
             return ["environment.json is absent or damaged: what the run was started with is unknown"]
         now = environment(resolved, code)
         then = {"code": now["code"], "processes": 1} | then  # of before they were recorded

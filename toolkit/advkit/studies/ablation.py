@@ -19,9 +19,10 @@ from ..evaluation.statistics import accuracy, bits, difference, share
 from ..reading import opened
 from ..storage.files import unwritable, write_atomic
 from ..storage.run_folder import RunFolder
-from ..training.launch import refuse_difference, resolve_folder, resume, start
+from ..training.launch import resume, start
 from ..training.parts import build_model, data_of, on_this_machine
 from ..training.progress import Progress, Silent
+from ..training.same_run import refuse_difference, resolve_folder
 from .documents import document
 from .evaluate import evaluate_subject
 from .evaluation_request import ATTACKS, EvaluationRequest
@@ -171,7 +172,7 @@ def measure(resolved: Resolved, splits: Splits, path: Path, request: EvaluationR
         resume(folder, resolved, splits, build_model(resolved, splits.train), progress)
     else:
         start(resolved, splits, build_model(resolved, splits.train), out=path, progress=progress)
-    result, verdicts = evaluate_subject(of_run(path, splits=splits), request)
+    result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request)
     return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms))
 
 

@@ -41,7 +41,7 @@ def audit(
     split: str = "test",
     transfer: str | Path | EvaluationAttack | None = None,
     checkpoint: str | None = None,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     data_root: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
     watch: Watch | None = None,

@@ -16,7 +16,7 @@ from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.results import Verdicts, worst_cases
 from ..evaluation.statistics import image_interval
 from ..storage.run_folder import RunFolder
-from ..training.launch import resolve_folder
+from ..training.same_run import resolve_folder
 from .evaluate import Watch, evaluate_subject
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .paired_records import (

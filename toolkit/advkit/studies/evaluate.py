@@ -45,7 +45,7 @@ def evaluate(
     eps_l2: float | str | None = None,
     eps_linf: float | str | None = None,
     checkpoint: str | None = None,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     data_root: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
     out: str | Path | None = None,
@@ -64,7 +64,8 @@ def evaluate(
     Args:
         subject: a module from images in [0, 1] to logits (B, K), the folder of a run, or a file of weights.
         dataset: for a module the images, an advkit.Dataset or what can be made one, such as a pair (images, labels), a
-            torch data set or a DataLoader; for weights the name of a data set; a run has its own.
+            torch data set or a DataLoader; for weights the name of a data set, or FILE.py:NAME; a run has its own,
+            but for one that was trained on objects or on FILE.py:NAME it is given again.
         attacks: names, or objects of `EvaluationAttack`; "a,b" or a sequence.
         eps: a number or "8/255"; for a module also (n,), one an image, or by norm {"linf": 0.03, "l2": 0.5}. A run
             has its own.
@@ -75,7 +76,8 @@ def evaluate(
         split, checkpoint, data_root: of a run: "test" or "train"; "best" or "last"; where its data lies now.
         step: of PGD, a share of eps.
         eps_l2, eps_linf: for attacks in that norm, where the run's is the other.
-        model, settings: for weights: a model's name, and settings such as {"model.width": 16}.
+        model, settings: for weights: a model's name or FILE.py:NAME, and settings such as {"model.width": 16}. For a
+            run whose net was passed, a module that takes its weights; for one of FILE.py:NAME, that again.
         out: where verdicts of runs and weights are kept; RUN/evaluations, or runs/evaluations for weights.
         fresh: ask for verdicts that are known already again.
         audit: whether to run the short audit: some forty passes on each of 200 images.

@@ -17,8 +17,9 @@ from ..models.base import Normalize
 from ..modules import mode, placement
 from ..storage.files import delete, sweep, unwritable, using, write_atomic
 from ..storage.lock import RunLock
+from ..storage.run_folder import RunFolder
 from .records import ExportRecord
-from .subject import Subject, of_run
+from .subject import Subject, subject_of
 
 README = """\
 A net trained with advkit, {architecture}.
@@ -29,13 +30,14 @@ Its weights in three lines, where net is your own definition of the architecture
     weights = load_file("model.safetensors")
     net.load_state_dict(weights)
 
-or with torch.load("model.pt", weights_only=True). model.* expects images in [0, 1] and normalises them in its first
-layer. model-without-normalisation.* lacks that layer{shift}:
-give it (x - mean) / std, both per channel in export.json.
+or with torch.load("model.pt", weights_only=True). model.* expects images in [0, 1]{normalised}
 
 example.safetensors holds the first test images and the logits of this net for them: compare before you trust a
 definition of your own, for weights may fit a net of other strides.
 """
+NORMALISED = """ and normalises them in its first
+layer. model-without-normalisation.* lacks that layer{shift}:
+give it (x - mean) / std, both per channel in export.json."""
 GRAPH = """
 With nothing but torch:
 
@@ -60,13 +62,21 @@ FILES = (
 
 @checked()
 def export(
-    run: str | Path, out: str | Path, checkpoint: str | None = None, *, data_root: str | Path | None = None
+    run: str | Path,
+    out: str | Path,
+    checkpoint: str | None = None,
+    *,
+    model: str | nn.Module | None = None,
+    dataset: Any = None,
+    data_root: str | Path | None = None,
 ) -> ExportRecord:
     """Write a run's weights, its graph and how to load them into the new or empty folder `out`; what export.json says.
 
-    `checkpoint` is "best" or "last"; None is best, of standard training last.
+    `checkpoint` is "best" or "last"; None is best, of standard training last. `model` and `dataset` are given again
+    for a run that was trained on objects or on FILE.py:NAME, as to `evaluate`.
     """
-    return export_subject(of_run(Path(run), checkpoint, data_root), Path(out))
+    RunFolder.open(Path(run))
+    return export_subject(subject_of(run, checkpoint, model=model, dataset=dataset, data_root=data_root), Path(out))
 
 
 def export_subject(subject: Subject, out: Path) -> ExportRecord:
@@ -109,13 +119,14 @@ def _written(subject: Subject, out: Path) -> ExportRecord:
     write_atomic(out / "example.safetensors", safetensors.torch.save(example))
     if graph:
         write_atomic(out / "model.pt2", graph)
-    for name, weights in (("model", full), ("model-without-normalisation", bare)):
+    for name, weights in {"model": full, **({"model-without-normalisation": bare} if means else {})}.items():
         write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
         buffer = io.BytesIO()
         torch.save(weights, buffer)
         write_atomic(out / f"{name}.pt", buffer.getvalue())
     shift = ", and the names of the others count one less" if shifted else ""
-    text = README.format(architecture=subject.resolved.model_name, shift=shift, graph=GRAPH if graph else "")
+    normalised = NORMALISED.format(shift=shift) if means else "."
+    text = README.format(architecture=subject.resolved.model_name, normalised=normalised, graph=GRAPH if graph else "")
     write_atomic(out / "README.txt", text.encode())
     result = ExportRecord(**record)
     result.write(out / "export.json")

@@ -10,6 +10,7 @@ from ..arguments import checked
 from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
+from ..own_file import load_all
 from ..training.plan import plan as planned
 
 
@@ -50,4 +51,6 @@ def plan(
 ) -> dict[str, Any]:
     """What `advkit.train` with these arguments would do and cost, as `advkit plan --json` prints it."""
     short = {"model": model, "dataset": dataset, "eps": eps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    return planned(Resolved.of(requested(plugins, recipe, config, options, settings, no_companion, **short)))
+    resolved = Resolved.of(requested(plugins, recipe, config, options, settings, no_companion, **short))
+    load_all(resolved.files)
+    return planned(resolved)

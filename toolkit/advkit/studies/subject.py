@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..arguments import refuse_unused
-from ..config.layer import Layer
+from ..config.layer import Layer, with_files
+from ..config.request import registered
 from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits, choice, population
+from ..data.own import as_splits, as_wide
 from ..errors import CheckpointError, DataError, OptionError
-from ..fingerprint import code
+from ..fingerprint import code, fingerprint
 from ..models.base import ModelBuilder
+from ..own_file import OwnFile, load_all
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.feed import parted
-from ..training.launch import resolve_folder
-from ..training.parts import build_model, data_of, on_this_machine, put_file
+from ..training.parts import build_model, code_of, data_of, on_this_machine, prepared, put_file
+from ..training.same_run import resolve_folder
 
 SPLITS = ("test", "train", "validation")
 
@@ -82,14 +85,15 @@ class Subject:
 
     def identity(self) -> dict[str, Any]:
         """What tells this net from others: two architectures may share names and shapes of all their weights."""
-        builder = cast(type[ModelBuilder], registry.load("model", self.resolved.model_name))
-        return {
+        known: dict[str, Any] = {
             "weights": self.record["sha256_of_weights"],
             "model": self.resolved.model_name,
             "options": dict(self.resolved.model_options),
-            **code(builder),
-            **({"library": installed(builder.distribution)} if builder.distribution else {}),
         }
+        if not registered(self.resolved.model_name):
+            return known | {"code": fingerprint(self.model, strict=False)}
+        builder = cast(type[ModelBuilder], registry.load("model", self.resolved.model_name))
+        return known | code(builder) | ({"library": installed(builder.distribution)} if builder.distribution else {})
 
 
 def standard(resolved: Resolved) -> bool:
@@ -98,26 +102,38 @@ def standard(resolved: Resolved) -> bool:
 
 
 def of_run(
-    path: Path, checkpoint: str | None = None, root: str | Path | None = None, splits: Splits | None = None
+    path: Path,
+    checkpoint: str | None = None,
+    root: str | Path | None = None,
+    splits: Splits | None = None,
+    *,
+    model: nn.Module | None = None,
+    files: Mapping[str, OwnFile] | None = None,
 ) -> Subject:
     """The weights of a run's checkpoint, "best" or "last"; averaged ones where a plugin provided some.
 
     None is "best", but "last" of standard training. `root` is where the data lies now, if it was moved; `splits`
-    spares reading it.
+    spares reading it. `model` takes the weights of a run whose net no name brings back; `files` are what gives net
+    and data of one that was trained on FILE.py:NAME.
     """
     folder = RunFolder.open(path)
-    resolved = on_this_machine(_without_gpu(resolve_folder(folder)))
+    resolved = on_this_machine(_without_gpu(resolve_folder(folder).with_files(files or {})))
     checkpoint = checkpoint or ("last" if standard(resolved) else "best")
+    passed = {"model.name": model, "data.name": splits}
+    load_all({key: file for key, file in resolved.files.items() if passed[key] is None})
     if splits is None:
         splits = data_of(resolved, root)
     tensors, state = folder.load(checkpoint)
-    position, classes, present = state["position"], state.get("classes"), list(splits.test.classes)
+    position, classes = state["position"], state.get("classes")
+    if isinstance(classes, list):
+        splits = as_wide(splits, len(classes))
+    present = list(splits.test.classes)
     if isinstance(classes, list) and classes != present:
         raise DataError(
             f"{splits.test.name} has the classes {_listed(present)}, but {path} was trained on {_listed(classes)}, in "
             "that order; give them their names back."
         )
-    model = build_model(resolved, splits.train).to(resolved.run.device)
+    model = (model or build_model(resolved, splits.train)).to(resolved.run.device)
     rounded = put_weights(model, tensors, str(path), averaged=True).rounded
     best = position["best"] or {}
     record = {
@@ -126,15 +142,25 @@ def of_run(
         "epoch": max(0, position["epoch"] - (position["step"] == 0)),
         "selected_on": best.get("split") if checkpoint == "best" else None,
         "sha256_of_weights": digest(model.state_dict()),
-        **_notes(splits, rounded),
+        **_notes(splits, rounded, *_changes(folder, resolved, model)),
     }
     own = state.get("data") in (None, splits.train.fingerprint())
     return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)), own)
 
 
-def _notes(splits: Splits, rounded: str) -> dict[str, list[str]]:
-    notes = [*splits.cautions, *([rounded] if rounded else [])]
+def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:
+    notes = [*splits.cautions, *filter(None, others)]
     return {"notes": notes} if notes else {}
+
+
+def _changes(folder: RunFolder, resolved: Resolved, model: nn.Module) -> list[str]:
+    """Sentences where the code of a net or of data that is nobody's package is another than that of the run."""
+    if changed := [file.changed for file in resolved.files.values() if file.changed]:
+        return changed
+    then, now = folder.code(), code_of(resolved, model)
+    if registered(resolved.model_name) or then.get("model") in (None, now.get("model")):
+        return []
+    return [f"The code of the net, {type(model).__name__}, is another than that the run was started with"]
 
 
 def _listed(classes: Sequence[object]) -> str:
@@ -144,8 +170,8 @@ def _listed(classes: Sequence[object]) -> str:
 def of_weights(path: Path, resolved: Resolved) -> Subject:
     """A file of weights in the model, on the data, at the eps and norm that `resolved` names."""
     resolved = on_this_machine(resolved)
-    splits = data_of(resolved)
-    model = build_model(resolved, splits.train).to(resolved.run.device)
+    splits, model = prepared(resolved)
+    model = model.to(resolved.run.device)
     rounded = put_file(model, path, resolved).rounded
     record = {
         "checkpoint": None,
@@ -162,7 +188,7 @@ def refuse_dropped(subject: object, dataset: object, norm: str | None, split: st
     """OptionError for what nothing would use: arguments of runs beside a module, images and norm beside the others."""
     if isinstance(subject, nn.Module):
         refuse_unused("a module is evaluated as it is", **of_runs, split=None if split == "test" else split)
-    elif not isinstance(dataset, str | None) or norm is not None:
+    elif norm is not None:
         raise OptionError(f"{subject} names its data and norm itself; pass a module to evaluate it on other images.")
 
 
@@ -170,33 +196,55 @@ def subject_of(
     given: str | Path,
     checkpoint: str | None = None,
     *,
-    model: str | None = None,
-    dataset: str | None = None,
+    model: str | nn.Module | None = None,
+    dataset: Any = None,
     data_root: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
     eps: float | None = None,
 ) -> Subject:
-    """The run in a folder, or a file of weights in the model and on the data that are named."""
+    """The run in a folder, or a file of weights in the model and on the data that are named.
+
+    Of a run net and data are named, or passed as objects, where no name brings them back.
+    """
     path, settings = Path(given), dict(settings or {})
     named = {"model.name": model, "data.name": dataset}
+    texts = {key: text for key, text in named.items() if isinstance(text, str)}
     folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
-    if folder or not (path.suffix or any(named.values())):
-        if any(named.values()) or settings:
+    if folder or not (path.suffix or texts):
+        typed = with_files(Layer("command line", texts))
+        if typed.files.keys() != texts.keys() or settings:
             if folder and not os.path.lexists(path / "run.toml"):
                 raise CheckpointError(
                     f"{given} is a folder and no run (it has no run.toml); give a file of weights, or the --out of a "
                     "run."
                 )
             raise OptionError(f"{given} is a run: its own model and data are used; leave --model, --dataset and --set.")
-        return of_run(path, checkpoint, data_root)
-    if not all(named.values()):
+        return _of_run(path, checkpoint, data_root, named, typed.files)
+    if not all(texts.get(key) for key in named):
         raise OptionError(f"{given} is a file of weights; say which net and data: --model NAME --dataset NAME.")
     if checkpoint is not None:
         raise OptionError(f"{given} is a file of weights, which has no checkpoints; leave --checkpoint out.")
     settings |= named | ({"data.root": str(data_root)} if data_root is not None else {})
     if eps is not None:
         settings.setdefault("attack.eps", eps)
-    return of_weights(path, resolve((), [Layer("command line", settings)]))
+    return of_weights(path, resolve((), [with_files(Layer("command line", settings))]))
+
+
+def _of_run(
+    path: Path, checkpoint: str | None, root: str | Path | None, passed: Mapping[str, Any], files: Mapping[str, OwnFile]
+) -> Subject:
+    """`of_run` with the objects among what is `passed` by setting, where the run's are not installed ones."""
+    objects = {key: value for key, value in passed.items() if value is not None and not isinstance(value, str)}
+    known = RunFolder.open(path).file().settings if os.path.isdir(path) else {}
+    for key in objects:
+        if registered(str(known.get(key, ""))):
+            if key == "data.name":
+                raise OptionError(
+                    f"{path} names its data and norm itself; pass a module to evaluate it on other images."
+                )
+            raise OptionError(f"{path} is a run of the model {known.get(key)}, which is built anew; leave model out.")
+    data, model = objects.get("data.name"), objects.get("model.name")
+    return of_run(path, checkpoint, root, None if data is None else as_splits(data), model=model, files=files)
 
 
 def _without_gpu(resolved: Resolved) -> Resolved:

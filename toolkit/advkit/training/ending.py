@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from copy import deepcopy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..own_file import words
 from ..types import Batch
 from .probes import between_steps
 from .visits import occurrences
@@ -40,7 +42,8 @@ def tell_plugins(trainer: Trainer, row: dict[str, Any], this: dict[str, Any]) ->
 def farewell(trainer: Trainer) -> str:
     """What a run says that is stopped before its end."""
     at = trainer.position
-    kept = f" Continue with: advkit train --resume {trainer.folder.path}" if trainer.folder else ""
+    code = "".join(f" {shlex.quote(word)}" for word in words(trainer.resolved.files))
+    kept = f" Continue with: advkit train --resume {trainer.folder.path}{code}" if trainer.folder else ""
     return f"Stopped in epoch {at.epoch + 1} after step {at.step}; everything is saved.{kept}"
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,17 @@ from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import PASSED, SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..data.own import as_splits, as_wide_as
-from ..errors import CheckpointError, OptionError, ResumeMismatch
+from ..data.own import as_splits
+from ..errors import CheckpointError, OptionError
 from ..modules import placement
 from ..storage import checkpoint, files, schema
-from ..storage.run_folder import Mark, RunFolder, of_a_run
+from ..storage.run_folder import Mark, RunFolder
 from .loop import Trainer
-from .parts import begin_from, build_model, code_of, data_of, held_out_now, on_this_machine, unusual_type
+from .parts import begin_from, code_of, held_out_now, on_this_machine, prepared, unusual_type
 from .progress import Progress, Silent, voice
 from .ranks import here
 from .result import TrainResult
+from .same_run import on_top, refuse_changes, refuse_other_plugins
 from .saving import Position, publish, refuse_unsavable, restore, save
 
 
@@ -75,6 +75,9 @@ def resume(
     ranks = here()
     seen = voice(ranks, progress or Silent())
     with nullcontext() if ranks.rank else folder.lock:  # the first process alone writes
+        for file in resolved.files.values():
+            if file.changed:
+                seen.warn(f"{file.changed}; bits may differ too")
         for sentence in folder.drift(resolved, code_of(resolved, model)):
             seen.warn(f"environment.json differs: {sentence}; bits may differ too")
         if not ranks.rank:
@@ -167,41 +170,6 @@ def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:
         )
 
 
-def resolve_folder(folder: RunFolder, given: Layer | None = None) -> Resolved:
-    """The run of a folder. What is given on top must not change it: ResumeMismatch lists the difference."""
-    with of_a_run(folder.path / "run.toml"):
-        file = Request((folder.file(),))
-        stored = Resolved.of(file)
-    if given is None or given.empty:
-        return stored
-    if given.plugins is not None:
-        _refuse_other_plugins(stored.chosen, given.names)
-    refuse_difference(stored, Resolved.of(file.over(replace(given, plugins=None))))
-    return stored
-
-
-def refuse_difference(stored: Resolved, wanted: Resolved) -> None:
-    """A run goes on as it began, or not at all."""
-    _refuse_other_plugins(stored.chosen, wanted.chosen)
-    _refuse(runfile.difference(runfile.dump(stored), runfile.dump(wanted)))
-
-
-def _refuse_other_plugins(stored: Sequence[str], wanted: Sequence[str]) -> None:
-    if list(stored) != list(wanted):
-        raise ResumeMismatch(
-            f"The run was started with the plugins {', '.join(stored) or 'none'}, not {', '.join(wanted) or 'none'}; "
-            "start a new run with another --out."
-        )
-
-
-def _refuse(changes: Sequence[str]) -> None:
-    if changes:
-        raise ResumeMismatch(
-            f"A run can not change its settings: {'; '.join(changes)}. Leave them out, or start a new run "
-            "with another --out."
-        )
-
-
 @contextmanager
 def _threads_as_before() -> Iterator[None]:
     """The number of threads, which is the whole process's, is put back where a run is refused or fails.
@@ -242,11 +210,11 @@ def train(
     """Adversarial training, as `advkit train` does it.
 
     Args:
-        model: a registered name, or any module from images in [0, 1] to logits (B, K), which is trained in place;
-            None: that of the recipe or file, else small-cnn.
-        dataset: a registered name, `advkit.Splits`, or what `data/own.py` makes them of: a pair (images, labels), a
-            torch data set or DataLoader, or two of them to train and to test on; None: that of the recipe or file,
-            else digits.
+        model: a registered name, FILE.py:NAME, or any module from images in [0, 1] to logits (B, K), which is trained
+            in place; None: that of the recipe or file, else small-cnn.
+        dataset: a registered name, FILE.py:NAME, `advkit.Splits`, or what `data/own.py` makes them of: a pair (images,
+            labels), a torch data set or DataLoader, or two of them to train and to test on; None: that of the recipe
+            or file, else digits.
         plugins: names, plugin classes or instances, in any order; () is PGD-AT; None: those of the recipe or file.
         recipe: published settings by name, as `--recipe`.
         config: a run file, as `--config`, over the recipe; the other arguments lie over both.
@@ -254,7 +222,8 @@ def train(
         settings: {"attack.steps": 10, "optimizer.lr": 0.05}, as `--set`.
         eps, epochs, batch_size, seed: short for attack.eps, run.epochs, run.batch_size, run.seed.
         out: a new folder for run.toml, metrics and checkpoints; None writes nothing.
-        resume_from: the folder of a stopped run of these very arguments.
+        resume_from: the folder of a stopped run, whose settings are taken; objects that it was trained with are
+            passed again. What else is given must be as it was, but for settings["data.root"], where its data lies now.
         init_from: the folder of a run whose best weights are the start, or a file of weights.
         partial_head: leave the model's last layer as it is where that alone does not fit, as for other classes.
 
@@ -275,16 +244,18 @@ def train(
         "settings {key} = {value}",
     )
     top = Layer("python", given, options or {}, chosen(plugins), tuple(no_companion))
+    if resume_from is not None:
+        folder, wanted = RunFolder.open(Path(resume_from)), Request.of(top, recipe=recipe, config=config)
+        resolved = on_this_machine(
+            on_top(folder.file(), wanted.top) if recipe is None and config is None else Resolved.of(wanted)
+        )
+        refuse_other_plugins(folder.file().names, resolved.chosen)
+        # By the file's text: plugins may be classes or objects that no name brings back.
+        refuse_changes(runfile.difference(folder.text(), runfile.dump(resolved)))
+        return resume(folder, resolved, *prepared(resolved, given.get("data.root"), own, model), progress)
     resolved = on_this_machine(Resolved.of(Request.of(top, recipe=recipe, config=config)))
-    splits = data_of(resolved) if own is None else as_wide_as(own, model) if isinstance(model, nn.Module) else own
+    splits, net = prepared(resolved, splits=own, model=model)
     if splits.test is splits.train and resolved.validation.split == "test":
         raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
-    net = model if isinstance(model, nn.Module) else build_model(resolved, splits.train)
-    if resume_from is None:
-        into, begin = (Path(path) if path else None for path in (out, init_from))
-        return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=progress)
-    folder = RunFolder.open(Path(resume_from))
-    _refuse_other_plugins(folder.file().names, resolved.chosen)
-    # By the file's text: plugins may be classes or objects that no name brings back.
-    _refuse(runfile.difference(folder.text(), runfile.dump(resolved)))
-    return resume(folder, resolved, splits, net, progress)
+    into, begin = (Path(path) if path else None for path in (out, init_from))
+    return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=progress)

@@ -14,13 +14,15 @@ from torch import nn
 
 from .. import registry
 from ..arguments import checked
-from ..config.request import PASSED
+from ..config.request import PASSED, registered
 from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
-from ..errors import CheckpointError, DataError, OptionError
-from ..fingerprint import code
+from ..data.own import OwnData, as_wide_as
+from ..errors import CheckpointError, DataError, OptionError, shown
+from ..fingerprint import code, fingerprint
 from ..models.base import DataSpec, ModelBuilder
 from ..modules import own_generator, placement
+from ..own_file import OwnFile, load_all
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..storage.foreign import fitted, read_weights
@@ -55,10 +57,20 @@ def load_data(
 
 def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
     """The data set that the settings name, from `root` where it lies elsewhere now."""
-    data = resolved.data
-    if data.name.startswith(PASSED):
-        raise DataError("This run was trained on images passed from Python; pass them to advkit.evaluate.")
-    splits = load_data(data.name, root or data.root or None, data.limit, data.max_pixels, data.balance)
+    data, file = resolved.data, resolved.files.get("data.name")
+    where = root or data.root or None
+    if file is not None:
+        source = OwnData(file)
+        source.balance = data.balance
+        splits = source.load(Path(where) if where else None, data.limit or None)
+    elif data.name.startswith(PASSED):
+        raise DataError(
+            "This run was trained on images passed from Python: pass them again, as `dataset` to advkit.evaluate, "
+            "advkit.audit or advkit.export and, with resume_from, to advkit.train; or name what makes them with "
+            "--dataset FILE.py:NAME."
+        )
+    else:
+        splits = load_data(data.name, where, data.limit, data.max_pixels, data.balance)
     if not data.limit:
         return splits
     there, classes = len(torch.unique(splits.train.labels)), len(splits.train.classes)
@@ -70,16 +82,17 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
 
 def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
     """The model that the settings name, initialised from the seed."""
-    name = resolved.model_name
-    if name.startswith(PASSED):
+    name, file = resolved.model_name, resolved.files.get("model.name")
+    if file is None and name.startswith(PASSED):
         raise CheckpointError(
-            "This run trained a model passed from Python; use advkit.load_weights(model, run) and advkit.evaluate."
+            "This run trained a model passed from Python: pass it again, as `model` to advkit.evaluate, advkit.audit "
+            "or advkit.export and, with resume_from, to advkit.train; or name what makes it with --model FILE.py:NAME."
         )
-    builder = _builder(resolved)
+    build = _builder(resolved).build if file is None else _builder_of(file, resolved)
     with own_generator(torch.device("cpu")) as seed:
         seed(derive_seed(resolved.run.seed, CORE, "init"))
         try:
-            return builder.build(DataSpec.of(train))
+            return build(DataSpec.of(train))
         except (RuntimeError, MemoryError, OverflowError) as error:
             if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
                 raise
@@ -87,10 +100,44 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
             raise OptionError(f"{name} does not fit into memory with {options}; make it smaller.") from None
 
 
+def _builder_of(file: OwnFile, resolved: Resolved) -> Callable[[DataSpec], nn.Module]:
+    """A builder of the net that a file gives. What its import draws is drawn here, before the seed is set."""
+    file.load()
+
+    def build(spec: DataSpec) -> nn.Module:
+        classes, channels = spec.classes, spec.channels
+        known = {
+            "classes": classes,
+            "num_classes": classes,
+            "channels": channels,
+            "in_channels": channels,
+            "spec": spec,
+        }
+        net = file.made(known, resolved.model_options)
+        if not isinstance(net, nn.Module):
+            raise OptionError(f"{file.short} gives {shown(net)}; let it give a torch Module.")
+        return net
+
+    return build
+
+
+def prepared(
+    resolved: Resolved, root: object = None, splits: Splits | None = None, model: object = None
+) -> tuple[Splits, nn.Module]:
+    """The data and the net of a run: those that are passed, else those that the settings name, with data at `root`.
+
+    Data whose classes were counted have as many as a net that is nobody's package has logits.
+    """
+    load_all(resolved.files)
+    splits = data_of(resolved, str(root) if root else None) if splits is None else splits
+    net = model if isinstance(model, nn.Module) else build_model(resolved, splits.train)
+    return (splits if registered(resolved.model_name) else as_wide_as(splits, net)), net
+
+
 def unusual_type(resolved: Resolved, model: nn.Module) -> list[str]:
     """A sentence where a registered model is not of float32, because torch's default dtype is not."""
     dtype = str(placement(model)[1]).removeprefix("torch.")
-    if resolved.model_name.startswith(PASSED) or dtype == "float32":
+    if not registered(resolved.model_name) or dtype == "float32":
         return []
     return [
         f"{resolved.model_name} is built in {dtype}, torch's default dtype in this process, which run.toml does not "
@@ -109,6 +156,7 @@ def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
     strange = [net for net in nets if not net.__module__.startswith("torch.")]
     own = sorted({digest for net in strange for digest in code(net).values()})
     known = {"model": "+".join(own)} if own else {}
+    known |= {file.short: fingerprint(file.load(), strict=False) for file in resolved.files.values()}
     plugins: dict[str, type] = {plugin.name: type(plugin) for plugin in resolved.composition.plugins}
     return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
 
@@ -119,7 +167,7 @@ def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: boo
     Wrappers' prefixes and the names of published files are brought to the model's. Raises CheckpointError.
     """
     weights = read_weights(path, resolved.checkpoint.max_bytes)
-    named = not resolved.model_name.startswith(PASSED)
+    named = registered(resolved.model_name)
     own = fitted(weights, model.state_dict(), _builder(resolved).renamed if named else dict)
     return put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head)
 

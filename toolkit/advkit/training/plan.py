@@ -8,7 +8,7 @@ import torch
 
 from .. import registry
 from ..compose.registration import HOOKS
-from ..config.request import PASSED
+from ..config.request import registered
 from ..config.resolve import Resolved
 from ..config.runfile import companions
 from ..run import Run, RunState
@@ -56,7 +56,7 @@ def _autotuned(resolved: Resolved) -> list[str]:
 def _lone_image(resolved: Resolved) -> list[str]:
     """A caution where the last batch of an epoch has one image, as far as the size of the data is known."""
     data, run = resolved.data, resolved.run
-    if data.name.startswith(PASSED) or resolved.composition.owners("train_sampler"):
+    if not registered(data.name) or resolved.composition.owners("train_sampler"):
         return []
     images = getattr(registry.load("data set", data.name), "images", None)
     if images is None or resolved.composition.owners("train_dataset"):

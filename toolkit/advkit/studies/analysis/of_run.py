@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.base import Dataset
 from ...errors import OptionError
@@ -18,7 +18,7 @@ from ...storage.run_folder import RunFolder
 from ..evaluate import Watch
 from ..inputs import amount, pace, whole
 from ..records import AnalysisRecord
-from ..subject import Subject, of_run
+from ..subject import Subject, subject_of
 from ..verdict_store import versions
 from .budget import sample_budgets
 from .landscape import loss_landscape
@@ -36,7 +36,8 @@ class Study:
 
     `split` is "train" (without the held-out images), "validation" or "test"; `n` the number of images, 0: all;
     `attack` a pgd-K from the image, `step` its step as a share of eps; `eps` the run's by default; `out` where the
-    files go, RUN/analysis by default. The four methods write NAME.json, NAME.npz and, with matplotlib, pictures.
+    files go, RUN/analysis by default; `model` and `dataset` are as those of `evaluate`. The four methods write
+    NAME.json, NAME.npz and, with matplotlib, pictures.
     """
 
     run: str | Path
@@ -47,6 +48,8 @@ class Study:
     step: str = "eps/4"
     checkpoint: str | None = None
     data_root: str | Path | None = None
+    model: str | nn.Module | None = None
+    dataset: Any = None
     out: str | Path | None = None
     watch: Watch | None = None
 
@@ -159,7 +162,9 @@ class Study:
 
     @cached_property
     def _net(self) -> Subject:
-        return of_run(Path(self.run), self.checkpoint, self.data_root)
+        RunFolder.open(Path(self.run))
+        given = {"model": self.model, "dataset": self.dataset, "data_root": self.data_root}
+        return subject_of(self.run, self.checkpoint, **given)
 
     @cached_property
     def _dataset(self) -> Dataset:

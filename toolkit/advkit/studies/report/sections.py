@@ -86,7 +86,7 @@ def _plan(plan: Mapping[str, Any]) -> list[Html]:
 
 def curves(source: Source) -> Html:
     """metrics.jsonl as charts and as a table."""
-    resume = f"advkit train --resume {shlex.quote(source.path)}"
+    resume = source.command("train", "--resume")
     if not source.history:
         return paragraph("No epoch has ended yet; ", tag("code", resume), " continues the run.", kind="missing")
     best = None if source.best is None else float(source.best["epoch"] + 1)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ... import own_file
 from ...config.layer import Layer
 from ...config.request import MODEL, PASSED
 from ...config.resolve import Resolved, resolve
@@ -17,7 +18,7 @@ from ...errors import AdvkitError, CheckpointError, OptionError
 from ...plugin import CORE
 from ...storage.run_folder import RunFolder
 from ...storage.weights import digest, evaluated
-from ...training.launch import resolve_folder
+from ...training.same_run import resolve_folder
 from ..documents import content, members, number
 from ..records import AnalysisRecord, AuditRecord, Evaluation, Judged, read_or_told
 from ..verdict_store import withstood
@@ -78,7 +79,8 @@ class Source:
 
     def command(self, *words: str, after: Sequence[str] = ()) -> str:
         """A command line on this run, to be copied into a shell."""
-        return shlex.join(["advkit", *words, self.path, *after])
+        code = own_file.words(self.resolved.files) if self.resolved else []
+        return shlex.join(["advkit", *words, self.path, *code, *after])
 
     @cached_property
     def closed(self) -> str:

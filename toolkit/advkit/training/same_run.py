@@ -1,0 +1,67 @@
+"""The run of a folder, as it was started: it goes on as it began, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..config import runfile
+from ..config.layer import Layer
+from ..config.request import Request
+from ..config.resolve import Resolved
+from ..errors import ResumeMismatch
+from ..plugin import Plugin
+from ..storage.run_folder import RunFolder, of_a_run
+
+
+def resolve_folder(folder: RunFolder, given: Layer | None = None) -> Resolved:
+    """The run of a folder. What is given on top must not change it: ResumeMismatch lists the difference."""
+    with of_a_run(folder.path / "run.toml"):
+        file = Request((folder.file(),))
+        stored = Resolved.of(file)
+    if given is None or given.empty:
+        return stored
+    if given.plugins is not None:
+        refuse_other_plugins(stored.chosen, given.names)
+    refuse_difference(stored, Resolved.of(file.over(replace(_elsewhere(given), plugins=None))))
+    return stored.with_files(given.files)
+
+
+def _elsewhere(given: Layer) -> Layer:
+    """What is given without what may lie elsewhere now: data, whose fingerprint decides, and code, named again."""
+    kept = {key: value for key, value in given.settings.items() if key not in {*given.files, "data.root"}}
+    return replace(given, settings=kept, files={})
+
+
+def refuse_difference(stored: Resolved, wanted: Resolved) -> None:
+    """A run goes on as it began, or not at all."""
+    refuse_other_plugins(stored.chosen, wanted.chosen)
+    refuse_changes(runfile.difference(runfile.dump(stored), runfile.dump(wanted)))
+
+
+def refuse_other_plugins(stored: Sequence[str], wanted: Sequence[str]) -> None:
+    if list(stored) != list(wanted):
+        raise ResumeMismatch(
+            f"The run was started with the plugins {', '.join(stored) or 'none'}, not {', '.join(wanted) or 'none'}; "
+            "start a new run with another --out."
+        )
+
+
+def refuse_changes(changes: Sequence[str]) -> None:
+    if changes:
+        raise ResumeMismatch(
+            f"A run can not change its settings: {'; '.join(changes)}. Leave them out, or start a new run "
+            "with another --out."
+        )
+
+
+def on_top(stored: Layer, given: Layer) -> Resolved:
+    """A run with what is given beside it: its plugins may be passed as objects, which have their options."""
+    if given.plugins is not None:
+        refuse_other_plugins(stored.names, given.names)
+    passed = {plugin.name for plugin in given.plugins or () if isinstance(plugin, Plugin)}
+    options = {name: values for name, values in stored.options.items() if name not in passed}
+    stored = replace(stored, options=options, plugins=stored.plugins if given.plugins is None else given.plugins)
+    declined = () if set(given.no_companion) == set(stored.no_companion) else given.no_companion
+    rest = replace(_elsewhere(given), plugins=None, no_companion=declined)
+    return Resolved.of(Request((stored, rest))).with_files(given.files)
