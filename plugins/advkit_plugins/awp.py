@@ -1,4 +1,5 @@
-"""Adversarial weight perturbation: Wu, Xia, Wang (NeurIPS 2020); as ISEAT's Eq. 11 to 14 (Li and Spratling 2023)."""
+"""Weights moved uphill: AWP (Wu, Xia, Wang, NeurIPS 2020; as ISEAT's Eq. 11 to 14, Li and Spratling 2023), and RWP (Yu,
+Han, Gong, Shen, Ge, Du, Liu: Robust Weight Perturbation for Adversarial Training, IJCAI 2022)."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from advkit import Company, Costs, Passes, Plugin, PluginOptions, Run, Schedule, hookimpl, option
+from advkit import Company, Costs, Passes, Plugin, PluginOptions, Real, Run, Schedule, hookimpl, option
 
 
 def layerwise(gradients: Mapping[str, Tensor], params: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
@@ -19,6 +21,14 @@ def layerwise(gradients: Mapping[str, Tensor], params: Mapping[str, Tensor], gam
         scale = gamma * torch.linalg.vector_norm(params[name]) / length
         shift[name] = gradient * torch.where(length > 0, scale, torch.zeros_like(scale))
     return shift
+
+
+def on_the_sphere(way: Mapping[str, Tensor], params: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
+    """v = gamma ||w|| way / ||way||, each length that of all tensors of `way` together; 0 where `way` is."""
+    lengths = torch.stack([torch.linalg.vector_norm(value) for value in way.values()]).norm()
+    whole = torch.stack([torch.linalg.vector_norm(params[name]) for name in way]).norm()
+    scale = torch.where(lengths > 0, gamma * whole / lengths, torch.zeros_like(lengths))
+    return {name: value * scale for name, value in way.items()}
 
 
 class Awp(Plugin):
@@ -68,29 +78,70 @@ class Awp(Plugin):
         ]
         if self.loss == "objective" and left_out:
             cautions.append(
-                f"awp.loss is objective, but {', '.join(left_out)} needs logits at theta, so v does not see it"
+                f"{self.name}.loss is objective, but {', '.join(left_out)} needs logits at theta, so v does not see it"
             )
         if self.loss == "adv_ce" and owner != "core":  # as lsiw asks for it
             cautions.append(
-                f"awp.loss is adv_ce, so v increases the cross-entropy on x_adv and not the loss of {owner}"
+                f"{self.name}.loss is adv_ce, so v increases the cross-entropy on x_adv and not the loss of {owner}"
             )
         # TRADES-AWP attacks in eval mode.
         if company.attack.mode == "eval" and owner == "core":
-            cautions.append("the official AWP code attacks in train mode from a uniform start; this run in eval mode")
+            cautions.append(
+                f"the official {self.name.upper()} code attacks in train mode from a uniform start; "
+                "this run in eval mode"
+            )
         return cautions
+
+    def perturbed(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those that v moves."""
+        return {name: p for name, p in params.items() if p.dim() >= self.options.min_dim}
 
     @hookimpl
     def weight_perturbation(
         self, params: Mapping[str, Tensor], gradient_at: Callable[..., Mapping[str, Tensor]], run: Run
     ) -> Mapping[str, Tensor]:
-        pace = self.options.gamma.at(run.epoch) / self.options.steps
-        perturbed = [name for name, p in params.items() if p.dim() >= self.options.min_dim]
+        pace, moving = self.options.gamma.at(run.epoch) / self.options.steps, self.perturbed(params)
 
         def step(shift: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
             gradients = gradient_at(shift, loss=self.loss)
-            return layerwise({name: gradients[name] for name in perturbed}, params, pace)
+            return layerwise({name: gradients[name] for name in moving}, params, pace)
 
         shift = step(None)
         for _ in range(self.options.steps - 1):
             shift = {name: shift[name] + value for name, value in step(shift).items()}
+        return shift
+
+
+class Rwp(Awp):
+    """Weight perturbation in several ascents, on the samples whose loss is still small (RWP)."""
+
+    name = "rwp"
+
+    class Options(Awp.Options):
+        gamma: Schedule = option(
+            0.01, symbol="γ", help="||v|| / ||w||, by epoch; 0 switches the perturbation off; 0.005 with TRADES"
+        )
+        steps: int = option(10, ge=1, le=100, help="ascents, whose gradients add up to the direction of v")
+        threshold: Real = option(
+            1.7,
+            ge=0,
+            symbol="c_min",
+            help="v increases the loss of samples whose cross-entropy with y is below; 4 on CIFAR-100",
+        )
+
+    options: Options
+
+    def below(self, logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, reduction="none") < self.options.threshold
+
+    @hookimpl
+    def weight_perturbation(
+        self, params: Mapping[str, Tensor], gradient_at: Callable[..., Mapping[str, Tensor]], run: Run
+    ) -> Mapping[str, Tensor]:
+        way = {name: torch.zeros_like(p) for name, p in self.perturbed(params).items()}
+        shift: Mapping[str, Tensor] = {}
+        for _ in range(self.options.steps if way else 0):
+            gradients = gradient_at(shift or None, loss=self.loss, select=self.below)
+            way = {name: value + gradients[name] for name, value in way.items()}
+            shift = on_the_sphere(way, params, self.options.gamma.at(run.epoch))
         return shift

@@ -22,7 +22,7 @@ from advkit.errors import PluginImport, PluginLoad
 from advkit.storage import checkpoint
 
 ALL = [
-    *("pgd-at-madry", "pgd-at-rice", "trades", "mart", "at-awp", "trades-awp"),
+    *("pgd-at-madry", "pgd-at-rice", "trades", "mart", "at-awp", "at-rwp", "trades-awp"),
     *("cat", "cat-feb2020", "cat-jun2020-v1", "cat-jun2020-v2"),
     *("iseat-cifar10", "iseat-cifar100", "iseat-svhn", "iseat-swa", "mart-awp"),
     *("cat-adv-train", "cat-trades", "cat-adv-ls", "cat-adp-adv"),
@@ -71,6 +71,8 @@ PUBLISHED = {
     | {"attack.init": "normal", "attack.mode": "eval", "trades.beta": 6.0, "optimizer.milestones": [74, 89, 99]},
     "mart": {"attack.eps": 0.031, "optimizer.weight_decay": 7e-4, "run.epochs": 90, "mart.lam": 6.0},
     "at-awp": {"awp.gamma": 0.01, "awp.loss": "adv_ce", "awp.step_at": "theta+v", "attack.mode": "train"},
+    "at-rwp": {"rwp.gamma": 0.01, "rwp.threshold": 1.7, "rwp.steps": 10, "rwp.step_at": "theta+v"}
+    | {"attack.mode": "train", "attack.init": "uniform", "model.name": "wide-resnet-34-10"},
     "trades-awp": {"awp.gamma": [[0, 0.0], [9, 0.005]], "awp.loss": "objective", "optimizer.weight_decay": 5e-4}
     | {"attack.step_size": 2 / 255, "attack.eps": 8 / 255, "run.epochs": 200},
     "cat": {"cat-eps.eta": 0.005, "cat-eps.eps_max": 8 / 255, "dirichlet-ls.c": 10.0, "cat-margin.kappa": 10.0}
