@@ -26,7 +26,7 @@ from advkit.training.ranks import here
 
 N = 97
 TOY = Splits(pictures(N), pictures(), "none")
-WHOLE = {"ccat", "gairat", "lsr", "mma"}
+WHOLE = {"ccat", "cutmix", "gairat", "lsr", "mma"}
 """Built-ins that need the whole batch where a process has but its share."""
 
 Outcome = Mapping[str, Any] | str

@@ -192,6 +192,7 @@ OWN_REFUSALS = {
     **{frozenset({other, "score"}): "score has no gradient" for other in ("cat-eps", "fgsm-rs", "iaat")},
     **{frozenset({other, "mart"}): "nor the loss of mart uses it" for other in ("bilateral", "ccat")},
     **{frozenset({other, "ccat"}): "ccat declares that it asks no observers" for other in ("fat", "fosc", "gairat")},
+    frozenset({"cutmix", "cat-eps"}): "which is judged by one label",
     frozenset({"fgsm-rs", "ccat"}): "the inner attack ccat begins as it likes",
 }
 """By a plugin itself, from the settings that the two leave in force, or from what a third hook uses."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor
 
@@ -36,6 +37,10 @@ class Trades(Plugin):
         beta: Schedule = option(
             6.0, symbol="β", help="weight of the KL term, by epoch; 6 on CIFAR-10, 1/lambda in the paper"
         )
+        attack: Literal["kl", "label"] = option(
+            "kl",
+            help="what the attack increases: the KL term, or cross-entropy with the label, as Rebuffi et al.",
+        )
 
     options: Options
 
@@ -43,8 +48,11 @@ class Trades(Plugin):
     def by_sample(self) -> bool:
         return True
 
+    def active(self, hook: str, epoch: int) -> bool:
+        return hook != "attack_objective" or self.options.attack == "kl"
+
     def join(self, company: Company) -> list[str]:
-        if company.attacks_from_x:
+        if company.attacks_from_x and self.options.attack == "kl":
             return [
                 "attack.init is zero, where the KL of trades has no gradient beyond rounding, so some samples may "
                 "never be attacked; choose --set attack.init=normal"

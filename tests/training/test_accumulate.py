@@ -21,7 +21,15 @@ from advkit.types import Batch
 TOY = Splits(pictures(19), pictures(), "none")
 """Nineteen images to train on: in batches of eight, the last has three."""
 
-WHOLE = {"av-rank": {}, "ccat": {}, "gairat": {}, "lsr": {}, "mma": {}, "cat-margin": {"weight": "eps-sum"}}
+WHOLE = {
+    "av-rank": {},
+    "ccat": {},
+    "cutmix": {},
+    "gairat": {},
+    "lsr": {},
+    "mma": {},
+    "cat-margin": {"weight": "eps-sum"},
+}
 """Built-ins that weigh or choose within the batch, or keep something of it from the attack to the update, with the
 options that do so."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ..errors import HookConflict
 from ..plugin import CORE
 from .declarations import declared
+from .mixing import of_one_label
 from .stage import Answer, readers
 
 Answers = Mapping[str, tuple[Answer, ...]]
@@ -20,7 +21,7 @@ def unconsumed(answers: Answers, steps: int) -> list[str]:
     _refuse_deaf_attack(answers)
     _refuse_foreign_commit(answers)
     _refuse_stray_weights(answers)
-    return [*_labels(answers), *_idle_attack(answers, steps)]
+    return [*_labels(answers), *of_one_label(answers), *_idle_attack(answers, steps)]
 
 
 def _refuse_deaf_attack(answers: Answers) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import count
 from typing import Any
 
@@ -70,7 +71,7 @@ class Update:
                 values = (
                     soft_cross_entropy(logits["adv_logits"], self.known["target"])
                     if loss == "adv_ce"
-                    else _total(self.terms(logits, self.stage.objective_terms).values())
+                    else reduce(torch.add, self.terms(logits, self.stage.objective_terms).values())
                 )
                 if select is not None:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
@@ -139,16 +140,8 @@ class Objective(nn.Module):
         terms = update.terms(logits, update.stage.terms)
         weighted = {name: update.weigh(name, term, logits).sum() for name, term in terms.items()}
         return Outcome(
-            loss=_total(weighted.values()) / update.shares.count,
+            loss=reduce(torch.add, weighted.values()) / update.shares.count,
             raw={name: term.detach().sum() for name, term in terms.items()},
             weighted={name: term.detach() for name, term in weighted.items()},
             logits={name: output.detach() for name, output in logits.items()},
         )
-
-
-def _total(terms: Iterable[Tensor]) -> Tensor:
-    """Added in the order given."""
-    first, *others = terms
-    for term in others:
-        first = first + term
-    return first
