@@ -6,6 +6,7 @@ Commands run in this process, which is as `advkit` does it but for the start of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -787,6 +788,22 @@ print("HEAVY", "pydantic" in sys.modules, file=sys.stderr)
     heavy = [line for line in ran.stderr.splitlines() if line.startswith("HEAVY")]
     assert all(line.startswith("HEAVY []") for line in heavy[:-1]), heavy
     assert len(heavy) == 7 and heavy[-1] == "HEAVY True"
+
+
+def test_places_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder, and every folder for temporary files, which torch asks for in its own time."""
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("advkit.training.plan.plan", gone)
+        ran = advkit("plan")
+    sentence = "Error: No folder for temporary files can be used; set TMPDIR to one that can be written.\n"
+    assert (ran.code, ran.err) == (4, sentence)
+    monkeypatch.setattr(os, "getcwd", gone)
+    ran = advkit("plan")
+    assert (ran.code, ran.err) == (4, "Error: The working folder has been deleted; change to one that is there.\n")
 
 
 def test_the_console_script_and_a_reader_that_goes_away() -> None:

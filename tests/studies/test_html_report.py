@@ -610,8 +610,21 @@ def test_a_run_whose_plugin_is_gone_is_shown_without_its_plan(runs: Path) -> Non
     assert page.within("run-1-curves", "svg") and faults(page) == []
 
 
+def test_where_metrics_are_lost_the_checkpoint_says_how_far_the_run_is(runs: Path) -> None:
+    metrics = runs / "plain" / "metrics.jsonl"
+    lines, before = metrics.read_text().splitlines(), page_of("plain", "cat")
+    for left in ([], lines[1:]):
+        metrics.write_text("".join(f"{line}\n" for line in left)) if left else metrics.unlink()
+        page = page_of("plain", "cat")
+        lost = f"metrics.jsonl has {len(left)} of the {len(lines)} epochs that have ended; the others are lost."
+        assert lost in text(page.id("run-1-curves")) and "lost" not in text(before.id("run-1-curves"))
+        assert "Not finished" not in text(page.id("comparison")) and faults(page) == []
+        assert "no best checkpoint" not in text(page.id("run-1")) and f"{len(lines)} of" in text(page.id("comparison"))
+
+
 def test_a_run_without_an_epoch_is_shown(runs: Path) -> None:
     (runs / "plain" / "metrics.jsonl").unlink()
+    shutil.rmtree(runs / "plain" / "checkpoints")
     page = page_of("plain", "cat")
     assert "No epoch has ended yet; advkit train --resume plain" in text(page.id("run-1-curves"))
     assert "Not finished: run 1." in text(page.id("comparison")) and faults(page) == []

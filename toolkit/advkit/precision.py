@@ -28,6 +28,11 @@ class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Small input gradients round to 0 there, so an attack stands still and the net looks robust.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch imports its compiler to keep it out of this, which takes seconds and a folder to write to."""
+        return False
+
     seen = ""
     """The first type and operation, "float16 in aten.mm"; "" for none."""
 

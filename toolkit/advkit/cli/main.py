@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import __version__
-from ..errors import AdvkitError, NotTyped, OptionError, did_you_mean
+from ..errors import AdvkitError, CheckpointError, NotTyped, OptionError, did_you_mean
 from ..torchrun import rank, several
 from .streams import escaped, reopen_closed, usable
 
@@ -48,6 +48,10 @@ class Group(click.Group):
             raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
         if several() and args and args[0] in self.commands_in and args[0] != "train":
             raise OptionError(f"advkit {args[0]} runs in one process; start it without torchrun.")
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise CheckpointError("The working folder has been deleted; change to one that is there.") from None
         return super().resolve_command(ctx, args)
 
 
@@ -109,6 +113,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _unexpected(error: Exception) -> int:
     if os.environ.get("ADVKIT_TRACEBACK"):
         raise error
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # as tempfile says it
+        return _complain("No folder for temporary files can be used; set TMPDIR to one that can be written.", 4)
     where = " ".join((type(error).__name__, *getattr(error, "__notes__", ())))
     what = next(iter(str(error).splitlines()), "no message")
     return _complain(f"{where}: {what} (ADVKIT_TRACEBACK=1 shows where)", 1)

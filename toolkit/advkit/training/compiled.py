@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.callback import callback_handler
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.func import functional_call
 
 from ..errors import OptionError
@@ -35,7 +34,7 @@ class Compiled:
 
     def __init__(self, net: nn.Module, rows: int | None = None) -> None:
         self.net, self.rows, self.seconds = net, rows, 0.0
-        self._prefix = "_orig_mod." if isinstance(net, OptimizedModule) else ""
+        self._prefix = "_orig_mod." if optimized(net) else ""
 
     def takes(self, x: Tensor) -> bool:
         """Whether images x (B, C, H, W) go through what is compiled."""
@@ -53,6 +52,8 @@ class Compiled:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Adds what is compiled in the scope, forwards and backwards, to `seconds`."""
+        from torch._dynamo.callback import callback_handler
+
         began = 0.0
 
         def start(_: object) -> None:
@@ -71,9 +72,16 @@ class Compiled:
             callback_handler.remove_end_callback(end)
 
 
+def optimized(model: object) -> bool:
+    """Whether it is what torch.compile returned. Where nothing is compiled, that is not imported: it takes seconds,
+    a folder for temporary files, and a working folder that is still there."""
+    frame = sys.modules.get("torch._dynamo.eval_frame")
+    return frame is not None and isinstance(model, frame.OptimizedModule)
+
+
 def without_wrapper(model: nn.Module) -> nn.Module:
     """The module that torch.compile was given, where `model` is what it returned; else `model`."""
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
+    return cast(nn.Module, model._orig_mod) if optimized(model) else model
 
 
 def of_the_users(model: nn.Module) -> Compiled | None:
@@ -81,7 +89,7 @@ def of_the_users(model: nn.Module) -> Compiled | None:
     if not isinstance(model, nn.Module):  # which is refused with a sentence
         return None
     inside = any(module._compiled_call_impl is not None for module in model.modules())
-    return Compiled(model) if isinstance(model, OptimizedModule) or inside else None
+    return Compiled(model) if optimized(model) or inside else None
 
 
 @contextmanager
@@ -105,7 +113,9 @@ def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor") -
     known = inspect.signature(torch.compile).parameters
     limits: dict[str, Any] = {name: value for name, value in OWN_LIMITS.items() if name in known}
     if backend == "inductor":  # with torch's own draws dropout is that of eager mode
-        limits["options"] = torch._inductor.list_mode_options(MODES[how]) | {"fallback_random": True}
+        from torch._inductor import list_mode_options
+
+        limits["options"] = list_mode_options(MODES[how]) | {"fallback_random": True}
     net: Any = torch.compile(model, backend=backend, dynamic=False, **limits)
     made = Compiled(net, len(x))
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
@@ -18,7 +17,7 @@ from ..modules import exported, mode, own_generator
 from ..precision import HalfPrecision
 from ..run import RunState
 from ..types import Batch
-from .compiled import eagerly
+from .compiled import eagerly, optimized
 
 
 def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -127,15 +126,15 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
 def refuse_wrapped(name: str, module: nn.Module) -> None:
     """Wrappers that change what a forward is, at the top ("") or inside."""
-    wrappers: Sequence[tuple[type, str]] = (
+    wrappers: Sequence[tuple[bool, str]] = (
         (
-            nn.parallel.DistributedDataParallel,
+            isinstance(module, nn.parallel.DistributedDataParallel),
             "DistributedDataParallel is not supported: pass the module itself in every process; advkit adds up the "
             "gradients of all.",
         ),
-        (nn.DataParallel, "DataParallel is not supported; pass the module itself."),
+        (isinstance(module, nn.DataParallel), "DataParallel is not supported; pass the module itself."),
         (
-            OptimizedModule,
+            optimized(module),
             f"{name} of the model is what torch.compile returned, under which weights have other names; compile it in "
             f"place with {name}.compile(), or the whole model."
             if name
@@ -143,8 +142,8 @@ def refuse_wrapped(name: str, module: nn.Module) -> None:
             "run.compile=default.",
         ),
     )
-    for wrapper, sentence in wrappers:
-        if isinstance(module, wrapper):
+    for wrapped, sentence in wrappers:
+        if wrapped:
             raise OptionError(sentence)
 
 

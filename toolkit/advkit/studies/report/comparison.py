@@ -50,7 +50,7 @@ def _runs(sources: Sequence[Source]) -> Html:
                 figure(values.get("model.name")),
                 f"{figure(values.get('attack.norm'))} {figure(values.get('attack.eps'))}",
                 figure(values.get("run.seed")),
-                f"{len(source.history)} of {figure(epochs)}",
+                f"{source.done} of {figure(epochs)}",
                 cost,
                 f"{sum(known) / len(known):.2f}" if known else "–",
             )
@@ -77,9 +77,7 @@ def _warnings(sources: Sequence[Source]) -> list[Html]:
     threats = {(source.values.get("attack.norm"), source.values.get("attack.eps")) for source in sources}
     if len(threats) > 1:
         found.append("The runs differ in norm or eps: their validation figures are of different threats.")
-    going = [s for s in sources if not (s.history and s.history[-1].get("stopped"))]
-    unfinished = [s for s in going if len(s.history) < (number(s.values.get("run.epochs")) or 0)]
-    if unfinished:
+    if unfinished := [source for source in sources if not source.finished]:
         found.append(f"Not finished: {', '.join(f'run {source.number}' for source in unfinished)}.")
     for source in sources:
         if raised := alarms(source):

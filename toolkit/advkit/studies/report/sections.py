@@ -87,6 +87,12 @@ def _plan(plan: Mapping[str, Any]) -> list[Html]:
 def curves(source: Source) -> Html:
     """metrics.jsonl as charts and as a table."""
     resume = source.command("train", "--resume")
+    lost = paragraph(
+        f"metrics.jsonl has {len(source.history)} of the {source.done} epochs that have ended; the others are lost.",
+        kind="missing",
+    )
+    if source.done and not source.history:
+        return lost
     if not source.history:
         return paragraph("No epoch has ended yet; ", tag("code", resume), " continues the run.", kind="missing")
     best = None if source.best is None else float(source.best["epoch"] + 1)
@@ -113,6 +119,8 @@ def curves(source: Source) -> Html:
     ]
     figures = table("Figures of every epoch", [">epoch", *(f">{head}" for head in heads)], rows)
     parts = [tag("div", *plots, class_="plots"), details(f"All {len(rows)} epochs as figures", figures)]
+    if source.done > len(source.history):
+        parts.append(lost)
     if source.cut_short:
         cut = "The last line of metrics.jsonl is unfinished and not shown; unless the run goes on now, "
         parts.append(paragraph(cut, tag("code", resume), " mends it.", kind="missing"))

@@ -17,6 +17,7 @@ from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError
 from ...plugin import CORE
 from ...storage.run_folder import RunFolder
+from ...storage.schema import Position, state_of
 from ...storage.weights import digest, evaluated
 from ...training.same_run import resolve_folder
 from ..documents import content, members, number
@@ -182,7 +183,7 @@ class Source:
 
         The run has gone on since, or the file is of another run.
         """
-        best, last = self.best, int(self.history[-1]["epoch"]) if self.history else -1
+        best, last = self.best, max([self.done - 1, *(row["epoch"] for row in self.history[-1:])])
         if found.checkpoint == "last" and found.epoch is not None and found.epoch < last:
             return f"of the last checkpoint of then, epoch {found.epoch + 1}; the run has gone on to epoch {last + 1}"
         if found.checkpoint == "best" and found.epoch is not None and best and found.epoch != best["epoch"]:
@@ -199,9 +200,31 @@ class Source:
                 self._digests[checkpoint] = digest(evaluated(self.folder.load(checkpoint)[0]))
         return self._digests.get(checkpoint or "")
 
+    @cached_property
+    def position(self) -> Position | None:
+        """Where the last checkpoint says the run is, which metrics.jsonl may have lost; None where it tells no more."""
+        if len(self.history) < (number(self.values.get("run.epochs")) or 0):
+            with suppress(AdvkitError):
+                return state_of(self.folder.load("last")[1]).position
+        return None
+
+    @property
+    def done(self) -> int:
+        """How many epochs have ended, with a line in metrics.jsonl or without."""
+        return max(len(self.history), self.position.epoch if self.position else 0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done, or a plugin has ended the run."""
+        stopped = (self.history and self.history[-1].get("stopped")) or (self.position and self.position.stopped)
+        return bool(stopped) or self.done >= (number(self.values.get("run.epochs")) or 0)
+
     @property
     def best(self) -> dict[str, Any] | None:
-        """The line of the best epoch: the last that was best so far."""
+        """The line of the best epoch, the last that was best so far; its number alone where the line is lost."""
+        if self.position and self.position.best and self.done > len(self.history):
+            epoch = self.position.best.epoch
+            return next((row for row in self.history if row["epoch"] == epoch), {"epoch": epoch})
         return next((row for row in reversed(self.history) if row.get("best")), None)
 
 
