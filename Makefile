@@ -58,7 +58,7 @@ bench: setup
 # Beside torchattacks, ART and adv-lib, which are put aside, so that nothing else sees what they need.
 bench-peers: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers torchattacks==3.5.1 \
-		adversarial-robustness-toolbox==1.20.1 adv-lib==0.2.8 scikit-learn joblib threadpoolctl narwhals six tqdm
+		adversarial-robustness-toolbox==1.20.1 adv-lib==0.2.8 scikit-learn joblib cloudpickle threadpoolctl narwhals six tqdm
 	PYTHONPATH=$(VENV)/peers $(BIN)/python results/bench_peers.py
 
 soak: setup

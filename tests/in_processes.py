@@ -3,6 +3,9 @@ processes that run them. What comes out is one file a process: {job: what `train
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import signal
 import socket
@@ -20,12 +23,14 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import Batch, Plugin, Run, Splits, Step, hookimpl
+from advkit.cli.main import run
 from advkit.errors import Stopped
 from advkit.training.progress import Silent
 from advkit.training.ranks import here
 
 N = 97
 TOY = Splits(pictures(N), pictures(), "none")
+WEIGHTS = "--model small-cnn --set model.width=4 --dataset digits --eps 0.02 --n 250 --attacks clean,pgd-3".split()
 WHOLE = {"ccat", "cutmix", "gairat", "lsr", "mma"}
 """Built-ins that need the whole batch where a process has but its share."""
 
@@ -160,6 +165,28 @@ def step() -> Mapping[str, Any]:
     return {"net": net.state_dict(), "averaged": step.state_dict(), "rows": rows}
 
 
+def judged(*what: str, out: Path) -> Mapping[str, Any]:
+    """`advkit evaluate`: its exit code, and what the first process says and leaves behind, without the seconds."""
+    speaks, said = not here().rank, io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = run(["evaluate", *what, "--out", str(out), "--json"])
+    if not speaks:
+        return {"code": code, "said": said.getvalue()}
+    (home,) = out.glob("*/n-250")
+    figures = json.loads((home / "evaluation.json").read_text())
+    for row in figures["attacks"]:
+        row.pop("seconds")
+    kept = len((home.parent / "progress.jsonl").read_text().splitlines())
+    return {"code": code, "figures": figures, "verdicts": (home / "verdicts.csv").read_text(), "kept": kept}
+
+
+def module() -> Mapping[str, Any]:
+    """A net of one's own, judged by all."""
+    net, data = tiny_net(batch_norm=True, dropout=0.5, dtype=torch.float64), pictures(230)
+    result = advkit.evaluate(net, data, "clean,pgd-3,square", eps=0.1, together=True)
+    return {"robust": result.robust, "accuracies": [row.accuracy for row in result.attacks], "audit": result.audit}
+
+
 JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "at": lambda: train(),
     **{name: (lambda name=name: train(name)) for name in methods.names() if name not in ("av-rank", *WHOLE)},
@@ -209,6 +236,8 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
             "cat-eps", "awp", epochs=2, batch_size=32, resume_from=out.parent / "elastic", progress=Ends(3)
         ),
         "end": lambda: train("cat-eps", "awp", epochs=2, batch_size=32, resume_from=out.parent / "elastic"),
+        "module": module,
+        "judged": lambda: judged(*WEIGHTS, str(out.parent / "net.pt"), out=out.parent / f"judged-{here().size}"),
         "hang": lambda: _torn(lambda: time.sleep(300), out.parent / "hang"),
         "kill": lambda: _torn(lambda: os.kill(os.getpid(), signal.SIGKILL), out.parent / "kill"),
     }

@@ -11,9 +11,11 @@ import pytest
 import torch
 from in_processes import FEW, JOBS, WHOLE, N, Outcome, apart, attempt, jobs_of, net_of, outcomes
 
+from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.storage.run_folder import RunFolder
 from advkit.training.meeting import join
+from advkit.training.parts import build_model, data_of
 from advkit.training.ranks import ALONE
 
 REFUSED = ["one broken", "apart", "accumulate", "compile", "for gpus", "small", "others", *sorted(WHOLE)]
@@ -21,19 +23,22 @@ REFUSED = ["one broken", "apart", "accumulate", "compile", "for gpus", "small", 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("processes")
+    folder = tmp_path_factory.mktemp("processes")
+    small = resolve([], [Layer("here", {"model.width": 4})])
+    torch.save(build_model(small, data_of(small).train).state_dict(), folder / "net.pt")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def alone(out: Path) -> dict[str, Outcome]:
     """What one process has."""
     jobs = jobs_of(out / "one")
-    return {name: attempt(jobs[name]) for name in (*JOBS, "visits", "local", "one broken")}
+    return {name: attempt(jobs[name]) for name in (*JOBS, "visits", "local", "one broken", "module", "judged")}
 
 
 @pytest.fixture(scope="module")
 def two(out: Path) -> list[dict[str, Outcome]]:
-    return outcomes(2, out / "two", [*JOBS, "visits", "local", "begin", *REFUSED])
+    return outcomes(2, out / "two", [*JOBS, "visits", "local", "begin", "module", *REFUSED, "judged"])
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,15 @@ def test_a_run_goes_on_with_more_processes_and_with_fewer(out: Path, three: list
     assert three[0]["end"]["rows"] == close(whole["rows"])  # type: ignore[index]
 
 
+def test_several_judge_as_one_does(alone: dict[str, Outcome], two: list[dict[str, Outcome]]) -> None:
+    """Three chunks, of which the first process has two; it alone speaks and writes."""
+    one: Any = alone["judged"]
+    assert [process["judged"] for process in two] == [one, {"code": 0, "said": ""}]
+    assert one["code"] == 0 and one["kept"] == 6
+    assert [process["module"] for process in two] == [alone["module"]] * 2
+    assert {line[-4:] for line in one["verdicts"].splitlines()[1:]} == {",0,0", ",1,0", ",1,1"}
+
+
 @pytest.mark.parametrize("name", sorted(WHOLE))
 def test_who_needs_the_whole_batch_is_refused(name: str, two: list[dict[str, Outcome]]) -> None:
     sentence = (
@@ -170,4 +184,4 @@ def test_one_process_of_torchrun_joins_nobody(monkeypatch: pytest.MonkeyPatch) -
     for name, value in {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     run: Any = resolve([], []).run
-    assert join(run) is ALONE
+    assert join(run, 1.0) is ALONE

@@ -104,6 +104,8 @@ def command(
     from ..studies.evaluation_request import EvaluationRequest
     from ..studies.inputs import amount
     from ..studies.subject import subject_of
+    from ..training.meeting import parting
+    from ..training.ranks import here
     from .display import AtOnce, bar
 
     gate = None if min_robust is None else amount("--min-robust", min_robust)
@@ -119,11 +121,16 @@ def command(
         data_root=data_root,
         settings=assignments(settings, "--set", "--set section.key=value"),
         eps=request.radius,
+        together=True,
     )
     if gate is not None:
         request.refuse_without_attack(net.norm)
-    with AtOnce(), bar() as watch:
-        result, _ = evaluate_subject(net, request, Path(out) if out else None, watch=watch)
+    team = here()
+    with AtOnce(), parting(), bar() as watch:
+        place = Path(out) if out else None
+        result, _ = evaluate_subject(net, request, place, team=team, watch=None if team.rank else watch)
+    if team.rank:  # the first speaks for all
+        return 0
     if as_json:
         print_json(result.as_dict())
     else:

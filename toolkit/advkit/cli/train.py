@@ -94,7 +94,7 @@ def _start(
     from ..training.ranks import here
     from .display import Signals, progress
 
-    resolved = on_this_machine(resolved)
+    resolved = on_this_machine(resolved, resolved.run.timeout)
     splits, model = prepared(resolved)
     ranks = here()
     shown_as = "none" if ranks.rank else shown_as
@@ -129,7 +129,8 @@ def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> N
     from .display import Signals, progress
 
     folder = RunFolder.open(path)
-    resolved = on_this_machine(resolve_folder(folder, typed))
+    resolved = resolve_folder(folder, typed)
+    resolved = on_this_machine(resolved, resolved.run.timeout)
     splits, model = prepared(resolved, typed.settings.get("data.root"))
     shown_as = "none" if here().rank else shown_as
     with Signals(seconds) as signals, _nothing_ends_quietly():

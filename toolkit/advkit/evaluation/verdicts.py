@@ -23,6 +23,7 @@ from .attacks.base import EvaluationAttack, Victim, attacked
 from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
 from .soundness import classified_as, refuse_unsound, sound
+from .team import Team
 
 BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
 """Said of a net that normalises by the batch, or attends over it."""
@@ -56,6 +57,7 @@ def verdicts(
     kept: Kept | None = None,
     batch_size: int | None = None,
     chunk: int = BATCH,
+    team: Team | None = None,
     tick: Callable[[int], None] = lambda done: None,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Verdicts]:
@@ -65,8 +67,10 @@ def verdicts(
     is withstands nothing and is not attacked. A model that draws in eval mode gets numbers of its own, the same at
     every evaluation. `batch_size` images at most are computed at once, for nets that need much memory; see `Victim`;
     `chunk` are attacked together: numbers that a library draws depend on it, advkit's own do not.
-    `tick` is told of images that are done, `tell` at every pass of what is attacked.
+    The processes of a `team` take a chunk each in turn; all have the verdicts of all in the end, those that one
+    process alone would have. `tick` is told of images that are done, `tell` at every pass of what is attacked.
     """
+    team = team or Team()
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size = {batch_size} must be 1 or more.")
     radii = budgets(attacks, eps, norm, len(dataset))
@@ -74,26 +78,40 @@ def verdicts(
         if attack.name == "clean" and not isinstance(attack, Clean):
             named = type(attack).__name__
             raise OptionError(f"clean is the name of the images as they are; give the attack {named} another.")
-    joined: dict[str, Verdicts] = {}
     with judged(model) as reseed:
         described = [describe(attack, radii[attack.norm or norm], attack.norm or norm, seed) for attack in attacks]
-        for first in range(0, len(dataset), chunk):
-            part = _Chunk(model, dataset.take(slice(first, first + chunk)), first, seed, batch_size, reseed)
+        joined = {
+            attack.name: Verdicts(settings, torch.zeros(0, dtype=torch.bool), access=attack.access)
+            for attack, settings in zip(attacks, described, strict=True)
+        }
+        firsts = range(0, len(dataset), chunk)
+        for turn in range(0, len(firsts), team.size):
+            together = firsts[turn : turn + team.size]
+            part = None
+            for own in together[team.rank : team.rank + 1]:
+                images = dataset.take(slice(own, own + chunk))
+                part = _Chunk(model, images, own, seed, batch_size, reseed)
             for attack, settings in zip(attacks, described, strict=True):
                 store = None if settings.get("code") == UNKNOWN else kept
-                said = store.get(json.dumps(settings, sort_keys=True), first, part.size) if store else None
-                if said is None:
-                    radius = radii[attack.norm or norm][first : first + chunk]
-                    said = part.judge(attack, attack.norm or norm, radius, settings, tell)
-                    if store:
-                        store.put(first, said)
-                if attack.name in joined:
-                    joined[attack.name].append(said)
-                else:
-                    joined[attack.name] = said
-                tick(part.size)
+                said, is_new = None, False
+                if part:
+                    said = store.get(json.dumps(settings, sort_keys=True), part.first, part.size) if store else None
+                    is_new = said is None
+                    radius = radii[attack.norm or norm][part.first : part.first + chunk]
+                    said = said or part.judge(attack, attack.norm or norm, radius, settings, tell)
+                for first, (one, to_keep) in zip(together, _of_all(team, said, is_new), strict=True):
+                    if store and to_keep:
+                        store.put(first, one)
+                    joined[attack.name].append(one)
+                    tick(len(one.robust))
     refuse_unsound(max((one.unsound for one in joined.values()), default=0), len(dataset))
     return joined
+
+
+def _of_all(team: Team, said: Verdicts | None, is_new: bool) -> list[tuple[Verdicts, bool]]:
+    """The verdicts of every process that has some on its chunk, and whether it has only found them now."""
+    heard = team.heard(None if said is None else (said.as_dict(), is_new))
+    return [(Verdicts.of_dict(one[0]), one[1]) for one in heard if one is not None]
 
 
 class _Chunk:

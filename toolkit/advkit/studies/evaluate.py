@@ -13,12 +13,14 @@ from ..arguments import checked
 from ..ascent import NORMS
 from ..data.base import Dataset, choice, shuffled
 from ..data.own import as_dataset, as_splits, as_wide_as
-from ..errors import OptionError, Stopped
+from ..errors import OptionError, ProcessLost, Stopped
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.audit.brief import judged, measured
 from ..evaluation.audit.checks import Check
 from ..evaluation.results import Verdicts, summary
 from ..evaluation.verdicts import Radius, budgets, verdicts
+from ..storage.weights import digest
+from ..training.ranks import ALONE, Alone, here
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .records import Evaluation
 from .subject import Subject, refuse_dropped, subject_of
@@ -51,6 +53,7 @@ def evaluate(
     out: str | Path | None = None,
     fresh: bool = False,
     audit: bool = True,
+    together: bool = False,
     watch: Watch | None = None,
 ) -> Evaluation:
     """Accuracies with intervals under each attack and in the worst case, with the short audit.
@@ -81,6 +84,8 @@ def evaluate(
         out: where verdicts of runs and weights are kept; RUN/evaluations, or runs/evaluations for weights.
         fresh: ask for verdicts that are known already again.
         audit: whether to run the short audit: some forty passes on each of 200 images.
+        together: the processes of a script that torchrun started share the images; all of them call this, the first
+            writes. False: this process judges all by itself.
         watch: told of the progress.
 
     The result reads like its JSON: `result["attacks"][0]["accuracy"]`, `result["worst_case"]`, `result["suspect"]`
@@ -112,7 +117,8 @@ def evaluate(
         fresh=fresh or None,
     )
     if isinstance(subject, nn.Module):
-        return evaluate_module(subject, dataset, request, norm=norm, audit=audit, watch=watch)
+        team = here() if together else ALONE
+        return evaluate_module(subject, dataset, request, norm=norm, audit=audit, team=team, watch=watch)
     net = subject_of(
         subject,
         checkpoint,
@@ -121,8 +127,10 @@ def evaluate(
         data_root=data_root,
         settings=settings,
         eps=request.radius,
+        together=together,
     )
-    return evaluate_subject(net, request, Path(out) if out else None, audit=audit, watch=watch)[0]
+    team = here() if together else ALONE
+    return evaluate_subject(net, request, Path(out) if out else None, audit=audit, team=team, watch=watch)[0]
 
 
 def evaluate_module(
@@ -132,6 +140,7 @@ def evaluate_module(
     *,
     norm: str | None = None,
     audit: bool = True,
+    team: Alone = ALONE,
     watch: Watch | None = None,
 ) -> Evaluation:
     """A module on images; nothing is kept on disk."""
@@ -144,7 +153,7 @@ def evaluate_module(
     images = every.sample(request.n or 0)
     given = dict(request.eps if isinstance(request.eps, Mapping) else {norm: request.eps}) | dict(request.by_norm)
     radii = {own: _of_these(eps, every, images) for own, eps in given.items()}
-    verdicts_by_name = _ask(model, images, request, radii, norm, None, watch)
+    verdicts_by_name = _ask(model, images, request, radii, norm, None, team, watch)
     shared = radii.get(norm)
     eps = None if shared is None else _shared(budgets(request.attacks, radii, norm, len(images)).get(norm, shared))
     said: dict[str, Any] = summary(list(verdicts_by_name.values()), norm)
@@ -169,6 +178,7 @@ def evaluate_subject(
     out: Path | None = None,
     *,
     audit: bool = True,
+    team: Alone = ALONE,
     watch: Watch | None = None,
 ) -> tuple[Evaluation, dict[str, Verdicts]]:
     """The result, which is kept on disk too, and the verdicts by attack."""
@@ -181,13 +191,17 @@ def evaluate_subject(
     images, known = net.images(request.split, count), identity(net, request.split, eps, request.seed, count)
     home = Path(net.name) / "evaluations" if net.is_run else Path("runs/evaluations")
     folder = folder_of(out or home, net, known)
-    with Store(folder, known, request.fresh) as kept:
+    with Store(folder, known, request.fresh, writes=team.rank == 0) as kept:
         try:
-            asked_for = _ask(net.model, images, request, radii, norm, kept, watch)
+            asked_for = _ask(net.model, images, request, radii, norm, kept, team, watch)
         except Stopped as stopped:
             again = "the same command again, without --fresh," if request.fresh else "the same command again"
             sentence = f"Stopped; the verdicts so far are in {folder}. Give {again} to go on."
             raise type(stopped)(sentence) from None
+        except ProcessLost as lost:
+            raise ProcessLost(
+                f"Another process has ended; the verdicts so far are in {folder}. Start all again."
+            ) from lost
         head = {
             "run": net.name,
             "dataset": net.resolved.data.name,
@@ -231,9 +245,12 @@ def _ask(
     radii: Mapping[str, Radius],
     norm: str,
     kept: Store | None,
+    team: Alone,
     watch: Watch | None,
 ) -> dict[str, Verdicts]:
     done, total = 0, len(images) * len(request.attacks)
+    if team.size > 1:
+        team.refuse_others({"weights": digest(model.state_dict()), "images": images.fingerprint()})
 
     def tick(count: int) -> None:
         nonlocal done
@@ -250,6 +267,7 @@ def _ask(
         seed=request.seed,
         kept=kept,
         batch_size=request.batch_size,
+        team=team,
         tick=tick,
         tell=None if watch is None else lambda what: watch(done, total, what),
     )

@@ -30,6 +30,8 @@ from ..training.parts import build_model, code_of, data_of, on_this_machine, pre
 from ..training.same_run import resolve_folder
 
 SPLITS = ("test", "train", "validation")
+PATIENCE = 7 * 86400.0
+"""Seconds that one process waits for another's share of an evaluation; one that ends is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,17 @@ def of_run(
     *,
     model: nn.Module | None = None,
     files: Mapping[str, OwnFile] | None = None,
+    together: bool = False,
 ) -> Subject:
     """The weights of a run's checkpoint, "best" or "last"; averaged ones where a plugin provided some.
 
     None is "best", but "last" of standard training. `root` is where the data lies now, if it was moved; `splits`
     spares reading it. `model` takes the weights of a run whose net no name brings back; `files` are what gives net
-    and data of one that was trained on FILE.py:NAME.
+    and data of one that was trained on FILE.py:NAME. The processes of torchrun meet here where they judge `together`.
     """
     folder = RunFolder.open(path)
-    resolved = on_this_machine(_without_gpu(resolve_folder(folder).with_files(files or {})))
+    resolved = _without_gpu(resolve_folder(folder).with_files(files or {}))
+    resolved = on_this_machine(resolved, PATIENCE if together else None)
     checkpoint = checkpoint or ("last" if standard(resolved) else "best")
     passed = {"model.name": model, "data.name": splits}
     load_all({key: file for key, file in resolved.files.items() if passed[key] is None})
@@ -167,9 +171,9 @@ def _listed(classes: Sequence[object]) -> str:
     return ", ".join(map(str, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
 
 
-def of_weights(path: Path, resolved: Resolved) -> Subject:
+def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Subject:
     """A file of weights in the model, on the data, at the eps and norm that `resolved` names."""
-    resolved = on_this_machine(resolved)
+    resolved = on_this_machine(resolved, PATIENCE if together else None)
     splits, model = prepared(resolved)
     model = model.to(resolved.run.device)
     rounded = put_file(model, path, resolved).rounded
@@ -201,6 +205,7 @@ def subject_of(
     data_root: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
     eps: float | None = None,
+    together: bool = False,
 ) -> Subject:
     """The run in a folder, or a file of weights in the model and on the data that are named.
 
@@ -219,7 +224,7 @@ def subject_of(
                     "run."
                 )
             raise OptionError(f"{given} is a run: its own model and data are used; leave --model, --dataset and --set.")
-        return _of_run(path, checkpoint, data_root, named, typed.files)
+        return _of_run(path, checkpoint, data_root, named, typed.files, together)
     if not all(texts.get(key) for key in named):
         raise OptionError(f"{given} is a file of weights; say which net and data: --model NAME --dataset NAME.")
     if checkpoint is not None:
@@ -227,11 +232,16 @@ def subject_of(
     settings |= named | ({"data.root": str(data_root)} if data_root is not None else {})
     if eps is not None:
         settings.setdefault("attack.eps", eps)
-    return of_weights(path, resolve((), [with_files(Layer("command line", settings))]))
+    return of_weights(path, resolve((), [with_files(Layer("command line", settings))]), together=together)
 
 
 def _of_run(
-    path: Path, checkpoint: str | None, root: str | Path | None, passed: Mapping[str, Any], files: Mapping[str, OwnFile]
+    path: Path,
+    checkpoint: str | None,
+    root: str | Path | None,
+    passed: Mapping[str, Any],
+    files: Mapping[str, OwnFile],
+    together: bool,
 ) -> Subject:
     """`of_run` with the objects among what is `passed` by setting, where the run's are not installed ones."""
     objects = {key: value for key, value in passed.items() if value is not None and not isinstance(value, str)}
@@ -244,7 +254,8 @@ def _of_run(
                 )
             raise OptionError(f"{path} is a run of the model {known.get(key)}, which is built anew; leave model out.")
     data, model = objects.get("data.name"), objects.get("model.name")
-    return of_run(path, checkpoint, root, None if data is None else as_splits(data), model=model, files=files)
+    splits = None if data is None else as_splits(data)
+    return of_run(path, checkpoint, root, splits, model=model, files=files, together=together)
 
 
 def _without_gpu(resolved: Resolved) -> Resolved:

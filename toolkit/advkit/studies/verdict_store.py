@@ -80,10 +80,10 @@ def folder_of(base: Path, subject: Subject, known: Mapping[str, Any]) -> Path:
 
 
 class Store:
-    """`with Store(folder, identity) as kept:` verdicts of one identity; one process at a time."""
+    """`with Store(folder, identity) as kept:` verdicts of one identity; one process at a time `writes`, others read."""
 
-    def __init__(self, folder: Path, known: Mapping[str, Any], fresh: bool = False) -> None:
-        self.folder, self.known, self.fresh = folder, known, fresh
+    def __init__(self, folder: Path, known: Mapping[str, Any], fresh: bool = False, *, writes: bool = True) -> None:
+        self.folder, self.known, self.fresh, self.writes = folder, known, fresh, writes
         self.progress = folder / "progress.jsonl"
         self._found: dict[tuple[str, int, int], Verdicts] = {}
         self._stale: set[tuple[str, int, int]] = set()
@@ -91,10 +91,11 @@ class Store:
 
     def __enter__(self) -> Self:
         with ExitStack() as held:
-            with self._writable():
-                held.enter_context(RunLock(self.folder / "lock"))
-                files.sweep(self.folder)
-                files.write_atomic(self.folder / "identity.json", document(self.known))
+            if self.writes:
+                with self._writable():
+                    held.enter_context(RunLock(self.folder / "lock"))
+                    files.sweep(self.folder)
+                    files.write_atomic(self.folder / "identity.json", document(self.known))
             self._read()
             if self.fresh:
                 self._stale = set(self._found)
@@ -122,16 +123,19 @@ class Store:
 
     def put(self, first: int, found: Verdicts) -> None:
         """Once it returns, these verdicts survive a kill."""
-        text = json.dumps({"first": first, **found.as_dict()}).encode()
+        if self.writes:
+            self._append(json.dumps({"first": first, **found.as_dict()}).encode())
+        place = (found.key, first, len(found.robust))
+        self._found.pop(place, None)  # to the end: the order is that of asking
+        self._found[place] = found
+        self._stale.discard(place)
+
+    def _append(self, text: bytes) -> None:
         try:
             files.append(self.progress, b"%s %s\n" % (self._mark(text), text))
         except CheckpointError as error:
             reason = getattr(error.__cause__, "strerror", None) or str(error)
             raise CheckpointError(f"{self.progress} can not be written ({reason}); free some space.") from None
-        place = (found.key, first, len(found.robust))
-        self._found.pop(place, None)  # to the end: the order is that of asking
-        self._found[place] = found
-        self._stale.discard(place)
 
     def complete(self, n: int) -> list[Verdicts]:
         """The attacks whose verdicts on the first `n` images are all known, joined."""
@@ -154,6 +158,8 @@ class Store:
 
     def finish(self, result: Evaluation, dataset: Dataset, found: Sequence[Verdicts]) -> None:
         """Write evaluation.json and verdicts.csv, a column for each of the result's attacks."""
+        if not self.writes:
+            return
         home = self.results(len(dataset))
         files.make_folder(home)
         table = io.StringIO()
@@ -194,7 +200,7 @@ class Store:
                 continue  # of another net or advkit, or damaged: it is asked again
             self._found.pop(place := (found.key, first, len(found.robust)), None)
             self._found[place] = found
-        if good < len(raw):
+        if good < len(raw) and self.writes:
             files.truncate(self.progress, good)
 
 

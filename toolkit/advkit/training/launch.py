@@ -246,14 +246,14 @@ def train(
     top = Layer("python", given, options or {}, chosen(plugins), tuple(no_companion))
     if resume_from is not None:
         folder, wanted = RunFolder.open(Path(resume_from)), Request.of(top, recipe=recipe, config=config)
-        resolved = on_this_machine(
-            on_top(folder.file(), wanted.top) if recipe is None and config is None else Resolved.of(wanted)
-        )
+        resolved = on_top(folder.file(), wanted.top) if recipe is None and config is None else Resolved.of(wanted)
+        resolved = on_this_machine(resolved, resolved.run.timeout)
         refuse_other_plugins(folder.file().names, resolved.chosen)
         # By the file's text: plugins may be classes or objects that no name brings back.
         refuse_changes(runfile.difference(folder.text(), runfile.dump(resolved)))
         return resume(folder, resolved, *prepared(resolved, given.get("data.root"), own, model), progress)
-    resolved = on_this_machine(Resolved.of(Request.of(top, recipe=recipe, config=config)))
+    resolved = Resolved.of(Request.of(top, recipe=recipe, config=config))
+    resolved = on_this_machine(resolved, resolved.run.timeout)
     splits, net = prepared(resolved, splits=own, model=model)
     if splits.test is splits.train and resolved.validation.split == "test":
         raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")

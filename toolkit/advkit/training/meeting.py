@@ -22,8 +22,8 @@ from ..torchrun import several, unsaid
 from .ranks import Alone, answered, here
 
 
-def join(run: RunSettings) -> Alone:
-    """Meet the other processes that torchrun has started, if it has. Raises OptionError."""
+def join(run: RunSettings, timeout: float) -> Alone:
+    """Meet the other processes that torchrun has started, if it has; each waits `timeout` seconds for another."""
     if several() and not (dist.is_available() and dist.is_initialized()):
         if missing := unsaid():
             raise OptionError(
@@ -33,7 +33,7 @@ def join(run: RunSettings) -> Alone:
         if torch.device(run.device).type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         with answered():
-            dist.init_process_group(timeout=timedelta(seconds=run.timeout))
+            dist.init_process_group(timeout=timedelta(seconds=timeout))
         atexit.register(_part)  # not before: a script may train again
     return here()
 

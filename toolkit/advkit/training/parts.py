@@ -212,10 +212,10 @@ def held_out_now(path: Path, resolved: Resolved, splits: Splits) -> str:
     )
 
 
-def on_this_machine(resolved: Resolved) -> Resolved:
+def on_this_machine(resolved: Resolved, timeout: float | None = None) -> Resolved:
     """Refuse what can not run here; put the number of threads in force where it was left open.
 
-    Of several processes, each meets the others here.
+    Of several processes, each meets the others here where there is a `timeout`, their seconds of patience.
     """
     try:
         torch.zeros(1, device=resolved.run.device).item()
@@ -224,7 +224,8 @@ def on_this_machine(resolved: Resolved) -> Resolved:
         raise OptionError(f"run.device = {resolved.run.device!r} can not be used here ({reason}).") from None
     if resolved.run.threads:
         torch.set_num_threads(resolved.run.threads)
-    join(resolved.run)
+    if timeout is not None:
+        join(resolved.run, timeout)
     run = resolved.run.model_copy(update={"threads": torch.get_num_threads()})
     origins = dict(resolved.origins)
     origins.setdefault("run.threads", "this machine")

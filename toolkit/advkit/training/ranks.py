@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import HookContract, Interrupted, OptionError, ProcessLost, Stopped
+from ..evaluation.team import Team
 from .shares import Shares, Whole
 from .step_report import Report
 from .synchronised import Synchronised
@@ -29,10 +30,10 @@ ENDINGS: tuple[type[Stopped] | None, ...] = (None, Stopped, Interrupted)
 """How a step can be asked to be the last, the most urgent last."""
 
 
-class Alone:
+class Alone(Team):
     """One process."""
 
-    rank, size, part = 0, 1, ""
+    part = ""
 
     def share(self, rows: Tensor) -> Tensor:
         """This process's rows of a batch."""
@@ -138,14 +139,22 @@ class Ranks(Alone):
                 dist.broadcast(flat, 0)
                 _put(group, flat)
 
+    def heard(self, value: T) -> list[T]:
+        content = _written(value)
+        lengths = [int(length) for length in self._gathered(torch.tensor([len(content)]))]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(content)] = content
+        contents = self._gathered(padded)
+        return [cast(T, _read(one[:length])) for one, length in zip(contents, lengths, strict=True)]
+
     def told(self, value: T) -> T:
-        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        content = _written(value)
         length = torch.tensor([len(content)])
         with answered():
             dist.broadcast(length, 0)
             content = content if self.rank == 0 else torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(content, 0)
-        return cast(T, json.loads(content.numpy().tobytes()))
+        return cast(T, _read(content))
 
     def stop(self, request: type[Stopped] | None) -> type[Stopped] | None:
         wanted = torch.tensor([ENDINGS.index(request)])
@@ -201,6 +210,14 @@ def answered() -> Iterator[None]:
             f"Another process of the run has ended, or has not answered within run.timeout ({reason}); what was saved "
             "is intact: start all of them again with --resume."
         ) from error
+
+
+def _written(value: object) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _read(content: Tensor) -> object:
+    return json.loads(content.numpy().tobytes())
 
 
 def _by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
