@@ -20,7 +20,13 @@ TINY = ["--limit", "60", "--set", "model.width=2", "--set", "attack.steps=1", "-
 CODES = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 75}
 
 
-@pytest.mark.parametrize("name", [name for name in CODES if hasattr(signal, name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("SIGINT", "SIGTERM"),
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("SIGUSR1", "SIGHUP") if hasattr(signal, name)),
+    ],
+)
 def test_a_signal_saves_and_the_run_can_go_on(name: str, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "advkit", "train", *TINY, "--epochs", "9999", "--progress", "none", "--out", "run"]
     number = getattr(signal, name)

@@ -33,7 +33,7 @@ def shell(line: str, where: Path, **environment: str) -> subprocess.CompletedPro
 
 
 @needs_full
-@pytest.mark.parametrize("stream", ["2>/dev/full", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("stream", ["2>/dev/full", pytest.param("2>&-", marks=pytest.mark.soak), ">&- 2>&-"])
 def test_a_run_goes_on_without_stderr(stream: str, tmp_path: Path) -> None:
     assert shell(f"train {' '.join(TINY)} --out run {stream}", tmp_path).returncode == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.machinery import PathFinder
-from importlib.metadata import EntryPoint, distributions, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, distributions, entry_points
 from pathlib import Path
 
 from .errors import PluginImport, PluginLoad, did_you_mean
@@ -135,7 +137,7 @@ def by_advkit(given: type) -> bool:
 def points(group: str) -> list[EntryPoint]:
     """The entry points of a group. A distribution whose own can not be read has none: it must not end every command."""
     try:
-        return list(entry_points(group=group))
+        return list(_read_once(group, _stamps()))
     except Exception:  # of one distribution, broken in any way, but of which is not said
         pass
     readable: dict[str, list[EntryPoint]] = {}
@@ -144,6 +146,20 @@ def points(group: str) -> list[EntryPoint]:
             own = [point for point in installed.entry_points if point.group == group]
             readable.setdefault(installed.name, own)  # the first on the path is the one that is imported
     return [point for own in readable.values() for point in own]
+
+
+@lru_cache(maxsize=8)
+def _read_once(group: str, stamps: tuple[object, ...]) -> EntryPoints:
+    return entry_points(group=group)
+
+
+def _stamps() -> tuple[object, ...]:
+    """Other ones where something was installed or removed, by what importlib.metadata itself goes by."""
+    stamps: list[object] = [*map(id, sys.meta_path)]
+    for place in sys.path:
+        with suppress(OSError):
+            stamps += place, os.stat(place or ".").st_mtime_ns
+    return tuple(stamps)
 
 
 def distribution(point: EntryPoint) -> tuple[str, str]:

@@ -104,7 +104,6 @@ def command(
     from ..studies.evaluation_request import EvaluationRequest
     from ..studies.inputs import amount
     from ..studies.subject import subject_of
-    from ..training.meeting import parting
     from ..training.ranks import here
     from .display import AtOnce, bar
 
@@ -126,7 +125,7 @@ def command(
     if gate is not None:
         request.refuse_without_attack(net.norm)
     team = here()
-    with AtOnce(), parting(), bar() as watch:
+    with AtOnce(), bar() as watch:
         place = Path(out) if out else None
         result, _ = evaluate_subject(net, request, place, team=team, watch=None if team.rank else watch)
     if team.rank:  # the first speaks for all
