@@ -30,7 +30,7 @@ from advkit.training.ranks import here
 
 N = 97
 TOY = Splits(pictures(N), pictures(), "none")
-WEIGHTS = "--model small-cnn --set model.width=4 --dataset digits --eps 0.02 --n 250 --attacks clean,pgd-3".split()
+WEIGHTS = "small-cnn --set model.width=4 --dataset digits --eps 0.02 --n 250 --attacks clean,pgd-3"
 WHOLE = {"ccat", "cutmix", "gairat", "lsr", "mma"}
 """Built-ins that need the whole batch where a process has but its share."""
 
@@ -169,7 +169,7 @@ def judged(*what: str, out: Path) -> Mapping[str, Any]:
     """`advkit evaluate`: its exit code, and what the first process says and leaves behind, without the seconds."""
     speaks, said = not here().rank, io.StringIO()
     with contextlib.redirect_stdout(said):
-        code = run(["evaluate", *what, "--out", str(out), "--json"])
+        code = run(["evaluate", "--model", *what, "--out", str(out), "--json"])
     if not speaks:
         return {"code": code, "said": said.getvalue()}
     (home,) = out.glob("*/n-250")
@@ -237,7 +237,9 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
         ),
         "end": lambda: train("cat-eps", "awp", epochs=2, batch_size=32, resume_from=out.parent / "elastic"),
         "module": module,
-        "judged": lambda: judged(*WEIGHTS, str(out.parent / "net.pt"), out=out.parent / f"judged-{here().size}"),
+        "judged": lambda: judged(
+            *WEIGHTS.split(), str(out.parent / "net.pt"), out=out.parent / f"judged-{here().size}"
+        ),
         "hang": lambda: _torn(lambda: time.sleep(300), out.parent / "hang"),
         "kill": lambda: _torn(lambda: os.kill(os.getpid(), signal.SIGKILL), out.parent / "kill"),
     }
