@@ -65,7 +65,8 @@ def wants_closure(optimizer: torch.optim.Optimizer) -> str:
     """The sentence for an optimizer that evaluates the loss by itself."""
     return (
         f"The optimizer {type(optimizer).__name__} steps with a closure that evaluates the loss again, which a step of "
-        "advkit has not; take one that steps on gradients, such as SGD or AdamW (for sharpness-aware training: awp)."
+        "advkit has not; take one that steps on gradients, such as SGD or AdamW (for sharpness-aware training: awp); "
+        "or build Step(model, None, ...) and give step.again() as that loss."
     )
 
 

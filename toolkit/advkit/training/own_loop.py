@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,15 @@ from ..compose.registration import HOOKS
 from ..config.layer import Layer, PluginChoice
 from ..config.resolve import resolve
 from ..errors import HookConflict, OptionError, ResumeMismatch
-from ..modules import placement
+from ..modules import own_generator, placement
 from ..run import RunState
+from .accumulate import together
 from .compiled import of_the_users, without_wrapper
 from .given import a_batch, an_epoch, refuse_unfit
+from .lent_loss import gradients_apart, lent, standing_in
+from .objective import Update
 from .panel import Panel
+from .shift import elsewhere
 from .step import TrainingStep
 from .step_report import Report
 from .visits import AGAIN, Visits
@@ -26,9 +31,11 @@ from .visits import AGAIN, Visits
 class Step(TrainingStep):
     """`report = step(x, y, index, epoch=e)`: one attack and one update of `model` by `optimizer`.
 
+    Or `step.loss(x, y, index, epoch=e).backward()`, with an update that is yours, and `step.updated()` after it.
+
     Args:
         model: any module from images (B, C, H, W) in [0, 1] to logits (B, K); normalise inside it. It may be compiled.
-        optimizer: any torch optimizer over the model's parameters.
+        optimizer: any torch optimizer over the model's parameters that steps on gradients; None for `loss` alone.
         plugins: names of installed plugins, plugin classes or instances, in any order.
         num_samples: N; every `index` is below it.
         options: {"cat-eps": {"eta": 0.005}}, by plugin.
@@ -44,7 +51,7 @@ class Step(TrainingStep):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | None,
         plugins: str | Iterable[PluginChoice] = (),
         *,
         num_samples: int,
@@ -74,13 +81,17 @@ class Step(TrainingStep):
         if "run.compile" in given:
             raise OptionError("A Step takes the model as it is; pass torch.compile(model), without the setting.")
         own_compiled, model = of_the_users(model), without_wrapper(model)
-        refuse_unfit(model, optimizer)  # before the plugins are taken
+        self._whole, steps = optimizer is not None, standing_in(model) if optimizer is None else optimizer
+        refuse_unfit(model, steps)  # type: ignore[arg-type]  # before the plugins are taken
         samples = a_whole_number("num_samples", num_samples, 1, 2**31 - 1)
         state = RunState(resolved.run.seed, samples, resolved.attack, *placement(model))
-        super().__init__(model, optimizer, Panel(resolved.composition, state), resolved.run)
+        super().__init__(model, steps, Panel(resolved.composition, state), resolved.run)  # type: ignore[arg-type]
         self.engine.compiled = own_compiled
         self.panel.notify("setup", model=model)
         self._visits = Visits(samples, self.state.device)
+        self._updates: Sequence[Update] = ()
+        self._lent: int | None = None
+        """The epoch of losses that no update has followed yet, as far as is told."""
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Report:
         """Attack x (B, C, H, W) with labels y (B,), then update the model.
@@ -88,20 +99,94 @@ class Step(TrainingStep):
         `index` (B,) int64 is each sample's place in the training set. `occurrence` (B,) counts earlier visits of
         an index in this epoch; leave it out where every index comes once.
         """
+        if not self._whole:
+            raise OptionError("This Step has no optimizer; pass one, or take step.loss(...) and update by yourself.")
+        with self._counted(x, y, index, epoch, occurrence) as number:
+            return super().__call__(x, y, index, epoch=number, occurrence=occurrence)
+
+    def loss(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Tensor:
+        """The loss () after an attack on x; arguments as those of a call. Nothing is updated: that is yours.
+
+        Its `backward` adds the gradients of the loss, known already, to `.grad`, scaled as you scale the loss; it has
+        no gradient of second order. `report` has the step's figures. Raises HookConflict where a plugin lets the
+        optimizer step elsewhere than at the weights.
+        """
+        if perturber := elsewhere(self.panel.composition.at(an_epoch(epoch))):
+            raise HookConflict(
+                f"Plugin {perturber} lets the optimizer step at theta+v, and step.loss leaves that step to you; choose "
+                "another option of it, or call the step."
+            )
+        return lent(*self._lent_loss(x, y, index, epoch, occurrence))
+
+    def _lent_loss(
+        self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None
+    ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        with (
+            self._counted(x, y, index, epoch, occurrence) as number,
+            gradients_apart(self.model, self.optimizer) as gradients,
+        ):
+            self._untold(number)
+            with self.computed(x, y, index, number, occurrence) as (_, self._updates, _):
+                pass
+        self._lent = number
+        return self.report.loss, gradients
+
+    def again(self) -> Tensor:
+        """The loss of the same images under the same attack, at the weights as they are now: for closures.
+
+        BatchNorm's running statistics and what plugins keep stay as they are.
+        """
+        if not self._updates:
+            raise OptionError("step.again() is the loss of the last step.loss(...) at other weights; take that first.")
+        state, buffers = self.state, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        epoch, step = state.epoch, state.step
+        self.seek(self.report.epoch, self.report.step)  # the net draws what it drew
+        try:
+            with (
+                gradients_apart(self.model, self.optimizer) as gradients,
+                own_generator(state.device),
+                self.engine.numbers(),
+            ):
+                outcome, _ = self._update(together([update.known for update in self._updates]), self._updates)
+        finally:
+            self.seek(epoch, step)
+            with torch.no_grad():
+                for buffer, was in buffers:
+                    buffer.copy_(was)
+        return lent(outcome.loss.detach(), gradients)
+
+    def updated(self) -> None:
+        """Tell the plugins that you have updated the weights (`after_update`): after every step of your optimizer."""
+        self._lent = None
+        self.panel.notify("after_update", model=self.model)
+
+    def _untold(self, epoch: int | None = None) -> None:
+        """OptionError where an epoch has ended with losses and without a word of an update to those who wait for it."""
+        waiting = [] if self._lent in (None, epoch) else self.composition.owners("after_update")
+        if waiting:
+            before, self._lent = self._lent, None
+            raise OptionError(
+                f"Plugin {waiting[0]} waits for every update (after_update), and epoch {before} ended without "
+                "step.updated(); call it after each optimizer.step()."
+            )
+
+    @contextmanager
+    def _counted(self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None) -> Iterator[int]:
+        """The scope of a step, which counts its visits; the epoch's number."""
         seen, visits = a_batch(x, y, index, occurrence, self.state.dtype, self.ranks.size > 1).occurrence, self._visits
         epoch = an_epoch(epoch)
         if epoch != visits.epoch:
             if self.state.samples and bool(visits.repeated):
-                warnings.warn(f"In epoch {visits.epoch}, {AGAIN}", stacklevel=2)
+                warnings.warn(f"In epoch {visits.epoch}, {AGAIN}", stacklevel=4)
             visits.begin(epoch)
         if self.care.always and self.state.samples and visits.fit(index, seen) and bool(visits.repeats(index, seen)):
             raise OptionError(AGAIN[0].upper() + AGAIN[1:])
-        report = super().__call__(x, y, index, epoch=epoch, occurrence=occurrence)
+        yield epoch
         visits.add(index, seen)
-        return report
 
     def close(self) -> None:
         """Tell the plugins that the run is over (`teardown`)."""
+        self._untold()
         self.panel.notify("teardown")
 
     def state_dict(self) -> dict[str, Tensor]:

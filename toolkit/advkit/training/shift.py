@@ -8,11 +8,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..compose.declarations import declared
+from ..compose.stage import Stage
+
 
 def shift_ratio(shift: Mapping[str, Tensor], model: nn.Module) -> Tensor:
     """||v|| / ||theta|| over all trainable parameters."""
     weights = [p.detach() for p in model.parameters() if p.requires_grad]
     return nn.utils.get_total_norm(list(shift.values())) / nn.utils.get_total_norm(weights)
+
+
+def elsewhere(stage: Stage) -> str:
+    """The plugin that lets the optimizer step at theta+v, as it declares; "" where it steps at theta."""
+    owner = stage.owner("weight_perturbation")
+    return owner.plugin.name if owner is not None and declared(owner.plugin, "steps_at_shift") else ""
 
 
 @contextmanager

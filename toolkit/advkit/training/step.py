@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compose.declarations import declared
 from ..compose.stage import Stage
 from ..judging import explained
 from ..modules import frozen, mode, own_generator
@@ -37,7 +36,7 @@ from .panel import Panel
 from .probe import nothing_moves
 from .probes import opened
 from .ranks import here
-from .shift import moved, shift_ratio
+from .shift import elsewhere, moved, shift_ratio
 from .step_report import Report
 from .undo import all_or_nothing
 
@@ -57,18 +56,25 @@ class TrainingStep:
         self.engine = Engine(run, model, self.ranks.batch_norm)
         self.objective = Objective(model)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition
-        self.warn: Callable[[str], None] = partial(warnings.warn, stacklevel=3)
+        self.warn: Callable[[str], None] = partial(warnings.warn, stacklevel=5)
 
     def seek(self, epoch: int, step: int = 0) -> None:
         """Say where the run is: the next step is number `step` of `epoch`."""
         self.state.epoch, self.state.step = epoch, step
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Report:
-        """Attack x (B, C, H, W) with labels y (B,), then update the model.
+        """Attack x (B, C, H, W) with labels y (B,), then update the model; arguments are those of `advkit.Step`."""
+        with self.computed(x, y, index, epoch, occurrence) as (stage, updates, shift):
+            with moved(updates[0].network.params, shift if elsewhere(stage) else {}):
+                take_step(self.optimizer)
+            self.panel.notify("after_update", model=self.model)
+        return self.report
 
-        `index` (B,) int64 is each sample's place in the training set. `occurrence` (B,) counts earlier visits of
-        an index in this epoch; leave it out where every index comes once.
-        """
+    @contextmanager
+    def computed(
+        self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None
+    ) -> Iterator[tuple[Stage, Sequence[Update], Mapping[str, Tensor]]]:
+        """A scope in which attack and loss are done and gradients in `.grad`; what was asked, and v. Then `report`."""
         some, epoch = a_batch(x, y, index, occurrence, self.state.dtype, self.ranks.size > 1), an_epoch(epoch)
         if epoch != self.state.epoch:
             self.seek(epoch)
@@ -93,22 +99,19 @@ class TrainingStep:
             batch.agree(self.state.samples)
             known = together([update.known for update in updates])
             outcome, shift = self._update(known, updates)
-            # Now: theta is what v was made for only until the optimizer steps.
-            ratio = shift_ratio(shift, self.model) if shift else None
+            with torch.no_grad():
+                for answer in stage.answers["observe_update"]:
+                    self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
+            ratio = shift_ratio(shift, self.model) if shift else None  # while theta is what v was made for
             if careful:
                 as_declared(stage, ledger.passes(), self.panel.runs)
             self.ranks.as_first([*self.model.buffers()])
             for caution in self.care.cautions(stage, known, outcome.logits, shift, computing):
                 self.warn(caution)
-            perturber = stage.owner("weight_perturbation")
-            at_shift = perturber is not None and declared(perturber.plugin, "steps_at_shift")
-            with moved(network.params, shift if at_shift else {}):
-                take_step(self.optimizer)
+            yield stage, updates, shift
             self.care.done(stage)
-            self.panel.notify("after_update", model=self.model)
-        report = self.ranks.of_all(Report.of(self.state, known, outcome, ratio, ledger), batch)
+        self.report = self.ranks.of_all(Report.of(self.state, known, outcome, ratio, ledger), batch)
         self.seek(epoch, self.state.step + 1)
-        return report
 
     # ------------------------------------------------------------------ the two phases
 
@@ -159,9 +162,6 @@ class TrainingStep:
         self.ranks.add_gradients(self.model)
         self.ranks.add([outcome.loss, *outcome.raw.values(), *outcome.weighted.values()])
         stop_if_not_finite(self.model, self.state, known, updates, shift, outcome)
-        with torch.no_grad():
-            for answer in stage.answers["observe_update"]:
-                self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
         return outcome, shift
 
     def _forget(self) -> None:

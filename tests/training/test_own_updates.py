@@ -1,0 +1,149 @@
+"""`Step.loss`: attack and objective are advkit's, backward and update the loop's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import advkit
+from advkit import HookConflict, OptionError, Plugin, Step, hookimpl
+
+SPLITS = advkit.load_data("digits", limit=48)
+X, Y = SPLITS.train.images.float() / 255, SPLITS.train.labels
+SETTINGS = {"attack.steps": 2, "attack.init": "uniform"}
+
+
+def net() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.2), nn.Flatten())
+        return nn.Sequential(*layers, nn.Linear(192, 10))
+
+
+def built(plugins: Any = (), optimizer: Any = True, **settings: Any) -> tuple[nn.Sequential, Any, Step]:
+    model = net()
+    steps = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    given = SETTINGS | {key.replace("__", "."): value for key, value in settings.items()}
+    own = steps if optimizer else None
+    return model, steps, Step(model, own, plugins, num_samples=len(Y), eps=0.1, settings=given, seed=1)
+
+
+def state(model: nn.Module, step: Step) -> dict[str, Tensor]:
+    return {**model.state_dict(), **step.state_dict()}
+
+
+@pytest.mark.parametrize("plugins", ["", "cat-eps,dirichlet-ls,lsiw", "trades,awp"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_loss_is_that_of_the_step_bit_for_bit(plugins: str, scaled: bool) -> None:
+    """Also where a scaler multiplies it by a power of 2, and where the Step has no optimizer."""
+    whole, lent = built(plugins), built(plugins, optimizer=not scaled)
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    for epoch in range(2):
+        for index in torch.arange(48).split(16):
+            report = whole[2](X[index], Y[index], index, epoch=epoch)
+            lent[1].zero_grad()
+            loss = lent[2].loss(X[index], Y[index], index, epoch=epoch)
+            scaler.scale(loss).backward()
+            scaler.step(lent[1])
+            scaler.update()
+            lent[2].updated()
+            assert torch.equal(loss.detach(), report.loss) and lent[2].report.passes == report.passes
+    ours, theirs = state(whole[0], whole[2]), state(lent[0], lent[2])
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items()) and ours.keys() == theirs.keys()
+
+
+def test_gradients_add_up_and_those_of_others_stay() -> None:
+    model, optimizer, step = built(attack__init="zero")
+    foreign = nn.Parameter(torch.ones(2))
+    foreign.grad = torch.ones(2)
+    optimizer.add_param_group({"params": [foreign]})
+    halves = [step.loss(X[i], Y[i], i, epoch=0) for i in torch.arange(32).split(16)]
+    assert all(p.grad is None for p in model.parameters()) and torch.equal(foreign.grad, torch.ones(2))
+    alone = []
+    for loss in halves:
+        (loss / 2).backward(retain_graph=True)
+        alone.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+    for loss in halves:
+        (loss / 2).backward()
+    for parameter, *parts in zip(model.parameters(), *alone, strict=True):
+        assert torch.equal(parameter.grad, parts[0] + parts[1])
+
+
+def test_a_closure_evaluates_the_same_images_again() -> None:
+    model, _, step = built("cat-eps", optimizer=False)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    index = torch.arange(32)
+    first = step.loss(X[index], Y[index], index, epoch=0)
+    before = {name: value.clone() for name, value in state(model, step).items()}
+    drawn = torch.get_rng_state()
+    assert torch.equal(step.again(), first) and torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(before[name], value) for name, value in state(model, step).items())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = step.again()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert float(step.again().detach()) < float(first.detach())
+    assert all(torch.equal(before[name], value) for name, value in step.state_dict().items())
+
+
+class Counts(Plugin):
+    """Counts updates."""
+
+    name = "counts"
+    told = 0
+
+    @hookimpl
+    def after_update(self) -> None:
+        type(self).told += 1
+
+
+def test_who_waits_for_updates_is_told_or_the_loop_is() -> None:
+    index = torch.arange(16)
+    _, _, step = built([Counts])
+    step.loss(X[index], Y[index], index, epoch=0)
+    step.updated()
+    assert Counts.told == 1
+    step.loss(X[index], Y[index], index, epoch=1)
+    sentence = r"Plugin counts waits for every update \(after_update\), and epoch 1 ended without step\.updated\(\)"
+    with pytest.raises(OptionError, match=sentence):
+        step.loss(X[index], Y[index], index, epoch=2)
+    step.loss(X[index], Y[index], index, epoch=2)
+    with pytest.raises(OptionError, match="epoch 2 ended without"):
+        step.close()
+
+
+def test_what_a_loss_can_not_be_is_refused() -> None:
+    index = torch.arange(16)
+    with pytest.raises(OptionError, match=r"This Step has no optimizer; pass one, or take step\.loss"):
+        built(optimizer=False)[2](X[index], Y[index], index, epoch=0)
+    with pytest.raises(OptionError, match=r"step\.again\(\) is the loss of the last step\.loss"):
+        built()[2].again()
+    model = net()
+    step = Step(
+        *(model, None, "awp"), num_samples=48, options={"awp": {"step_at": "theta+v"}}, settings=SETTINGS, eps=0.1
+    )
+    with pytest.raises(HookConflict, match=r"Plugin awp lets the optimizer step at theta\+v, and step\.loss leaves"):
+        step.loss(X[index], Y[index], index, epoch=0)
+    broken = built()
+    with torch.no_grad():
+        broken[0][5].weight.fill_(torch.nan)
+    with pytest.raises(advkit.NonFinite):
+        broken[2].loss(X[index], Y[index], index, epoch=0)
+    assert all(p.grad is None for p in broken[0].parameters())
+
+
+def test_cautions_point_at_the_loop() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))
+    for method in ("loss", "__call__"):
+        step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), num_samples=48, settings=SETTINGS, eps=0.1)
+        with pytest.warns(UserWarning, match="probabilities|softmax") as told:
+            getattr(step, method)(X[:16], Y[:16], torch.arange(16), epoch=0)
+        assert {warning.filename for warning in told} == {__file__}

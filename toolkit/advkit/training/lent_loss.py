@@ -1,0 +1,53 @@
+"""A loss whose gradients are known: what is lent to a loop that calls `backward` and steps by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _Lent(torch.autograd.Function):
+    """The value (), with gradients by the parameters that are given beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor | None], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+        return None, None, *(None if value is None else value * scale.to(value) for value in ctx.gradients)
+
+
+def lent(value: Tensor, gradients: dict[nn.Parameter, Tensor]) -> Tensor:
+    """A loss () whose `backward` adds `gradients`, scaled as the loss is, to the `.grad` of their parameters."""
+    loss: Tensor = _Lent.apply(value, list(gradients.values()), *gradients)
+    return loss
+
+
+@contextmanager
+def gradients_apart(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """A scope that begins without `.grad`; what it leaves there is in the mapping, and `.grad` is as it was before."""
+    every = [*model.parameters(), *(p for group in optimizer.param_groups for p in group["params"])]
+    before = {parameter: parameter.grad for parameter in every}
+    made: dict[nn.Parameter, Tensor] = {}
+    for parameter in before:
+        parameter.grad = None
+    try:
+        yield made
+        made.update({p: p.grad for p in model.parameters() if p.grad is not None})
+    finally:
+        for parameter, gradient in before.items():
+            parameter.grad = gradient
+
+
+def standing_in(model: object) -> torch.optim.Optimizer | None:
+    """For a step that only lends its loss: an optimizer of all that is trained, which never steps."""
+    trained = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    return torch.optim.SGD(trained, lr=0.0) if trained else None
