@@ -16,6 +16,8 @@ from advkit import (
     Budgets,
     Company,
     Costs,
+    L2Ball,
+    LinfBall,
     Passes,
     Plugin,
     PluginOptions,
@@ -117,7 +119,8 @@ class Mma(Plugin):
         unit = (attack.x_adv - batch.x) / per_sample(torch.where(right, budget.attack, 1.0), batch.x)
 
         def image(length: Tensor) -> Tensor:
-            return (batch.x + per_sample(length, batch.x) * unit).clamp(0, 1)
+            ball = (LinfBall if run.attack.norm == "linf" else L2Ball)(batch.x, length)
+            return ball.project_(batch.x + per_sample(length, batch.x) * unit)  # the way is rounded, and may be long
 
         def margin(length: Tensor) -> Tensor:
             return soft_logit_margin(run.logits(image(length)), batch.y)

@@ -204,6 +204,18 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["g.npz"]
 
 
+def test_of_two_that_make_one_folder_the_slower_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faster(source: Any, folder: Path, given: str) -> Any:
+        (tmp_path / "mapped" / "theirs").mkdir(parents=True)
+        return written(source, folder, given)
+
+    written = converting._written
+    monkeypatch.setattr(converting, "_written", faster)
+    with pytest.raises(OptionError, match=r"mapped exists; name a new folder with --data-root, or remove it\."):
+        convert("digits", tmp_path / "mapped")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mapped", "theirs"]
+
+
 def test_what_is_there_is_not_written_over(folder: Path) -> None:
     with pytest.raises(OptionError, match=r"mapped exists; name a new folder with --data-root, or remove it\."):
         convert(str(folder.parent / "g.npz"), folder)

@@ -264,6 +264,11 @@ def test_the_burn_in_is_plain(net: nn.Module, data) -> None:
     )
 
 
+def test_a_burn_in_of_one_epoch_and_a_half_is_two() -> None:
+    (gairat,) = resolve(["gairat"], [Layer("test", {"run.epochs": 3})]).composition.plugins
+    assert [gairat.active("instance_weight", epoch) for epoch in range(3)] == [False, False, True]
+
+
 # ---------------------------------------------------------------------- label smoothing
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import naive
 import pytest
 import torch
+from conftest import CLASSES
 from methods import Method, run
 from naive import Attack, Learner
 from subject import APART, assert_parity, differences, pair
+
+from advkit import Batch
+from advkit_plugins.av_rank import AvRank
 
 ATTACK = Attack(eps=0.1, alpha=0.03, m=4)
 GAMMA, LAM = 0.02, 0.3
@@ -94,6 +98,21 @@ def test_weights(net, data, options, weight):
     subject, me = start(net, data, options={"lsiw": {"lam": LAM}, "awp": {"gamma": GAMMA}, "av-rank": options})
     for epoch in range(VISITS):
         assert_parity(subject.visit(*data.of_step, epoch), expect(me, data, weight=weight))
+
+
+@pytest.mark.parametrize("target", ["hard", "soft"])
+def test_vulnerability_is_measured_by_the_labels_that_are_named(data, target):
+    """Where labels are smoothed, the hard ones rank otherwise than those that are trained on."""
+    y, draw = data.of_naive[1], torch.Generator().manual_seed(4)
+    adversarial, clean, soft = (torch.randn(len(y), CLASSES, generator=draw, dtype=torch.float64) for _ in range(3))
+    labels = {"hard": naive.one_hot(y, CLASSES), "soft": (3 * soft).softmax(1)}
+    orders = {name: naive.ranks(naive.vulnerability(adversarial, clean, rows), data.index.tolist())
+              for name, rows in labels.items()}  # fmt: skip
+    plugin = AvRank(AvRank.Options(target=target))
+    plugin.normalise = "none"
+    batch = Batch(data.x, y, data.index, torch.zeros_like(data.index))
+    weights = plugin.instance_weight(batch, labels["soft"], None, adversarial, clean, None)
+    assert weights.tolist() == [1 - rank / len(y) for rank in orders[target]] and orders["hard"] != orders["soft"]
 
 
 def test_eq_9_has_no_weight_perturbation(net, data):

@@ -119,6 +119,19 @@ def test_another_constant_would_be_seen(net: nn.Module, data, other: dict[str, f
     assert max(differences(subject.visit(*data.of_step, 0), expected).values()) > APART
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_way_that_rounding_has_made_long_stays_in_the_ball(norm: str) -> None:
+    """From a radius near that of float32 the search goes a hundred times as far."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    step = Step(
+        net, torch.optim.SGD(net.parameters(), 0.1), "mma", num_samples=16, eps=1e-6,
+        options={"mma": {"cap": 10}}, settings={"attack.norm": norm, "attack.steps": 3, "run.check_hooks": True},
+    )  # fmt: skip
+    for epoch in range(2):
+        step(x, net(x).argmax(1), torch.arange(16), epoch=epoch)
+
+
 # ---------------------------------------------------------------------- closed forms
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from math import gamma, pi, sqrt
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from advkit.config.layer import Layer
 from advkit.config.request import Request
 from advkit.errors import PluginLoad
 from advkit.evaluation import statistics
+from advkit.storage.lock import RunLock
 from advkit.studies import ablation
 from advkit.studies.paired_records import AblationRow
 
@@ -41,6 +43,13 @@ def sets(*plugins: str, declined: tuple[str, ...] = (), **options: dict[str, obj
 
 def members(arm: ablation.Arm) -> list[str]:
     return [plugin.name for plugin in arm.resolved[0].composition.plugins]
+
+
+def test_two_ablations_in_one_folder_are_one_too_many(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with RunLock(tmp_path / "lock"):
+        code, _, err = advkit(capsys, "ablate", "--plugins", "awp", *TINY, *ASKED, "--out", str(tmp_path))
+    assert code == 2 and f"Error: {tmp_path} is in use by process {os.getpid()}" in err
+    assert not (tmp_path / "runs").exists()
 
 
 # ---------------------------------------------------------------------- which sets

@@ -66,3 +66,30 @@ def test_weights_that_overflow_in_the_last_step_end_the_run(
     with pytest.raises(advkit.NonFinite, match="NaN or Inf in the logits of the model after the last step"):
         advkit.train(tiny_net(True), toy, (), settings=settings, epochs=1, batch_size=16, out=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+class Overflowing(nn.Module):
+    """Of images that begin in white it computes nothing in eval mode."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, x: Tensor) -> Tensor:
+        white = (x[:, :1, 0, 0] == 1) & (not self.training)
+        return torch.where(white, torch.nan, self.core(x))
+
+
+def test_images_whose_logits_are_no_numbers_are_told(tiny_net: Callable[..., nn.Module]) -> None:
+    drawn = torch.randint(0, 255, (24, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    white = drawn[12:].clone()
+    white[:2, 0, 0, 0] = 255
+    labels, progress = torch.arange(12) % 3, Heard()
+    train, test = (advkit.Dataset("toy", images, labels, ("a", "b", "c")) for images in (drawn[:12], white))
+    settings = {"validation.split": "test", "attack.steps": 1, "validation.steps": 1}
+    advkit.train(
+        Overflowing(tiny_net()), advkit.Splits(train, test, "none"), (), settings=settings, epochs=1, batch_size=12,
+        progress=progress,
+    )  # fmt: skip
+    sentence = "the logits of 2 of 12 images are NaN or Inf as they are; these count as misclassified."
+    assert f"Validation of epoch 1: {sentence}" in progress.said

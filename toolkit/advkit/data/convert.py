@@ -40,8 +40,9 @@ def convert(given: str, folder: Path, hold_out: float = 0.0, tell: Callable[[str
     `hold_out` is the share of an npz that becomes the test images, chosen by a fixed seed. Raises DataError,
     OptionError.
     """
+    exists = f"{folder} exists; name a new folder with --data-root, or remove it."
     if os.path.lexists(folder):
-        raise OptionError(f"{folder} exists; name a new folder with --data-root, or remove it.")
+        raise OptionError(exists)
     with _given(given, hold_out) as source:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,8 @@ def convert(given: str, folder: Path, hold_out: float = 0.0, tell: Callable[[str
                 os.rename(whole, folder)
                 _synced(folder.parent)
         except OSError as error:
+            if os.path.lexists(folder):  # another process was faster
+                raise OptionError(exists) from None
             raise DataError(f"{folder} can not be written ({error.strerror}); choose another --data-root.") from None
         for note in source.notes():
             tell(note)

@@ -18,6 +18,7 @@ from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..reading import opened
 from ..storage.files import unwritable, write_atomic
+from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from ..training.launch import resume, start
 from ..training.parts import build_model, data_of, on_this_machine
@@ -129,13 +130,15 @@ def ablate_request(
         raise OptionError("An ablation takes its seeds from --seeds; leave run.seed and --seed out.")
     chosen = arms(request, seeds)
     some = next(iter(next(arm.resolved for arm in chosen if arm.resolved).values()))
+    splits = data_of(some)
     _refuse_other(out)
-    try:
-        rows = run(chosen, data_of(some), out, judging, progress, tell)
-    except Stopped as stopped:
-        raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
-    write_atomic(out / "table.json", document([row.as_dict() for row in rows]))
-    write_atomic(out / "table.md", markdown(rows).encode())
+    with RunLock(out / "lock"):
+        try:
+            rows = run(chosen, splits, out, judging, progress, tell)
+        except Stopped as stopped:
+            raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
+        write_atomic(out / "table.json", document([row.as_dict() for row in rows]))
+        write_atomic(out / "table.md", markdown(rows).encode())
     return rows
 
 

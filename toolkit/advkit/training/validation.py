@@ -11,7 +11,7 @@ from ..config.resolve import Resolved
 from ..data.base import Dataset
 from ..errors import HookContract
 from ..evaluation.attacks.names import parse_attacks
-from ..evaluation.results import BATCH
+from ..evaluation.results import BATCH, UNSOUND, Verdicts
 from ..evaluation.verdicts import verdicts
 from ..modules import replaced
 
@@ -26,22 +26,24 @@ def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> 
     if split is None or ((epoch + 1) % chosen.every_epochs and not last):
         return None
     dataset = trainer.splits.test if split == "test" else trainer.splits.train.take(trainer.feed.validation)
-    accuracy = accuracies(trainer.model, evaluated, dataset, trainer.resolved)
+    judged = validate(trainer.model, evaluated, dataset, trainer.resolved)
+    accuracy = {name: float(one.robust.double().mean()) for name, one in judged.items()}
+    if unsound := judged["clean"].unsound:
+        trainer.progress.warn(f"Validation of epoch {epoch + 1}: {UNSOUND.format(unsound, len(dataset))}.")
     trainer.chance.tell(trainer.progress, accuracy["clean"], dataset.labels)
     # Cross-entropy PGD alone would pick epochs whose gradients are masked.
     return {"split": split, "n": len(dataset), **accuracy, "selected": min([*accuracy.values()][1:])}
 
 
-def accuracies(
+def validate(
     model: nn.Module, weights: Mapping[str, Tensor], dataset: Dataset, resolved: Resolved
-) -> dict[str, float]:
-    """Accuracy under no attack and under two, by the names of the attacks, with `weights` in place of the model's."""
+) -> dict[str, Verdicts]:
+    """Under no attack and under two, by the names of the attacks, with `weights` in place of the model's."""
     attack, steps = resolved.attack, resolved.validation.steps
     attacks = parse_attacks(("clean", f"pgd-{steps}", f"cw-{steps}"), pace=0.25)
     with replaced(model, weights):
         size = min(BATCH, resolved.run.batch_size)
-        kept = verdicts(model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)
-    return {name: float(judged.robust.double().mean()) for name, judged in kept.items()}
+        return verdicts(model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)
 
 
 def weights_of(plugin: str, answer: object, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
