@@ -184,7 +184,7 @@ def test_models_work_functionally(build: Callable[[DataSpec], nn.Module]) -> Non
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"wdith": 8}, "Unknown option model.wdith. Did you mean width? Known: width, norm."),
+        ({"wdith": 8}, "Unknown option model.wdith. Did you mean width? Known: normalise, width, norm."),
         ({"width": 0}, "model.width = 0 must be greater than or equal to 1."),
         ({"norm": "layer"}, "model.norm = 'layer' must be 'batch' or 'none'."),
     ],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from .. import reading
+from .. import reading, registry
 from ..errors import OptionError, did_you_mean
 from ..own_file import FLAGS, OwnFile
 from ..settings import SECTIONS
@@ -151,7 +151,7 @@ def difference(stored: str, now: str) -> list[str]:
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
         and not key.startswith("files.")  # where code lies, and its SHA-256: told by `OwnFile.changed`
-        and not (key not in before and _is_default(key, after[key]))
+        and not (key not in before and _is_default(key, after))
     ]
 
 
@@ -161,11 +161,15 @@ def other_run(stored: str, now: str) -> list[str]:
     return [line for line in min(each_way, key=len) if line.partition(":")[0] not in PLACES]
 
 
-def _is_default(key: str, value: object) -> bool:
+def _is_default(key: str, run: Mapping[str, object]) -> bool:
     """Whether a setting that an earlier advkit did not know is as if it were not there."""
     section, _, field = key.partition(".")
-    known = SECTIONS[section].model_fields.get(field) if section in SECTIONS else None
-    return known is not None and known.default == value
+    options: Any = SECTIONS.get(section)
+    name = str(run.get("model.name"))
+    if section == "model" and name in registry.names("model"):
+        options = getattr(registry.load("model", name), "Options", None)
+    known = options.model_fields.get(field) if options is not None else None
+    return known is not None and known.default == run[key]
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

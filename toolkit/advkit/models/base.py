@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from ..arguments import checked
 from ..data.base import Dataset
-from ..options import OptionModel
+from ..errors import OptionError
+from ..options import OptionModel, option, parse_number
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,18 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+def statistics(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Means and deviations by channel of "0.5,0.4,0.3,0.2,0.2,0.2": the former first. Raises ValueError."""
+    try:
+        numbers = [parse_number(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    half = len(numbers) // 2
+    if not half or len(numbers) % 2 or min(numbers[half:]) <= 0 or not all(map(isfinite, numbers)):
+        raise ValueError("is neither a name nor means and then as many deviations above 0, such as 0.5,0.25")
+    return tuple(numbers[:half]), tuple(numbers[half:])
+
+
 class ModelBuilder(ABC):
     """Builds one kind of model. The first line of a subclass's docstring is its summary.
 
@@ -77,3 +92,33 @@ class ModelBuilder(ABC):
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of published files under this model's names; as it is where nothing is known of others."""
         return weights
+
+
+class Normalised(ModelBuilder.Options):
+    """What a net is told that has its normalisation as its first layer."""
+
+    normalise: str = option(
+        "data",
+        help="inside the net: data (mean and deviation of the training set), none, or means and then deviations by "
+        "channel, such as 0.5,0.25",
+    )
+
+    @field_validator("normalise")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ("data", "none"):
+            statistics(value)
+        return value
+
+    def layer(self, spec: DataSpec) -> nn.Module:
+        """The first layer; one that does nothing keeps the names of the others."""
+        if self.normalise == "none":
+            return nn.Identity()
+        mean, std = (spec.mean, spec.std) if self.normalise == "data" else statistics(self.normalise)
+        if len(mean) not in (1, spec.channels):
+            raise OptionError(
+                f"model.normalise has {len(mean)} means, and the images {spec.channels} channels; give as many."
+            )
+        return (
+            Normalize(mean, std) if len(mean) == spec.channels else Normalize(mean * spec.channels, std * spec.channels)
+        )

@@ -9,15 +9,16 @@ from abc import abstractmethod
 from collections import OrderedDict
 from importlib import import_module
 from types import ModuleType
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from ..errors import OptionError, did_you_mean
 from ..options import option
-from .base import DataSpec, ModelBuilder, Normalize
+from .base import DataSpec, ModelBuilder, Normalize, statistics as numbers
 
 
 class Fitted(nn.Module):
@@ -41,12 +42,21 @@ class Elsewhere(ModelBuilder):
 
     class Options(ModelBuilder.Options):
         architecture: str = option("", help="the library's name of the net; timm:NAME is short for it")
-        normalise: Literal["data", "weights", "none"] = option(
-            "data", help="inside the net, with the statistics of the training set or of the published weights"
+        normalise: str = option(
+            "data",
+            help="inside the net: data (mean and deviation of the training set), weights (those of the published "
+            "weights), none, or means and then deviations by channel, such as 0.5,0.25",
         )
         resize: int = option(
             0, ge=0, le=4096, help="side in pixels that images are brought to inside the net, bilinear; 0: as they are"
         )
+
+        @field_validator("normalise")
+        @classmethod
+        def _known(cls, value: str) -> str:
+            if value not in ("data", "weights", "none"):
+                numbers(value)
+            return value
 
     options: Options
     module: ClassVar[str]
@@ -95,7 +105,14 @@ class Elsewhere(ModelBuilder):
             ) from None
         if shape != (2, spec.classes):
             raise OptionError(f"{self.name}:{name} is no classifier: it returns {shape}, not (2, {spec.classes}).")
-        mean, std = self.statistics(library, name) if self.options.normalise == "weights" else (spec.mean, spec.std)
+        how = self.options.normalise
+        mean, std = self.statistics(library, name) if how == "weights" else (spec.mean, spec.std)
+        if how not in ("data", "weights", "none"):
+            mean, std = numbers(how)
+        if len(mean) not in (1, channels):
+            raise OptionError(
+                f"model.normalise has {len(mean)} means, and the net takes {channels} channels; give as many."
+            )
         if len(mean) != channels:
             mean, std = mean * channels, std * channels
         layers: list[tuple[str, nn.Module]] = [("fitted", Fitted(spec.channels, side))]

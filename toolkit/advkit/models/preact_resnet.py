@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor, nn
 
 from ..options import option
-from .base import DataSpec, ModelBuilder, Normalize
+from .base import DataSpec, ModelBuilder, Normalised
 
 
 class PreActBlock(nn.Module):
@@ -39,7 +39,7 @@ class PreActResNet18(ModelBuilder):
 
     name = "preact-resnet18"
 
-    class Options(ModelBuilder.Options):
+    class Options(Normalised):
         width: int = option(64, ge=1, help="channels of the first stage; the others have 2x, 4x and 8x")
 
     options: Options
@@ -47,7 +47,7 @@ class PreActResNet18(ModelBuilder):
     def build(self, spec: DataSpec) -> nn.Module:
         channels = self.options.width
         layers: list[nn.Module] = [
-            Normalize(spec.mean, spec.std),
+            self.options.layer(spec),
             nn.Conv2d(spec.channels, channels, 3, padding=1, bias=False),
         ]
         for factor, stride in ((1, 1), (2, 2), (4, 2), (8, 2)):

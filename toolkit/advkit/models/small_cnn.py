@@ -7,7 +7,7 @@ from typing import Literal, final
 from torch import nn
 
 from ..options import option
-from .base import DataSpec, ModelBuilder, Normalize
+from .base import DataSpec, ModelBuilder, Normalised
 
 
 @final
@@ -16,7 +16,7 @@ class SmallCnn(ModelBuilder):
 
     name = "small-cnn"
 
-    class Options(ModelBuilder.Options):
+    class Options(Normalised):
         width: int = option(24, ge=1, help="channels of the first convolution; the others have 2x and 4x")
         norm: Literal["batch", "none"] = option("batch", help="normalisation after each convolution")
 
@@ -24,7 +24,7 @@ class SmallCnn(ModelBuilder):
 
     def build(self, spec: DataSpec) -> nn.Module:
         width, batch_norm = self.options.width, self.options.norm == "batch"
-        layers: list[nn.Module] = [Normalize(spec.mean, spec.std)]
+        layers: list[nn.Module] = [self.options.layer(spec)]
         channels, height, breadth = spec.channels, spec.height, spec.width
         for out, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
             layers.append(nn.Conv2d(channels, out, 3, stride, padding=1, bias=not batch_norm))

@@ -7,7 +7,7 @@ from typing import final
 from torch import nn
 
 from ..options import option
-from .base import DataSpec, ModelBuilder, Normalize
+from .base import DataSpec, ModelBuilder, Normalised
 
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 """Channels, in multiples of the width, and the number of convolutions before each of the five poolings."""
@@ -23,13 +23,13 @@ class Vgg16Bn(ModelBuilder):
 
     name = "vgg16-bn"
 
-    class Options(ModelBuilder.Options):
+    class Options(Normalised):
         width: int = option(64, ge=1, help="channels of the first stage; the others have 2x, 4x, 8x and 8x")
 
     options: Options
 
     def build(self, spec: DataSpec) -> nn.Module:
-        layers: list[nn.Module] = [Normalize(spec.mean, spec.std)]
+        layers: list[nn.Module] = [self.options.layer(spec)]
         channels = spec.channels
         for factor, convolutions in STAGES:
             for _ in range(convolutions):

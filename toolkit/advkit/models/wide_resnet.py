@@ -12,7 +12,7 @@ load such weights.
 
 Files of weights under the names of those codes are taken (`published`). Their nets take images in [0, 1] without
 normalisation, and so does the net they are loaded into; codes that normalise outside the net (AWP, Rice) share the
-names, and their weights need the normalisation added to the file, as 0.mean and 0.std.
+names, and of their weights `normalise` says means and deviations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic import field_validator
 from torch import Tensor, nn
 
 from ..options import option
-from .base import DataSpec, ModelBuilder, Normalize
+from .base import DataSpec, ModelBuilder, Normalised, statistics
 
 Variant = Literal["trades", "iseat"]
 
@@ -61,20 +61,28 @@ class Dead(nn.Module):
         return x
 
 
-def wide_resnet(spec: DataSpec, depth: int, width: int, variant: Variant, dead_block: bool) -> nn.Sequential:
+class WideOptions(Normalised):
+    """What every wide net may be told."""
+
+    variant: Variant = option("trades", help="whose net: trades strides a block's first convolution, iseat its second")
+    dead_block: bool = option(False, help="also hold the unused second first stage of TRADES' code")
+
+
+def wide_resnet(spec: DataSpec, depth: int, width: int, options: WideOptions) -> nn.Sequential:
     """Depth 6 n + 4: three stages of n blocks, of 16, 32 and 64 times `width` channels."""
+    variant = options.variant
     blocks, channels = (depth - 4) // 6, 16
 
     def stage(before: int, out: int, stride: int) -> list[nn.Module]:
         return [WideBlock(out if k else before, out, 1 if k else stride, variant) for k in range(blocks)]
 
     layers: list[nn.Module] = [
-        Normalize(spec.mean, spec.std),
+        options.layer(spec),
         nn.Conv2d(spec.channels, channels, 3, padding=1, bias=False),
     ]
     for out, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
         layers += stage(channels, out, stride)
-        if dead_block and stride == 1:  # of the first stage
+        if options.dead_block and stride == 1:  # of the first stage
             layers.append(Dead(nn.Sequential(*stage(channels, out, stride))))
         channels = out
     layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -92,13 +100,13 @@ def _start_as_trades(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def published(weights: dict[str, Tensor], depth: int, dead_block: bool) -> dict[str, Tensor]:
+def published(weights: dict[str, Tensor], depth: int, options: WideOptions) -> dict[str, Tensor]:
     """Weights under the names of TRADES' code, such as block1.layer.0.convShortcut.weight, under those of this file."""
     if not {"conv1.weight", "fc.weight"} <= weights.keys():
         return weights
     blocks = (depth - 4) // 6
     dead = 2 + blocks
-    second = dead + dead_block
+    second = dead + options.dead_block
     norm = second + 2 * blocks
     first = {"block1": 2, "block2": second, "block3": second + blocks}
     own = {}
@@ -108,21 +116,18 @@ def published(weights: dict[str, Tensor], depth: int, dead_block: bool) -> dict[
         if head in first and number.isdecimal():
             own[f"{first[head] + int(number)}.{inner}"] = value
         elif head == "sub_block1":
-            if dead_block:  # else nobody misses it
+            if options.dead_block:  # else nobody misses it
                 own[f"{dead}.{number}.{inner}"] = value
         else:
             own[{"conv1": f"1.{rest}", "bn1": f"{norm}.{rest}", "fc": f"{norm + 4}.{rest}"}.get(head, name)] = value
     channels = weights["conv1.weight"].shape[1]
-    own.setdefault("0.mean", torch.zeros(1, channels, 1, 1))
-    own.setdefault("0.std", torch.ones(1, channels, 1, 1))
+    mean, std = (0.0,), (1.0,)  # whoever shares the names normalises elsewhere, or not at all
+    if options.normalise not in ("data", "none"):
+        mean, std = statistics(options.normalise)  # type: ignore[assignment]
+    if options.normalise != "none":
+        own.setdefault("0.mean", torch.tensor(mean).view(1, -1, 1, 1).expand(1, channels, 1, 1))
+        own.setdefault("0.std", torch.tensor(std).view(1, -1, 1, 1).expand(1, channels, 1, 1))
     return own
-
-
-class WideOptions(ModelBuilder.Options):
-    """What every wide net may be told."""
-
-    variant: Variant = option("trades", help="whose net: trades strides a block's first convolution, iseat its second")
-    dead_block: bool = option(False, help="also hold the unused second first stage of TRADES' code")
 
 
 @final
@@ -145,11 +150,10 @@ class WideResNet(ModelBuilder):
     options: Options
 
     def build(self, spec: DataSpec) -> nn.Module:
-        chosen = self.options
-        return wide_resnet(spec, chosen.depth, chosen.width, chosen.variant, chosen.dead_block)
+        return wide_resnet(spec, self.options.depth, self.options.width, self.options)
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        return published(weights, self.options.depth, self.options.dead_block)
+        return published(weights, self.options.depth, self.options)
 
 
 @final
@@ -161,10 +165,10 @@ class WideResNet2810(ModelBuilder):
     options: WideOptions
 
     def build(self, spec: DataSpec) -> nn.Module:
-        return wide_resnet(spec, 28, 10, self.options.variant, self.options.dead_block)
+        return wide_resnet(spec, 28, 10, self.options)
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        return published(weights, 28, self.options.dead_block)
+        return published(weights, 28, self.options)
 
 
 @final
@@ -179,7 +183,7 @@ class WideResNet3410(ModelBuilder):
     options: WideOptions
 
     def build(self, spec: DataSpec) -> nn.Module:
-        return wide_resnet(spec, 34, 10, self.options.variant, self.options.dead_block)
+        return wide_resnet(spec, 34, 10, self.options)
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        return published(weights, 34, self.options.dead_block)
+        return published(weights, 34, self.options)
