@@ -237,6 +237,20 @@ def test_data_of_a_file_are_told_their_root_and_limited(folder: Path, tmp_path: 
     assert splits.train.name == "mine.py:some"
 
 
+def test_runs_of_a_file_are_compared_and_reported(
+    trained: Path, named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "copy", symlinks=True)
+    both, judged = [trained, tmp_path / "copy"], ["--n", "4", "--attacks", "clean"]
+    code, error = said(capsys, "compare", *both, *judged)
+    assert code == 2 and error.endswith(f"compare {both[0]} {both[1]} {' '.join([*judged, *named])}\n")
+    assert said(capsys, "compare", *both, *judged, *named)[0] == 0
+    page = advkit.report(trained, model=named[1], dataset=named[3], samples=1).html
+    assert "data:image/png" in page and f"--model {named[1]} --dataset {named[3]}" in page
+    with pytest.raises(advkit.OptionError, match="its net or data are code of a file; name a run of installed ones"):
+        advkit.evaluate(trained, named[3], f"transfer:{tmp_path}/copy", model=named[1])
+
+
 def test_names_of_other_things_are_refused(trained: Path, folder: Path) -> None:
     with pytest.raises(advkit.OptionError, match=r"The run's net is net\.py:Net, not net\.py:needy; name that"):
         advkit.evaluate(trained, f"{folder}/mine.py:some", model=f"{folder}/net.py:needy")

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import OptionError
-from .evaluate import checked, own_options
+from .evaluate import DATA_ROOT, checked, own_options
 from .main import PLACE, print_json
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def options(
     """What the analyses share; those that look at some images take --split and --n, those that attack their attack."""
     shared = [
         click.option("--checkpoint", default=checkpoint, show_default=True, type=click.Choice(["best", "last"])),
-        click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default."),
+        DATA_ROOT,
         click.option("--out", type=PLACE, metavar="DIR", help="Where the files go; RUN/analysis by default."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ]

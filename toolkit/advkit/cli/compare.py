@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .evaluate import checked, evaluation_options
+from .evaluate import DATA_ROOT, checked, evaluation_options, own_options
 from .main import PLACE, print_json
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 @click.command("compare")
 @click.argument("runs", metavar="RUN RUN ...", type=PLACE, nargs=-1)
 @evaluation_options
+@own_options
+@DATA_ROOT
 def command(runs: tuple[str, ...], as_json: bool, **typed: Any) -> None:
     """Compare runs on the same test images: one table, with paired differences to the first run.
 

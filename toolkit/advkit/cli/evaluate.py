@@ -23,6 +23,9 @@ CHECKPOINT = click.option(
 )
 
 
+DATA_ROOT = click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
+
+
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `evaluate` and `compare` share."""
     for option in reversed(
@@ -60,7 +63,7 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--model", metavar="NAME", help="WEIGHTS: the model they fit. RUN: FILE.py:NAME, if it was."),
             click.option("--dataset", metavar="NAME", help="WEIGHTS: the data to judge on. RUN: as --model."),
-            click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default."),
+            DATA_ROOT,
             click.option(
                 "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="WEIGHTS: such as model.width=16."
             ),

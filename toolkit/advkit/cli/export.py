@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .evaluate import CHECKPOINT, own_options
+from .evaluate import CHECKPOINT, DATA_ROOT, own_options
 from .main import PLACE, echo, print_json
 
 
@@ -15,7 +15,7 @@ from .main import PLACE, echo, print_json
 @click.option("--out", required=True, type=PLACE, metavar="DIR", help="A new folder.")
 @CHECKPOINT
 @own_options
-@click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
+@DATA_ROOT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     run: str,

@@ -6,6 +6,7 @@ import time
 
 import click
 
+from .evaluate import DATA_ROOT, own_options
 from .main import PLACE, echo, print_json
 
 
@@ -17,8 +18,10 @@ from .main import PLACE, echo, print_json
 @click.option(
     "--samples", default=8, show_default=True, type=click.IntRange(0, 64), metavar="N", help="Test images shown a run."
 )
+@own_options
+@DATA_ROOT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool) -> None:
+def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool, **where: str | None) -> None:
     """Write what is known of the runs in DIR... as one page that needs no network.
 
     Settings and plan, curves, evaluations, audit, analyses and sample pictures; of several runs a comparison
@@ -27,7 +30,7 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool) -> Non
     begin = time.perf_counter()
     from ..studies.report import report
 
-    page = report(runs, out, samples)
+    page = report(runs, out, samples, **where)
     seconds, size = round(time.perf_counter() - begin, 2), len(page.html.encode("utf-8"))
     if as_json:
         print_json({"out": out, "bytes": size, "seconds": seconds, "runs": list(runs), "sections": list(page.sections)})

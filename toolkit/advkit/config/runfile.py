@@ -150,7 +150,8 @@ def difference(stored: str, now: str) -> list[str]:
         f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
-        and not key.startswith("files.")  # where code lies, and its SHA-256: told by `OwnFile.changed`
+        # Where data lie their fingerprint decides; where code lies, `OwnFile.changed` tells.
+        and not (key == "data.root" or key.startswith("files."))
         and not (key not in before and _is_default(key, after))
     ]
 

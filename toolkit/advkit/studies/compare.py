@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import checked
+from ..config.layer import Layer, with_files
 from ..config.resolve import Resolved
 from ..errors import OptionError
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.results import Verdicts, worst_cases
 from ..evaluation.statistics import image_interval
 from ..storage.run_folder import RunFolder
-from ..training.same_run import resolve_folder
+from ..training.same_run import of_several
 from .evaluate import Watch, evaluate_subject
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .paired_records import (
@@ -49,9 +50,14 @@ def compare(
     seed: int | str = 0,
     batch_size: int | str = 100,
     fresh: bool = False,
+    data_root: str | Path | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
     watch: Watch | None = None,
 ) -> Comparison:
     """Both checkpoints of every run as `evaluate` judges them, with paired differences; arguments are `evaluate`'s.
+
+    `model` and `dataset` are the FILE.py:NAME of all runs whose net or data came from one.
 
     Differences are to the same checkpoint of the first run. How far `last` falls behind `best` is robust overfitting.
     """
@@ -67,17 +73,19 @@ def compare(
         seed=seed,
         batch_size=batch_size,
         fresh=fresh,
+        data_root=data_root,
     )
     names = [str(run) for run in runs]
-    first, *others = [resolve_folder(RunFolder.open(Path(run))) for run in runs]
+    named = with_files(Layer("python", {"model.name": model, "data.name": dataset})).files
+    first, *others = resolved = [of_several(RunFolder.open(Path(run)), named) for run in runs]
     for run, other in zip(names[1:], others, strict=True):
         if reason := incomparable(first, other, names[0], run, request.radius):
             raise OptionError(reason)
     pairs: list[tuple[Evaluation, dict[str, Verdicts]]] = []
     judged_on: str | None = None
-    for run in names:
+    for run, own in zip(names, resolved, strict=True):
         for which in CHECKPOINTS:
-            subject = of_run(Path(run), which)
+            subject = of_run(Path(run), which, data_root, files=own.files)
             fingerprint = subject.images(split, 1000 if request.n is None else request.n).fingerprint()
             judged_on = judged_on or fingerprint
             if fingerprint != judged_on:

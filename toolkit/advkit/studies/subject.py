@@ -146,9 +146,10 @@ def of_run(
         "epoch": max(0, position["epoch"] - (position["step"] == 0)),
         "selected_on": best.get("split") if checkpoint == "best" else None,
         "sha256_of_weights": digest(model.state_dict()),
-        **_notes(splits, rounded, *_changes(folder, resolved, model)),
     }
     own = state.get("data") in (None, splits.train.fingerprint())
+    other = "" if own else f"The training images of {splits.train.name} are not those that {path} was trained on"
+    record |= _notes(splits, other, rounded, *_changes(folder, resolved, model))
     return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)), own)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..errors import NotTyped, OptionError
 from ..evaluation.attacks.base import EvaluationAttack, Typed, Victim, attacked
 from ..evaluation.attacks.gradient import Pgd
 from ..fingerprint import fingerprint
@@ -46,7 +46,12 @@ class Transfer(EvaluationAttack):
             return None
         if not run:
             raise OptionError("transfer: names no run; write transfer:RUN, the folder of the net that is attacked.")
-        source = of_run(Path(run), root=typed.root)
+        try:
+            source = of_run(Path(run), root=typed.root)
+        except NotTyped:
+            raise OptionError(
+                f"{typed.text}: its net or data are code of a file; name a run of installed ones."
+            ) from None
         attack = Pgd("pgd-20", 20, pace=typed.pace)
         return cls(typed.text, source.model, attack, source.identity(), source.splits.train.shape)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..config import runfile
 from ..config.layer import Layer
-from ..config.request import Request
+from ..config.request import Request, registered
 from ..config.resolve import Resolved
 from ..errors import ResumeMismatch
+from ..own_file import OwnFile
 from ..plugin import Plugin
 from ..storage.run_folder import RunFolder, of_a_run
 
@@ -25,6 +26,13 @@ def resolve_folder(folder: RunFolder, given: Layer | None = None) -> Resolved:
         refuse_other_plugins(stored.chosen, given.names)
     refuse_difference(stored, Resolved.of(file.over(replace(_elsewhere(given), plugins=None))))
     return stored.with_files(given.files)
+
+
+def of_several(folder: RunFolder, files: Mapping[str, OwnFile]) -> Resolved:
+    """One of several runs, of which `files` are what gives the nets and data that are not installed ones."""
+    stored = resolve_folder(folder)
+    values = stored.values()
+    return stored.with_files({key: file for key, file in files.items() if not registered(str(values[key]))})
 
 
 def _elsewhere(given: Layer) -> Layer:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ... import __version__
 from ...arguments import checked
+from ...config.layer import Layer, with_files
 from ...data.base import Splits
 from ...errors import CheckpointError, OptionError
+from ...own_file import OwnFile
 from ...reading import opened
 from ...storage.files import unwritable, write_atomic
 from ...training.parts import data_of
@@ -34,22 +36,33 @@ class Page:
 
 
 @checked()
-def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None, samples: int = SHOWN) -> Page:
+def report(
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    samples: int = SHOWN,
+    *,
+    data_root: str | Path | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+) -> Page:
     """The report of one or more run folders as one page, written to the file `out` where one is named.
+
+    For the sample pictures: where data lies now, and the FILE.py:NAME of runs whose net or data came from one.
 
     What has not been made yet, such as an evaluation, is named with the command that makes it. Raises
     CheckpointError for a folder that is no run or is damaged and for a full disk, OptionError where `out` can not be
     written else.
     """
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    files = with_files(Layer("python", {"model.name": model, "data.name": dataset})).files
     if out is None:
-        return build(folders, samples)
+        return build(folders, samples, data_root, files)
     path = Path(out)
     is_folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
     if is_folder or not os.path.isdir(path.absolute().parent):
         reason = "it is a folder" if is_folder else "its folder does not exist"
         raise OptionError(f"--out {out} can not be written ({reason}); name another file.")
-    page = build(folders, samples)
+    page = build(folders, samples, data_root, files)
     _refuse_other(path)
     try:
         write_atomic(path, page.html.encode("utf-8"))
@@ -58,7 +71,12 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
     return page
 
 
-def build(runs: Sequence[str | Path], samples: int = SHOWN) -> Page:
+def build(
+    runs: Sequence[str | Path],
+    samples: int = SHOWN,
+    root: str | Path | None = None,
+    files: Mapping[str, OwnFile] | None = None,
+) -> Page:
     """The report of one or more run folders, with `samples` test images each; the same folders give the same page.
 
     Raises CheckpointError for a folder that is no run or is damaged. Whatever else is missing, such as evaluations,
@@ -67,7 +85,7 @@ def build(runs: Sequence[str | Path], samples: int = SHOWN) -> Page:
     twice = next((path for place, path in enumerate(runs) if _same(path, runs[:place])), None)
     if not runs or twice is not None:
         raise OptionError(f"{twice} is named twice; name each run once." if runs else "Name one or more runs.")
-    sources = [Source(place, str(path)) for place, path in enumerate(runs, 1)]
+    sources = [Source(place, str(path), files or {}) for place, path in enumerate(runs, 1)]
     known: dict[tuple[object, ...], Splits] = {}
 
     def data(source: Source) -> Splits:
@@ -76,7 +94,7 @@ def build(runs: Sequence[str | Path], samples: int = SHOWN) -> Page:
         settings = source.resolved.data
         key = (settings.name, settings.root, settings.limit, settings.balance)
         if key not in known:
-            known[key] = data_of(source.resolved)
+            known[key] = data_of(source.resolved, root)
         return known[key]
 
     parts: list[tuple[str, str, Html]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from ...plugin import CORE
 from ...storage.run_folder import RunFolder
 from ...storage.schema import Position, state_of
 from ...storage.weights import digest, evaluated
-from ...training.same_run import resolve_folder
+from ...training.same_run import of_several
 from ..documents import content, members, number
 from ..records import AnalysisRecord, AuditRecord, Evaluation, Judged, read_or_told
 from ..verdict_store import withstood
@@ -48,7 +48,7 @@ class Analysis:
 class Source:
     """One run. Raises CheckpointError where run.toml or metrics.jsonl is absent or damaged."""
 
-    def __init__(self, number: int, path: str) -> None:
+    def __init__(self, number: int, path: str, files: Mapping[str, own_file.OwnFile] | None = None) -> None:
         self.number, self.path = number, path
         self.folder = RunFolder.open(Path(path))
         self.file: Layer = self.folder.file()
@@ -61,7 +61,7 @@ class Source:
         self.unresolved = ""
         self._digests: dict[str, str | None] = {}
         try:
-            self.resolved: Resolved | None = resolve_folder(self.folder)
+            self.resolved: Resolved | None = of_several(self.folder, files or {})
         except AdvkitError as error:  # a plugin that is not installed here, say: the figures can be shown all the same
             self.resolved, self.unresolved = None, str(error)
 
