@@ -31,7 +31,7 @@ from advkit.training.ranks import here
 N = 97
 TOY = Splits(pictures(N), pictures(), "none")
 WEIGHTS = "small-cnn --set model.width=4 --dataset digits --eps 0.02 --n 250 --attacks clean,pgd-3"
-WHOLE = {"ccat", "cutmix", "gairat", "lsr", "mma"}
+WHOLE = {"ccat", "cutmix", "gairat", "gradalign", "lsr", "mma"}
 """Built-ins that need the whole batch where a process has but its share."""
 
 Outcome = Mapping[str, Any] | str

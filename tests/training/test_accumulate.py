@@ -26,6 +26,7 @@ WHOLE = {
     "ccat": {},
     "cutmix": {},
     "gairat": {},
+    "gradalign": {},
     "lsr": {},
     "mma": {},
     "cat-margin": {"weight": "eps-sum"},

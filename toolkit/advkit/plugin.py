@@ -142,7 +142,7 @@ class Plugin:
         return ()
 
     def passes(self, hook: str, costs: Costs) -> Passes:
-        """Passes that the hook runs by itself, through `gradient_at`, the attacked `model`, or `run.probe`."""
+        """Passes that the hook runs by itself, through `gradient_at`, the attacked `model`, or a service of `run`."""
         return Passes()
 
     def largest_budget(self, eps: float) -> Budgets:

@@ -12,7 +12,7 @@ from .arguments import a_dense_tensor, a_number
 from .errors import OptionError, ResumeMismatch
 from .plugin import Company
 from .rng import Draws, derive_key
-from .services import Ending, Probing, Services
+from .services import Ending, Probing, Services, Viewing
 from .settings import AttackSettings
 from .types import Batch
 
@@ -36,6 +36,7 @@ class RunState:
         self.figures: dict[str, float | None] = {}
         """Of the epoch that ends; never checkpointed, as the line in metrics.jsonl is written first."""
         self.probing: Probing | None = None  # who answers `Run.probe`, while somebody does
+        self.viewing: Viewing | None = None  # and `Run.forward`
         self.ending: Ending | None = None  # whether this epoch is to be the last
         self.settled = False  # setup is over: state claimed now no resume would find
 

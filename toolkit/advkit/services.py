@@ -1,4 +1,4 @@
-"""What a plugin may ask of the run within a hook: an attack for what it tells, logits, and the end."""
+"""What a plugin may ask of the run within a hook: an attack for what it tells, logits, gradients, and the end."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ class Probing(Protocol):
     def attack(self, plugin: str, *what: Any, **how: Any) -> AttackResult: ...
 
     def logits(self, plugin: str, x: Tensor) -> Tensor: ...
+
+
+class Viewing(Protocol):
+    """What looks at the net for a loss term; `plugin` is who asks."""
+
+    def forward(self, plugin: str, x: Tensor, gradient: bool) -> Tensor: ...
+
+    def input_gradient(self, plugin: str, x: Tensor, loss: Objective, create_graph: bool) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,36 @@ class Services:
         """f(x; theta), (B, K), in the attack's mode, without gradient; BatchNorm's statistics stay."""
         return self._asked().logits(self._plugin, x)
 
+    def forward(self, x: Tensor, *, gradient: bool = True) -> Tensor:
+        """f(x; theta+v), (B, K), in train mode, for a loss term; BatchNorm's statistics stay.
+
+        With `gradient` it flows to the weights.
+        """
+        return self._viewing().forward(self._plugin, x, gradient)
+
+    def input_gradient(self, x: Tensor, loss: Objective, *, create_graph: bool = False) -> Tensor:
+        """The gradient by x, (B, C, H, W), of the sum of `loss` (B,) of f(x; theta+v), in train mode, for a loss term.
+
+        With `create_graph` the loss term's own gradient flows through it to the weights, which needs second derivatives
+        of the net.
+        """
+        return self._viewing().input_gradient(self._plugin, x, loss, create_graph)
+
     def stop(self, reason: str, *, keep: bool = True) -> None:
         """End the run with this epoch, in `epoch_end`, for a reason of one sentence.
 
         Unless `keep`, the epoch is never the best: `best` is the epoch that it was before. The first who stops is told.
         """
         self._state.ending = self._state.ending or Ending(self._plugin, str(reason), keep)
+
+    def _viewing(self) -> Viewing:
+        viewing: Viewing | None = self._state.viewing
+        if viewing is None:
+            raise HookContract(
+                f"Plugin {self._plugin} looks at the net where no view is booked; call run.forward and "
+                "run.input_gradient in base_loss or extra_regularizer."
+            )
+        return viewing
 
     def _asked(self) -> Probing:
         probing: Probing | None = self._state.probing

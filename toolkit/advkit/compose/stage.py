@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from ..errors import AdvkitError
@@ -157,12 +157,9 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
     forwards = (*listed, *(view for view in views if view not in listed))
     adding = [answer for answer in inner if not answer.spec.detached]
     objective_views = {view: view in differentiated(adding) for view in VIEWS if askers(view, adding)}
-    costs = Costs(
-        steps=setting.attack.steps,
-        adv_ce=Passes(forward=1, full_backward=1),
-        objective=Passes(forward=len(objective_views), full_backward=sum(objective_views.values())),
-        epoch=epoch,
-    )
+    costs = Costs(setting.attack.steps, adv_ce=Passes(1, full_backward=1), objective=Passes(), epoch=epoch)
+    objective = Passes(len(objective_views), full_backward=sum(objective_views.values()))
+    costs = replace(costs, objective=sum((answer.passes(costs) for answer in adding), objective))
 
     def own(phase: str) -> Passes:
         return sum((answer.passes(costs) for answer in answers if answer.spec.phase == phase), Passes())

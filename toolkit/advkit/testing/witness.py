@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
 from torch import Tensor, nn
 
 from ..types import Passes
@@ -35,7 +36,18 @@ class Witness:
             return
         phase = "update" if layer.training else "attack"
         self._seen[phase, "forward"] += 1
+        to_weights = output.requires_grad and layer.weight.requires_grad
+
+        def at_images(_: Tensor) -> None:
+            # On to the images alone, or for a gradient that is differentiated itself, in a backward after it.
+            if not to_weights or torch.is_grad_enabled():
+                self._seen[phase, "input_backward"] += 1
+
+        def at_weights(_: Tensor) -> None:
+            if not torch.is_grad_enabled():
+                self._seen[phase, "full_backward"] += 1
+
         if x.requires_grad:
-            x.register_hook(lambda _: self._seen.update([(phase, "input_backward")]))  # type: ignore[no-untyped-call]
-        if output.requires_grad and layer.weight.requires_grad:
-            output.register_hook(lambda _: self._seen.update([(phase, "full_backward")]))  # type: ignore[no-untyped-call]
+            x.register_hook(at_images)  # type: ignore[no-untyped-call]
+        if to_weights:
+            output.register_hook(at_weights)  # type: ignore[no-untyped-call]

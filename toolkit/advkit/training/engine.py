@@ -94,6 +94,16 @@ class Engine:
         """Images (B, C, H, W) in the memory format of the run."""
         return x.contiguous(memory_format=self.layout)
 
+    @contextmanager
+    def twice_differentiable(self) -> Iterator[None]:
+        """A scope in which nothing compiled runs, which has no second derivative."""
+        held, self.compiled = self.compiled, None
+        try:
+            with eagerly(self.model):
+                yield
+        finally:
+            self.compiled = held
+
     def forward(self, replaced: Mapping[str, Tensor], x: Tensor, seed: Callable[[], None], careful: bool) -> object:
         """What the model returns for images x with some parameters and buffers replaced; never in half precision.
 

@@ -77,7 +77,7 @@ def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[
         for answer in asked:
             term = "base_loss" if answer.hook == "base_loss" else answer.plugin.name
             with torch.enable_grad():
-                total = update.terms(views, [term])[term].sum()
+                total = update.terms(views, [term], {})[term].sum()
                 gradients = torch.autograd.grad(total, [*views.values()], allow_unused=True)
             if not all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients):
                 yield answer.hook, answer.plugin.name

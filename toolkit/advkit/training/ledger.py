@@ -24,14 +24,18 @@ class Ledger:
         self.demanded: dict[str, set[str]] = {}
 
     def forward(self, phase: str, label: str, owners: Iterable[str], logits: Tensor, backward: str) -> Tensor:
-        """Book one forward with output `logits`, and its backward ("input_backward", "full_backward") if it comes."""
+        """Book one forward with output `logits`, and its backward ("input_backward", "full_backward") if it comes.
+
+        None is booked where `backward` is empty.
+        """
         self.counts[phase, "forward"] += 1
         self.demanded.setdefault(f"{phase}.{label}", set()).update(owners)
-        if logits.requires_grad:
-            logits.register_hook(lambda _: self._backward(phase, backward))  # type: ignore[no-untyped-call]
+        if backward and logits.requires_grad:
+            logits.register_hook(lambda _: self.backward(phase, backward))  # type: ignore[no-untyped-call]
         return logits
 
-    def _backward(self, phase: str, kind: str) -> None:
+    def backward(self, phase: str, kind: str) -> None:
+        """Book one."""
         self.counts[phase, kind] += 1
 
     def passes(self) -> dict[str, Passes]:

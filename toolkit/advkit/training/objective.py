@@ -21,6 +21,7 @@ from .network import Network
 from .panel import Panel
 from .probe import nothing_moves
 from .shares import Whole
+from .views import viewed
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Update:
                 values = (
                     soft_cross_entropy(logits["adv_logits"], self.known["target"])
                     if loss == "adv_ce"
-                    else reduce(torch.add, self.terms(logits, self.stage.objective_terms).values())
+                    else reduce(torch.add, self.terms(logits, self.stage.objective_terms, moved).values())
                 )
                 if select is not None:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
@@ -90,8 +91,10 @@ class Update:
         chosen: Tensor = self.known["x_train"] if view.startswith("adv") else self.known["x_clean"]
         return chosen
 
-    def terms(self, logits: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-        """Loss terms (B,) by name, the base loss first."""
+    def terms(
+        self, logits: Mapping[str, Tensor], names: Iterable[str], moved: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Loss terms (B,) by name, the base loss first; their own views are at `moved`."""
         terms = {}
         by_name = {answer.plugin.name: answer for answer in self.stage.answers["extra_regularizer"]}
         for name in names:
@@ -99,7 +102,8 @@ class Update:
             if answer is None:
                 terms[name] = soft_cross_entropy(logits["adv_logits"], self.known["target"])
             else:
-                values = self.panel.ask(answer, self.known, **logits)
+                with viewed(self.panel.state, self.network, moved):
+                    values = self.panel.ask(answer, self.known, **logits)
                 terms[name] = self.contract.term(answer.plugin.name, answer.hook, values)
         return terms
 
@@ -137,7 +141,7 @@ class Objective(nn.Module):
                     turn=turn,
                 )
             logits.setdefault(name, output)
-        terms = update.terms(logits, update.stage.terms)
+        terms = update.terms(logits, update.stage.terms, moved)
         weighted = {name: update.weigh(name, term, logits).sum() for name, term in terms.items()}
         return Outcome(
             loss=reduce(torch.add, weighted.values()) / update.shares.count,

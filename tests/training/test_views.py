@@ -1,0 +1,118 @@
+"""`run.forward` and `run.input_gradient`: what they compute, where, and what is booked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import advkit
+from advkit import HookContract, Passes, Plugin, Step, hookimpl
+
+Net = Callable[..., nn.Sequential]
+BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def looking(look: Callable[..., Tensor], passes: Passes, hook: str = "extra_regularizer") -> type[Plugin]:
+    """A plugin whose loss term is `look` of the run and the batch."""
+
+    class Looking(Plugin):
+        name = "looking"
+
+        def passes(self, asked: str, costs: advkit.Costs) -> Passes:
+            return passes
+
+    def answer(self: Any, batch: advkit.Batch, run: advkit.Run) -> Tensor:
+        return look(run, batch)
+
+    setattr(Looking, hook, hookimpl(answer))
+    answer.__name__ = hook
+    return Looking
+
+
+def step_of(net: nn.Module, *plugins: Any, **options: Any) -> Step:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    settings = {"attack.steps": 1, "run.check_hooks": True}
+    return Step(net, optimizer, plugins, num_samples=8, eps=0.1, settings=settings, options=options)
+
+
+def first(logits: Tensor) -> Tensor:
+    return logits.softmax(1)[:, 0]
+
+
+def test_what_they_see(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """The net as it is in the update: in train mode, at theta."""
+    net, (x, y, index) = tiny_net(), tiny_batch()
+    seen: dict[str, Tensor] = {}
+
+    def look(run: advkit.Run, batch: advkit.Batch) -> Tensor:
+        seen["logits"] = run.forward(batch.x, gradient=False)
+        seen["gradient"] = run.input_gradient(batch.x, first)
+        return 0 * run.forward(batch.x).sum(1)
+
+    step = step_of(net, looking(look, Passes(3, 1, 1)))
+    report = step(x, y, index, epoch=0)
+    assert report.passes["update"] == Passes(forward=4, input_backward=1, full_backward=2)
+    assert report.demanded_by["update.input gradient of looking"] == ["looking"]
+    assert not seen["logits"].requires_grad and not seen["gradient"].requires_grad
+    leaf = x.clone().requires_grad_()
+    logits = net.train()(leaf)
+    (gradient,) = torch.autograd.grad(first(logits).sum(), leaf)
+    assert torch.allclose(seen["logits"], logits.detach(), atol=1e-6)
+    assert torch.allclose(seen["gradient"], gradient, atol=1e-6)
+
+
+def test_they_are_at_the_moved_weights_and_in_the_cost_of_the_objective(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """AWP's v of the whole objective: the term runs twice, first at theta, then at theta+v, and is in v."""
+    heights = []
+
+    def look(run: advkit.Run, batch: advkit.Batch) -> Tensor:
+        values = run.forward(batch.x).square().sum(1)
+        heights.append(float(values.detach().mean()))
+        return values
+
+    looker = looking(look, Passes(1, full_backward=1))
+    step = step_of(tiny_net(), looker, "awp", awp={"loss": "objective", "gamma": 0.05})
+    report = step(*tiny_batch(), epoch=0)
+    assert report.passes["update"] == step.composition.at(0).passes["update"] == Passes(4, full_backward=4)
+    assert len(heights) == 2 and heights[1] > heights[0] * 1.001
+
+
+def test_the_gradient_of_a_gradient(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """Through `create_graph` the weights learn to flatten the loss; the net has a kink nowhere."""
+    net = nn.Sequential(*(nn.Softplus() if isinstance(layer, nn.ReLU) else layer for layer in tiny_net()))
+    x, y, index = tiny_batch()
+
+    def steep(run: advkit.Run, batch: advkit.Batch) -> Tensor:
+        return run.input_gradient(batch.x, first, create_graph=True).flatten(1).square().sum(1)
+
+    step = step_of(net, looking(steep, Passes(1, 1, 1)))
+    report = step(x, y, index, epoch=0)
+    assert report.passes["update"] == Passes(forward=2, input_backward=1, full_backward=2)
+
+
+@pytest.mark.parametrize("hook", ["instance_weight", "target_label"])
+def test_beside_the_loss_terms_nothing_is_booked(tiny_net: Net, tiny_batch: BatchOf, hook: str) -> None:
+    looker = looking(lambda run, batch: run.forward(batch.x), Passes(), hook)
+    looker.terms = ("base_loss",)  # type: ignore[assignment]
+    with pytest.raises(HookContract) as refused:
+        step_of(tiny_net(), looker)(*tiny_batch(), epoch=0)
+    assert str(refused.value) == (
+        "Plugin looking looks at the net where no view is booked; call run.forward and run.input_gradient in base_loss "
+        "or extra_regularizer."
+    )
+
+
+def test_a_loss_that_is_no_row_of_numbers(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    looker = looking(lambda run, batch: run.input_gradient(batch.x, lambda z: z.sum()).flatten(1).sum(1), Passes(1, 1))
+    with pytest.raises(HookContract, match=r"^Plugin looking: the loss of run\.input_gradient must return \(\d+,\)\.$"):
+        step_of(tiny_net(), looker)(*tiny_batch(), epoch=0)
+
+
+def test_undeclared_passes_stop_the_step(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    looker = looking(lambda run, batch: run.forward(batch.x).sum(1), Passes())
+    with pytest.raises(HookContract, match="ran other passes than declared"):
+        step_of(tiny_net(), looker)(*tiny_batch(), epoch=0)

@@ -1,0 +1,65 @@
+"""Forwards and input gradients of a loss term's own: run at the weights under the loss, in its mode, and booked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import HookContract
+from ..judging import generators, put_back
+from ..run import RunState
+from ..types import Objective
+from .network import Network
+
+
+@dataclass(frozen=True)
+class Views:
+    """The services of one evaluation of the loss terms, at the parameters `moved`."""
+
+    network: Network
+    moved: Mapping[str, Tensor]
+    turns: Counter[str] = field(default_factory=Counter)
+
+    def forward(self, plugin: str, x: Tensor, gradient: bool) -> Tensor:
+        """`Run.forward`, for `plugin`."""
+        with torch.set_grad_enabled(gradient):
+            return self._logits(plugin, "forward", x.detach(), self.moved, "full_backward")
+
+    def input_gradient(self, plugin: str, x: Tensor, loss: Objective, create_graph: bool) -> Tensor:
+        """`Run.input_gradient`, for `plugin`."""
+        leaf, ledger = x.detach().requires_grad_(), self.network.ledger
+        fixed = {name: p.detach() for name, p in {**self.network.params, **self.moved}.items()}
+        with torch.enable_grad(), self.network.engine.twice_differentiable() if create_graph else nullcontext():
+            values = loss(self._logits(plugin, "input gradient", leaf, self.moved if create_graph else fixed, ""))
+            if not isinstance(values, Tensor) or values.shape != (len(x),):
+                raise HookContract(f"Plugin {plugin}: the loss of run.input_gradient must return ({len(x)},).")
+            (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=create_graph)
+        ledger.backward("update", "input_backward")
+        if gradient.requires_grad:
+            gradient.register_hook(lambda _: ledger.backward("update", "full_backward"))  # type: ignore[no-untyped-call]
+        return gradient
+
+    def _logits(self, plugin: str, what: str, x: Tensor, params: Mapping[str, Tensor], backward: str) -> Tensor:
+        label = f"{what} of {plugin}"
+        self.turns[label] += 1
+        turn = self.turns[label] - 1
+        before = generators()  # what the net draws is not the plugin's: the core seeds it anew for every forward
+        try:
+            return self.network.forward("update", label, [plugin], x, params=params, backward=backward, turn=turn)
+        finally:
+            put_back(before)
+
+
+@contextmanager
+def viewed(state: RunState, network: Network, moved: Mapping[str, Tensor]) -> Iterator[None]:
+    """The scope in which loss terms may look at the net."""
+    state.viewing, before = Views(network, moved), state.viewing
+    try:
+        yield
+    finally:
+        state.viewing = before
