@@ -60,6 +60,7 @@ PUBLISHED = {
 SETS = (
     *("gairat,fat", "fat,trades", "iaat,awp", "mma,lsiw", "fgsm-rs,lsiw", "bilateral,awp", "gairat,trades"),
     "cat-eps,dirichlet-ls,lsiw,fosc",
+    *("trades,awp", "mart,awp", "lsiw,swa", "rwp,lsiw", "fgsm-rs,gradalign", "cutmix,ema,trades", "mlcat,rwp"),
 )
 SEED, IMAGES, ATTACKS = 0, 200, ("clean", "pgd-20", "cw-20", "autoattack")
 
