@@ -109,7 +109,7 @@ def test_what_an_attack_changes_is_said_and_put_back(case: str, ends: str) -> No
 
 
 class Counts(nn.Module):
-    """Moves a buffer of its own, and draws from numpy, at every forward."""
+    """Moves a buffer and its weights, and draws from numpy, at every forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,6 +118,9 @@ class Counts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        with torch.no_grad():
+            for weight in self.inner.parameters():
+                weight.div_(weight.norm().clamp(min=0.1))
         np.random.rand()  # noqa: NPY002
         logits: Tensor = self.inner(x)
         return logits
@@ -127,6 +130,13 @@ def test_what_the_net_does_by_itself_is_not_the_attacks_doing() -> None:
     model = Counts()
     result = advkit.evaluate(model, images(model), "clean,pgd-2", eps=0.05, audit=False)
     assert result["attacks"][1]["passes"]["forward"] > 0
+
+
+def test_weights_and_buffers_are_left_as_they_came_whatever_the_net_does_to_them() -> None:
+    model, data = Counts(), images(net())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    advkit.evaluate(model, data, "clean,pgd-2", eps=0.05, audit=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_torchs_generator_is_seeded_for_attacks_and_given_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import advkit
 from advkit.cli.main import run as command
 from advkit.models.base import DataSpec
 from advkit.models.small_cnn import SmallCnn
+from advkit.studies.analysis import Study
 from advkit.studies.subject import of_run
 
 NET = ["--model", "small-cnn", "--dataset", "digits"]
@@ -76,3 +78,22 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     for judge in (*judges, lambda path: advkit.load_weights(torch.nn.Identity(), path)):
         with pytest.raises(advkit.CheckpointError, match=r"run\.toml says: run\.seed: [12] in the run, [12] now"):
             judge(run)
+
+
+def test_nothing_is_kept_in_a_folder_that_is_another_runs_by_now(tmp_path: Path) -> None:
+    settings = {"model.width": 2, "data.limit": 40, "attack.steps": 1, "validation.steps": 1}
+    advkit.train(dataset="digits", epochs=1, eps=0.1, settings=settings, out=tmp_path / "run")
+    said: list[str] = []
+
+    def moved(*_: object) -> None:
+        if not (tmp_path / "old").exists():
+            (tmp_path / "run").rename(tmp_path / "old")
+            shutil.copytree(tmp_path / "old", tmp_path / "run", symlinks=True)
+
+    advkit.audit(tmp_path / "run", n=4, watch=moved, tell=said.append)
+    assert len(said) == 1 and said[0].startswith(f"The audit is not kept: {tmp_path / 'run'} was moved, removed or")
+    assert not [*tmp_path.rglob("audit.json")]
+    shutil.rmtree(tmp_path / "old")
+    with pytest.raises(advkit.CheckpointError, match="nothing more is written there"):
+        Study(run=str(tmp_path / "run"), n=4, watch=moved).vulnerability()
+    assert not [*tmp_path.rglob("analysis")]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .errors import NonFinite, OptionError
-from .modules import frozen, kept_buffers, mode, own_generator, placement
+from .modules import frozen, kept_values, mode, own_generator, placement
 from .precision import EXACT, HalfPrecision, first_forward_watched, named
 
 IN_PLACE = (
@@ -38,7 +38,7 @@ def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
     with ExitStack() as scope:
         scope.enter_context(mode(model, training=False))
         scope.enter_context(frozen(model))
-        scope.enter_context(kept_buffers(model))
+        scope.enter_context(kept_values(model))
         scope.enter_context(torch.autocast(device.type, enabled=False))
         scope.enter_context(first_forward_watched(model))
         yield scope.enter_context(own_generator(device))

@@ -66,8 +66,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Buffers have their values back afterwards: some nets move them in eval mode too."""
+def kept_values(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers have their values back afterwards: some nets write to them in every forward."""
+    weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     before = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
@@ -82,6 +83,9 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
                 if isinstance(module._buffers, dict):  # not of torch.jit, where no buffer is bound anew
                     module._buffers[name] = buffer
                 buffer.copy_(was)
+            for parameter, was in weights:
+                if not torch.equal(parameter, was):  # graphs that are alive count every write
+                    parameter.copy_(was)
 
 
 @contextmanager

@@ -68,10 +68,24 @@ def judge_place(path: Path) -> None:
     refuse_links(path)
     for place in path.parents:
         if place in locked and not locked[place]():
-            raise CheckpointError(
-                f"{place} was moved, removed or replaced while it was in use, and nothing more is written there; put "
-                "it back and go on from what it holds."
-            )
+            raise _moved(place)
+
+
+def refuse_another(folder: Path, was: os.stat_result) -> None:
+    """Raise CheckpointError where `folder` is not the one any more that it `was`."""
+    try:
+        same = os.path.samestat(os.stat(folder), was)
+    except OSError:
+        same = False
+    if not same:
+        raise _moved(folder)
+
+
+def _moved(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} was moved, removed or replaced while it was in use, and nothing more is written there; put it back "
+        "and go on from what it holds."
+    )
 
 
 def _is_run(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from ..evaluation.verdicts import refuse_gray_levels
 from .evaluate import Watch
 from .inputs import amount, whole
 from .records import AuditRecord
-from .subject import refuse_dropped, subject_of
+from .subject import Subject, refuse_dropped, subject_of
 from .transfer import refuse_itself
 from .verdict_store import versions
 
@@ -67,6 +67,7 @@ def audit(
         settings=settings,
     )
     other = transfer if isinstance(transfer, EvaluationAttack | None) else _transfer(transfer, data_root)
+    chosen: Subject | None = None
     if isinstance(subject, nn.Module):
         if norm is not None and norm not in NORMS:
             raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
@@ -128,14 +129,15 @@ def audit(
         hopeless=outcome.hopeless,
         versions=versions(),
     )
-    if record.checkpoint is not None:
-        _keep(record, tell or warnings.warn)
+    if chosen is not None and chosen.is_run:
+        _keep(record, chosen, tell or warnings.warn)
     return record
 
 
-def _keep(record: AuditRecord, tell: Callable[[str], None]) -> None:
-    """RUN/audit.json; what was measured is not lost to a folder that is read-only."""
+def _keep(record: AuditRecord, run: Subject, tell: Callable[[str], None]) -> None:
+    """RUN/audit.json; what was measured is not lost to a folder that is read-only, or another's by now."""
     try:
+        run.refuse_another()
         record.write(Path(str(record.run)) / "audit.json")
     except (OSError, AdvkitError) as error:
         tell(f"The audit is not kept: {error}")

@@ -22,6 +22,7 @@ from ..errors import CheckpointError, DataError, OptionError
 from ..fingerprint import code, fingerprint
 from ..models.base import ModelBuilder
 from ..own_file import OwnFile, load_all
+from ..storage.files import refuse_another
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
@@ -48,6 +49,8 @@ class Subject:
     """Positions in the training split of what it was trained on, and of what was held out; None where nobody knows."""
     own_images: bool = True
     """Whether these are the training images it was trained on, as far as anybody knows."""
+    place: os.stat_result | None = None
+    """Of a run's folder, which may be another one by the time that something is to be kept there."""
 
     @property
     def norm(self) -> str:
@@ -85,6 +88,11 @@ class Subject:
         whole = self.splits.test if split == "test" else self.splits.train
         return choice(count, len(self.images(split))) + population(len(whole), data.limit, data.balance)
 
+    def refuse_another(self) -> None:
+        """CheckpointError where another folder has the name of the run by now."""
+        if self.place is not None:
+            refuse_another(Path(self.name), self.place)
+
     def identity(self) -> dict[str, Any]:
         """What tells this net from others: two architectures may share names and shapes of all their weights."""
         known: dict[str, Any] = {
@@ -119,7 +127,7 @@ def of_run(
     spares reading it. `model` takes the weights of a run whose net no name brings back; `files` are what gives net
     and data of one that was trained on FILE.py:NAME. The processes of torchrun meet here where they judge `together`.
     """
-    folder = RunFolder.open(path)
+    folder, place = RunFolder.open(path), os.stat(path)
     resolved = _without_gpu(resolve_folder(folder).with_files(files or {}))
     resolved = on_this_machine(resolved, PATIENCE if together else None)
     checkpoint = checkpoint or ("last" if standard(resolved) else "best")
@@ -150,7 +158,7 @@ def of_run(
     own = state.get("data") in (None, splits.train.fingerprint())
     other = "" if own else f"The training images of {splits.train.name} are not those that {path} was trained on"
     record |= _notes(splits, other, rounded, *_changes(folder, resolved, model))
-    return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)), own)
+    return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 
 def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:

@@ -224,6 +224,8 @@ class Study:
     ) -> AnalysisRecord:
         """Write the files."""
         net = self._net
+        if not self.out:
+            net.refuse_another()
         folder = Path(self.out) if self.out else Path(net.name) / "analysis"
         own: dict[str, Any] = {**({} if attack is None else {"attack": attack.as_dict()}), **settings}
         record = AnalysisRecord(
