@@ -321,15 +321,19 @@ class Overflows(torch.optim.SGD):
         for values in self.state.values():  # as SOAP keeps lists
             values.setdefault("deep", [{"steps": torch.zeros(())}])[0]["steps"].add_(1)
         self.param_groups[0]["steps"] = self.param_groups[0].get("steps", 0) + 1
+        for beside in self.param_groups[0]["params"]:
+            if not isinstance(beside, nn.Parameter):
+                beside.data.sub_(0.1)
         if type(self).now:
             self.param_groups[0]["params"][0].data[0, 0] = math.inf
 
 
 def test_an_update_that_overflows_does_not_happen(tiny_batch: BatchOf) -> None:
-    model = net()
-    optimizer = Overflows(model.parameters(), 0.1, momentum=0.9)
+    model, beside = net(), torch.ones(1, requires_grad=True)
+    optimizer = Overflows([*model.parameters(), beside], 0.1, momentum=0.9)
     step = step_of(model, optimizer=optimizer)
     step(*tiny_batch(), epoch=0)
+    known = beside.detach().clone()
     before = [tensor.clone() for tensor in model.state_dict().values()]
     moments = [state["momentum_buffer"].clone() for state in optimizer.state.values()]
     Overflows.now = True
@@ -344,6 +348,7 @@ def test_an_update_that_overflows_does_not_happen(tiny_batch: BatchOf) -> None:
     assert all(torch.equal(a, b) for a, b in zip(now, moments, strict=True))
     assert {float(state["deep"][0]["steps"]) for state in optimizer.state.values()} == {1}
     assert optimizer.param_groups[0]["steps"] == 1
+    assert torch.equal(beside, known) and known < 1 and optimizer.param_groups[0]["params"][-1] is beside
 
 
 class Rebinds(Around):

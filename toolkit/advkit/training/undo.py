@@ -32,7 +32,10 @@ def all_or_nothing(
     whole = {name: values.clone() for name, values in state.samples.items()} if careful else {}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     steps = _copied(dict(optimizer.state))
-    groups = [(group, _copied(group)) for group in optimizer.param_groups]
+    groups = [(group, _copied({k: v for k, v in group.items() if k != "params"})) for group in optimizer.param_groups]
+    own = {id(parameter) for parameter in model.parameters()}
+    others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+    beside = [(tensor, tensor.detach().clone()) for tensor in others]
     try:
         yield
         refuse_late(model, before)
@@ -46,7 +49,7 @@ def all_or_nothing(
             )
     except BaseException:
         with torch.no_grad():
-            for tensor, was in before.values():
+            for tensor, was in (*before.values(), *beside):
                 tensor.copy_(was)
         for module, buffers in bound:  # some bind theirs anew: self.m = 0.9 * self.m
             module._buffers.clear()
@@ -82,12 +85,8 @@ def _held(model: nn.Module, state: RunState) -> list[tuple[str, Tensor]]:
 
 
 def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
-    """With copies of its tensors, however deep in lists and dicts they lie; parameters stay the model's."""
-
-    def copy(tensor: Tensor) -> Tensor:
-        return tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
-
-    copied: dict[Any, Any] = tree_map_only(Tensor, copy, values)
+    """With copies of its tensors, however deep in lists and dicts they lie; what is trained stays what it is."""
+    copied: dict[Any, Any] = tree_map_only(Tensor, lambda one: one if one.requires_grad else one.clone(), values)
     return copied
 
 
