@@ -140,8 +140,8 @@ def train(
 
 
 def elastic(**arguments: Any) -> Mapping[str, Any]:
-    """A run that is stopped, twice."""
-    return train("cat-eps", "awp", epochs=2, batch_size=32, **arguments)
+    """A run that is stopped, twice, between checkpoints."""
+    return train("cat-eps", "lsiw", epochs=2, batch_size=32, settings={"checkpoint.every_steps": 1}, **arguments)
 
 
 def torn(**arguments: Any) -> Mapping[str, Any]:
@@ -231,11 +231,9 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
         "compile": lambda: train(settings={"run.compile": "default"}),
         "small": lambda: train(batch_size=1, settings={"run.lone_image": "keep"}),
         "others": lambda: train(seed=here().rank),
-        "begin": lambda: train("cat-eps", "awp", epochs=2, batch_size=32, out=out.parent / "elastic", progress=Ends(3)),
-        "go on": lambda: train(
-            "cat-eps", "awp", epochs=2, batch_size=32, resume_from=out.parent / "elastic", progress=Ends(3)
-        ),
-        "end": lambda: train("cat-eps", "awp", epochs=2, batch_size=32, resume_from=out.parent / "elastic"),
+        "begin": lambda: elastic(out=out.parent / "elastic", progress=Ends(2)),
+        "go on": lambda: elastic(resume_from=out.parent / "elastic", progress=Ends(3)),
+        "end": lambda: elastic(resume_from=out.parent / "elastic"),
         "module": module,
         "judged": lambda: judged(
             *WEIGHTS.split(), str(out.parent / "net.pt"), out=out.parent / f"judged-{here().size}"
@@ -250,15 +248,15 @@ def _torn(how: Callable[[], object], out: Path) -> Mapping[str, Any]:
     return torn(out=out)
 
 
-def start(size: int, out: Path, jobs: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Processes that meet as torchrun's do."""
+def start(size: int, *line: object) -> list[subprocess.Popen[str]]:
+    """Processes of Python with one command line that meet as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     known = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, __file__, str(out), *jobs],
+            [sys.executable, *map(str, line)],
             env={**os.environ, **known, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(size)
@@ -267,7 +265,7 @@ def start(size: int, out: Path, jobs: Sequence[str]) -> list[subprocess.Popen[st
 
 def outcomes(size: int, out: Path, jobs: Sequence[str]) -> list[dict[str, Outcome]]:
     """What each of several processes has of these jobs; the last process may be lost in the last job."""
-    running = start(size, out, jobs)
+    running = start(size, __file__, out, *jobs)
     ending = running[:-1] if jobs[-1] in LOST else running
     try:
         told = [process.communicate(timeout=240)[1] for process in ending]

@@ -44,8 +44,8 @@ def two(out: Path) -> list[dict[str, Outcome]]:
 @pytest.fixture(scope="module")
 def three(out: Path, two: list[dict[str, Outcome]]) -> list[dict[str, Outcome]]:
     """After one process has gone on with what two have begun."""
-    assert "Stopped in epoch 1 after step 3" in str(two[0]["begin"])
-    assert "Stopped in epoch 2 after step 3" in str(attempt(jobs_of(out / "one")["go on"]))
+    assert "Stopped in epoch 1 after step 2" in str(two[0]["begin"])
+    assert "Stopped in epoch 2 after step 2" in str(attempt(jobs_of(out / "one")["go on"]))
     return outcomes(3, out / "three", [*FEW, "visits", "end", "kill"])
 
 

@@ -206,14 +206,14 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
-def survive(kills: int, chance: random.Random, whole: Path, tmp_path: Path) -> None:
+def survive(kills: int, chance: random.Random, whole: Path, tmp_path: Path, begin: Sequence[str] = LINE) -> None:
     """Runs killed at random moments, `kills` times in all; whenever one is done, it is the undisturbed run."""
     cost = 0.0
     done = survived = serial = 0
     while done < kills or not survived:
         folder, log = tmp_path / f"run-{serial}", tmp_path / f"log-{serial}"
         serial += 1
-        line: list[object] = [*LINE, "--out", folder]
+        line: list[object] = [*begin, "--out", folder]
         for _ in range(1000):
             process = spawn(*line, log=log)
             if not cost:  # the first is only timed

@@ -63,7 +63,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (CPU, writable) and state of a checkpoint folder, verified first. Raises CheckpointError."""
+    """Tensors (CPU, writable), in the order of their names, and state of a checkpoint folder; verified first.
+
+    Raises CheckpointError.
+    """
     raw = _read(path / MANIFEST, MANIFEST_CAP)
     stated = _parse(path / MANIFEST, raw)
     if stated.get("format") != FORMAT:
@@ -84,7 +87,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = _parse(path / STATE, blobs[STATE])
     try:
         with torch.device("cpu"):  # else a default device of the caller's gets the empty tensors
-            return safetensors.torch.load(blobs[TENSORS]), state
+            return dict(sorted(safetensors.torch.load(blobs[TENSORS]).items())), state
     except Exception as error:  # its hash fits, so somebody made it so: no type of exception is excluded
         raise _damaged(path / TENSORS, "is not a readable safetensors file") from error
 

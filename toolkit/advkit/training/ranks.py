@@ -163,9 +163,10 @@ class Ranks(Alone):
         return ENDINGS[int(wanted)]
 
     def refuse_apart(self, tensors: Mapping[str, Tensor]) -> None:
-        sums = torch.tensor([_checksum(tensor) for tensor in tensors.values()], dtype=torch.int64)
+        names = sorted(tensors)  # what is read from a file comes in another order in every process
+        sums = torch.tensor([_checksum(tensors[name]) for name in names], dtype=torch.int64)
         for other in self._gathered(sums):
-            for name, same in zip(tensors, (other == sums).tolist(), strict=True):
+            for name, same in zip(names, (other == sums).tolist(), strict=True):
                 if not same:
                     raise HookContract(
                         f"The processes hold different bits of {name}. What a plugin keeps must not depend on a part "
