@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import naive
 import pytest
 import torch
 from conftest import CLASSES
 from methods import Method, run
 from naive import Attack, Branch, Learner, Record, cross_entropy, length, mean, one_hot, ratio
-from subject import APART, assert_parity, differences, pair
+from subject import APART, Subject, assert_parity, differences, pair
 from torch import Tensor, nn
 
 from advkit_plugins.awp import on_the_sphere
@@ -112,6 +114,54 @@ def test_a_wrong_constant_is_told_apart(net: nn.Module, data, wrong) -> None:
     subject, me = start(net, data, **right)
     errors = differences(subject.visit(*data.of_step, 0), rwp(me, data, **(right | wrong))[0])
     assert min(errors["loss"], errors["gradient 0.weight"]) > APART
+
+
+SETTINGS = {"attack.init": "zero", "attack.step_size": ATTACK.alpha, "update.batch_norm": "adv_logits,clean_logits"}
+
+
+def trades_direction(me: Learner, x: Tensor, x_adv: Tensor, y: Tensor, gamma: float, threshold: float, beta: float):
+    """v of two ascents on TRADES' whole loss, of the samples whose cross-entropy on x' is small."""
+    theta = {name: p for name, p in me.theta.named_parameters() if p.dim() >= 2}
+    added = {name: torch.zeros_like(p) for name, p in theta.items()}
+    v: dict[str, Tensor] = {}
+    for _ in range(2):
+        proxy = me.moved(v)
+        adversarial, clean = proxy(x_adv), proxy(x)
+        for i, aimed in enumerate(one_hot(y, CLASSES)):
+            if float(cross_entropy(adversarial[i].detach(), aimed)) < threshold:
+                whole = cross_entropy(clean[i], aimed) + beta * naive.kl(adversarial[i], clean[i])
+                (whole / len(x)).backward(retain_graph=True)
+        for name, p in proxy.named_parameters():
+            if name in added and p.grad is not None:
+                added[name] = added[name] + p.grad
+        scale = gamma * torch.stack([length(p) for p in theta.values()]).norm()
+        way = torch.stack([length(value) for value in added.values()]).norm()
+        v = {name: scale / way * value for name, value in added.items()}
+    return v
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_trades_rwp(net: nn.Module, data, right: bool) -> None:
+    """The released code of it can not run; here v increases the whole loss, as for TRADES-AWP. The control: beta."""
+    gamma, threshold, beta = 0.02, 1.8, 3.0
+    options = {"rwp": {"gamma": gamma, "threshold": threshold, "steps": 2}, "trades": {"beta": beta, "attack": "label"}}
+    arguments = {"attack": ATTACK, "samples": data.samples, "lr": 0.05, "settings": SETTINGS, "options": options}
+    subject = Subject(net, ["trades", "rwp"], **arguments)
+    me = Learner(net, data.samples, 0.05)
+    target = one_hot(data.y, CLASSES)
+    x_adv = naive.attacked(me, data.x, target, ATTACK)
+    v = trades_direction(me, data.x, x_adv, data.y, gamma, threshold, beta if right else beta + 0.01)
+    adversarial = Branch(me.moved(v), x_adv)
+    clean = Branch(deepcopy(adversarial.model), data.x)
+    terms = [cross_entropy(clean.z[i], aimed) for i, aimed in enumerate(target)]
+    regular = [beta * naive.kl(adversarial.z[i], clean.z[i]) for i in range(len(target))]
+    loss = mean([one + other for one, other in zip(terms, regular, strict=True)])
+    expected = {"x_adv": x_adv, "shift": ratio(v, me.theta)} | me.descend(loss, clean, adversarial)
+    measured = subject.visit(*data.of_step, 0)
+    if right:
+        assert_parity(measured, expected)
+    else:
+        assert differences(measured, expected)["gradient 0.weight"] > APART
 
 
 def test_the_length_is_that_of_all_tensors_together() -> None:
