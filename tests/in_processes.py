@@ -190,6 +190,7 @@ def module() -> Mapping[str, Any]:
 JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "at": lambda: train(),
     **{name: (lambda name=name: train(name)) for name in methods.names() if name not in ("av-rank", *WHOLE)},
+    "cure": lambda: train("cure", batch_norm=True),  # two derivatives through the statistics
     "alp,av-rank": lambda: train("alp", "av-rank", options={"av-rank": {"term": "alp"}}),
     "cat-eps,lsiw": lambda: train("cat-eps", "lsiw", batch_norm=True),
     "cat-eps,dirichlet-ls,iseat": lambda: train("cat-eps", "dirichlet-ls", "lsiw", "vulnerability-log"),

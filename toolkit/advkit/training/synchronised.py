@@ -64,7 +64,8 @@ def batch_norm(
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes, and of its gradient, as the loss is the sum of theirs."""
+    """The sum over the processes, and of its gradient, as the loss is the sum of theirs; differentiable any number of
+    times."""
 
     @staticmethod
     def forward(ctx: Any, add: Add, value: Tensor) -> Tensor:
@@ -74,6 +75,4 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        total = gradients[0].clone()
-        ctx.add([total])
-        return None, total
+        return None, _Sum.apply(ctx.add, gradients[0])
