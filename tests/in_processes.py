@@ -205,6 +205,11 @@ JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "step": step,
 }  # fmt: skip
 """What several processes do as one does."""
+PAIRS = [
+    *("trades,awp", "mart,awp", "iaat,awp", "fat,trades", "fosc,lsiw", "fgsm-rs,mlcat", "bilateral,awp"),
+    *("rwp,lsiw", "score,ema", "label-smoothing,swa"),
+]
+"""What four processes do, too; `make soak` has it."""
 LOST = ("kill", "hang")
 """In which the last process does not come to an end."""
 FEW = ["at", "alp,av-rank", "cat-eps,lsiw", "trades,awp", "mart,ema,fat", "a share without images", "step"]
@@ -223,6 +228,7 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
     return {
         **JOBS,
         **{name: (lambda name=name: train(name)) for name in WHOLE},
+        **{pair: (lambda pair=pair: train(*pair.split(","))) for pair in PAIRS},
         "visits": lambda: train("cat-eps", Visits, epochs=2, out=out.parent / f"visits-{here().size}"),
         "local": lambda: train(batch_norm=True, settings={"run.batchnorm": "local"}),
         "one broken": lambda: train(OneBroken),

@@ -9,7 +9,7 @@ from typing import Any
 import in_processes
 import pytest
 import torch
-from in_processes import FEW, JOBS, WHOLE, N, Outcome, apart, attempt, jobs_of, net_of, outcomes
+from in_processes import FEW, JOBS, PAIRS, WHOLE, N, Outcome, apart, attempt, jobs_of, net_of, outcomes
 
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
@@ -29,11 +29,20 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Alone(dict[str, Outcome]):
+    """What one process has, computed where it is asked for."""
+
+    def __init__(self, out: Path) -> None:
+        self.jobs = jobs_of(out)
+
+    def __missing__(self, name: str) -> Outcome:
+        self[name] = attempt(self.jobs[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def alone(out: Path) -> dict[str, Outcome]:
-    """What one process has."""
-    jobs = jobs_of(out / "one")
-    return {name: attempt(jobs[name]) for name in (*JOBS, "visits", "local", "one broken", "module", "judged")}
+def alone(out: Path) -> Alone:
+    return Alone(out / "one")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,11 @@ def three(out: Path, two: list[dict[str, Outcome]]) -> list[dict[str, Outcome]]:
     assert "Stopped in epoch 1 after step 2" in str(two[0]["begin"])
     assert "Stopped in epoch 2 after step 2" in str(attempt(jobs_of(out / "one")["go on"]))
     return outcomes(3, out / "three", [*FEW, "visits", "end", "kill"])
+
+
+@pytest.fixture(scope="module")
+def four(out: Path) -> list[dict[str, Outcome]]:
+    return outcomes(4, out / "four", [*JOBS, *PAIRS])
 
 
 @pytest.fixture(params=["two", "three"])
@@ -64,7 +78,14 @@ def close(value: Any) -> Any:
     return pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True) if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize(("size", "name"), [*(("two", name) for name in JOBS), *(("three", name) for name in FEW)])
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        *(("two", name) for name in JOBS),
+        *(("three", name) for name in FEW),
+        *(pytest.param("four", name, marks=pytest.mark.soak) for name in (*JOBS, *PAIRS)),
+    ],
+)
 def test_several_are_as_one(size: str, name: str, alone: dict[str, Outcome], request: pytest.FixtureRequest) -> None:
     """Weights, BatchNorm's statistics, averages, what `Step.state_dict` has, and figures."""
     several = request.getfixturevalue(size)
