@@ -266,7 +266,9 @@ def test_plugins_of_the_command_line_or_file_replace_the_recipes(
 def test_another_model_takes_the_place_of_the_recipes_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["plan", "--recipe", "iseat-cifar10", "--model", "small-cnn", "--set", "model.width=2", "--json"]
     settings = json.loads(advkit(capsys, *line)[1])["settings"]
-    assert {key for key in settings if key.startswith("model.")} == {"model.name", "model.width", "model.norm"}
+    assert {key for key in settings if key.startswith("model.")} == {
+        *("model.name", "model.width", "model.norm", "model.normalise")
+    }
     same = ["plan", "--recipe", "iseat-cifar10", "--model", "wide-resnet-34-10", "--json"]
     assert json.loads(advkit(capsys, *same)[1])["settings"]["model.variant"]["value"] == "iseat"
 
@@ -277,9 +279,10 @@ def test_options_of_a_model_stay_where_no_layer_names_another() -> None:
         return {"name": found.model_name, **found.model_options}
 
     assert model({"model.width": 3}, {"run.seed": 1}, {"model.name": "small-cnn"})["width"] == 3
-    assert model({"model.width": 3}, {"model.name": "vgg16-bn"}) == {"name": "vgg16-bn", "width": 64}
+    bn = {"name": "vgg16-bn", "width": 64, "normalise": "data"}
+    assert model({"model.width": 3}, {"model.name": "vgg16-bn"}) == bn
     again = model({"model.name": "vgg16-bn", "model.width": 3}, {"model.name": "small-cnn"}, {"model.norm": "none"})
-    assert again == {"name": "small-cnn", "width": 24, "norm": "none"}
+    assert again == {"name": "small-cnn", "width": 24, "norm": "none", "normalise": "data"}
 
 
 def test_what_is_printed_is_the_whole_run(

@@ -125,8 +125,14 @@ class Interrupted(Stopped):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?' for a near miss, else ''. The same wording for every kind of name."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else ""
+    names = {spoken(name): name for name in known}
+    near = difflib.get_close_matches(spoken(word), list(names), n=1, cutoff=0.6)
+    return f" Did you mean {names[near[0]]}?" if near else ""
+
+
+def spoken(name: str) -> str:
+    """A name as it is compared with others: however it is capitalised, and joined by - or _."""
+    return name.casefold().replace("_", "-")
 
 
 def shown(value: object) -> str:

@@ -23,7 +23,7 @@ class Group(click.Group):
         name: name
         for name in (
             *("train", "plan", "evaluate", "audit", "compare", "analyze", "ablate", "report", "export"),
-            *("plugins", "recipes", "data"),
+            *("runs", "plugins", "models", "attacks", "recipes", "data"),
             *("env", "doctor", "completion"),
         )
     }

@@ -48,19 +48,11 @@ def show(name: str, as_json: bool) -> None:
     """A plugin's hooks, options, companions and preferences."""
     from .. import registry
     from ..compose.registration import check, hooks_of
+    from . import options_shown
 
     plugin: Any = registry.load("plugin", name)
     check(plugin)
     described = next(one for one in registry.describe("plugin") if one.name == name)
-    fields = {
-        key: {
-            "default": _default(field.default),
-            "unit": (field.json_schema_extra or {}).get("unit", ""),
-            "help": field.description or "",
-            "limits": ", ".join(str(limit) for limit in field.metadata if "imit" not in type(limit).__name__),
-        }
-        for key, field in plugin.Options.model_fields.items()
-    }
     shown = {
         "name": name,
         "distribution": described.distribution,
@@ -68,7 +60,7 @@ def show(name: str, as_json: bool) -> None:
         "summary": (plugin.__doc__ or "").strip().splitlines()[0] if plugin.__doc__ else "",
         "source": (__import__(plugin.__module__, fromlist=["_"]).__doc__ or "").strip().replace("\n", " "),
         "hooks": list(hooks_of(plugin)),
-        "options": {key: {k: v for k, v in field.items() if k != "limits"} for key, field in fields.items()},
+        "options": options_shown.facts(plugin.Options),
         "schema": plugin.Options.model_json_schema(),
         "prefers": dict(plugin.prefers),
         "companions": {hook: {"plugin": p, "options": dict(o)} for hook, (p, o) in plugin.companions.items()},
@@ -89,11 +81,7 @@ def show(name: str, as_json: bool) -> None:
     for key, value in plugin.prefers.items():
         facts.add_row("prefers", f"{key} = {value}")
     console.print(facts)
-    if fields:
-        table = table_of("option", "default", "unit", "meaning", wrap=("default", "unit", "meaning"))
-        for key, field in fields.items():
-            table.add_row(*(str(part) for part in (key, field["default"], field["unit"], field["help"])))
-        console.print(table)
+    options_shown.show(console, plugin.Options)
 
 
 @command.command("check")
@@ -152,10 +140,6 @@ def new(name: str, into: str) -> None:
         echo(f"wrote {path}")
     folder = shlex.quote(str(Path(into) / name))
     echo(f"Next: pip install -e {folder}, then pytest {folder} and advkit plugins check {name}")
-
-
-def _default(value: Any) -> Any:
-    return value.plain() if hasattr(value, "plain") else value
 
 
 def _known_hook(hook: str) -> None:

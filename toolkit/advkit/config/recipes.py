@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
-from ..errors import PluginImport, PluginLoad, did_you_mean
+from ..errors import PluginImport, PluginLoad, did_you_mean, spoken
 from ..reading import read
 
 GROUP = "advkit.recipes"
@@ -55,7 +55,10 @@ def load(name: str) -> Recipe:
     whole = name if name in files else name.removesuffix(MINI)
     table = _read(files[whole][0]) if whole in files else {}
     if whole not in files or (name != whole and "mini" not in table):
-        raise PluginLoad(f"Unknown recipe {name}.{did_you_mean(name, names())} `advkit recipes list` shows them all.")
+        hint = did_you_mean(name, names())
+        if spoken(name) in registry.names("plugin") and spoken(name) not in files:
+            hint = f" {spoken(name)} is a plugin: --plugins {spoken(name)}."
+        raise PluginLoad(f"Unknown recipe {name}.{hint} `advkit recipes list` shows them all.")
     path, distribution = files[whole]
     about, mini = table.pop("recipe", {}), table.pop("mini", None)
     _check(about, path)
@@ -65,6 +68,13 @@ def load(name: str) -> Recipe:
         table = _merged(table, mini)
         summary, published = f"{summary}, small enough for a laptop", ()
     return Recipe(name, distribution, summary, about["paper"], twin, tuple(published), tuple(notes), table)
+
+
+def called(name: str) -> list[str]:
+    """The recipes that go by a name, or begin with it: those of "ISEAT" are iseat-cifar10 and others."""
+    known = [recipe for recipe in names() if not recipe.endswith(MINI)]
+    same = [recipe for recipe in known if recipe == spoken(name)]
+    return same or [recipe for recipe in known if recipe.startswith(f"{spoken(name)}-")]
 
 
 def _files() -> dict[str, tuple[Path, str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import registry
 from ..compose.companions import loaded
 from ..compose.registration import HOOKS, hooks_of
-from ..errors import OptionError, PluginLoad
+from ..errors import OptionError, PluginLoad, spoken
 from ..optimizers import KNOWN, OptimizerSettings
 from ..options import parse_number
 from ..own_file import OwnFile
@@ -62,6 +62,7 @@ class Request:
     def of(cls, top: Layer, recipe: str | None = None, config: str | Path | None = None) -> Request:
         """What is typed or passed, over a run file, over a recipe."""
         below = []
+        _refuse_methods(top.plugins or ())
         if recipe is not None:
             below.append(runfile.parse(recipes.load(recipe).table, f"recipe {recipe}", f"recipe {recipe}"))
         if config is not None:
@@ -119,6 +120,24 @@ class Request:
         """The classes of the plugins."""
         plugins = [loaded(choice) if isinstance(choice, str) else choice for choice in self.plugins]
         return [plugin if isinstance(plugin, type) else type(plugin) for plugin in plugins]
+
+
+PGD_AT = ("at", "pgd", "pgd-at", "madry", "adversarial-training")
+"""What people call training without a plugin."""
+
+
+def _refuse_methods(plugins: Sequence[PluginChoice]) -> None:
+    """PluginLoad for what is a method to people and no plugin, with how it is typed."""
+    for name in plugins:
+        if not isinstance(name, str) or name in registry.names("plugin"):
+            continue
+        if spoken(name) in PGD_AT:
+            raise PluginLoad(f"{name} is no plugin: training without any is PGD-AT; leave it out.")
+        if spoken(name) not in registry.names("plugin") and (methods := recipes.called(name)):
+            others = f", or {', '.join(methods[1:])}" if methods[1:] else ""
+            raise PluginLoad(
+                f"{name} is no plugin but a recipe, which has plugins and settings: --recipe {methods[0]}{others}."
+            )
 
 
 def merged(

@@ -1,0 +1,98 @@
+"""What there is: runs, nets, attacks, and the names that people type for methods."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import advkit
+from advkit.cli.main import run
+
+QUICK = {"attack.steps": 1, "validation.steps": 1, "data.limit": 40}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    for place in ("first", "ablation/runs/full"):
+        advkit.train(plugins="cat-eps", eps=0.1, epochs=2, settings=QUICK | {"model.width": 2}, out=home / place)
+    (home / "broken").mkdir()
+    (home / "broken" / "run.toml").write_text("epochs = [")
+    return home
+
+
+def out(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    assert run([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_is_loaded_as_plain_data(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = advkit.load_run(runs / "first")
+    lines = [json.loads(line) for line in (runs / "first" / "metrics.jsonl").read_text().splitlines()]
+    assert loaded.history == lines and loaded.finished and loaded.epochs == 2
+    assert loaded.best == max(lines, key=lambda line: (line["best"], line["epoch"]))
+    assert loaded.settings["attack.eps"] == 0.1 and loaded.plugins == ("cat-eps",)
+    assert {"attack.steps": 1, "attack.eps": 0.1}.items() <= loaded.given.items() and "run.device" not in loaded.given
+    assert json.loads(out(capsys, "runs", "show", runs / "first", "--json"))["history"] == lines
+    shutil.copy(runs / "first" / "run.toml", tmp_path)
+    short = advkit.load_run(tmp_path)
+    assert (short.history, short.best, short.finished, short.environment) == ([], None, False, {})
+    with pytest.raises(advkit.CheckpointError, match="nowhere is not a run folder"):
+        advkit.load_run(runs / "nowhere")
+
+
+def test_runs_are_listed_with_their_best_and_what_is_damaged(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {Path(row["folder"]).name: row for row in json.loads(out(capsys, "runs", "list", runs, "--json"))}
+    assert rows.keys() == {"first", "full", "broken"} and "damaged" in rows["broken"]
+    assert rows["first"] | {"folder": ""} == rows["full"] | {"folder": ""}
+    assert (rows["first"]["done"], rows["first"]["plugins"], rows["first"]["finished"]) == (2, ["cat-eps"], True)
+    shown = out(capsys, "runs", "list", runs)
+    assert "2 of 2" in shown and "is not valid TOML" in shown
+    assert run(["runs", "list", str(runs / "nowhere")]) == 4
+    assert "advkit train" in out(capsys, "runs", "list", runs / "first" / "checkpoints")
+
+
+def test_a_run_is_shown_with_every_epoch(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = out(capsys, "runs", "show", runs / "first")
+    words = [line.split() for line in shown.splitlines() if line.strip()]
+    assert "2 of 2 epochs, finished" in shown and ["attack.steps", "1"] in words
+    assert [first.rstrip("*") for first, *_ in words if first.rstrip("*").isdecimal()] == ["1", "2"]
+
+
+def test_nets_and_attacks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "preact-resnet18" in out(capsys, "models", "list") and "FILE.py:NAME" in out(capsys, "models", "list")
+    assert "model.width" in out(capsys, "models", "show", "small-cnn")
+    shown = json.loads(out(capsys, "models", "show", "small-cnn", "--json"))
+    assert shown["options"]["width"]["default"] == 24
+    assert {"pgd-K", "autoattack"} <= {
+        typed for row in json.loads(out(capsys, "attacks", "list", "--json")) for typed in row["typed"]
+    }
+    assert "pgd-K" in out(capsys, "attacks", "list")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--plugins TRADES", "Unknown plugin TRADES. Did you mean trades?"),
+        ("--plugins cat_eps", "Unknown plugin cat_eps. Did you mean cat-eps?"),
+        (
+            "--plugins iseat",
+            "iseat is no plugin but a recipe, which has plugins and settings: --recipe iseat-cifar10",
+        ),
+        ("--plugins CAT", "CAT is no plugin but a recipe, which has plugins and settings: --recipe cat."),
+        ("--plugins at", "at is no plugin: training without any is PGD-AT; leave it out."),
+        ("--plugins PGD-AT,lsiw", "PGD-AT is no plugin: training without any is PGD-AT; leave it out."),
+        ("--recipe LSIW", "Unknown recipe LSIW. lsiw is a plugin: --plugins lsiw."),
+        ("--recipe TRADES", "Unknown recipe TRADES. Did you mean trades?"),
+        ("--model Small_CNN", "Unknown model Small_CNN. Did you mean small-cnn?"),
+    ],
+)
+def test_names_that_people_type_lead_to_the_right_one(
+    words: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", *words.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"Error: {sentence}")

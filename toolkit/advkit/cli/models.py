@@ -1,0 +1,61 @@
+"""`advkit models`: which nets there are, and what one can be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .completion import complete
+from .main import print_json
+
+
+@click.group("models")
+def command() -> None:
+    """List nets, or show one."""
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """Installed nets, read from their source without importing them."""
+    from .. import registry
+
+    installed = [{k: v for k, v in one.as_dict().items() if k != "hooks"} for one in registry.describe("model")]
+    if as_json:
+        print_json(installed)
+        return
+    from .display import stdout, table_of, text
+
+    table = table_of("model", "from", "summary", wrap=("summary",))
+    for one in installed:
+        summary = "(no source to read)" if one["summary"] is None else one["summary"]
+        table.add_row(str(one["name"]), f"{one['distribution']} {one['version']}", str(summary))
+    console = stdout()
+    console.print(table)
+    console.print(text("A net of your own: --model FILE.py:NAME"))
+
+
+@command.command("show")
+@click.argument("name", shell_complete=complete("model"))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, as_json: bool) -> None:
+    """What a net is, and its options: settings below model."""
+    import inspect
+
+    from .. import registry
+    from . import options_shown
+
+    builder: Any = registry.load("model", name)
+    said = inspect.getdoc(builder) or ""
+    if as_json:
+        print_json({"name": name, "about": said, "options": options_shown.facts(builder.Options)})
+        return
+    from .display import stdout, text
+
+    console = stdout()
+    console.print(text(name, "bold"))
+    console.print(text(said))
+    console.print()
+    options_shown.show(console, builder.Options, "model.")
+    console.print(text(f"\nNext: advkit plan --model {name}"))

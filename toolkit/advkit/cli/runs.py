@@ -1,0 +1,99 @@
+"""`advkit runs`: which runs there are, and what one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .main import PLACE, print_json
+
+if TYPE_CHECKING:
+    from ..studies.runs import LoadedRun
+
+
+@click.group("runs")
+def command() -> None:
+    """List runs, or show one."""
+
+
+@command.command("list")
+@click.argument("folder", metavar="[DIR]", type=PLACE, default="runs")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(folder: str, as_json: bool) -> None:
+    """The runs in DIR and below it; in runs by default."""
+    from ..errors import CheckpointError
+    from ..studies.runs import runs_below
+
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"{folder} is no folder; name the one that your runs are in.")
+    rows = list(runs_below(Path(folder)))
+    if as_json:
+        told = [{"damaged": run} if isinstance(run, str) else _summary(run) for _, run in rows]
+        print_json([{"folder": str(path)} | facts for (path, _), facts in zip(rows, told, strict=True)])
+        return
+    from .display import stdout, table_of, text
+
+    table = table_of("run", "plugins", "model", "data", ">epochs", ">best", ">under attack", wrap=("plugins",))
+    for path, run in rows:
+        if not isinstance(run, str):
+            facts = _summary(run)
+            best = "" if run.best is None else str(run.best["epoch"] + 1)
+            share = "" if facts["selected"] is None else f"{facts['selected']:.3f}"
+            plugins = ",".join(run.plugins) or "none"
+            done = f"{len(run.history)} of {run.epochs}"
+            table.add_row(str(path), plugins, str(facts["model"]), str(facts["data"]), done, best, share)
+    console = stdout()
+    if rows:
+        console.print(table)
+    for path, run in rows:
+        if isinstance(run, str):
+            console.print(text(f"{path}: {run}", "yellow"))
+    if not rows:
+        console.print(text(f"No run is in {folder}; `advkit train --out {folder}/first` makes one."))
+
+
+def _summary(run: LoadedRun) -> dict[str, Any]:
+    best = run.best or {}
+    return {
+        "plugins": list(run.plugins),
+        "model": run.settings["model.name"],
+        "data": run.settings["data.name"],
+        "epochs": run.epochs,
+        "done": len(run.history),
+        "finished": run.finished,
+        "best_epoch": best.get("epoch"),
+        "selected": (best.get("validation") or {}).get("selected"),
+    }
+
+
+@command.command("show")
+@click.argument("run", metavar="RUN", type=PLACE)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: every setting, every epoch.")
+def show(run: str, as_json: bool) -> None:
+    """A run's settings, its best epoch and all that are done."""
+    from ..studies.runs import load_run
+
+    loaded = load_run(run)
+    if as_json:
+        print_json(loaded.as_dict())
+        return
+    from .display import EpochLines, stdout, table_of, text
+
+    console = stdout()
+    state = "finished" if loaded.finished else "not finished"
+    console.print(text(f"{run}  {len(loaded.history)} of {loaded.epochs} epochs, {state}", "bold"))
+    table = table_of("setting", "value", wrap=("value",), header=False)
+    table.add_row("plugins", ", ".join(loaded.plugins) or "none: PGD-AT")
+    for key in dict.fromkeys(("model.name", "data.name", "attack.norm", "attack.eps", *loaded.given)):
+        value = loaded.settings[key]
+        table.add_row(key, f"{value:.6g}" if isinstance(value, float) else str(value))
+    console.print(table)
+    lines = EpochLines()
+    console.print()
+    for row in loaded.history:
+        for line, style in lines.of(row):
+            console.print(text(line, style))
+    if loaded.best:
+        console.print(text(f"\n* the best so far; now epoch {loaded.best['epoch'] + 1}"))

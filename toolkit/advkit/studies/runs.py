@@ -1,0 +1,77 @@
+"""A run as plain data: what `advkit.load_run` gives a notebook, and the runs below a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..arguments import checked
+from ..errors import AdvkitError, CheckpointError
+from .report.sources import Source
+
+DEPTH = 3
+"""Folders below the one that is searched: an ablation has its runs in OUT/runs."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's folder, read; nothing in it is changed.
+
+    `history` has a line an epoch, as metrics.jsonl: epoch from 0, lr, loss, validation, seconds, ... `best` is that of
+    the best epoch, None where none is done. `settings` are all that are in force, {"attack.eps": 0.15,
+    "cat-eps.eta": 0.0239}; `given` those that are neither a default nor what plugins, data or machine bring along.
+    """
+
+    folder: Path
+    plugins: tuple[str, ...]
+    settings: Mapping[str, object] = field(repr=False)
+    given: Mapping[str, object]
+    history: list[dict[str, Any]] = field(repr=False)
+    best: Mapping[str, Any] | None = field(repr=False)
+    finished: bool
+    environment: Mapping[str, Any] = field(repr=False)
+    """environment.json; {} where it is absent or damaged."""
+
+    @property
+    def epochs(self) -> int:
+        """How many the run is to have."""
+        return int(str(self.settings["run.epochs"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**vars(self), "folder": str(self.folder), "plugins": list(self.plugins), "epochs": self.epochs}
+
+
+@checked()
+def load_run(run: str | Path) -> LoadedRun:
+    """The run in a folder, from run.toml, metrics.jsonl and environment.json; weights are not read.
+
+    Raises CheckpointError where there is none, or where it is damaged.
+    """
+    source = Source(1, str(run))
+    if source.resolved is None:
+        raise CheckpointError(source.unresolved)
+    values, history = source.values, source.history
+    stopped = bool(history and history[-1].get("stopped"))
+    return LoadedRun(
+        folder=Path(run),
+        plugins=tuple(plugin.name for plugin in source.resolved.composition.plugins),
+        settings=values,
+        given={key: values[key] for key, origin in source.origins.items() if origin == "given"},
+        history=history,
+        best=next((row for row in reversed(history) if row.get("best")), None),
+        finished=stopped or len(history) >= source.resolved.run.epochs,
+        environment=source.environment if isinstance(source.environment, dict) else {},
+    )
+
+
+def runs_below(folder: Path) -> Iterator[tuple[Path, LoadedRun | str]]:
+    """Every run in a folder or below it, in order, or why it can not be read."""
+    files = (file for depth in range(DEPTH + 1) for file in folder.glob(f"{'*/' * depth}run.toml"))
+    for path in sorted(file.parent for file in files):
+        try:
+            yield path, load_run(path)
+        except AdvkitError as error:
+            yield path, str(error)
