@@ -147,3 +147,13 @@ def test_cautions_point_at_the_loop() -> None:
         with pytest.warns(UserWarning, match="probabilities|softmax") as told:
             getattr(step, method)(X[:16], Y[:16], torch.arange(16), epoch=0)
         assert {warning.filename for warning in told} == {__file__}
+
+
+def test_a_hook_of_the_optimizer_stands_between_backward_and_step() -> None:
+    model, optimizer, step = built("lsiw")
+    norms: list[Tensor] = []
+    optimizer.register_step_pre_hook(lambda *_: norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1e-3)))
+    for index in torch.arange(32).split(16):
+        step(X[index], Y[index], index, epoch=0)
+        assert float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])) < 1.01e-3
+    assert len(norms) == 2 and min(norms) > 1e-2

@@ -104,6 +104,8 @@ def load(group: str, name: str) -> type:
                 "The command line takes installed plugins; a class of your own works from Python, plugins=[Class], or "
                 "as a package: docs/writing-a-plugin.md."
             )
+        if group in ("model", "data set") and any(mark in name for mark in ":./"):
+            hint += " One of your own is named FILE.py:NAME."
         raise PluginLoad(f"Unknown {group} {name}.{did_you_mean(name, names(group))} {hint}")
     if len(claims) > 1:
         owners = " and ".join(sorted(distribution(point)[0] for point in claims))

@@ -234,9 +234,9 @@ def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[obje
             raise
         except Exception as error:
             failed.append(error)
-    said = (str(failed[0]).splitlines() or [""])[0]
+    said = (str(failed[0]).splitlines() or [""])[0].rstrip(".")
     raise OptionError(
-        f"The model can not be called on images {tuple(images.shape)}: {type(failed[0]).__name__}: {said} Give it "
+        f"The model can not be called on images {tuple(images.shape)}: {type(failed[0]).__name__}: {said}. Give it "
         "images of the size that it was made for."
     ) from failed[0]
 

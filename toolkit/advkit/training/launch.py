@@ -18,10 +18,13 @@ from ..config.request import PASSED, SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..data.own import as_splits
+from ..data.transforms import to_float
 from ..errors import CheckpointError, OptionError
 from ..modules import placement
 from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
+from ..types import Batch
+from .given import a_width
 from .loop import Trainer
 from .parts import begin_from, code_of, held_out_now, on_this_machine, prepared, unusual_type
 from .progress import Progress, Silent, voice
@@ -56,12 +59,21 @@ def start(
         if out is not None:
             refuse_unsavable(model)
         trainer = Trainer(resolved, splits, model, None, seen)  # whatever it refuses, it refuses before writing
+        if "model.name" in resolved.files:
+            _refuse_other_images(trainer)
         folder = trainer.folder = None if out is None or ranks.rank else RunFolder.create(out)
     with folder.lock if folder else nullcontext():
         if folder:
             folder.describe(resolved, code_of(resolved, model))
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run()
+
+
+def _refuse_other_images(trainer: Trainer) -> None:
+    """OptionError for a net that can not be called on the images, which the first step would find later."""
+    some, state = trainer.splits.train.take(slice(0, 2)), trainer.panel.state
+    x, y, index = (part.to(state.device) for part in (some.images, some.labels, some.index))
+    a_width(trainer.model, Batch(to_float(x, state.dtype), y, index, torch.zeros_like(index)), state)
 
 
 def resume(
