@@ -835,7 +835,7 @@ def test_plugins_list() -> None:
         "succeeds (CAT).",
     }
     chosen = json.loads(advkit("plugins", "list", "--hook", "weight_perturbation", "--json").out)
-    assert [each["name"] for each in chosen] == ["awp"]
+    assert [each["name"] for each in chosen] == ["awp", "rwp"]
     plain = advkit("plugins", "list")
     assert plain.err == "" and all(name in plain.out for name in by_name)
 
