@@ -34,7 +34,7 @@ class Net(nn.Module):
 def failing():
     return 1 / 0
 
-def number():
+def number() -> int:
     return 3
 
 def coloured():
@@ -237,6 +237,11 @@ def test_modules_beside_two_files_are_not_mixed_up(tmp_path: Path) -> None:
         (tmp_path / name / "net.py").write_text("from helpers7 import VALUE\ndef value(): return VALUE\n")
     files = [own_file.OwnFile.typed("model.name", f"{tmp_path}/{name}/net.py:value") for name in ("a", "b", "a")]
     assert [file.made({}, {}) for file in files if file] == [1, 2, 1]
+
+
+def test_the_future_of_advkit_is_not_that_of_a_file(folder: Path) -> None:
+    file = own_file.OwnFile.typed("model.name", f"{folder}/net.py:number")
+    assert file is not None and file.load().__annotations__ == {"return": int}
 
 
 def test_data_of_a_file_are_told_their_root_and_limited(folder: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class OwnFile:
         sys.modules[name] = module
         try:
             with self._blamed("imported"), self._beside():
-                exec(compile(self.content or b"", self.path, "exec"), vars(module))
+                exec(compile(self.content or b"", self.path, "exec", dont_inherit=True), vars(module))
         except BaseException:
             del sys.modules[name]
             raise
