@@ -3,6 +3,7 @@ processes that run them. What comes out is one file a process: {job: what `train
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 import methods
 import torch
+import torch.distributed as dist
 from methods import pictures, tiny_net
 from torch import Tensor, nn
 
@@ -307,6 +309,14 @@ def main(out: Path, jobs: Sequence[str]) -> None:
         torch.save(told, f"{out}-{os.environ['RANK']}")
         told[name] = attempt(known[name])
     torch.save(told, f"{out}-{os.environ['RANK']}")
+    atexit._run_exitfuncs()
+    assert not dist.is_initialized() and not threads("gloo"), "they would outlive Python, and may abort it"
+
+
+def threads(name: str) -> list[str]:
+    """Threads of this process by what their names hold, where the system tells."""
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    return [one for one in names if name in one]
 
 
 if __name__ == "__main__":

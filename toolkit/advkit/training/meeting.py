@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,9 @@ def join(run: RunSettings, timeout: float) -> Alone:
             )
         if torch.device(run.device).type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # Before: defaults of its functions would hold the group, whose threads then outlive Python and may abort it.
+        import_module("torch.distributed.nn.functional")
+
         with answered():
             dist.init_process_group(timeout=timedelta(seconds=timeout))
         atexit.register(_part)  # not before: a script may train again
