@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advkit import Company, Plugin, PluginOptions, Real, Run, hookimpl, option
-
-CHUNK = 256
-"""Images a forward, where statistics are estimated again."""
+from advkit import Company, OptionError, Plugin, PluginOptions, Real, Run, hookimpl, option
 
 
 class AverageOptions(PluginOptions):
@@ -60,6 +57,11 @@ class Average(Plugin, ABC):
         self.count = run.tensor_state("count", torch.zeros((), dtype=torch.int64))
         stored = model.state_dict()  # without buffers that are not persistent, which nobody could put back
         parts = {name: value.detach() for name, value in model.named_parameters()}
+        if renamed := sorted(parts.keys() - stored.keys()):
+            raise OptionError(
+                f"{self.name} keeps averages by the names of parameters, and the model's state_dict() has none called "
+                f"{renamed[0]}; leave out what renames them there, or {self.name}."
+            )
         if self.options.buffers == "averaged":
             buffers = [(name, value) for name, value in model.named_buffers() if name in stored]
             parts |= {name: value for name, value in buffers if value.is_floating_point()}
@@ -70,6 +72,7 @@ class Average(Plugin, ABC):
             empty = torch.zeros(self.options.images, *run.image_shape, dtype=run.dtype)
             self.images = run.tensor_state("images", empty)
             self.seen = run.tensor_state("seen", torch.zeros((), dtype=torch.int64))
+            self.batch_size = run.tensor_state("batch_size", torch.zeros((), dtype=torch.int64))
 
     @hookimpl
     def observe_update(self, x_train: Tensor) -> None:
@@ -77,6 +80,7 @@ class Average(Plugin, ABC):
         places = torch.arange(len(newest), device=newest.device) + self.seen
         self.images[places % len(self.images)] = newest
         self.seen += len(newest)
+        self.batch_size.clamp_(min=len(x_train))
 
     @hookimpl
     def after_update(self, model: nn.Module, run: Run) -> None:
@@ -100,12 +104,13 @@ class Average(Plugin, ABC):
         norms, count = _trained_norms(model), min(int(self.seen), len(self.images))
         if not norms or not count:
             return {}
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        copies = {id(buffer): buffer.clone() for buffer in model.buffers()}  # one of a buffer that has several names
+        buffers = {name: copies[id(buffer)] for name, buffer in model.named_buffers(remove_duplicate=False)}
         own = {name: value for name, value in buffers.items() if name.startswith(tuple(norms))}
         for name, value in own.items():
             value.fill_(1 if name.endswith("running_var") else 0)
         with torch.no_grad(), _only_these_train(model, norms.values()):
-            for chunk in torch.split(self.images[:count], CHUNK):
+            for chunk in torch.split(self.images[:count], int(self.batch_size)):
                 if len(chunk) > 1 or count == 1:
                     functional_call(model, {**self.average, **buffers}, (chunk,))
         return own

@@ -20,7 +20,7 @@ from ..data.base import Dataset, Splits, choice, population
 from ..data.own import as_splits, as_wide
 from ..errors import CheckpointError, DataError, OptionError
 from ..fingerprint import code, fingerprint
-from ..models.base import ModelBuilder
+from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
 from ..storage.files import refuse_another
 from ..storage.machine import installed
@@ -100,6 +100,9 @@ class Subject:
             "model": self.resolved.model_name,
             "options": dict(self.resolved.model_options),
         }
+        stored = self.model.state_dict().keys()
+        if unstored := {name: value for name, value in self.model.named_buffers() if name not in stored}:
+            known["buffers"] = digest(unstored)
         if not registered(self.resolved.model_name):
             return known | {"code": fingerprint(self.model, strict=False)}
         builder = cast(type[ModelBuilder], registry.load("model", self.resolved.model_name))
@@ -145,20 +148,26 @@ def of_run(
             f"{splits.test.name} has the classes {_listed(present)}, but {path} was trained on {_listed(classes)}, in "
             "that order; give them their names back."
         )
-    model = (model or build_model(resolved, splits.train)).to(resolved.run.device)
-    rounded = put_weights(model, tensors, str(path), averaged=True).rounded
+    net = (model or build_model(resolved, splits.train)).to(resolved.run.device)
+    rounded = put_weights(net, tensors, str(path), averaged=True).rounded
     best = position["best"] or {}
     record = {
         "checkpoint": checkpoint,
         "weights": "averaged" if any(name.startswith(EVALUATED) for name in tensors) else "raw",
         "epoch": max(0, position["epoch"] - (position["step"] == 0)),
         "selected_on": best.get("split") if checkpoint == "best" else None,
-        "sha256_of_weights": digest(model.state_dict()),
+        "sha256_of_weights": digest(net.state_dict()),
     }
     own = state.get("data") in (None, splits.train.fingerprint())
     other = "" if own else f"The training images of {splits.train.name} are not those that {path} was trained on"
-    record |= _notes(splits, other, rounded, *_changes(folder, resolved, model))
-    return Subject(str(path), model, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
+    of_data = model is None and resolved.model_options.get("normalise", "data") == "data"
+    if other and of_data and any(isinstance(layer, Normalize) and not layer.state_dict() for layer in net.modules()):
+        raise DataError(
+            f"{other}, and its net normalises by their mean and deviation, which are not among its weights; give the "
+            "run's own training images too."
+        )
+    record |= _notes(splits, other, rounded, *_changes(folder, resolved, net))
+    return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 
 def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:

@@ -54,10 +54,10 @@ class Chance:
             )
 
 
-def refuse_broken_net(model: nn.Module, dataset: Dataset, index: Tensor) -> None:
-    """NonFinite where the net computes no logits any more: asked after a run's last step, which no step judges."""
+def refuse_broken_net(model: nn.Module, dataset: Dataset, index: Tensor, most: int) -> None:
+    """NonFinite where the net computes no logits any more, asked of `most` images after a run's last step."""
     device, dtype = placement(model)
-    x = to_float(dataset.images[index[:ENOUGH]].to(device), dtype)
+    x = to_float(dataset.images[index[: min(most, ENOUGH)]].to(device), dtype)
     with mode(model, training=False), own_generator(device), torch.no_grad():
         logits = model(x)
     if bool((logits.isnan() | logits.isposinf()).any()):

@@ -135,7 +135,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         epoch = self.panel.state.epoch
         if epoch + 1 == self.resolved.run.epochs:
-            refuse_broken_net(self.model, self.feed.train_set, self.feed.training)
+            refuse_broken_net(self.model, self.feed.train_set, self.feed.training, self.resolved.run.batch_size)
         self.meter.lap()
         self._evaluated = evaluated = self.evaluated()
         row: dict[str, Any] = {

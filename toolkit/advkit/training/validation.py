@@ -55,4 +55,12 @@ def weights_of(plugin: str, answer: object, own: Mapping[str, Tensor]) -> Mappin
         if name not in own or value.shape != own[name].shape:
             what = f"it has {name}, which is no parameter or buffer of the model, or of another shape"
             raise HookContract.broken(plugin, hook, what)
-    return answer
+    # A tensor of several names, such as that of tied layers, has its value under all of them.
+    values = {_place(own[name]): value for name, value in answer.items()}
+    return {**answer, **{name: values[_place(value)] for name, value in own.items() if _place(value) in values}}
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for one tensor; of a tensor without elements it is its own."""
+    where = tensor.data_ptr() if tensor.numel() else id(tensor)
+    return where, tensor.dtype, tensor.shape, tensor.stride()
