@@ -157,3 +157,30 @@ def test_a_hook_of_the_optimizer_stands_between_backward_and_step() -> None:
         step(X[index], Y[index], index, epoch=0)
         assert float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])) < 1.01e-3
     assert len(norms) == 2 and min(norms) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_gradients_are_refused_where_they_would_run_twice(kind: str) -> None:
+    model, _, step = built()
+    handle = getattr(model[0].weight, kind)(lambda given: None)
+    with pytest.raises(OptionError, match=rf"0\.weight of the model has a gradient hook \({kind}\)"):
+        step.loss(X[:8], Y[:8], torch.arange(8), epoch=0)
+    handle.remove()
+    step.loss(X[:8], Y[:8], torch.arange(8), epoch=0)
+
+
+@pytest.mark.parametrize("plugins", ["", "awp"])
+def test_a_gradient_hook_runs_once_in_a_whole_step(plugins: str) -> None:
+    """Also where weights are perturbed, whose gradient is probed without it."""
+    moves = []
+    for hooked in (False, True):
+        model = net()
+        step = Step(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), plugins, num_samples=48, eps=0.1, settings=SETTINGS
+        )
+        before = model[5].weight.detach().clone()
+        if hooked:
+            model[5].weight.register_hook(lambda gradient: gradient / 2)
+        step(X[:16], Y[:16], torch.arange(16), epoch=0)
+        moves.append(model[5].weight.detach() - before)
+    assert torch.allclose(moves[1], moves[0] / 2, rtol=1e-4, atol=1e-8) and bool(moves[0].any())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..errors import OptionError
+
 
 class _Lent(torch.autograd.Function):
     """The value (), with gradients by the parameters that are given beside it."""
@@ -33,7 +35,11 @@ def lent(value: Tensor, gradients: dict[nn.Parameter, Tensor]) -> Tensor:
 
 @contextmanager
 def gradients_apart(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """A scope that begins without `.grad`; what it leaves there is in the mapping, and `.grad` is as it was before."""
+    """A scope that begins without `.grad`; what it leaves there is in the mapping, and `.grad` is as it was before.
+
+    OptionError for a hook on a gradient of the model: it would run here and again in the loop's backward.
+    """
+    _refuse_hooks(model)
     every = [*model.parameters(), *(p for group in optimizer.param_groups for p in group["params"])]
     before = {parameter: parameter.grad for parameter in every}
     made: dict[nn.Parameter, Tensor] = {}
@@ -45,6 +51,19 @@ def gradients_apart(model: nn.Module, optimizer: torch.optim.Optimizer) -> Itera
     finally:
         for parameter, gradient in before.items():
             parameter.grad = gradient
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        kinds = {
+            "register_hook": parameter._backward_hooks,
+            "register_post_accumulate_grad_hook": parameter._post_accumulate_grad_hooks,
+        }
+        if hooked := next((kind for kind, hooks in kinds.items() if hooks), None):
+            raise OptionError(
+                f"{name} of the model has a gradient hook ({hooked}), which would run twice, in step.loss(...) and in "
+                "its backward; do in the loop after backward() what it does, or call step(...), where it runs once."
+            )
 
 
 def standing_in(model: object) -> torch.optim.Optimizer | None:

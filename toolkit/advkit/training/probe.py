@@ -40,7 +40,8 @@ def refuse_other_weights(
     Asked once a stage, of the model in its present mode, on the batch's images x (B, C, H, W) with labels `target`
     (B, K): first with v and noise substituted, then with them added in place; the noise because v may be 0 today and
     layers of zeros hide what is behind them. Everything is put back bit for bit. A tensor that a function has captured
-    is seen, since it is the model's own. Of the model's hooks those run that are in `computing`.
+    is seen, since it is the model's own. Of the model's hooks those run that are in `computing`; none of a parameter's,
+    which a step calls once at theta, with either gradient.
     """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -59,7 +60,7 @@ def refuse_other_weights(
         least = max(NEGLIGIBLE * math.hypot(*lengths.values()), 1e-30)
         return max(float((one[name] - other[name]).norm()) / max(lengths[name], least) for name in own)
 
-    with by_itself(model, computing), eagerly(model), torch.enable_grad():
+    with by_itself(model, computing), eagerly(model), _unhooked(own), torch.enable_grad():
         for moved in (_with_noise(shift, own), shift):
             substituted = gradient({name: own[name] + value for name, value in moved.items()})
             with _holding(own, moved):
@@ -88,6 +89,19 @@ def _with_noise(shift: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
     noise = {name: torch.randn(value.shape, generator=generator).to(value) for name, value in shift.items()}
     sizes = {name: (own[name].detach().square().mean().sqrt() / 10).clamp(min=0.01) for name in shift}
     return {name: value + sizes[name] * noise[name] for name, value in shift.items()}
+
+
+@contextmanager
+def _unhooked(own: Mapping[str, Tensor]) -> Iterator[None]:
+    """The parameters without their gradient hooks for the scope."""
+    before = {name: parameter._backward_hooks for name, parameter in own.items() if parameter._backward_hooks}
+    for name in before:
+        own[name]._backward_hooks = None
+    try:
+        yield
+    finally:
+        for name, hooks in before.items():
+            own[name]._backward_hooks = hooks
 
 
 @contextmanager
