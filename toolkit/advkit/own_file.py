@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,9 @@ CAP = 1 << 20
 
 _LOADED: dict[tuple[str, str], ModuleType] = {}
 """Modules by path and SHA-256: of one state of a file there is one, so that its classes are the same everywhere."""
+
+_FOLDERS: dict[tuple[str, str], str] = {}
+"""The working folder that a file's import has gone to, and in which its code runs on, by path and SHA-256."""
 
 _BESIDE: dict[str, tuple[str, object]] = {}
 """The folder of every module that lies beside such a file and that it has imported, and which state of it."""
@@ -59,6 +62,8 @@ class OwnFile:
         if file is None:
             return None
         path = str(Path(os.path.expanduser(file.path)).absolute())
+        if path.encode(errors="replace") != path.encode(errors="surrogatepass"):
+            raise PluginImport(f"{path!r} is no UTF-8, so no run file can hold it; rename the folder or file.")
         try:
             return replace(file, path=path, content=read(path, CAP))
         except OSError as error:
@@ -109,7 +114,7 @@ class OwnFile:
         Raises as `load` does, and OptionError for an argument that nobody gives or takes.
         """
         make = self.load()
-        with self._blamed("called"):
+        with self.running(), self._blamed("called"):
             parameters = inspect.signature(make).parameters
         takes = [name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
         given = {name: value for name, value in known.items() if name in takes} | dict(options)
@@ -123,8 +128,41 @@ class OwnFile:
                 f"{self.short} needs {', '.join(missing)}; it is given {', '.join(known)} where it names them, so give "
                 "the others defaults."
             )
-        with self._blamed("called"), self._beside():
+        with self.running(), self._blamed("called"), self._beside():
             return make(**given)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A scope for its code: what it prints goes to stderr, and what it sets of the program is put back.
+
+        That is the working folder, and of torch the default device, the threads and whether there are gradients.
+        OptionError for another default type: put back, nets would have fewer bits than the file says.
+        """
+        import torch
+
+        here, place = _here(), (self.path, self.sha256)
+        start = _FOLDERS.get(place, here)
+        device, dtype, threads = torch.get_default_device(), torch.get_default_dtype(), torch.get_num_threads()
+        with suppress(OSError):
+            os.chdir(start)
+        try:
+            with redirect_stdout(sys.stderr), torch.set_grad_enabled(torch.is_grad_enabled()):
+                yield
+            if (now := torch.get_default_dtype()) != dtype:
+                raise OptionError(
+                    f"{self.short} sets torch's default type for the whole program ({now}); leave that out and say the "
+                    f"type of the net: net.to({now})."
+                )
+        finally:
+            if (there := _here()) not in (start, here):
+                _FOLDERS[place] = there
+            if there != here:
+                os.chdir(here)
+            torch.set_default_dtype(dtype)
+            if torch.get_default_device() != device:
+                torch.set_default_device(None if device.type == "cpu" else device)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
     def _imported(self) -> ModuleType:
         """A new module, registered: dataclasses and inspect look for it there. Bytecode is not kept."""
@@ -133,7 +171,7 @@ class OwnFile:
         module.__file__ = self.path
         sys.modules[name] = module
         try:
-            with self._blamed("imported"), self._beside():
+            with self.running(), self._blamed("imported"), self._beside():
                 exec(compile(self.content or b"", self.path, "exec", dont_inherit=True), vars(module))
         except BaseException:
             del sys.modules[name]
@@ -174,6 +212,13 @@ class OwnFile:
                 where, said = f"{error.filename}, line {error.lineno}", str(error.msg)
             reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
             raise PluginImport(f"{self.short} can not be {what} ({where}: {reason}); mend the file.") from error
+
+
+def _here() -> str:
+    """The working folder, "" where it has been removed."""
+    with suppress(OSError):
+        return os.getcwd()
+    return ""
 
 
 def _beside(name: str, folder: str) -> object:

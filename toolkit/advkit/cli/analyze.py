@@ -176,5 +176,7 @@ def show(record: AnalysisRecord, drawn: bool) -> None:
     for label, value in (*setting_rows(which, record), *figure_rows(which, record)[0]):
         table.add_row(text(label), text(value))
     console.print(table)
+    for note in record.notes:
+        console.print(text(note, "yellow"))
     suffixes = "json, npz, png, svg" if drawn else "json, npz"
     console.print(text(f"{Path(str(record.folder)) / name}.{{{suffixes}}}"))

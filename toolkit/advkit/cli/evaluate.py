@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,7 +185,8 @@ def show(result: Evaluation) -> None:
         console.print(plain(f"Suspect, {check.name}: {check.sentence}", "yellow"))
     ran = sum(check.alarm is not None for check in checks)
     if alarms:
-        console.print(plain(f"The accuracies may be too high; see `advkit audit {result.run}`.", "yellow"))
+        further = f"advkit audit {shlex.quote(str(result.run))}"
+        console.print(plain(f"The accuracies may be too high; see `{further}`.", "yellow"))
     elif any("at chance" in check.sentence for check in checks):
         console.print(plain("The net is at chance: there is nothing to be robust.", "yellow"))
     elif ran:

@@ -44,4 +44,6 @@ def command(
         return
     if record.without_graph:
         say(f"No model.pt2: torch.export can not trace this net ({record.without_graph}).")
+    for note in record.notes:
+        say(f"{note}.")
     echo(f"{out}: {', '.join(sorted(path.name for path in Path(out).iterdir()))}")

@@ -179,8 +179,8 @@ def _farewell(result: TrainResult, shown_as: str, resolved: Resolved) -> None:
                 f"under attack{note}."
             )
         )
-    code = "".join(f" {shlex.quote(word)}" for word in words(resolved.files))
-    console.print(text(f"Run folder: {result.folder}\nNext: advkit evaluate {result.folder}{code}"))
+    judged = shlex.join(["advkit", "evaluate", str(result.folder), *words(resolved.files)])
+    console.print(text(f"Run folder: {result.folder}\nNext: {judged}"))
 
 
 def _dry_run(resolved: Resolved) -> None:

@@ -99,7 +99,8 @@ class OwnData(DataSource):
 
     def load(self, root: Path | None, limit: int | None) -> Splits:
         given = self.file.made({"root": root}, {})
-        splits = as_splits(given, self.file.short)
+        with self.file.running():  # samples are read here
+            splits = as_splits(given, self.file.short)
         if limit is None:
             return splits
         train = splits.train.take(self.places(splits.train.labels, limit))

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,8 @@ class RunFolder:
     def _refuse_content(self) -> None:
         content = {entry.name for entry in self.path.iterdir()} - {self.lock.path.name}
         if content:
-            hint = f"continue it with `advkit train --resume {self.path}`, or " if "run.toml" in content else ""
+            resumed = f"continue it with `advkit train --resume {shlex.quote(str(self.path))}`, or "
+            hint = resumed if "run.toml" in content else ""
             raise OptionError(f"{self.path} holds files already; {hint}choose another --out.")
 
     @classmethod

@@ -196,8 +196,7 @@ def evaluate_subject(
             asked_for = _ask(net.model, images, request, radii, norm, kept, team, watch)
         except Stopped as stopped:
             again = "the same command again, without --fresh," if request.fresh else "the same command again"
-            sentence = f"Stopped; the verdicts so far are in {folder}. Give {again} to go on."
-            raise type(stopped)(sentence) from None
+            raise type(stopped)(f"Stopped; the verdicts so far are in {folder}. Give {again} to go on.") from None
         except ProcessLost as lost:
             raise ProcessLost(
                 f"Another process has ended; the verdicts so far are in {folder}. Start all again."
@@ -208,6 +207,7 @@ def evaluate_subject(
             "model": net.resolved.model_name,
             **net.record,
             "split": request.split,
+            "sha256_of_split": known["data"],
             "n": len(images),
             "images": net.described(request.split, len(images)),
             "norm": norm,

@@ -35,6 +35,10 @@ or with torch.load("model.pt", weights_only=True). model.* expects images in [0,
 example.safetensors holds the first test images and the logits of this net for them: compare before you trust a
 definition of your own, for weights may fit a net of other strides.
 """
+NOTES = """
+Of this net and its images it is to be known:
+{notes}
+"""
 NORMALISED = """ and normalises them in its first
 layer. model-without-normalisation.* lacks that layer{shift}:
 give it (x - mean) / std, both per channel in export.json."""
@@ -127,6 +131,8 @@ def _written(subject: Subject, out: Path) -> ExportRecord:
     shift = ", and the names of the others count one less" if shifted else ""
     normalised = NORMALISED.format(shift=shift) if means else "."
     text = README.format(architecture=subject.resolved.model_name, normalised=normalised, graph=GRAPH if graph else "")
+    if notes := subject.record.get("notes"):
+        text += NOTES.format(notes="\n".join(f"- {note}." for note in notes))
     write_atomic(out / "README.txt", text.encode())
     result = ExportRecord(**record)
     result.write(out / "export.json")

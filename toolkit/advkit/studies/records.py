@@ -130,6 +130,8 @@ class Evaluation(Judged):
 
     n: int = Field(ge=1)
     norm: str
+    sha256_of_split: str | None = None
+    """Of all images and labels of the split, whichever of them are judged; None in evaluations of before."""
     attacks: list[AttackRow]
     worst_case: Accuracy | None = None
     """Over the attacks in `norm`; None where there were none."""
@@ -223,6 +225,8 @@ class ExportRecord(Record):
     eps: float
     without_graph: str | None
     """Why there is no model.pt2; None where there is one."""
+    notes: list[str] = []
+    """As those of an evaluation: that the net's code is another than the run's, say."""
 
 
 def read_or_told(file: Path, result: type[R]) -> R | str:

@@ -166,7 +166,8 @@ def of_run(
             f"{other}, and its net normalises by their mean and deviation, which are not among its weights; give the "
             "run's own training images too."
         )
-    record |= _notes(splits, other, rounded, *_changes(folder, resolved, net))
+    note = other and f"{other}; if its test images were among those, accuracies are optimistic"
+    record |= _notes(splits, note, rounded, *_changes(folder, resolved, net))
     return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 
@@ -233,6 +234,8 @@ def subject_of(
     named = {"model.name": model, "data.name": dataset}
     texts = {key: text for key, text in named.items() if isinstance(text, str)}
     folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
+    if texts and not os.path.lexists(path):
+        raise CheckpointError(f"{given} does not exist; give a run folder or a file of weights.")
     if folder or not (path.suffix or texts):
         typed = with_files(Layer("command line", texts))
         if typed.files.keys() != texts.keys() or settings:

@@ -42,8 +42,10 @@ def tell_plugins(trainer: Trainer, row: dict[str, Any], this: dict[str, Any]) ->
 def farewell(trainer: Trainer) -> str:
     """What a run says that is stopped before its end."""
     at = trainer.position
-    code = "".join(f" {shlex.quote(word)}" for word in words(trainer.resolved.files))
-    kept = f" Continue with: advkit train --resume {trainer.folder.path}{code}" if trainer.folder else ""
+    kept = ""
+    if trainer.folder:
+        again = ["advkit", "train", "--resume", str(trainer.folder.path), *words(trainer.resolved.files)]
+        kept = f" Continue with: {shlex.join(again)}"
     return f"Stopped in epoch {at.epoch + 1} after step {at.step}; everything is saved.{kept}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -121,7 +122,7 @@ def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunF
     elif checkpoint.steps(folder.checkpoints):
         raise CheckpointError(
             f"No checkpoint of {folder.path} is intact; restore one, or start again with "
-            f"`advkit train --config {folder.path}/run.toml`."
+            f"`advkit train --config {shlex.quote(f'{folder.path}/run.toml')}`."
         )
     elif trainer.folder:
         trainer.history = folder.history_to(Mark())

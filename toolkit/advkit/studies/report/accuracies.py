@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ... import registry
+from ... import own_file, registry
 from ...errors import OptionError
 from ...evaluation.statistics import wilson
+from ...own_file import OwnFile
 from ..compare import incomparable
 from ..documents import number
 from ..records import Accuracy, AttackRow, Evaluation
@@ -25,6 +26,8 @@ class Images(NamedTuple):
     split: str
     n: int
     checkpoint: str
+    sha256: str = ""
+    """Of the whole split: two runs may call different images by one name."""
 
     def __str__(self) -> str:
         which = f", checkpoint {self.checkpoint}" if self.checkpoint else ""
@@ -75,10 +78,12 @@ def accuracies(sources: Sequence[Source]) -> Html:
     groups = _groups(sources, problems)
     shared = _shared(groups)
     tables = {}
+    names = Counter(map(str, groups))
     for images in sorted(groups, key=lambda one: (one != shared, -one.n, one)):
         lines = _lines(sources, groups[images], problems)
         rows = [[_named(line), *(_cell(line.cells.get(source.number)) for source in sources)] for line in lines]
-        caption = f"Accuracy with 95 % interval: {images}"
+        other = f", images {images.sha256[:8] or 'unknown'}" if names[str(images)] > 1 else ""
+        caption = f"Accuracy with 95 % interval: {images}{other}"
         tables[images] = table(caption, ("attack", *(source.title for source in sources)), rows)
         if images == shared and any(len(line.cells) > 1 for line in lines):
             parts += [legend(sources), _chart(images, lines)]
@@ -96,7 +101,8 @@ def accuracies(sources: Sequence[Source]) -> Html:
     parts += [paragraph(f"Run {source.number} is judged by averaged weights.") for source in averaged]
     parts += [paragraph(problem, kind="missing") for problem in dict.fromkeys(problems)]
     if groups and (alike := _comparable(sources)):
-        both = shlex.join(["advkit", "compare", *(source.path for source in alike)])
+        files = {key: file for source in alike for key, file in _files(source).items()}
+        both = shlex.join(["advkit", "compare", *(source.path for source in alike), *own_file.words(files)])
         note = "Where intervals overlap, two runs on the same images may differ all the same: "
         parts.append(paragraph(note, tag("code", both), " gives the paired difference."))
     unjudged = [source for source in sources if not source.evaluations]
@@ -118,11 +124,24 @@ def _comparable(sources: Sequence[Source]) -> list[Source]:
         [
             other
             for other, its in able
-            if not incomparable(first, its, "", "") and first.data == its.data  # the same images of the same set
+            if not incomparable(first, its, "", "")
+            and first.data == its.data
+            and source.fingerprint == other.fingerprint  # the same images of the same set
+            and _one_file_each(_files(source), _files(other))
         ]
-        for _, first in able
+        for source, first in able
     ]
     return max((group for group in groups if len(group) > 1), key=len, default=[])
+
+
+def _files(source: Source) -> Mapping[str, OwnFile]:
+    return source.resolved.files if source.resolved is not None else {}
+
+
+def _one_file_each(own: Mapping[str, OwnFile], others: Mapping[str, OwnFile]) -> bool:
+    """Whether one --model and one --dataset are those of both runs."""
+    pairs = [(own[key], others[key]) for key in own.keys() & others.keys()]
+    return all((a.path, a.name, a.recorded) == (b.path, b.name, b.recorded) for a, b in pairs)
 
 
 def legend(sources: Sequence[Source]) -> Html:
@@ -140,7 +159,8 @@ def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Grou
                 problems.append(f"An evaluation of run {source.number} at n = {found.n} is left out: it is {why}.")
                 continue
             data = found.dataset or str(source.values.get("data.name"))
-            group = groups.setdefault(Images(data, found.split or "", found.n, found.checkpoint or ""), {})
+            images = Images(data, found.split or "", found.n, found.checkpoint or "", source.split_of(name, found))
+            group = groups.setdefault(images, {})
             for row in found.attacks:
                 norm, step = (row.norm or found.norm, number(row.step_size) or 0.0) if row.eps else ("", 0.0)
                 runs = group.setdefault(Attack(norm, row.eps or 0.0, row.name, step), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...config.request import registered
 from ...evaluation.statistics import wilson
 from ...training.plan import plan
 from ..documents import number
@@ -92,7 +93,14 @@ def _data(source: Source) -> object:
 
 def _told(source: Source) -> str:
     limit = source.values.get("data.limit")
-    return f"{figure(source.values.get('data.name'))}{f' with limit {limit}' if limit else ''}"
+    name = str(source.values.get("data.name"))
+    which = "" if registered(name) or not source.fingerprint else f", SHA-256 {source.fingerprint[:8]}"
+    return f"{figure(name)}{f' with limit {limit}' if limit else ''}{which}"
+
+
+def _file(source: Source) -> str:
+    file = source.file.files.get("model.name")
+    return file.recorded if file else ""
 
 
 def _validated(sources: Sequence[Source]) -> Html:
@@ -142,6 +150,12 @@ def _differences(sources: Sequence[Source]) -> Html:
         cells = [figure(source.values[key], 6) if source in holders else "–" for source in sources]
         if len(holders) > 1 and len(set(cells)) > 1:  # an option that one run has is listed there
             rows.append([tag("code", key), *cells])
+    for label, digests in (
+        ("SHA-256 of the net's file", [_file(source) for source in sources]),
+        ("SHA-256 of the training images", [source.fingerprint for source in sources]),
+    ):
+        if len({digest for digest in digests if digest}) > 1:
+            rows.append([label, *(digest[:12] if digest else "–" for digest in digests)])
     if not rows:
         return paragraph("Every setting that the runs share is equal; plugins are in the first table.")
     return table("Values by run", ("setting", *(source.title for source in sources)), rows)

@@ -56,8 +56,6 @@ class Source:
         epochs = [row.get("epoch") if isinstance(row, dict) else None for row in self.history]
         if not all(isinstance(epoch, int) and 0 <= epoch < 1 << 53 for epoch in epochs):
             raise CheckpointError(f"{self.folder.metrics} is damaged; restore it, or remove it to go on without.")
-        self.fingerprint: str | None = None
-        """Of its training images; known once its checkpoint has been read."""
         self.unresolved = ""
         self._digests: dict[str, str | None] = {}
         try:
@@ -91,6 +89,14 @@ class Source:
         if PASSED in {name[: len(PASSED)] for name in (self.resolved.data.name, self.resolved.model_name)}:
             return "Its model or its images were passed from Python; so pass them to advkit.evaluate."
         return "" if self.best else "It has no best checkpoint yet."
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Of its training images, as its checkpoints have it; None where none can be read."""
+        for name in ("best", "last"):
+            with suppress(AdvkitError):
+                return self.folder.load(name)[1].get("data")
+        return None
 
     @cached_property
     def has_budgets(self) -> bool:
@@ -148,6 +154,15 @@ class Source:
         files = sorted(self.folder.path.glob("evaluations/*/*/evaluation.json"))
         found = {f"{file.parent.parent.name}/{file.parent.name}": read_or_told(file, Evaluation) for file in files}
         return dict(sorted(found.items(), key=lambda item: -item[1].n if isinstance(item[1], Evaluation) else 0))
+
+    def split_of(self, name: str, judged: Evaluation) -> str:
+        """SHA-256 of the split that an evaluation of that name is of; "" where nothing tells."""
+        if judged.sha256_of_split:
+            return judged.sha256_of_split
+        with suppress(OptionError):  # of before: beside it
+            identity = self.folder.path / "evaluations" / name.partition("/")[0] / "identity.json"
+            return str(members(identity).get("data") or "")
+        return ""
 
     def withstood(self, name: str) -> dict[str, list[bool]]:
         """Which images withstood in the evaluation of that name, by column."""

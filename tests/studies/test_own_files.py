@@ -1,0 +1,153 @@
+"""Files of one's own that print, go elsewhere or set what is the whole program's; two files of one name."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from advkit import own_file
+from advkit.cli.main import run
+from advkit.own_file import OwnFile
+from advkit.studies.report import report
+
+NET = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, {wide}), nn.{moves}(), nn.Linear({wide}, num_classes))
+"""
+DATA = """
+import advkit
+
+def some():
+    splits = advkit.load_data("digits", limit=30)
+    print("loaded")
+    return (splits.train.images // {by}, splits.train.labels), (splits.test.images // {by}, splits.test.labels)
+"""
+QUICK = [
+    "--set",
+    "attack.steps=1",
+    "--set",
+    "validation.steps=1",
+    "--eps",
+    "0.1",
+    "--epochs",
+    "1",
+    "--progress",
+    "none",
+]
+
+
+def written(folder: Path, wide: int = 4, moves: str = "ReLU", by: int = 1, before: str = "") -> list[str]:
+    """What names a net and data in `folder`."""
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "net.py").write_text(before + NET.format(wide=wide, moves=moves))
+    (folder / "mine.py").write_text(DATA.format(by=by))
+    return ["--model", f"{folder}/net.py:Net", "--dataset", f"{folder}/mine.py:some"]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Runs of files that are called alike."""
+    base = tmp_path_factory.mktemp("two")
+    for name, wide, by in (("a", 4, 1), ("b", 5, 2)):
+        words = written(base / name, wide=wide, by=by)
+        assert run(["train", *words, *QUICK, "--out", str(base / f"run-{name}")]) == 0
+        assert run(["evaluate", str(base / f"run-{name}"), *words, "--attacks", "clean"]) == 0
+    return [base / "run-a", base / "run-b"]
+
+
+def test_two_files_of_one_name_are_two(two: list[Path]) -> None:
+    page = report(two, samples=0).html
+    assert "The runs differ in their data (run 1: mine.py:some, SHA-256 " in page
+    assert "SHA-256 of the net&#x27;s file" in page or "SHA-256 of the net's file" in page
+    assert "Every setting that the runs share is equal" not in page and "advkit compare" not in page
+    assert "No two runs have been evaluated on the same number of test images" in page
+
+
+def test_an_evaluation_of_before_is_told_apart_by_what_lies_beside(two: list[Path]) -> None:
+    def captions() -> int:
+        return report(two, samples=0).html.count(", images ")
+
+    before, files = captions(), [next(path.glob("evaluations/*/*/evaluation.json")) for path in two]
+    for file in files:
+        stored = json.loads(file.read_text())
+        assert len(stored.pop("sha256_of_split")) == 64
+        file.write_text(json.dumps(stored))
+    assert captions() == before > 0
+
+
+def test_what_is_exported_and_analyzed_says_that_the_code_has_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = written(tmp_path)
+    assert run(["train", *words, *QUICK, "--out", str(tmp_path / "run")]) == 0
+    written(tmp_path, moves="Sigmoid")
+    capsys.readouterr()
+    assert run(["export", str(tmp_path / "run"), *words, "--out", str(tmp_path / "out")]) == 0
+    assert "has changed since the run was started" in "".join(capsys.readouterr())
+    assert "has changed since the run was started" in (tmp_path / "out" / "README.txt").read_text()
+    assert "has changed" in json.loads((tmp_path / "out" / "export.json").read_text())["notes"][0]
+    assert run(["analyze", "margin", str(tmp_path / "run"), *words, "--attack", "pgd-1", "--n", "4", "--cap", "1"]) == 0
+    assert "has changed since" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_file_prints_is_not_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = written(tmp_path, before="print('imported')\n")
+    assert run(["plan", *words, "--json"]) == 0
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert "imported" in printed.err or "loaded" in printed.err
+    assert run(["train", *words, *QUICK, "--print-config"]) == 0
+    tomllib.loads(capsys.readouterr().out)
+
+
+def test_what_a_file_sets_of_the_program_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = "import os, torch\nos.chdir(os.path.dirname(__file__))\n"
+    sets += "torch.set_default_device('meta'), torch.set_num_threads(2), torch.set_grad_enabled(False)\n"
+    end = "\ndef here():\n    return os.getcwd()\n"
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "net.py").write_text(sets + end)
+    before = torch.get_num_threads()
+    file = OwnFile.typed("model.name", "code/net.py:here")
+    assert file is not None
+    assert file.made({}, {}) == str(tmp_path / "code")  # its own relative paths hold on
+    assert os.getcwd() == str(tmp_path) and torch.get_default_device().type == "cpu"
+    assert torch.get_num_threads() == before and torch.is_grad_enabled()
+
+
+def test_another_default_type_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import torch\ntorch.set_default_dtype(torch.float64)\ndef net():\n    return 1\n")
+    file = OwnFile.typed("model.name", f"{tmp_path}/net.py:net")
+    assert file is not None
+    said = r"net\.py:net sets torch's default type for the whole program \(torch\.float64\)"
+    with pytest.raises(own_file.OptionError, match=said):
+        file.load()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_path_that_no_run_file_can_hold_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    try:
+        words = written(folder)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert run(["train", *words, *QUICK, "--out", str(tmp_path / "run")]) == 4
+    assert "is no UTF-8, so no run file can hold it; rename" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["audit"], ["export", "--out", "out"], ["analyze", "margin"]])
+def test_a_run_that_is_not_there_is_said_to_be_absent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*command, "nope", *written(tmp_path)[:2]]) == 4
+    assert "does not exist" in capsys.readouterr().err
