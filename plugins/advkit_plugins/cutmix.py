@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from advkit import Batch, Mix, Order, Plugin, PluginOptions, Real, Run, hookimpl, option, per_sample
+from advkit import Batch, Mix, OptionError, Order, Plugin, PluginOptions, Real, Run, hookimpl, option, per_sample
 
 
 def boxes(area: Tensor, down: Tensor, across: Tensor, height: int, width: int, window: int = 0) -> Tensor:
@@ -49,6 +49,11 @@ class CutMix(Plugin):
     @hookimpl
     def mix_batch(self, batch: Batch, run: Run) -> Batch:
         rows, (height, width) = len(batch.y), batch.x.shape[2:]
+        if (window := self.options.window) > max(height, width):
+            raise OptionError(
+                f"cutmix.window = {window} is larger than the images ({height} x {width}), which would be replaced "
+                "whole; give a side below theirs."
+            )
         group, numbers = self.options.group or rows, run.draws("partner", batch)
         place, mate = (numbers.uniform(draw=draw, dtype=torch.float64) for draw in (0, 1))  # in (0, 1)
         # In an order of its own, so that the batch's says nothing: groups, and whom each image is mixed with.
@@ -59,7 +64,7 @@ class CutMix(Plugin):
         lead[order] = order[first]
         # The numbers of a group are those of its first image.
         area, down, across, coin = run.draws("box", batch).uniform(4, dtype=torch.float64)[lead].unbind(1)
-        inside = boxes(area, down, across, height, width, self.options.window)
+        inside = boxes(area, down, across, height, width, window)
         inside &= per_sample(coin < self.options.probability, inside)
         x = torch.where(inside.unsqueeze(1), batch.x[partner], batch.x)
         return replace(batch, x=x, mix=Mix(partner, 1 - inside.to(x.dtype).mean(dim=(1, 2))))

@@ -14,7 +14,7 @@ from naive import Attack, Branch, Learner, Record, cross_entropy, mean, one_hot
 from subject import APART, assert_parity, differences, pair
 from torch import Tensor, nn
 
-from advkit import Batch, HookConflict
+from advkit import Batch, HookConflict, OptionError, Step
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.rng import Draws, derive_key
@@ -180,3 +180,11 @@ def test_who_judges_success_is_refused_and_who_is_given_one_label_is_told() -> N
         "cutmix mixes images of two labels, and batch.y, which gairat, mart are given, is that of one part"
     ]
     assert not any("batch.y" in caution for caution in resolve(["cutmix", "trades", "ema"], [Layer("test")]).cautions)
+
+
+def test_a_window_is_smaller_than_the_images() -> None:
+    model, options = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {"cutmix": {"window": 9}}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = Step(model, optimizer, "cutmix", num_samples=8, eps=0.1, options=options, settings={"attack.steps": 1})
+    with pytest.raises(OptionError, match=r"cutmix\.window = 9 is larger than the images \(8 x 8\)"):
+        step(torch.rand(8, 1, 8, 8), torch.arange(8), torch.arange(8), epoch=0)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from advkit import own_file
+import advkit
+from advkit import OptionError
 from advkit.cli.main import run
 from advkit.own_file import OwnFile
 from advkit.studies.report import report
@@ -128,7 +129,7 @@ def test_another_default_type_is_refused(tmp_path: Path) -> None:
     file = OwnFile.typed("model.name", f"{tmp_path}/net.py:net")
     assert file is not None
     said = r"net\.py:net sets torch's default type for the whole program \(torch\.float64\)"
-    with pytest.raises(own_file.OptionError, match=said):
+    with pytest.raises(OptionError, match=said):
         file.load()
     assert torch.get_default_dtype() == torch.float32
 
@@ -151,3 +152,40 @@ def test_a_run_that_is_not_there_is_said_to_be_absent(
     monkeypatch.chdir(tmp_path)
     assert run([*command, "nope", *written(tmp_path)[:2]]) == 4
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_the_folder_of_data_is_refused_where_nothing_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = written(tmp_path)
+    assert run(["train", *words, *QUICK, "--data-root", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    assert "mine.py:some takes no argument root, so --data-root" in capsys.readouterr().err
+
+
+def test_runs_of_two_files_are_not_compared_by_one(two: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    base = two[0].parent
+    words = ["--model", f"{base}/a/net.py:Net", "--dataset", f"{base}/a/mine.py:some"]
+    assert run(["compare", *map(str, two), *words, "--attacks", "clean"]) == 2
+    assert "is for all runs; judge each with `advkit evaluate`" in " ".join(capsys.readouterr().err.split())
+
+
+def test_another_file_is_not_said_to_have_changed(two: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """A net that has been moved and is as it was is the run's own."""
+    base = two[0].parent
+    data = ["--dataset", f"{base}/a/mine.py:some"]
+    (base / "other.py").write_text((base / "a" / "net.py").read_text() + "\n")
+    (base / "moved.py").write_text((base / "a" / "net.py").read_text())
+    for name, said in (("other", f"{base}/other.py is another file than the run's, {base}/a/net.py"), ("moved", "")):
+        words = ["--model", f"{base}/{name}.py:Net", *data]
+        assert run(["evaluate", str(two[0]), *words, "--attacks", "clean", "--json"]) == 0
+        notes = json.loads(capsys.readouterr().out).get("notes", [])
+        assert [note[: len(said)] for note in notes] == ([said] if said else [])
+
+
+def test_a_net_that_was_passed_is_no_source_of_transfer(tmp_path: Path) -> None:
+    some = advkit.load_data("digits", limit=30).train
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    settings = {"attack.steps": 1, "validation.steps": 1}
+    advkit.train(net, some, epochs=1, eps=0.1, settings=settings, out=tmp_path / "run")
+    with pytest.raises(OptionError, match=r"its net or data were passed from Python; name a run of installed ones"):
+        advkit.evaluate(net, some, f"transfer:{tmp_path}/run", eps=0.1)

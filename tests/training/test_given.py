@@ -521,3 +521,18 @@ def test_an_optimizer_of_a_part_is_told_of_once(tiny_batch: BatchOf) -> None:
     model = net()
     model[1].requires_grad_(False)
     step_of(model, optimizer=torch.optim.SGD(model[-1].parameters(), 0.1))(*tiny_batch(), epoch=0)
+
+
+def test_a_missing_library_is_no_matter_of_sizes() -> None:
+    class Lazy(nn.Flatten):
+        def forward(self, x: Tensor) -> Tensor:
+            import advkit_needs_this  # type: ignore[import-not-found]  # noqa: F401
+
+            return super().forward(x)
+
+    model = nn.Sequential(Lazy(), nn.Linear(64, 10))
+    step = Step(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), num_samples=8, eps=0.1, settings={"attack.steps": 1}
+    )
+    with pytest.raises(OptionError, match=r"No module named 'advkit_needs_this'\. Install what it needs"):
+        step(torch.rand(8, 1, 8, 8), torch.arange(8), torch.arange(8), epoch=0)

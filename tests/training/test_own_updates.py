@@ -184,3 +184,12 @@ def test_a_gradient_hook_runs_once_in_a_whole_step(plugins: str) -> None:
         step(X[:16], Y[:16], torch.arange(16), epoch=0)
         moves.append(model[5].weight.detach() - before)
     assert torch.allclose(moves[1], moves[0] / 2, rtol=1e-4, atol=1e-8) and bool(moves[0].any())
+
+
+def test_images_that_want_a_gradient_or_are_sparse_are_refused() -> None:
+    _, _, step = built()
+    index = torch.arange(8)
+    with pytest.raises(OptionError, match=r"x requires a gradient, and step\.loss\(\.\.\.\) gives none"):
+        step.loss(X[:8].clone().requires_grad_(), Y[:8], index, epoch=0)
+    with pytest.raises(OptionError, match=r"x is a sparse tensor; pass a dense one"):
+        step.loss(X[:8].to_sparse(), Y[:8], index, epoch=0)

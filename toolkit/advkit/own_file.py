@@ -43,6 +43,8 @@ class OwnFile:
     name: str
     recorded: str = ""
     """The SHA-256 that a run was started with, "" where none is known."""
+    before: str = ""
+    """The path that it had then, "" where that is `path` or unknown."""
     content: bytes | None = field(default=None, repr=False)
     """What the file held when a person named it in this very call; None where nobody has."""
 
@@ -85,6 +87,8 @@ class OwnFile:
         """A sentence where the file is another than that of the run, "" elsewhere."""
         if not self.recorded or self.recorded == self.sha256:
             return ""
+        if self.before and Path(self.before).name != Path(self.path).name:
+            return f"{self.path} is another file than the run's, {self.before}, and says something else"
         return (
             f"{self.path} has changed since the run was started (SHA-256 {self.recorded[:12]} then, "
             f"{self.sha256[:12]} now)"
@@ -107,6 +111,13 @@ class OwnFile:
                 "that every run has its own."
             )
         return made
+
+    def takes(self, argument: str) -> bool:
+        """Whether NAME can be called with it."""
+        make = self.load()
+        with self.running(), self._blamed("called"):
+            parameters = inspect.signature(make).parameters
+        return argument in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
     def made(self, known: Mapping[str, object], options: Mapping[str, object]) -> Any:
         """What NAME returns, called with those of `known` that its signature names, and with all `options`.
@@ -251,7 +262,11 @@ def load_all(files: Mapping[str, OwnFile]) -> None:
 
 def over(below: Mapping[str, OwnFile], above: Mapping[str, OwnFile]) -> dict[str, OwnFile]:
     """The files of two layers, by setting: those above, which know what the ones below have recorded of them."""
-    return {**below} | {
-        key: replace(file, recorded=file.recorded or below[key].recorded) if key in below else file
-        for key, file in above.items()
-    }
+    return {**below} | {key: _remembering(file, below[key]) if key in below else file for key, file in above.items()}
+
+
+def _remembering(file: OwnFile, below: OwnFile) -> OwnFile:
+    """A file with what the one below it has recorded."""
+    if file.recorded:
+        return file
+    return replace(file, recorded=below.recorded, before=below.before or below.path)

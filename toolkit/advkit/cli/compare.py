@@ -62,6 +62,8 @@ def show(comparison: Comparison) -> None:
             name = which = ""
     console.print(table)
     console.print(text("Differences are to the same checkpoint of the first run, and paired by image.", "dim"))
+    for note in dict.fromkeys(f"{run.run}: {note}" for run in comparison.runs for note in run.notes):
+        console.print(text(note, "yellow"))
     for run in comparison.runs:
         for check in run.audit:
             if check.alarm:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
-from ..errors import DataError
+from ..errors import DataError, OptionError
 from ..hidden import without_trace
 from ..judging import generators, put_back
 from ..modules import mode, own_generator, placement
@@ -98,6 +98,11 @@ class OwnData(DataSource):
         self.file = file
 
     def load(self, root: Path | None, limit: int | None) -> Splits:
+        if root is not None and not self.file.takes("root"):
+            raise OptionError(
+                f"{self.file.short} takes no argument root, so --data-root (data.root) would change nothing; leave it "
+                "out, or let it take one."
+            )
         given = self.file.made({"root": root}, {})
         with self.file.running():  # samples are read here
             splits = as_splits(given, self.file.short)

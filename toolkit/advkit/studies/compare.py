@@ -16,6 +16,7 @@ from ..errors import OptionError
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.results import Verdicts, worst_cases
 from ..evaluation.statistics import image_interval
+from ..own_file import FLAGS
 from ..storage.run_folder import RunFolder
 from ..training.same_run import of_several
 from .evaluate import Watch, evaluate_subject
@@ -77,10 +78,11 @@ def compare(
     )
     names = [str(run) for run in runs]
     named = with_files(Layer("python", {"model.name": model, "data.name": dataset})).files
-    first, *others = resolved = [of_several(RunFolder.open(Path(run)), named) for run in runs]
+    first, *others = [of_several(RunFolder.open(Path(run)), {}) for run in runs]
     for run, other in zip(names[1:], others, strict=True):
         if reason := incomparable(first, other, names[0], run, request.radius):
             raise OptionError(reason)
+    resolved = [of_several(RunFolder.open(Path(run)), named) for run in runs]
     pairs: list[tuple[Evaluation, dict[str, Verdicts]]] = []
     judged_on: str | None = None
     for run, own in zip(names, resolved, strict=True):
@@ -105,6 +107,13 @@ def incomparable(first: Resolved, other: Resolved, name: str, run: str, eps: flo
         return f"{run} is judged on {other.data.name}, {name} on {first.data.name}; compare runs of one data set."
     if first.attack.norm != other.attack.norm:
         return f"{run} was trained in {other.attack.norm}, {name} in {first.attack.norm}; compare one norm."
+    for key in first.files.keys() & other.files.keys():
+        one, another = first.files[key], other.files[key]
+        if one.path != another.path and one.recorded != another.recorded:
+            return (
+                f"{run} is of {another.path}, {name} of {one.path}, and one {FLAGS[key]} is for all runs; judge each "
+                "with `advkit evaluate`, and see them side by side with `advkit report`."
+            )
     if eps is None and first.attack.eps != other.attack.eps:
         return (
             f"{run} was trained at eps {other.attack.eps:g}, {name} at {first.attack.eps:g}; "
@@ -152,6 +161,7 @@ def compared(results: Sequence[Evaluation], verdicts: Sequence[Mapping[str, Verd
                 suspect=result.suspect,
                 audit=result.audit or [],
                 alarms=result.alarms,
+                notes=result.notes,
                 attacks=attacks,
                 worst_case=None if worst is None else ComparedAccuracy(**dict(worst), **to_first.get(WORST, {})),
             )

@@ -38,6 +38,7 @@ class ComparedRun(Record):
     suspect: bool | None
     audit: list[Check]
     alarms: list[str]
+    notes: list[str] = []
     attacks: list[ComparedAttack]
     worst_case: ComparedAccuracy | None
 

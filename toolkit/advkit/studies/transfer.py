@@ -8,11 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ..config.request import PASSED
 from ..errors import NotTyped, OptionError
 from ..evaluation.attacks.base import EvaluationAttack, Typed, Victim, attacked
 from ..evaluation.attacks.gradient import Pgd
 from ..fingerprint import fingerprint
 from ..judging import checked_logits, judged
+from ..storage.run_folder import RunFolder
 from .subject import of_run
 
 
@@ -46,6 +48,9 @@ class Transfer(EvaluationAttack):
             return None
         if not run:
             raise OptionError("transfer: names no run; write transfer:RUN, the folder of the net that is attacked.")
+        settings = RunFolder.open(Path(run)).file().settings
+        if any(str(settings.get(key, "")).startswith(PASSED) for key in ("model.name", "data.name")):
+            raise OptionError(f"{typed.text}: its net or data were passed from Python; name a run of installed ones.")
         try:
             source = of_run(Path(run), root=typed.root)
         except NotTyped:

@@ -154,6 +154,8 @@ def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtyp
     for name, value in (("x", x), ("y", y), ("index", index), ("occurrence", occurrence)):
         if not isinstance(value, Tensor) and not (name == "occurrence" and value is None):
             raise OptionError(f"{name} is a {type(value).__name__}; pass a tensor, as of torch.as_tensor.")
+        if value is not None and value.layout != torch.strided:
+            raise OptionError(f"{name} is a sparse tensor; pass a dense one, as of {name}.to_dense().")
     rows = len(x) if x.dim() else 0
     if (
         not (rows or empty)
@@ -235,9 +237,11 @@ def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[obje
         except Exception as error:
             failed.append(error)
     said = (str(failed[0]).splitlines() or [""])[0].rstrip(".")
+    remedy = "Give it images of the size that it was made for."
+    if isinstance(failed[0], ImportError):
+        remedy = "Install what it needs, or import it at the top of the model's file."
     raise OptionError(
-        f"The model can not be called on images {tuple(images.shape)}: {type(failed[0]).__name__}: {said}. Give it "
-        "images of the size that it was made for."
+        f"The model can not be called on images {tuple(images.shape)}: {type(failed[0]).__name__}: {said}. {remedy}"
     ) from failed[0]
 
 

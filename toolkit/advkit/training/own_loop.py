@@ -121,6 +121,11 @@ class Step(TrainingStep):
     def _lent_loss(
         self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None
     ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        if isinstance(x, Tensor) and x.requires_grad:
+            raise OptionError(
+                "x requires a gradient, and step.loss(...) gives none to the images or to what made them; pass "
+                "x.detach()."
+            )
         with (
             self._counted(x, y, index, epoch, occurrence) as number,
             gradients_apart(self.model, self.optimizer) as gradients,

@@ -135,7 +135,7 @@ def _comparable(sources: Sequence[Source]) -> list[Source]:
 
 
 def _files(source: Source) -> Mapping[str, OwnFile]:
-    return source.resolved.files if source.resolved is not None else {}
+    return source.file.files
 
 
 def _one_file_each(own: Mapping[str, OwnFile], others: Mapping[str, OwnFile]) -> bool:
