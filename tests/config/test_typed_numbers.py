@@ -86,5 +86,7 @@ def test_a_comma_names_no_plugin(typed: str) -> None:
 
 @pytest.mark.parametrize("width", [10**8, 10**12])
 def test_a_model_that_no_memory_holds_is_one_sentence(width: int) -> None:
-    with pytest.raises(OptionError, match=r"^small-cnn does not fit into memory with width=1000+, norm=batch; make it"):
+    with pytest.raises(
+        OptionError, match=r"^small-cnn does not fit into memory with normalise=data, width=1000+, norm=batch; make it"
+    ):
         advkit.train(settings={"model.width": width, "data.limit": 40, "run.epochs": 1})
