@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
@@ -93,12 +93,16 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr if that is a terminal, else a line every ten seconds; yields what is told of the progress."""
+    """A bar on stderr if that is a terminal, else a line every ten seconds; yields what is told of the progress.
+
+    What a net prints in its forward goes there too.
+    """
     if not sys.stderr.isatty():
-        yield _lines()
+        with redirect_stdout(sys.stderr):
+            yield _lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr(), transient=True) as shown:
+    with redirect_stdout(sys.stderr), Progress(*columns, console=stderr(), transient=True) as shown:
         task = shown.add_task("", total=None)
         yield lambda done, total, what: shown.update(task, completed=done, total=total, description=escaped(what))
 

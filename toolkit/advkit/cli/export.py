@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -38,7 +40,8 @@ def command(
     from ..studies.export import export
     from .display import say
 
-    record = export(run, out, checkpoint, model=model, dataset=dataset, data_root=data_root)
+    with redirect_stdout(sys.stderr):  # whatever the net prints in its forward
+        record = export(run, out, checkpoint, model=model, dataset=dataset, data_root=data_root)
     if as_json:
         print_json(record.as_dict() | {"out": out})
         return

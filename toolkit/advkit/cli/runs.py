@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ def list_(folder: str, as_json: bool) -> None:
         if isinstance(run, str):
             console.print(text(f"{path}: {run}", "yellow"))
     if not rows:
-        console.print(text(f"No run is in {folder}; `advkit train --out {folder}/first` makes one."))
+        first = shlex.quote(f"{folder}/first")
+        console.print(text(f"No run is in {folder}; `advkit train --out {first}` makes one."))
 
 
 def _summary(run: LoadedRun) -> dict[str, Any]:
