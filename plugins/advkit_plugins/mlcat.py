@@ -3,14 +3,18 @@ and Beyond (ICML 2022)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from advkit import Company, Plugin, PluginOptions, Run, Schedule, hookimpl, option, soft_cross_entropy
 
+SURE = 1024
+"""Times the rounding of the logits' type: losses below are as good as 0, and their gradients rounding alone."""
+
 
 def raised(losses: Tensor, least: float) -> Tensor:
-    """max(1, least / l_i): what takes each loss (B,) that is below `least` up to it."""
-    return (least / losses.clamp(min=1e-12)).clamp(min=1)
+    """max(1, least / l_i): what takes each loss (B,) that is below `least` up to it, as far as its type can tell it."""
+    return (least / losses.clamp(min=SURE * torch.finfo(losses.dtype).eps)).clamp(min=1)
 
 
 class Mlcat(Plugin):

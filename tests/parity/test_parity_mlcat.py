@@ -11,6 +11,7 @@ from naive import Attack, Branch, Learner, Record, cross_entropy, mean, one_hot
 from subject import APART, assert_parity, differences, pair
 from torch import nn
 
+from advkit import soft_cross_entropy
 from advkit_plugins.mlcat import raised
 
 ATTACK = Attack(eps=0.1, alpha=0.03, m=4)
@@ -69,3 +70,13 @@ def test_a_loss_of_0_weighs_a_finite_much() -> None:
     weights = raised(losses, 1.5)
     assert torch.allclose(weights[:4], torch.tensor([1.0, 1.0, 2.0, 15.0]))
     assert weights.isfinite().all() and float(weights[4] * losses[4]) == 0
+
+
+def test_who_is_sure_pulls_no_harder_than_the_least_loss() -> None:
+    """In float32 a loss is rounded to 0 long before its gradient: divided by each other they are anything."""
+    logits = torch.zeros(400, 3)
+    logits[:, 0] = torch.linspace(0, 40, 400)
+    logits.requires_grad_()
+    losses = soft_cross_entropy(logits, torch.eye(3)[torch.zeros(400, dtype=torch.int64)])
+    (pull,) = torch.autograd.grad((raised(losses.detach(), 1.5) * losses).sum(), logits)
+    assert (losses == 0).any() and 1.4 < float(pull.abs().max()) <= 1.5 * 1.01
