@@ -185,8 +185,12 @@ ITSELF = "runs/r names its data and norm itself; pass a module to evaluate it on
         ),
     ],
 )
-def test_what_nothing_would_use_is_refused(call: Callable[[], object], sentence: str) -> None:
-    """Before anything is read: none of these runs exists."""
+def test_what_nothing_would_use_is_refused(
+    call: Callable[[], object], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is read: none of these runs exists, and the file of weights is empty."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.pt").touch()
     with pytest.raises(advkit.OptionError) as refusal:
         call()
     assert str(refusal.value) == sentence
