@@ -43,9 +43,9 @@ def test_twenty_kills_of_one_of_two_processes(tmp_path: Path) -> None:
     done = survived = 0
     while done < KILLS or not survived:
         folder = tmp_path / f"run-{survived}"
-        while codes := together(
-            folder, (chance.uniform(0.3, 1) * seconds, chance.randrange(2)) if done < KILLS else None
-        ):
+        while True:
+            kill = (chance.uniform(0.3, 1) * seconds, chance.randrange(2)) if done < KILLS else None
+            codes = together(folder, kill)
             if codes == [0, 0]:
                 break
             assert set(codes) <= {-9, 0, 1}, codes

@@ -88,9 +88,9 @@ def verdicts(
         for turn in range(0, len(firsts), team.size):
             together = firsts[turn : turn + team.size]
             part = None
-            for own in together[team.rank : team.rank + 1]:
-                images = dataset.take(slice(own, own + chunk))
-                part = _Chunk(model, images, own, seed, batch_size, reseed)
+            if team.rank < len(together):
+                own = together[team.rank]
+                part = _Chunk(model, dataset.take(slice(own, own + chunk)), own, seed, batch_size, reseed)
             for attack, settings in zip(attacks, described, strict=True):
                 store = None if settings.get("code") == UNKNOWN else kept
                 said, is_new = None, False
