@@ -51,10 +51,12 @@ class Visits(Plugin):
     @hookimpl
     def setup(self, run: Run) -> None:
         self.count = run.sample_state("count")
+        self.labels = run.sample_state("labels", shape=(run.num_classes,), dtype=torch.bool)
 
     @hookimpl
     def target_label(self, target: Tensor, batch: Batch, phase: str) -> Tensor:
         self.count[batch.index] += phase == "train"
+        self.labels[batch.index] = target > 0
         return target
 
 

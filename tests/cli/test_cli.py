@@ -868,7 +868,7 @@ def test_plan_of_the_users_sentence() -> None:
     ran = advkit("plan", "--plugins", "cat-eps,dirichlet-ls,lsiw", "--json")
     plan = json.loads(ran.out)
     assert ran.code == 0 and ran.err == ""
-    assert plan.keys() == PLAN_KEYS | {"plugins", "rules", "relative_cost"}
+    assert plan.keys() == PLAN_KEYS | {"plugins", "rules", "relative_cost", "state_bytes"}
     assert plan["plugins"] == ["av-rank", "awp", "cat-eps", "dirichlet-ls", "lsiw"]
     assert plan["hooks"] == {
         "perturbation_budget": ["cat-eps"],
@@ -887,6 +887,7 @@ def test_plan_of_the_users_sentence() -> None:
     assert plan["passes"] == passes and plan["stages"] == [{"from_epoch": 0, "passes": passes}]
     assert plan["relative_cost"] == pytest.approx((11 + 10 + 3 + 2 * 3) / (10 + 10 + 1 + 2), abs=1e-4)
     assert plan["state"] == ["cat-eps/eps"]
+    assert plan["state_bytes"] == {"cat-eps/eps": {"per_sample": 4, "total": 4 * 1258}}
     assert "av-rank ranks AV_i / radius_i, because cat-eps sets a radius per sample" in plan["cautions"]
     found = plan["settings"]
     assert all(each.keys() == {"value", "from"} for each in found.values())

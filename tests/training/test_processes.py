@@ -111,6 +111,7 @@ def test_every_sample_is_visited_once_an_epoch(
 ) -> None:
     tensors, _ = RunFolder.open(out / f"visits-{len(several)}").load("last")
     assert tensors["samples/visits/count"].tolist() == [2] * N
+    assert tensors["samples/visits/labels"].dtype == torch.bool and tensors["samples/visits/labels"].sum() == N
     assert alone["visits"]["rows"] == close(several[0]["visits"]["rows"])  # type: ignore[index]
     one, _ = RunFolder.open(out / "visits-1").load("last")
     assert torch.equal(tensors["samples/cat-eps/eps"], one["samples/cat-eps/eps"])

@@ -242,7 +242,7 @@ class Hooks:
     def setup(self, model: nn.Module, run: Run) -> None:
         """Once, before the first step or a resume: claim per-sample state and tensors here.
 
-        `advkit plan` tells it too, on a run without samples, unless it takes `model`; `run.num_classes` may be 0.
+        `advkit plan` tells it too, on a run without samples, unless it takes `model`; `run.num_classes` may be 0 there.
         """
 
     @hookspec(Rule.NOTIFY, "run", asked_by="loop")

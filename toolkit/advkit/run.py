@@ -8,7 +8,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from .arguments import a_dense_tensor, a_number
+from .arguments import a_number
+from .claims import Claims
 from .errors import OptionError, ResumeMismatch
 from .plugin import Company
 from .rng import Draws, derive_key
@@ -26,7 +27,7 @@ class RunState:
         self.seed, self.num_samples, self.attack = seed, num_samples, attack
         self.device, self.dtype = device, dtype
         self.num_classes = 0
-        """0 until the first batch has been seen."""
+        """0 until the first batch has been seen, in a `Step` that was not told."""
         self.image_shape: tuple[int, ...] = ()
         self.epoch_steps = 0
         self.epoch = self.step = 0
@@ -48,7 +49,7 @@ class RunState:
     def restore(self, stored: Mapping[str, Tensor]) -> None:
         """Put back what `stored` gave. Raises ResumeMismatch if these plugins claim other state."""
         own = self.stored()
-        fitting = {name for name in stored.keys() & own.keys() if stored[name].shape == own[name].shape}
+        fitting = {name for name in stored.keys() & own.keys() if _described(stored[name]) == _described(own[name])}
         if different := sorted({*stored, *own} - fitting):
             raise ResumeMismatch(
                 f"The stored state and that of the plugins differ in {different[0]}; "
@@ -58,7 +59,7 @@ class RunState:
             own[name].copy_(values)
 
 
-class Run(Services):
+class Run(Claims, Services):
     """One plugin's view of the run: names are its own, so plugins never meet in state or randomness."""
 
     _state: RunState
@@ -83,7 +84,7 @@ class Run(Services):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of the training images; () in a `Step`."""
+        """(C, H, W) of the training images; () in a `Step` that was not told."""
         return self._state.image_shape
 
     @property
@@ -93,7 +94,7 @@ class Run(Services):
 
     @property
     def num_classes(self) -> int:
-        """K; known from the first batch on."""
+        """K; in a `Step` that was not told it is known from the first batch on, and 0 before."""
         return self._state.num_classes
 
     @property
@@ -124,21 +125,6 @@ class Run(Services):
             raise OptionError(f"Plugin {self._plugin}: run.draws takes an advkit.Batch, not {type(batch).__name__}.")
         return Draws(key, batch.index, batch.occurrence)
 
-    def sample_state(self, name: str, fill: float = 0.0) -> Tensor:
-        """An (N,) tensor addressed by `batch.index`, in the model's floating dtype (float32 at least).
-
-        Claim it in `setup`; keep it and write in place. It is checkpointed and resumed.
-        """
-        dtype = torch.promote_types(self._state.dtype, torch.float32)
-        fill = a_number(f"Plugin {self._plugin}: fill of the state {name}", fill)
-        values = torch.full((self.num_samples,), fill, dtype=dtype, device=self.device)
-        return self._claim(self._state.samples, name, values)
-
-    def tensor_state(self, name: str, initial: Tensor) -> Tensor:
-        """A tensor of any shape, otherwise as `sample_state`: for averages and counts."""
-        dense = a_dense_tensor(f"Plugin {self._plugin}: initial of the state {name}", initial)
-        return self._claim(self._state.tensors, name, dense.detach().to(self.device, copy=True))
-
     def figure(self, name: str, value: float) -> None:
         """Put a figure into the epoch's line of metrics.jsonl, as "PLUGIN/NAME" of `figures`; call it in `epoch_end`.
 
@@ -147,11 +133,6 @@ class Run(Services):
         number = a_number(f"Plugin {self._plugin}: the figure {name}", value)
         self._state.figures[f"{self._plugin}/{name}"] = number if isfinite(number) else None
 
-    def _claim(self, store: dict[str, Tensor], name: str, initial: Tensor) -> Tensor:
-        full = f"{self._plugin}/{name}"
-        if self._state.settled:
-            raise OptionError(f"Plugin {self._plugin} claims the state {name} after setup, where no resume finds it.")
-        if full in store:
-            raise OptionError(f"Plugin {self._plugin} claims the state {name} twice; claim it once, in setup.")
-        store[full] = initial
-        return initial
+
+def _described(values: Tensor) -> tuple[object, ...]:
+    return values.shape, values.dtype

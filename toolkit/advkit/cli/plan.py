@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..claims import in_bytes
 from ..own_file import load_all
 from .main import print_json
 from .run_options import request, run_options
@@ -53,7 +54,7 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None
         "cost", f"{plan['relative_cost']:.2f} x PGD-AT" + (" at its dearest" if len(plan["stages"]) > 1 else "")
     )
     if plan["state"]:
-        facts.add_row("state", ", ".join(plan["state"]))
+        facts.add_row("state", ", ".join(f"{name}{_size(size)}" for name, size in plan["state_bytes"].items()))
     if not (plan["settings"]["attack.eps"]["value"] and plan["settings"]["attack.steps"]["value"]):
         facts.add_row("attack", "none: this is standard training, judged at its last checkpoint")
     for caution in plan["cautions"]:
@@ -74,6 +75,13 @@ def passes_text(passes: dict[str, dict[str, int]]) -> str:
         f"{phase} " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
         for phase, counts in passes.items()
     )
+
+
+def _size(size: dict[str, int | None]) -> str:
+    """How much of memory a state takes, as far as it is known."""
+    if size["total"] is not None:
+        return f" ({in_bytes(size['total'])})"
+    return f" ({in_bytes(size['per_sample'])} a sample)" if size["per_sample"] else ""
 
 
 def _plain(value: object) -> str:

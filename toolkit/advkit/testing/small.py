@@ -94,7 +94,8 @@ def needs_the_loop(plugins: Iterable[type[Plugin]]) -> bool:
 def step_of(net: nn.Module, plugins: Collection[Any], *, lr: float = 0.1, **arguments: Any) -> Step:
     """A step of SGD with momentum."""
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9)
-    return Step(net, optimizer, plugins, num_samples=SAMPLES, **arguments)
+    known = {"num_samples": SAMPLES, "num_classes": 3, "image_shape": (2, 4, 4)}
+    return Step(net, optimizer, plugins, **{**known, **arguments})
 
 
 def trained(

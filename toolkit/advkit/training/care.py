@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compose.stage import Stage
+from ..errors import OptionError
 from ..hidden import Counts, Generators, unregistered
 from ..modules import mode
 from ..types import Batch
@@ -42,6 +43,11 @@ class Care:
             claimed = [*self.state.samples.values(), *self.state.tensors.values()]
             self._counts = {p.name: Counts(p, self.model, claimed, len(batch.x)) for p in self._plugins}
             self.state.num_classes = a_width(self.model, batch, self.state)
+        if self.state.image_shape and batch.x.shape[1:] != self.state.image_shape:
+            raise OptionError(
+                f"Images are {tuple(batch.x.shape[1:])}, and the run was set up for {self.state.image_shape}; give "
+                "image_shape=(C, H, W) of those that are trained on."
+            )
         careful = self.always or id(stage) not in self._seen or self._due
         if careful or not self.state.step:
             refuse_changed(self._composition, self.state.epoch)

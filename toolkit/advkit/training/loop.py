@@ -23,7 +23,7 @@ from .ending import farewell, tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
 from .meeting import met
-from .meter import Meter, quantiles
+from .meter import Meter, quantiles_of
 from .panel import Panel
 from .progress import Progress, Silent
 from .result import TrainResult
@@ -142,7 +142,7 @@ class Trainer:
             "epoch": epoch,
             "lr": self._rate(self.panel.state.step - 1),  # the last step's
             **self.meter.row(self.resolved.attack.steps),
-            "state": {name: quantiles(values[self.feed.training]) for name, values in self.panel.state.samples.items()},
+            "state": quantiles_of(self.panel.state.samples, self.feed.training),
             "validation": self.ranks.told(validated(self, epoch, evaluated)),
         }
         self.chance.stood_still(self.progress, epoch, row["zero_gradient_share"])

@@ -103,6 +103,11 @@ class Meter:
         self.tensors = {name: value.to(device) for name, value in tensors.items()}
 
 
+def quantiles_of(samples: Mapping[str, Tensor], rows: Tensor) -> dict[str, dict[str, float]]:
+    """Those of each state by name at `rows` (n,), as far as it is one number a sample."""
+    return {name: quantiles(values[rows]) for name, values in samples.items() if values.dim() == 1}
+
+
 def quantiles(values: Tensor) -> dict[str, float]:
     """Minimum, quartiles and maximum of per-sample state (n,), of its finite values."""
     ranked = values[values.isfinite()].double().sort().values

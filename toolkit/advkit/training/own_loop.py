@@ -38,6 +38,7 @@ class Step(TrainingStep):
         optimizer: any torch optimizer over the model's parameters that steps on gradients; None for `loss` alone.
         plugins: names of installed plugins, plugin classes or instances, in any order.
         num_samples: N; every `index` is below it.
+        num_classes, image_shape: K and (C, H, W), for plugins that keep state of such a shape.
         options: {"cat-eps": {"eta": 0.005}}, by plugin.
         settings: {"attack.steps": 10, "attack.init": "uniform"}, as `advkit train --set`.
         eps, seed: short for the settings attack.eps and run.seed.
@@ -47,7 +48,7 @@ class Step(TrainingStep):
     gradients are not finite: parameters, buffers and per-sample state are then as they were.
     """
 
-    @checked("model", "optimizer", "num_samples")
+    @checked("model", "optimizer", "num_samples", "num_classes")
     def __init__(
         self,
         model: nn.Module,
@@ -55,6 +56,8 @@ class Step(TrainingStep):
         plugins: str | Iterable[PluginChoice] = (),
         *,
         num_samples: int,
+        num_classes: int | None = None,
+        image_shape: Sequence[int] | None = None,
         options: Mapping[str, Mapping[str, object]] | None = None,
         settings: Mapping[str, object] | None = None,
         eps: float | str | None = None,
@@ -85,6 +88,12 @@ class Step(TrainingStep):
         refuse_unfit(model, steps)  # type: ignore[arg-type]  # before the plugins are taken
         samples = a_whole_number("num_samples", num_samples, 1, 2**31 - 1)
         state = RunState(resolved.run.seed, samples, resolved.attack, *placement(model))
+        if num_classes is not None:
+            state.num_classes = a_whole_number("num_classes", num_classes, 2, 2**31 - 1)
+        if image_shape is not None:
+            state.image_shape = tuple(
+                a_whole_number("a size of image_shape", size, 1, 2**31 - 1) for size in image_shape
+            )
         super().__init__(model, steps, Panel(resolved.composition, state), resolved.run)  # type: ignore[arg-type]
         self.engine.compiled = own_compiled
         self.panel.notify("setup", model=model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..run import Run, RunState
 
 def plan(resolved: Resolved) -> dict[str, Any]:
     """What the run will do and cost, as plain data: `advkit plan --json`."""
-    composition = resolved.composition
+    composition, claims = resolved.composition, _claims(resolved)
     stages = composition.stages()
     dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)
     values = resolved.values()
@@ -29,7 +30,8 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "settings": {
             key: {"value": value, "from": resolved.origins.get(key, "default")} for key, value in values.items()
         },
-        "state": _claims(resolved),
+        "state": [*claims],
+        "state_bytes": claims,
         "passes": {phase: passes.as_dict() for phase, passes in dearest.passes.items()},
         "relative_cost": round(dearest.cost / max(1, _pgd_at_cost(resolved.attack.steps)), 4),
         "stages": [
@@ -55,13 +57,12 @@ def _autotuned(resolved: Resolved) -> list[str]:
 
 def _lone_image(resolved: Resolved) -> list[str]:
     """A caution where the last batch of an epoch has one image, as far as the size of the data is known."""
-    data, run = resolved.data, resolved.run
-    if not registered(data.name) or resolved.composition.owners("train_sampler"):
+    run = resolved.run
+    if resolved.composition.owners("train_sampler"):
         return []
-    images = getattr(registry.load("data set", data.name), "images", None)
-    if images is None or resolved.composition.owners("train_dataset"):
+    samples = _samples(resolved)
+    if samples is None:
         return []
-    samples = min(images[0], data.limit or images[0])
     training = samples - round(resolved.validation.fraction * samples)
     if training <= run.batch_size or training % run.batch_size != 1:
         return []
@@ -77,14 +78,33 @@ def _pgd_at_cost(steps: int) -> int:
     return 2 * steps + 3
 
 
-def _claims(resolved: Resolved) -> list[str]:
-    """The state that plugins claim in `setup`, asked of them on a run without samples."""
+def _claims(resolved: Resolved) -> dict[str, dict[str, int | None]]:
+    """The state that plugins claim in `setup`, asked of them on a run without samples, and its bytes.
+
+    `per_sample` is 0 for what is one tensor for all. None is what the data decide, or the model.
+    """
     state = RunState(0, 0, resolved.attack, torch.device("cpu"), torch.float32)
-    composition = resolved.composition
-    unknown = []
+    known = registry.load("data set", resolved.data.name) if registered(resolved.data.name) else None
+    state.num_classes, state.image_shape = getattr(known, "classes", 0), getattr(known, "shape", ())
+    composition, samples = resolved.composition, _samples(resolved)
+    unknown = dict[str, dict[str, int | None]]()
     for answer in composition.answers["setup"]:
         if "model" in answer.arguments:
-            unknown.append(f"{answer.plugin.name}/(depends on the model)")
+            unknown[f"{answer.plugin.name}/(depends on the model)"] = {"per_sample": None, "total": None}
         else:
             answer({"run": Run(state, answer.plugin.name, composition.company)})
-    return [*state.samples, *state.tensors, *unknown]
+    claims = dict[str, dict[str, int | None]]()
+    for name, values in state.samples.items():
+        size = prod(values.shape[1:]) * values.dtype.itemsize or None
+        claims[name] = {"per_sample": size, "total": size * samples if size and samples else None}
+    one = {name: {"per_sample": 0, "total": values.nbytes or None} for name, values in state.tensors.items()}
+    return {**claims, **one, **unknown}
+
+
+def _samples(resolved: Resolved) -> int | None:
+    """N of the training set, validation images included; None where the data or a plugin decide it."""
+    data = resolved.data
+    if not registered(data.name) or resolved.composition.owners("train_dataset"):
+        return None
+    images = getattr(registry.load("data set", data.name), "images", None)
+    return images and min(images[0], data.limit or images[0])

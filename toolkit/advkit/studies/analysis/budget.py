@@ -92,7 +92,7 @@ def budget_state(resolved: Resolved, tensors: Mapping[str, Tensor]) -> str:
             "This run has no budgets per sample: none of its plugins sets any, so every eps_i is attack.eps = "
             f"{resolved.attack.eps:g}; analyze a run of cat-eps."
         )
-    if f"samples/{owner}/eps" not in tensors:
+    if f"samples/{owner}/eps" not in tensors or tensors[f"samples/{owner}/eps"].dim() != 1:
         raise OptionError(
             f"The plugin {owner} sets budgets per sample, but keeps them in no per-sample state called eps; "
             'claim them with run.sample_state("eps").'
