@@ -1,0 +1,412 @@
+"""The ablations of both papers in miniature, with the controls that they lack: fine-tuned from one PGD-AT net a seed.
+
+    python results/ablations.py --data-root FOLDER      # writes papers/ablations.md and papers/ablations.json
+
+FOLDER is where `advkit data prepare fashion-mnist --data-root FOLDER` put it. What a run showed is kept under
+runs/results/ablations as soon as it is measured, and not measured again; the page is written anew after every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from experiments import HERE, RUNS, halved, processor, revision
+from overfit import OF_TRAINING, difference, several
+
+import advkit
+from advkit.evaluation.statistics import bits, share, wilson
+from advkit.studies.analysis.perturb import Ascent
+from advkit.studies.analysis.vulnerability import adversarial_vulnerability
+
+KEPT = RUNS / "ablations"
+PAGE = HERE / "papers" / "ablations"
+SEEDS = (0, 1, 2)
+WEAK, STRONG = ("clean", "pgd-20", "cw-20"), "apgd-t"
+EPS, C = 0.1, 10 * (8 / 255) / 0.1
+"""CAT's c is 10 at 8/255: the same share of smoothing at this eps."""
+FEW = 500
+"""Test images under APGD-T."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of going on from the base."""
+
+    key: str
+    name: str
+    plugins: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    alone: tuple[str, ...] = ()
+    """Companions that stay away."""
+    cat_radius: bool = False
+    """Trained at the mean radius that CAT's run of the same seed ended with."""
+    cat_smoothing: bool = False
+    """Labels smoothed by c times that radius, the same share for all."""
+
+
+LSI = {"adv_at": "theta", "clean_at": "theta"}
+
+
+def lsiw(key: str, name: str, rank: Mapping[str, object] | None = None, **options: object) -> Arm:
+    return Arm(key, name, ("lsiw",), {"lsiw": options, **({"av-rank": rank} if rank else {})})
+
+
+def eq9(eta: float) -> Arm:
+    """Eq. 9: the squared distance of logits, at theta, of the tenth with the highest vulnerability."""
+    options = {"lsiw": {"lam": eta, **LSI}, "av-rank": {"scheme": "top-k", "share": 0.1}}
+    return Arm(f"eq9-{eta:g}", f"Eq. 9, eta {eta:g}", ("lsiw",), options, alone=("weight_perturbation",))
+
+
+AT = Arm("at", "AT, fine-tuned as the others")
+INPUT = Arm("input", "+ input loss smoothing", ("lsiw",), {"lsiw": LSI}, alone=("weight_perturbation",))
+WEIGHT = Arm("weight", "+ weight loss smoothing (AWP)", ("awp",), {"awp": {"gamma": 0.007}})
+ISEAT = lsiw("iseat", "+ both (ISEAT)")
+HALF = lsiw("half", "squared L2, unweighted, lambda/2 (control)", {"scheme": "uniform"}, lam=0.05)
+UNWEIGHTED = lsiw("l2", "squared L2, unweighted", {"scheme": "uniform"})
+KL = lsiw("kl", "KL divergence, unweighted", {"scheme": "uniform"}, distance="kl")
+TOP = lsiw("top", "squared L2, top-10 %", {"scheme": "top-k", "share": 0.1})
+LSI_AWP = lsiw("lsi", "+ LSI: f(x'; theta) - f(x; theta)", **LSI)
+TRADE_AWP = lsiw("trade-awp", "+ TRADE-AWP: f(x'; theta+v) - f(x; theta+v)", clean_at="theta+v")
+ETAS = (0.5, 1.0, 2.0, 4.0)
+BUDGET = {"eta": EPS / 2}
+SMOOTHED = {"dirichlet-ls": {"c": C}}
+CAT = Arm("cat", "CAT (both)", ("cat-eps", "dirichlet-ls"), {"cat-eps": BUDGET, **SMOOTHED})
+ARMS = (
+    *(AT, INPUT, WEIGHT, ISEAT, HALF, UNWEIGHTED, KL, TOP, LSI_AWP, TRADE_AWP),
+    *(eq9(eta) for eta in ETAS),
+    CAT,
+    Arm("adv-ls", "Adv+LS", ("dirichlet-ls",), SMOOTHED),
+    Arm("adp-adv", "Adp-Adv", ("cat-eps",), {"cat-eps": BUDGET}),
+    Arm("cat-eps-control", "AT at CAT's mean eps (control)", cat_radius=True),
+    Arm("cat-ls-control", "AT, labels smoothed by CAT's mean c eps (control)", cat_smoothing=True),
+    Arm("cat-both-control", "both of these (control)", cat_radius=True, cat_smoothing=True),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a paper: its rows here, with the published accuracy and robustness in %, and what is compared."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[str, str], ...]
+    said: str = ""
+
+
+TABLES = (
+    Table(
+        "ISEAT, Table 4: the parts",
+        (("at", "85.90, 53.42"), ("input", "84.10, 54.50"), ("weight", "86.04, 55.26"), ("iseat", "85.63, 56.46")),
+        (("input", "at"), ("weight", "at"), ("iseat", "at"), ("iseat", "input"), ("iseat", "weight")),
+    ),
+    Table(
+        "ISEAT, Table 5: distances and weights",
+        (
+            *(("at", "85.90, 53.42"), ("kl", "85.07, 56.08"), ("l2", "85.15, 56.20"), ("half", "")),
+            *(("top", "85.53, 56.36"), ("iseat", "85.63, 56.46")),
+        ),
+        (("l2", "kl"), ("top", "l2"), ("iseat", "l2"), ("iseat", "half"), ("iseat", "top")),
+        "The linear weights are 1/2 on average: what unweighted at lambda/2 gains as well is not due to the ranking.",
+    ),
+    Table(
+        "ISEAT, Table 6: where the logits are taken",
+        (("at", "85.90, 53.42"), ("lsi", "85.49, 55.38"), ("trade-awp", "85.52, 55.82"), ("iseat", "85.63, 56.46")),
+        (("lsi", "at"), ("trade-awp", "lsi"), ("iseat", "lsi"), ("iseat", "trade-awp")),
+        "All but AT with AWP, and weighted by rank.",
+    ),
+    Table(
+        "CAT, Table 5",
+        (
+            *(("at", "80.32, 36.63"), ("adv-ls", "80.25, 43.0"), ("adp-adv", "87.91, 38.59"), ("cat", "84.22, 75.54")),
+            *(("cat-eps-control", ""), ("cat-ls-control", ""), ("cat-both-control", "")),
+        ),
+        (
+            *(("adv-ls", "at"), ("adp-adv", "at"), ("cat", "at"), ("cat", "cat-eps-control")),
+            *(("cat", "cat-ls-control"), ("cat", "cat-both-control"), ("adp-adv", "cat-eps-control")),
+        ),
+        "Published are accuracies under PGD, from training that begins anew. eta is eps/2 here, where the paper's is "
+        "0.16 eps, so that the budgets have grown within the few epochs.",
+    ),
+    Table(
+        "ISEAT, Fig. 4: regularizing the most vulnerable tenth",
+        (("at", ""), *((f"eq9-{eta:g}", "") for eta in ETAS)),
+        tuple((f"eq9-{eta:g}", "at") for eta in ETAS),
+        "Without AWP (Eq. 9), unlike the row top-10 % of Table 5. The paper's curves: accuracy and AV SD fall with "
+        "eta, robustness rises.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Nets that are compared with each other."""
+
+    key: str
+    title: str
+    said: str
+    images: int
+    held_out: int
+    width: int
+    batch_size: int
+    base_epochs: int
+    epochs: int
+    every: int
+    """Epochs between two validations."""
+    halve: bool
+    arms: tuple[str, ...]
+    checkpoints: tuple[str, ...]
+
+    def splits(self, root: str, seed: int) -> advkit.Splits:
+        """Other training images for every seed, the same test images."""
+        whole = advkit.load_data("fashion-mnist", root)
+        generator = torch.Generator().manual_seed(seed)
+        places = torch.randperm(len(whole.train), generator=generator)[: self.images + self.held_out]
+        train, test = whole.train.take(places), whole.test.sample(1000)
+        if self.halve:
+            train, test = halved(train), halved(test)
+        return advkit.Splits(train, test, transform="none")
+
+
+REGIMES = (
+    Regime(
+        "many",
+        "10,000 images",
+        "Fashion-MNIST, means of 2 x 2 pixels (14 x 14), 10,000 training images and 1,000 to choose the best "
+        "checkpoint on, drawn anew for every seed and shared by all arms; small-cnn of width 12, Linf eps 0.1, 10 "
+        "attack steps, batch 128. The base is PGD-AT for 14 epochs (learning rate 0.1, a tenth of it after 7 and after "
+        "11), its best checkpoint; every arm goes on from it for 4 epochs at 0.01, at 0.001 after two, and its last "
+        "checkpoint is judged. pgd-20 and cw-20 on 1,000 test images, APGD-T on 500 of them.",
+        images=10_000,
+        held_out=1_000,
+        width=12,
+        batch_size=128,
+        base_epochs=14,
+        epochs=4,
+        every=2,
+        halve=True,
+        arms=tuple(arm.key for arm in ARMS),
+        checkpoints=("last",),
+    ),
+)
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def record_of(regime: Regime, key: str, seed: int) -> Path:
+    return KEPT / f"{regime.key}-{key}-{seed}.json"
+
+
+def settings(regime: Regime, epochs: int, rate: float, decays: tuple[float, ...]) -> dict[str, object]:
+    return {
+        "run.threads": 1,
+        "model.width": regime.width,
+        "optimizer.lr": rate,
+        "optimizer.milestones": list(decays),
+        "validation.fraction": regime.held_out / (regime.images + regime.held_out),
+        "validation.every_epochs": min(regime.every, epochs),
+    }
+
+
+def run(
+    folder: Path,
+    regime: Regime,
+    splits: advkit.Splits,
+    seed: int,
+    epochs: int,
+    rate: float,
+    arm: Arm,
+    base: Path | None,
+) -> advkit.TrainResult:
+    """A run, taken up where it was."""
+    begun = (folder / "run.toml").exists()
+    options = {name: dict(values) for name, values in arm.options.items()}
+    plugins, eps = list(arm.plugins), EPS
+    if arm.cat_radius or arm.cat_smoothing:
+        radius = json.loads(record_of(regime, "cat", seed).read_text())["mean_radius"]
+        if arm.cat_radius:
+            eps = round(radius, 4)
+        if arm.cat_smoothing:
+            plugins.append("label-smoothing")
+            options["label-smoothing"] = {"alpha": round(C * radius, 4), "attack": True}
+    return advkit.train(
+        None if begun else "small-cnn",
+        splits,
+        () if begun else plugins,
+        options=None if begun else options,
+        settings=None if begun else settings(regime, epochs, rate, (0.5,) if base else (0.5, 0.75)),
+        eps=None if begun else eps,
+        epochs=None if begun else epochs,
+        batch_size=None if begun else regime.batch_size,
+        seed=None if begun else seed,
+        no_companion=() if begun else arm.alone,
+        out=None if begun else folder,
+        init_from=None if begun else base,
+        resume_from=folder if begun else None,
+    )
+
+
+def measured(regime: Regime, arm: Arm, seed: int, root: str) -> dict[str, Any]:
+    """What one arm showed; what is on disk already is not measured again."""
+    file = record_of(regime, arm.key, seed)
+    if file.exists():
+        return dict(json.loads(file.read_text()))
+    splits = regime.splits(root, seed)
+    base = KEPT / f"{regime.key}-base-{seed}"
+    first = run(base, regime, splits, seed, regime.base_epochs, 0.1, AT, None)
+    if arm.key == "base":
+        result, folder = first, base
+    else:
+        folder = file.with_suffix("")
+        result = run(folder, regime, splits, seed, regime.epochs, 0.01, arm, base)
+    last = result.history[-1]
+    figures: dict[str, Any] = {"arm": arm.key, "seed": seed, "regime": regime.key, "revision": revision()}
+    figures |= {key: last[key] for key in OF_TRAINING}
+    figures["cpu_seconds"] = sum(row["seconds"]["cpu"] for row in result.history)
+    figures["history"] = [row["validation"] and row["validation"]["pgd-10"] for row in result.history]
+    for checkpoint in regime.checkpoints if arm.key != "base" else ("best", "last"):
+        advkit.load_weights(result.model, folder, checkpoint)
+        robust = advkit.evaluate(result.model, splits.test, WEAK, eps=EPS, audit=False)["robust"]
+        few = splits.test.sample(FEW)
+        robust |= advkit.evaluate(result.model, few, (STRONG,), eps=EPS, audit=False)["robust"]
+        figures[checkpoint] = {name: bits(torch.tensor(values)) for name, values in robust.items()}
+        figures[checkpoint]["av"] = unevenness(result.model, splits.train, seed)
+    file.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def unevenness(model: torch.nn.Module, dataset: advkit.Dataset, seed: int) -> dict[str, float | None]:
+    """The columns of ISEAT's Table 1 on 1,000 of the images trained on, under PGD-50."""
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:1000].sort().values
+    return adversarial_vulnerability(model, dataset, Ascent(EPS), index=chosen).unevenness.as_dict()
+
+
+# ---------------------------------------------------------------------- page
+
+INTRODUCTION = (
+    "ISEAT's Tables 4, 5 and 6 and Fig. 4, CAT's Table 5: their rows, fine-tuned from one PGD-AT net a seed, and rows "
+    "that neither paper has, marked as controls. Published figures are of CIFAR-10 (WRN-34-10 under AutoAttack in "
+    "ISEAT, VGG-16 under PGD in CAT): not to be met here, only their order can be asked for. Paired seeds: a "
+    "difference is *higher* or *lower* where the t interval over them leaves out 0, and *not shown* else; a mean "
+    "smaller than the *half width* could not have been told from 0. Intervals are for one comparison each: of twenty "
+    "where nothing differs one leaves out 0. *Its interval*: Wilson's, of the mean over seeds, over the test images, "
+    "which the seeds share. *Training attack*: the share of training images that withstands it in the last epoch; *AV "
+    "SD*: of 1,000 of them under PGD-50 (ISEAT, Eq. 6)."
+)
+
+
+def kept(regime: Regime) -> dict[tuple[str, int], dict[str, Any]]:
+    """What lies on disk, by arm and seed."""
+    places = {(key, seed): record_of(regime, key, seed) for seed in SEEDS for key in ("base", *regime.arms)}
+    return {place: json.loads(file.read_text()) for place, file in places.items() if file.exists()}
+
+
+def section(regime: Regime, runs: Mapping[tuple[str, int], dict[str, Any]]) -> Iterator[str]:
+    """The tables of one regime, of the seeds that all arms of a table have."""
+    yield from ("", f"## {regime.title}", "", *textwrap.wrap(regime.said, 120))
+    names = {arm.key: arm.name for arm in ARMS}
+    base = [runs["base", seed] for seed in SEEDS if ("base", seed) in runs]
+    if base:
+        said = ", ".join(
+            f"{which} {several([share(one[which][STRONG]) for one in base])}" for which in ("best", "last")
+        )
+        yield from ("", *textwrap.wrap(f"The base under APGD-T, mean over seeds and the seeds: {said}.", 120))
+    for table in TABLES:
+        rows = [(key, published) for key, published in table.rows if key in regime.arms]
+        seeds = [seed for seed in SEEDS if all((key, seed) in runs for key, _ in rows)]
+        if len(rows) < 3 or len(seeds) < 2:
+            continue
+        yield from ("", f"### {table.title}", "", *([*textwrap.wrap(table.said, 120), ""] if table.said else []))
+        for checkpoint in regime.checkpoints:
+            yield from rows_of(
+                checkpoint, [(names[key], [runs[key, seed] for seed in seeds], said) for key, said in rows]
+            )
+            yield from (
+                "",
+                "| difference | attack | mean [95 % t interval over seeds] | half width | |",
+                "|---|---|---|---|---|",
+            )
+            for left, right in table.pairs:
+                if left in regime.arms and right in regime.arms:
+                    for attack in (STRONG, "clean"):
+                        apart = [
+                            share(runs[left, seed][checkpoint][attack]) - share(runs[right, seed][checkpoint][attack])
+                            for seed in seeds
+                        ]
+                        yield f"| {left} - {right} | {attack} | {difference(apart)} |"
+            yield ""
+
+
+def rows_of(checkpoint: str, rows: Sequence[tuple[str, Sequence[dict[str, Any]], str]]) -> Iterator[str]:
+    heads = ("arm", "clean", "pgd-20", "apgd-t", "its interval over images", "training attack", "mean radius", "AV SD")
+    yield f"| {checkpoint} checkpoint: {' | '.join(heads)} | published: accuracy, robustness, % |"
+    yield f"|{'---|' * (len(heads) + 1)}"
+    for name, runs, published in rows:
+        figures = [several([share(run[checkpoint][attack]) for run in runs]) for attack in ("clean", "pgd-20", STRONG)]
+        of_images = statistics.fmean(run[checkpoint][STRONG].count("1") for run in runs)
+        low, high = wilson(of_images, FEW)
+        trained, radius = (several([run[key] for run in runs]) for key in OF_TRAINING)
+        spread = several([run[checkpoint]["av"]["sd"] for run in runs])
+        cells = [name, *figures, f"{low:.3f} to {high:.3f}", trained, radius, spread, published]
+        yield f"| {' | '.join(cells)} |"
+
+
+def page() -> None:
+    known = {regime.key: kept(regime) for regime in REGIMES}
+    versions = {name: version(name) for name in ("advkit", "torch", "pyautoattack")}
+    versions["revision"] = ", ".join(sorted({run["revision"] for runs in known.values() for run in runs.values()}))
+    made = ", ".join(f"{name} {number}" for name, number in versions.items())
+    lines = [
+        "# The ablations of CAT and ISEAT in miniature, with controls",
+        "",
+        *textwrap.wrap(INTRODUCTION, 120),
+    ]
+    for regime in REGIMES:
+        lines += section(regime, known[regime.key])
+    lines += [
+        "",
+        f"Measured with {made}, Python {platform.python_version()}, {processor()}, {os.cpu_count()} cores; one thread",
+        f"a run, seeds {', '.join(map(str, SEEDS))}, other work on the machine. `make results-papers DATA=FOLDER`.",
+    ]
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.with_suffix(".md").write_text("\n".join(lines).replace("\n\n\n", "\n\n") + "\n")
+    runs = {key: list(of_regime.values()) for key, of_regime in known.items()}
+    PAGE.with_suffix(".json").write_text(json.dumps({"versions": versions, "runs": runs}, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", required=True, help="where Fashion-MNIST is")
+    parser.add_argument("--seeds", default="0,1,2", help="measure these only")
+    parser.add_argument("--regimes", default=",".join(regime.key for regime in REGIMES), help="measure these only")
+    parser.add_argument("--page", action="store_true", help="measure nothing: write the page of what is kept")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    by_key = {arm.key: arm for arm in (Arm("base", "the base"), *ARMS)}
+    for seed in () if chosen.page else map(int, chosen.seeds.split(",")):
+        for regime in REGIMES:
+            for key in ("base", *regime.arms) if regime.key in chosen.regimes.split(",") else ():
+                figures = measured(regime, by_key[key], seed, chosen.data_root)
+                shown = share(figures["last"][STRONG])
+                print(
+                    f"{regime.key}, {key}, seed {seed}: {STRONG} {shown:.3f}, {figures['cpu_seconds']:.0f} s",
+                    flush=True,
+                )
+                page()
+    page()
+
+
+if __name__ == "__main__":
+    main()
