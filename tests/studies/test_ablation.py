@@ -21,7 +21,7 @@ from advkit.config.request import Request
 from advkit.errors import PluginLoad
 from advkit.evaluation import statistics
 from advkit.storage.lock import RunLock
-from advkit.studies import ablation
+from advkit.studies import ablation, paired_tables
 from advkit.studies.paired_records import AblationRow
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
@@ -290,9 +290,9 @@ def test_the_table_says_what_is_suspect_declined_and_changed() -> None:
         {"arm": "none", **common, "suspect": [0, 2], "declined": ["x"], "changed": {"a.b": [1, 2]}, "difference": gap},
     ]
     made = [AblationRow(**row) for row in rows]
-    cells, notes = ablation.table(made)
-    assert all(len(line) == len(ablation.HEADER) for line in cells)
+    cells, notes = paired_tables.table(made)
+    assert all(len(line) == len(paired_tables.HEADER) for line in cells)
     assert cells[0] == ["full", "pgd-20", "0.500", "0.400 to 0.600", "", "", "", ""]
     assert cells[1][4:] == ["+0.000", "", "-0.100 to +0.100", "suspect (seed 0, 2)"]
     assert notes == ["none: declined as companions: x", "none: a.b is 2, in the full set 1"]
-    assert ablation.markdown(made).startswith("| plugins | attack | accuracy |")
+    assert paired_tables.markdown(made).startswith("| plugins | attack | accuracy |")

@@ -63,6 +63,7 @@ from .training.parts import load_data as load_data, load_weights as load_weights
 from .training.progress import Progress as Progress
 from .training.result import TrainResult as TrainResult
 from .training.step_report import Report as Report
+from .training.tracking import Tracker as Tracker
 from .types import (
     AttackResult as AttackResult,
     Batch as Batch,

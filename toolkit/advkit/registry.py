@@ -20,6 +20,7 @@ GROUPS = {
     "data set": "advkit.datasets",
     "model": "advkit.models",
     "attack": "advkit.attacks",
+    "tracker": "advkit.trackers",
 }
 """What can be registered, and the entry point group it is registered in."""
 
@@ -106,7 +107,10 @@ def load(group: str, name: str) -> type:
             )
         if group in ("model", "data set") and any(mark in name for mark in ":./"):
             hint += " One of your own is named FILE.py:NAME."
-        raise PluginLoad(f"Unknown {group} {name}.{did_you_mean(name, names(group))} {hint}")
+        trackers = names("tracker") if group == "plugin" else []
+        if name in trackers:
+            raise PluginLoad(f"{name} is a tracker and no plugin: `advkit train` and `advkit.train` take it, no other.")
+        raise PluginLoad(f"Unknown {group} {name}.{did_you_mean(name, [*names(group), *trackers])} {hint}")
     if len(claims) > 1:
         owners = " and ".join(sorted(distribution(point)[0] for point in claims))
         raise PluginLoad(f"The {group} name {name} is registered by {owners}; uninstall one of them.")

@@ -51,7 +51,7 @@ def command(seeds: str, attacks: str, n: str, out: str, as_json: bool, **typed: 
 
 def show(rows: Sequence[AblationRow]) -> None:
     """For people."""
-    from ..studies.ablation import HEADER, LEGEND, table
+    from ..studies.paired_tables import HEADER, LEGEND, table
     from .display import stdout, table_of, text
 
     cells, notes = table(rows)

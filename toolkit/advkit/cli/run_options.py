@@ -26,7 +26,7 @@ def run_options(function: F) -> F:
             click.option(
                 "--plugins",
                 metavar="A,B",
-                help="Methods to combine, in any order; none is PGD-AT.",
+                help="Methods to combine, in any order, and trackers (tensorboard, wandb, mlflow); none is PGD-AT.",
                 shell_complete=complete("plugin", comma=True),
             ),
             click.option(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import OptionError
+from ..errors import AdvkitError, OptionError
 from ..own_file import words
 from ..torchrun import several
 from .main import PLACE
@@ -19,9 +19,10 @@ from .run_options import request, run_options
 from .signals import duration
 
 if TYPE_CHECKING:
-    from ..config.layer import Layer
+    from ..config.request import Request
     from ..config.resolve import Resolved
     from ..training.result import TrainResult
+    from ..training.tracking import Tracked
 
 
 @click.command("train")
@@ -69,29 +70,37 @@ def command(
             raise OptionError(
                 "--resume takes its settings from the run; leave --config, --recipe and --no-companion out."
             )
-        _resume(Path(resume), request(**typed).top, progress, seconds)
+        _resume(Path(resume), request(**typed), progress, seconds)
         return
     if partial_head and not init_from:
         raise OptionError("--partial-head is about the weights of --init-from; give both, or leave it out.")
     from ..config import runfile
     from ..config.resolve import Resolved
 
-    resolved = Resolved.of(request(**typed))
+    wanted = request(**typed)
+    resolved = Resolved.of(wanted)
     if print_config:
         click.echo(runfile.dump(resolved), nl=False)
     elif dry_run:
         _dry_run(resolved)
     else:
-        _start(resolved, out, init_from, partial_head, progress, seconds)
+        _start(resolved, wanted.trackers, out, init_from, partial_head, progress, seconds)
 
 
 def _start(
-    resolved: Resolved, out: str | None, init_from: str | None, partial_head: bool, shown_as: str, seconds: float | None
+    resolved: Resolved,
+    trackers: Sequence[str],
+    out: str | None,
+    init_from: str | None,
+    partial_head: bool,
+    shown_as: str,
+    seconds: float | None,
 ) -> None:
     from ..storage.run_folder import fresh
     from ..training.launch import start
     from ..training.parts import on_this_machine, prepared
     from ..training.ranks import here
+    from ..training.tracking import tracked
     from .display import Signals, progress
 
     resolved = on_this_machine(resolved, resolved.run.timeout)
@@ -103,15 +112,17 @@ def _start(
         shown = progress(shown_as, signals)
         _announce(resolved, shown_as)
         try:
-            result = start(
-                resolved,
-                splits,
-                model,
-                out=folder,
-                init_from=Path(init_from) if init_from else None,
-                partial_head=partial_head,
-                progress=shown,
-            )
+            with tracked(shown, trackers, folder) as seen:
+                result = start(
+                    resolved,
+                    splits,
+                    model,
+                    out=folder,
+                    init_from=Path(init_from) if init_from else None,
+                    partial_head=partial_head,
+                    progress=seen,
+                )
+                _attach_report(seen, folder, resolved)
         finally:
             shown.close()
             if not out and not ranks.rank:
@@ -120,15 +131,16 @@ def _start(
     _farewell(result, shown_as, resolved)
 
 
-def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> None:
+def _resume(path: Path, wanted: Request, shown_as: str, seconds: float | None) -> None:
     from ..storage.run_folder import RunFolder
     from ..training.launch import resume
     from ..training.parts import on_this_machine, prepared
     from ..training.ranks import here
     from ..training.same_run import resolve_folder
+    from ..training.tracking import tracked
     from .display import Signals, progress
 
-    folder = RunFolder.open(path)
+    folder, typed = RunFolder.open(path), wanted.top
     resolved = resolve_folder(folder, typed)
     resolved = on_this_machine(resolved, resolved.run.timeout)
     splits, model = prepared(resolved, typed.settings.get("data.root"))
@@ -136,10 +148,26 @@ def _resume(path: Path, typed: Layer, shown_as: str, seconds: float | None) -> N
     with Signals(seconds) as signals, _nothing_ends_quietly():
         shown = progress(shown_as, signals)
         try:
-            result = resume(folder, resolved, splits, model, shown)
+            with tracked(shown, wanted.trackers, folder.path) as seen:
+                result = resume(folder, resolved, splits, model, seen)
+                _attach_report(seen, folder.path, resolved)
         finally:
             shown.close()
     _farewell(result, shown_as, resolved)
+
+
+def _attach_report(seen: Tracked, folder: Path, resolved: Resolved) -> None:
+    """The report as it is right after training, to the trackers of the run; a run is no failure for want of it."""
+    if not seen.opened:
+        return
+    from ..studies.report import report
+
+    own = {key: f"{file.path}:{file.name}" for key, file in resolved.files.items()}
+    try:
+        report(folder, folder / "report.html", model=own.get("model.name"), dataset=own.get("data.name"))
+        seen.attach(folder / "report.html")
+    except AdvkitError as error:
+        seen.warn(f"No report for the trackers: {error}")
 
 
 @contextmanager

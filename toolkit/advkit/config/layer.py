@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .. import registry
 from ..errors import OptionError
 from ..own_file import FLAGS, OwnFile, over
 from ..plugin import Plugin
@@ -28,6 +29,8 @@ class Layer:
     """Those that a run file was resolved with."""
     files: Mapping[str, OwnFile] = field(default_factory=dict)
     """By setting, the FILE.py:NAME that it names; the setting itself has no folder."""
+    trackers: tuple[str, ...] = ()
+    """Those that were named among the plugins; no part of what is trained."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,6 +51,19 @@ def chosen(plugins: str | Iterable[PluginChoice] | None) -> tuple[PluginChoice, 
             raise OptionError(f"--plugins {plugins!r} names no plugin; leave it out for PGD-AT, or name some: a,b.")
         return names
     return None if plugins is None else tuple(plugins)
+
+
+def with_trackers(layer: Layer) -> Layer:
+    """A layer whose trackers are told from its plugins; where it names nothing else, it names no plugins."""
+    trackers = tuple(name for name in layer.plugins or () if isinstance(name, str) and _is_tracker(name))
+    if not trackers:
+        return layer
+    methods = tuple(choice for choice in layer.plugins or () if choice not in trackers)
+    return replace(layer, plugins=methods or None, trackers=trackers)
+
+
+def _is_tracker(name: str) -> bool:
+    return name in registry.names("tracker") and name not in registry.names("plugin")
 
 
 def with_files(layer: Layer) -> Layer:

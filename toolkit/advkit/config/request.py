@@ -22,7 +22,7 @@ from ..own_file import OwnFile
 from ..plugin import Plugin
 from ..settings import DataSettings, known_setting
 from . import recipes, runfile
-from .layer import Layer, PluginChoice, with_files
+from .layer import Layer, PluginChoice, with_files, with_trackers
 
 PASSED = "python:"
 """Starts the name of a model or of data that were passed as objects, and that no file can bring back."""
@@ -61,7 +61,7 @@ class Request:
     @classmethod
     def of(cls, top: Layer, recipe: str | None = None, config: str | Path | None = None) -> Request:
         """What is typed or passed, over a run file, over a recipe."""
-        below = []
+        below, top = [], with_trackers(top)
         _refuse_methods(top.plugins or ())
         if recipe is not None:
             below.append(runfile.parse(recipes.load(recipe).table, f"recipe {recipe}", f"recipe {recipe}"))
@@ -72,7 +72,7 @@ class Request:
             if not root.isascii() and root.encode(errors="replace") != root.encode(errors="surrogatepass"):
                 raise OptionError(f"data.root = {root!r} is no UTF-8, so no run file can hold it; rename the folder.")
             top = replace(top, settings={**top.settings, "data.root": str(Path(os.path.expanduser(root)).absolute())})
-        return cls((*below, with_files(top)))
+        return cls((*map(with_trackers, below), with_files(top)))
 
     @property
     def top(self) -> Layer:
@@ -82,6 +82,11 @@ class Request:
     def plugins(self) -> tuple[PluginChoice, ...]:
         """Those of the highest layer that names some."""
         return next((layer.plugins for layer in reversed(self.layers) if layer.plugins is not None), ())
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Those that any layer names."""
+        return tuple(dict.fromkeys(name for layer in self.layers for name in layer.trackers))
 
     @property
     def declined(self) -> tuple[str, ...]:

@@ -24,15 +24,15 @@ from ..training.launch import resume, start
 from ..training.parts import build_model, data_of, on_this_machine
 from ..training.progress import Progress, Silent
 from ..training.same_run import refuse_difference, resolve_folder
+from ..training.tracking import tracked
 from .documents import document
 from .evaluate import evaluate_subject
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .inputs import seeds as parse_seeds
 from .paired_records import AblationRow, SeedAccuracy, SeedDifference
+from .paired_tables import FULL, HEADER, markdown
 from .plan import requested
 from .subject import of_run
-
-FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def ablate_request(
     _refuse_other(out)
     with RunLock(out / "lock"):
         try:
-            rows = run(chosen, splits, out, judging, progress, tell)
+            rows = run(chosen, splits, out, judging, progress, tell, request.trackers)
         except Stopped as stopped:
             raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
         write_atomic(out / "table.json", document([row.as_dict() for row in rows]))
@@ -163,18 +163,26 @@ class Outcome(NamedTuple):
     suspect: bool
 
 
-def measure(resolved: Resolved, splits: Splits, path: Path, request: EvaluationRequest, progress: Progress) -> Outcome:
+def measure(
+    resolved: Resolved,
+    splits: Splits,
+    path: Path,
+    request: EvaluationRequest,
+    progress: Progress,
+    trackers: Sequence[str] = (),
+) -> Outcome:
     """Train the run in `path`, or go on with it, and evaluate its best checkpoint as `advkit evaluate` does.
 
     The verdicts are kept with the run, where `report` and `compare` find them; what is known is not asked again.
     """
     resolved = on_this_machine(resolved)
-    if os.path.isfile(path / "run.toml"):
-        folder = RunFolder.open(path)
-        refuse_difference(resolve_folder(folder), resolved)
-        resume(folder, resolved, splits, build_model(resolved, splits.train), progress)
-    else:
-        start(resolved, splits, build_model(resolved, splits.train), out=path, progress=progress)
+    with tracked(progress, trackers, path) as seen:
+        if os.path.isfile(path / "run.toml"):
+            folder = RunFolder.open(path)
+            refuse_difference(resolve_folder(folder), resolved)
+            resume(folder, resolved, splits, build_model(resolved, splits.train), seen)
+        else:
+            start(resolved, splits, build_model(resolved, splits.train), out=path, progress=seen)
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request)
     return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms))
 
@@ -186,6 +194,7 @@ def run(
     request: EvaluationRequest,
     progress: Callable[[], Progress],
     tell: Callable[[str], None] | None = None,
+    trackers: Sequence[str] = (),
 ) -> list[AblationRow]:
     """Measure every arm at every seed, in `out`; the rows of the table. Runs that are finished are not run again."""
     measured: dict[str, dict[int, Outcome]] = {arm.name: {} for arm in chosen}
@@ -195,7 +204,7 @@ def run(
             path = out / "runs" / f"{arm.name.replace(' ', '-')}-seed-{seed}"
             if not isinstance(watching := progress(), Progress):
                 raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
-            outcome = measured[arm.name][seed] = measure(arm.resolved[seed], splits, path, request, watching)
+            outcome = measured[arm.name][seed] = measure(arm.resolved[seed], splits, path, request, watching, trackers)
             shares = " ".join(f"{name} {share(bits):.3f}" for name, bits in outcome.verdicts.items())
             if tell is not None:
                 tell(f"{arm.name}, seed {seed}: {shares}")
@@ -241,55 +250,3 @@ def _changed(here: Resolved, full: Resolved) -> dict[str, tuple[object, object]]
         for one in (full, here)
     )
     return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
-
-
-# ---------------------------------------------------------------------- tables
-
-
-HEADER = ("plugins", "attack", "accuracy", "over images", "minus full", "over seeds", "over images", "")
-LEGEND = (
-    "Means over seeds, with 95 % intervals. An accuracy's is Wilson's, over images. A difference is paired; its "
-    "intervals are over seeds (Student's t; of two seeds they say next to nothing) and over images (Bonett and Price). "
-    "Suspect: the short audit of the evaluation raises an alarm; the run's report says which."
-)
-
-
-def table(rows: Sequence[AblationRow]) -> tuple[list[list[str]], list[str]]:
-    """Cells below `HEADER`, a line an attack, and footnotes: for the terminal and for Markdown."""
-    cells, notes = [], []
-    for row in rows:
-        name = row.arm
-        if row.refused is not None:
-            cells.append([name, "refused", *[""] * 6])
-            notes.append(f"{name} is refused: {row.refused}")
-            continue
-        mark = f"suspect (seed {', '.join(map(str, row.suspect))})" if row.suspect else ""
-        for attack, mean in row.accuracy.items():
-            low, high = mean.interval
-            gap = row.difference.get(attack)
-            cells.append([name, attack, f"{mean.mean:.3f}", f"{low:.3f} to {high:.3f}", *_gap(gap), mark])
-            name = mark = ""
-        if row.declined and row.arm != FULL:
-            notes.append(f"{row.arm}: declined as companions: {', '.join(row.declined)}")
-        for key, (before, after) in row.changed.items():
-            notes.append(f"{row.arm}: {key} is {after}, in the full set {before}")
-    return cells, notes
-
-
-def _gap(gap: SeedDifference | None) -> list[str]:
-    """A difference and its intervals, over seeds and over images."""
-    if gap is None:
-        return ["", "", ""]
-    intervals = (gap.seed_interval, gap.image_interval)
-    return [_signed(gap.mean), *(" to ".join(map(_signed, interval)) if interval else "" for interval in intervals)]
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
-
-
-def markdown(rows: Sequence[AblationRow]) -> str:
-    """The table as a page."""
-    cells, notes = table(rows)
-    text = ["| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *cells)]
-    return "\n".join([*text, "", LEGEND, *(["", *(f"- {note}" for note in notes)] if notes else [])]) + "\n"

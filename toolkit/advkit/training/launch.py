@@ -33,6 +33,7 @@ from .ranks import here
 from .result import TrainResult
 from .same_run import on_top, refuse_changes, refuse_other_plugins
 from .saving import Position, publish, refuse_unsavable, restore, save
+from .tracking import tracked
 
 
 def start(
@@ -228,7 +229,8 @@ def train(
         dataset: a registered name, FILE.py:NAME, `advkit.Splits`, or what `data/own.py` makes them of: a pair (images,
             labels), a torch data set or DataLoader, or two of them to train and to test on; None: that of the recipe
             or file, else digits.
-        plugins: names, plugin classes or instances, in any order; () is PGD-AT; None: those of the recipe or file.
+        plugins: names, plugin classes or instances, in any order, and trackers by name; () is PGD-AT; None: those of
+            the recipe or file.
         recipe: published settings by name, as `--recipe`.
         config: a run file, as `--config`, over the recipe; the other arguments lie over both.
         options: by plugin, {"cat-eps": {"eta": 0.005}}.
@@ -264,11 +266,14 @@ def train(
         refuse_other_plugins(folder.file().names, resolved.chosen)
         # By the file's text: plugins may be classes or objects that no name brings back.
         refuse_changes(runfile.difference(folder.text(), runfile.dump(resolved)))
-        return resume(folder, resolved, *prepared(resolved, given.get("data.root"), own, model), progress)
-    resolved = Resolved.of(Request.of(top, recipe=recipe, config=config))
+        with tracked(progress, wanted.trackers, folder.path) as seen:
+            return resume(folder, resolved, *prepared(resolved, given.get("data.root"), own, model), seen)
+    wanted = Request.of(top, recipe=recipe, config=config)
+    resolved = Resolved.of(wanted)
     resolved = on_this_machine(resolved, resolved.run.timeout)
     splits, net = prepared(resolved, splits=own, model=model)
     if splits.test is splits.train and resolved.validation.split == "test":
         raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
     into, begin = (Path(path) if path else None for path in (out, init_from))
-    return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=progress)
+    with tracked(progress, wanted.trackers, into) as seen:
+        return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=seen)
