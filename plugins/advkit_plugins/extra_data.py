@@ -15,6 +15,7 @@ from advkit import (
     Dataset,
     Draws,
     OptionError,
+    Place,
     Plugin,
     PluginOptions,
     Real,
@@ -58,7 +59,7 @@ class ExtraData(Plugin):
     name = "extra-data"
 
     class Options(PluginOptions):
-        root: str = option("", help="folder of the extra images, made by `advkit data prepare mapped`")
+        root: Place = option("", help="folder of the extra images, made by `advkit data prepare mapped`")
         share: Real = option(
             0.0, ge=0, le=1, help="of every batch that is extra: 0.5 in RST, 0.7 to 0.8 in DM; 0: none"
         )

@@ -34,7 +34,7 @@ from .losses import (
     soft_cross_entropy as soft_cross_entropy,
 )
 from .models.base import DataSpec as DataSpec, ModelBuilder as ModelBuilder, Normalize as Normalize
-from .options import Real as Real, Schedule as Schedule, option as option
+from .options import Place as Place, Real as Real, Schedule as Schedule, option as option
 from .plugin import (
     Budgets as Budgets,
     Company as Company,

@@ -158,6 +158,20 @@ Real = Annotated[float, BeforeValidator(_number)]
 """A finite float that may be written as a fraction or relative to eps."""
 
 
+def _absolute(value: object) -> object:
+    if not value or not isinstance(value, str):
+        return value
+    if not value.isascii() and value.encode(errors="replace") != value.encode(errors="surrogatepass"):
+        raise ValueError("is no UTF-8, so no run file can hold it; rename the folder")
+    return os.path.abspath(os.path.expanduser(value))
+
+
+PLACE = BeforeValidator(_absolute)
+
+Place = Annotated[str, PLACE]
+"""A file or folder, "" for none, written with its whole path. A resumed run may name another place of the same."""
+
+
 class Schedule:
     """A coefficient over epochs: piecewise constant, finite, not negative.
 

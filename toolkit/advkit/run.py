@@ -13,7 +13,7 @@ from .claims import Claims
 from .errors import OptionError, ResumeMismatch
 from .plugin import Company
 from .rng import Draws, derive_key
-from .services import Ending, Probing, Services, Viewing
+from .services import Auxiliary, Building, Ending, Probing, Services, Viewing
 from .settings import AttackSettings
 from .types import Batch
 
@@ -34,6 +34,9 @@ class RunState:
         """Where the run is; `step` counts within the epoch. Written by `TrainingStep.seek` alone."""
         self.samples: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
+        self.fixed: dict[str, str] = {}  # what a resume must find as it is, by stored name; the sentence if not
+        self.modules: dict[str, Auxiliary | str] = {}  # nets beside the model; of a plan, their places
+        self.building: Building | None = None  # who makes them
         self.figures: dict[str, float | None] = {}
         """Of the epoch that ends; never checkpointed, as the line in metrics.jsonl is written first."""
         self.probing: Probing | None = None  # who answers `Run.probe`, while somebody does
@@ -55,6 +58,9 @@ class RunState:
                 f"The stored state and that of the plugins differ in {different[0]}; "
                 "resume with the same plugins and data."
             )
+        for name, sentence in self.fixed.items():
+            if not torch.equal(stored[name].to(self.device), own[name]):
+                raise ResumeMismatch(sentence)
         for name, values in stored.items():
             own[name].copy_(values)
 

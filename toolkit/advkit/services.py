@@ -1,14 +1,19 @@
-"""What a plugin may ask of the run within a hook: an attack for what it tells, logits, gradients, and the end."""
+"""What a plugin may ask of the run: an attack for what it tells, logits, gradients, nets beside the model, the end."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from .errors import HookContract
+from .errors import HookContract, OptionError
 from .types import AttackResult, Batch, Objective
+
+SHA256 = ".sha256"
+"""What the name of the state ends in that tells one net beside the model from another."""
 
 
 class Probing(Protocol):
@@ -18,13 +23,35 @@ class Probing(Protocol):
 
     def logits(self, plugin: str, x: Tensor) -> Tensor: ...
 
+    def auxiliary(self, plugin: str, name: str, x: Tensor) -> Tensor: ...
+
 
 class Viewing(Protocol):
     """What looks at the net for a loss term; `plugin` is who asks."""
 
-    def forward(self, plugin: str, x: Tensor, gradient: bool) -> Tensor: ...
+    def forward(self, plugin: str, x: Tensor, gradient: bool, statistics: bool) -> Tensor: ...
 
     def input_gradient(self, plugin: str, x: Tensor, loss: Objective, create_graph: bool) -> Tensor: ...
+
+    def auxiliary(self, plugin: str, name: str, x: Tensor) -> Tensor: ...
+
+
+class Auxiliary(Protocol):
+    """A frozen net beside the model."""
+
+    @property
+    def source(self) -> str:
+        """Whence it came, for people."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights as they were read."""
+
+
+class Building(Protocol):
+    """What makes nets beside the model; `name` is PLUGIN/NAME."""
+
+    def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> Auxiliary: ...
 
 
 @dataclass(frozen=True)
@@ -73,12 +100,13 @@ class Services:
         """f(x; theta), (B, K), in the attack's mode, without gradient; BatchNorm's statistics stay."""
         return self._asked().logits(self._plugin, x)
 
-    def forward(self, x: Tensor, *, gradient: bool = True) -> Tensor:
-        """f(x; theta+v), (B, K), in train mode, for a loss term; BatchNorm's statistics stay.
+    def forward(self, x: Tensor, *, gradient: bool = True, statistics: bool = False) -> Tensor:
+        """f(x; theta+v), (B, K), in train mode, for a loss term.
 
-        With `gradient` it flows to the weights.
+        With `gradient` it flows to the weights. BatchNorm's statistics stay, or with `statistics` they move where the
+        loss is computed that is minimised, after those of the core's forwards.
         """
-        return self._viewing().forward(self._plugin, x, gradient)
+        return self._viewing().forward(self._plugin, x, gradient, statistics)
 
     def input_gradient(self, x: Tensor, loss: Objective, *, create_graph: bool = False) -> Tensor:
         """The gradient by x, (B, C, H, W), of the sum of `loss` (B,) of f(x; theta+v), in train mode, for a loss term.
@@ -88,12 +116,50 @@ class Services:
         """
         return self._viewing().input_gradient(self._plugin, x, loss, create_graph)
 
+    def module(self, name: str, source: str | Path | nn.Module, *, model: str = "") -> Beside:
+        """A frozen net beside the model, such as a teacher: called with images it gives their logits (B, K).
+
+        Claim it in `setup`. `source` is the folder of a run, whose weights are those that `advkit evaluate` judges; a
+        file of weights, of the registered net `model`, or where that is "" of one such as the run's own; or a module,
+        of which a copy is taken. It is in eval mode, on the run's device and in the model's type, and has no gradient.
+        A checkpoint holds the SHA-256 of its weights: a resume with others is refused, one from another place is not.
+
+        Call it in hooks of the attack phase, in base_loss or extra_regularizer, or in epoch_end. Each call is an
+        `auxiliary_forward` in `Plugin.passes`; the very tensor that it was called with in this step costs none again.
+        """
+        state, full = self._state, f"{self._plugin}/{name}"
+        if state.settled:
+            raise OptionError(f"Plugin {self._plugin} claims the net {name} after setup, where no resume finds it.")
+        if full in state.modules:
+            raise OptionError(f"Plugin {self._plugin} claims the net {name} twice; claim it once, in setup.")
+        if state.building is None:  # a plan
+            state.modules[full] = str(source)
+            return Beside(self, full)
+        made: Auxiliary = state.building(full, source, model)
+        held = f"{full}{SHA256}"
+        state.modules[full] = made
+        state.tensors[held] = torch.tensor([*bytes.fromhex(made.sha256)], dtype=torch.uint8, device=state.device)
+        state.fixed[f"tensors/{held}"] = (
+            f"The weights of {full}, {made.source}, are not those that the run began with; give it the net that it had."
+        )
+        return Beside(self, full)
+
     def stop(self, reason: str, *, keep: bool = True) -> None:
         """End the run with this epoch, in `epoch_end`, for a reason of one sentence.
 
         Unless `keep`, the epoch is never the best: `best` is the epoch that it was before. The first who stops is told.
         """
         self._state.ending = self._state.ending or Ending(self._plugin, str(reason), keep)
+
+    def _auxiliary(self, name: str, x: Tensor) -> Tensor:
+        where = self._state.viewing or self._state.probing
+        if where is None:
+            raise HookContract(
+                f"Plugin {self._plugin} asks {name} where no pass is booked; call it in hooks of the attack phase, in "
+                "base_loss or extra_regularizer, or in epoch_end."
+            )
+        answer: Tensor = where.auxiliary(self._plugin, name, x)
+        return answer
 
     def _viewing(self) -> Viewing:
         viewing: Viewing | None = self._state.viewing
@@ -112,3 +178,13 @@ class Services:
                 "hooks of the attack phase or in epoch_end."
             )
         return probing
+
+
+class Beside:
+    """A net beside the model, as `Run.module` gives it: called with images (B, C, H, W) it returns logits (B, K)."""
+
+    def __init__(self, run: Services, name: str) -> None:
+        self._run, self._name = run, name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._run._auxiliary(self._name, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import add
 
 from torch import Tensor
 
@@ -75,30 +76,25 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes through the model. A full backward is one forward's graph traversed to the parameters."""
+    """Passes through the model. A full backward is one forward's graph traversed to the parameters.
+
+    An auxiliary forward is one of a net beside the model (`run.module`), of whatever size: `cost` leaves it out.
+    """
 
     forward: int = 0
     input_backward: int = 0
     full_backward: int = 0
+    auxiliary_forward: int = 0
 
     def __add__(self, other: Passes) -> Passes:
-        return Passes(
-            self.forward + other.forward,
-            self.input_backward + other.input_backward,
-            self.full_backward + other.full_backward,
-        )
+        return Passes(*map(add, vars(self).values(), vars(other).values()))
 
     def __mul__(self, times: int) -> Passes:
-        return Passes(self.forward * times, self.input_backward * times, self.full_backward * times)
+        return Passes(*(count * times for count in vars(self).values()))
 
     def as_dict(self) -> dict[str, int]:
         """Without the kinds that do not occur, except forwards."""
-        kinds = {
-            "forward": self.forward,
-            "input_backward": self.input_backward,
-            "full_backward": self.full_backward,
-        }
-        return {kind: count for kind, count in kinds.items() if count or kind == "forward"}
+        return {kind: count for kind, count in vars(self).items() if count or kind == "forward"}
 
     @property
     def cost(self) -> int:

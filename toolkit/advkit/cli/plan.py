@@ -53,6 +53,8 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None
     facts.add_row(
         "cost", f"{plan['relative_cost']:.2f} x PGD-AT" + (" at its dearest" if len(plan["stages"]) > 1 else "")
     )
+    for name, source in plan["modules"].items():
+        facts.add_row("net beside", f"{name}: {source}; its forwards are auxiliary ones, and not in the cost")
     if plan["state"]:
         facts.add_row("state", ", ".join(f"{name}{_size(size)}" for name, size in plan["state_bytes"].items()))
     if not (plan["settings"]["attack.eps"]["value"] and plan["settings"]["attack.steps"]["value"]):

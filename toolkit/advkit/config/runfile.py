@@ -13,6 +13,7 @@ import tomli_w
 
 from .. import reading, registry
 from ..errors import OptionError, did_you_mean
+from ..options import PLACE
 from ..own_file import FLAGS, OwnFile
 from ..settings import SECTIONS
 from .layer import Layer
@@ -150,10 +151,19 @@ def difference(stored: str, now: str) -> list[str]:
         f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
-        # Where data lie their fingerprint decides; where code lies, `OwnFile.changed` tells.
+        # Where data lie, or a net, their fingerprint decides; where code lies, `OwnFile.changed` tells.
         and not (key == "data.root" or key.startswith("files."))
+        and not (key.startswith("options.") and is_place(*key.split(".")[1:3]))
         and not (key not in before and _is_default(key, after))
     ]
+
+
+def is_place(plugin: str, option: str) -> bool:
+    """Whether an option says where something lies (`advkit.Place`); of what is not installed nobody knows."""
+    if plugin not in registry.names("plugin"):
+        return False
+    fields = registry.load("plugin", plugin).Options.model_fields  # type: ignore[attr-defined]
+    return option in fields and PLACE in fields[option].metadata
 
 
 def other_run(stored: str, now: str) -> list[str]:

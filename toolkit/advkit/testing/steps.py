@@ -51,6 +51,7 @@ def count_passes(subject: Subject, chosen: tuple[Any, ...], epochs: Sequence[int
     witness = Witness(net)
 
     def counted(step: Step) -> None:
+        witness.beside(step.state)
         for epoch in epochs:
             report = step(*batches()[0], epoch=epoch)
             seen, planned = witness.take(), step.composition.at(epoch).passes

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
+from ..run import RunState
+from ..training.auxiliary import FrozenNet
 from ..types import Passes
 
 
@@ -24,10 +27,19 @@ class Witness:
 
     def take(self) -> dict[str, Passes]:
         """Since the last call, by phase."""
-        kinds = ("forward", "input_backward", "full_backward")
+        kinds = [kind.name for kind in fields(Passes)]
         taken = {phase: Passes(*(self._seen[phase, kind] for kind in kinds)) for phase in ("attack", "update")}
         self._seen.clear()
         return taken
+
+    def beside(self, state: RunState) -> None:
+        """Count the forwards of nets beside the model too, in the phase in which the model is asked where they are."""
+        for net in state.modules.values():
+            if isinstance(net, FrozenNet):
+                net.engine.model.register_forward_pre_hook(lambda *_: self._asked(state))
+
+    def _asked(self, state: RunState) -> None:
+        self._seen["update" if state.viewing else "attack", "auxiliary_forward"] += 1
 
     def _forward(self, layer: nn.Module, images: tuple[Tensor], output: Tensor) -> None:
         (x,) = images

@@ -105,10 +105,11 @@ def eagerly(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
-def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor") -> Compiled:
+def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor", trains: bool = True) -> Compiled:
     """The model compiled for batches like x (B, C, H, W), known to work: forward and backward, in both modes.
 
-    The model and generators are as they were. Raises whatever torch raises where it can not.
+    One that never `trains` is known to work by its forward in eval mode. The model and generators are as they were.
+    Raises whatever torch raises where it can not.
     """
     known = inspect.signature(torch.compile).parameters
     limits: dict[str, Any] = {name: value for name, value in OWN_LIMITS.items() if name in known}
@@ -120,6 +121,11 @@ def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor") -
     made = Compiled(net, len(x))
     parameters = [p for p in model.parameters() if p.requires_grad]
     with made.timed(), own_generator(placement(model)[0]) as seed, without_trace(model), torch.enable_grad():
+        if not trains:
+            seed(0)
+            with mode(model, training=False), torch.no_grad():
+                made({}, x)
+            return made
         for training in (False, True):
             seed(0)
             images = x.clone().requires_grad_(not training)

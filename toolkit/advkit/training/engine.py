@@ -49,8 +49,11 @@ class Engine:
                 f"{str(dtype).removeprefix('torch.')}; leave one of them out."
             )
 
-    def compile(self, shape: Sequence[int], warn: Callable[[str], None]) -> None:
-        """Compile the model for batches of that shape, (B, C, H, W), if the run has it so; where that fails, `warn`."""
+    def compile(self, shape: Sequence[int], warn: Callable[[str], None], trains: bool = True) -> None:
+        """Compile the model for batches of that shape, (B, C, H, W), if the run has it so; where that fails, `warn`.
+
+        A net that is not one that `trains` is compiled for forwards in eval mode alone.
+        """
         if of_the_users(self.model) is not None:
             raise OptionError(
                 "advkit.train compiles by itself; pass a module that is not compiled, with run.compile=default."
@@ -61,7 +64,7 @@ class Engine:
         x = self.laid_out(torch.full(tuple(shape), 0.5, device=self.device, dtype=dtype))
         try:
             with self.numbers(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                self.compiled = compiled(self.model, self._how, x, BACKEND)
+                self.compiled = compiled(self.model, self._how, x, BACKEND, trains)
         except (
             Exception
         ) as error:  # of dynamo, of a compiler that is absent, or of the model, which its first step tells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import fields
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class Ledger:
         self.parts = parts
         self.counts: Counter[tuple[str, str]] = Counter()
         self.demanded: dict[str, set[str]] = {}
+        self.answered: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
+        """By auxiliary net and id of its images: the images, their version then, and its logits."""
 
     def forward(self, phase: str, label: str, owners: Iterable[str], logits: Tensor, backward: str) -> Tensor:
         """Book one forward with output `logits`, and its backward ("input_backward", "full_backward") if it comes.
@@ -38,16 +41,18 @@ class Ledger:
         """Book one."""
         self.counts[phase, kind] += 1
 
+    def auxiliary(self, phase: str, label: str, owner: str) -> None:
+        """Book a forward of a net beside the model."""
+        self.counts[phase, "auxiliary_forward"] += 1
+        self.demanded.setdefault(f"{phase}.{label}", set()).add(owner)
+
     def passes(self) -> dict[str, Passes]:
         """By phase."""
 
         def whole(phase: str, kind: str) -> int:
             return -(-self.counts[phase, kind] // self.parts)
 
-        return {
-            phase: Passes(*(whole(phase, kind) for kind in ("forward", "input_backward", "full_backward")))
-            for phase in PHASES
-        }
+        return {phase: Passes(*(whole(phase, kind.name) for kind in fields(Passes))) for phase in PHASES}
 
     def demanded_by(self) -> dict[str, list[str]]:
         """Who demanded each forward: {"update.clean_logits_base": ["av-rank", "lsiw"], ...}."""

@@ -32,6 +32,7 @@ from .step import TrainingStep
 from .step_report import Report
 from .validation import validated, weights_of
 from .visits import occurrences
+from .workshop import Workshop
 
 
 class Trainer:
@@ -63,6 +64,7 @@ class Trainer:
         self.meter, self.chance = Meter(self.step.engine), Chance()
         self.step.engine.compile((self.feed.rows, *splits.train.shape), self.progress.warn)
         self.history: list[dict[str, Any]] = []
+        state.building = Workshop(resolved, self.model, state, self.progress.warn, splits.train, self.feed.rows)
         self.panel.notify("setup", model=self.model)
 
     # ------------------------------------------------------------------ the run
@@ -167,8 +169,6 @@ class Trainer:
             self.progress.warn(remembers)
         if self.stopped:
             self.progress.warn(self.stopped)
-
-    # ------------------------------------------------------------------ validation
 
     def selecting_split(self) -> str | None:
         """The images that choose `best`: "validation", "test", or None where nothing does."""

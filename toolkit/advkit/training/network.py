@@ -23,8 +23,8 @@ class Network:
     def __init__(
         self, model: nn.Module, engine: Engine, ledger: Ledger, seed: Callable[[str], None], classes: int, careful: bool
     ) -> None:
-        self.model, self.engine, self.ledger, self._seed, self.classes = model, engine, ledger, seed, classes
-        self._careful = careful
+        self.model, self.engine, self.ledger, self.classes = model, engine, ledger, classes
+        self.seed, self.careful = seed, careful
         self.params = dict(model.named_parameters())
 
     def forward(
@@ -47,8 +47,8 @@ class Network:
         if not moves_statistics and self.model.training:
             # Train mode updates buffers in place: on clones, which are dropped.
             replaced |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        seed = partial(self._seed, f"{phase} {label} {turn}")
-        logits = self.engine.forward(replaced, x, seed, self._careful)
+        seed = partial(self.seed, f"{phase} {label} {turn}")
+        logits = self.engine.forward(replaced, x, seed, self.careful)
         return self.ledger.forward(phase, label, owners, an_answer(logits, x, phase, self.classes), backward)
 
     def attacked(self, owner: str, moves_statistics: bool, label: str = "iterates") -> Callable[[Tensor], Tensor]:

@@ -92,7 +92,7 @@ class Update:
         return chosen
 
     def terms(
-        self, logits: Mapping[str, Tensor], names: Iterable[str], moved: Mapping[str, Tensor]
+        self, logits: Mapping[str, Tensor], names: Iterable[str], moved: Mapping[str, Tensor], minimised: bool = False
     ) -> dict[str, Tensor]:
         """Loss terms (B,) by name, the base loss first; their own views are at `moved`."""
         terms = {}
@@ -102,7 +102,7 @@ class Update:
             if answer is None:
                 terms[name] = soft_cross_entropy(logits["adv_logits"], self.known["target"])
             else:
-                with viewed(self.panel.state, self.network, moved):
+                with viewed(self.panel.state, self.network, moved, minimised):
                     values = self.panel.ask(answer, self.known, **logits)
                 terms[name] = self.contract.term(answer.plugin.name, answer.hook, values)
         return terms
@@ -141,7 +141,7 @@ class Objective(nn.Module):
                     turn=turn,
                 )
             logits.setdefault(name, output)
-        terms = update.terms(logits, update.stage.terms, moved)
+        terms = update.terms(logits, update.stage.terms, moved, minimised=True)
         weighted = {name: update.weigh(name, term, logits).sum() for name, term in terms.items()}
         return Outcome(
             loss=reduce(torch.add, weighted.values()) / update.shares.count,

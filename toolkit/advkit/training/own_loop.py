@@ -26,6 +26,7 @@ from .shift import elsewhere
 from .step import TrainingStep
 from .step_report import Report
 from .visits import AGAIN, Visits
+from .workshop import Workshop
 
 
 class Step(TrainingStep):
@@ -96,6 +97,7 @@ class Step(TrainingStep):
             )
         super().__init__(model, steps, Panel(resolved.composition, state), resolved.run)  # type: ignore[arg-type]
         self.engine.compiled = own_compiled
+        state.building = Workshop(resolved, model, state, self.warn)
         self.panel.notify("setup", model=model)
         self._visits = Visits(samples, self.state.device)
         self._updates: Sequence[Update] = ()

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import registry
 from ..arguments import checked
@@ -244,10 +244,15 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
         warnings.warn(rounded, stacklevel=2)
 
 
+def judged_weights(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of the checkpoint of a run that is judged where none is named: "best", or "last" of standard
+    training, of which no epoch is the best under attack."""
+    settings = folder.file().settings
+    return folder.load("best" if settings.get("attack.eps") != 0 and settings.get("attack.steps") != 0 else "last")
+
+
 def _put_run(model: nn.Module, run: str | Path, checkpoint: str | None = None, partial_head: bool = False) -> Placed:
     """`load_weights`."""
     folder = RunFolder.open(Path(run))
-    settings = folder.file().settings
-    attacks = settings.get("attack.eps") != 0 and settings.get("attack.steps") != 0
-    tensors, _ = folder.load(checkpoint or ("best" if attacks else "last"))
+    tensors, _ = folder.load(checkpoint) if checkpoint else judged_weights(folder)
     return put_weights(model, tensors, str(run), averaged=True, partial_head=partial_head)

@@ -17,7 +17,7 @@ from ..run import Run, RunState
 
 def plan(resolved: Resolved) -> dict[str, Any]:
     """What the run will do and cost, as plain data: `advkit plan --json`."""
-    composition, claims = resolved.composition, _claims(resolved)
+    composition, (claims, modules) = resolved.composition, _claims(resolved)
     stages = composition.stages()
     dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)
     values = resolved.values()
@@ -32,6 +32,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         },
         "state": [*claims],
         "state_bytes": claims,
+        "modules": modules,
         "passes": {phase: passes.as_dict() for phase, passes in dearest.passes.items()},
         "relative_cost": round(dearest.cost / max(1, _pgd_at_cost(resolved.attack.steps)), 4),
         "stages": [
@@ -78,8 +79,8 @@ def _pgd_at_cost(steps: int) -> int:
     return 2 * steps + 3
 
 
-def _claims(resolved: Resolved) -> dict[str, dict[str, int | None]]:
-    """The state that plugins claim in `setup`, asked of them on a run without samples, and its bytes.
+def _claims(resolved: Resolved) -> tuple[dict[str, dict[str, int | None]], dict[str, str]]:
+    """The state that plugins claim in `setup`, asked of them on a run without samples, and its bytes; and their nets.
 
     `per_sample` is 0 for what is one tensor for all. None is what the data decide, or the model.
     """
@@ -98,7 +99,8 @@ def _claims(resolved: Resolved) -> dict[str, dict[str, int | None]]:
         size = prod(values.shape[1:]) * values.dtype.itemsize or None
         claims[name] = {"per_sample": size, "total": size * samples if size and samples else None}
     one = {name: {"per_sample": 0, "total": values.nbytes or None} for name, values in state.tensors.items()}
-    return {**claims, **one, **unknown}
+    modules = {name: str(source) for name, source in state.modules.items()}
+    return {**claims, **one, **unknown}, modules
 
 
 def _samples(resolved: Resolved) -> int | None:

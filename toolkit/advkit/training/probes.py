@@ -21,6 +21,7 @@ from ..rng import Draws, derive_key
 from ..run import RunState
 from ..settings import AttackSettings
 from ..types import AttackResult, Batch, Objective
+from .auxiliary import auxiliary_logits
 from .ledger import Ledger
 from .network import Network
 
@@ -91,6 +92,10 @@ class Probes:
     def logits(self, plugin: str, x: Tensor) -> Tensor:
         """`Run.logits`, for `plugin`."""
         return self._ran(lambda: self.network.judge(f"logits of {plugin}", [plugin], x))
+
+    def auxiliary(self, plugin: str, name: str, x: Tensor) -> Tensor:
+        """A net of `Run.module`, for `plugin`."""
+        return auxiliary_logits(self.state, self.network, "attack", plugin, name, x)
 
     def _ran(self, call: Callable[[], T]) -> T:
         """In the attack's mode. What the net draws is not the plugin's: the core seeds it anew for every forward."""

@@ -25,6 +25,12 @@ def resolve_folder(folder: RunFolder, given: Layer | None = None) -> Resolved:
     if given.plugins is not None:
         refuse_other_plugins(stored.chosen, given.names)
     refuse_difference(stored, Resolved.of(file.over(replace(_elsewhere(given), plugins=None))))
+    moved = {
+        name: {key: value for key, value in values.items() if runfile.is_place(name, key)}
+        for name, values in given.options.items()
+    }
+    if any(moved.values()):
+        stored = Resolved.of(file.over(Layer(given.origin, options=moved)))
     return stored.with_files(given.files)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..config import runfile
 from ..errors import NonFinite, OptionError, ResumeMismatch
 from ..judging import same_bits
+from ..services import SHA256
 from ..storage import checkpoint, schema
 from ..storage.weights import EVALUATED, METER, MODEL, OPTIMIZER, SAMPLES, TENSORS, prefixed, put_weights, under
 
@@ -101,6 +102,7 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
         raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
     if changes := runfile.difference(state["run"], runfile.dump(trainer.resolved)):
         raise ResumeMismatch(f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it.")
+    _refuse_without_modules(trainer, tensors)
     parameters, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer
     kept = trainer.resolved.optimizer.keeps({name: p for name, p in parameters.items() if p.requires_grad})
     schema.check(
@@ -120,6 +122,16 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
     trainer.panel.state.restore({n: v for n, v in tensors.items() if n.startswith((SAMPLES, TENSORS))})
     trainer.go_on_from(state["position"])
     trainer.meter.restore(state["meter"], under(tensors, METER), trainer.device)
+
+
+def _refuse_without_modules(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
+    """ResumeMismatch where the run had a net beside its model that it has no more."""
+    known = trainer.panel.state.stored()
+    for name in tensors:
+        if name.startswith(TENSORS) and name.endswith(SHA256) and name not in known:
+            net = name.removeprefix(TENSORS).removesuffix(SHA256)
+            raise ResumeMismatch(f"The run was started with a net beside its model, {net}, passed from Python; pass it "
+                                 "again.")  # fmt: skip
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:

@@ -169,8 +169,6 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
 
-    # ------------------------------------------------------------------ one question each
-
     def _target(self, stage: Stage, known: Mapping[str, Any], phase: str, contract: Contract) -> Tensor:
         """One-hot labels (B, K), through the chain of `target_label`."""
         target = F.one_hot(known["batch"].y, self.state.num_classes).to(self.state.dtype)

@@ -14,21 +14,37 @@ from ..errors import HookContract
 from ..judging import generators, put_back
 from ..run import RunState
 from ..types import Objective
+from .auxiliary import auxiliary_logits
 from .network import Network
 
 
 @dataclass(frozen=True)
 class Views:
-    """The services of one evaluation of the loss terms, at the parameters `moved`."""
+    """The services of one evaluation of the loss terms, at the parameters `moved`.
 
+    `minimised`: whether it is the loss itself, whose forwards may move BatchNorm's statistics.
+    """
+
+    state: RunState
     network: Network
     moved: Mapping[str, Tensor]
+    minimised: bool
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    """Buffers as forwards have moved them; the model gets them when the term is known, as hooks only borrow it."""
     turns: Counter[str] = field(default_factory=Counter)
 
-    def forward(self, plugin: str, x: Tensor, gradient: bool) -> Tensor:
+    def forward(self, plugin: str, x: Tensor, gradient: bool, statistics: bool) -> Tensor:
         """`Run.forward`, for `plugin`."""
+        moves = statistics and self.minimised
+        if moves and not self.statistics:
+            self.statistics.update({name: buffer.clone() for name, buffer in self.network.model.named_buffers()})
+        params = {**self.moved, **self.statistics} if moves else self.moved
         with torch.set_grad_enabled(gradient):
-            return self._logits(plugin, "forward", x.detach(), self.moved, "full_backward")
+            return self._logits(plugin, "forward", x.detach(), params, "full_backward", moves)
+
+    def auxiliary(self, plugin: str, name: str, x: Tensor) -> Tensor:
+        """A net of `Run.module`, for `plugin`."""
+        return auxiliary_logits(self.state, self.network, "update", plugin, name, x)
 
     def input_gradient(self, plugin: str, x: Tensor, loss: Objective, create_graph: bool) -> Tensor:
         """`Run.input_gradient`, for `plugin`."""
@@ -44,22 +60,30 @@ class Views:
             gradient.register_hook(lambda _: ledger.backward("update", "full_backward"))  # type: ignore[no-untyped-call]
         return gradient
 
-    def _logits(self, plugin: str, what: str, x: Tensor, params: Mapping[str, Tensor], backward: str) -> Tensor:
+    def _logits(
+        self, plugin: str, what: str, x: Tensor, params: Mapping[str, Tensor], backward: str, moves: bool = False
+    ) -> Tensor:
         label = f"{what} of {plugin}"
         self.turns[label] += 1
         turn = self.turns[label] - 1
         before = generators()  # what the net draws is not the plugin's: the core seeds it anew for every forward
         try:
-            return self.network.forward("update", label, [plugin], x, params=params, backward=backward, turn=turn)
+            return self.network.forward(
+                "update", label, [plugin], x, params=params, moves_statistics=moves, backward=backward, turn=turn
+            )
         finally:
             put_back(before)
 
 
 @contextmanager
-def viewed(state: RunState, network: Network, moved: Mapping[str, Tensor]) -> Iterator[None]:
+def viewed(state: RunState, network: Network, moved: Mapping[str, Tensor], minimised: bool) -> Iterator[None]:
     """The scope in which loss terms may look at the net."""
-    state.viewing, before = Views(network, moved), state.viewing
+    before, views = state.viewing, Views(state, network, moved, minimised)
+    state.viewing = views
     try:
         yield
     finally:
         state.viewing = before
+    with torch.no_grad():
+        for name, buffer in network.model.named_buffers() if views.statistics else ():
+            buffer.data.copy_(views.statistics[name])  # unseen, as BatchNorm itself: graphs are alive

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from ...data.base import Splits
 from ...errors import AdvkitError
 from ...evaluation.audit.checks import Check
 from ...training.plan import plan
+from ...types import Passes
 from ..records import AttackRow, Evaluation
 from . import charts
 from .alarms import short_alarms, told
@@ -18,6 +20,8 @@ from .samples import SHOWN, STEPS, data_uri, draw
 from .sources import Source
 
 Data = Callable[[Source], Splits]
+
+KINDS = [kind.name for kind in fields(Passes)]
 
 SHARES = (
     ("train_adversarial_accuracy", "train-adv"),
@@ -65,19 +69,24 @@ def _plan(plan: Mapping[str, Any]) -> list[Html]:
     if "base_loss" not in plan["hooks"]:
         rows.append((tag("code", "base_loss"), "core: soft cross-entropy on x_adv", "exclusive"))
     parts = [table("Composition: who answers which hook", ("hook", "owner", "rule"), rows)]
+    kinds = [kind for kind in KINDS if kind != "auxiliary_forward" or plan["modules"]]
     steps = [
         (
             f"from epoch {stage['from_epoch'] + 1}",
             phase,
-            *(figure(kinds.get(kind, 0)) for kind in ("forward", "input_backward", "full_backward")),
+            *(figure(counts.get(kind, 0)) for kind in kinds),
         )
         for stage in plan["stages"]
-        for phase, kinds in stage["passes"].items()
+        for phase, counts in stage["passes"].items()
     ]
-    columns = ("when", "phase", ">forward", ">input backward", ">full backward")
+    columns = ("when", "phase", *(f">{kind.replace('_', ' ')}" for kind in kinds))
     parts.append(table("Passes per step", columns, steps))
     dearest = " at its dearest" if len(plan["stages"]) > 1 else ""
     facts = [f"Cost: {plan['relative_cost']:.2f} x PGD-AT{dearest}."]
+    facts += [
+        f"Beside the model: {name}, from {source}, whose forwards are auxiliary ones, and not in the cost."
+        for name, source in plan["modules"].items()
+    ]
     if plan["state"]:
         facts.append(f"State that plugins keep: {', '.join(plan['state'])}.")
     cautions = [_caution(f"{sentence}.") for sentence in plan["cautions"]]

@@ -1,0 +1,57 @@
+"""Frozen nets beside the model, `run.module`: how they compute, and what is booked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from ..judging import checked_logits, generators, put_back
+from ..modules import mode
+from ..run import RunState
+from .engine import Engine
+from .network import Network
+
+
+@dataclass(frozen=True)
+class FrozenNet:
+    """A net beside the model, which is never trained."""
+
+    engine: Engine
+    source: str
+    sha256: str
+
+    def logits(self, network: Network, label: str, x: Tensor) -> Tensor:
+        """(B, K) of images x, without gradient, in eval mode and else as the model computes."""
+        before = generators()  # what it draws is nobody else's
+        try:
+            with mode(self.engine.model, training=False), torch.no_grad():
+                output = self.engine.forward({}, x.detach(), partial(network.seed, label), network.careful)
+        finally:
+            put_back(before)
+        return checked_logits(output, len(x), network.classes)
+
+
+def auxiliary_logits(state: RunState, network: Network, phase: str, plugin: str, name: str, x: Tensor) -> Tensor:
+    """What `Run.module` answers in a step: booked, unless it has been asked about this very tensor before."""
+    net, ledger = cast(FrozenNet, state.modules[name]), network.ledger
+    images, version, logits = ledger.answered.get((name, id(x)), (None, 0, x))
+    if images is x and version == x._version:
+        return logits
+    try:
+        logits = net.logits(network, f"{phase} {name}", x)
+    except OptionError as error:
+        raise OptionError(f"{name}, {net.source}: {error}") from None
+    except Exception as error:  # of somebody's net
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else ""
+        raise OptionError(
+            f"{name}, {net.source}, can not be called on images {tuple(x.shape)}: {type(error).__name__}: {said}. Give "
+            "a net for images of that size."
+        ) from error
+    ledger.auxiliary(phase, name, plugin)
+    ledger.answered[name, id(x)] = x, x._version, logits
+    return logits

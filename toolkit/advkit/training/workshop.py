@@ -1,0 +1,136 @@
+"""Frozen nets beside the model, `run.module`: made from a module, a run's folder or a file of weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config.layer import Layer
+from ..config.request import Request, registered
+from ..config.resolve import Resolved
+from ..data.base import Dataset
+from ..errors import NonFinite, OptionError
+from ..judging import refuse_unjudgeable
+from ..models.base import Normalize
+from ..run import RunState
+from ..storage.run_folder import RunFolder
+from ..storage.weights import digest, put_weights
+from .auxiliary import FrozenNet
+from .engine import LAYOUTS, Engine
+from .parts import build_model, judged_weights, put_file
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes the nets beside the model of one run; `train` and `rows` are None in a loop of one's own."""
+
+    resolved: Resolved
+    model: nn.Module
+    state: RunState
+    warn: Callable[[str], None]
+    train: Dataset | None = None
+    rows: int | None = None
+    """Of the batches that nets are compiled for."""
+
+    def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> FrozenNet:
+        """From a module, a run's folder or a file of weights. Raises OptionError, CheckpointError and NonFinite."""
+        if isinstance(source, nn.Module):
+            net, where = deepcopy(source), f"a {type(source).__name__} passed from Python"
+        else:
+            make = self._of_run if os.path.isdir(source) else self._of_file
+            net, where = make(name, Path(source), model), str(source)
+        stored = net.state_dict()
+        sha256 = digest(stored | {key: value for key, value in net.named_buffers() if key not in stored})
+        net.requires_grad_(False).to(device=self.state.device, dtype=self.state.dtype)
+        net.to(memory_format=LAYOUTS[self.resolved.run.memory_format])
+        try:
+            refuse_unjudgeable(net)
+        except (OptionError, NonFinite) as error:
+            raise type(error)(f"{name}, {where}: {error}") from None
+        engine = Engine(self.resolved.run, net)
+        if self.train is not None and self.rows is not None:
+            engine.compile(
+                (self.rows, *self.train.shape), lambda sentence: self.warn(f"{name}: {sentence}"), trains=False
+            )
+        return FrozenNet(engine, where, sha256)
+
+    def _of_run(self, name: str, path: Path, model: str) -> nn.Module:
+        """The net of a run with the weights that are judged. Of what its folder names, only an installed net is built.
+
+        Code of a file is never run for it: such a net is a copy of this run's own, where that is of the same code.
+        """
+        if model:
+            raise OptionError(f"{name}: {path} is a run, which has a net of its own; leave {model} out.")
+        folder = RunFolder.open(path)
+        layer, (tensors, state) = folder.file(), judged_weights(folder)
+        settings = {key: value for key, value in layer.settings.items() if key.startswith("model.")}
+        architecture = str(settings["model.name"])
+        then, now = layer.files.get("model.name"), self.resolved.files.get("model.name")
+        own = {"model.name": self.resolved.model_name} | {
+            f"model.{key}": value for key, value in self.resolved.model_options.items()
+        }
+        if then and now and then.recorded == now.sha256 and settings == own:
+            net = deepcopy(self.model)
+        elif not registered(architecture):
+            raise OptionError(
+                f"{name}: {architecture}, the net of {path}, is code of a file or was passed from Python, and is not "
+                "this run's own net too; a folder runs no code here, so pass the module itself from Python."
+            )
+        else:
+            net = self._built(name, settings)
+        if self.train is not None:
+            self._refuse_other_data(name, path, net, state)
+        self._tell(put_weights(net, tensors, str(path), averaged=True).rounded)
+        return net
+
+    def _refuse_other_data(self, name: str, path: Path, net: nn.Module, state: Mapping[str, Any]) -> None:
+        """OptionError for a net of other classes, or one that does not say by which other images it normalises."""
+        assert self.train is not None
+        then, now = state.get("classes"), list(self.train.classes)
+        if isinstance(then, list) and then != now:
+            raise OptionError(
+                f"{name}: {path} was trained on the classes {_listed(then)}, and this run is on {_listed(now)}; give a "
+                "net of the same classes, in that order."
+            )
+        layers = [layer for layer in net.modules() if isinstance(layer, Normalize) and not layer.state_dict()]
+        if layers and state.get("data") not in (None, self.train.fingerprint()):
+            raise OptionError(
+                f"{name}: {path} was trained on other images, by whose mean and deviation its net normalises, and they "
+                "are not among its weights; pass the module itself from Python."
+            )
+
+    def _of_file(self, name: str, path: Path, model: str) -> nn.Module:
+        """A file of weights in the registered net `model`, or in one such as the run's own."""
+        net = self._built(name, {"model.name": model}) if model else deepcopy(self.model)
+        self._tell(put_file(net, path, self._named({"model.name": model}) if model else self.resolved).rounded)
+        return net
+
+    def _built(self, name: str, settings: Mapping[str, object]) -> nn.Module:
+        """An installed net for the images of this run."""
+        architecture = settings["model.name"]
+        if self.train is None:
+            raise OptionError(
+                f"{name}: a Step knows no images to build {architecture} for; pass the module itself, with its weights "
+                "by advkit.load_weights."
+            )
+        if not registered(str(architecture)):
+            raise OptionError(f"{name}: {architecture} is no installed net (`advkit models list`); pass the module.")
+        return build_model(self._named(settings), self.train)
+
+    @staticmethod
+    def _named(settings: Mapping[str, object]) -> Resolved:
+        return Resolved.of(Request((Layer("net beside the model", settings),)))
+
+    def _tell(self, sentence: str) -> None:
+        if sentence:
+            self.warn(sentence)
+
+
+def _listed(classes: Sequence[object]) -> str:
+    return ", ".join(map(str, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
