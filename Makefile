@@ -14,7 +14,7 @@ K ?=
 DATA ?=
 
 .PHONY: setup demo quick test check fix docs bench bench-peers soak results results-digits-long results-fashion \
-	results-overfit results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
+	results-overfit results-papers results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
 
 setup: $(VENV)/.installed
@@ -80,6 +80,14 @@ results-fashion: setup
 results-overfit: setup
 	@test -n "$(DATA)" || { echo "Say where Fashion-MNIST is: make results-overfit DATA=FOLDER" >&2; exit 2; }
 	$(BIN)/python results/overfit.py --data-root "$(DATA)"
+
+# make results-papers DATA=FOLDER     what CAT and ISEAT show of themselves, at mini size, and their ablations with
+#                                     controls that they lack; two hours on one core
+results-papers: setup
+	@test -n "$(DATA)" || { echo "Say where Fashion-MNIST is: make results-papers DATA=FOLDER" >&2; exit 2; }
+	$(BIN)/python results/cat_figures.py --data-root "$(DATA)"
+	$(BIN)/python results/iseat_figures.py --data-root "$(DATA)"
+	$(BIN)/python results/ablations.py --data-root "$(DATA)"
 
 # Evaluates the runs of `make results` and `make results-fashion` with strong attacks.
 results-robustness: results results-fashion
