@@ -185,6 +185,19 @@ def test_another_file_is_not_said_to_have_changed(two: list[Path], capsys: pytes
         assert [note[: len(said)] for note in notes] == ([said] if said else [])
 
 
+def test_one_set_for_both_splits_is_said_where_it_is_judged(tmp_path: Path) -> None:
+    images = advkit.load_data("digits", limit=40)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    settings = {"attack.steps": 1, "validation.steps": 1}
+    advkit.train(net, images.train, epochs=1, eps=0.1, settings=settings, out=tmp_path / "run")
+
+    def notes(judged: advkit.Dataset) -> list[str]:
+        return list(advkit.evaluate(tmp_path / "run", judged, "clean", model=net, audit=False).notes or ())
+
+    assert "is one set for both splits, so accuracies are on images that" in notes(images.train)[0]
+    assert "one set" not in " ".join(notes(images.test))
+
+
 def test_a_net_that_was_passed_is_no_source_of_transfer(tmp_path: Path) -> None:
     some = advkit.load_data("digits", limit=30).train
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))

@@ -87,7 +87,7 @@ class OwnFile:
         """A sentence where the file is another than that of the run, "" elsewhere."""
         if not self.recorded or self.recorded == self.sha256:
             return ""
-        if self.before and Path(self.before).name != Path(self.path).name:
+        if self.before and self.before != self.path:
             return f"{self.path} is another file than the run's, {self.before}, and says something else"
         return (
             f"{self.path} has changed since the run was started (SHA-256 {self.recorded[:12]} then, "

@@ -167,6 +167,8 @@ def of_run(
             "run's own training images too."
         )
     note = other and f"{other}; if its test images were among those, accuracies are optimistic"
+    if own and splits.test is splits.train:
+        note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
     record |= _notes(splits, note, rounded, *_changes(folder, resolved, net))
     return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
