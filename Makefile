@@ -14,7 +14,7 @@ K ?=
 DATA ?=
 
 .PHONY: setup demo quick test check fix docs bench bench-peers soak results results-digits-long results-fashion \
-	results-overfit results-papers results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
+	results-overfit results-papers results-overheads results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
 
 setup: $(VENV)/.installed
@@ -88,6 +88,9 @@ results-papers: setup
 	$(BIN)/python results/cat_figures.py --data-root "$(DATA)"
 	$(BIN)/python results/iseat_figures.py --data-root "$(DATA)"
 	$(BIN)/python results/ablations.py --data-root "$(DATA)"
+
+results-overheads: setup
+	$(BIN)/python results/overheads.py
 
 # Evaluates the runs of `make results` and `make results-fashion` with strong attacks.
 results-robustness: results results-fashion
