@@ -13,7 +13,7 @@ JOBS ?= auto
 K ?=
 DATA ?=
 
-.PHONY: setup demo quick test check fix docs bench bench-peers soak results results-digits-long results-fashion \
+.PHONY: setup demo quick test check fix docs bench bench-peers gpu soak results results-digits-long results-fashion \
 	results-overfit results-papers results-overheads results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
 
@@ -60,6 +60,10 @@ bench-peers: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers torchattacks==3.5.1 \
 		adversarial-robustness-toolbox==1.20.1 adv-lib==0.2.8 scikit-learn joblib cloudpickle threadpoolctl narwhals six tqdm
 	PYTHONPATH=$(VENV)/peers $(BIN)/python results/bench_peers.py
+
+# Under seven minutes on a machine with CUDA, a sentence without.
+gpu: setup
+	$(BIN)/python results/gpu.py
 
 soak: setup
 	$(BIN)/python -m pytest -m soak -n $(JOBS) --timeout 3600
