@@ -352,9 +352,21 @@ def _test_of_rooms() -> Any:
 
 
 def proofs() -> str:
-    """Which tests hold each built-in."""
+    """Which tests hold each built-in to its equations and its place among others."""
+    return _proofs(engines=False)
+
+
+def engines() -> str:
+    """Which built-ins are tested on each engine."""
+    return _proofs(engines=True)
+
+
+def _proofs(*, engines: bool) -> str:
     read = _script(Path(__file__).with_name("proofs.py"))
-    return table(("plugin", *read.OF_ONE, *read.OF_ALL), read.rows())
+    columns = (*read.OF_ONE, *read.OF_ALL)
+    shown = [place for place, column in enumerate(columns, 1) if (column in read.ENGINES) == engines]
+    rows = ([row[0], *(row[place] for place in shown)] for row in read.rows())
+    return table(("plugin", *(columns[place - 1] for place in shown)), rows)
 
 
 def rooms() -> str:
@@ -470,6 +482,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "conformance": conformance,
     "attacks": attacks,
     "proofs": proofs,
+    "engines": engines,
     "rooms": rooms,
     "imports": imports,
     "api": api,

@@ -32,6 +32,8 @@ OF_ALL = {
     "ranks": ("test_processes", "test_several_are_as_one", "test_who_needs_the_whole_batch_is_refused"),
 }
 """By column: module of tests/training or tests/testing, the test, and the one that expects a refusal."""
+ENGINES = ("bf16", "channels_last", "compile", "parts", "ranks")
+"""The columns of docs/scaling.md."""
 ALSO = {"compile": "test_compiled_is_eager_to_rounding"}
 """A second test with the methods that the first leaves to it."""
 OF_ONE = ("tests", "equations", "visits", "wrong constants", "pure functions", "options")
