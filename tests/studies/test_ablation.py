@@ -21,7 +21,7 @@ from advkit.config.request import Request
 from advkit.errors import PluginLoad
 from advkit.evaluation import statistics
 from advkit.storage.lock import RunLock
-from advkit.studies import ablation, paired_tables
+from advkit.studies import ablation, arms, paired_tables
 from advkit.studies.paired_records import AblationRow
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
@@ -35,13 +35,13 @@ def advkit(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, st
     return code, out, err
 
 
-def sets(*plugins: str, declined: tuple[str, ...] = (), **options: dict[str, object]) -> dict[str, ablation.Arm]:
+def sets(*plugins: str, declined: tuple[str, ...] = (), **options: dict[str, object]) -> dict[str, arms.Arm]:
     by_plugin = {name.replace("_", "-"): given for name, given in options.items()}
     request = Request((Layer("test", {}, by_plugin, plugins, declined),))
     return {arm.name: arm for arm in ablation.arms(request, [0, 1])}
 
 
-def members(arm: ablation.Arm) -> list[str]:
+def members(arm: arms.Arm) -> list[str]:
     return [plugin.name for plugin in arm.resolved[0].composition.plugins]
 
 
@@ -57,12 +57,22 @@ def test_two_ablations_in_one_folder_are_one_too_many(capsys: pytest.CaptureFixt
 
 def test_the_sets_are_all_each_left_out_and_none() -> None:
     found = sets("lsiw", "cat-eps")
-    assert list(found) == ["full", "without cat-eps", "without lsiw", "none"]
+    assert list(found) == ["full", "without cat-eps", "without lsiw", "without av-rank", "without awp", "none"]
     assert members(found["full"]) == ["av-rank", "awp", "cat-eps", "lsiw"]
     assert members(found["without cat-eps"]) == ["av-rank", "awp", "lsiw"], "companions stay with who asks for them"
     assert members(found["without lsiw"]) == ["cat-eps"] and members(found["none"]) == []
     assert {arm.resolved[seed].run.seed == seed for arm in found.values() for seed in (0, 1)} == {True}
     assert list(sets("awp")) == ["full", "none"]
+
+
+def test_companions_have_rows_of_their_own() -> None:
+    by_name = sets("lsiw")
+    assert list(by_name) == ["full", "without av-rank", "without awp", "none"]
+    assert members(by_name["without av-rank"]) == ["awp", "lsiw"] and members(by_name["without awp"]) == [
+        "av-rank",
+        "lsiw",
+    ]
+    assert list(sets("lsiw", declined=("weight_perturbation",))) == ["full", "without av-rank", "none"]
 
 
 def test_what_is_left_out_does_not_come_back_as_a_companion() -> None:
@@ -108,7 +118,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["ablate", "--plugins", "av-rank,lsiw", "--seeds", "3,5", *TINY, *ASKED, "--out", "a"]
+    alone = ["--no-companion", "weight_perturbation"]
+    line = ["ablate", "--plugins", "av-rank,lsiw", *alone, "--seeds", "3,5", *TINY, *ASKED, "--out", "a"]
     code, out, err = advkit(capsys, *line)
     assert code == 0 and len(err.splitlines()) == 6, "three sets that run, two seeds"
     rows = json.loads((here / "a" / "table.json").read_text())
@@ -121,7 +132,7 @@ def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest
             own = row["accuracy"][attack]["seeds"]
             assert found["seeds"] == pytest.approx([one - other for one, other in zip(own, base, strict=True)])
     # the same bits as a run of its own, and the accuracies of `advkit evaluate`
-    single = ["--plugins", "lsiw", "--no-companion", "instance_weight:lsiw", "--seed", "5"]
+    single = ["--plugins", "lsiw", *alone, "--no-companion", "instance_weight:lsiw", "--seed", "5"]
     assert advkit(capsys, "train", *single, *TINY, "--progress", "none", "--out", "b")[0] == 0
     stored = [
         safetensors.torch.load_file(here / folder / "checkpoints/last/tensors.safetensors")
@@ -205,11 +216,11 @@ def test_only_a_table_of_an_ablation_is_replaced(name: str, here: Path, capsys: 
 
 def test_a_preference_that_leaves_with_its_plugin_is_named() -> None:
     request = Request((Layer("test", {"attack.init": "zero"}, plugins=("cat-eps",)),))
-    arms = {arm.name: arm for arm in ablation.arms(request, [0])}
-    assert ablation._changed(arms["none"].resolved[0], arms["full"].resolved[0]) == {}
-    changed = ablation._changed(
+    by_name = {arm.name: arm for arm in ablation.arms(request, [0])}
+    assert arms.changed(by_name["none"].resolved[0], by_name["full"].resolved[0]) == {}
+    changed = arms.changed(
         ablation.arms(Request((Layer("test", {"attack.mode": "train"}, plugins=("awp",)),)), [0])[0].resolved[0],
-        arms["full"].resolved[0],
+        by_name["full"].resolved[0],
     )
     assert changed == {"attack.mode": ("eval", "train")}
 
@@ -291,7 +302,7 @@ def test_the_table_says_what_is_suspect_declined_and_changed() -> None:
     ]
     made = [AblationRow(**row) for row in rows]
     cells, notes = paired_tables.table(made)
-    assert all(len(line) == len(paired_tables.HEADER) for line in cells)
+    assert all(len(line) == len(paired_tables.ABLATION.header) for line in cells)
     assert cells[0] == ["full", "pgd-20", "0.500", "0.400 to 0.600", "", "", "", ""]
     assert cells[1][4:] == ["+0.000", "", "-0.100 to +0.100", "suspect (seed 0, 2)"]
     assert notes == ["none: declined as companions: x", "none: a.b is 2, in the full set 1"]

@@ -22,7 +22,7 @@ class Group(click.Group):
     commands_in = {
         name: name
         for name in (
-            *("train", "plan", "evaluate", "audit", "compare", "analyze", "ablate", "report", "export"),
+            *("train", "plan", "evaluate", "audit", "compare", "analyze", "ablate", "sweep", "report", "export"),
             *("runs", "plugins", "models", "attacks", "recipes", "data"),
             *("env", "doctor", "completion"),
         )

@@ -72,7 +72,7 @@ class Comparison(Record):
 
 
 class SeedAccuracy(Record):
-    """Accuracy of a set of plugins, over seeds."""
+    """Accuracy of an arm, over seeds."""
 
     mean: float
     seeds: list[float]
@@ -80,7 +80,7 @@ class SeedAccuracy(Record):
 
 
 class SeedDifference(Record):
-    """A set of plugins minus the full one, paired by seed and by image."""
+    """An arm minus the first one, paired by seed and by image."""
 
     mean: float
     seeds: list[float]
@@ -89,7 +89,7 @@ class SeedDifference(Record):
 
 
 class AblationRow(Record):
-    """One set of plugins of an ablation; table.json is a list of them."""
+    """One arm of an ablation or a sweep: a set of plugins, or of values; table.json is a list of them."""
 
     arm: str
     plugins: list[str]
@@ -101,3 +101,5 @@ class AblationRow(Record):
     changed: dict[str, tuple[Any, Any]] = {}
     accuracy: dict[str, SeedAccuracy] = {}
     difference: dict[str, SeedDifference] = {}
+    worst_case: SeedAccuracy | None = None
+    """Which images withstand every attack."""

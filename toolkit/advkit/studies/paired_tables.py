@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .paired_records import AblationRow, SeedDifference
 
 FULL = "full"
-"""The arm that others are compared with."""
-HEADER = ("plugins", "attack", "accuracy", "over images", "minus full", "over seeds", "over images", "")
+"""The first arm of an ablation."""
+
+
 LEGEND = (
     "Means over seeds, with 95 % intervals. An accuracy's is Wilson's, over images. A difference is paired; its "
     "intervals are over seeds (Student's t; of two seeds they say next to nothing) and over images (Bonett and Price). "
     "Suspect: the short audit of the evaluation raises an alarm; the run's report says which."
 )
+CHOSEN = (
+    "All on the images that each run held out, other ones for other seeds. Best: in the worst case, the images that "
+    "withstand every attack. It was chosen on them: judge it anew on the test images."
+)
 
 
-def table(rows: Sequence[AblationRow]) -> tuple[list[list[str]], list[str]]:
-    """Cells below `HEADER`, a line an attack, and footnotes: for the terminal and for Markdown."""
-    cells, notes = [], []
+class Layout(NamedTuple):
+    """What a table is of, and what its arms and the first of them are called."""
+
+    what: str
+    arms: str
+    first: str
+    chooses: bool = False
+    """Whether the best arm is marked, by the worst case."""
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return (self.arms, "attack", "accuracy", "over images", f"minus {self.first}", "over seeds", "over images", "")
+
+    @property
+    def legend(self) -> str:
+        return f"{LEGEND} {CHOSEN}" if self.chooses else LEGEND
+
+
+ABLATION = Layout("an ablation", "plugins", FULL)
+SWEEP = Layout("a sweep", "values", "first", chooses=True)
+
+
+def table(rows: Sequence[AblationRow], layout: Layout = ABLATION) -> tuple[list[list[str]], list[str]]:
+    """Cells below the layout's header, a line an attack, and footnotes: for the terminal and for Markdown."""
+    cells: list[list[str]] = []
+    notes: list[str] = []
+    worst = [row.worst_case.mean for row in rows if row.worst_case]
     for row in rows:
         name = row.arm
         if row.refused is not None:
@@ -26,14 +56,19 @@ def table(rows: Sequence[AblationRow]) -> tuple[list[list[str]], list[str]]:
             notes.append(f"{name} is refused: {row.refused}")
             continue
         mark = f"suspect (seed {', '.join(map(str, row.suspect))})" if row.suspect else ""
+        if layout.chooses and row.worst_case and row.worst_case.mean == max(worst):
+            mark = ", ".join(filter(None, ("best", mark)))
         for attack, mean in row.accuracy.items():
             low, high = mean.interval
             gap = row.difference.get(attack)
             cells.append([name, attack, f"{mean.mean:.3f}", f"{low:.3f} to {high:.3f}", *_gap(gap), mark])
             name = mark = ""
-        if row.declined and row.arm != FULL:
+        if layout.chooses and row.worst_case and len(row.accuracy) > 1:
+            low, high = row.worst_case.interval
+            cells.append(["", "worst case", f"{row.worst_case.mean:.3f}", f"{low:.3f} to {high:.3f}", *[""] * 4])
+        if row.declined and row.arm != rows[0].arm:
             notes.append(f"{row.arm}: declined as companions: {', '.join(row.declined)}")
-        for key, (before, after) in row.changed.items():
+        for key, (before, after) in row.changed.items() if not layout.chooses else ():
             notes.append(f"{row.arm}: {key} is {after}, in the full set {before}")
     return cells, notes
 
@@ -50,8 +85,9 @@ def _signed(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
 
 
-def markdown(rows: Sequence[AblationRow]) -> str:
+def markdown(rows: Sequence[AblationRow], layout: Layout = ABLATION) -> str:
     """The table as a page."""
-    cells, notes = table(rows)
-    text = ["| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *cells)]
-    return "\n".join([*text, "", LEGEND, *(["", *(f"- {note}" for note in notes)] if notes else [])]) + "\n"
+    cells, notes = table(rows, layout)
+    text = ["| " + " | ".join(line) + " |" for line in (layout.header, ["---"] * len(layout.header), *cells)]
+    footnotes = ["", *(f"- {note}" for note in notes)] if notes else []
+    return "\n".join([*text, "", layout.legend, *footnotes]) + "\n"

@@ -1,0 +1,150 @@
+"""Sweeps: every combination once, paired, judged on held-out images alone, resumed, and run by tasks of an array."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import advkit as package
+from advkit.cli.main import run
+from advkit.cli.sweep import apart
+from advkit.config.layer import Layer
+from advkit.config.request import Request
+from advkit.studies.arms import Arm, Outcome
+from advkit.studies.paired_records import AblationRow
+from advkit.studies.paired_tables import SWEEP, markdown, table
+from advkit.studies.sweep import cells
+
+TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=1"]
+TINY += ["--set", "validation.steps=1", "--set", "validation.fraction=0.3"]
+OUT = "leave it out, or give it one value."
+LINE = ["sweep", "--plugins", "cat-eps", "-o", "cat-eps.eta=0.01,0.02", *TINY, "--attacks", "clean,pgd-1"]
+
+
+def advkit(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, str]:
+    code = run(list(line))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_sweep_is_kept_and_its_tasks_are_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [*LINE, "--seeds", "1", "--out", "s"]
+    code, out, err = advkit(capsys, *line, "--task", "2")
+    assert (code, out) == (0, "") and err.startswith("cat-eps.eta=0.02, seed 1: clean ")
+    assert [path.name for path in Path("s/runs").iterdir()] == ["cat-eps.eta=0.02-seed-1"] and not Path(
+        "s/table.md"
+    ).exists()
+    stored = Path("s/runs/cat-eps.eta=0.02-seed-1/checkpoints/last/tensors.safetensors").stat().st_mtime_ns
+    code, out, _ = advkit(capsys, *line, "--json")
+    rows = json.loads(out)
+    assert code == 0 and [row["arm"] for row in rows] == ["cat-eps.eta=0.01", "cat-eps.eta=0.02"]
+    assert Path("s/runs/cat-eps.eta=0.02-seed-1/checkpoints/last/tensors.safetensors").stat().st_mtime_ns == stored
+    assert (
+        rows[0]["difference"] == {} and rows[1]["difference"].keys() == {"clean", "pgd-1"} == rows[1]["accuracy"].keys()
+    )
+    assert rows[1]["worst_case"]["mean"] <= min(mean["mean"] for mean in rows[1]["accuracy"].values())
+    # on the 18 images that each run held out, in the store that `report` and `compare` read; never on the test images
+    evaluations = [json.loads(path.read_text()) for path in Path("s").rglob("evaluation.json")]
+    assert {(one["split"], one["n"]) for one in evaluations} == {("validation", 18)} and len(evaluations) == 2
+    assert advkit(capsys, *line, "--task", "3") == (2, "", "Error: There is no task 3: a sweep has the runs 1 to 2.\n")
+    # the same from Python, of the runs that are there
+    settings = {
+        "data.limit": 60,
+        "model.width": 2,
+        "attack.steps": 1,
+        "validation.steps": 1,
+        "validation.fraction": 0.3,
+    }
+    again = package.sweep(
+        "cat-eps",
+        grid={"cat-eps.eta": [0.01, 0.02]},
+        out="s",
+        seeds=[1],
+        attacks="clean,pgd-1",
+        settings=settings,
+        batch_size=30,
+        epochs=1,
+    )
+    assert [row.as_dict() for row in again] == rows
+    code, _, err = advkit(capsys, "ablate", "--plugins", "cat-eps", *TINY, "--seeds", "0", "--out", "s")
+    assert code == 2 and "is there and is no table of an ablation; name another --out." in err
+
+
+def grid_of(request: Request, **grid: list[object]) -> list[Arm]:
+    return cells(request, {name.replace("_", "."): values for name, values in grid.items()}, [0])
+
+
+def test_cells_are_all_combinations_in_the_order_given() -> None:
+    request = Request.of(Layer("test", plugins=("lsiw",)))
+    arms = grid_of(request, lsiw_lam=[0.1, 0.3], attack_steps=[2, 1])
+    assert [arm.name for arm in arms] == [
+        f"lsiw.lam={lam} attack.steps={steps}" for lam in (0.1, 0.3) for steps in (2, 1)
+    ]
+    values = arms[3].resolved[0].values()
+    assert values["attack.steps"] == 1 and arms[3].folder(0) == "lsiw.lam=0.3-attack.steps=1-seed-0"
+    assert Arm("a/b" * 50, ()).folder(3).endswith("-seed-3") and len(Arm("a/b" * 50, ()).folder(3)) < 110
+
+
+def test_values_are_told_apart_by_commas_outside_of_lists_and_quotes() -> None:
+    typed = ["a.b=1,2.5", "c.d=[1, 2]", 'e.f="x,y"', "g.h=4/255, 8/255", "i.j=[0,1],[2,3]", "k.l=0.1 after decay 1,0"]
+    fixed, several = apart(typed)
+    assert fixed == ("c.d=[1, 2]", 'e.f="x,y"')
+    assert several == {
+        "a.b": [1, 2.5],
+        "g.h": ["4/255", "8/255"],
+        "i.j": [[0, 1], [2, 3]],
+        "k.l": ["0.1 after decay 1", 0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("-o cat-eps.eta=0.1", "There is nothing to sweep; give an option several values: -o lsiw.lam=0.03,0.1."),
+        ("-o cat-eps.eta=0.1,0.10", "cat-eps.eta=0.1 and cat-eps.eta=0.1 are the same run; give each value once."),
+        ("-o cat-eps.eta=0.1,", "'cat-eps.eta=0.1,' is not of the form plugin.key=value,value, each key once."),
+        (
+            "--set attack.eps=0.1,0.2",
+            "attack.eps is no part of a sweep: cells would be judged at different budgets; " + OUT,
+        ),
+        (
+            "--set data.limit=50,60",
+            "data.limit is no part of a sweep: all cells of a sweep train on the same images; " + OUT,
+        ),
+        ("--set attack.steps=1,2 --seed 1", "A sweep takes its seeds from --seeds; leave run.seed and --seed out."),
+        (
+            "--set attack.steps=1,2 --set validation.split=test",
+            "A sweep chooses on images that its runs hold out; leave validation.split=test and "
+            "validation.fraction=0 out.",
+        ),
+    ],
+)
+def test_refusals(words: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["sweep", "--plugins", "cat-eps", *words.split(), "--out", str(tmp_path / "s")]
+    assert advkit(capsys, *line) == (2, "", f"Error: {sentence}\n") and not (tmp_path / "s").exists()
+
+
+def test_the_best_is_the_one_whose_images_withstand_every_attack() -> None:
+    assert Outcome({"clean": "1101", "pgd": "0111"}, False).worst_case == "0101"
+
+    def row(arm: str, worst: float, suspect: list[int]) -> AblationRow:
+        def share(mean: float) -> dict[str, Any]:
+            return {"mean": mean, "seeds": [mean], "interval": [0.0, 1.0]}
+
+        accuracy = {"clean": share(0.9), "pgd-1": share(0.5)}
+        return AblationRow(
+            arm=arm, plugins=[], refused=None, seeds=[0], suspect=suspect, accuracy=accuracy, worst_case=share(worst)
+        )
+
+    rows = [row("a=1", 0.3, []), row("a=2", 0.4, [0])]
+    lines, notes = table(rows, SWEEP)
+    assert [line[-1] for line in lines] == ["", "", "", "best, suspect (seed 0)", "", ""] and not notes
+    assert lines[-1][:4] == ["", "worst case", "0.400", "0.000 to 1.000"]
+    page = markdown(rows, SWEEP)
+    assert page.startswith("| values | attack | accuracy | over images | minus first |") and "judge it anew" in page

@@ -1,0 +1,56 @@
+"""`advkit sweep`: which values of options and settings are best, on images that the runs hold out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from ..errors import OptionError
+from .ablate import carry_out, study_options
+from .main import parse_value
+from .run_options import run_options
+
+
+@click.command("sweep")
+@run_options
+@study_options
+def command(
+    seeds: str, task: str | None, as_json: bool, options: tuple[str, ...], settings: tuple[str, ...], **typed: Any
+) -> None:
+    """Train every combination of the values that -o and --set give, and compare them on held-out images.
+
+    \b
+    advkit sweep --plugins lsiw -o lsiw.lam=0.03,0.1,0.3 --out sweep
+
+    Values are told apart by commas; a list is written in brackets, a text with commas in quotes. Runs are paired: the
+    same seeds, images and random numbers. The test images are never looked at. A stopped sweep goes on when the same
+    command is given again. The table is also written to DIR/table.json and table.md.
+    """
+    from ..studies.inputs import seeds as parse_seeds
+    from ..studies.paired_tables import SWEEP
+    from ..studies.sweep import sweep_request
+
+    fixed_options, by_option = apart(options)
+    fixed_settings, by_setting = apart(settings)
+    numbers, grid = parse_seeds("--seeds", seeds), by_option | by_setting
+    typed |= {"options": fixed_options, "settings": fixed_settings}
+    carry_out(SWEEP, as_json, task, typed, lambda asked, study, k: sweep_request(asked, grid, numbers, study, k))
+
+
+def apart(pairs: Iterable[str]) -> tuple[tuple[str, ...], dict[str, list[object]]]:
+    """`a.b=value` as it is typed, and the values of those that have several."""
+    fixed: list[str] = []
+    several: dict[str, list[object]] = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        parts = [part.strip() for part in re.split(r""",(?![^\[]*\])(?=(?:[^"]*"[^"]*")*[^"]*$)""", text)]
+        if len(parts) == 1:
+            fixed.append(pair)
+        elif key.strip() in several or not all(parts):
+            raise OptionError(f"{pair!r} is not of the form plugin.key=value,value, each key once.")
+        else:
+            several[key.strip()] = [parse_value(part) for part in parts]
+    return tuple(fixed), several

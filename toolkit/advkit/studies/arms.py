@@ -1,0 +1,190 @@
+"""Runs that are compared: each arm of a study trained at each seed, judged, and put into one table of its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..config.resolve import Resolved
+from ..data.base import Splits
+from ..errors import OptionError, Stopped, shown
+from ..evaluation.statistics import accuracy, bits, difference, share
+from ..reading import opened
+from ..storage.files import unwritable, write_atomic
+from ..storage.lock import RunLock
+from ..storage.run_folder import RunFolder
+from ..training.launch import resume, start
+from ..training.parts import build_model, data_of, on_this_machine
+from ..training.progress import Progress, Silent
+from ..training.same_run import refuse_difference, resolve_folder
+from ..training.tracking import tracked
+from .documents import document
+from .evaluate import evaluate_subject
+from .evaluation_request import EvaluationRequest
+from .paired_records import AblationRow, SeedAccuracy, SeedDifference
+from .paired_tables import Layout, markdown
+from .subject import of_run
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table: what is trained, resolved by seed, or the sentence that refuses it."""
+
+    name: str
+    plugins: tuple[str, ...]
+    resolved: Mapping[int, Resolved] = field(default_factory=dict)
+    declined: tuple[str, ...] = ()
+    refused: str | None = None
+
+    def folder(self, seed: int) -> str:
+        """Of its run at a seed, below the study's: its name as a file system takes it."""
+        name = re.sub(r"[^A-Za-z0-9._+=-]", "_", self.name.replace(" ", "-"))
+        if len(name) > 100:
+            name = f"{name[:80]}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+        return f"{name}-seed-{seed}"
+
+
+class Outcome(NamedTuple):
+    """What one run withstands: by attack a text of 0 and 1, a character an image, and whether an alarm was raised."""
+
+    verdicts: dict[str, str]
+    suspect: bool
+
+    @property
+    def worst_case(self) -> str:
+        """As under one attack: which images withstand all."""
+        return "".join("01"[{*column} == {"1"}] for column in zip(*self.verdicts.values(), strict=True))
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where runs and table are kept, how runs are judged, and who hears of them."""
+
+    out: Path
+    judging: EvaluationRequest
+    layout: Layout
+    trackers: Sequence[str] = ()
+    progress: Callable[[], Progress] = Silent
+    tell: Callable[[str], None] | None = None
+
+    def table(self, arms: Sequence[Arm], task: int | None = None) -> list[AblationRow]:
+        """The rows, which are written to table.json and table.md; runs that are finished are not run again.
+
+        `task`: only the run of that number, from 1, and no table, so that a cluster runs them side by side.
+        """
+        splits = data_of(next(iter(next(arm.resolved for arm in arms if arm.resolved).values())))
+        # Seed by seed: an early look at the table is a complete one.
+        seeds = sorted({seed for arm in arms for seed in arm.resolved})
+        tasks = [(arm, seed) for seed in seeds for arm in arms if arm.refused is None]
+        try:
+            if task is not None:
+                if not 1 <= task <= len(tasks):
+                    raise OptionError(f"There is no task {task}: {self.layout.what} has the runs 1 to {len(tasks)}.")
+                self._measured(*tasks[task - 1], splits)
+                return []
+            self._refuse_other()
+            with RunLock(self.out / "lock"):
+                measured: dict[str, dict[int, Outcome]] = {arm.name: {} for arm in arms}
+                for arm, seed in tasks:
+                    measured[arm.name][seed] = self._measured(arm, seed, splits)
+                first = arms[0]
+                rows = [_row(arm, measured[arm.name], first, measured[first.name]) for arm in arms]
+                write_atomic(self.out / "table.json", document([row.as_dict() for row in rows]))
+                write_atomic(self.out / "table.md", markdown(rows, self.layout).encode())
+        except Stopped as stopped:
+            raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
+        return rows
+
+    def _measured(self, arm: Arm, seed: int, splits: Splits) -> Outcome:
+        if not isinstance(watching := self.progress(), Progress):
+            raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
+        path = self.out / "runs" / arm.folder(seed)
+        outcome = measure(arm.resolved[seed], splits, path, self.judging, watching, self.trackers)
+        shares = " ".join(f"{name} {share(withstood):.3f}" for name, withstood in outcome.verdicts.items())
+        if self.tell is not None:
+            self.tell(f"{arm.name}, seed {seed}: {shares}")
+        return outcome
+
+    def _refuse_other(self) -> None:
+        """Only an older table of the same sort is replaced."""
+        header = f"| {' | '.join(self.layout.header)} |".encode()
+        for name, mine in (("table.json", b'[\n {\n  "arm": "'), ("table.md", header)):
+            try:
+                with opened(self.out / name) as file:
+                    head = file.read(len(mine))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise unwritable(self.out / name, error, "name another --out") from None
+            if head and head != mine:
+                raise OptionError(
+                    f"{self.out / name} is there and is no table of {self.layout.what}; name another --out."
+                )
+
+
+def measure(
+    resolved: Resolved,
+    splits: Splits,
+    path: Path,
+    request: EvaluationRequest,
+    progress: Progress,
+    trackers: Sequence[str] = (),
+) -> Outcome:
+    """Train the run in `path`, or go on with it, and evaluate its best checkpoint as `advkit evaluate` does.
+
+    The verdicts are kept with the run, where `report` and `compare` find them; what is known is not asked again.
+    """
+    resolved = on_this_machine(resolved)
+    with tracked(progress, trackers, path) as seen:
+        if os.path.isfile(path / "run.toml"):
+            folder = RunFolder.open(path)
+            refuse_difference(resolve_folder(folder), resolved)
+            resume(folder, resolved, splits, build_model(resolved, splits.train), seen)
+        else:
+            start(resolved, splits, build_model(resolved, splits.train), out=path, progress=seen)
+    result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request)
+    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms))
+
+
+def _row(arm: Arm, runs: Mapping[int, Outcome], first: Arm, reference: Mapping[int, Outcome]) -> AblationRow:
+    """The line of an arm, and its differences from the first one."""
+    head: dict[str, Any] = {"arm": arm.name, "plugins": list(arm.plugins), "refused": arm.refused}
+    if arm.refused is not None:
+        return AblationRow(**head)
+    by_attack = {
+        attack: {seed: outcome.verdicts[attack] for seed, outcome in runs.items()}
+        for attack in next(iter(runs.values())).verdicts
+    }
+    paired = reference and arm is not first
+    return AblationRow(
+        **head,
+        declined=list(arm.declined),
+        seeds=list(runs),
+        suspect=[seed for seed, outcome in runs.items() if outcome.suspect],
+        changed=changed(next(iter(arm.resolved.values())), next(iter(first.resolved.values()))) if reference else {},
+        accuracy={name: SeedAccuracy(**accuracy(list(texts.values()))) for name, texts in by_attack.items()},
+        difference={
+            name: SeedDifference(**difference([(texts[seed], reference[seed].verdicts[name]) for seed in texts]))
+            for name, texts in by_attack.items()
+            if paired
+        },
+        worst_case=SeedAccuracy(**accuracy([outcome.worst_case for outcome in runs.values()])),
+    )
+
+
+def changed(here: Resolved, first: Resolved) -> dict[str, tuple[object, object]]:
+    """Settings in which an arm differs from the first, as by plugins' preferences: {"attack.init": (first, here)}."""
+    before, after = (
+        {
+            f"{section}.{key}": value
+            for section, settings in one.sections.items()
+            for key, value in settings.model_dump().items()
+        }
+        for one in (first, here)
+    )
+    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}

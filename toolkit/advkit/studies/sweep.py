@@ -1,0 +1,130 @@
+"""Sweeps: a grid of options and settings, each cell trained at every seed and judged on the images it held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from ..arguments import checked
+from ..config import runfile
+from ..config.layer import Layer
+from ..config.request import Request
+from ..config.resolve import Resolved
+from ..errors import OptionError, shown
+from ..evaluation.attacks.base import EvaluationAttack
+from ..settings import SECTIONS
+from ..training.progress import Progress, Silent
+from .arms import Arm, Study
+from .evaluation_request import ATTACKS, EvaluationRequest
+from .inputs import seeds as parse_seeds
+from .paired_records import AblationRow
+from .paired_tables import SWEEP
+from .plan import requested
+
+Grid = Mapping[str, Sequence[object]]
+"""The values of each option or setting: {"lsiw.lam": [0.03, 0.1]}."""
+
+FIXED = {
+    "run.seed": "a sweep takes its seeds from --seeds",
+    "data": "all cells of a sweep train on the same images",
+    "validation": "all cells of a sweep are judged on the same images",
+    "attack.eps": "cells would be judged at different budgets",
+    "attack.norm": "cells would be judged in different norms",
+}
+"""What no grid has, a section or a setting, and why."""
+
+
+def cells(request: Request, grid: Grid, seeds: Sequence[int]) -> list[Arm]:
+    """Every combination of the grid's values, in the order in which they are given."""
+    _refuse_grid(request, grid)
+    chosen = tuple(sorted(str(plugin) for plugin in request.plugins))
+    arms: list[Arm] = []
+    known: dict[str, str] = {}
+    for values in product(*grid.values()):
+        cell = dict(zip(grid, values, strict=True))
+        name = " ".join(f"{key}={value}" for key, value in cell.items())
+        own = request.over(_layer(cell))
+        resolved = {seed: Resolved.of(own.over(Layer("--seeds", {"run.seed": seed}))) for seed in seeds}
+        first = runfile.dump(resolved[seeds[0]])
+        if first in known:
+            raise OptionError(f"{known[first]} and {name} are the same run; give each value once.")
+        known[first] = name
+        arms.append(Arm(name, chosen, resolved, request.declined))
+    validation = arms[0].resolved[seeds[0]].validation
+    if validation.split == "test" or not validation.fraction:
+        raise OptionError(
+            "A sweep chooses on images that its runs hold out; leave validation.split=test and "
+            "validation.fraction=0 out."
+        )
+    return arms
+
+
+def _refuse_grid(request: Request, grid: Grid) -> None:
+    for key, values in grid.items():
+        reason = FIXED.get(key) or FIXED.get(key.partition(".")[0])
+        if reason:
+            raise OptionError(f"{key} is no part of a sweep: {reason}; leave it out, or give it one value.")
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise OptionError(f"The values of {key} are {shown(values)}; give a list.")
+    if all(len(values) < 2 for values in grid.values()):
+        raise OptionError("There is nothing to sweep; give an option several values: -o lsiw.lam=0.03,0.1.")
+    if any("run.seed" in layer.settings for layer in request.layers):
+        raise OptionError("A sweep takes its seeds from --seeds; leave run.seed and --seed out.")
+
+
+def _layer(cell: Mapping[str, object]) -> Layer:
+    """Settings and options by their names, as if they had been typed."""
+    settings: dict[str, object] = {}
+    options: dict[str, dict[str, object]] = {}
+    for key, value in cell.items():
+        section, _, name = key.partition(".")
+        if section in (*SECTIONS, "model", "order"):
+            settings[key] = value
+        else:
+            options.setdefault(section, {})[name] = value
+    return Layer("sweep", settings, options)
+
+
+@checked("attacks")
+def sweep(
+    plugins: str | Sequence[str] | None = None,
+    *,
+    grid: Mapping[str, Sequence[object]],
+    out: str | Path,
+    seeds: str | Sequence[int] = "0,1,2",
+    attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,
+    n: int = 1000,
+    model: str | None = None,
+    dataset: str | None = None,
+    recipe: str | None = None,
+    config: str | Path | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    settings: Mapping[str, object] | None = None,
+    eps: float | str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    no_companion: Iterable[str] = (),
+    progress: Callable[[], Progress] = Silent,
+    tell: Callable[[str], None] | None = None,
+    task: int | None = None,
+) -> list[AblationRow]:
+    """Train every combination of the grid's values at every seed, and judge each on the images that it held out.
+
+    `grid` is {"lsiw.lam": [0.03, 0.1], "optimizer.lr": [0.1, 0.05]}; everything else is as `ablate` has it. A row's
+    `difference` is that to the first combination, paired by seed and by image. The test images are never looked at.
+    """
+    short = {"model": model, "dataset": dataset, "eps": eps, "epochs": epochs, "batch_size": batch_size}
+    request = requested(plugins, recipe, config, options, settings, no_companion, **short)
+    judging = EvaluationRequest.of(attacks, n=n)
+    study = Study(Path(out), judging, SWEEP, request.trackers, progress, tell)
+    return sweep_request(request, grid, parse_seeds("seeds", seeds), study, task)
+
+
+def sweep_request(
+    request: Request, grid: Grid, seeds: Sequence[int], study: Study, task: int | None = None
+) -> list[AblationRow]:
+    """As `sweep`."""
+    held_out = replace(study, judging=replace(study.judging, split="validation"))
+    return held_out.table(cells(request, grid, seeds), task)
