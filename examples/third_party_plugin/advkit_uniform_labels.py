@@ -16,6 +16,7 @@ class UniformLabels(Plugin):
     """Label smoothing by the same uniform noise for every sample."""
 
     name = "uniform-labels"
+    api_version = "1.0"
     # The dataset's labels are smoothed first; what depends on a sample's budget comes on top.
     order = {"target_label": Order(before=frozenset({"dirichlet-ls"}))}
 

@@ -7,6 +7,7 @@ torch is imported only when something that needs it is asked for.
 from __future__ import annotations
 
 import ast
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,15 @@ _HOME = {
 
 __all__ = sorted(_HOME)
 
+_FORMER: dict[str, tuple[str, str]] = {}
+"""Names that a public name had before: {"Old": ("New", "1.1")}, the API version in which it became the new one."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        new, since = _FORMER[name]
+        warnings.warn(f"advkit.{name} is advkit.{new} since API {since}.", DeprecationWarning, stacklevel=2)
+        return __getattr__(new)
     if name not in _HOME:
         raise AttributeError(f"module 'advkit' has no attribute {name!r}")
     module, there = _HOME[name]

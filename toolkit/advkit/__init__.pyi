@@ -1,4 +1,5 @@
 # The public names and where they live: type checkers read this file, and so does `advkit.__getattr__`.
+from .api_version import API_VERSION as API_VERSION
 from .ascent import (
     Ball as Ball,
     L2Ball as L2Ball,

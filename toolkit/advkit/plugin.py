@@ -89,6 +89,9 @@ class Plugin:
     name: ClassVar[str]
     """Kebab-case, equal to the entry point's name."""
 
+    api_version: ClassVar[str] = ""
+    """The `advkit.API_VERSION` that it is written for; "": it does not say."""
+
     class Options(PluginOptions):
         """None by default."""
 

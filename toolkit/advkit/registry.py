@@ -13,6 +13,7 @@ from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, EntryPoints, distributions, entry_points
 from pathlib import Path
 
+from .api_version import unfit
 from .errors import PluginImport, PluginLoad, did_you_mean
 
 GROUPS = {
@@ -123,6 +124,9 @@ def load(group: str, name: str) -> type:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, and whatever else a module raises while it is imported
+        stated = described(claims[0]).literals.get("api_version", "")  # which may say why
+        if group == "plugin" and (sentence := unfit(name, stated)):
+            raise PluginImport(sentence) from error
         raise PluginImport(
             f"The {group} {name} of distribution {distribution(claims[0])[0]} can not be imported "
             f"({type(error).__name__}: {error}); reinstall or repair it."

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from math import isfinite
 from typing import Any
 
-from ..errors import AdvkitError, HookContract, UnknownHook, did_you_mean
+from ..api_version import unfit
+from ..errors import AdvkitError, HookContract, PluginImport, UnknownHook, did_you_mean
 from ..hookspec import VIEWS, HookSpec, Rule
 from ..plugin import Budgets, Order, Plugin, PluginOptions
 from ..types import Passes
@@ -14,6 +15,8 @@ from ..types import Passes
 
 def check_declarations(plugin_type: type[Plugin], name: str, hooks: Mapping[str, HookSpec]) -> None:
     """The class attributes that are read before there is an object; what they say of hooks that are none is refused."""
+    if sentence := unfit(name, plugin_type.api_version):
+        raise PluginImport(sentence)
 
     def companion(value: object) -> bool:
         if not isinstance(value, tuple) or len(value) != 2:

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from .. import __version__, registry
+from ..api_version import API_VERSION
 from ..errors import OptionError
 from ..plugin import CORE
 from ..storage import files
@@ -31,6 +32,7 @@ def new_package(name: str, into: Path) -> list[Path]:
         "module": module,
         "class": "".join(part.capitalize() for part in name.split("-")),
         "version": __version__,
+        "api": API_VERSION,
     }
     names = {"module.py": f"{module}.py", "test.py": f"test_{module}.py"}
     work = into / files.hidden("tmp", name)
