@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from ..claims import in_bytes
 from ..own_file import load_all
 from .main import print_json
 from .run_options import request, run_options
@@ -81,6 +80,8 @@ def passes_text(passes: dict[str, dict[str, int]]) -> str:
 
 def _size(size: dict[str, int | None]) -> str:
     """How much of memory a state takes, as far as it is known."""
+    from ..claims import in_bytes  # which imports torch
+
     if size["total"] is not None:
         return f" ({in_bytes(size['total'])})"
     return f" ({in_bytes(size['per_sample'])} a sample)" if size["per_sample"] else ""
