@@ -1,4 +1,4 @@
-"""The examples are run as a reader would run them: a loop of one's own, and a third party's package."""
+"""The examples are run as a reader would run them: loops, a third party's package, a notebook."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import advkit
 from advkit.cli.main import run
 
 pytestmark = pytest.mark.slow
@@ -155,3 +162,130 @@ def test_what_is_built_is_what_the_other_tests_installed(installed: Path, tmp_pa
 
 def test_the_plugin_is_short() -> None:
     assert len((PACKAGE / f"{MODULE}.py").read_text().splitlines()) < 80
+
+
+# ---------------------------------------------------------------------- loops of other libraries, and the notebook
+
+
+@pytest.mark.parametrize(
+    ("script", "libraries"), [("lightning_loop", ["lightning"]), ("hf_trainer", ["transformers", "accelerate"])]
+)
+def test_a_loop_of_another_library_trains(script: str, libraries: list[str]) -> None:
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+    ran = python(ROOT / "examples" / f"{script}.py", "--epochs", "2", "--limit", "200")
+    assert ran.returncode == 0 and re.search(r"^clean 0\.\d+  pgd-10 0\.\d+$", ran.stdout, re.M), (
+        ran.stdout + ran.stderr
+    )
+
+
+class Module(nn.Module):
+    """As much of lightning.LightningModule as the example uses."""
+
+    current_epoch = 0
+
+    def log(self, name: str, value: torch.Tensor, **how: bool) -> None:
+        assert name == "loss" and value.dim() == 0
+
+    def optimizer_step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], object]) -> None:
+        optimizer.step(closure)
+
+
+def imported(script: str, monkeypatch: pytest.MonkeyPatch, **stubs: SimpleNamespace) -> ModuleType:
+    """An example as a module, with stand-ins for its libraries."""
+    for name, stub in stubs.items():
+        monkeypatch.setitem(sys.modules, name, stub)
+    spec = importlib.util.spec_from_file_location(script, ROOT / "examples" / f"{script}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def a_net(tiny_net: Callable[..., nn.Module]) -> tuple[nn.Module, torch.optim.Optimizer]:
+    net = tiny_net(batch_norm=True)
+    return net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+
+def plainly(
+    tiny_net: Callable[..., nn.Module], batches: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor
+) -> nn.Module:
+    """The same two epochs by `step(...)` in a loop."""
+    net, optimizer = a_net(tiny_net)
+    step = advkit.Step(net, optimizer, "awp,cat-eps", num_samples=len(x), eps=0.15, settings={"run.epochs": 2}, seed=0)
+    for epoch in range(2):
+        for index in batches:
+            step(x[index], y[index], index, epoch=epoch)
+    return net
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(value.equal(other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_lightnings_loop_takes_the_steps_of_a_plain_one(
+    tiny_net: Callable[..., nn.Module], tiny_batch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = imported("lightning_loop", monkeypatch, lightning=SimpleNamespace(LightningModule=Module))
+    x, y, index = tiny_batch(6)
+    net, optimizer = a_net(tiny_net)
+    loop = module.Adversarial(net, "awp,cat-eps", 6, 2)
+    batches = list(index.split(3))
+    for loop.current_epoch in range(2):
+        for number, part in enumerate(batches):
+
+            def closure(part: torch.Tensor = part, number: int = number) -> None:
+                loss = loop.training_step([x[part], y[part], part], number)
+                optimizer.zero_grad()
+                loss.backward()
+
+            loop.optimizer_step(optimizer, closure)
+    assert same_weights(net, plainly(tiny_net, batches, x, y))
+    checkpoint: dict[str, Any] = {}
+    loop.on_save_checkpoint(checkpoint)
+    again = module.Adversarial(a_net(tiny_net)[0], "awp,cat-eps", 6, 2)
+    again.on_load_checkpoint(checkpoint)
+    assert again.attacked.state_dict().keys() == checkpoint["advkit"].keys() != set()
+
+
+def test_hugging_faces_trainer_takes_the_steps_of_a_plain_one(
+    tiny_net: Callable[..., nn.Module], tiny_batch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer:
+        def __init__(self, model: nn.Module, args: Any, train_dataset: Any) -> None:
+            self.state = SimpleNamespace(epoch=None)
+
+        def add_callback(self, callback: Any) -> None:
+            self.callback = callback
+
+    stub = SimpleNamespace(Trainer=Trainer, TrainerCallback=object, TrainingArguments=object)
+    module = imported("hf_trainer", monkeypatch, transformers=stub)
+    x, y, index = tiny_batch(6)
+    net, optimizer = a_net(tiny_net)
+    arguments = SimpleNamespace(num_train_epochs=2.0, seed=0)
+    trainer = module.Adversarial(net, "awp,cat-eps", arguments, range(6))
+    batches = list(index.split(3))
+    for epoch in range(2):
+        for number, part in enumerate(batches):
+            inputs = {"pixel_values": x[part], "labels": y[part], "index": part}
+            trainer.compute_loss(net, inputs, return_outputs=False, num_items_in_batch=3).backward()
+            optimizer.step()
+            trainer.callback.on_optimizer_step(arguments, trainer.state, None)
+            optimizer.zero_grad()
+            trainer.state.epoch = epoch + (number + 1) / len(batches)  # as the library counts them
+    assert same_weights(net, plainly(tiny_net, batches, x, y))
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / "notebook.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) == 4 and not any(cell.get("outputs") for cell in notebook["cells"]), "stored without its output"
+    known: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells:
+        exec(compile(cell, "notebook.ipynb", "exec", dont_inherit=True), known)
+    out = capsys.readouterr().out
+    assert (
+        "alarms:" in out and "run-1-evaluations" in out and (tmp_path / "notebook-report.html").stat().st_size > 10_000
+    )
