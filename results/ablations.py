@@ -35,8 +35,6 @@ SEEDS = (0, 1, 2)
 WEAK, STRONG = ("clean", "pgd-20", "cw-20"), "apgd-t"
 EPS, C = 0.1, 10 * (8 / 255) / 0.1
 """CAT's c is 10 at 8/255: the same share of smoothing at this eps."""
-FEW = 500
-"""Test images under APGD-T."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,14 @@ class Regime:
     epochs: int
     every: int
     """Epochs between two validations."""
-    halve: bool
+    rate: float
+    """The learning rate of the base."""
+    tuned: float
+    """That of the arms, a tenth of it after half of their epochs."""
+    decay: float
+    """Of weights."""
+    few: int
+    """Test images under APGD-T."""
     arms: tuple[str, ...]
     checkpoints: tuple[str, ...]
 
@@ -173,9 +178,7 @@ class Regime:
         generator = torch.Generator().manual_seed(seed)
         places = torch.randperm(len(whole.train), generator=generator)[: self.images + self.held_out]
         train, test = whole.train.take(places), whole.test.sample(1000)
-        if self.halve:
-            train, test = halved(train), halved(test)
-        return advkit.Splits(train, test, transform="none")
+        return advkit.Splits(halved(train), halved(test), transform="none")
 
 
 REGIMES = (
@@ -194,9 +197,33 @@ REGIMES = (
         base_epochs=14,
         epochs=4,
         every=2,
-        halve=True,
+        rate=0.1,
+        tuned=0.01,
+        decay=5e-4,
+        few=500,
         arms=tuple(arm.key for arm in ARMS),
         checkpoints=("last",),
+    ),
+    Regime(
+        "few",
+        "300 images, on which PGD-AT overfits robustly",
+        "As above with 300 training images and 500 to choose the best checkpoint on, width 24, batch 32 and no weight "
+        "decay. The base is PGD-AT for 24 epochs at 0.02, its best checkpoint; every arm goes on from it for 80 epochs "
+        "at 0.02, at 0.002 for the second half, and its best and its last checkpoint are judged, APGD-T on 250 test "
+        "images.",
+        images=300,
+        held_out=500,
+        width=24,
+        batch_size=32,
+        base_epochs=24,
+        epochs=80,
+        every=4,
+        rate=0.02,
+        tuned=0.02,
+        decay=0.0,
+        few=250,
+        arms=("at", "input", "weight", "iseat", "half", "l2"),
+        checkpoints=("best", "last"),
     ),
 )
 
@@ -208,29 +235,26 @@ def record_of(regime: Regime, key: str, seed: int) -> Path:
     return KEPT / f"{regime.key}-{key}-{seed}.json"
 
 
-def settings(regime: Regime, epochs: int, rate: float, decays: tuple[float, ...]) -> dict[str, object]:
+def settings(regime: Regime, base: bool) -> dict[str, object]:
+    """Of the base, whose rate falls twice in the first regime, or of an arm."""
+    epochs = regime.base_epochs if base else regime.epochs
     return {
         "run.threads": 1,
         "model.width": regime.width,
-        "optimizer.lr": rate,
-        "optimizer.milestones": list(decays),
+        "optimizer.lr": regime.rate if base else regime.tuned,
+        "optimizer.milestones": ([0.5, 0.75] if regime.rate != regime.tuned else []) if base else [0.5],
+        "optimizer.weight_decay": regime.decay,
         "validation.fraction": regime.held_out / (regime.images + regime.held_out),
         "validation.every_epochs": min(regime.every, epochs),
     }
 
 
 def run(
-    folder: Path,
-    regime: Regime,
-    splits: advkit.Splits,
-    seed: int,
-    epochs: int,
-    rate: float,
-    arm: Arm,
-    base: Path | None,
+    folder: Path, regime: Regime, splits: advkit.Splits, seed: int, arm: Arm, base: Path | None
 ) -> advkit.TrainResult:
-    """A run, taken up where it was."""
-    begun = (folder / "run.toml").exists()
+    """A run, taken up where it was: the base, or an arm that goes on from it."""
+    if (folder / "run.toml").exists():
+        return advkit.train(None, splits, resume_from=folder)
     options = {name: dict(values) for name, values in arm.options.items()}
     plugins, eps = list(arm.plugins), EPS
     if arm.cat_radius or arm.cat_smoothing:
@@ -241,19 +265,18 @@ def run(
             plugins.append("label-smoothing")
             options["label-smoothing"] = {"alpha": round(C * radius, 4), "attack": True}
     return advkit.train(
-        None if begun else "small-cnn",
+        "small-cnn",
         splits,
-        () if begun else plugins,
-        options=None if begun else options,
-        settings=None if begun else settings(regime, epochs, rate, (0.5,) if base else (0.5, 0.75)),
-        eps=None if begun else eps,
-        epochs=None if begun else epochs,
-        batch_size=None if begun else regime.batch_size,
-        seed=None if begun else seed,
-        no_companion=() if begun else arm.alone,
-        out=None if begun else folder,
-        init_from=None if begun else base,
-        resume_from=folder if begun else None,
+        plugins,
+        options=options,
+        settings=settings(regime, base is None),
+        eps=eps,
+        epochs=regime.epochs if base else regime.base_epochs,
+        batch_size=regime.batch_size,
+        seed=seed,
+        no_companion=arm.alone,
+        out=folder,
+        init_from=base,
     )
 
 
@@ -264,12 +287,12 @@ def measured(regime: Regime, arm: Arm, seed: int, root: str) -> dict[str, Any]:
         return dict(json.loads(file.read_text()))
     splits = regime.splits(root, seed)
     base = KEPT / f"{regime.key}-base-{seed}"
-    first = run(base, regime, splits, seed, regime.base_epochs, 0.1, AT, None)
+    first = run(base, regime, splits, seed, AT, None)
     if arm.key == "base":
         result, folder = first, base
     else:
         folder = file.with_suffix("")
-        result = run(folder, regime, splits, seed, regime.epochs, 0.01, arm, base)
+        result = run(folder, regime, splits, seed, arm, base)
     last = result.history[-1]
     figures: dict[str, Any] = {"arm": arm.key, "seed": seed, "regime": regime.key, "revision": revision()}
     figures |= {key: last[key] for key in OF_TRAINING}
@@ -278,7 +301,7 @@ def measured(regime: Regime, arm: Arm, seed: int, root: str) -> dict[str, Any]:
     for checkpoint in regime.checkpoints if arm.key != "base" else ("best", "last"):
         advkit.load_weights(result.model, folder, checkpoint)
         robust = advkit.evaluate(result.model, splits.test, WEAK, eps=EPS, audit=False)["robust"]
-        few = splits.test.sample(FEW)
+        few = splits.test.sample(regime.few)
         robust |= advkit.evaluate(result.model, few, (STRONG,), eps=EPS, audit=False)["robust"]
         figures[checkpoint] = {name: bits(torch.tensor(values)) for name, values in robust.items()}
         figures[checkpoint]["av"] = unevenness(result.model, splits.train, seed)
@@ -355,7 +378,7 @@ def rows_of(checkpoint: str, rows: Sequence[tuple[str, Sequence[dict[str, Any]],
     for name, runs, published in rows:
         figures = [several([share(run[checkpoint][attack]) for run in runs]) for attack in ("clean", "pgd-20", STRONG)]
         of_images = statistics.fmean(run[checkpoint][STRONG].count("1") for run in runs)
-        low, high = wilson(of_images, FEW)
+        low, high = wilson(of_images, len(runs[0][checkpoint][STRONG]))
         trained, radius = (several([run[key] for run in runs]) for key in OF_TRAINING)
         spread = several([run[checkpoint]["av"]["sd"] for run in runs])
         cells = [name, *figures, f"{low:.3f} to {high:.3f}", trained, radius, spread, published]
