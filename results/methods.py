@@ -48,6 +48,11 @@ METHODS = {
     "lsiw": (),
     "av-rank": ("-o", "av-rank.term=base_loss"),
     "eps-ramp": ("-o", "eps-ramp.epochs=2"),
+    "rwp": (),
+    "cutmix": (),
+    "fgsm-rs,gradalign": (),
+    "cure": (),
+    "mlcat": (),
 }
 """Sets of plugins, and the options that five epochs ask for; the first is PGD-AT, then those that are said to mask."""
 PUBLISHED = {
