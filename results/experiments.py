@@ -395,7 +395,7 @@ def in_parallel(work: Callable[[Any], Any], tasks: list[Any], jobs: int) -> list
 def write(name: str, lines: list[str], runs: list[dict[str, Any]], how: str) -> None:
     """NAME.md for people, NAME.json with everything."""
     versions = {package: version(package) for package in ("advkit", "torch", "numpy")}
-    versions["revision"] = revision()
+    versions["revision"] = ", ".join(sorted({run.get("revision") or revision() for run in runs}))
     made = ", ".join(f"{package} {number}" for package, number in versions.items())
     lines += [
         "",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import RUNS, advkit, as_pictures, in_parallel, write
+from experiments import RUNS, advkit, as_pictures, in_parallel, revision, write
 from robustness import cell, column
 
 from advkit.evaluation.statistics import image_interval
@@ -117,6 +117,7 @@ def judged(plugins: str, data: str) -> dict[str, Any]:
     run = {
         "plugins": plugins,
         "data": data,
+        "revision": revision(),
         "commands": [
             f"advkit {' '.join(command)}",
             *(f"advkit {' '.join(said)}" for said in (("evaluate", "RUN", *attacks, *which), ("audit", "RUN", *which))),
