@@ -14,7 +14,7 @@ K ?=
 DATA ?=
 
 .PHONY: setup demo quick test check fix docs bench bench-peers gpu soak results results-digits-long results-fashion \
-	results-overfit results-papers results-overheads results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
+	results-overfit results-papers results-overheads results-scaling results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
 
 setup: $(VENV)/.installed
@@ -95,6 +95,9 @@ results-papers: setup
 
 results-overheads: setup
 	$(BIN)/python results/overheads.py
+
+results-scaling: setup
+	$(BIN)/python results/scaling.py
 
 # Evaluates the runs of `make results` and `make results-fashion` with strong attacks.
 results-robustness: results results-fashion
