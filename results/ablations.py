@@ -355,20 +355,71 @@ def section(regime: Regime, runs: Mapping[tuple[str, int], dict[str, Any]]) -> I
             yield from rows_of(
                 checkpoint, [(names[key], [runs[key, seed] for seed in seeds], said) for key, said in rows]
             )
-            yield from (
-                "",
-                "| difference | attack | mean [95 % t interval over seeds] | half width | |",
-                "|---|---|---|---|---|",
-            )
-            for left, right in table.pairs:
-                if left in regime.arms and right in regime.arms:
-                    for attack in (STRONG, "clean"):
-                        apart = [
-                            share(runs[left, seed][checkpoint][attack]) - share(runs[right, seed][checkpoint][attack])
-                            for seed in seeds
-                        ]
-                        yield f"| {left} - {right} | {attack} | {difference(apart)} |"
+            heads = ("difference", "attack", "mean [95 % t interval over seeds]", "half width", "", "published, points")
+            yield from ("", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}")
+            for pair in compared(regime, table, runs, checkpoint):
+                yield f"| {pair.name} | {STRONG} | {difference(pair.robust)} | {pair.published} |"
+                yield f"| {pair.name} | clean | {difference(pair.clean)} | |"
             yield ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms, seed by seed, and how far the published robustness of the two is apart."""
+
+    name: str
+    robust: tuple[float, ...]
+    clean: tuple[float, ...]
+    published: str
+
+    @property
+    def verdict(self) -> str:
+        """Whether what is shown here has the sign of what is published."""
+        word = difference(self.robust).rsplit("| ", 1)[1]
+        if word == "not shown":
+            return word
+        return "agrees" if (word == "higher") == self.published.startswith("+") else "the opposite"
+
+
+def compared(
+    regime: Regime, table: Table, runs: Mapping[tuple[str, int], dict[str, Any]], checkpoint: str
+) -> Iterator[Pair]:
+    """The pairs of a table whose arms are in the regime, of the seeds that all its arms have."""
+    keys = [key for key, _ in table.rows if key in regime.arms]
+    seeds = [seed for seed in SEEDS if all((key, seed) in runs for key in keys)]
+    said = {key: float(published.split(", ")[1]) for key, published in table.rows if published}
+    for left, right in table.pairs:
+        if {left, right} <= {*keys}:
+            robust, clean = (
+                tuple(
+                    share(runs[left, seed][checkpoint][attack]) - share(runs[right, seed][checkpoint][attack])
+                    for seed in seeds
+                )
+                for attack in (STRONG, "clean")
+            )
+            published = f"{said[left] - said[right]:+.2f}" if {left, right} <= said.keys() else ""
+            yield Pair(f"{left} - {right}", robust, clean, published)
+
+
+def summary(known: Mapping[str, Mapping[tuple[str, int], dict[str, Any]]]) -> Iterator[str]:
+    """Which published orders are seen here, which are not, and which are the other way round."""
+    heads = ("images", "checkpoint", "agrees", "the opposite", "not shown")
+    yield from ("", "## What agrees, under APGD-T", "")
+    yield from textwrap.wrap(
+        "Of the differences that are published: *agrees* where the interval here leaves out 0 on their side.", 120
+    )
+    yield from ("", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}")
+    for regime in REGIMES:
+        runs = known[regime.key]
+        if all((key, seed) in runs for key in regime.arms for seed in SEEDS):
+            for checkpoint in regime.checkpoints:
+                pairs = {pair.name: pair for table in TABLES for pair in compared(regime, table, runs, checkpoint)}
+                sorted_out: dict[str, list[str]] = {word: [] for word in heads[2:]}
+                for pair in pairs.values():
+                    if pair.published:
+                        sorted_out[pair.verdict].append(pair.name)
+                cells = [f"{len(names)}: {', '.join(names)}" if names else "0" for names in sorted_out.values()]
+                yield f"| {regime.images:,} | {checkpoint} | {' | '.join(cells)} |"
 
 
 def rows_of(checkpoint: str, rows: Sequence[tuple[str, Sequence[dict[str, Any]], str]]) -> Iterator[str]:
@@ -395,6 +446,7 @@ def page() -> None:
         "",
         *textwrap.wrap(INTRODUCTION, 120),
     ]
+    lines += summary(known)
     for regime in REGIMES:
         lines += section(regime, known[regime.key])
     lines += [
