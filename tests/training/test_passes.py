@@ -84,7 +84,8 @@ def witnessed(
 ) -> tuple[Step, Callable[[int], dict[str, Passes]]]:
     """A step, and a call of it that returns the witness's counts after comparing them with ledger and plan."""
     witness = Witness(net)
-    step = Step(net, torch.optim.SGD(net.parameters(), lr=0.01), plugins, num_samples=len(batch[1]), **arguments)
+    told = {"num_samples": len(batch[1]), "num_classes": net[-1].out_features}
+    step = Step(net, torch.optim.SGD(net.parameters(), lr=0.01), plugins, **told, **arguments)
 
     def run(epoch: int) -> dict[str, Passes]:
         report = step(*batch, epoch=epoch)
