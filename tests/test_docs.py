@@ -439,7 +439,7 @@ def test_settings_and_options_in_sentences_exist(page: Path) -> None:
     """Beside the plugins that they name, or beside all that fit."""
     for words in assignments(page):
         if words[0].startswith("-"):
-            named = {name for name in CARDS if any(f"{name}." in word for word in words)}
+            named = {name for name in CARDS if any(re.search(rf"(?<![\w-]){name}\.", word) for word in words)}
             named |= {"trades"} if any("clean_logits" in word for word in words) else set()  # computed for somebody
             smallest = tuple(sorted({member for name in named for member in methods.alone(name)}))
             errors = []
