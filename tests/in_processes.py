@@ -29,6 +29,7 @@ from advkit.cli.main import run
 from advkit.errors import Stopped
 from advkit.training.progress import Silent
 from advkit.training.ranks import here
+from advkit_plugins.hat import Hat
 
 N = 97
 TOY = Splits(pictures(N), pictures(), "none")
@@ -194,6 +195,9 @@ def module() -> Mapping[str, Any]:
 JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "at": lambda: train(),
     **{name: (lambda name=name: train(name)) for name in methods.names() if name not in ("av-rank", *WHOLE)},
+    "hat,awp with a helper": lambda: train(
+        Hat(Hat.Options(), tiny_net(True, 0.0, torch.float64)), "awp", batch_norm=True
+    ),
     "cure": lambda: train("cure", batch_norm=True),  # two derivatives through the statistics
     "alp,av-rank": lambda: train("alp", "av-rank", options={"av-rank": {"term": "alp"}}),
     "cat-eps,lsiw": lambda: train("cat-eps", "lsiw", batch_norm=True),

@@ -26,9 +26,9 @@ ALL = [
     *("cat", "cat-feb2020", "cat-jun2020-v1", "cat-jun2020-v2"),
     *("iseat-cifar10", "iseat-cifar100", "iseat-svhn", "iseat-swa", "mart-awp"),
     *("cat-adv-train", "cat-trades", "cat-adv-ls", "cat-adp-adv"),
-    *("dynamic-at", "bilateral", "mma", "iaat", "gairat", "fat"),
+    *("dynamic-at", "bilateral", "mma", "iaat", "gairat", "fat", "hat"),
 ]
-EXTRA = ["dm-improves-at", "iseat-rst", "rst", "rst-awp", "rst-mart"]
+EXTRA = ["dm-improves-at", "hat-ema", "iseat-rst", "rst", "rst-awp", "rst-mart"]
 """Those that want a folder of extra images."""
 HOME = Path(__file__).parents[2] / "plugins" / "advkit_plugins" / "recipes"
 
@@ -107,6 +107,9 @@ PUBLISHED = {
     | {"attack.mode": "train", "optimizer.decay": 0.2, "optimizer.milestones": [70, 90, 100], "run.epochs": 110},
     "gairat": {"gairat.lam": -1.0, "gairat.burn_in": 0.5, "gairat.form": "tanh", "attack.eps": 0.031}
     | {"optimizer.weight_decay": 2e-4, "optimizer.milestones": [59, 89], "run.epochs": 120, "attack.mode": "eval"},
+    "hat": {"hat.beta": 2.5, "hat.gamma": 0.5, "hat.s": 2.0, "hat.robust": "kl", "optimizer.lr": 0.21}
+    | {"optimizer.nesterov": True, "optimizer.peak": 0.25, "run.epochs": 50, "attack.step_size": 2 / 255}
+    | {"update.batch_norm": "clean_logits,adv_logits", "attack.mode": "eval", "attack.init": "normal"},
     "fat": {"fat.tau": [[0, 0.0], [50, 1.0], [90, 2.0]], "fat.noise": 0.001, "attack.eps": 0.031}
     | {"optimizer.weight_decay": 2e-4, "optimizer.milestones": [59, 89], "run.epochs": 120, "attack.mode": "eval"},
 }
@@ -117,6 +120,8 @@ EXTRAS = {
     "rst": {"run.batch_size": 256, "extra-data.share": 0.5, "attack.eps": 0.031, "optimizer.schedule": "cosine"},
     "dm-improves-at": {"run.batch_size": 512, "extra-data.share": 0.7, "trades.beta": 5.0, "ema.decay": 0.995}
     | {"optimizer.peak": 0.025, "label-smoothing.alpha": 0.1, "optimizer.decay_norms_and_biases": False},
+    "hat-ema": {"run.batch_size": 1024, "extra-data.share": 0.7, "hat.beta": 3.5, "hat.gamma": 0.5, "ema.decay": 0.995}
+    | {"label-smoothing.alpha": 0.1, "optimizer.lr": 0.4, "run.epochs": 400, "optimizer.schedule": "cosine"},
     "iseat-rst": {"run.batch_size": 256, "extra-data.share": 0.5, "awp.gamma": 0.005}
     | {"lsiw.lam": [[0, 0.0], [200, 0.01]], "run.epochs": 400},
     "rst-awp": {"run.batch_size": 256, "extra-data.share": 0.5, "awp.gamma": [[0, 0.0], [10, 0.005]]}
@@ -166,7 +171,8 @@ def test_the_twin_is_the_same_method_on_the_digits(name: str) -> None:
     shapes = [[stage.passes for _, stage in each.composition.stages()] for each in (whole, mini)]
     assert shapes[0] == shapes[1], "the stages are kept"
     rates = mini.optimizer
-    assert rates.lr_at(19, 20) < rates.lr and rates.decays(20)[0] < 20, "the learning rate decays within the run"
+    early = rates.schedule != "piecewise" or rates.decays(20)[0] < 20
+    assert rates.lr_at(19, 20) < rates.lr and early, "the learning rate decays within the run"
     for unit in ("cat-eps.eta", "cat-eps.eps_max", "mma.d_max", "mma.eps_min", "iaat.gamma"):  # in units of eps
         if unit in whole.values():
             ratios = [each.values()[unit] / each.attack.eps for each in (whole, mini)]  # type: ignore[operator]

@@ -159,7 +159,9 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
     objective_views = {view: view in differentiated(adding) for view in VIEWS if askers(view, adding)}
     costs = Costs(setting.attack.steps, adv_ce=Passes(1, full_backward=1), objective=Passes(), epoch=epoch)
     objective = Passes(len(objective_views), full_backward=sum(objective_views.values()))
-    costs = replace(costs, objective=sum((answer.passes(costs) for answer in adding), objective))
+    objective = sum((answer.passes(costs) for answer in adding), objective)
+    # Nets beside the model answer once for the same images, be the loss taken at several weights.
+    costs = replace(costs, objective=replace(objective, auxiliary_forward=0))
 
     def own(phase: str) -> Passes:
         return sum((answer.passes(costs) for answer in answers if answer.spec.phase == phase), Passes())

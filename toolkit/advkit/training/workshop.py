@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.layer import Layer
 from ..config.request import Request, registered
@@ -45,8 +45,8 @@ class Workshop:
         else:
             make = self._of_run if os.path.isdir(source) else self._of_file
             net, where = make(name, Path(source), model), str(source)
-        stored = net.state_dict()
-        sha256 = digest(stored | {key: value for key, value in net.named_buffers() if key not in stored})
+        values = {**dict(net.named_buffers()), **net.state_dict()}
+        sha256 = digest({key: value for key, value in values.items() if isinstance(value, Tensor)})
         net.requires_grad_(False).to(device=self.state.device, dtype=self.state.dtype)
         net.to(memory_format=LAYOUTS[self.resolved.run.memory_format])
         try:
