@@ -243,8 +243,10 @@ def recipes() -> str:
             for row in recipe.published
         )
         plugins = ",".join(recipe.table["plugins"])
-        rows.append((f"`{name}`", f"`{plugins}`" if plugins else "none", recipe.summary, "; ".join(figures)))
-    return table(("recipe", "plugins", "what", "published, in percent"), rows)
+        cost = "" if recipe.at_epochs is None else f"{recipe.at_epochs:.0f}"
+        shown = f"`{plugins}`" if plugins else "none"
+        rows.append((f"`{name}`", shown, recipe.summary, cost, "; ".join(figures) or "none at hand"))
+    return table(("recipe", "plugins", "what", "AT epochs", "published, in percent"), rows)
 
 
 def _clean(figure: Mapping[str, Any]) -> str:

@@ -66,6 +66,7 @@ SETS = (
     *("gairat,fat", "fat,trades", "iaat,awp", "mma,lsiw", "fgsm-rs,lsiw", "bilateral,awp", "gairat,trades"),
     "cat-eps,dirichlet-ls,lsiw,fosc",
     *("trades,awp", "mart,awp", "lsiw,swa", "rwp,lsiw", "fgsm-rs,gradalign", "cutmix,ema,trades", "mlcat,rwp"),
+    *("lsiw,idbh", "ikl,awp,ema", "te,awp"),
 )
 SEED, IMAGES, ATTACKS = 0, 200, ("clean", "pgd-20", "cw-20", "autoattack")
 

@@ -20,6 +20,7 @@ from advkit.config.resolve import Resolved, resolve
 from advkit.data.convert import convert
 from advkit.errors import PluginImport, PluginLoad
 from advkit.storage import checkpoint
+from advkit.training.plan import at_epochs
 
 ALL = [
     *("pgd-at-madry", "pgd-at-rice", "trades", "mart", "at-awp", "at-rwp", "trades-awp"),
@@ -27,7 +28,12 @@ ALL = [
     *("iseat-cifar10", "iseat-cifar100", "iseat-svhn", "iseat-swa", "mart-awp"),
     *("cat-adv-train", "cat-trades", "cat-adv-ls", "cat-adp-adv"),
     *("dynamic-at", "bilateral", "mma", "iaat", "gairat", "fat", "hat"),
+    *("idbh", "iseat-idbh", "pgd-at-cifar100", "pgd-at-svhn", "at-seat", "ikl"),
+    *("iseat-ft-both", "iseat-ft-input", "iseat-ft-weights", "iseat-ft-kl", "iseat-ft-unweighted", "iseat-ft-top10"),
+    *("iseat-ft-lsi", "iseat-ft-trade-awp"),
 ]
+UNFIGURED = {"at-seat"}
+"""Whose figures were not at hand."""
 EXTRA = ["dm-improves-at", "hat-ema", "iseat-rst", "rst", "rst-awp", "rst-mart"]
 """Those that want a folder of extra images."""
 HOME = Path(__file__).parents[2] / "plugins" / "advkit_plugins" / "recipes"
@@ -64,6 +70,8 @@ def test_every_recipe_and_its_twin_are_there() -> None:
 SHARED = {"run.batch_size": 128, "attack.steps": 10, "optimizer.momentum": 0.9}
 VGG = {"model.name": "vgg16-bn", "optimizer.lr": 0.01, "optimizer.milestones": [80, 140, 180], "attack.eps": 8 / 255}
 """Of all VGG-16 of CAT's paper."""
+TUNED = {"run.epochs": 40, "optimizer.lr": 0.01, "optimizer.milestones": [0.5], "model.variant": "iseat"}
+"""Of all that ISEAT's ablation fine-tunes."""
 PUBLISHED = {
     "pgd-at-madry": {"attack.init": "uniform", "optimizer.weight_decay": 2e-4, "optimizer.milestones": [102, 154]},
     "pgd-at-rice": {"model.name": "preact-resnet18", "attack.init": "uniform", "attack.mode": "train"},
@@ -93,6 +101,23 @@ PUBLISHED = {
     | {"attack.step_size": 1 / 255, "eps-ramp.epochs": 5, "eps-ramp.step_size": True},
     "iseat-swa": {"lsiw.lam": [[0, 0.0], [100, 0.1]], "awp.gamma": 0.007, "swa.start": 0.75, "attack.mode": "train"},
     "mart-awp": {"mart.lam": 6.0, "awp.gamma": [[0, 0.0], [9, 0.005]], "awp.loss": "objective", "optimizer.lr": 0.1},
+    "idbh": {"idbh.variant": "weak", "model.variant": "iseat", "run.epochs": 200, "attack.init": "zero"},
+    "iseat-idbh": {"lsiw.lam": [[0, 0.0], [200, 0.1]], "awp.gamma": 0.005, "run.epochs": 400, "idbh.variant": "weak"},
+    "pgd-at-cifar100": {"data.name": "cifar100", "model.name": "preact-resnet18", "optimizer.lr": 0.1},
+    "pgd-at-svhn": {"data.name": "svhn", "attack.step_size": 1 / 255, "optimizer.lr": 0.01, "eps-ramp.epochs": 5},
+    "at-seat": {"attack.eps": 0.031, "optimizer.lr": 0.01, "optimizer.weight_decay": 3.5e-3, "run.epochs": 120}
+    | {"ema.decay": 0.999, "ema.ramp": True, "ema.buffers": "averaged", "attack.mode": "eval"},
+    "ikl": {"ikl.alpha": 4.0, "ikl.beta": 20.0, "ikl.gamma": 1.0, "ikl.temperature": 4.0, "attack.steps": 5}
+    | {"awp.gamma": [[0, 0.0], [9, 0.005]], "awp.loss": "objective", "ema.decay": 0.9996, "eps-ramp.epochs": 200}
+    | {"attack.step_size": 4 / 255, "optimizer.lr": 0.2, "optimizer.schedule": "cosine"},
+    "iseat-ft-both": TUNED | {"lsiw.lam": 0.1, "awp.gamma": 0.007},
+    "iseat-ft-input": TUNED | {"lsiw.lam": 0.1, "awp.gamma": 0.0},
+    "iseat-ft-weights": TUNED | {"awp.gamma": 0.007, "awp.loss": "adv_ce"},
+    "iseat-ft-kl": TUNED | {"lsiw.distance": "kl", "av-rank.scheme": "uniform"},
+    "iseat-ft-unweighted": TUNED | {"lsiw.distance": "l2", "av-rank.scheme": "uniform"},
+    "iseat-ft-top10": TUNED | {"lsiw.distance": "l2", "av-rank.scheme": "top-k", "av-rank.share": 0.1},
+    "iseat-ft-lsi": TUNED | {"lsiw.adv_at": "theta", "lsiw.clean_at": "theta", "awp.gamma": 0.007},
+    "iseat-ft-trade-awp": TUNED | {"lsiw.adv_at": "theta+v", "lsiw.clean_at": "theta+v", "awp.gamma": 0.007},
     "cat-adv-train": VGG,
     "cat-trades": VGG | {"trades.beta": 6.0, "attack.init": "normal", "update.batch_norm": "adv_logits,clean_logits"},
     "cat-adv-ls": VGG | {"dirichlet-ls.c": 10.0},
@@ -135,6 +160,7 @@ def test_a_recipe_with_extra_images_and_its_twin(name: str, tmp_path: Path, caps
     whole, mini = resolved(name), resolved(f"{name}-mini")
     values = {key: value.plain() if isinstance(value, Schedule) else value for key, value in whole.values().items()}
     assert {key: values[key] for key in EXTRAS[name]} == EXTRAS[name]
+    assert recipes.load(name).at_epochs == at_epochs(whole)
     assert recipes.load(name).published and [p.name for p in mini.composition.plugins] == [
         p.name for p in whole.composition.plugins
     ]
@@ -155,7 +181,8 @@ def test_a_recipe_resolves_to_the_published_settings(name: str) -> None:
         assert values[key] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), key
         assert found.origins.get(key, "default") in (f"recipe {name}", "default")
     about = recipes.load(name)
-    assert about.published and about.notes and about.paper
+    assert bool(about.published) != (name in UNFIGURED) and about.notes and about.paper
+    assert about.at_epochs == at_epochs(found), "what the plan says"
     for figure in about.published:
         assert 1 < figure["robust"] < figure.get("clean", 99.0) < 100
 
@@ -224,7 +251,9 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, err) == (0, "") and all(f"{name}-mini" in out for name in ALL)
     assert all(figure in " ".join(out.split()) for figure in ("75.54", "56.54", "57.50"))
     listed = json.loads(advkit(capsys, "recipes", "list", "--json")[1])
-    assert {each["name"] for each in listed if not each["published"]} == {f"{name}-mini" for name in ALL + EXTRA}
+    twins = {f"{name}-mini" for name in ALL + EXTRA}
+    assert {each["name"] for each in listed if not each["published"]} == twins | UNFIGURED
+    assert {each["name"] for each in listed if each["at_epochs"] is None} == twins
     assert [each["name"] for each in listed] == recipes.names()
     code, out, err = advkit(capsys, "recipes", "show", "iseat-svhn")
     assert (code, err) == (0, "")

@@ -23,19 +23,21 @@ def list_(as_json: bool) -> None:
 
     installed = {name: recipes.load(name) for name in recipes.names()}
     if as_json:
-        keys = ("name", "distribution", "summary", "paper", "published")
+        keys = ("name", "distribution", "summary", "paper", "published", "at_epochs")
         print_json([{key: getattr(recipe, key) for key in keys} for recipe in installed.values()])
         return
     from .display import stdout, table_of
 
-    table = table_of("recipe", "in minutes", "plugins", "summary", "published, robust %", wrap=WRAPPED)
+    heads = ("recipe", "in minutes", "plugins", "summary", ">AT epochs", "published, robust %")
+    table = table_of(*heads, wrap=WRAPPED)
     for name, recipe in installed.items():
         if name != recipe.mini:
             plugins = ",".join(recipe.table.get("plugins", ())) or "none"
             figures = (
                 f"{row['attack']} {row['robust']:.2f}, {row['net']} ({row['source']})" for row in recipe.published
             )
-            table.add_row(name, recipe.mini or "", plugins, recipe.summary, "\n".join(figures))
+            cost = "" if recipe.at_epochs is None else f"{recipe.at_epochs:.0f}"
+            table.add_row(name, recipe.mini or "", plugins, recipe.summary, cost, "\n".join(figures))
     stdout().print(table)
 
 
@@ -60,6 +62,8 @@ def show(name: str, as_json: bool) -> None:
     console.print(text(recipe.paper, "dim"))
     for note in recipe.notes:
         console.print(text(f"- {note}"))
+    if recipe.at_epochs is not None:
+        console.print(text(f"It costs as much as {recipe.at_epochs:.0f} epochs of PGD-AT with ten steps."))
     if recipe.published:
         heads = ("published: net", ">clean %", "attack", ">robust %", "eps", "source")
         table = table_of(*heads, wrap=("published: net", "attack", "source"))

@@ -36,6 +36,8 @@ class Recipe:
     notes: tuple[str, ...]
     """Where paper and official code differ, and what advkit does."""
     table: Mapping[str, Any]
+    at_epochs: float | None = None
+    """What it costs, as a plan says it, in epochs of PGD-AT with ten steps; None where its file does not say."""
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "published": list(self.published), "notes": list(self.notes)}
@@ -64,10 +66,11 @@ def load(name: str) -> Recipe:
     _check(about, path)
     twin = f"{whole}{MINI}" if mini is not None else None
     summary, published, notes = about["summary"], about.get("published", ()), about.get("notes", ())
+    cost = about.get("at_epochs")
     if name != whole:
         table = _merged(table, mini)
-        summary, published = f"{summary}, small enough for a laptop", ()
-    return Recipe(name, distribution, summary, about["paper"], twin, tuple(published), tuple(notes), table)
+        summary, published, cost = f"{summary}, small enough for a laptop", (), None
+    return Recipe(name, distribution, summary, about["paper"], twin, tuple(published), tuple(notes), table, cost)
 
 
 def called(name: str) -> list[str]:
@@ -116,8 +119,10 @@ def _check(about: Any, path: Path) -> None:
     """Say what is wrong with a table [recipe]."""
     if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in ("summary", "paper")):
         raise _damaged(path, "[recipe] needs a summary and a paper")
-    if stray := about.keys() - {"summary", "paper", "published", "notes"}:
+    if stray := about.keys() - {"summary", "paper", "published", "notes", "at_epochs"}:
         raise _damaged(path, f"[recipe] has an unknown {min(stray)}")
+    if type(about.get("at_epochs", 1.0)) is not float:
+        raise _damaged(path, "at_epochs must be a number such as 200.0")
     notes, published = about.get("notes", []), about.get("published", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise _damaged(path, "notes must be a list of texts")

@@ -35,11 +35,20 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "modules": modules,
         "passes": {phase: passes.as_dict() for phase, passes in dearest.passes.items()},
         "relative_cost": round(dearest.cost / max(1, _pgd_at_cost(resolved.attack.steps)), 4),
+        "at_epochs": at_epochs(resolved),
         "stages": [
             {"from_epoch": epoch, "passes": {phase: passes.as_dict() for phase, passes in stage.passes.items()}}
             for epoch, stage in stages
         ],
     }
+
+
+def at_epochs(resolved: Resolved) -> float:
+    """What the whole run costs, in epochs of PGD-AT with ten steps on as many images."""
+    epochs, stages = resolved.run.epochs, resolved.composition.stages()
+    ends = [first for first, _ in stages[1:]] + [epochs]
+    cost = sum((end - first) * stage.cost for end, (first, stage) in zip(ends, stages, strict=True))
+    return round(cost / _pgd_at_cost(10), 1)
 
 
 def _balance(resolved: Resolved) -> list[str]:
