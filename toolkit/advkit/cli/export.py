@@ -15,6 +15,7 @@ from .main import PLACE, echo, print_json
 @click.command("export")
 @click.argument("run", metavar="RUN", type=PLACE)
 @click.option("--out", required=True, type=PLACE, metavar="DIR", help="A new folder.")
+@click.option("--hub", is_flag=True, help="As a repository of the Hugging Face Hub, with a model card.")
 @CHECKPOINT
 @own_options
 @DATA_ROOT
@@ -22,6 +23,7 @@ from .main import PLACE, echo, print_json
 def command(
     run: str,
     out: str,
+    hub: bool,
     checkpoint: str | None,
     model: str | None,
     dataset: str | None,
@@ -36,12 +38,15 @@ def command(
     model.pt2 runs with nothing but torch. model.safetensors and model.pt hold the same weights; so do the two without
     normalisation. README.txt shows the lines that load them, example.safetensors has images and their logits to check
     against, export.json the mean, standard deviation, classes and settings.
+
+    With --hub: model.safetensors, config.json and README.md, a card with accuracies, RobustBench's fields, audit and
+    settings, for `hf upload USER/NAME DIR`. A net of timm is then timm.create_model("hf-hub:USER/NAME").
     """
     from ..studies.export import export
     from .display import say
 
     with redirect_stdout(sys.stderr):  # whatever the net prints in its forward
-        record = export(run, out, checkpoint, model=model, dataset=dataset, data_root=data_root)
+        record = export(run, out, checkpoint, model=model, dataset=dataset, data_root=data_root, hub=hub)
     if as_json:
         print_json(record.as_dict() | {"out": out})
         return

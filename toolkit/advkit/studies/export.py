@@ -18,6 +18,8 @@ from ..modules import mode, placement
 from ..storage.files import delete, sweep, unwritable, using, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
+from .documents import document
+from .hub import card, config, weights_of
 from .records import ExportRecord
 from .subject import Subject, subject_of
 
@@ -58,6 +60,8 @@ UNFINISHED, LOCK = ".unfinished", ".lock"
 FILES = (
     "export.json",
     "README.txt",
+    "README.md",
+    "config.json",
     "example.safetensors",
     "model.pt2",
     *(f"model{which}.{kind}" for which in ("", "-without-normalisation") for kind in ("safetensors", "pt")),
@@ -73,30 +77,33 @@ def export(
     model: str | nn.Module | None = None,
     dataset: Any = None,
     data_root: str | Path | None = None,
+    hub: bool = False,
 ) -> ExportRecord:
     """Write a run's weights, its graph and how to load them into the new or empty folder `out`; what export.json says.
 
     `checkpoint` is "best" or "last"; None is best, of standard training last. `model` and `dataset` are given again
-    for a run that was trained on objects or on FILE.py:NAME, as to `evaluate`.
+    for a run that was trained on objects or on FILE.py:NAME, as to `evaluate`. `hub`: as a repository of the Hugging
+    Face Hub, with a model card of what is known of these weights; in timm's form where the net is timm's.
     """
     RunFolder.open(Path(run))
-    return export_subject(subject_of(run, checkpoint, model=model, dataset=dataset, data_root=data_root), Path(out))
+    subject = subject_of(run, checkpoint, model=model, dataset=dataset, data_root=data_root)
+    return export_subject(subject, Path(out), hub)
 
 
-def export_subject(subject: Subject, out: Path) -> ExportRecord:
+def export_subject(subject: Subject, out: Path, hub: bool = False) -> ExportRecord:
     """As `export`."""
     _refuse_content(out)
     with RunLock(out / LOCK):
         _refuse_content(out)  # of two starters one gets here first
         write_atomic(out / UNFINISHED, b"")
         _remove(out, *FILES)  # what a killed export left may be of another net
-        result = _written(subject, out)
+        result = _written(subject, out, hub)
         _remove(out, UNFINISHED)
         delete(out / LOCK)  # who makes it anew finds the export complete
     return result
 
 
-def _written(subject: Subject, out: Path) -> ExportRecord:
+def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
     model = subject.model.cpu()
     full = {name: _copy(value) for name, value in model.state_dict().items()}
     bare, shifted = without_normalisation(model)
@@ -123,6 +130,13 @@ def _written(subject: Subject, out: Path) -> ExportRecord:
     write_atomic(out / "example.safetensors", safetensors.torch.save(example))
     if graph:
         write_atomic(out / "model.pt2", graph)
+    if hub:
+        result = ExportRecord(**record)
+        write_atomic(out / "model.safetensors", safetensors.torch.save(weights_of(subject, full)))
+        write_atomic(out / "config.json", document(config(subject, result)))
+        write_atomic(out / "README.md", card(subject, result).encode())
+        result.write(out / "export.json")
+        return result
     for name, weights in {"model": full, **({"model-without-normalisation": bare} if means else {})}.items():
         write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
         buffer = io.BytesIO()

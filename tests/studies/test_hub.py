@@ -1,0 +1,63 @@
+"""Exports for the Hugging Face Hub: the card says what is known of these weights and no more; timm loads its nets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import advkit
+from advkit.cli.main import run
+from advkit.models.base import Normalize
+
+QUICK = {"data.limit": 40, "model.width": 2, "attack.steps": 1, "validation.steps": 1}
+
+
+def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "run"
+    advkit.train(plugins="cat-eps", eps="8/255", epochs=1, settings=QUICK, out=home)
+    assert run(["export", str(home), "--out", str(tmp_path / "empty"), "--hub"]) == 0
+    names = ["README.md", "config.json", "example.safetensors", "export.json", "model.pt2", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == names
+    card = (tmp_path / "empty" / "README.md").read_text()
+    assert f"Nothing is known of these weights: `advkit evaluate {home} --attacks clean,autoattack`" in card
+    assert "Not audited for masked gradients yet" in card and "in\nlinf of 8/255" in card
+    judged = advkit.evaluate(home, attacks="clean,pgd-1", n=20)
+    audit = advkit.audit(home, n=20)
+    record = advkit.export(home, tmp_path / "net", hub=True)
+    card = (tmp_path / "net" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: pytorch\n") and "\n- cat-eps\n---\n" in card
+    for attack in judged.attacks:
+        assert f"| {attack.accuracy:.4f} | {attack.interval[0]:.4f} to {attack.interval[1]:.4f} |" in card
+    fields = json.loads(card.partition("```json\n")[2].partition("```")[0])
+    assert fields["autoattack_acc"] is None and fields["clean_acc"] == f"{100 * judged.attacks[0].accuracy:.2f}"
+    assert "Not evaluated under AutoAttack yet" in card and all(f"| {check.name} |" in card for check in audit.checks)
+    assert (home / "run.toml").read_text().strip() in card
+    config = json.loads((tmp_path / "net" / "config.json").read_text())
+    assert config["architecture"] == "small-cnn" and config["num_classes"] == 10 and config["mean"] == record.mean
+    # of the last weights, which nobody has judged, nothing is said of the best
+    (kept,) = home.glob("evaluations/*/*/evaluation.json")
+    told = json.loads(kept.read_text())
+    kept.write_text(json.dumps(told | {"sha256_of_weights": "0" * 64}))
+    advkit.export(home, tmp_path / "other", hub=True)
+    assert "Nothing is known of these weights" in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_timm_loads_its_own_nets(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        data = (torch.rand(12, 3, 16, 16) * 255).byte(), torch.arange(12) % 3
+    settings = {"attack.steps": 1, "validation.fraction": 0, "attack.eps": 0.1}
+    advkit.train("timm:test_resnet", data, epochs=1, batch_size=6, settings=settings, out=tmp_path / "run")
+    advkit.export(tmp_path / "run", tmp_path / "net", dataset=data, hub=True)
+    net = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
+    example = safetensors.torch.load_file(tmp_path / "net" / "example.safetensors")
+    normalise = Normalize(*(tuple(net.pretrained_cfg[name]) for name in ("mean", "std")))
+    with torch.no_grad():
+        assert torch.allclose(net(normalise(example["images"])), example["logits"], atol=1e-5)
+    card = (tmp_path / "net" / "README.md").read_text()
+    assert "library_name: timm" in card and 'timm.create_model("hf-hub:USER/NAME"' in card

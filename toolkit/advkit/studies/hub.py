@@ -1,0 +1,186 @@
+"""A net for the Hugging Face Hub: config.json and a model card beside its weights; nets of timm are in its form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from .. import __version__
+from ..config import runfile
+from ..evaluation.audit.checks import Check
+from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
+from .subject import Subject
+
+CARD = """\
+---
+library_name: {library}
+pipeline_tag: image-classification
+tags:
+{tags}
+---
+
+# {name}
+
+`{net}` for {count} classes of `{data}`, {shape}, trained with advkit {version} ({plugins}) against perturbations in
+{norm} of {eps}. It takes images in [0, 1]{normalised}. {licence}
+
+## What it withstands
+
+{accuracies}
+
+## Whether that can be believed
+
+{audit}
+
+## Use
+
+```python
+{use}
+```
+
+`example.safetensors` has images and the logits of the trained net for them: compare before you trust what was loaded.
+{notes}
+## How it was trained
+
+`advkit train --config run.toml` with this run file:
+
+```toml
+{settings}
+```
+"""
+LICENCE = "No licence is stated: whoever publishes it adds one to the block above."
+GRAPH = """\
+import torch
+
+net = torch.export.load("model.pt2").module()
+logits = net(images)  # (B, C, H, W) in [0, 1]"""
+TIMM = """\
+import timm, torch
+
+net = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
+mean, std = (torch.tensor(net.pretrained_cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
+logits = net((images - mean) / std)  # (B, C, H, W) in [0, 1]"""
+WEIGHTS = """\
+from safetensors.torch import load_file
+
+net.load_state_dict(load_file("model.safetensors"))  # net: your own definition of the architecture"""
+
+
+def is_timms(subject: Subject) -> bool:
+    """Whether timm alone makes the net of it: nothing but a normalisation before, whose numbers config.json has."""
+    resolved = subject.resolved
+    return (
+        resolved.model_name == "timm"
+        and not resolved.model_options["resize"]
+        and subject.splits.train.shape[0] != 1
+        and resolved.model_options["normalise"] != "none"
+    )
+
+
+def weights_of(subject: Subject, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By the names that whoever loads them expects."""
+    return {name.removeprefix("net.") if is_timms(subject) else name: value for name, value in weights.items()}
+
+
+def config(subject: Subject, record: ExportRecord) -> dict[str, Any]:
+    """config.json."""
+    common = {"num_classes": len(record.classes), "label_names": record.classes}
+    statistics = {"input_size": record.shape, "mean": record.mean, "std": record.std}
+    if not is_timms(subject):
+        options = {"architecture": record.architecture, "architecture_options": record.architecture_options}
+        return {"library": f"advkit {__version__}", **options, **common, **statistics}
+    net = cast(Any, cast(nn.Sequential, subject.model)[-1])
+    fixed = bool(net.pretrained_cfg.get("fixed_input_size"))
+    return {
+        "architecture": record.architecture_options["architecture"],
+        "num_classes": len(record.classes),
+        "num_features": net.num_features,
+        "model_args": {"in_chans": record.shape[0], **({"img_size": record.shape[1:]} if fixed else {})},
+        "pretrained_cfg": {
+            **{key: net.pretrained_cfg[key] for key in ("first_conv", "classifier") if net.pretrained_cfg.get(key)},
+            **common,
+            **statistics,
+            "fixed_input_size": fixed,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+        },
+    }
+
+
+def card(subject: Subject, record: ExportRecord) -> str:
+    """README.md: what is known of exactly these weights, and what is not known yet."""
+    timms = is_timms(subject)
+    run = Path(subject.name)
+    kept = (read_or_told(file, Evaluation) for file in sorted(run.glob("evaluations/*/*/evaluation.json")))
+    judged = [
+        one
+        for one in kept
+        if isinstance(one, Evaluation) and (one.sha256_of_weights, one.split) == (record.sha256_of_weights, "test")
+    ]
+    audit = read_or_told(run / "audit.json", AuditRecord) if (run / "audit.json").is_file() else ""
+    fits = isinstance(audit, AuditRecord) and audit.sha256_of_weights == record.sha256_of_weights
+    tags = ("adversarial-robustness", "advkit", *record.plugins)
+    return CARD.format(
+        library="timm" if timms else "pytorch",
+        tags="\n".join(f"- {tag}" for tag in tags),
+        name=run.name,
+        net=record.architecture_options["architecture"] if timms else record.architecture,
+        count=len(record.classes),
+        data=record.data,
+        shape=" x ".join(map(str, record.shape)),
+        version=__version__,
+        plugins=", ".join(record.plugins) or "PGD-AT",
+        norm=record.norm,
+        eps=_eps(record.eps),
+        normalised=", normalised by the numbers of config.json" if timms else "",
+        licence=LICENCE,
+        accuracies=_accuracies(judged, str(run)),
+        audit=_audited(audit.checks if isinstance(audit, AuditRecord) and fits else [], str(run)),
+        use=TIMM if timms else WEIGHTS if record.without_graph else GRAPH,
+        notes="".join(f"\n- {note}." for note in record.notes) + ("\n" if record.notes else ""),
+        settings=runfile.dump(subject.resolved).strip(),
+    )
+
+
+def _accuracies(judged: Sequence[Evaluation], run: str) -> str:
+    """Of the evaluation with the most images that has AutoAttack, else with the most."""
+    command = f"`advkit evaluate {run} --attacks clean,autoattack`"
+    if not judged:
+        return f"Nothing is known of these weights: {command}, then export again."
+    chosen = max(judged, key=lambda one: (any(row.name == "autoattack" for row in one.attacks), one.n))
+    rows = [["attack", "norm", "eps", "accuracy", "95 %"], ["---"] * 5]
+    for row, label in zip(chosen.attacks, chosen.labels, strict=True):
+        attacked = row.name != "clean"
+        eps = chosen.eps if row.eps is None else row.eps
+        radius = [row.norm or chosen.norm, _eps(eps or 0.0)] if attacked else ["", ""]
+        rows.append([label, *radius, f"{row.accuracy:.4f}", "{:.4f} to {:.4f}".format(*row.interval)])
+    if worst := chosen.worst_case:
+        interval = "{:.4f} to {:.4f}".format(*worst.interval)
+        rows.append(["worst case", chosen.norm, _eps(chosen.eps or 0.0), f"{worst.accuracy:.4f}", interval])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    said = [f"On {chosen.images or 'images'} of the test split, n = {chosen.n}:", "", *lines]
+    if chosen.alarms:
+        said += ["", f"**Suspect**: the short audit raises {', '.join(chosen.alarms)}."]
+    if not any(row.name == "autoattack" for row in chosen.attacks):
+        said += ["", f"Not evaluated under AutoAttack yet: {command}."]
+    fields = json.dumps(chosen.robustbench, indent=1)
+    return "\n".join([*said, "", "As RobustBench's model_info:", "", "```json", fields, "```"])
+
+
+def _audited(checks: Sequence[Check], run: str) -> str:
+    if not checks:
+        return f"Not audited for masked gradients yet: `advkit audit {run}`."
+    rows = [["check", "figure", "alarm"], ["---"] * 3]
+    for check in checks:
+        figure = "" if check.figure is None else f"{check.figure:.4g}"
+        rows.append([check.name, figure, {True: "**yes**", False: "no", None: "could not be run"}[check.alarm]])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _eps(eps: float) -> str:
+    gray = 255 * eps
+    return f"{round(gray)}/255" if gray > 0.5 and abs(gray - round(gray)) < 1e-6 else f"{eps:g}"
