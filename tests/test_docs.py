@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -334,14 +335,17 @@ def scaffold(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def example_installed(tmp_path: Path, scaffold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third party's package, as if it were installed."""
-    info = tmp_path / "advkit_uniform_labels-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: advkit-uniform-labels\nVersion: 0.1.0\n")
-    project = read(EXAMPLE / "pyproject.toml")
-    (line,) = re.findall(r'^uniform-labels = "(.+)"$', project, re.MULTILINE)
-    (info / "entry_points.txt").write_text(f"[advkit.plugins]\nuniform-labels = {line}\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), str(EXAMPLE), str(scaffold), *sys.path])
+    """The third parties' packages, as if they were installed."""
+    for package in (EXAMPLE, EXAMPLE.with_name("zero_grad")):
+        project = tomllib.loads(read(package / "pyproject.toml"))["project"]
+        info = tmp_path / f"{project['name'].replace('-', '_')}-0.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
+        points = project["entry-points"]["advkit.plugins"]
+        lines = [f"{name} = {value}\n" for name, value in points.items()]
+        (info / "entry_points.txt").write_text("[advkit.plugins]\n" + "".join(lines))
+        monkeypatch.syspath_prepend(package)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(scaffold), *sys.path])
     monkeypatch.delenv("ADVKIT_LOAD_PLUGINS", raising=False)
 
 

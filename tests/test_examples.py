@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import json
@@ -21,12 +22,14 @@ from torch import nn
 
 import advkit
 from advkit.cli.main import run
+from advkit.testing import CHECKS, Subject
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 OWN_LOOP = ROOT / "examples" / "own_loop.py"
 PACKAGE = ROOT / "examples" / "third_party_plugin"
+METHOD = ROOT / "examples" / "zero_grad"
 NAME, MODULE = "uniform-labels", "advkit_uniform_labels"
 
 
@@ -47,13 +50,12 @@ def python(*arguments: str | Path, on_path: Path | None = None, cwd: Path | None
     )
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds what installing the package puts into site-packages; no network, no build."""
-    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
-    site = tmp_path_factory.mktemp("site")
-    (site / f"{MODULE}.py").write_text((PACKAGE / f"{MODULE}.py").read_text())
-    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+def install(package: Path, site: Path) -> Path:
+    """Put into `site` what installing a package puts into site-packages; no network, no build."""
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    module = project["name"].replace("-", "_")
+    (site / f"{module}.py").write_text((package / f"{module}.py").read_text())
+    info = site / f"{module}-{project['version']}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     lines = [
@@ -63,6 +65,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     return site
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the first package is installed."""
+    return install(PACKAGE, tmp_path_factory.mktemp("site"))
 
 
 # ---------------------------------------------------------------------- a loop of one's own
@@ -289,3 +297,42 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert (
         "alarms:" in out and "run-1-evaluations" in out and (tmp_path / "notebook-report.html").stat().st_size > 10_000
     )
+
+
+# ---------------------------------------------------------------------- a method that is none of the built-ins
+
+
+@pytest.fixture(scope="module")
+def zero_grad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a package with a method of one's own is installed."""
+    return install(METHOD, tmp_path_factory.mktemp("method"))
+
+
+@pytest.mark.parametrize("check", [name for name in CHECKS if name != "compile"])  # that its own tests run
+def test_a_method_of_a_package_conforms(check: str, zero_grad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(zero_grad)
+    finding = CHECKS[check].outcome(Subject.of("zero-grad", {"q": 0.35}, {"q": 0.0}))
+    assert finding.state == ("not run" if check in ("nan", "places", "state") else "holds"), finding
+
+
+def test_a_method_of_a_package_trains_beside_two_built_ins(
+    zero_grad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(zero_grad)
+    words = "--limit 40 --epochs 1 --set attack.steps=1 --set attack.init=uniform --set model.width=2 --progress none"
+    losses = []
+    for plugins in ("trades,ema", "trades,ema,zero-grad"):
+        folder = tmp_path / plugins
+        assert run(["train", "--plugins", plugins, *words.split(), "--out", str(folder)]) == 0
+        losses.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] != losses[1]
+    planned = json.loads(python("-m", "advkit", "plan", "--plugins", plugins, "--json", on_path=zero_grad).stdout)
+    assert planned["hooks"]["attack_move"] == ["zero-grad"]
+
+
+def test_a_method_of_a_package_is_short_and_names_public_things_only() -> None:
+    source = (METHOD / "advkit_zero_grad.py").read_text()
+    assert len(source.splitlines()) < 60
+    imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    names = {alias.name for node in imported if node.module == "advkit" for alias in node.names}
+    assert names <= {*advkit.__all__} and {node.module for node in imported} <= {"advkit", "torch", "__future__"}
