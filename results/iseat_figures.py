@@ -265,6 +265,11 @@ def page(figures: Mapping[str, Any]) -> None:
             "AT's run, epoch by epoch, under the attack of training (`vulnerability-log`); then the margin along the "
             "adversarial direction at its best checkpoint (Eq. 7).",
         )
+        told = "; ".join(f"{name} {first:.3f} to {last:.3f}" for name, (first, last) in figures["over_epochs"].items())
+        lines += paragraphs(
+            f"From the second to the last epoch: {told}. In the paper SD, top 10 % and both shares rise and the bottom "
+            "10 % fall, in a net that overfits."
+        )
         lines += ["", "![AV over the epochs](iseat-fig-1a.svg)", "", "![margins](iseat-fig-1b.svg)"]
         lines += paragraphs(
             f"Within the budget flip {100 * of['within_eps']:.1f} % (paper: about 20 %), within a third of it "
@@ -307,11 +312,15 @@ def main() -> None:
             figures["pseudo_labels"] = pseudo_labelled(splits, unlabelled)
         result = trained(KEPT / net.key, splits, net)
         best = subject_of(KEPT / net.key, "best", dataset=splits)
-        model, images = best.model, best.images("train")
+        model, images = best.model.eval(), best.images("train")
         figures["table"][net.key] = row(model, splits.test, images)
         print(net.name, figures["table"][net.key], flush=True)
         if net.key == "at":
             (INTO / "iseat-fig-1a.svg").write_bytes(rendered(partial(epochs_picture, result.history))["svg"])
+            figures["over_epochs"] = {
+                name: [result.history[place]["figures"][f"vulnerability-log/{name}"] for place in (1, -1)]
+                for name in COLUMNS
+            }
             found = margins(model, images, Ascent(EPS))
             (INTO / "iseat-fig-1b.svg").write_bytes(rendered(partial(margin_picture, found))["svg"])
             figures["margin"] = found.as_dict()
