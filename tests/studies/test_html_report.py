@@ -357,6 +357,32 @@ def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
     assert "None of the 1 checks that ran raises an alarm; 1 could not be run." in text(page.id("run-1-audit"))
 
 
+def test_the_verdict_comes_first(runs: Path) -> None:
+    def said() -> tuple[str, str | None]:
+        _, first, *_ = page_of("plain", samples=0).within("run-1", "p")
+        return text(first), first.attributes.get("class")
+
+    assert said() == ("Robustness unknown: no evaluation of these weights.", "missing")
+    put(runs / "plain", "evaluations/one/n-200/evaluation.json", changed(suspect=False, audit=[]))
+    assert said() == (
+        "Worst case 0.500 (0.431 to 0.569) within linf 0.15 under pgd-20, on 200 images of the test split; not "
+        "audited. AutoAttack was not among the attacks, so the truth may be lower.",
+        "verdict",
+    )
+    worst = {"accuracy": 0.46, "interval": [0.36, 0.56]}
+    strong = [*EVALUATION["attacks"], {**EVALUATION["attacks"][1], "name": "autoattack", "accuracy": 0.46}]
+    few = changed(n=100, attacks=strong, worst_case=worst, suspect=False, audit=[])
+    put(runs / "plain", "evaluations/two/n-100/evaluation.json", few)
+    put(runs / "plain", "audit.json", AUDIT)
+    verdict, kind = said()
+    assert verdict.startswith(
+        "Worst case 0.460 (0.360 to 0.560) within linf 0.15 under pgd-20, autoattack, on 100 images"
+    )
+    assert "; audit: alarms, black-box (audit.json, n = 200)." in verdict and kind == "caution"
+    put(runs / "plain", "audit.json", {**AUDIT, "checks": AUDIT["checks"][::2], "alarms": []})
+    assert said()[0].endswith("; audit: no alarm.")
+
+
 def test_an_alarm_is_told_once_with_the_audits_that_raise_it(runs: Path) -> None:
     gap = {"name": "loss-gap", "figure": 0.1, "threshold": 0.06, "alarm": True, "sentence": "They differ."}
     judge(runs / "cat", "one", (PGD, ()), n=539, suspect=True, audit=[gap])

@@ -22,6 +22,7 @@ from .comparison import comparison
 from .markup import Html, join, listing, section, tag
 from .samples import SHOWN
 from .sources import Source
+from .verdict import verdict
 
 # The browser itself refuses whatever would be fetched or run.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -112,7 +113,7 @@ def build(
         content = [section(f"{source.key}-{key}", heading, 3, body) for key, heading, body in inner]
         where = tag("p", tag("code", source.path), class_="where")
         title = f"Run {source.title}"
-        parts.append((source.key, title, section(source.key, title, 2, where, *content)))
+        parts.append((source.key, title, section(source.key, title, 2, where, verdict(source), *content)))
         listed.append((source.key, title, [(f"{source.key}-{key}", heading) for key, heading, _ in inner]))
     if len(sources) > 1:  # after the runs: it knows their data once their checkpoints have been read
         parts.insert(0, ("comparison", "Comparison", comparison(sources)))

@@ -1,0 +1,45 @@
+"""What a run is worth in one sentence, before everything else: its worst case, and what the audits say of it."""
+
+from __future__ import annotations
+
+from ..records import AuditRecord, Evaluation
+from .alarms import alarms
+from .markup import Html, figure, paragraph, share, span, tag
+from .sources import Source
+
+
+def verdict(source: Source) -> Html:
+    """Of the evaluation that says most: with AutoAttack, then of the most images, then the worst."""
+    judged = [
+        one
+        for one in source.evaluations.values()
+        if isinstance(one, Evaluation) and one.worst and not source.outdated(one)
+    ]
+    if not judged:
+        return paragraph(tag("strong", "Robustness unknown"), ": no evaluation of these weights.", kind="missing")
+    found = min(judged, key=lambda one: (not _strong(one), -one.n, _worst(one)))
+    norm = found.norm if found.norm in found.worst else next(iter(found.worst))
+    worst = found.worst[norm]
+    attacks = [row.name for row in found.attacks if row.name != "clean"]
+    audited = alarms(source)
+    said = (
+        ["; audit: ", tag("strong", f"alarms, {audited}", class_="alarm")]
+        if audited
+        else ["; audit: no alarm" if isinstance(source.audit, AuditRecord) or found.audit else "; not audited"]
+    )
+    content = [
+        tag("strong", f"Worst case {share(worst.accuracy)}"),
+        f" ({span(worst.interval)}) within {norm} {figure(found.eps)} under {', '.join(attacks)}, on {found.n} images "
+        f"of the {found.split} split",
+        *said,
+        "." if _strong(found) else ". AutoAttack was not among the attacks, so the truth may be lower.",
+    ]
+    return paragraph(*content, kind="caution" if audited else "verdict")
+
+
+def _worst(found: Evaluation) -> float:
+    return min(one.accuracy for one in found.worst.values())
+
+
+def _strong(found: Evaluation) -> bool:
+    return any(row.name.startswith("autoattack") for row in found.attacks)
