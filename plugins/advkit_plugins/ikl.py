@@ -17,7 +17,8 @@ def spread(clean_logits: Tensor, adv_logits: Tensor, weights: Tensor) -> Tensor:
 
     The pairs need no (B, K, K): they are half the weighted variance of the shifts, times (sum_j w_j)^2.
     """
-    shift, total = clean_logits - adv_logits, weights.sum(dim=1, keepdim=True)
+    masked = (clean_logits == -torch.inf) & (adv_logits == -torch.inf)  # classes that do not move
+    shift, total = (clean_logits - adv_logits).masked_fill(masked, 0), weights.sum(dim=1, keepdim=True)
     mean = (weights * shift).sum(dim=1, keepdim=True) / total
     return 0.5 * (total * weights * (shift - mean).square()).sum(dim=1)
 

@@ -176,6 +176,15 @@ def test_the_pairs_of_classes_are_a_variance() -> None:
     assert torch.allclose(spread(clean, adversarial + 3, weights), expected, rtol=1e-12), "a shift of all is none"
 
 
+def test_a_class_that_is_masked_in_both_adds_nothing() -> None:
+    clean, adversarial, weights = torch.rand(3, 5, 7, dtype=torch.float64).unbind()
+    low, masked = (
+        spread(*(logits.index_fill(1, torch.tensor(3), value) for logits in (clean, adversarial)), weights)
+        for value in (-50.0, -torch.inf)
+    )
+    assert torch.equal(low, masked)
+
+
 def test_a_class_that_no_epoch_has_seen_keeps_its_weights(net: nn.Module, data) -> None:
     subject, _ = start(net, data)
     for epoch in (0, 1):

@@ -172,6 +172,20 @@ def test_images_that_were_written_to_meanwhile_are_asked_about_again(tiny_batch:
     step_of(Writes(Taught.Options(), net(7)))(*tiny_batch(), epoch=0)
 
 
+def test_who_writes_into_an_answer_writes_into_his_own(tiny_batch: BatchOf) -> None:
+    class Writes(Taught):
+        @hookimpl
+        def extra_regularizer(self, batch: Batch, clean_logits: Tensor) -> Tensor:
+            first = self.teacher(batch.x)
+            before = first.clone()
+            first.div_(4)
+            assert torch.equal(self.teacher(batch.x).div_(2), before / 2)
+            assert torch.equal(self.teacher(batch.x), before)
+            return 0 * clean_logits.sum(1)
+
+    step_of(Writes(Taught.Options(), net(7)))(*tiny_batch(), epoch=0)
+
+
 def test_passes_that_are_not_declared_stop_the_step(tiny_batch: BatchOf) -> None:
     class Silent(Taught):
         def passes(self, hook: str, costs: Costs) -> Passes:

@@ -41,7 +41,7 @@ def auxiliary_logits(state: RunState, network: Network, phase: str, plugin: str,
     net, ledger = cast(FrozenNet, state.modules[name]), network.ledger
     images, version, logits = ledger.answered.get((name, id(x)), (None, 0, x))
     if images is x and version == x._version:
-        return logits
+        return logits.clone()  # whoever asks may write into what he gets
     try:
         logits = net.logits(network, f"{phase} {name}", x)
     except OptionError as error:
@@ -54,4 +54,4 @@ def auxiliary_logits(state: RunState, network: Network, phase: str, plugin: str,
         ) from error
     ledger.auxiliary(phase, name, plugin)
     ledger.answered[name, id(x)] = x, x._version, logits
-    return logits
+    return logits.clone()
