@@ -62,11 +62,16 @@ def apart(one: nn.Module, other: nn.Module) -> float:
     return max(float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-9)) for a, b in pairs)
 
 
+FROM_THE_START = {"te": {"start": 0.0}}
+"""So that the second epoch has no new stage, whose forwards would be compiled in it."""
+
+
 def like_eager(plugins: tuple[str, ...], mode: str, tolerance: float, dtype: torch.dtype) -> None:
     heard, both = Heard(), []
     for how in ("off", "default"):
         settings = {"attack.mode": mode, "run.compile": how}
-        both.append(train(*plugins, dtype=dtype, settings=settings, progress=heard))
+        options = {name: FROM_THE_START[name] for name in plugins if name in FROM_THE_START}
+        both.append(train(*plugins, dtype=dtype, settings=settings, options=options, progress=heard))
     eager, compiled = both
     assert apart(compiled.model, eager.model) <= tolerance
     assert [row["passes"] for row in compiled.history] == [row["passes"] for row in eager.history]
