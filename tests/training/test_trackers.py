@@ -13,11 +13,12 @@ import pytest
 import safetensors.torch
 
 import advkit
-from advkit import OptionError, PluginImport, PluginLoad, Step, Stopped
+from advkit import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Step, Stopped
 from advkit.cli.main import run
 from advkit.config.layer import Layer
 from advkit.config.request import Request
 from advkit.training.progress import Silent, voice
+from advkit.training.trackers import MLflow, WandB
 from advkit.training.tracking import of_epoch, tracked
 
 TINY: dict[str, Any] = {
@@ -100,15 +101,18 @@ def test_a_tracked_run_is_the_run_bit_for_bit_and_goes_on_in_its_place(tmp_path:
     assert wandb.finished == [1, 0] and {"run.toml", "environment.json", "metrics.jsonl"} <= {*wandb.saved}
 
 
-def test_what_fails_in_a_tracker_ends_no_run(tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [OSError("disk full\nand more"), SystemExit("disk full")])
+def test_what_fails_in_a_tracker_ends_no_run(
+    failure: BaseException, tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Wandb, figures: dict[str, float], step: int) -> None:
-        raise OSError("disk full\nand more")
+        raise failure
 
     monkeypatch.setattr(Wandb, "log", full)
     listening = StopsAfter(99)
     advkit.train(plugins="wandb", out=tmp_path / "run", progress=listening, **TINY)
     assert [line for line in listening.heard if "tracker" in line] == [
-        "The tracker wandb failed (OSError: 'disk full'); the run goes on without it."
+        f"The tracker wandb failed ({type(failure).__name__}: 'disk full'); the run goes on without it."
     ]
 
 
@@ -120,8 +124,84 @@ def test_what_can_not_start_is_refused(tmp_path: Path, wandb: Wandb, monkeypatch
         advkit.train(plugins="wandb", **TINY)
     with pytest.raises(PluginLoad, match="wandb is a tracker and no plugin"):
         Step(advkit.train(**TINY | {"epochs": 1}).model, None, ["wandb"], num_samples=4)
+    assert len(advkit.train(resume_from=tmp_path / "run").history) == 2  # as the sentence says
     (tmp_path / "run" / "tracking.json").write_text("[1]")
     assert run(["train", "--resume", str(tmp_path / "run")]) == 4
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("no network"), SystemExit(1)])
+def test_what_can_not_start_again_is_told_and_the_run_goes_on(
+    failure: BaseException, tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Wandb, **how: Any) -> None:
+        raise failure
+
+    with pytest.raises(Stopped):
+        advkit.train(plugins="wandb", out=tmp_path / "run", progress=StopsAfter(1), **TINY)
+    monkeypatch.setattr(Wandb, "init", fails)
+    listening = StopsAfter(99)
+    assert len(advkit.train(resume_from=tmp_path / "run", progress=listening).history) == 2
+    assert [line for line in listening.heard if "tracker" in line] == [
+        f"The tracker wandb can not start ({type(failure).__name__}: '{failure}'); the run goes on without it."
+    ]
+    assert json.loads((tmp_path / "run" / "tracking.json").read_text()) == {"wandb": "r1"}
+
+
+@pytest.mark.parametrize("name", ["wandb", ".wandb"])
+def test_wandb_writes_through_no_link(name: str, tmp_path: Path, wandb: Wandb) -> None:
+    with pytest.raises(Stopped):
+        advkit.train(plugins="wandb", out=tmp_path / "run", progress=StopsAfter(1), **TINY)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "victim")
+    listening = StopsAfter(99)
+    advkit.train(resume_from=tmp_path / "run", progress=listening)
+    assert len(wandb.begun) == 1 and any("/run/" in line and "is a link" in line for line in listening.heard)
+
+
+@pytest.mark.parametrize("address", ["file://{}/mlruns", "sqlite:///mlruns", "mlruns"])
+def test_mlflow_writes_through_no_link_of_a_run(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("run.toml", "lock"):
+        (tmp_path / name).touch()
+    (tmp_path / "mlruns").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    stub = SimpleNamespace(get_tracking_uri=lambda: address.format(tmp_path))
+    monkeypatch.setitem(sys.modules, "mlflow", stub)  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "mlflow.entities", stub)  # type: ignore[misc]
+    with pytest.raises(CheckpointError, match="mlruns is a link"):
+        MLflow().begin(tmp_path, {}, None, 0)
+
+
+@pytest.mark.parametrize("name", [17, None, Path("run")])
+def test_a_name_that_is_no_text_is_refused(
+    name: object, tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WandB, "begin", lambda *run: name)
+    monkeypatch.setattr(WandB, "close", lambda *run: 1 / 0)
+    with pytest.raises(
+        AdvkitError, match=r"wandb can not start \(its begin gave .*, which is no text\); le"
+    ) as refused:
+        advkit.train(plugins="wandb", out=tmp_path / "run", **TINY)
+    assert refused.value.exit_code == 1 and not (tmp_path / "run" / "tracking.json").exists()
+
+
+@pytest.mark.parametrize("failure", [TypeError("Descriptors\nand more"), AttributeError("float_"), SystemExit("bye")])
+def test_a_tracker_that_can_not_be_made_is_named(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(module: str) -> None:
+        raise failure
+
+    monkeypatch.setattr("advkit.training.tracking.import_module", fails)
+    sentence = f"The tracker wandb can not start ({type(failure).__name__}: {str(failure).splitlines()[0]!r})"
+    with pytest.raises(PluginImport) as refused:
+        advkit.train(plugins="wandb", out=tmp_path / "run", **TINY)
+    assert str(refused.value) == f"{sentence}; leave it out." and not (tmp_path / "run").exists()
+    (tmp_path / "tracking.json").write_text(json.dumps({"wandb": "r1", "acme": "a1"}))
+    listening = StopsAfter(9)
+    with tracked(listening, (), tmp_path) as seen:
+        assert seen.trackers == [] and seen.identities == {"wandb": "r1", "acme": "a1"}
+    assert listening.heard[0].startswith(f"The run goes on without wandb. {sentence}")
+    assert listening.heard[1].startswith("The run goes on without acme. Unknown tracker acme.")
 
 
 @pytest.mark.parametrize(
@@ -226,11 +306,14 @@ def test_event_files_and_mlflow_get_the_same(tmp_path: Path, monkeypatch: pytest
     def record(*values: Any) -> tuple[Any, ...]:
         return values
 
+    monkeypatch.chdir(tmp_path)
     variables = SimpleNamespace(MLFLOW_EXPERIMENT_NAME=SimpleNamespace(get=lambda: None))
     stubs: dict[str, Any] = {
         "tensorboard": SimpleNamespace(),
         "torch.utils.tensorboard": SimpleNamespace(SummaryWriter=Writer),
-        "mlflow": SimpleNamespace(MlflowClient=Client, environment_variables=variables),
+        "mlflow": SimpleNamespace(
+            MlflowClient=Client, environment_variables=variables, get_tracking_uri=lambda: "sqlite:///mlflow.db"
+        ),
         "mlflow.entities": SimpleNamespace(Param=record, Metric=record),
     }
     for name, stub in stubs.items():

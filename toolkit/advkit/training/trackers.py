@@ -46,6 +46,8 @@ class WandB(Tracker):
         self._wandb = library("wandb", "wandb", self.name)
 
     def begin(self, folder: Path, settings: Mapping[str, object], known_as: str | None, step: int) -> str:
+        for name in ("wandb", ".wandb"):  # it writes to the second where that is there
+            judge_place(folder / name / "run")
         self._run = self._wandb.init(
             id=known_as,
             resume="allow" if known_as else None,
@@ -76,6 +78,9 @@ class MLflow(Tracker):
         self._entities = library("mlflow.entities", "mlflow-skinny", self.name)
 
     def begin(self, folder: Path, settings: Mapping[str, object], known_as: str | None, step: int) -> str:
+        address = self._mlflow.get_tracking_uri().removeprefix("file://").removeprefix("sqlite:///")
+        if "://" not in address:  # files, of which a working directory that is a run's folder may have links
+            judge_place(Path(address) / "run")
         self._client = self._mlflow.MlflowClient()
         if known_as:
             self._client.update_run(known_as, status="RUNNING")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..errors import CheckpointError, OptionError, PluginImport, Stopped, shown
+from ..errors import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Stopped, shown
 from ..storage.files import read, write_atomic
 from .progress import Progress, Silent
 from .step_report import Report
@@ -33,11 +34,15 @@ FILE, CAP = "tracking.json", 1 << 16
 TABLES = ("run.toml", "environment.json", "metrics.jsonl")
 """What of a run's folder is attached at the end, beside the report."""
 
+FAILURES = (Exception, SystemExit)
+"""What a tracker's library may end in: some leave the process. Ctrl-C stays the user's."""
+
 
 class Tracker:
     """Base of all trackers. The first line of a subclass's docstring is its summary.
 
-    Whatever a method raises is told, and the run goes on without the tracker; what `begin` raises ends the run.
+    Whatever a method raises is told, and the run goes on without the tracker. What __init__ raises, or `begin` of a
+    run that the tracker does not know yet, ends the run.
     """
 
     name: ClassVar[str]
@@ -76,16 +81,16 @@ def library(module: str, package: str, tracker: str) -> Any:
 def tracked(shown_by: Progress | None, names: Sequence[str], folder: Path | None) -> Iterator[Tracked]:
     """A `Progress` that shows by another and logs to the trackers of these names, and to those a run has already.
 
-    The trackers are closed at the end of the scope. A library that is absent is refused for a tracker that is named,
-    and told for one that the run has. Raises OptionError where trackers are named and there is no folder.
+    The trackers are closed at the end of the scope. One that can not be made, as without its library, is refused where
+    it is named, and told where the run has it. Raises OptionError where trackers are named and there is no folder.
     """
     if names and folder is None:
         raise OptionError(f"{names[0]} keeps what it calls a run in the run's folder; name one, out=...")
     seen = Tracked(shown_by or Silent(), {} if folder is None else _known(folder / FILE))
     for name in dict.fromkeys((*names, *seen.identities)):
         try:
-            seen.trackers.append(registry.load("tracker", name)())
-        except PluginImport as error:
+            seen.trackers.append(_made(name))
+        except PluginLoad as error:
             if name in names:
                 raise
             seen.warn(f"The run goes on without {name}. {error}")
@@ -95,6 +100,17 @@ def tracked(shown_by: Progress | None, names: Sequence[str], folder: Path | None
         finished = True
     finally:
         seen.close(finished)
+
+
+def _made(name: str) -> Tracker:
+    """The tracker of a name; PluginLoad where there is none, PluginImport where it or its library fails."""
+    made = registry.load("tracker", name)
+    try:
+        return made()  # type: ignore[no-any-return]
+    except PluginLoad:
+        raise
+    except FAILURES as error:
+        raise PluginImport(f"The tracker {name} can not start ({_told(error)}); leave it out.") from error
 
 
 def _known(path: Path) -> dict[str, str]:
@@ -130,13 +146,16 @@ class Tracked:
         for tracker in self.trackers:
             known_as = self.identities.get(tracker.name)
             try:
-                self.identities[tracker.name] = tracker.begin(folder, settings, known_as, trainer.global_step)
-            except Exception as error:
-                raise PluginImport(
-                    f"The tracker {tracker.name} can not start ({_told(error)}); leave it out."
-                ) from error
+                name = _begun(tracker, folder, settings, known_as, trainer.global_step)
+            except AdvkitError as refused:
+                if known_as is None:
+                    again = f"advkit train --resume {shlex.quote(str(folder))}"
+                    raise type(refused)(f"{refused}; leave it out, as `{again}` does.") from refused.__cause__
+                self.warn(f"{refused}; the run goes on without it.")  # FILE names it, so it can not be left out
+                continue
             self.opened.append(tracker)
-        write_atomic(folder / FILE, json.dumps(self.identities, indent=1).encode() + b"\n")
+            self.identities[tracker.name] = name
+            write_atomic(folder / FILE, json.dumps(self.identities, indent=1).encode() + b"\n")
         if trainer.history:  # a kill may have come between the end of its epoch and this line
             ended = trainer.global_step - trainer.panel.state.step
             self._all(lambda tracker: tracker.log(ended, of_epoch(trainer.history[-1])))
@@ -192,12 +211,27 @@ class Tracked:
         for tracker in tuple(self.opened):
             try:
                 action(tracker)
-            except Exception as error:
+            except FAILURES as error:
                 self.opened.remove(tracker)
                 self.warn(f"The tracker {tracker.name} failed ({_told(error)}); the run goes on without it.")
 
 
-def _told(error: Exception) -> str:
+def _begun(tracker: Tracker, folder: Path, settings: Mapping[str, object], known_as: str | None, step: int) -> str:
+    """What it calls the run; PluginImport, or AdvkitError for no text, with the beginning of a sentence."""
+    try:
+        name: object = tracker.begin(folder, settings, known_as, step)
+    except FAILURES as error:
+        raise PluginImport(f"The tracker {tracker.name} can not start ({_told(error)})") from error
+    if isinstance(name, str):
+        return name
+    with suppress(*FAILURES):
+        tracker.close(False)
+    raise AdvkitError(f"The tracker {tracker.name} can not start (its begin gave {shown(name)}, which is no text)")
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, AdvkitError):
+        return str(error).removesuffix(".")
     return f"{type(error).__name__}: {shown(next(iter(str(error).splitlines()), ''))}"
 
 
