@@ -93,13 +93,15 @@ def test_cells_are_all_combinations_in_the_order_given() -> None:
 
 def test_values_are_told_apart_by_commas_outside_of_lists_and_quotes() -> None:
     typed = ["a.b=1,2.5", "c.d=[1, 2]", 'e.f="x,y"', "g.h=4/255, 8/255", "i.j=[0,1],[2,3]", "k.l=0.1 after decay 1,0"]
-    fixed, several = apart(typed)
-    assert fixed == ("c.d=[1, 2]", 'e.f="x,y"')
+    nested = ["m.n=[[0, 0.0], [10, 0.1]]", "o.p=[[0, 1], [2, 3]], []", 'q.r=["a]", "b"]']
+    fixed, several = apart([*typed, *nested])
+    assert fixed == ("c.d=[1, 2]", 'e.f="x,y"', nested[0], nested[2])
     assert several == {
         "a.b": [1, 2.5],
         "g.h": ["4/255", "8/255"],
         "i.j": [[0, 1], [2, 3]],
         "k.l": ["0.1 after decay 1", 0],
+        "o.p": [[[0, 1], [2, 3]], []],
     }
 
 
@@ -117,6 +119,19 @@ def test_values_are_told_apart_by_commas_outside_of_lists_and_quotes() -> None:
             "--set data.limit=50,60",
             "data.limit is no part of a sweep: all cells of a sweep train on the same images; " + OUT,
         ),
+        (
+            "--epochs 9 --set run.epochs=1,2",
+            "run.epochs is given twice, 9 and as values to sweep; give it once.",
+        ),
+        (
+            "--set optimizer.lr=0.3 --set optimizer.lr=0.1,0.2",
+            "optimizer.lr is given twice, 0.3 and as values to sweep; give it once.",
+        ),
+        (
+            "-o cat-eps.eta=0.1 -o cat-eps.eta=0.1,0.2",
+            "cat-eps.eta is given twice, 0.1 and as values to sweep; give it once.",
+        ),
+        ("-o run.epochs=1,2 --set run.epochs=3,4", "-o and --set both give run.epochs; give it once."),
         ("--set attack.steps=1,2 --seed 1", "A sweep takes its seeds from --seeds; leave run.seed and --seed out."),
         (
             "--set attack.steps=1,2 --set validation.split=test",
@@ -128,6 +143,12 @@ def test_values_are_told_apart_by_commas_outside_of_lists_and_quotes() -> None:
 def test_refusals(words: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["sweep", "--plugins", "cat-eps", *words.split(), "--out", str(tmp_path / "s")]
     assert advkit(capsys, *line) == (2, "", f"Error: {sentence}\n") and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("given", [{"epochs": 9}, {"settings": {"run.epochs": 9}}, {"options": {"run": {"epochs": 9}}}])
+def test_from_python_no_value_is_dropped_for_those_of_the_grid(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(package.OptionError, match=r"^run\.epochs is given twice, 9 and "):
+        package.sweep(grid={"run.epochs": [1, 2]}, out=tmp_path / "s", **given)
 
 
 def test_the_best_is_the_one_whose_images_withstand_every_attack() -> None:

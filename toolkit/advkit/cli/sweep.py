@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,6 +34,8 @@ def command(
 
     fixed_options, by_option = apart(options)
     fixed_settings, by_setting = apart(settings)
+    if twice := by_option.keys() & by_setting.keys():
+        raise OptionError(f"-o and --set both give {min(twice)}; give it once.")
     numbers, grid = parse_seeds("--seeds", seeds), by_option | by_setting
     typed |= {"options": fixed_options, "settings": fixed_settings}
     carry_out(SWEEP, as_json, task, typed, lambda asked, study, k: sweep_request(asked, grid, numbers, study, k))
@@ -46,7 +47,7 @@ def apart(pairs: Iterable[str]) -> tuple[tuple[str, ...], dict[str, list[object]
     several: dict[str, list[object]] = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
-        parts = [part.strip() for part in re.split(r""",(?![^\[]*\])(?=(?:[^"]*"[^"]*")*[^"]*$)""", text)]
+        parts = _parts(text)
         if len(parts) == 1:
             fixed.append(pair)
         elif key.strip() in several or not all(parts):
@@ -54,3 +55,17 @@ def apart(pairs: Iterable[str]) -> tuple[tuple[str, ...], dict[str, list[object]
         else:
             several[key.strip()] = [parse_value(part) for part in parts]
     return tuple(fixed), several
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas, those within brackets, however deep, and within quotes left alone."""
+    parts, depth, quoted = [""], 0, False
+    for char in text:
+        quoted ^= char == '"'
+        if not quoted:
+            depth = max(0, depth + (char == "[") - (char == "]"))
+        if char == "," and not depth and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]

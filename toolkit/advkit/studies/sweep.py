@@ -62,7 +62,11 @@ def cells(request: Request, grid: Grid, seeds: Sequence[int]) -> list[Arm]:
 
 
 def _refuse_grid(request: Request, grid: Grid) -> None:
+    top = request.top
+    given = {**top.settings, **{f"{name}.{key}": v for name, own in top.options.items() for key, v in own.items()}}
     for key, values in grid.items():
+        if key in given:
+            raise OptionError(f"{key} is given twice, {shown(given[key])} and as values to sweep; give it once.")
         reason = FIXED.get(key) or FIXED.get(key.partition(".")[0])
         if reason:
             raise OptionError(f"{key} is no part of a sweep: {reason}; leave it out, or give it one value.")
