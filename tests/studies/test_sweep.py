@@ -76,6 +76,20 @@ def test_a_sweep_is_kept_and_its_tasks_are_its_runs(
     assert code == 2 and "is there and is no table of an ablation; name another --out." in err
 
 
+def test_what_is_printed_while_runs_train_is_no_part_of_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talkative(*_: object) -> list[AblationRow]:
+        print("a tracker says hello")
+        return [AblationRow(arm="a=1", plugins=[], refused=None)]
+
+    monkeypatch.setattr("advkit.studies.sweep.sweep_request", talkative)
+    monkeypatch.setattr("advkit.studies.ablation.ablate_request", talkative)
+    for line in (LINE, ["ablate", "--plugins", "cat-eps"]):
+        code, out, err = advkit(capsys, *line, "--json", "--out", str(tmp_path))
+        assert code == 0 and json.loads(out)[0]["arm"] == "a=1" and err == "a tracker says hello\n"
+
+
 def grid_of(request: Request, **grid: list[object]) -> list[Arm]:
     return cells(request, {name.replace("_", "."): values for name, values in grid.items()}, [0])
 
