@@ -76,6 +76,28 @@ def test_a_sweep_is_kept_and_its_tasks_are_its_runs(
     assert code == 2 and "is there and is no table of an ablation; name another --out." in err
 
 
+def test_a_run_that_ends_in_nan_is_a_line_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["sweep", *TINY, "--attacks", "clean", "--set", "optimizer.lr=1e9,0.05,0.1", "--seeds", "0", "--out", "s"]
+    last = "Error: NaN or Inf ended 1 of the runs: optimizer.lr=1000000000.0, seed 0. The table has no figures of "
+    last += "them, and says where it was and what to change."
+    for _ in range(2):  # again when the command is repeated
+        code, out, err = advkit(capsys, *line, "--json")
+        rows = json.loads(out)
+        assert code == 1 and err.splitlines()[-1] == last
+        assert rows == json.loads(Path("s/table.json").read_text())
+        assert ["worst_case" in row for row in rows] == [False, True, True] and "accuracy" not in rows[0]
+        assert rows[0]["failed"]["0"].startswith("NaN or Inf in ") and rows[0]["seeds"] == []
+        assert "failed" not in rows[1] and rows[2]["difference"] == {}, "the first has no figures to subtract"
+        page = Path("s/table.md").read_text()
+        assert "| optimizer.lr=1000000000.0 | failed |  |" in page and "| best |" in page
+        assert f"- optimizer.lr=1000000000.0, seed 0: {rows[0]['failed']['0']}" in page
+    code, _, err = advkit(capsys, *line, "--task", "1")
+    assert code == 1 and err.endswith(f"Error: optimizer.lr=1000000000.0, seed 0: {rows[0]['failed']['0']}\n")
+
+
 def test_what_is_printed_while_runs_train_is_no_part_of_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

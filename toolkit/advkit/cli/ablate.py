@@ -75,7 +75,7 @@ def carry_out(
     rows_of: Callable[[Request, Study, int | None], list[AblationRow]],
 ) -> None:
     """Runs, judged as was typed, and their table."""
-    from ..studies.arms import Study
+    from ..studies.arms import Study, refuse_failed
     from ..studies.evaluation_request import EvaluationRequest
     from ..studies.inputs import whole
     from .display import Quiet, Signals, say
@@ -91,6 +91,7 @@ def carry_out(
         print_json([row.as_dict() for row in rows])
     else:
         show(rows, layout)
+    refuse_failed(rows)
 
 
 def show(rows: Sequence[AblationRow], layout: Layout) -> None:

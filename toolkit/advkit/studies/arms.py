@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import OptionError, Stopped, shown
+from ..errors import NonFinite, OptionError, Stopped, shown
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..reading import opened
 from ..storage.files import unwritable, write_atomic
@@ -75,6 +75,8 @@ class Study:
     def table(self, arms: Sequence[Arm], task: int | None = None) -> list[AblationRow]:
         """The rows, which are written to table.json and table.md; runs that are finished are not run again.
 
+        A run that ends in NaN or Inf leaves the others alone: its row says so, and has no figures.
+
         `task`: only the run of that number, from 1, and no table, so that a cluster runs them side by side.
         """
         splits = data_of(next(iter(next(arm.resolved for arm in arms if arm.resolved).values())))
@@ -85,15 +87,25 @@ class Study:
             if task is not None:
                 if not 1 <= task <= len(tasks):
                     raise OptionError(f"There is no task {task}: {self.layout.what} has the runs 1 to {len(tasks)}.")
-                self._measured(*tasks[task - 1], splits)
+                arm, seed = tasks[task - 1]
+                try:
+                    self._measured(arm, seed, splits)
+                except NonFinite as error:
+                    raise NonFinite(f"{arm.name}, seed {seed}: {error}") from None
                 return []
             self._refuse_other()
             with RunLock(self.out / "lock"):
                 measured: dict[str, dict[int, Outcome]] = {arm.name: {} for arm in arms}
+                failed: dict[str, dict[str, str]] = {arm.name: {} for arm in arms}
                 for arm, seed in tasks:
-                    measured[arm.name][seed] = self._measured(arm, seed, splits)
+                    try:
+                        measured[arm.name][seed] = self._measured(arm, seed, splits)
+                    except NonFinite as error:
+                        failed[arm.name][str(seed)] = str(error)
+                        if self.tell is not None:
+                            self.tell(f"{arm.name}, seed {seed}: {error}")
                 first = arms[0]
-                rows = [_row(arm, measured[arm.name], first, measured[first.name]) for arm in arms]
+                rows = [_row(arm, measured[arm.name], failed[arm.name], first, measured[first.name]) for arm in arms]
                 write_atomic(self.out / "table.json", document([row.as_dict() for row in rows]))
                 write_atomic(self.out / "table.md", markdown(rows, self.layout).encode())
         except Stopped as stopped:
@@ -151,22 +163,37 @@ def measure(
     return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms))
 
 
-def _row(arm: Arm, runs: Mapping[int, Outcome], first: Arm, reference: Mapping[int, Outcome]) -> AblationRow:
-    """The line of an arm, and its differences from the first one."""
+def refuse_failed(rows: Sequence[AblationRow]) -> None:
+    """NonFinite, naming arms and seeds, where runs of a table ended so."""
+    if failed := [f"{row.arm}, seed {seed}" for row in rows for seed in row.failed]:
+        raise NonFinite(
+            f"NaN or Inf ended {len(failed)} of the runs: {'; '.join(failed)}. The table has no figures of "
+            "them, and says where it was and what to change."
+        )
+
+
+def _row(
+    arm: Arm, runs: Mapping[int, Outcome], failed: dict[str, str], first: Arm, reference: Mapping[int, Outcome]
+) -> AblationRow:
+    """The line of an arm, and its differences from the first one; those are paired, so it must have every seed."""
     head: dict[str, Any] = {"arm": arm.name, "plugins": list(arm.plugins), "refused": arm.refused}
     if arm.refused is not None:
         return AblationRow(**head)
+    if failed:
+        return AblationRow(**head, declined=list(arm.declined), seeds=list(runs), failed=failed)
     by_attack = {
         attack: {seed: outcome.verdicts[attack] for seed, outcome in runs.items()}
         for attack in next(iter(runs.values())).verdicts
     }
-    paired = reference and arm is not first
+    paired = reference.keys() == runs.keys() and arm is not first
     return AblationRow(
         **head,
         declined=list(arm.declined),
         seeds=list(runs),
         suspect=[seed for seed, outcome in runs.items() if outcome.suspect],
-        changed=changed(next(iter(arm.resolved.values())), next(iter(first.resolved.values()))) if reference else {},
+        changed=changed(next(iter(arm.resolved.values())), next(iter(first.resolved.values())))
+        if first.resolved
+        else {},
         accuracy={name: SeedAccuracy(**accuracy(list(texts.values()))) for name, texts in by_attack.items()},
         difference={
             name: SeedDifference(**difference([(texts[seed], reference[seed].verdicts[name]) for seed in texts]))

@@ -98,6 +98,8 @@ class AblationRow(Record):
     seeds: list[int] = []
     suspect: list[int] = []
     """Seeds at which the short audit raised an alarm."""
+    failed: dict[str, str] = {}
+    """By seed, where its run ended in NaN or Inf, and what to do; the row has no figures then."""
     changed: dict[str, tuple[Any, Any]] = {}
     accuracy: dict[str, SeedAccuracy] = {}
     difference: dict[str, SeedDifference] = {}

@@ -55,6 +55,10 @@ def table(rows: Sequence[AblationRow], layout: Layout = ABLATION) -> tuple[list[
             cells.append([name, "refused", *[""] * 6])
             notes.append(f"{name} is refused: {row.refused}")
             continue
+        if row.failed:
+            cells.append([name, "failed", *[""] * 6])
+            notes += [f"{name}, seed {seed}: {sentence}" for seed, sentence in row.failed.items()]
+            continue
         mark = f"suspect (seed {', '.join(map(str, row.suspect))})" if row.suspect else ""
         if layout.chooses and row.worst_case and row.worst_case.mean == max(worst):
             mark = ", ".join(filter(None, ("best", mark)))
