@@ -212,7 +212,14 @@ def landscape_pictures(shown: Mapping[str, Landscape]) -> Figure:
         axes: Any = figure.add_axes((left, 0.05, 0.86 / len(shown), 0.85), projection="3d")
         along, across = torch.meshgrid(found.first, found.second, indexing="ij")
         axes.plot_surface(
-            along.numpy(), across.numpy(), found.loss.numpy(), cmap="cividis", vmin=0, vmax=top, linewidth=0
+            along.numpy(),
+            across.numpy(),
+            found.loss.numpy(),
+            cmap="cividis",
+            vmin=0,
+            vmax=top,
+            linewidth=0,
+            rasterized=True,
         )
         axes.set(zlim=(0, top), xticks=[-0.1, 0, 0.1], yticks=[-0.1, 0, 0.1])
         axes.set_title(SHOWN[key], y=1.0, fontsize=7)
