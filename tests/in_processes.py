@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import methods
 import torch
@@ -27,6 +28,7 @@ import advkit
 from advkit import Batch, Plugin, Run, Splits, Step, hookimpl
 from advkit.cli.main import run
 from advkit.errors import Stopped
+from advkit.evaluation.audit import figures, turns
 from advkit.training.progress import Silent
 from advkit.training.ranks import here
 from advkit_plugins.hat import Hat
@@ -192,6 +194,27 @@ def module() -> Mapping[str, Any]:
     return {"robust": result.robust, "accuracies": [row.accuracy for row in result.attacks], "audit": result.audit}
 
 
+class Noisy(nn.Module):
+    """Draws in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.01 * torch.randn_like(x)
+
+
+def audited(weights: Path) -> Mapping[str, Any]:
+    """A net that draws, right on images of three parts; and from the command line one that is at chance."""
+    net, data = nn.Sequential(Noisy(), tiny_net(True, 0.0, torch.float64).eval()), pictures(20)
+    labels = net[1](data.images.double() / 255).argmax(1)
+    data = advkit.Dataset("made", data.images, labels, data.classes)
+    few = {"QUERIES": 10, "POINTS": 4, "IMAGES": 12, "NEIGHBOURS": 2, "DIRECTIONS": 2}
+    with mock.patch.multiple(figures, **few), mock.patch.object(turns, "BATCH", 8):
+        record = advkit.audit(net, data, eps=0.05, together=True).as_dict()
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = run(["audit", str(weights), "--model", *WEIGHTS.split(" --n")[0].split(), "--n", "20", "--json"])
+    return {"record": record, "code": code, "said": said.getvalue()}
+
+
 JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "at": lambda: train(),
     **{name: (lambda name=name: train(name)) for name in methods.names() if name not in ("av-rank", *WHOLE)},
@@ -250,6 +273,7 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
         "go on": lambda: elastic(resume_from=out.parent / "elastic", progress=Ends(3)),
         "end": lambda: elastic(resume_from=out.parent / "elastic"),
         "module": module,
+        "audited": lambda: audited(out.parent / "net.pt"),
         "judged": lambda: judged(
             *WEIGHTS.split(), str(out.parent / "net.pt"), out=out.parent / f"judged-{here().size}"
         ),

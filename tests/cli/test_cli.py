@@ -466,8 +466,8 @@ def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch: pytest.M
 
 def test_what_is_of_one_process_says_so(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    sentence = "Error: advkit audit runs in one process; start it without torchrun.\n"
-    assert advkit("audit", "runs/1") == (2, "", sentence)
+    sentence = "Error: advkit report runs in one process; start it without torchrun.\n"
+    assert advkit("report", "runs/1") == (2, "", sentence)
     sentence = "Error: --dry-run and --print-config are of one process; start them without torchrun.\n"
     assert advkit("train", "--dry-run", *TINY) == (2, "", sentence)
     monkeypatch.setenv("RANK", "1")

@@ -47,7 +47,7 @@ def alone(out: Path) -> Alone:
 
 @pytest.fixture(scope="module")
 def two(out: Path) -> list[dict[str, Outcome]]:
-    return outcomes(2, out / "two", [*JOBS, "visits", "local", "begin", "module", *REFUSED, "judged"])
+    return outcomes(2, out / "two", [*JOBS, "visits", "local", "begin", "module", "audited", *REFUSED, "judged"])
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,16 @@ def test_several_judge_as_one_does(alone: dict[str, Outcome], two: list[dict[str
     assert one["code"] == 0 and one["kept"] == 6
     assert [process["module"] for process in two] == [alone["module"]] * 2
     assert {line[-4:] for line in one["verdicts"].splitlines()[1:]} == {",0,0", ",1,0", ",1,1"}
+
+
+def test_several_audit_as_one_does(alone: dict[str, Outcome], two: list[dict[str, Outcome]]) -> None:
+    """Passes, draws of the net, and what a part is refused with, too; the first process alone speaks."""
+    one: Any = alone["audited"]
+    assert [process["audited"] for process in two] == [one, {**one, "code": 0, "said": ""}]
+    assert (one["code"], json.loads(one["said"])["hopeless"] is None) == (3, False)
+    figures = {check["name"]: check for check in one["record"]["checks"]}
+    assert figures["apgd-t-gap"]["alarm"] is None and "needs four classes" in figures["apgd-t-gap"]["sentence"]
+    assert figures["non-determinism"]["figure"] > 0.9 and figures["steps-accuracy"]["of"] == 20
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import GateMissed
+from ..torchrun import rank
 from .evaluate import CHECKPOINT, checked, weights_options
 from .main import PLACE, assignments, print_json
 
@@ -41,7 +42,10 @@ def command(subject: str, settings: tuple[str, ...], as_json: bool, **typed: Any
     given = assignments(settings, "--set", "--set section.key=value")
     unsaid: list[str] = []  # after everything has been shown
     with bar() as watch:
-        record = audit(subject, **checked(typed), settings=given, watch=watch, tell=unsaid.append)
+        shown = None if rank() else watch
+        record = audit(subject, **checked(typed), settings=given, together=True, watch=shown, tell=unsaid.append)
+    if rank():  # the first speaks for all
+        return 0
     if as_json:
         print_json(record.as_dict())
     else:

@@ -46,7 +46,7 @@ class Group(click.Group):
         if args and not args[0].startswith("-") and args[0] not in self.commands_in:
             hint = did_you_mean(args[0], self.commands_in)
             raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
-        if several() and args and args[0] in self.commands_in and args[0] not in ("train", "evaluate"):
+        if several() and args and args[0] in self.commands_in and args[0] not in ("train", "evaluate", "audit"):
             raise OptionError(f"advkit {args[0]} runs in one process; start it without torchrun.")
         try:
             os.getcwd()

@@ -13,10 +13,12 @@ from ..arguments import checked
 from ..ascent import NORMS
 from ..data.base import choice
 from ..data.own import as_dataset, as_splits, as_wide_as
-from ..errors import AdvkitError, OptionError
+from ..errors import AdvkitError, OptionError, ProcessLost
 from ..evaluation import audit as checking
 from ..evaluation.attacks import EvaluationAttack, parse_attack
 from ..evaluation.verdicts import refuse_gray_levels
+from ..storage.weights import digest
+from ..training.ranks import ALONE, here
 from .evaluate import Watch
 from .inputs import amount, whole
 from .records import AuditRecord
@@ -44,6 +46,7 @@ def audit(
     model: str | nn.Module | None = None,
     data_root: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
+    together: bool = False,
     watch: Watch | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> AuditRecord:
@@ -51,7 +54,8 @@ def audit(
 
     `n` is 200 for runs and weights unless said, all images for a module. `transfer` is the folder of a run whose net
     makes examples, too. The result of a run is kept in RUN/audit.json; `tell` hears where it can not be, else it is
-    a warning. `.alarms` names the checks that raise one; silence proves nothing.
+    a warning. `together`: the processes of torchrun share the images, and the first writes. `.alarms` names the checks
+    that raise one; silence proves nothing.
     """
     radius = None if eps is None else amount("eps", eps)
     count, start = None if n is None else whole("n", n), whole("seed", seed)
@@ -84,6 +88,7 @@ def audit(
             data_root=data_root,
             settings=settings,
             eps=radius,
+            together=together,
         )
         if other is not None:
             refuse_itself(other, chosen.identity())
@@ -95,7 +100,10 @@ def audit(
     if not radius:
         raise OptionError("An audit needs a radius above 0; give --eps E.")
     refuse_gray_levels(radius, norm)
-    done = 0
+    team, done = here() if together else ALONE, 0
+    if team.size > 1:
+        typed = f"settings {radius} {norm} {start} {other and other.name}"
+        team.refuse_others({"weights": digest(net.state_dict()), "images": images.fingerprint(), "settings": typed})
 
     def tick(count: int) -> None:
         nonlocal done
@@ -103,17 +111,21 @@ def audit(
         if watch is not None:
             watch(done, len(checking.RULES), "auditing")
 
-    outcome = checking.audit(
-        net,
-        images,
-        eps=radius,
-        norm=norm,
-        seed=start,
-        transfer=other,
-        examples=examples,
-        batch_size=size,
-        tick=tick,
-    )
+    try:
+        outcome = checking.audit(
+            net,
+            images,
+            eps=radius,
+            norm=norm,
+            seed=start,
+            transfer=other,
+            examples=examples,
+            batch_size=size,
+            team=team,
+            tick=tick,
+        )
+    except ProcessLost as lost:
+        raise ProcessLost("Another process of the audit has ended; nothing is kept of it. Start all again.") from lost
     if notes := [*head.pop("notes", ()), *outcome.notes]:
         head["notes"] = notes
     record = AuditRecord(
@@ -129,7 +141,7 @@ def audit(
         hopeless=outcome.hopeless,
         versions=versions(),
     )
-    if chosen is not None and chosen.is_run:
+    if chosen is not None and chosen.is_run and not team.rank:
         _keep(record, chosen, tell or warnings.warn)
     return record
 

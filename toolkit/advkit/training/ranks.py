@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -56,9 +57,6 @@ class Alone(Team):
     def of_all(self, report: Report, batch: Whole) -> Report:
         """What a step tells of the whole batch, from what is left to add up of a share of it."""
         return report
-
-    def as_first(self, tensors: Sequence[Tensor]) -> None:
-        """Give tensors the values that the first process has, in place."""
 
     def told(self, value: T) -> T:
         """What the first process says, as JSON."""
@@ -140,12 +138,14 @@ class Ranks(Alone):
                 _put(group, flat)
 
     def heard(self, value: T) -> list[T]:
-        content = _written(value)
-        lengths = [int(length) for length in self._gathered(torch.tensor([len(content)]))]
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
-        padded[: len(content)] = content
-        contents = self._gathered(padded)
-        return [cast(T, _read(one[:length])) for one, length in zip(contents, lengths, strict=True)]
+        return [cast(T, _read(content)) for content in self._all(_written(value))]
+
+    def shown(self, value: T, tensors: Sequence[Tensor]) -> list[tuple[T, Sequence[Tensor]]]:
+        own = safetensors.torch.save({str(place): tensor.contiguous() for place, tensor in enumerate(tensors)})
+        contents = self._all(torch.frombuffer(bytearray(own), dtype=torch.uint8))
+        named = [safetensors.torch.load(content.numpy().tobytes()) for content in contents]
+        rows = [[one[str(place)] for place in range(len(one))] for one in named]
+        return list(zip(self.heard(value), rows, strict=True))
 
     def told(self, value: T) -> T:
         content = _written(value)
@@ -183,6 +183,13 @@ class Ranks(Alone):
 
     def batch_norm(self, empty: bool) -> AbstractContextManager[object]:
         return Synchronised(self.add, empty) if self.synchronised else nullcontext()
+
+    def _all(self, content: Tensor) -> list[Tensor]:
+        """Bytes of every process, of any length."""
+        lengths = [int(length) for length in self._gathered(torch.tensor([len(content)]))]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(content)] = content
+        return [one[:length] for one, length in zip(self._gathered(padded), lengths, strict=True)]
 
     def _gathered(self, tensor: Tensor) -> list[Tensor]:
         """Of every process; all of one shape."""

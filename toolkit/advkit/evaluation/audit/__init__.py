@@ -15,6 +15,7 @@ from torch import nn
 
 from ...data.base import Dataset
 from ..attacks.base import EvaluationAttack
+from ..team import Team
 from . import figures
 from .bench import Bench, bench
 from .brief import short
@@ -78,17 +79,19 @@ def audit(
     transfer: EvaluationAttack | None = None,
     examples: Dataset | None = None,
     batch_size: int | None = None,
+    team: Team | None = None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> AuditResult:
     """Every check of `RULES` on all of `dataset`. Changes nothing in the model and no global generator.
 
     `transfer` makes examples on another net; without one a small net is trained to imitate this one on `examples`,
     training images if there are any, else on those under audit. `tick` is called with 1 after each check; `batch_size`
-    images at most are computed at once. Only images that are classified correctly as they are attacked; shares are of
-    all images where they are differences of accuracies. A net at chance is said to be, and nothing else is.
+    images at most are computed at once; the processes of a `team` share the images, and all say the same. Only images
+    that are classified correctly as they are attacked; shares are of all images where they are differences of
+    accuracies. A net at chance is said to be, and nothing else is.
     """
     chosen = _FIGURES | {"transfer": partial(figures.transfer, attack=transfer, examples=examples)}
-    with bench(model, dataset, eps=eps, norm=norm, seed=seed, batch_size=batch_size) as table:
+    with bench(model, dataset, eps=eps, norm=norm, seed=seed, batch_size=batch_size, team=team) as table:
         outcomes = []
         for name, rule in RULES.items():
             outcomes.append(rule.judge(table.answer(name, chosen[name])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from math import sqrt
 
@@ -20,9 +19,12 @@ from ...rng import derive_seed
 from ..attacks.base import EvaluationAttack, Victim, attacked
 from ..attacks.gradient import OBJECTIVES, climb
 from ..figure import Figure, share
-from ..results import BATCH, UNSOUND
+from ..results import UNSOUND
 from ..soundness import classified_as, refuse_unsound, sound
 from ..statistics import Z
+from ..team import Team
+from .trace import Seen, Trace
+from .turns import Turns
 
 STEPS, PACE = 50, 0.2
 """PGD from the image itself, in steps of eps/5: what every other attack is held against."""
@@ -39,20 +41,6 @@ EARLY = 10
 """Steps of PGD that both forms of the audit look at; in the ball, and in the whole box."""
 
 
-@dataclass(frozen=True)
-class Trace:
-    """An ascent with `steps` moves of m images, at every iterate: the whole of what the attack saw."""
-
-    loss: Tensor
-    """(steps + 1, m)"""
-    right: Tensor
-    """(steps + 1, m) bool: still classified as labelled."""
-    blind: Tensor
-    """(steps, m) bool: the input gradient was zero or not finite."""
-    x_adv: Tensor
-    """(m, C, H, W): the last iterate."""
-
-
 class Bench:
     """A net in eval mode on the m of `n` images that it classifies correctly: x (m, C, H, W), y, index (m,)."""
 
@@ -67,6 +55,7 @@ class Bench:
         steps: int,
         batch_size: int | None,
         reseed: Callable[[int], None],
+        team: Team | None = None,
     ) -> None:
         device, dtype = placement(model)
         self.model = model
@@ -76,6 +65,7 @@ class Bench:
         self._seed, self._batch_size = seed, batch_size
         self.net = self._victim()
         self.eps, self.n, self.steps, self._reseed = eps, len(dataset), steps, reseed
+        self.over, self.team = Turns(team or Team(), self._victim, self.seed, self.net), team or Team()
         self._by_eps: dict[float, Trace] = {}
         self.x = to_float(dataset.images.to(device), dtype)
         self.y = dataset.labels.to(device)
@@ -117,13 +107,12 @@ class Bench:
 
     def logits(self, purpose: str, x: Tensor) -> Tensor:
         """(B, K) without gradient."""
-        self.seed(purpose)
-        with torch.no_grad():
-            return torch.cat([self.net(part) for part in parts(x)])
 
-    def right(self, purpose: str, x: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """(B,) bool: which of x are classified as the images `rows` are labelled."""
-        return classified_as(self.logits(purpose, x), self.y[rows]) if len(x) else self.y[:0] == 0
+        def forward(net: Victim, part: Tensor) -> list[Tensor]:
+            with torch.no_grad():
+                return [net(part)]
+
+        return torch.cat([logits for (logits,) in self.over(purpose, x, forward)])
 
     def ball(self, radius: float, rows: Tensor | slice = slice(None)) -> Ball:
         """Around the images `rows`."""
@@ -142,23 +131,24 @@ class Bench:
         rows: Tensor | None = None,
     ) -> Trace:
         """PGD on the images `rows`, from themselves or, where `start` > 0, from that many-th random point."""
-        self.seed(purpose)
         rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
-        traces = [self._ascend(part, steps, radius, loss, pace, start) for part in parts(rows)]
-        return Trace(
-            torch.cat([part.loss for part in traces], 1),
-            torch.cat([part.right for part in traces], 1),
-            torch.cat([part.blind for part in traces], 1),
-            torch.cat([part.x_adv for part in traces]),
-        )
 
-    def _ascend(self, rows: Tensor, steps: int, radius: float, loss: str, pace: float, start: int) -> Trace:
-        ball, y, seen = self.ball(radius, rows), self.y[rows], _Seen()
+        def climbed(net: Victim, part: Tensor) -> list[Tensor]:
+            return self._ascend(net, part, steps, radius, loss, pace, start)
+
+        losses, right, blind, ends = zip(*self.over(purpose, rows, climbed), strict=True)
+        return Trace(torch.cat(losses, 1), torch.cat(right, 1), torch.cat(blind, 1), torch.cat(ends))
+
+    def _ascend(
+        self, net: Victim, rows: Tensor, steps: int, radius: float, loss: str, pace: float, start: int
+    ) -> list[Tensor]:
+        """The fields of a Trace."""
+        ball, y, seen = self.ball(radius, rows), self.y[rows], Seen()
         seen.y = y
-        begin = partial(ball.uniform, self.net.draws("audit", self.index[rows], start)) if start else None
+        begin = partial(ball.uniform, net.draws("audit", self.index[rows], start)) if start else None
         size = pace * ball.radius
         x_adv = climb(
-            self.net,
+            net,
             ball.x,
             y,
             ball.radius,
@@ -170,22 +160,20 @@ class Bench:
             observe=seen,
         ).x_adv
         with torch.no_grad():
-            logits = self.net(x_adv)
+            logits = net(x_adv)
         seen.note(logits, OBJECTIVES[loss](y)(logits))
         blind = torch.stack(seen.blind) if seen.blind else y.new_zeros(0, len(y), dtype=torch.bool)
-        return Trace(torch.stack(seen.loss), torch.stack(seen.right), blind, x_adv)
+        return [torch.stack(seen.loss), torch.stack(seen.right), blind, x_adv]
 
     def stand(self, attack: EvaluationAttack, rows: Tensor) -> Tensor:
         """(B,) bool: which of the images `rows` withstand `attack`."""
-        kept, net = [], self._victim()
-        self.seed(attack.name)
-        for part in parts(rows):
+
+        def judge(net: Victim, part: Tensor) -> list[Tensor]:
             radius = self.x.new_full((len(part),), self.eps)
             x_adv = attacked(attack, net, self.x[part], self.y[part], radius, self.index[part])
-            kept.append(net.correct(x_adv, self.y[part]))
-        self.net.forwards += net.forwards
-        self.net.backwards += net.backwards
-        return torch.cat(kept)
+            return [net.correct(x_adv, self.y[part])]
+
+        return torch.cat([standing for (standing,) in self.over(attack.name, rows, judge)])
 
     def _victim(self) -> Victim:
         return Victim(self._model, classes=self._classes, norm=self.norm, seed=self._seed, batch_size=self._batch_size)
@@ -253,36 +241,21 @@ def bench(
     seed: int,
     steps: int = STEPS,
     batch_size: int | None = None,
+    team: Team | None = None,
 ) -> Iterator[Bench]:
     """A bench for the scope, whose PGD has `steps` steps. Modes and global generators come back as they were."""
     with judged(model) as reseed:
-        yield Bench(model, dataset, eps=eps, norm=norm, seed=seed, steps=steps, batch_size=batch_size, reseed=reseed)
-
-
-def parts(rows: Tensor) -> list[Tensor]:
-    """At most BATCH rows each; one part where there are none."""
-    return [rows[first : first + BATCH] for first in range(0, max(1, len(rows)), BATCH)]
-
-
-class _Seen:
-    """Records every iterate."""
-
-    y: Tensor
-
-    def __init__(self) -> None:
-        self.loss: list[Tensor] = []
-        self.right: list[Tensor] = []
-        self.blind: list[Tensor] = []
-
-    def __call__(self, *, x_adv: Tensor, logits: Tensor, loss: Tensor, gradient: Tensor, step: int) -> Tensor:
-        self.note(logits, loss)
-        peak = gradient.flatten(1).abs().amax(1)
-        self.blind.append((peak == 0) | ~peak.isfinite())
-        return torch.ones_like(self.blind[-1])
-
-    def note(self, logits: Tensor, loss: Tensor) -> None:
-        self.loss.append(loss)
-        self.right.append(classified_as(logits, self.y))
+        yield Bench(
+            model,
+            dataset,
+            eps=eps,
+            norm=norm,
+            seed=seed,
+            steps=steps,
+            batch_size=batch_size,
+            reseed=reseed,
+            team=team,
+        )
 
 
 class _Attached(nn.Module):

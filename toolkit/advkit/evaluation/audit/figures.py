@@ -14,12 +14,12 @@ from ...ascent import NORMS, Ball
 from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
 from ...losses import cross_entropy, margin
-from ..attacks.base import EvaluationAttack
+from ..attacks.base import EvaluationAttack, Victim
 from ..attacks.libraries import ApgdT
 from ..attacks.square import Square
 from ..figure import Figure, gap, jackknife, share
 from .bench import EARLY, RUNGS, SHORT, Bench
-from .surrogate import Imitated, imitator
+from .surrogate import IMAGES, Imitated, imitator
 
 QUERIES, POINTS = 1000, 200
 """Of Square; of random search."""
@@ -183,23 +183,30 @@ def square(bench: Bench) -> Answer:
 
 def random_search(bench: Bench) -> Answer:
     """Points inside the ball and, every other time, corners of it."""
-    left = bench.unbroken
-    bench.seed("random search")
-    for point in range(POINTS):
-        if not len(left):
-            break
-        ball, draws = bench.ball(bench.eps, left), bench.net.draws("random search", bench.index[left], point)
-        way = draws.normal(*ball.x.shape[1:], dtype=ball.x.dtype)
-        tried = moved(ball, way, 1.0) if point % 2 else ball.uniform(draws)
-        left = left[bench.net.correct(tried, bench.y[left])]
-    return bench.broken("random search", bench.unbroken, len(bench.unbroken) - len(left))
+
+    def search(net: Victim, left: Tensor) -> list[Tensor]:
+        for point in range(POINTS):
+            if not len(left):
+                break
+            ball, draws = bench.ball(bench.eps, left), net.draws("random search", bench.index[left], point)
+            way = draws.normal(*ball.x.shape[1:], dtype=ball.x.dtype)
+            tried = moved(ball, way, 1.0) if point % 2 else ball.uniform(draws)
+            left = left[net.correct(tried, bench.y[left])]
+        return [left]
+
+    standing = sum(len(left) for (left,) in bench.over("random search", bench.unbroken, search))
+    return bench.broken("random search", bench.unbroken, len(bench.unbroken) - standing)
 
 
 def transfer(bench: Bench, attack: EvaluationAttack | None, examples: Dataset | None) -> Answer:
     """On the run that was given, or on a net that is trained to imitate this one."""
     if attack is None:
+        images = bench.pictures(examples)[:IMAGES]
+        labels = bench.logits("imitated", images).argmax(1)
         bench.seed("imitator")
-        attack = Imitated(imitator(bench.net, bench.pictures(examples), bench.eps))
+        model = imitator(images, labels, bench.net.classes, norm=bench.norm, eps=bench.eps)
+        bench.team.as_first([*model.parameters()])
+        attack = Imitated(model)
     try:
         return bench.newly_broken(attack, bench.unbroken)
     except NonFinite as error:

@@ -9,21 +9,17 @@ from torch import Tensor, nn
 from ...ascent import NORMS
 from ..attacks.base import EvaluationAttack, Victim, attacked
 from ..attacks.gradient import Cw, Pgd
-from ..results import BATCH
 
 IMAGES, EPOCHS, WIDTH = 1000, 20, 16
 """At most so many images, so often: below a minute on one core for images of 32 x 32."""
 
 
-def imitator(net: Victim, images: Tensor, eps: float) -> nn.Module:
-    """A small net trained on what `net` says of images (n, C, H, W): labels alone, no score and no gradient of it.
+def imitator(images: Tensor, labels: Tensor, classes: int, *, norm: str, eps: float) -> nn.Module:
+    """A small net trained on the labels (n,) that another gives images (n, C, H, W): no score, no gradient of it.
 
     Against one step of eps, since a net that is robust is imitated by one that is. Draws from the global generator,
     which the caller has forked and seeded.
     """
-    images = images[:IMAGES]
-    with torch.no_grad():
-        labels = torch.cat([net(part).argmax(1) for part in images.split(BATCH)])  # type: ignore[no-untyped-call]
     _, channels, height, width = images.shape
     model = nn.Sequential(
         nn.Conv2d(channels, WIDTH, 3, padding=1),
@@ -33,14 +29,14 @@ def imitator(net: Victim, images: Tensor, eps: float) -> nn.Module:
         nn.Flatten(),
         nn.Linear(2 * WIDTH * ((height + 1) // 2) * ((width + 1) // 2), 64),
         nn.ReLU(),
-        nn.Linear(64, net.classes),
+        nn.Linear(64, classes),
     ).to(images)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     with torch.enable_grad():
         for _ in range(EPOCHS):
             for rows in torch.randperm(len(images)).to(images.device).split(64):  # type: ignore[no-untyped-call]
                 x, y = images[rows], labels[rows]
-                ball = NORMS[net.norm](x, x.new_full((len(x),), eps))
+                ball = NORMS[norm](x, x.new_full((len(x),), eps))
                 begin = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1).requires_grad_()
                 (gradient,) = torch.autograd.grad(F.cross_entropy(model(begin), y), begin)
                 x_adv = ball.move_(begin.detach(), gradient, ball.radius)
