@@ -39,6 +39,7 @@ class GradAlign(Plugin):
     """Aligns the input gradients at an image and at a random point beside it, against catastrophic overfitting."""
 
     name = "gradalign"
+    held_constant = "the input gradient at the image itself, as in the official code"
 
     class Options(PluginOptions):
         lam: Schedule = option(0.2, symbol="λ", help="lambda at eps 8/255, by epoch; 0.2 on CIFAR-10, 2.5 on SVHN")

@@ -32,6 +32,7 @@ class Ikl(Plugin):
     """The KL of TRADES in two parts: class-weighted differences of logits, and cross-entropy with p(x) (IKL)."""
 
     name = "ikl"
+    held_constant = "p(x) of the cross-entropy"
     # Start, mode and order of the forwards of the authors' code.
     prefers = {"attack.init": "normal", "attack.mode": "eval", "update.batch_norm": "adv_logits,clean_logits"}
 

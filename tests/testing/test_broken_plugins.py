@@ -12,9 +12,23 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from advkit import AttackResult, Batch, Order, Plugin, PluginOptions, Real, Run, hookimpl, option, per_sample, registry
+from advkit import (
+    AttackResult,
+    Batch,
+    Costs,
+    Order,
+    Passes,
+    Plugin,
+    PluginOptions,
+    Real,
+    Run,
+    hookimpl,
+    option,
+    per_sample,
+    registry,
+)
 from advkit.errors import OptionError
-from advkit.testing import CHECKS, Misbehaves, NotRun, Subject, findings
+from advkit.testing import CHECKS, Misbehaves, NotRun, Subject, check_optimum, findings
 
 
 class Weighs(Plugin):
@@ -145,6 +159,43 @@ class OneNorm(Plugin):
         return AttackResult((batch.x + per_sample(radius, batch.x)).clamp(0, 1))
 
 
+class Descends(Plugin):
+    """Moves the way that lowers the loss."""
+
+    name = "descends"
+
+    @hookimpl
+    def attack_move(self, move: Tensor) -> Tensor:
+        return -move
+
+
+class Idles(Plugin):
+    """Stays where the attack has just begun."""
+
+    name = "idles"
+
+    @hookimpl
+    def inner_attack(
+        self, model: Callable[[Tensor], Tensor], batch: Batch, radius: Tensor, objective: Callable[[Tensor], Tensor]
+    ) -> AttackResult:
+        x = batch.x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
+        return AttackResult((batch.x + 0.1 * per_sample(radius, x) * gradient.sign()).clamp(0, 1))
+
+    def passes(self, hook: str, costs: Costs) -> Passes:
+        return Passes(forward=1, input_backward=1)
+
+
+class Cuts(Plugin):
+    """Lets no gradient through one of its factors."""
+
+    name = "cuts"
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits: Tensor) -> Tensor:
+        return 1e-2 * torch.stack([logits.square().sum() * float(logits.max()) for logits in adv_logits])
+
+
 class OwnGenerator(Weighs):
     """Draws from a generator that all runs share."""
 
@@ -262,6 +313,26 @@ class KnowsRounded(Plugin):
         return (0.1 if rounded.all() else 0.01) * adv_logits.square().sum(1)
 
 
+class CountsItsShare(Plugin):
+    """Counts the images that were attacked in this process, and takes them for all."""
+
+    name = "counts-its-share"
+    by_sample = True
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self.attacked = run.tensor_state("attacked", torch.zeros(()))
+
+    @hookimpl
+    def target_label(self, target: Tensor, phase: str) -> Tensor:
+        self.attacked += len(target) if phase == "train" else 0
+        return target
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits: Tensor) -> Tensor:
+        return 1e-2 * self.attacked.to(adv_logits.dtype) * adv_logits.square().sum(1)
+
+
 class KnowsCompiled(Plugin):
     """Adds a term where the net is compiled."""
 
@@ -285,6 +356,8 @@ CAUGHT: dict[str, tuple[type[Plugin], str]] = {
     "extremes": (Standardises, "with a batch of one image: Plugin standardises broke the contract"),
     "nan": (HidesNan, "the step was applied"),
     "ball": (OneNorm, "images leave the ball of the budget"),
+    "optimum": (Descends, "with attack.norm=linf an attack goes -100% of the way to the best point"),
+    "gradient": (Cuts, "in epoch 0 the gradient says"),
     "draws": (OwnGenerator, "two runs of one seed differ in 0.weight"),
     "permutation": (ByPlace, "with the batch in the order [3, 1, 0, 2] 0.weight differs"),
     "parts": (Normalises, "it declares by_sample, but its answer on the first 2 of 4 samples"),
@@ -295,6 +368,7 @@ CAUGHT: dict[str, tuple[type[Plugin], str]] = {
     "channels_last": (ReadsMemory, "0.weight differs"),
     "bf16": (KnowsRounded, "the updates differ by"),
     "compile": (KnowsCompiled, "0.weight differs"),
+    "processes": (CountsItsShare, "0.weight of process 0 differs"),
 }
 """By check: who breaks what it is about, and what is said of that."""
 
@@ -303,6 +377,7 @@ FEW = ("awp", "dirichlet-ls")
 
 MACHINE = ("channels_last", "bf16", "compile")
 """Those of settings that no plugin sees."""
+SLOW = (*MACHINE, "processes")
 
 
 def subject(plugin: type[Plugin]) -> Subject:
@@ -316,7 +391,7 @@ def test_this_check_catches_it_and_no_other_does(name: str) -> None:
     plugin, said = CAUGHT[name]
     examined, failures = subject(plugin), dict[str, str]()
     for check in CHECKS.values():
-        if check.name in MACHINE and name not in MACHINE:  # they take longest
+        if check.name in SLOW and check.name != name and name not in MACHINE:
             continue
         try:
             check(examined)
@@ -327,6 +402,11 @@ def test_this_check_catches_it_and_no_other_does(name: str) -> None:
     assert failures.keys() == {name}, failures
     assert failures[name].startswith(f"{plugin.name} fails check_{name}. Expected: {CHECKS[name].expected} Came: ")
     assert said in failures[name]
+
+
+def test_a_beginning_is_not_the_best_point() -> None:
+    with pytest.raises(Misbehaves, match=r"with attack\.norm=linf an attack goes 10% of the way"):
+        check_optimum(Idles)
 
 
 def test_every_check_has_its_broken_plugin() -> None:
@@ -348,7 +428,7 @@ class RunsMore(Plugin):
 
 def test_what_only_the_loop_can_ask_is_blamed_for_its_own_check() -> None:
     """No other check runs then, so this one must."""
-    ended = {finding.check: finding for finding in findings(subject(RunsMore)) if finding.check not in MACHINE}
+    ended = {finding.check: finding for finding in findings(subject(RunsMore)) if finding.check not in SLOW}
     assert [name for name, finding in ended.items() if finding.state == "fails"] == ["passes"]
     assert "ran other passes than declared" in ended["passes"].said
     assert ended["step"].said == ended["resume"].said == "check_passes fails"

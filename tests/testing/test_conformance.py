@@ -17,6 +17,7 @@ ELSEWHERE = {
     "neutral": "tests/training/test_methods.py, with settings and in company",
     "pairs": "tests/training/test_passes.py, every two once",
     "compile": "tests/training/test_compiled.py, with batches of two sizes and dropout",
+    "processes": "tests/training/test_processes.py, with more images",
 }
 """What tests of the built-ins hold already, and more of it."""
 

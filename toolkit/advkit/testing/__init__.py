@@ -25,6 +25,10 @@ from .steps import (  # isort: skip
     check_nan as check_nan,
     check_ball as check_ball,
 )
+from .calculus import (  # isort: skip
+    check_optimum as check_optimum,
+    check_gradient as check_gradient,
+)
 from .runs import (  # isort: skip
     check_draws as check_draws,
     check_permutation as check_permutation,
@@ -38,6 +42,7 @@ from .machine import (  # isort: skip
     check_bf16 as check_bf16,
     check_channels_last as check_channels_last,
     check_compile as check_compile,
+    check_processes as check_processes,
 )
 from .subject import (
     CHECKS as CHECKS,

@@ -61,7 +61,7 @@ def _needs_the_loop(subject: Subject) -> str:
     return LOOP if subject.by_the_loop else ""
 
 
-def _exact(subject: Subject, given: Sequence[Images], **settings: object) -> Trained:
+def exact(subject: Subject, given: Sequence[Images], **settings: object) -> Trained:
     """In float64, by a net that keeps samples apart."""
     how: dict[str, Any] = {"dtype": torch.float64, "batch_norm": False, "dropout": 0.0, "given": given, "epochs": (1,)}
     return subject.trained(**how, settings={"attack.mode": "eval", **settings})
@@ -77,10 +77,10 @@ def check_permutation(subject: Subject) -> None:
     """The order of a batch changes nothing but rounding, neither in the weights nor in the state."""
     subject.repeatable()
     given = batches(torch.float64)
-    straight = _exact(subject, given)
+    straight = exact(subject, given)
 
     def holds(order: Sequence[int]) -> None:
-        permuted = _exact(subject, [_reordered(images, order) for images in given])
+        permuted = exact(subject, [_reordered(images, order) for images in given])
         if name := close(permuted.everything, straight.everything, **ROUNDING):
             raise Came(f"with the batch in the order {list(order)} {name} differs")
 
@@ -106,7 +106,7 @@ def check_parts(subject: Subject) -> None:
     subject.run_plainly("parts")
     subject.repeatable()
     given = batches(torch.float64)
-    whole, halves = (_exact(subject, given, **{"run.accumulate": parts}) for parts in (1, 2))
+    whole, halves = (exact(subject, given, **{"run.accumulate": parts}) for parts in (1, 2))
     if name := close(halves.everything, whole.everything, **ROUNDING):
         raise Came(f"with run.accumulate=2 {name} differs")
 

@@ -213,13 +213,14 @@ def check_nan(subject: Subject) -> None:
 # ---------------------------------------------------------------------- how far an attack goes
 
 
-def _attacks_as_the_core(subject: Subject) -> str:
+def attacks_as_the_core(subject: Subject) -> str:
+    """Why the images that its attack leaves can not be compared with those given, "" where they can."""
     if subject.by_the_loop or "mix_batch" in subject.hooks:
         return "the images that it attacks are not those that were given"
     return "" if subject.answers("attack") else "it answers no hook of the attack"
 
 
-@check(_attacks_as_the_core)
+@check(attacks_as_the_core)
 def check_ball(subject: Subject) -> None:
     """Images to train on lie in [0, 1] and within the largest radius that the plan announced, by the run's norm."""
     subject.run_plainly()

@@ -73,6 +73,11 @@ class Subject:
         """The hooks it answers."""
         return hooks_of(self.plugin)
 
+    @property
+    def held_constant(self) -> str:
+        """What its loss depends on and its gradient does not, in its own words."""
+        return str(getattr(self.plugin, "held_constant", ""))
+
     @cached_property
     def others(self) -> list[type[Plugin]]:
         """The installed plugins but itself."""
