@@ -32,7 +32,7 @@ from advkit import (
     hookimpl,
     option,
 )
-from advkit.errors import Stopped
+from advkit.errors import Stopped, shown
 from advkit.storage.run_folder import RunFolder
 from advkit.storage.weights import evaluated
 from advkit.testing.runs import _StopAfter as StopAfter
@@ -347,6 +347,43 @@ def test_what_it_can_not_be_made_of(digits: Path, tmp_path: Path) -> None:
         train(of(digits, model="vgg"))
     with pytest.raises(OptionError, match=r"a Step knows no images to build small-cnn for; pass the module itself"):
         step_of(of(digits))
+
+
+@pytest.mark.parametrize(
+    "source", [None, 3, True, nn.Linear, b"run", "a\0b", lambda: net()], ids=lambda one: type(one).__name__
+)
+def test_what_is_no_source(source: Any) -> None:
+    class Takes(Taught):
+        @hookimpl
+        def setup(self, run: Run) -> None:
+            self.teacher = run.module("teacher", source)
+
+    with pytest.raises(OptionError) as refused:
+        step_of(Takes(Taught.Options()))
+    assert str(refused.value) == (
+        f"taught/teacher is {shown(source)}; give the folder of a run, a file of weights or a torch Module."
+    )
+
+
+def flat(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: torch.jit.script(flat(nn.Linear(32, 3))), "is of torch.jit, which can not be frozen; give what it"),
+        (lambda: flat(nn.utils.weight_norm(nn.Linear(32, 3))), r"can not be copied \(RuntimeError\); give it as plain"),
+        (lambda: flat(nn.LazyLinear(3)), r"1\.weight of the model has no shape yet \(a lazy module\); call the model"),
+        (lambda: flat(nn.Linear(32, 3, device="meta")), r"1\.weight of the model is a meta tensor, which holds no"),
+    ],
+    ids=["jit", "weight-norm", "lazy", "meta"],
+)
+def test_modules_that_can_not_be_copied(make: Callable[[], nn.Module], sentence: str) -> None:
+    with pytest.raises(OptionError, match=f"^taught/teacher, a [A-Za-z]+ passed from Python[:,] {sentence}"):
+        step_of(of(make()))
+    step_of(of(flat(nn.utils.parametrizations.weight_norm(nn.Linear(32, 3)))))
 
 
 def test_it_is_claimed_once_and_in_setup(tiny_batch: BatchOf) -> None:

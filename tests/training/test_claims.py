@@ -151,12 +151,34 @@ def claims(**arguments: Any) -> type[Plugin]:
         ({"fill": 300, "dtype": torch.uint8}, r"fill of the state a is 300, which torch\.uint8 can not hold"),
         ({"fill": 2, "dtype": torch.bool}, r"fill of the state a is 2, which torch\.bool can not hold"),
         ({"fill": float("nan"), "dtype": torch.int8}, r"fill of the state a is nan, which torch\.int8 can not hold"),
+        ({"fill": 1e300, "dtype": torch.float16}, r"fill of the state a is 1e\+300, which torch\.float16 can not hold"),
+        ({"dtype": torch.float8_e5m2}, r"dtype of the state a is torch\.float8_e5m2; take one of torch\.float64"),
     ],
     ids=str,
 )
 def test_what_can_not_be_claimed(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=f"^Plugin odd: {sentence}"):
         step_of(net(), [claims(**arguments)])
+
+
+def test_a_fill_may_be_infinite_and_a_tensor_no_float8() -> None:
+    with pytest.raises(
+        OptionError, match=r"^Plugin odd: initial of the state a is torch\.float8_e5m2; take one of torch"
+    ):
+        step_of(net(), [of_tensor(torch.zeros(3).to(torch.float8_e5m2))])
+    step = step_of(net(), [claims(fill=float("-inf"), dtype=torch.float16)])
+    assert bool((step.state.samples["odd/a"] == -torch.inf).all())
+
+
+def of_tensor(initial: Tensor) -> type[Plugin]:
+    class Claims(Plugin):
+        name = "odd"
+
+        @hookimpl
+        def setup(self, run: Run) -> None:
+            run.tensor_state("a", initial)
+
+    return Claims
 
 
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Claims:
             raise OptionError(f"{what.format('shape')} is {shown(shape)}; pass whole numbers, such as (10,).")
         sizes = [a_whole_number(what.format("a size"), size, 0, 2**31 - 1) for size in shape]
         value = a_number(what.format("fill"), fill)
-        if not kept.is_floating_point and not (value == value // 1 and _holds(kept, int(value))):
+        if not _holds(kept, value):
             raise OptionError(f"{what.format('fill')} is {fill}, which {kept} can not hold; pass another dtype.")
         rows = (state.num_samples, *sizes)
         self._refuse_too_large(name, rows, kept)
@@ -52,7 +52,10 @@ class Claims:
 
     def tensor_state(self, name: str, initial: Tensor) -> Tensor:
         """A tensor of any shape and dtype, otherwise as `sample_state`: for averages, counts and tables by class."""
-        dense = a_dense_tensor(f"Plugin {self._plugin}: initial of the state {name}", initial)
+        what = f"Plugin {self._plugin}: initial of the state {name}"
+        dense = a_dense_tensor(what, initial)
+        if dense.is_floating_point() and dense.dtype not in FLOATS:  # no arithmetic says whether it is finite
+            raise OptionError(f"{what} is {dense.dtype}; take one of {', '.join(map(str, FLOATS))}.")
         return self._claim(self._state.tensors, name, dense.detach().to(self._state.device, copy=True))
 
     def _claim(self, store: dict[str, Tensor], name: str, initial: Tensor) -> Tensor:
@@ -80,10 +83,14 @@ class Claims:
             )
 
 
-def _holds(dtype: torch.dtype, value: int) -> bool:
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    if dtype.is_floating_point:
+        return not isfinite(value) or abs(value) <= torch.finfo(dtype).max
+    if not isfinite(value) or value != int(value):
+        return False
     if dtype == torch.bool:
         return value in (0, 1)
-    return torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
+    return torch.iinfo(dtype).min <= int(value) <= torch.iinfo(dtype).max
 
 
 def free_memory(device: torch.device) -> int | None:

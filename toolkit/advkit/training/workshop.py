@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from ..config.layer import Layer
 from ..config.request import Request, registered
 from ..config.resolve import Resolved
 from ..data.base import Dataset
-from ..errors import NonFinite, OptionError
-from ..judging import refuse_unjudgeable
+from ..errors import NonFinite, OptionError, shown
+from ..judging import refuse_unjudgeable, refuse_unready
 from ..models.base import Normalize
 from ..run import RunState
 from ..storage.run_folder import RunFolder
@@ -41,8 +42,13 @@ class Workshop:
     def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> FrozenNet:
         """From a module, a run's folder or a file of weights. Raises OptionError, CheckpointError and NonFinite."""
         if isinstance(source, nn.Module):
-            net, where = deepcopy(source), f"a {type(source).__name__} passed from Python"
+            where = f"a {type(source).__name__} passed from Python"
+            net = self._copied(name, where, source)
         else:
+            if not isinstance(source, str | Path) or "\0" in str(source):
+                raise OptionError(
+                    f"{name} is {shown(source)}; give the folder of a run, a file of weights or a torch Module."
+                )
             make = self._of_run if os.path.isdir(source) else self._of_file
             net, where = make(name, Path(source), model), str(source)
         values = {**dict(net.named_buffers()), **net.state_dict()}
@@ -59,6 +65,22 @@ class Workshop:
                 (self.rows, *self.train.shape), lambda sentence: self.warn(f"{name}: {sentence}"), trains=False
             )
         return FrozenNet(engine, where, sha256)
+
+    @staticmethod
+    def _copied(name: str, where: str, net: nn.Module) -> nn.Module:
+        """A copy of a module that is passed. OptionError for one that has no values yet, or can not be copied."""
+        if isinstance(net, ScriptModule):
+            raise OptionError(f"{name}, {where}, is of torch.jit, which can not be frozen; give what it was made of.")
+        try:
+            refuse_unready(net)
+            return deepcopy(net)
+        except OptionError as error:
+            raise OptionError(f"{name}, {where}: {error}") from None
+        except Exception as error:  # of its own code, or of torch for weights that are computed from others
+            raise OptionError(
+                f"{name}, {where}, can not be copied ({type(error).__name__}); give it as plain weights: of "
+                "torch.nn.utils.weight_norm, take that of torch.nn.utils.parametrizations."
+            ) from error
 
     def _of_run(self, name: str, path: Path, model: str) -> nn.Module:
         """The net of a run with the weights that are judged. Of what its folder names, only an installed net is built.
