@@ -21,6 +21,7 @@ from unittest import mock
 import methods
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from methods import pictures, tiny_net
 from torch import Tensor, nn
 
@@ -93,6 +94,38 @@ class Apart(Plugin):
     @hookimpl
     def after_update(self) -> None:
         self.mine.fill_(here().rank)
+
+
+class Teaches(Plugin):
+    """A twin of the model learns beside it, and is asked how it is a step ahead."""
+
+    name = "teaches"
+
+    @property
+    def by_sample(self) -> bool:
+        return True
+
+    def passes(self, hook: str, costs: advkit.Costs) -> advkit.Passes:
+        if hook == "observe_update":
+            return advkit.Passes(3, 2, auxiliary_forward=1, auxiliary_backward=1)
+        return advkit.Passes(auxiliary_forward=1) if hook == "extra_regularizer" else advkit.Passes()
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self.twin = run.module("net", lambda model: model, optimizer={"clip_norm": 1.0})
+        self.fooled = run.tensor_state("fooled", torch.zeros((), dtype=torch.float64))
+
+    @hookimpl
+    def extra_regularizer(self, batch: Batch, adv_logits: Tensor) -> Tensor:
+        return (adv_logits - self.twin(batch.x)).square().sum(1)
+
+    @hookimpl
+    def observe_update(self, batch: Batch, run: Run) -> None:
+        with run.ahead():
+            attack = run.probe(batch, torch.full_like(batch.x[:, 0, 0, 0], 0.1), steps=2)
+            loss = F.cross_entropy(run.logits(attack.x_adv), batch.y, reduction="none")
+        self.fooled += loss.mean()
+        self.twin.learn(batch.x, lambda z, y, w: w * F.cross_entropy(z, y, reduction="none"), batch.y, loss)
 
 
 class Fails(Plugin):
@@ -221,6 +254,7 @@ JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "hat,awp with a helper": lambda: train(
         Hat(Hat.Options(), tiny_net(True, 0.0, torch.float64)), "awp", batch_norm=True
     ),
+    "a net that learns": lambda: train(Teaches, batch_norm=True, settings={"run.check_hooks": True}),
     "cure": lambda: train("cure", batch_norm=True),  # two derivatives through the statistics
     "alp,av-rank": lambda: train("alp", "av-rank", options={"av-rank": {"term": "alp"}}),
     "cat-eps,lsiw": lambda: train("cat-eps", "lsiw", batch_norm=True),

@@ -232,7 +232,10 @@ class Hooks:
         clean_logits_base: Tensor,
         run: Run,
     ) -> None:
-        """What the update computed, found finite, before the optimizer's step: for logs. Tensors are borrowed."""
+        """What the update computed, found finite, before the optimizer's step: for logs. Tensors are borrowed.
+
+        Nets of `run.module` learn here, and `run.ahead` tries the weights of the next step.
+        """
 
     @hookspec(Rule.NOTIFY, "update")
     def after_update(self, model: nn.Module, run: Run) -> None:

@@ -148,6 +148,10 @@ class Plugin:
         """Passes that the hook runs by itself, through `gradient_at`, the attacked `model`, or a service of `run`."""
         return Passes()
 
+    def every(self, hook: str) -> int:
+        """For `observe_update`: asked at the first step of an epoch and at every so many after it."""
+        return 1
+
     def largest_budget(self, eps: float) -> Budgets:
         """The largest budgets that `perturbation_budget` can return, for plans and checks."""
         return Budgets(attack=eps, label=eps)

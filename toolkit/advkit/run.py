@@ -13,7 +13,7 @@ from .claims import Claims
 from .errors import OptionError, ResumeMismatch
 from .plugin import Company
 from .rng import Draws, derive_key
-from .services import Auxiliary, Building, Ending, Probing, Services, Viewing
+from .services import Auxiliary, Building, Ending, Probing, Services, Trying, Viewing
 from .settings import AttackSettings
 from .types import Batch
 
@@ -41,6 +41,7 @@ class RunState:
         """Of the epoch that ends; never checkpointed, as the line in metrics.jsonl is written first."""
         self.probing: Probing | None = None  # who answers `Run.probe`, while somebody does
         self.viewing: Viewing | None = None  # and `Run.forward`
+        self.trial: Trying | None = None  # and `Run.ahead`
         self.ending: Ending | None = None  # whether this epoch is to be the last
         self.settled = False  # setup is over: state claimed now no resume would find
 

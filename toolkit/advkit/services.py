@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
 from .errors import HookContract, OptionError
 from .types import AttackResult, Batch, Objective
+
+Build = Callable[[nn.Module], nn.Module]
+"""What makes a net that is trained beside the model, from a copy of the model as it begins."""
 
 SHA256 = ".sha256"
 """What the name of the state ends in that tells one net beside the model from another."""
@@ -36,22 +41,48 @@ class Viewing(Protocol):
     def auxiliary(self, plugin: str, name: str, x: Tensor) -> Tensor: ...
 
 
+class Trying(Protocol):
+    """What serves `observe_update`; `plugin` is who asks."""
+
+    def ahead(self, plugin: str) -> AbstractContextManager[None]: ...
+
+    def learn(self, plugin: str, name: str, x: Tensor, loss: Callable[..., Tensor], rows: Sequence[Tensor]) -> None: ...
+
+
 class Auxiliary(Protocol):
-    """A frozen net beside the model."""
+    """A net beside the model."""
 
     @property
     def source(self) -> str:
         """Whence it came, for people."""
+
+
+class Frozen(Auxiliary, Protocol):
+    """One that is never trained."""
 
     @property
     def sha256(self) -> str:
         """Of its weights as they were read."""
 
 
+class Learning(Auxiliary, Protocol):
+    """One that is trained."""
+
+    @property
+    def store(self) -> Mapping[str, Tensor]:
+        """All of it that a checkpoint holds."""
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers."""
+
+
 class Building(Protocol):
     """What makes nets beside the model; `name` is PLUGIN/NAME."""
 
-    def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> Auxiliary: ...
+    def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> Frozen: ...
+
+    def trained(self, name: str, build: Build, optimizer: Mapping[str, object]) -> Learning: ...
 
 
 @dataclass(frozen=True)
@@ -116,13 +147,41 @@ class Services:
         """
         return self._viewing().input_gradient(self._plugin, x, loss, create_graph)
 
-    def module(self, name: str, source: str | Path | nn.Module, *, model: str = "") -> Beside:
-        """A frozen net beside the model, such as a teacher: called with images it gives their logits (B, K).
+    def ahead(self) -> AbstractContextManager[None]:
+        """A scope, in `observe_update`, in which run.probe and run.logits are at theta - lr g: a trial step.
 
-        Claim it in `setup`. `source` is the folder of a run, whose weights are those that `advkit evaluate` judges; a
-        file of weights, of the registered net `model`, or where that is "" of one such as the run's own; or a module,
-        of which a copy is taken. It is in eval mode, on the run's device and in the model's type, and has no gradient.
-        A checkpoint holds the SHA-256 of its weights: a resume with others is refused, one from another place is not.
+        g is the gradient of the step's loss, lr the optimizer's rate; momentum and weight decay are left out. Of
+        several processes each runs its share of the batch, and all get the whole.
+        """
+        return self._trial("looks a step ahead").ahead(self._plugin)
+
+    @overload
+    def module(self, name: str, source: str | Path | nn.Module, *, model: str = "") -> Beside: ...
+
+    @overload
+    def module(self, name: str, source: Build, *, optimizer: Mapping[str, object]) -> Trained: ...
+
+    def module(
+        self,
+        name: str,
+        source: str | Path | nn.Module | Build,
+        *,
+        model: str = "",
+        optimizer: Mapping[str, object] | None = None,
+    ) -> Beside:
+        """A net beside the model: called with images it gives what it makes of them, in eval mode, without gradient.
+
+        Claim it in `setup`. It is on the run's device and in the model's type.
+
+        Without an `optimizer` it is frozen, such as a teacher, and gives logits (B, K). `source` is the folder of a
+        run, whose weights are those that `advkit evaluate` judges; a file of weights, of the registered net `model`, or
+        where that is "" of one such as the run's own; or a module, of which a copy is taken. A checkpoint holds the
+        SHA-256 of its weights: a resume with others is refused, one from another place is not.
+
+        With an `optimizer`, settings `optimizer.*` by name, constant in `lr` unless they say more, it is trained:
+        `source` builds it from a copy of the model as it begins, and what it draws is seeded by the run. It learns in
+        `observe_update`, and is updated at the end of the hook on the gradient of all processes. A checkpoint holds its
+        weights, its buffers and what its optimizer keeps.
 
         Call it in hooks of the attack phase, in base_loss or extra_regularizer, or in epoch_end. Each call is an
         `auxiliary_forward` in `Plugin.passes`; the very tensor that it was called with in this step costs none again.
@@ -133,9 +192,14 @@ class Services:
         if full in state.modules:
             raise OptionError(f"Plugin {self._plugin} claims the net {name} twice; claim it once, in setup.")
         if state.building is None:  # a plan
-            state.modules[full] = str(source)
-            return Beside(self, full)
-        made: Auxiliary = state.building(full, source, model)
+            state.modules[full] = str(source) if optimizer is None else f"built by {self._plugin}, and trained"
+            return Beside(self, full) if optimizer is None else Trained(self, full)
+        if optimizer is not None:
+            learning: Learning = state.building.trained(full, source, optimizer)
+            state.modules[full] = learning
+            state.tensors.update(learning.store)
+            return Trained(self, full)
+        made: Frozen = state.building(full, source, model)
         held = f"{full}{SHA256}"
         state.modules[full] = made
         state.tensors[held] = torch.tensor([*bytes.fromhex(made.sha256)], dtype=torch.uint8, device=state.device)
@@ -160,6 +224,12 @@ class Services:
             )
         answer: Tensor = where.auxiliary(self._plugin, name, x)
         return answer
+
+    def _trial(self, does: str) -> Trying:
+        trial: Trying | None = self._state.trial
+        if trial is None:
+            raise HookContract(f"Plugin {self._plugin} {does} where no step is tried; do so in observe_update.")
+        return trial
 
     def _viewing(self) -> Viewing:
         viewing: Viewing | None = self._state.viewing
@@ -188,3 +258,20 @@ class Beside:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._run._auxiliary(self._name, x)
+
+
+class Trained(Beside):
+    """One that is trained: it returns (B, M), and learns in `observe_update`."""
+
+    def learn(self, x: Tensor, loss: Callable[..., Tensor], *rows: Tensor) -> None:
+        """Add the gradient of the mean of `loss`(output, *rows), (B,), to that by which it is updated after the hook.
+
+        `x` and `rows` are of the whole batch; of several processes each gets its share, so the loss takes its tensors
+        as rows. The output (B, M) is in train mode. It costs an `auxiliary_forward` and an `auxiliary_backward`.
+        """
+        self._run._trial(f"teaches {self._name}").learn(self._run._plugin, self._name, x, loss, rows)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Its parameters and buffers as they are, by name, detached: for averages or merges with the model's."""
+        values: Mapping[str, Tensor] = self._run._state.modules[self._name].values
+        return {name: value.detach() for name, value in values.items()}

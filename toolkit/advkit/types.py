@@ -78,13 +78,14 @@ class AttackResult:
 class Passes:
     """Passes through the model. A full backward is one forward's graph traversed to the parameters.
 
-    An auxiliary forward is one of a net beside the model (`run.module`), of whatever size: `cost` leaves it out.
+    Auxiliary ones are of a net beside the model (`run.module`), of whatever size: `cost` leaves them out.
     """
 
     forward: int = 0
     input_backward: int = 0
     full_backward: int = 0
     auxiliary_forward: int = 0
+    auxiliary_backward: int = 0
 
     def __add__(self, other: Passes) -> Passes:
         return Passes(*map(add, vars(self).values(), vars(other).values()))

@@ -92,6 +92,7 @@ _DECLARED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "largest_scale": (_numbers, "a number, such as 1.0"),
     "terms": (lambda value: _texts(value), "names of loss terms, such as ('base_loss',)"),
     "by_sample": (lambda value: isinstance(value, bool), "True or False"),
+    "every": (lambda value: _counts(value) and value >= 1, "a whole number from 1"),
     "steps_at_shift": (lambda value: isinstance(value, bool), "True or False"),
     "join": (lambda value: _texts(value), "a list of sentences, empty where there is none"),
 }

@@ -86,7 +86,19 @@ class Stage:
     """The loss terms that demand no base view: what `gradient_at(loss="objective")` sums."""
     objective_views: Mapping[str, bool]
     """The forwards they need; whether a gradient flows."""
+    seldom: Sequence[tuple[int, Passes]]
+    """Passes of what is asked at every so many steps alone."""
     passes: Mapping[str, Passes]
+    """By phase, of a step in which everybody is asked."""
+
+    def due(self, hook: str, step: int) -> tuple[Answer, ...]:
+        """Who answers at a step of the epoch."""
+        return tuple(answer for answer in self.answers[hook] if step % declared(answer.plugin, "every", hook) == 0)
+
+    def passes_at(self, step: int) -> Mapping[str, Passes]:
+        """By phase, of a step of the epoch."""
+        spared = sum((passes for every, passes in self.seldom if step % every), Passes())
+        return {**self.passes, "update": self.passes["update"] + spared * -1}
 
     def owner(self, hook: str) -> Answer | None:
         """Who answers an exclusive hook; None is the core."""
@@ -102,9 +114,10 @@ class Stage:
         return tuple(a for a in self.answers["instance_weight"] if term in declared(a.plugin, "terms"))
 
     @property
-    def cost(self) -> int:
-        """In forwards."""
-        return sum(passes.cost for passes in self.passes.values())
+    def cost(self) -> float:
+        """In forwards, in the mean over steps."""
+        spared = sum(passes.cost * (1 - 1 / every) for every, passes in self.seldom)
+        return sum(passes.cost for passes in self.passes.values()) - spared
 
 
 @dataclass(frozen=True)
@@ -180,6 +193,11 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
         success=success,
         objective_terms=("base_loss", *(a.plugin.name for a in active["extra_regularizer"] if a in inner)),
         objective_views=objective_views,
+        seldom=[
+            (every, answer.passes(costs))
+            for answer in active["observe_update"]
+            if (every := declared(answer.plugin, "every", answer.hook)) > 1
+        ],
         passes={
             "attack": own("attack") + core + Passes(bool(attack_view) + bool(success)),
             "update": own("update")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..run import RunState
 from ..training.auxiliary import FrozenNet
+from ..training.trained import TrainedNet
 from ..types import Passes
 
 
@@ -35,11 +36,14 @@ class Witness:
     def beside(self, state: RunState) -> None:
         """Count the forwards of nets beside the model too, in the phase in which the model is asked where they are."""
         for net in state.modules.values():
-            if isinstance(net, FrozenNet):
-                net.engine.model.register_forward_pre_hook(lambda *_: self._asked(state))
+            if isinstance(net, FrozenNet | TrainedNet):
+                net.engine.model.register_forward_hook(lambda _, __, output: self._asked(state, output))
 
-    def _asked(self, state: RunState) -> None:
-        self._seen["update" if state.viewing else "attack", "auxiliary_forward"] += 1
+    def _asked(self, state: RunState, output: Tensor) -> None:
+        phase = "update" if state.viewing or state.trial else "attack"
+        self._seen[phase, "auxiliary_forward"] += 1
+        if output.requires_grad:
+            output.register_hook(lambda _: self._seen.update([(phase, "auxiliary_backward")]))  # type: ignore[no-untyped-call]
 
     def _forward(self, layer: nn.Module, images: tuple[Tensor], output: Tensor) -> None:
         (x,) = images

@@ -37,14 +37,15 @@ def refuse_changed(composition: Composition, epoch: int) -> None:
                     )
 
 
-def as_declared(stage: Stage, ran: Mapping[str, Passes], plugins: Iterable[str]) -> None:
-    """HookContract where a phase ran other passes than its stage announced."""
+def as_declared(stage: Stage, step: int, ran: Mapping[str, Passes], plugins: Iterable[str]) -> None:
+    """HookContract where a phase of the step ran other passes than its stage announced."""
+    planned = stage.passes_at(step)
     for phase, passes in ran.items():
-        if passes != stage.passes[phase]:
+        if passes != planned[phase]:
             owner = stage.owner("inner_attack" if phase == "attack" else "weight_perturbation")
             who = f"Plugin {owner.plugin.name}" if owner else f"The plugins {', '.join(plugins)}"
             raise HookContract(
                 f"{who} ran other passes than declared: {passes.as_dict()} in the {phase} phase, where the plan says "
-                f"{stage.passes[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached.",
+                f"{planned[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached.",
                 "passes",
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -9,12 +11,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import HookContract, OptionError
 from ..judging import checked_logits, generators, put_back
 from ..modules import mode
 from ..run import RunState
 from .engine import Engine
 from .network import Network
+from .trained import TrainedNet
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,29 @@ class FrozenNet:
 
 def auxiliary_logits(state: RunState, network: Network, phase: str, plugin: str, name: str, x: Tensor) -> Tensor:
     """What `Run.module` answers in a step: booked, unless it has been asked about this very tensor before."""
-    net, ledger = cast(FrozenNet, state.modules[name]), network.ledger
+    net, ledger = cast(FrozenNet | TrainedNet, state.modules[name]), network.ledger
     images, version, logits = ledger.answered.get((name, id(x)), (None, 0, x))
     if images is x and version == x._version:
         return logits.clone()  # whoever asks may write into what he gets
-    try:
+    with blamed(name, net.source, x):
         logits = net.logits(network, f"{phase} {name}", x)
-    except OptionError as error:
-        raise OptionError(f"{name}, {net.source}: {error}") from None
-    except Exception as error:  # of somebody's net
-        said = str(error).splitlines()[0].rstrip(".") if str(error) else ""
-        raise OptionError(
-            f"{name}, {net.source}, can not be called on images {tuple(x.shape)}: {type(error).__name__}: {said}. Give "
-            "a net for images of that size."
-        ) from error
     ledger.auxiliary(phase, name, plugin)
     ledger.answered[name, id(x)] = x, x._version, logits
     return logits.clone()
+
+
+@contextmanager
+def blamed(name: str, source: str, x: Tensor) -> Iterator[None]:
+    """What a net beside the model raises on images x says whose it is."""
+    try:
+        yield
+    except HookContract:
+        raise
+    except OptionError as error:
+        raise OptionError(f"{name}, {source}: {error}") from None
+    except Exception as error:  # of somebody's net
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else ""
+        raise OptionError(
+            f"{name}, {source}, can not be called on images {tuple(x.shape)}: {type(error).__name__}: {said}. Give "
+            "a net for images of that size."
+        ) from error

@@ -46,6 +46,12 @@ class Ledger:
         self.counts[phase, "auxiliary_forward"] += 1
         self.demanded.setdefault(f"{phase}.{label}", set()).add(owner)
 
+    def include(self, other: Ledger) -> None:
+        """Book passes of the whole batch that another ledger has."""
+        self.counts.update({pass_: times * self.parts for pass_, times in other.counts.items()})
+        for label, owners in other.demanded.items():
+            self.demanded.setdefault(label, set()).update(owners)
+
     def passes(self) -> dict[str, Passes]:
         """By phase."""
 

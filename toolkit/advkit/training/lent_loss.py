@@ -69,4 +69,8 @@ def _refuse_hooks(model: nn.Module) -> None:
 def standing_in(model: object) -> torch.optim.Optimizer | None:
     """For a step that only lends its loss: an optimizer of all that is trained, which never steps."""
     trained = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    return torch.optim.SGD(trained, lr=0.0) if trained else None
+    return Never(trained, lr=0.0) if trained else None
+
+
+class Never(torch.optim.SGD):
+    """An optimizer that stands in for one of the caller's."""

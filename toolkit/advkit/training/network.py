@@ -26,6 +26,7 @@ class Network:
         self.model, self.engine, self.ledger, self.classes = model, engine, ledger, classes
         self.seed, self.careful = seed, careful
         self.params = dict(model.named_parameters())
+        self.phase, self.at = "attack", dict[str, Tensor]()  # of attacks and judgements; in place of which parameters
 
     def forward(
         self,
@@ -57,10 +58,11 @@ class Network:
 
         def forward(x: Tensor) -> Tensor:
             return self.forward(
-                "attack",
+                self.phase,
                 label,
                 [owner],
                 x,
+                params=self.at,
                 moves_statistics=moves_statistics,
                 backward="input_backward",
                 turn=next(turns),
@@ -71,7 +73,7 @@ class Network:
     def judge(self, label: str, owners: Iterable[str], x: Tensor) -> Tensor:
         """f(x; theta) in the attack phase, without gradient, moving nothing."""
         with torch.no_grad():
-            return self.forward("attack", label, owners, x)
+            return self.forward(self.phase, label, owners, x, params=self.at)
 
     def shifted(self, shift: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """theta + v by name, for the parameters that v shifts."""

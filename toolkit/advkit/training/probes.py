@@ -95,7 +95,7 @@ class Probes:
 
     def auxiliary(self, plugin: str, name: str, x: Tensor) -> Tensor:
         """A net of `Run.module`, for `plugin`."""
-        return auxiliary_logits(self.state, self.network, "attack", plugin, name, x)
+        return auxiliary_logits(self.state, self.network, self.network.phase, plugin, name, x)
 
     def _ran(self, call: Callable[[], T]) -> T:
         """In the attack's mode. What the net draws is not the plugin's: the core seeds it anew for every forward."""
@@ -116,9 +116,17 @@ class Probes:
 @contextmanager
 def opened(state: RunState, network: Network, moves: bool) -> Iterator[Probes]:
     """The scope in which plugins may probe."""
-    state.probing = probes = Probes(state, network, moves)
-    try:
+    probes = Probes(state, network, moves)
+    with answering(state, probes):
         yield probes
+
+
+@contextmanager
+def answering(state: RunState, probes: Probes) -> Iterator[None]:
+    """The scope in which `probes` answer."""
+    state.probing = probes
+    try:
+        yield
     finally:
         state.probing = None
 

@@ -38,6 +38,7 @@ from .probes import opened
 from .ranks import here
 from .shift import elsewhere, moved, shift_ratio
 from .step_report import Report
+from .trial import trying
 from .undo import all_or_nothing
 
 
@@ -99,12 +100,12 @@ class TrainingStep:
             batch.agree(self.state.samples)
             known = together([update.known for update in updates])
             outcome, shift = self._update(known, updates)
-            with torch.no_grad():
-                for answer in stage.answers["observe_update"]:
+            with torch.no_grad(), trying(self.state, updates[0].network, self.optimizer, batch, self.ranks):
+                for answer in stage.due("observe_update", self.state.step):
                     self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
             ratio = shift_ratio(shift, self.model) if shift else None  # while theta is what v was made for
             if careful:
-                as_declared(stage, ledger.passes(), self.panel.runs)
+                as_declared(stage, self.state.step, ledger.passes(), self.panel.runs)
             self.ranks.as_first([*self.model.buffers()])
             for caution in self.care.cautions(stage, known, outcome.logits, shift, computing):
                 self.warn(caution)

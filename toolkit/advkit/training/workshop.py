@@ -1,4 +1,4 @@
-"""Frozen nets beside the model, `run.module`: made from a module, a run's folder or a file of weights."""
+"""Nets beside the model, `run.module`: made from a module, a run's folder, a file of weights or by a plugin."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ from ..data.base import Dataset
 from ..errors import NonFinite, OptionError, shown
 from ..judging import refuse_unjudgeable, refuse_unready
 from ..models.base import Normalize
+from ..modules import own_generator
+from ..optimizers import OptimizerSettings
+from ..options import validate
+from ..rng import derive_seed
 from ..run import RunState
 from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
 from .auxiliary import FrozenNet
 from .engine import LAYOUTS, Engine
 from .parts import build_model, judged_weights, put_file
+from .ranks import here
+from .trained import TrainedNet
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,37 @@ class Workshop:
                 (self.rows, *self.train.shape), lambda sentence: self.warn(f"{name}: {sentence}"), trains=False
             )
         return FrozenNet(engine, where, sha256)
+
+    def trained(
+        self, name: str, build: Callable[[nn.Module], nn.Module], optimizer: Mapping[str, object]
+    ) -> TrainedNet:
+        """The net that `build` makes, of a copy of the model; what it draws depends on the run's seed and its name."""
+        source, plugin = f"built by {name.partition('/')[0]}", name.partition("/")[0]
+        rates = {"schedule": "constant", **optimizer} if isinstance(optimizer, Mapping) else {"name": optimizer}
+        settings = validate(OptimizerSettings, rates, where=f"{name}: optimizer")
+        if isinstance(build, nn.Module) or not callable(build):
+            raise OptionError(f"{name}: {shown(build)} builds no net; give a function of a copy of the model.")
+        with own_generator(self.state.device) as seed:
+            seed(derive_seed(self.state.seed, plugin, "module", name))
+            net = build(self._copied(name, "of the model", self.model))
+        if not isinstance(net, nn.Module):
+            raise OptionError(f"{name}, {source}, is {shown(net)}; return a torch Module.")
+        own = {id(parameter) for parameter in self.model.parameters()}
+        if any(id(parameter) in own for parameter in net.parameters()):
+            raise OptionError(
+                f"{name}, {source}, has weights of the model itself; take those of the copy that it gets."
+            )
+        try:
+            refuse_unjudgeable(net)
+        except (OptionError, NonFinite) as error:
+            raise type(error)(f"{name}, {source}: {error}") from None
+        net.to(device=self.state.device, dtype=self.state.dtype)
+        net.to(memory_format=LAYOUTS[self.resolved.run.memory_format])
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            raise OptionError(f"{name}, {source}, has no trainable parameter; claim it without an optimizer.")
+        run = self.resolved.run
+        engine = Engine(run, net, here(run.batchnorm == "synchronised").batch_norm)
+        return TrainedNet(name, engine, source, settings, run.epochs)
 
     @staticmethod
     def _copied(name: str, where: str, net: nn.Module) -> nn.Module:

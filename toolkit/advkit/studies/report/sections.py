@@ -69,7 +69,8 @@ def _plan(plan: Mapping[str, Any]) -> list[Html]:
     if "base_loss" not in plan["hooks"]:
         rows.append((tag("code", "base_loss"), "core: soft cross-entropy on x_adv", "exclusive"))
     parts = [table("Composition: who answers which hook", ("hook", "owner", "rule"), rows)]
-    kinds = [kind for kind in KINDS if kind != "auxiliary_forward" or plan["modules"]]
+    passes = [counts for stage in plan["stages"] for counts in stage["passes"].values()]
+    kinds = [kind for kind in KINDS if not kind.startswith("auxiliary") or any(kind in counts for counts in passes)]
     steps = [
         (
             f"from epoch {stage['from_epoch'] + 1}",

@@ -1,0 +1,135 @@
+"""Nets beside the model that are trained with it, `run.module(..., optimizer=...)`: how they compute and learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import HookContract, OptionError
+from ..judging import generators, put_back
+from ..modules import mode
+from ..optimizers import OptimizerSettings
+from ..run import RunState
+from .engine import Engine
+from .given import take_step
+from .network import Network
+from .shares import Whole
+
+
+@dataclass(frozen=True)
+class TrainedNet:
+    """A net beside the model with an optimizer of its own. `store` is all of it that a checkpoint holds.
+
+    Weights and buffers in the store are the net's own tensors. What the optimizer keeps is read from the store before
+    every update and written to it after, so that a step that is undone, and a resume, find what was there.
+    """
+
+    name: str
+    engine: Engine
+    source: str
+    settings: OptimizerSettings
+    epochs: int
+    store: dict[str, Tensor] = field(default_factory=dict)
+    devices: dict[str, torch.device] = field(default_factory=dict)
+    """Of what the optimizer keeps, by PARAMETER/KEY: counts of steps stay on the CPU."""
+
+    def __post_init__(self) -> None:
+        name, where = self.name, self.engine.device
+        self.store.update({f"{name}/weights/{key}": value.detach() for key, value in self.values.items()})
+        for parameter, kept in self.settings.keeps(self.trained).items():
+            for key, value in kept.items():
+                self.devices[f"{parameter}/{key}"] = value.device
+                self.store[f"{name}/optimizer/{parameter}/{key}"] = torch.zeros_like(value, device=where)
+        self.store[f"{name}/updates"] = torch.zeros((), dtype=torch.int64, device=where)
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Parameters and buffers, by name."""
+        return {**dict(self.engine.model.named_parameters()), **dict(self.engine.model.named_buffers())}
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.engine.model.named_parameters() if p.requires_grad}
+
+    def logits(self, network: Network, label: str, x: Tensor) -> Tensor:
+        """(B, M) of images x, without gradient, in eval mode."""
+        with mode(self.engine.model, training=False), torch.no_grad():
+            return self._output(network, label, x)
+
+    def learn(
+        self, network: Network, x: Tensor, loss: Callable[..., Tensor], rows: Sequence[Tensor], batch: Whole
+    ) -> None:
+        """Add to `.grad` the gradient of the mean over the batch of `loss`(output, *rows), (B,), in train mode.
+
+        All arguments are of the whole batch; computed is the own share of it.
+        """
+        own, parameters = batch.own(x), self.trained
+        with mode(self.engine.model, training=True), torch.enable_grad():
+            values = loss(self._output(network, f"learning {self.name}", own), *map(batch.own, rows))
+            if not isinstance(values, Tensor) or values.shape != (len(own),) or not values.requires_grad:
+                raise HookContract(
+                    f"The loss of {self.name} must be ({len(own)},), one value a sample, with a gradient to its output."
+                )
+            gradients = torch.autograd.grad(values.sum() / batch.count, [*parameters.values()], allow_unused=True)
+        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    @property
+    def taught(self) -> bool:
+        """Whether there is anything to learn."""
+        return any(parameter.grad is not None for parameter in self.trained.values())
+
+    def update(self, state: RunState) -> None:
+        """The optimizer's step."""
+        parameters = self.trained
+        optimizer = self.settings.build(self.engine.model)
+        if bool(self.store[f"{self.name}/updates"]):
+            for key, device in self.devices.items():
+                name, _, part = key.rpartition("/")
+                optimizer.state[parameters[name]][part] = self._kept(key).to(device, copy=True)
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings.lr_at(state.epoch, self.epochs, state.step, max(state.epoch_steps, 1))
+        take_step(optimizer)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                for part, value in optimizer.state[parameter].items():
+                    if isinstance(value, Tensor):
+                        self._kept(f"{name}/{part}").copy_(value)
+            self.store[f"{self.name}/updates"].add_(1)
+        self.forget()
+        for name, value in self.values.items():
+            if value.data_ptr() != self.store[f"{self.name}/weights/{name}"].data_ptr():
+                raise OptionError(
+                    f"{self.name}, {self.source}, binds its buffer {name} anew in its forward, which no checkpoint "
+                    "would hold; let it write in place."
+                )
+
+    def forget(self) -> None:
+        """Drop what was learnt in a step that did not happen."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+
+    def _kept(self, key: str) -> Tensor:
+        return self.store[f"{self.name}/optimizer/{key}"]
+
+    def _output(self, network: Network, label: str, x: Tensor) -> Tensor:
+        before = generators()  # what it draws is nobody else's
+        try:
+            output = self.engine.forward({}, x.detach(), partial(network.seed, label), network.careful)
+        finally:
+            put_back(before)
+        if not (isinstance(output, Tensor) and output.dim() == 2 and len(output) == len(x)):
+            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise OptionError(f"it must return (B, M), a row for each image, and it returned {given}.")
+        return output
+
+
+def trained_nets(state: RunState) -> list[TrainedNet]:
+    """Those of a run."""
+    return [net for net in state.modules.values() if isinstance(net, TrainedNet)]

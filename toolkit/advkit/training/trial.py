@@ -1,0 +1,109 @@
+"""What `observe_update` may try and teach: the weights one step ahead, `run.ahead`, and nets that learn beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import HookContract, OptionError
+from ..run import RunState
+from ..types import AttackResult, Batch
+from .auxiliary import blamed
+from .ledger import Ledger
+from .lent_loss import Never
+from .network import Network
+from .probes import Probes, answering
+from .ranks import Alone
+from .shares import Whole
+from .trained import TrainedNet, trained_nets
+
+
+class Shared(Probes):
+    """Probes of a whole batch, of which every process runs the share that it has."""
+
+    def __init__(self, state: RunState, network: Network, batch: Whole) -> None:
+        super().__init__(state, network, moves=False)
+        self._batch = batch
+
+    def attack(self, plugin: str, batch: Batch, radius: Tensor, **how: Any) -> AttackResult:
+        own = self._batch.own
+        if self._batch.count != len(batch.y) or how["objective"] is not None:  # whose tensors are of the whole batch
+            return super().attack(plugin, batch, radius, **how)
+        share = Batch(own(batch.x), own(batch.y), own(batch.index), own(batch.occurrence))
+        how["step_size"] = own(how["step_size"])
+        result: AttackResult = self._batch.whole(super().attack(plugin, share, own(radius), **how))
+        return result
+
+    def logits(self, plugin: str, x: Tensor) -> Tensor:
+        if self._batch.count != len(x):
+            return super().logits(plugin, x)
+        logits: Tensor = self._batch.whole(super().logits(plugin, self._batch.own(x)))
+        return logits
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The services of `observe_update`, which is asked about the whole `batch`."""
+
+    state: RunState
+    network: Network
+    optimizer: torch.optim.Optimizer
+    batch: Whole
+
+    @contextmanager
+    def ahead(self, plugin: str) -> Iterator[None]:
+        """`Run.ahead`, for `plugin`."""
+        if isinstance(self.optimizer, Never):
+            raise OptionError(f"Plugin {plugin} looks a step ahead, and this Step has no optimizer; pass it one.")
+        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        self.network.at = {
+            name: p.detach() - rates[id(p)] * p.grad
+            for name, p in self.network.params.items()
+            if p.grad is not None and id(p) in rates
+        }
+        try:
+            with answering(self.state, Shared(self.state, self.network, self.batch)):
+                yield
+        finally:
+            self.network.at = {}
+
+    def learn(self, plugin: str, name: str, x: Tensor, loss: Callable[..., Tensor], rows: Sequence[Tensor]) -> None:
+        """`Trained.learn`, for `plugin`."""
+        net = self.state.modules[name]
+        assert isinstance(net, TrainedNet)
+        if not all(isinstance(value, Tensor) and value.shape[:1] == (self.batch.count,) for value in (x, *rows)):
+            raise HookContract(
+                f"Plugin {plugin} teaches {name} by other rows than those of the batch; pass tensors of its "
+                f"{self.batch.count} samples."
+            )
+        with blamed(name, net.source, x):
+            net.learn(self.network, x, loss, rows, self.batch)
+        self.network.ledger.auxiliary("update", name, plugin)
+        self.network.ledger.backward("update", "auxiliary_backward")
+
+
+@contextmanager
+def trying(
+    state: RunState, network: Network, optimizer: torch.optim.Optimizer, batch: Whole, ranks: Alone
+) -> Iterator[None]:
+    """The scope in which plugins may try and teach; nets that have learnt are updated at its end."""
+    own = Network(network.model, network.engine, Ledger(), network.seed, network.classes, network.careful)
+    own.phase, nets = "update", trained_nets(state)
+    for net in nets:
+        net.forget()
+    state.trial = Trial(state, own, optimizer, batch)
+    try:
+        yield
+    finally:
+        state.trial = None
+    for net in nets:
+        if net.taught:
+            ranks.add_gradients(net.engine.model)
+            ranks.as_first([*net.engine.model.buffers()])
+            net.update(state)
+    network.ledger.include(own.ledger)
