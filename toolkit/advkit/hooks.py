@@ -232,10 +232,7 @@ class Hooks:
         clean_logits_base: Tensor,
         run: Run,
     ) -> None:
-        """What the update computed, found finite, before the optimizer's step: for logs. Tensors are borrowed.
-
-        Nets of `run.module` learn here, and `run.ahead` tries the weights of the next step.
-        """
+        """What the update computed, found finite, before its step: for logs, `run.ahead`, nets that learn. Borrowed."""
 
     @hookspec(Rule.NOTIFY, "update")
     def after_update(self, model: nn.Module, run: Run) -> None:

@@ -87,18 +87,9 @@ class Stage:
     objective_views: Mapping[str, bool]
     """The forwards they need; whether a gradient flows."""
     seldom: Sequence[tuple[int, Passes]]
-    """Passes of what is asked at every so many steps alone."""
+    """At every how many steps `observe_update` is asked of each, and the passes of that."""
     passes: Mapping[str, Passes]
     """By phase, of a step in which everybody is asked."""
-
-    def due(self, hook: str, step: int) -> tuple[Answer, ...]:
-        """Who answers at a step of the epoch."""
-        return tuple(answer for answer in self.answers[hook] if step % declared(answer.plugin, "every", hook) == 0)
-
-    def passes_at(self, step: int) -> Mapping[str, Passes]:
-        """By phase, of a step of the epoch."""
-        spared = sum((passes for every, passes in self.seldom if step % every), Passes())
-        return {**self.passes, "update": self.passes["update"] + spared * -1}
 
     def owner(self, hook: str) -> Answer | None:
         """Who answers an exclusive hook; None is the core."""
@@ -193,11 +184,7 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
         success=success,
         objective_terms=("base_loss", *(a.plugin.name for a in active["extra_regularizer"] if a in inner)),
         objective_views=objective_views,
-        seldom=[
-            (every, answer.passes(costs))
-            for answer in active["observe_update"]
-            if (every := declared(answer.plugin, "every", answer.hook)) > 1
-        ],
+        seldom=[(declared(a.plugin, "every", a.hook), a.passes(costs)) for a in active["observe_update"]],
         passes={
             "attack": own("attack") + core + Passes(bool(attack_view) + bool(success)),
             "update": own("update")

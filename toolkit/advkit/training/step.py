@@ -38,7 +38,7 @@ from .probes import opened
 from .ranks import here
 from .shift import elsewhere, moved, shift_ratio
 from .step_report import Report
-from .trial import trying
+from .trial import due, trying
 from .undo import all_or_nothing
 
 
@@ -101,7 +101,7 @@ class TrainingStep:
             known = together([update.known for update in updates])
             outcome, shift = self._update(known, updates)
             with torch.no_grad(), trying(self.state, updates[0].network, self.optimizer, batch, self.ranks):
-                for answer in stage.due("observe_update", self.state.step):
+                for answer in due(stage, self.state.step):
                     self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
             ratio = shift_ratio(shift, self.model) if shift else None  # while theta is what v was made for
             if careful:

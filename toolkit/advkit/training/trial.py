@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compose.stage import Answer, Stage
 from ..errors import HookContract, OptionError
 from ..run import RunState
 from ..types import AttackResult, Batch
@@ -85,6 +86,12 @@ class Trial:
             net.learn(self.network, x, loss, rows, self.batch)
         self.network.ledger.auxiliary("update", name, plugin)
         self.network.ledger.backward("update", "auxiliary_backward")
+
+
+def due(stage: Stage, step: int) -> list[Answer]:
+    """Who answers `observe_update` at a step of the epoch."""
+    answers = zip(stage.answers["observe_update"], stage.seldom, strict=True)
+    return [answer for answer, (every, _) in answers if not step % every]
 
 
 @contextmanager
