@@ -53,6 +53,11 @@ METHODS = {
     "fgsm-rs,gradalign": (),
     "cure": (),
     "mlcat": (),
+    "hat": (),
+    "rslad": (),
+    "te": ("-o", "te.start=0.2", "-o", "te.full=0.6"),
+    "ikl": (),
+    "idbh": (),
 }
 """Sets of plugins, and the options that five epochs ask for; the first is PGD-AT, then those that are said to mask."""
 PUBLISHED = {
@@ -66,8 +71,18 @@ SETS = (
     *("gairat,fat", "fat,trades", "iaat,awp", "mma,lsiw", "fgsm-rs,lsiw", "bilateral,awp", "gairat,trades"),
     "cat-eps,dirichlet-ls,lsiw,fosc",
     *("trades,awp", "mart,awp", "lsiw,swa", "rwp,lsiw", "fgsm-rs,gradalign", "cutmix,ema,trades", "mlcat,rwp"),
-    *("lsiw,idbh", "ikl,awp,ema", "te,awp"),
+    *("lsiw,idbh", "ikl,awp,ema", "te,awp", "hat,ema", "hat,awp", "trades,extra-data,lsiw"),
 )
+BESIDE = {
+    "hat": ("-o", "hat.helper={standard}"),
+    "rslad": ("-o", "rslad.teacher={robust}"),
+    "extra-data": ("-o", "extra-data.root={extra}", "-o", "extra-data.share=0.5"),
+}
+"""What a plugin needs beside its own net, wherever it is in a set.
+
+{standard} is the folder of a net of standard training on the same images, {robust} that of PGD-AT's, {extra} the
+training images of the digits once more, as images of their own.
+"""
 SEED, IMAGES, ATTACKS = 0, 200, ("clean", "pgd-20", "cw-20", "autoattack")
 
 
@@ -102,6 +117,17 @@ def trained(plugins: str, folder: Path, *arguments: str) -> list[str]:
     return command
 
 
+def beside(plugins: str, data: str) -> list[str]:
+    """The options of BESIDE, with the folders in their place; what is not there is made."""
+    options = [option for name in plugins.split(",") for option in BESIDE.get(name, ())]
+    robust, standard, extra = (RUNS / "methods" / data / name for name in ("pgd-at", "standard", "extra"))
+    if any("{standard}" in option for option in options):
+        trained("", standard, *DATA[data].arguments, "--set", "attack.steps=0")
+    if any("{extra}" in option for option in options) and not extra.exists():
+        advkit("data", "prepare", "mapped", "--from", "digits", "--data-root", str(extra))
+    return [option.format(robust=robust, standard=standard, extra=extra) for option in options]
+
+
 def judged(plugins: str, data: str) -> dict[str, Any]:
     """One run, judged by its last checkpoint: best is chosen by the PGD that is on trial."""
     folder = RUNS / "methods" / data / (plugins.replace(",", "+") or "pgd-at")
@@ -109,7 +135,7 @@ def judged(plugins: str, data: str) -> dict[str, Any]:
     if kept.exists():
         known: dict[str, Any] = json.loads(kept.read_text())
         return known
-    command = trained(plugins, folder, *DATA[data].arguments, *METHODS[plugins])
+    command = trained(plugins, folder, *DATA[data].arguments, *METHODS[plugins], *beside(plugins, data))
     which = ["--checkpoint", "last", "--n", str(IMAGES)]
     attacks = ["--attacks", ",".join(ATTACKS)]
     evaluation = json.loads(advkit("evaluate", str(folder), *attacks, *which, "--json"))
@@ -161,7 +187,8 @@ def page(runs: Sequence[dict[str, Any]]) -> None:
         "more than PGD-AT's, on the same images. **Overstated**: that interval is above 0. Where it is not, the method",
         "may mask all the same: so small a net, trained for so short a time, shows no sign of it. One in forty of such",
         "intervals lies above 0 by chance, one or two of this page. CAT's budgets have not grown to eps after five",
-        "epochs; the figures of `ccat` count what it would reject.",
+        "epochs; the figures of `ccat` count what it would reject. The helper of `hat` is a net of standard training,",
+        "the teacher of `rslad` PGD-AT's, of the same size and as long trained.",
         "",
         "Not here: `ema`, `swa`, `collapse-guard`, `vulnerability-log` and `extra-data` leave the steps of training as",
         "they are.",
@@ -200,7 +227,7 @@ def row(run: dict[str, Any]) -> list[str]:
 def composed(plugins: str) -> dict[str, Any]:
     """Two epochs on the digits; every figure of metrics.jsonl has to be a number."""
     folder = RUNS / f"composition-{plugins.replace(',', '+')}"
-    command = trained(plugins, folder, "--epochs", "2")
+    command = trained(plugins, folder, "--epochs", "2", *beside(plugins, "digits"))
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [epoch["loss"] for epoch in epochs]
     if len(epochs) != 2 or not all(math.isfinite(loss) for loss in losses):
