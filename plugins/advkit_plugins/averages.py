@@ -35,7 +35,7 @@ class Average(Plugin, ABC):
     options: AverageOptions
 
     def join(self, company: Company) -> list[str]:
-        self.first = ceil(self.options.start * company.epochs - 1e-9)
+        self.first = ceil(company.share_of_run(f"{self.name}.start", self.options.start) - 1e-9)
         if self.first < company.epochs:
             return []
         late = f"{self.name}.start = {self.options.start:g} of {company.epochs} epochs is after the last begins"

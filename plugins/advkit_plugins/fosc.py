@@ -20,9 +20,9 @@ def stationarity(gradient: Tensor, shift: Tensor, radius: Tensor, norm: str) -> 
     return radius * dual - (shift * gradient).flatten(1).sum(1)
 
 
-def threshold(epoch: int, epochs: int, c_max: float, until: float) -> float:
-    """c_t = max(0, c_max - c_max t / T'), T' being a share `until` of the run's epochs."""
-    return max(0.0, c_max * (1 - epoch / (until * epochs)))
+def threshold(epoch: int, until: float, c_max: float) -> float:
+    """c_t = max(0, c_max - c_max t / T'), T' being `until`, in epochs."""
+    return max(0.0, c_max * (1 - epoch / until))
 
 
 class Fosc(Plugin):
@@ -46,7 +46,7 @@ class Fosc(Plugin):
         return True
 
     def join(self, company: Company) -> list[str]:
-        self.epochs = company.epochs
+        self.until = company.share_of_run("fosc.until", self.options.until)
         if company.attack.init == "zero" and self.options.centre == "start":
             return ["fosc.centre=start is the image where the attack starts at it (attack.init)"]
         return []
@@ -57,4 +57,4 @@ class Fosc(Plugin):
             self.start = x_adv.clone() if self.options.centre == "start" else batch.x
             return torch.ones_like(batch.y, dtype=torch.bool)
         criterion = stationarity(gradient, x_adv - self.start, radius, run.attack.norm)
-        return criterion > threshold(run.epoch, self.epochs, self.options.c_max, self.options.until)
+        return criterion > threshold(run.epoch, self.until, self.options.c_max)

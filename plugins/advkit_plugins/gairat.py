@@ -50,7 +50,7 @@ class Gairat(Plugin):
         return epoch >= self.begin
 
     def join(self, company: Company) -> list[str]:
-        self.begin = ceil(self.options.burn_in * company.epochs - 1e-9)
+        self.begin = ceil(company.share_of_run("gairat.burn_in", self.options.burn_in) - 1e-9)
         cautions = []
         if self.begin >= company.epochs:
             cautions.append("gairat.burn_in is the whole run: no sample is weighed")

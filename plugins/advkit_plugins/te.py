@@ -64,7 +64,8 @@ class Te(Plugin):
         start, full = self.options.start, self.options.full
         if full <= start:
             raise OptionError(f"te.full = {full:g} is not after te.start = {start:g}, where the ramp begins; raise it.")
-        self.first, self.last = ceil(start * company.epochs - 1e-9), full * company.epochs
+        self.first = ceil(company.share_of_run("te.start", start) - 1e-9)
+        self.last = company.share_of_run("te.full", full)
         cautions = [
             f"{owner} mixes images, and te averages what the net says of the mixtures by the first image of each"
             for owner in company.owners("mix_batch")

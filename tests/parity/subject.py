@@ -42,7 +42,12 @@ class Subject:
             plugins,
             num_samples=samples,
             options=options,
-            settings={"attack.steps": attack.m, "attack.step_size": attack.alpha} | dict(settings or {}),
+            settings={
+                "attack.steps": attack.m,
+                "attack.step_size": attack.alpha,
+                "run.epochs": 20,
+                **(settings or {}),
+            },
             eps=attack.eps,
             seed=seed,
             **more,

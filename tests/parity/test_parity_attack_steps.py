@@ -186,7 +186,7 @@ def test_the_criterion_is_0_at_the_best_corner_and_eps_times_the_dual_norm_at_th
 
 
 def test_the_threshold_falls_to_0_after_100_of_120_epochs() -> None:
-    assert [threshold(epoch, 120, 0.5, 5 / 6) for epoch in (0, 50, 100, 119)] == pytest.approx([0.5, 0.25, 0, 0])
+    assert [threshold(epoch, 120 * (5 / 6), 0.5) for epoch in (0, 50, 100, 119)] == pytest.approx([0.5, 0.25, 0, 0])
 
 
 class Watch(Plugin):

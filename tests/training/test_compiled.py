@@ -174,7 +174,11 @@ def stepped(how: str, *plugins: str, steps: int = 2, stored: Any = None) -> tupl
     if how == "channels_last":
         net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(passed.parameters(), 0.1)
-    settings = {"attack.steps": 2, "attack.init": "uniform"}  # at x the gradient of TRADES is rounding
+    settings = {
+        "run.epochs": 20,
+        "attack.steps": 2,
+        "attack.init": "uniform",
+    }  # at x the gradient of TRADES is rounding
     step = Step(passed, optimizer, plugins, num_samples=16, eps=0.1, settings=settings)
     if stored is not None:
         step.load_state_dict(stored[1])

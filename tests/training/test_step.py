@@ -312,3 +312,20 @@ def test_steps_per_sample_beside_an_attack_with_its_own_are_refused(
         step(*tiny_batch(), epoch=0)
     for fine in ([Inner, budgets()], [budgets(**more)]):
         assert made(fine)[0](*tiny_batch(), epoch=0).count == 4
+
+
+@pytest.mark.parametrize("option", ["te.start", "fosc.until", "gairat.burn_in"])
+def test_a_share_of_a_run_of_unknown_length_is_refused(option: str, tiny_net: Net) -> None:
+    """It would be a share of the default's 20 epochs, whatever the loop does."""
+    net = tiny_net(False)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    known: dict[str, Any] = {"num_samples": 4, "num_classes": 3, "eps": 0.1}
+    plugin, _ = option.split(".")
+    Step(net, optimizer, [plugin], settings={"run.epochs": 40}, **known)
+    with pytest.raises(OptionError, match=rf"^{option} is a share of the run.*pass settings=.*run\.epochs.*: N"):
+        Step(net, optimizer, [plugin], **known)
+
+
+def test_a_share_of_nothing_is_the_beginning_of_any_loop(tiny_net: Net) -> None:
+    net = tiny_net(False)
+    Step(net, torch.optim.SGD(net.parameters(), 0.1), ["gairat"], num_samples=4, options={"gairat": {"burn_in": 0}})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .errors import OptionError
 from .options import OptionModel
 from .settings import AttackSettings
 from .types import Passes
@@ -48,10 +49,12 @@ class Company:
     """Plugins by hook, in the order in which they answer."""
     attack: AttackSettings
     epochs: int
+    """`run.epochs`; 20 in a Step whose settings do not say it, where `share_of_run` refuses."""
     attacks_from_x: bool
     """Whether in some epoch the attack begins at x itself, where distances to the clean output are flat."""
     _largest_budget: Callable[[], Budgets] = field(repr=False)
     _loss_views: Callable[[str], frozenset[str]] = field(repr=False)
+    _epochs_known: bool = field(default=True, repr=False)
 
     @property
     def largest_budget(self) -> Budgets:
@@ -61,6 +64,15 @@ class Company:
     def loss_views(self, plugin: str) -> frozenset[str]:
         """The logits that the plugin's loss terms, weights and logs demand in any epoch."""
         return self._loss_views(plugin)
+
+    def share_of_run(self, option: str, share: float) -> float:
+        """As many epochs as the share of the run that an option says; OptionError in a Step that knows no length."""
+        if share and not self._epochs_known:
+            raise OptionError(
+                f"{option} is a share of the run, and a Step is not told how long your loop is; pass "
+                'settings={"run.epochs": N}.'
+            )
+        return share * self.epochs
 
     def owner(self, hook: str) -> str:
         """Who owns an exclusive hook, "core" where no plugin does."""

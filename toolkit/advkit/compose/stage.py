@@ -117,6 +117,8 @@ class Setting:
 
     attack: AttackSettings
     epochs: int = 1
+    epochs_known: bool = True
+    """Whether the settings say how long the run is, as they do of all but a loop of one's own."""
     batch_norm: tuple[str, ...] | None = None
     """Views whose forwards move BatchNorm's running statistics, in that order; None: those of base_loss."""
     clean_at_start: bool = False

@@ -118,11 +118,13 @@ def resolve(
     *,
     no_companion: Iterable[str] = (),
     decays_known: bool = True,
+    epochs_known: bool = True,
 ) -> Resolved:
     """Check and build everything that does not need the images. Any failure is one sentence.
 
     `layers` go from the lowest to the highest; what they name beside settings and options plays no part here.
-    `decays_known`: whether the settings say when the learning rate decays, as they do of all but a loop of one's own.
+    `decays_known`, `epochs_known`: whether the settings say when the learning rate decays and how long the run is, as
+    they do of all but a loop of one's own.
     """
     declined = tuple(sorted(set(no_companion)))
     types: dict[str, type[Plugin]] = {}
@@ -148,6 +150,7 @@ def resolve(
     setting = Setting(
         attack=attack,
         epochs=run.epochs,
+        epochs_known=epochs_known,
         batch_norm=update.views,
         clean_at_start=update.clean == "start",
         order=_order(draft.settings),

@@ -95,7 +95,8 @@ def step_of(net: nn.Module, plugins: Collection[Any], *, lr: float = 0.1, **argu
     """A step of SGD with momentum."""
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9)
     known = {"num_samples": SAMPLES, "num_classes": 3, "image_shape": (2, 4, 4)}
-    return Step(net, optimizer, plugins, **{**known, **arguments})
+    settings = {"run.epochs": 20, **arguments.pop("settings", {})}
+    return Step(net, optimizer, plugins, settings=settings, **{**known, **arguments})
 
 
 def trained(

@@ -69,8 +69,8 @@ class Step(TrainingStep):
         given = dict(settings or {}) | {key: value for key, value in short.items() if value is not None}
         own = {"model.name": "python:model", "data.name": "python:data"}
         layer = Layer("python", own | given, options or {})
-        known = {"run.epochs", "optimizer.milestones"} <= given.keys()
-        resolved = resolve(plugins, [layer], no_companion=no_companion, decays_known=known)
+        long, decays = "run.epochs" in given, "optimizer.milestones" in given
+        resolved = resolve(plugins, [layer], no_companion=no_companion, decays_known=long and decays, epochs_known=long)
         for key in sorted(given):
             if key.startswith("optimizer.") and key.removeprefix("optimizer.") not in ("schedule", "milestones"):
                 raise OptionError(f"A Step takes the optimizer and its rates as they are; set {key} in the loop.")
