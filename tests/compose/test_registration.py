@@ -180,7 +180,8 @@ def test_annotations_may_be_written_in_other_ways() -> None:
     fine = plugin("fine", commit_attack=commit_attack, target_label=target_label, extra_regularizer=extra_regularizer)
     check(fine)
     target_label.__annotations__ = {"target": int}
-    assert "target is annotated int" in sentence(UnknownHook, lambda: check(fine)), "they are read"
+    wrong = plugin("wrong", target_label=target_label)
+    assert "target is annotated int" in sentence(UnknownHook, lambda: check(wrong)), "they are read"
 
 
 @pytest.mark.parametrize("name", ["CamelCase", "snake_case", "", "-a", "a-", "a--b", "1a", None, 3])

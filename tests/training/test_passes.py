@@ -85,6 +85,7 @@ def witnessed(
     """A step, and a call of it that returns the witness's counts after comparing them with ledger and plan."""
     witness = Witness(net)
     told = {"num_samples": len(batch[1]), "num_classes": net[-1].out_features}
+    arguments["settings"] = {"run.epochs": 20, **arguments.get("settings", {})}
     step = Step(net, torch.optim.SGD(net.parameters(), lr=0.01), plugins, **told, **arguments)
 
     def run(epoch: int) -> dict[str, Passes]:

@@ -60,6 +60,15 @@ def describe(group: str) -> list[Description]:
     return sorted(map(described, registered), key=lambda one: (one.name, one.distribution))
 
 
+def owners(group: str) -> dict[str, str]:
+    """Distribution and version by registered name; no source is read."""
+    read: dict[int, str] = {}  # a distribution parses its metadata whenever it is asked
+    for point in (registered := points(GROUPS[group])):
+        if id(point.dist) not in read:
+            read[id(point.dist)] = " ".join(distribution(point))
+    return {point.name: read[id(point.dist)] for point in registered}
+
+
 def attacks() -> list[tuple[Description, tuple[str, ...]]]:
     """Every attack with how it is typed, in the order of tables and help."""
 

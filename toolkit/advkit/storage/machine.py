@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ def versions(*distributions: str) -> dict[str, str]:
     return {"advkit": __version__, "python": platform.python_version(), "torch": torch.__version__, **present}
 
 
+@lru_cache(maxsize=32)
 def installed(distribution: str) -> str | None:
     """Its version; None where it is not installed, or its metadata are damaged."""
     try:

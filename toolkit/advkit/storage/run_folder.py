@@ -224,7 +224,7 @@ def of_a_run(path: Path | None = None) -> Iterator[None]:
 def environment(resolved: Resolved, code: Mapping[str, str]) -> dict[str, Any]:
     """What bits depend on beside run.toml. `code` are digests of what is not advkit's own, by what it is."""
     used = {plugin.name for plugin in resolved.composition.plugins}
-    owners = {plugin.name: f"{plugin.distribution} {plugin.version}" for plugin in registry.describe("plugin")}
+    owners = registry.owners("plugin")
     return {
         **machine.versions("numpy", "safetensors", "torchvision", "timm"),
         **machine.hardware(resolved.run.device),
