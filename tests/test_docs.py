@@ -190,7 +190,7 @@ def refusal(chosen: set[str]) -> str:
 
 
 OWN_REFUSALS = {
-    **{frozenset({other, "score"}): "score has no gradient" for other in ("cat-eps", "fgsm-rs", "iaat")},
+    **{frozenset({other, "score"}): "score has no gradient" for other in ("cat-eps", "fgsm-rs", "iaat", "las-at")},
     **{frozenset({other, "mart"}): "nor the loss of mart uses it" for other in ("bilateral", "ccat")},
     **{frozenset({other, "ccat"}): "ccat declares that it asks no observers" for other in ("fat", "fosc", "gairat")},
     frozenset({"cutmix", "cat-eps"}): "which is judged by one label",

@@ -30,7 +30,7 @@ ALL = [
     *("dynamic-at", "bilateral", "mma", "iaat", "gairat", "fat", "hat"),
     *("idbh", "iseat-idbh", "pgd-at-cifar100", "pgd-at-svhn", "at-seat", "ikl"),
     *("iseat-ft-both", "iseat-ft-input", "iseat-ft-weights", "iseat-ft-kl", "iseat-ft-unweighted", "iseat-ft-top10"),
-    *("iseat-ft-lsi", "iseat-ft-trade-awp"),
+    *("iseat-ft-lsi", "iseat-ft-trade-awp", "las-at", "las-awp"),
 ]
 UNFIGURED = {"at-seat"}
 """Whose figures were not at hand."""
@@ -118,6 +118,11 @@ PUBLISHED = {
     "iseat-ft-top10": TUNED | {"lsiw.distance": "l2", "av-rank.scheme": "top-k", "av-rank.share": 0.1},
     "iseat-ft-lsi": TUNED | {"lsiw.adv_at": "theta", "lsiw.clean_at": "theta", "awp.gamma": 0.007},
     "iseat-ft-trade-awp": TUNED | {"lsiw.adv_at": "theta+v", "lsiw.clean_at": "theta+v", "awp.gamma": 0.007},
+    "las-at": {"attack.steps": 14, "las-at.eps_min": 3 / 255, "las-at.eps_max": 15 / 255, "las-at.steps_min": 3}
+    | {"las-at.step_min": 1 / 255, "las-at.step_max": 5 / 255, "las-at.every": 20, "las-at.robust": 4.0}
+    | {"las-at.clean": 2.0, "label-smoothing.alpha": 0.3, "run.epochs": 110, "optimizer.milestones": [99, 104]},
+    "las-awp": {"attack.steps": 16, "las-at.eps_min": 7 / 255, "las-at.eps_count": 9, "las-at.train_eps": 8 / 255}
+    | {"las-at.step_count": 4, "las-at.every": 1, "las-at.clean": 1.0, "awp.gamma": 0.01, "awp.loss": "adv_ce"},
     "cat-adv-train": VGG,
     "cat-trades": VGG | {"trades.beta": 6.0, "attack.init": "normal", "update.batch_norm": "adv_logits,clean_logits"},
     "cat-adv-ls": VGG | {"dirichlet-ls.c": 10.0},

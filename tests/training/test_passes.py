@@ -84,9 +84,10 @@ def witnessed(
 ) -> tuple[Step, Callable[[int], dict[str, Passes]]]:
     """A step, and a call of it that returns the witness's counts after comparing them with ledger and plan."""
     witness = Witness(net)
-    told = {"num_samples": len(batch[1]), "num_classes": net[-1].out_features}
+    told = {"num_samples": len(batch[1]), "num_classes": net[-1].out_features, "image_shape": batch[0].shape[1:]}
     arguments["settings"] = {"run.epochs": 20, **arguments.get("settings", {})}
     step = Step(net, torch.optim.SGD(net.parameters(), lr=0.01), plugins, **told, **arguments)
+    witness.beside(step.state)
 
     def run(epoch: int) -> dict[str, Passes]:
         report = step(*batch, epoch=epoch)

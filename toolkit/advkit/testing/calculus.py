@@ -10,13 +10,15 @@ from ..errors import HookConflict, OptionError
 from ..hookspec import hookimpl
 from ..plugin import Plugin
 from ..training.own_loop import Step
-from ..types import AttackResult, Batch
+from ..types import AttackResult, Batch, Budget
 from .small import batches, tiny_net
 from .steps import LOOP, attacks_as_the_core
 from .subject import Came, NotRun, Subject, check, told
 
 REACH = 0.99
 """Of the way to the best point. In L2 short steps turn slowly towards it."""
+STEPS = 12
+"""Of the attack, each as long as eps."""
 STEEP = 1e-5
 """Relative difference that a slope may have from the central difference, in float64."""
 WIDTH = 1e-6
@@ -45,7 +47,7 @@ def check_optimum(subject: Subject) -> None:
 def _refusal(subject: Subject, norm: str, init: str) -> str:
     """Why the attack is none of this norm, "" where it is. Came where it ends elsewhere than at a best point."""
     net, weight = _linear()
-    attacks: list[tuple[Batch, AttackResult, Tensor]] = []
+    attacks: list[tuple[Batch, Budget, AttackResult, Tensor]] = []
     begun: list[Step] = []
 
     class Beside(Plugin):
@@ -54,8 +56,8 @@ def _refusal(subject: Subject, norm: str, init: str) -> str:
         name = "advkit-testing-beside"
 
         @hookimpl
-        def observe_update(self, batch: Batch, attack: AttackResult, radius: Tensor) -> None:
-            attacks.append((batch, attack, radius))
+        def observe_update(self, batch: Batch, budget: Budget, attack: AttackResult, radius: Tensor) -> None:
+            attacks.append((batch, budget, attack, radius))
 
     def begin(step: Step) -> None:
         begun.append(step)
@@ -70,7 +72,7 @@ def _refusal(subject: Subject, norm: str, init: str) -> str:
             net=net,
             given=[(0.4 + 0.2 * x, y % 2, index) for x, y, index in batches(torch.float64)[:1]],  # off black and white
             lr=0.0,
-            settings={**settings, "attack.steps": 12, "attack.step_size": "eps"},
+            settings={**settings, "attack.steps": STEPS, "attack.step_size": "eps"},
             num_classes=2,
             before=begin,
         )
@@ -80,9 +82,11 @@ def _refusal(subject: Subject, norm: str, init: str) -> str:
         return str(refusal)
     company = begun[0].composition.company
     own_goal = any(company.owners(hook) for hook in ("attack_objective", "target_label", "inner_attack"))
-    for batch, attack, radius in attacks:
+    for batch, budget, attack, radius in attacks:
         reach = _reach(weight, attack.x_adv - batch.x, batch.y, norm) / radius
         reach = torch.where(radius > 0, reach.abs() if own_goal else reach, 1.0)
+        if budget.steps is not None and budget.step_size is not None:  # across the ball, be they few and short
+            reach = torch.where(budget.steps * budget.step_size < 2 * radius, 1.0, reach)
         if bool((reach < REACH).any()):
             raise Came(
                 f"with attack.norm={norm} an attack goes {float(reach.min()):.0%} of the way to the best point within "

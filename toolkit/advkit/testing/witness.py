@@ -18,11 +18,13 @@ class Witness:
     """Counts at the first layer: its forwards, gradients at its output, and gradients at the images.
 
     It knows nothing of advkit's own bookkeeping. Phases are told apart by the layer's mode, so the attack has to run in
-    eval mode. `probes` counts forwards of a single image, which advkit runs once to learn the number of classes.
+    eval mode; where a step is tried it is the update. `probes` counts forwards of a single image, which advkit runs
+    once to learn the number of classes.
     """
 
     def __init__(self, net: nn.Sequential) -> None:
         self.probes = 0
+        self._state: RunState | None = None
         self._seen: Counter[tuple[str, str]] = Counter()
         net[0].register_forward_hook(self._forward)
 
@@ -35,6 +37,7 @@ class Witness:
 
     def beside(self, state: RunState) -> None:
         """Count the forwards of nets beside the model too, in the phase in which the model is asked where they are."""
+        self._state = state
         for net in state.modules.values():
             if isinstance(net, FrozenNet | TrainedNet):
                 net.engine.model.register_forward_hook(lambda _, __, output: self._asked(state, output))
@@ -50,7 +53,7 @@ class Witness:
         if len(x) == 1:
             self.probes += 1
             return
-        phase = "update" if layer.training else "attack"
+        phase = "update" if layer.training or (self._state and self._state.trial) else "attack"
         self._seen[phase, "forward"] += 1
         to_weights = output.requires_grad and layer.weight.requires_grad
 
