@@ -127,7 +127,7 @@ def test_how_many_of_the_256_are_legal() -> None:
     assert (len(EVERY_SUBSET), len(legal)) == (256, 120)
 
 
-@pytest.mark.parametrize("steps", [10, 3, 0])
+@pytest.mark.parametrize("steps", [3, 0])
 @pytest.mark.parametrize("chosen", SUBSETS, ids=name_of)
 def test_every_subset_of_the_built_ins(tiny_net: Net, tiny_batch: BatchOf, chosen: set[str], steps: int) -> None:
     everyone = chosen | ({"awp", "av-rank"} if "lsiw" in chosen else set())
