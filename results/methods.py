@@ -58,6 +58,7 @@ METHODS = {
     "te": ("-o", "te.start=0.2", "-o", "te.full=0.6"),
     "ikl": (),
     "idbh": (),
+    "las-at": (),
 }
 """Sets of plugins, and the options that five epochs ask for; the first is PGD-AT, then those that are said to mask."""
 PUBLISHED = {
@@ -72,6 +73,7 @@ SETS = (
     "cat-eps,dirichlet-ls,lsiw,fosc",
     *("trades,awp", "mart,awp", "lsiw,swa", "rwp,lsiw", "fgsm-rs,gradalign", "cutmix,ema,trades", "mlcat,rwp"),
     *("lsiw,idbh", "ikl,awp,ema", "te,awp", "hat,ema", "hat,awp", "trades,extra-data,lsiw"),
+    *("las-at,awp", "las-at,trades"),
 )
 BESIDE = {
     "hat": ("-o", "hat.helper={standard}"),
