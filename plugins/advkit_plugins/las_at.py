@@ -131,8 +131,8 @@ class LasAt(Plugin):
             said.append(f"las-at.steps_min is above the {most} steps of attack.steps: every attack has {most}")
         if options.every > 1:
             said.append(
-                f"las-at looks ahead at every {options.every}th step of an epoch, from its first: passes are those of "
-                "such a step, the cost is the mean"
+                f"las-at looks ahead once in {options.every} steps, from an epoch's first: passes are those of such a "
+                "step, the cost is the mean"
             )
         said += [
             f"{owner} attacks by itself, and may not ask for the steps and step sizes that las-at draws"
