@@ -336,6 +336,19 @@ def test_nothing_is_tried_elsewhere() -> None:
         step.loss(*batches(torch.float64)[0], epoch=0)
 
 
+def test_an_optimizer_without_a_rate_has_no_step_ahead() -> None:
+    class Rateless(torch.optim.SGD):
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, 0.1)
+            for group in self.param_groups:
+                group["pace"] = group.pop("lr")
+
+    net = model()
+    step = advkit.Step(net, Rateless(net.parameters()), [twin()], num_samples=16)
+    with pytest.raises(OptionError, match=r"^Plugin twin looks a step ahead, and Rateless has no lr in its groups;"):
+        step(*batches(torch.float64)[0], epoch=0)
+
+
 def test_the_plan_tells_of_it() -> None:
     planned = advkit.plan([Twin], dataset="digits")
     assert planned["modules"] == {"twin/net": "built by twin, and trained"}

@@ -61,6 +61,11 @@ class Trial:
         """`Run.ahead`, for `plugin`."""
         if isinstance(self.optimizer, Never):
             raise OptionError(f"Plugin {plugin} looks a step ahead, and this Step has no optimizer; pass it one.")
+        if not all("lr" in group for group in self.optimizer.param_groups):
+            raise OptionError(
+                f"Plugin {plugin} looks a step ahead, and {type(self.optimizer).__name__} has no lr in its groups; "
+                "take another optimizer, or leave the plugin out."
+            )
         rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
         self.network.at = {
             name: p.detach() - rates[id(p)] * p.grad
