@@ -94,6 +94,17 @@ def test_a_closure_evaluates_the_same_images_again() -> None:
     assert all(torch.equal(before[name], value) for name, value in step.state_dict().items())
 
 
+def test_a_call_keeps_nothing_of_the_loss_before_it() -> None:
+    """Neither its figures, which would live a step longer, nor what `again` would take with another step's draws."""
+    _, _, step = built("cat-eps")
+    index = torch.arange(16)
+    step.loss(X[index], Y[index], index, epoch=0)
+    assert step.report is not None
+    assert step(X[index], Y[index], index, epoch=1).epoch == 1 and step.report is None
+    with pytest.raises(OptionError, match=r"step\.again\(\) is the loss of the last step\.loss"):
+        step.again()
+
+
 class Counts(Plugin):
     """Counts updates."""
 

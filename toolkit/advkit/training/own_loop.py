@@ -112,6 +112,7 @@ class Step(TrainingStep):
         """
         if not self._whole:
             raise OptionError("This Step has no optimizer; pass one, or take step.loss(...) and update by yourself.")
+        self._updates = ()  # `again` is of a loss, and a call is none
         with self._counted(x, y, index, epoch, occurrence) as number:
             return super().__call__(x, y, index, epoch=number, occurrence=occurrence)
 
@@ -145,6 +146,7 @@ class Step(TrainingStep):
             with self.computed(x, y, index, number, occurrence) as (_, self._updates, _):
                 pass
         self._lent = number
+        assert self.report is not None
         return self.report.loss, gradients
 
     def again(self) -> Tensor:
@@ -152,7 +154,7 @@ class Step(TrainingStep):
 
         BatchNorm's running statistics and what plugins keep stay as they are.
         """
-        if not self._updates:
+        if not self._updates or self.report is None:
             raise OptionError("step.again() is the loss of the last step.loss(...) at other weights; take that first.")
         state, buffers = self.state, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         epoch, step = state.epoch, state.step

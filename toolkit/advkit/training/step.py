@@ -58,6 +58,8 @@ class TrainingStep:
         self.objective = Objective(model)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition
         self.warn: Callable[[str], None] = partial(warnings.warn, stacklevel=5)
+        self.report: Report | None = None
+        """The figures of the last loss; a call returns its own, and keeps nothing."""
 
     def seek(self, epoch: int, step: int = 0) -> None:
         """Say where the run is: the next step is number `step` of `epoch`."""
@@ -69,7 +71,9 @@ class TrainingStep:
             with moved(updates[0].network.params, shift if elsewhere(stage) else {}):
                 take_step(self.optimizer)
             self.panel.notify("after_update", model=self.model)
-        return self.report
+        report, self.report = self.report, None
+        assert report is not None
+        return report
 
     @contextmanager
     def computed(
