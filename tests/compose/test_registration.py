@@ -180,8 +180,24 @@ def test_annotations_may_be_written_in_other_ways() -> None:
     fine = plugin("fine", commit_attack=commit_attack, target_label=target_label, extra_regularizer=extra_regularizer)
     check(fine)
     target_label.__annotations__ = {"target": int}
-    wrong = plugin("wrong", target_label=target_label)
-    assert "target is annotated int" in sentence(UnknownHook, lambda: check(wrong)), "they are read"
+    assert "target is annotated int" in sentence(UnknownHook, lambda: check(fine)), "they are read"
+
+
+def test_a_class_that_has_changed_is_looked_at_anew() -> None:
+    """Notebooks put new functions into the classes that are there."""
+    changed = plugin("changed", target_label=lambda self, target: target)
+    check(changed)
+    changed.target_labels = hookimpl(lambda self, target: target)
+    assert "there is no such hook" in sentence(UnknownHook, lambda: check(changed))
+
+
+def test_a_base_beside_plugin_is_looked_at() -> None:
+    class Mixin:
+        def target_label(self, target):
+            return target
+
+    mixed = type("Mixed", (Plugin, Mixin), {"name": "mixed"})
+    assert "not marked" in sentence(UnknownHook, lambda: check(mixed))
 
 
 @pytest.mark.parametrize("name", ["CamelCase", "snake_case", "", "-a", "a-", "a--b", "1a", None, 3])

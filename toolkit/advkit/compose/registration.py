@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
+from collections import ChainMap
 from typing import Any
-from weakref import WeakSet
 
 import pluggy
 
@@ -21,9 +20,6 @@ HOOKS: dict[str, HookSpec] = {
 }
 """Every hook, in the order of the specification."""
 
-_FITTING: WeakSet[type[Plugin]] = WeakSet()
-"""Classes that were looked at: every run asks a dozen times."""
-
 
 def hooks_of(plugin_type: type[Plugin]) -> tuple[str, ...]:
     """The hooks that a checked plugin class answers, in the specification's order."""
@@ -34,8 +30,6 @@ def check(plugin_type: type[Plugin]) -> None:
     """Refuse a plugin class whose methods do not fit `Hooks`. Raises UnknownHook."""
     if not isinstance(plugin_type, type) or not issubclass(plugin_type, Plugin):
         raise UnknownHook(f"{plugin_type!r} is not a subclass of advkit.Plugin; derive it from advkit.Plugin.")
-    if plugin_type in _FITTING:
-        return
     name = getattr(plugin_type, "name", None)
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UnknownHook(
@@ -44,8 +38,10 @@ def check(plugin_type: type[Plugin]) -> None:
     if name == CORE:
         raise UnknownHook(f"Plugin class {plugin_type.__name__} is called {CORE}, as what no plugin owns; rename it.")
     check_declarations(plugin_type, name, HOOKS)
-    for attribute in dir(plugin_type):
-        method = inspect.getattr_static(plugin_type, attribute)
+    # What Plugin has itself is left out: every run asks a dozen times. Nothing is remembered: notebooks change classes.
+    own = ChainMap(*(dict(vars(base)) for base in plugin_type.__mro__ if base not in Plugin.__mro__))
+    for attribute in sorted(own):
+        method = own[attribute]
         marks = getattr(method, "advkit_impl", None)
         if marks is not None:
             check_method(HOOKS, name, attribute, method, marks)
@@ -54,7 +50,6 @@ def check(plugin_type: type[Plugin]) -> None:
                 f"Plugin {name} has a method named like the hook {attribute}, but it is not marked: "
                 "put @hookimpl on it, or rename it."
             )
-    _FITTING.add(plugin_type)
 
 
 class _Manager(pluggy.PluginManager):
