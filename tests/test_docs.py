@@ -386,7 +386,7 @@ def check(line: str) -> None:
     command, rest = find(words)
     if not rest and command.name in ("evaluate", "audit"):
         return  # the name of the command in a sentence
-    absent = command.name in ("evaluate", "audit", "prepare", "check", "new")
+    absent = command.name in ("evaluate", "audit", "prepare", "pseudo-label", "check", "new")
     if absent or "--resume" in rest or "--config" in rest or "--init-from" in rest:
         command.make_context(command.name, list(rest))  # what it names does not exist here
         return

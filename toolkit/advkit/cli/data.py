@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .evaluate import CHECKPOINT, DATA_ROOT
 from .main import PLACE, echo, print_json
 
 
@@ -68,7 +69,7 @@ def prepare(name: str, data_root: str | None, given: str | None, hold_out: float
     """Get the files of a data set, from local copies or by download; files that are intact stay.
 
     `mapped` makes a new folder of memory-mapped images, from an npz with the arrays image and label (or a folder of
-    several), from class folders, or from a data set by its name.
+    several), from RST's pickle of pseudo-labelled ones, from class folders, or from a data set by its name.
 
     \b
     advkit data prepare cifar10
@@ -113,6 +114,37 @@ def _map(given: str | None, data_root: str | None, hold_out: float) -> None:
         echo(f"Next: advkit train --dataset mapped --data-root {shlex.quote(str(folder))}")
 
 
+@command.command("pseudo-label")
+@click.argument("data", metavar="DATA")
+@click.option("--with", "run", required=True, metavar="RUN", type=PLACE, help="The run whose net gives the labels.")
+@click.option("--out", required=True, metavar="DIR", help="The new folder of mapped images.")
+@CHECKPOINT
+@DATA_ROOT
+def pseudo_label(data: str, run: str, out: str, checkpoint: str | None, data_root: str | None) -> None:
+    """Put every image of DATA into the class that the net of a run puts it in, as robust self-training does.
+
+    DATA is an npz, whose labels are not looked at, a folder of several, a pickle of RST, a folder of mapped images, or
+    the name of a data set, of which the training images are taken. The new folder says whose labels they are.
+
+    \b
+    advkit data pseudo-label generated.npz --with runs/standard --out extra
+    """
+    from ..studies.pseudo_labels import pseudo_label as label
+
+    folder = _absolute(out)
+    manifest = label(data, run, folder, checkpoint=checkpoint, data_root=data_root, tell=echo)
+    count = manifest.splits["train"].shape[0]
+    echo(f"{folder} holds {count:,} images of {len(manifest.classes)} classes. {_labelled_by(manifest.labelled_by)}")
+    extra = f"-o extra-data.root={shlex.quote(str(folder))} -o extra-data.share=0.5"
+    echo(f"Next: advkit train --plugins trades,extra-data {extra}")
+
+
+def _labelled_by(record: Mapping[str, object]) -> str:
+    """A sentence on the net whose answers the labels are; "" where they are no net's."""
+    told = f"{record.get('run')} (checkpoint {record.get('checkpoint')}, weights {record.get('sha256_of_weights')})"
+    return f"Their labels are those of {told}." if record else ""
+
+
 @command.command("check")
 @click.argument("folder", type=PLACE)
 def check(folder: str) -> None:
@@ -121,7 +153,8 @@ def check(folder: str) -> None:
 
     manifest = through(_absolute(folder))
     counts = " + ".join(f"{one.shape[0]:,}" for one in manifest.splits.values())
-    echo(f"{_absolute(folder)} is intact: {counts} images are those that were stored.")
+    told = f"{_absolute(folder)} is intact: {counts} images are those that were stored."
+    echo(" ".join(filter(None, (told, _labelled_by(manifest.labelled_by)))))
 
 
 def _absolute(path: str) -> Path:

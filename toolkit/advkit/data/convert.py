@@ -10,40 +10,63 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .. import registry
 from ..errors import DataError, OptionError
 from .base import Dataset, DataSource, fingerprint_of, gray_levels, pieces
 from .image_folder import Files, decode, listed, sort_files, split_files
-from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name
+from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name, manifest_of, split_of
 from .notes import Notes
-from .npz import Given, Images, Part, npz_files, of_npz
+from .npz import Given, Images, Part, npz_files, of_npz, of_pickle
 from .workspace import workspace
+
+PICKLES = (".pickle", ".pkl")
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A net that gives images labels in the place of their own."""
+
+    ask: Callable[[Images], NDArray[np.int64]]
+    """(n,) of images (n, C, H, W)."""
+    shape: Sequence[int]
+    classes: Sequence[str]
+    counted: bool
+    record: Mapping[str, object]
+    """Which net, for the manifest."""
 
 
 class Coloured(Exception):
     """A picture with colours among gray ones: all of them are to be read as such."""
 
 
-def convert(given: str, folder: Path, hold_out: float = 0.0, tell: Callable[[str], None] = print) -> Manifest:
+def convert(
+    given: str,
+    folder: Path,
+    hold_out: float = 0.0,
+    tell: Callable[[str], None] = print,
+    labeller: Labeller | None = None,
+) -> Manifest:
     """Make the new folder `folder` of a file or folder, or of the registered data set called `given`.
 
-    `hold_out` is the share of an npz that becomes the test images, chosen by a fixed seed. Raises DataError,
-    OptionError.
+    `hold_out` is the share of an npz that becomes the test images, chosen by a fixed seed. With a `labeller` all images
+    are trained on, those of a set its training images. Raises DataError, OptionError.
     """
-    exists = f"{folder} exists; name a new folder with --data-root, or remove it."
+    flag = "--data-root" if labeller is None else "--out"
+    exists = f"{folder} exists; name a new folder with {flag}, or remove it."
     if os.path.lexists(folder):
         raise OptionError(exists)
-    with _given(given, hold_out) as source:
+    with _given(given, hold_out) if labeller is None else _unlabelled(given, labeller) as source:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with workspace(folder.parent) as work:
@@ -67,6 +90,9 @@ def convert(given: str, folder: Path, hold_out: float = 0.0, tell: Callable[[str
 def _given(given: str, hold_out: float) -> Iterator[Given]:
     path = Path(os.path.expanduser(given)).absolute()
     arrays = npz_files(path)
+    if path.suffix in PICKLES and os.path.isfile(path):
+        yield of_pickle(path, hold_out)
+        return
     if hold_out and not arrays:
         raise OptionError(f"{given} is no npz, so its test images are known or chosen by their names; drop --hold-out.")
     if arrays:
@@ -83,6 +109,41 @@ def _given(given: str, hold_out: float) -> Iterator[Given]:
         )
 
 
+@contextmanager
+def _unlabelled(given: str, labeller: Labeller) -> Iterator[Given]:
+    """Images whose labels come about as they are read."""
+    path = Path(os.path.expanduser(given)).absolute()
+    if arrays := npz_files(path):
+        source = of_npz(arrays, 0.0, labelled=False)
+    elif os.path.lexists(path / MANIFEST):
+        manifest = manifest_of(path)
+        source = _of_loaded({"train": split_of(path, manifest, "train")}, manifest.transform)
+    elif os.path.isdir(path) or path.suffix == ".zip":
+        raise OptionError(
+            f"{given} holds no arrays; make some of its pictures: advkit data prepare mapped --from {given} "
+            "--data-root NEW, and give NEW."
+        )
+    else:
+        with _given(given, 0.0) as source:
+            pass
+    part = source.parts["train"]
+    if part.shape != tuple(labeller.shape):
+        raise DataError(
+            f"The images of {given} are {part.shape}, those of the run {tuple(labeller.shape)}; resize them."
+        )
+    labels = np.zeros(len(part.labels), np.int64)
+
+    def read() -> Iterator[Images]:
+        done = 0
+        for piece in part.read():
+            labels[done : done + len(piece)] = labeller.ask(np.ascontiguousarray(piece))
+            done += len(piece)
+            yield piece
+
+    asked = {"train": Part(part.shape, labels, read)}
+    yield Given(asked, labeller.classes, labeller.counted, source.transform, source.notes, labeller.record)
+
+
 # ---------------------------------------------------------------------- writing
 
 
@@ -95,7 +156,8 @@ def _written(source: Given, folder: Path, given: str) -> Manifest:
         shutil.rmtree(folder)
         coloured = {split: replace(part, shape=(3, *part.shape[1:])) for split, part in source.parts.items()}
         return _written(replace(source, parts=coloured), folder, given)
-    manifest = Manifest(tuple(source.classes), source.counted, source.transform, Path(given).name, stored)
+    head = tuple(source.classes), source.counted, source.transform, Path(given).name
+    manifest = Manifest(*head, stored, dict(source.labelled_by))
     with open(folder / MANIFEST, "xb") as out:
         out.write(json.dumps({"format": FORMAT, **asdict(manifest)}).encode())
         _flushed(out)
@@ -182,9 +244,14 @@ def _of_pictures(files: Files) -> Given:
 def _of_registered(name: str) -> Given:
     source: Any = registry.load("data set", name)
     loaded = source().load(None, None)
+    return replace(
+        _of_loaded({"train": loaded.train, "test": loaded.test}, loaded.transform), notes=lambda: loaded.notes
+    )
 
+
+def _of_loaded(datasets: Mapping[str, Dataset], transform: str) -> Given:
     def part(dataset: Dataset) -> Part:
         return Part(dataset.shape, dataset.labels.numpy(), lambda: (piece.numpy() for piece in pieces(dataset.images)))
 
-    parts = {"train": part(loaded.train), "test": part(loaded.test)}
-    return Given(parts, loaded.train.classes, loaded.train.counted, loaded.transform, lambda: loaded.notes)
+    parts = {split: part(dataset) for split, dataset in datasets.items()}
+    return Given(parts, datasets["train"].classes, datasets["train"].counted, transform)

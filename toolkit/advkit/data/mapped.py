@@ -15,7 +15,7 @@ import mmap
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -69,6 +69,8 @@ class Manifest:
     source: str
     """What it was made of, for people."""
     splits: dict[str, Stored]
+    labelled_by: Mapping[str, object] = field(default_factory=dict)
+    """Where labels are a net's answers: its run, checkpoint and the SHA-256 of its weights."""
 
 
 @final
@@ -125,6 +127,7 @@ def manifest_of(root: Path) -> Manifest:
         raise _damaged(path, f"it lacks something, {error}") from None
     named = fits(manifest.classes, Sequence[str]) and isinstance(manifest.counted, bool)
     texts = isinstance(manifest.transform, str) and isinstance(manifest.source, str)
+    texts = texts and fits(manifest.labelled_by, Mapping[str, object])
     if not named or not texts or manifest.transform not in TRANSFORMS:
         raise _damaged(path, "classes, counted, transform or source are none")
     if "train" not in splits or splits.keys() - {"train", "test"} or not all(one.fit() for one in splits.values()):

@@ -1,10 +1,10 @@
-"""Images of an npz, in pieces: an archive that anybody may have made, of which nothing is unpickled."""
+"""Images of files of arrays, which anybody may have made, in pieces: of an npz or a pickle, and nothing is executed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ from ..reading import opened
 from .base import PIECE, channels_last, shuffled
 from .mapped import array_header
 from .own import MOST
+from .pickled import read_pickle
 from .prepare import guarded
 
 Images = NDArray[np.uint8]
@@ -45,6 +46,8 @@ class Given:
     transform: str
     notes: Callable[[], Sequence[str]] = tuple
     """What whoever trains on it should know, once all is read."""
+    labelled_by: Mapping[str, object] = field(default_factory=dict)
+    """The net whose answers the labels are, if they are."""
 
 
 def npz_files(path: Path) -> list[Path]:
@@ -55,29 +58,61 @@ def npz_files(path: Path) -> list[Path]:
     return [path] if path.suffix == ".npz" else []
 
 
-def of_npz(paths: Sequence[Path], hold_out: float) -> Given:
-    """The images of all files, in their order; the labels, at 8 bytes each, are read into memory."""
+def of_npz(paths: Sequence[Path], hold_out: float, labelled: bool = True) -> Given:
+    """The images of all files, in their order; the labels, at 8 bytes each, are read into memory, or are all 0."""
     shapes, labels = [], []
     for path in paths:
-        with _member(path, 0) as (stream, shape, dtype):
+        with _member(path, 0, labelled) as (_, shape, dtype):
             shapes.append(_judged(path, shape, dtype))
-        with _member(path, 1) as (stream, shape, dtype):
-            if len(shape) != 1 or dtype.kind not in "iu" or shape[0] != shapes[-1][0]:
-                raise DataError(f"{path}: labels are {dtype} {shape}; give whole numbers ({shapes[-1][0]},).")
-            values = b"".join(guarded(path, iter(partial(stream.read, PIECE), b"")))
-            if len(values) != shape[0] * dtype.itemsize:
-                raise DataError(f"{path}: labels end too soon; replace it by an intact copy.")
-            labels.append(np.frombuffer(values, dtype).astype(np.int64))
+        labels.append(_labels(path, shapes[-1][0]) if labelled else np.zeros(shapes[-1][0], np.int64))
         if shapes[-1][1:] != shapes[0][1:]:
             raise DataError(f"{path} has images {shapes[-1][1:]}, {paths[0]} {shapes[0][1:]}; give one size.")
-    label = np.concatenate(labels)
+    return _parted(paths[0], shapes[0][1:], np.concatenate(labels), partial(_rows, paths, labelled), hold_out)
+
+
+def of_pickle(path: Path, hold_out: float) -> Given:
+    """The labelled images of a pickle as RST's."""
+    images, label = read_pickle(path)
+    (there,) = np.nonzero(label >= 0)
+    shape = _judged(path, images.shape, images.dtype)
+
+    def rows(kept: NDArray[np.bool_]) -> Iterator[Images]:
+        places = there[kept]
+        for first in range(0, len(places), count := max(1, PIECE // images[:1].size)):
+            piece = images[places[first : first + count]]
+            yield piece if images.shape == shape else piece.transpose(0, 3, 1, 2)
+
+    without = len(label) - len(there)
+    note = f"{without:,} of {len(label):,} images have no label (-1) and are left out" if without else ""
+    whole = _parted(path, shape[1:], label[there], rows, hold_out)
+    return replace(whole, notes=lambda: [note] if note else [])
+
+
+def _labels(path: Path, count: int) -> NDArray[np.int64]:
+    with _member(path, 1) as (stream, shape, dtype):
+        if len(shape) != 1 or dtype.kind not in "iu" or shape[0] != count:
+            raise DataError(f"{path}: labels are {dtype} {shape}; give whole numbers ({count},).")
+        values = b"".join(guarded(path, iter(partial(stream.read, PIECE), b"")))
+        if len(values) != count * dtype.itemsize:
+            raise DataError(f"{path}: labels end too soon; replace it by an intact copy.")
+        return np.frombuffer(values, dtype).astype(np.int64)
+
+
+def _parted(
+    path: Path,
+    shape: tuple[int, int, int],
+    label: NDArray[np.int64],
+    read: Callable[[NDArray[np.bool_]], Iterator[Images]],
+    hold_out: float,
+) -> Given:
+    """Some to train on and some to test on; `read` gives the images that are true."""
     if not len(label) or label.min() < 0 or label.max() >= MOST:
-        raise DataError(f"{paths[0]}: there is no image, or labels are no places of classes; number those from 0.")
+        raise DataError(f"{path}: there is no image, or labels are no places of classes; number those from 0.")
     held = np.zeros(len(label), bool)
     if hold_out:
         held[shuffled(torch.arange(len(label)))[: round(hold_out * len(label))].numpy()] = True
     parts = {
-        split: Part(shapes[0][1:], label[kept], partial(_rows, paths, kept))
+        split: Part(shape, label[kept], partial(read, kept))
         for split, kept in (("train", ~held), ("test", held))
         if split == "train" or hold_out
     }
@@ -100,11 +135,11 @@ def _judged(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[i
     raise DataError(f"{path}: images are {dtype} {shape}; give uint8 (N, H, W, C) with 1, 3 or 4 channels.")
 
 
-def _rows(paths: Sequence[Path], kept: NDArray[np.bool_]) -> Iterator[Images]:
+def _rows(paths: Sequence[Path], labelled: bool, kept: NDArray[np.bool_]) -> Iterator[Images]:
     """The images that are kept, of all files."""
     before = 0
     for path in paths:
-        with _member(path, 0) as (stream, stored, dtype):
+        with _member(path, 0, labelled) as (stream, stored, dtype):
             n, channels, height, width = shape = _judged(path, stored, dtype)
             row = channels * height * width
             rows = max(1, PIECE // row)
@@ -130,14 +165,18 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 @contextmanager
-def _member(path: Path, which: int) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+def _member(
+    path: Path, which: int, labelled: bool = True
+) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
     """The images (0) or labels (1) of an npz: its stream, where the values begin, with their shape and dtype."""
     with _opened_npz(path) as archive:
         names = set(archive.namelist())
-        key = next((pair[which] for pair in KEYS if {f"{one}.npy" for one in pair} <= names), None)
+        needed = [pair if labelled else pair[:1] for pair in KEYS]
+        key = next((pair[which] for pair in needed if {f"{one}.npy" for one in pair} <= names), None)
         if key is None:
             listed = ", ".join(sorted(name.removesuffix(".npy") for name in names)[:6]) or "nothing"
-            raise DataError(f"{path} has {listed}; an npz of images has the arrays `image` and `label`.")
+            has = "arrays `image` and `label`" if labelled else "array `image`"
+            raise DataError(f"{path} has {listed}; an npz of images has the {has}.")
         try:
             stream = archive.open(f"{key}.npy")
             shape, dtype = array_header(stream)

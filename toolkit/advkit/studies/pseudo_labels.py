@@ -1,0 +1,58 @@
+"""Labels that a run's net gives images, as robust self-training needs them: `advkit data pseudo-label`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..data.convert import Labeller, convert
+from ..data.mapped import Manifest
+from ..data.transforms import to_float
+from ..errors import NonFinite
+from ..evaluation.results import BATCH
+from ..evaluation.soundness import sound
+from ..judging import checked_logits, judged
+from ..modules import placement
+from ..rng import derive_seed
+from .subject import subject_of
+
+RECORDED = ("checkpoint", "weights", "epoch", "sha256_of_weights")
+
+
+def pseudo_label(
+    given: str,
+    run: str | Path,
+    folder: Path,
+    *,
+    checkpoint: str | None = None,
+    data_root: str | Path | None = None,
+    tell: Callable[[str], None] = print,
+) -> Manifest:
+    """The new folder `folder` of mapped images: those of `given`, each in the class that the net of `run` puts it in.
+
+    `given` is an npz, whose labels are not looked at, a folder of several, a pickle of RST, a folder of mapped images
+    or the name of a data set. The manifest says whose labels they are. Raises AdvkitError's subclasses.
+    """
+    net = subject_of(run, checkpoint, data_root=data_root)
+    seen = net.splits.train
+    device, dtype = placement(net.model)
+
+    def ask(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        rows = []
+        for part in torch.from_numpy(images).split(BATCH):  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                logits = checked_logits(net.model(to_float(part.to(device), dtype)), len(part), len(seen.classes))
+            if not bool(sound(logits).all()):
+                raise NonFinite(f"The net of {run} has logits of NaN or Inf on these images, so it gives no labels.")
+            rows.append(logits.argmax(1).cpu())
+        return torch.cat(rows).numpy()
+
+    record = {"run": net.name, **{key: net.record[key] for key in RECORDED}}
+    with judged(net.model) as reseed:
+        reseed(derive_seed(0, "core", "pseudo-labels"))
+        labeller = Labeller(ask, seen.shape, seen.classes, seen.counted, record)
+        return convert(given, folder, tell=tell, labeller=labeller)
