@@ -5,6 +5,7 @@
 # make soak         long repetitions of the reliability tests: hours
 # make check        ruff and mypy; make fix mends what ruff can
 # make docs         writes the generated tables and pages anew
+# make docs-site    and all pages as a site, dist/docs/docs/site/index.html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ JOBS ?= auto
 K ?=
 DATA ?=
 
-.PHONY: setup demo quick test check fix docs bench bench-peers gpu soak results results-digits-long results-fashion \
+.PHONY: setup demo quick test check fix docs docs-site bench bench-peers gpu soak results results-digits-long results-fashion \
 	results-overfit results-papers results-overheads results-scaling results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
 
@@ -51,6 +52,12 @@ fix: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+
+# A warning is an error. The pages need nothing from elsewhere, search included.
+docs-site: docs
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs/site -d dist/doctrees . dist/docs
+	@echo dist/docs/docs/site/index.html
 
 bench: setup
 	$(BIN)/python results/bench.py
