@@ -79,6 +79,10 @@ def test_python_compares_and_exports_as_the_commands_do(
     comparison = advkit.compare(runs[:2], "clean,pgd-3", n=90, eps="8/255")
     assert comparison.as_dict() == json.loads(capsys.readouterr().out)
     assert comparison["runs"][0]["attacks"][1]["name"] == "pgd-3" and comparison.runs[0].alarms is not None
+    best = comparison.runs[0].model_copy(update={"epoch": 1})
+    for epoch, shown in ((1, ["best = last"]), (2, ["best", "last"])):
+        last = best.model_copy(update={"checkpoint": "last", "epoch": epoch})
+        assert [row.checkpoint for row in comparison.model_copy(update={"runs": [best, last]}).rows()] == shown
     record = advkit.export(runs[0], tmp_path / "net")
     assert record.as_dict() == json.loads((tmp_path / "net" / "export.json").read_text())
 

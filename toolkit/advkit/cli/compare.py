@@ -51,10 +51,11 @@ def show(comparison: Comparison) -> None:
     gaps: dict[str, dict[str, Difference | None]] = {
         run.run: {**{row.name: row for row in run.attacks}, WORST: run.worst_case} for run in comparison.best_minus_last
     }
-    for run in comparison.runs:
+    rows = [*comparison.rows()]
+    for run in rows:
         name, which = run.run, f"{run.checkpoint} (epoch {(run.epoch or 0) + 1})"
-        rows = [(row.name, row) for row in run.attacks]
-        for attack, row in [*rows, *([(WORST, run.worst_case)] if run.worst_case else [])]:
+        attacks = [(row.name, row) for row in run.attacks]
+        for attack, row in [*attacks, *([(WORST, run.worst_case)] if run.worst_case else [])]:
             low, high = row.interval
             gap = gaps[run.run][attack] if run.checkpoint == "last" else None
             cells = (attack, f"{row.accuracy:.3f}", f"{low:.3f} to {high:.3f}")
@@ -62,14 +63,14 @@ def show(comparison: Comparison) -> None:
             name = which = ""
     console.print(table)
     console.print(text("Differences are to the same checkpoint of the first run, and paired by image.", "dim"))
-    for note in dict.fromkeys(f"{run.run}: {note}" for run in comparison.runs for note in run.notes):
+    for note in dict.fromkeys(f"{run.run}: {note}" for run in rows for note in run.notes):
         console.print(text(note, "yellow"))
-    for run in comparison.runs:
+    for run in rows:
         for check in run.audit:
             if check.alarm:
                 where = f"{run.run} {run.checkpoint}"
                 console.print(text(f"Suspect, {where}, {check.name}: {check.sentence}", "yellow"))
-    if not any(run.alarms for run in comparison.runs):
+    if not any(run.alarms for run in rows):
         console.print(text("Audits in short: no alarm. `advkit audit` runs all checks.", "dim"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ..evaluation.audit.checks import Check
@@ -69,6 +70,14 @@ class Comparison(Record):
     versions: dict[str, Any]
     runs: list[ComparedRun]
     best_minus_last: list[Overfitting]
+
+    def rows(self) -> Iterator[ComparedRun]:
+        """What there is to show: a run whose `best` is its `last`, figure for figure, once, as "best = last"."""
+        for best, last in zip(self.runs[::2], self.runs[1::2], strict=True):
+            if last.model_copy(update={"checkpoint": best.checkpoint}) == best and best.epoch is not None:
+                yield best.model_copy(update={"checkpoint": f"{best.checkpoint} = {last.checkpoint}"})
+            else:
+                yield from (best, last)
 
 
 class SeedAccuracy(Record):
