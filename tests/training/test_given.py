@@ -225,6 +225,40 @@ def test_the_probe_sees_the_net_as_the_update_does(tiny_batch: BatchOf, when: An
         step_of(model, ["awp"], options={"awp": {"gamma": 0.05}})(*tiny_batch(), epoch=0)
 
 
+class Ahead(Plugin):
+    """Attacks at the weights one step ahead."""
+
+    name = "ahead"
+
+    def passes(self, hook: str, costs: advkit.Costs) -> advkit.Passes:
+        return advkit.Passes(forward=2, input_backward=1) if hook == "observe_update" else advkit.Passes()
+
+    @hookimpl
+    def observe_update(self, batch: advkit.Batch, radius: Tensor, run: advkit.Run) -> None:
+        with run.ahead():
+            self.seen = run.logits(run.probe(batch, radius, steps=1, init="zero").x_adv)
+
+
+def test_what_is_seen_one_step_ahead_is_of_these_weights(tiny_batch: BatchOf) -> None:
+    """A net that reads or recomputes past them is refused; one that recomputes in train mode alone is right in eval."""
+
+    def trains(net: nn.Module, x: Tensor) -> bool:
+        return net.training
+
+    sentence = "gradient at perturbed weights is off by .* leave out the plugin ahead, which looks a step ahead"
+    for refused in (Recomputes, OwnReference):
+        with pytest.raises(OptionError, match=sentence):
+            step_of(refused(net()), [Ahead])(*tiny_batch(), epoch=0)
+    with pytest.raises(OptionError, match=sentence):
+        step_of(RecomputesIn(net(), trains), [Ahead], settings={"attack.mode": "train"})(*tiny_batch(), epoch=0)
+    seen = []
+    for model in (net(), RecomputesIn(net(), trains)):
+        plugin = Ahead(Ahead.Options())
+        step_of(model, [plugin], settings={"attack.mode": "eval"})(*tiny_batch(), epoch=0)
+        seen.append(plugin.seen)
+    assert torch.equal(*seen)
+
+
 def test_one_module_under_two_names_is_refused() -> None:
     """torch's functional_call does not put it back."""
     model = Around(net(nn.BatchNorm2d(2)))

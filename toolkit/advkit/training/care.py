@@ -33,6 +33,9 @@ class Care:
         self._plugins, self._generators = panel.composition.plugins, dict[str, Generators]()
         self._counts = dict[str, Counts]()
         self.memory, self._idle, self._seen = Memory(model), idle(model, optimizer), set[int]()
+        self._tried = set[tuple[int, str]]()
+        self.computing: Container[object] = ()
+        """Of the model's hooks those that computed in the last step that was looked at."""
 
     def begin(self, batch: Batch, stage: Stage) -> bool:
         """Whether this step is looked at. Raises OptionError for a net, an optimizer or values that do not fit."""
@@ -69,18 +72,17 @@ class Care:
         known: Mapping[str, Any],
         logits: Mapping[str, Tensor],
         shift: Mapping[str, Tensor],
-        computing: Container[object],
     ) -> list[str]:
         """Of the first step of a stage, from what it knew: its attack, its update's `logits` (B, K) by view, and v.
 
-        Of the model's hooks those run that are in `computing`. Raises OptionError where v is not what is trained at.
+        Raises OptionError where v is not what is trained at.
         """
         first = id(stage) not in self._seen
         if not len(known["batch"].x):  # the share of a batch that lies in other processes
             return []
         if shift and (first or self._due):
             with mode(self.model, training=True):
-                refuse_other_weights(self.model, known["x_train"], known["target"], shift, computing)
+                refuse_other_weights(self.model, known["x_train"], known["target"], shift, self.computing)
         if not first:
             return []
         final, steps = logits.get("adv_logits"), self.state.attack.steps
@@ -102,10 +104,23 @@ class Care:
             cautions += [
                 at_rest(self._idle),
                 unregistered(self.model, self.optimizer),
-                self.memory.first(x, computing),
-                by_batch(self.model, x, computing),
+                self.memory.first(x, self.computing),
+                by_batch(self.model, x, self.computing),
             ]
         return [caution for caution in cautions if caution]
+
+    def ahead(self, stage: Stage, known: Mapping[str, Any], tried: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """OptionError where plugins have `tried` weights, by plugin, and were not shown the net that has these.
+
+        Looked at in the attack's mode, when a plugin looks ahead for the first time in a stage, and later where v is.
+        """
+        for plugin, at in tried.items() if len(known["batch"].x) else ():
+            if (id(stage), plugin) not in self._tried or self._due:
+                shift = {name: at[name] - p.detach() for name, p in self.model.named_parameters() if name in at}
+                who = f"the plugin {plugin}, which looks a step ahead"
+                with mode(self.model, training=self.state.attack.mode != "eval"):
+                    refuse_other_weights(self.model, known["x_train"], known["target"], shift, self.computing, who)
+                self._tried.add((id(stage), plugin))
 
     def done(self, stage: Stage) -> None:
         """A step of this stage has happened."""

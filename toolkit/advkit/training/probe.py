@@ -33,7 +33,12 @@ SURE, NEARLY_ALL = 0.999, 0.9
 
 
 def refuse_other_weights(
-    model: nn.Module, x: Tensor, target: Tensor, shift: Mapping[str, Tensor], computing: Container[object]
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    shift: Mapping[str, Tensor],
+    computing: Container[object],
+    who: str = "the plugin that perturbs weights",
 ) -> None:
     """OptionError where the gradient at other weights by substitution is not that of the model when it holds them.
 
@@ -41,7 +46,7 @@ def refuse_other_weights(
     (B, K): first with v and noise substituted, then with them added in place; the noise because v may be 0 today and
     layers of zeros hide what is behind them. Everything is put back bit for bit. A tensor that a function has captured
     is seen, since it is the model's own. Of the model's hooks those run that are in `computing`; none of a parameter's,
-    which a step calls once at theta, with either gradient.
+    which a step calls once at theta, with either gradient. `who` takes the other weights.
     """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -73,13 +78,13 @@ def refuse_other_weights(
         raise OptionError(
             "The model answers differently from one call to the next, with its random numbers seeded alike, so whether "
             "its gradient at perturbed weights is right can not be known. Let it draw from torch's generator, which is "
-            "seeded for it, or leave out the plugin that perturbs weights."
+            f"seeded for it, or leave out {who}."
         )
     if not distance <= TOLERANCE:
         raise OptionError(
             f"The model's gradient at perturbed weights is off by {distance:.2g} of its length: a part of it is "
             "computed again in the backward (torch.utils.checkpoint) or reads a weight through a reference of its own, "
-            "past the perturbation. Switch that off, or leave out the plugin that perturbs weights."
+            f"past the perturbation. Switch that off, or leave out {who}."
         )
 
 

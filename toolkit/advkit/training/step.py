@@ -95,6 +95,7 @@ class TrainingStep:
             hooks_told_apart(self.model) if careful else nullcontext(()) as computing,
             self.engine.numbers(),
         ):
+            self.care.computing = computing if careful else self.care.computing
             for name, part in parts.items():
                 drawn = partial(self._seed, seed, self.ranks.part + name)
                 network = Network(self.model, self.engine, ledger, drawn, classes, careful)
@@ -104,14 +105,15 @@ class TrainingStep:
             batch.agree(self.state.samples)
             known = together([update.known for update in updates])
             outcome, shift = self._update(known, updates)
-            with torch.no_grad(), trying(self.state, updates[0].network, self.optimizer, batch, self.ranks):
+            with torch.no_grad(), trying(self.state, updates[0].network, self.optimizer, batch, self.ranks) as tried:
                 for answer in due(stage, self.state.step):
                     self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
+                self.care.ahead(stage, known, tried)
             ratio = shift_ratio(shift, self.model) if shift else None  # while theta is what v was made for
             if careful:
                 as_declared(stage, self.state.step, ledger.passes(), self.panel.runs)
             self.ranks.as_first([*self.model.buffers()])
-            for caution in self.care.cautions(stage, known, outcome.logits, shift, computing):
+            for caution in self.care.cautions(stage, known, outcome.logits, shift):
                 self.warn(caution)
             yield stage, updates, shift
             self.care.done(stage)

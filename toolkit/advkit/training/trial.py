@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ class Trial:
     network: Network
     optimizer: torch.optim.Optimizer
     batch: Whole
+    tried: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """The weights one step ahead by name, by plugin that has looked."""
 
     @contextmanager
     def ahead(self, plugin: str) -> Iterator[None]:
@@ -67,7 +69,7 @@ class Trial:
                 "take another optimizer, or leave the plugin out."
             )
         rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
-        self.network.at = {
+        self.network.at = self.tried[plugin] = {
             name: p.detach() - rates[id(p)] * p.grad
             for name, p in self.network.params.items()
             if p.grad is not None and id(p) in rates
@@ -102,15 +104,15 @@ def due(stage: Stage, step: int) -> list[Answer]:
 @contextmanager
 def trying(
     state: RunState, network: Network, optimizer: torch.optim.Optimizer, batch: Whole, ranks: Alone
-) -> Iterator[None]:
-    """The scope in which plugins may try and teach; nets that have learnt are updated at its end."""
+) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
+    """The scope in which plugins may try and teach, with the weights tried; nets that have learnt are updated after."""
     own = Network(network.model, network.engine, Ledger(), network.seed, network.classes, network.careful)
     own.phase, nets = "update", trained_nets(state)
     for net in nets:
         net.forget()
-    state.trial = Trial(state, own, optimizer, batch)
+    state.trial = trial = Trial(state, own, optimizer, batch)
     try:
-        yield
+        yield trial.tried
     finally:
         state.trial = None
     for net in nets:
