@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def test_weights_of_the_official_code_compute_what_they_did(how: str, tmp_path: 
     words = ["evaluate", str(tmp_path / "trades.pt"), "--model", "wide-resnet", "--dataset", "digits", "--eps", "0.1"]
     words += ["--set", "model.depth=10", "--set", "model.width=1", "--set", f"model.normalise={how}", "--n", "4"]
     assert run([*words, "--attacks", "clean", "--out", str(tmp_path / "out")]) == 0
+    [result] = (tmp_path / "out").rglob("evaluation.json")
+    notes = " ".join(json.loads(result.read_text()).get("notes", []))
+    assert ("trades.pt has no normalisation, so images enter its net as they are" in notes) == (how == "data")
     settings = {f"model.{key}": value for key, value in options.items()} | {"model.normalise": how}
     from advkit.studies.subject import subject_of
 

@@ -47,8 +47,8 @@ class Placed(NamedTuple):
 
     left: list[str]
     """The names that `partial_head` left out."""
-    rounded: str
-    """A sentence where the model's types hold less than theirs, "" elsewhere."""
+    said: str
+    """Where the model's types hold less than theirs, or images enter otherwise than its settings say; "" elsewhere."""
 
 
 def put_weights(
@@ -81,9 +81,23 @@ def put_weights(
         raise CheckpointError(
             f"The weights of {where} do not fit this model (first difference: {different[0]}); {advice}."
         )
-    rounded = _rounded(weights, own, where)
+    sentences = _rounded(weights, own, where), _as_they_are(model, weights, where)
     model.load_state_dict(weights | {name: own[name] for name in uncounted})
-    return Placed(left, rounded)
+    return Placed(left, "; ".join(filter(None, sentences)))
+
+
+def _as_they_are(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
+    """A sentence where the model is built to normalise and the weights do not, such as those under TRADES' names."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, Normalize) and f"{name}.mean" in weights:
+            own, theirs = (layer.mean, layer.std), (weights[f"{name}.mean"], weights[f"{name}.std"])
+            nothing = not theirs[0].any() and theirs[1].eq(1).all()
+            if nothing and not all(map(torch.equal, own, theirs)):
+                return (
+                    f"{where} has no normalisation, so images enter its net as they are; if its code normalises "
+                    "outside the net, give the numbers: --set model.normalise=MEANS,DEVIATIONS"
+                )
+    return ""
 
 
 def _rounded(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> str:

@@ -149,7 +149,7 @@ def of_run(
             "that order; give them their names back."
         )
     net = (model or build_model(resolved, splits.train)).to(resolved.run.device)
-    rounded = put_weights(net, tensors, str(path), averaged=True).rounded
+    said = put_weights(net, tensors, str(path), averaged=True).said
     best = position["best"] or {}
     record = {
         "checkpoint": checkpoint,
@@ -169,7 +169,7 @@ def of_run(
     note = other and f"{other}; if its test images were among those, accuracies are optimistic"
     if own and splits.test is splits.train:
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
-    record |= _notes(splits, note, rounded, *_changes(folder, resolved, net))
+    record |= _notes(splits, note, said, *_changes(folder, resolved, net))
     return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 
@@ -197,14 +197,14 @@ def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Sub
     resolved = on_this_machine(resolved, PATIENCE if together else None)
     splits, model = prepared(resolved)
     model = model.to(resolved.run.device)
-    rounded = put_file(model, path, resolved).rounded
+    said = put_file(model, path, resolved).said
     record = {
         "checkpoint": None,
         "weights": "raw",
         "epoch": None,
         "selected_on": None,
         "sha256_of_weights": digest(model.state_dict()),
-        **_notes(splits, rounded),
+        **_notes(splits, said),
     }
     return Subject(str(path), model, splits, resolved, record)
 

@@ -181,11 +181,11 @@ def begin_from(
             raise OptionError("partial_head is about the weights of init_from; give both, or leave it out.")
         return
     if os.path.isfile(path):
-        left, rounded = put_file(model, path, resolved, partial_head)
+        left, said = put_file(model, path, resolved, partial_head)
     else:
-        left, rounded = _put_run(model, path, partial_head=partial_head)
-    if rounded:
-        tell(rounded)
+        left, said = _put_run(model, path, partial_head=partial_head)
+    if said:
+        tell(said)
     if partial_head and left:
         tell(f"Left out of {path}, so that they begin as the model has them: {', '.join(left)}.")
     elif partial_head:
@@ -240,8 +240,8 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
     taken where a plugin provided some, as `advkit evaluate` does. Warns where the model's type rounds them. Raises
     CheckpointError.
     """
-    if rounded := _put_run(model, run, checkpoint).rounded:
-        warnings.warn(rounded, stacklevel=2)
+    if said := _put_run(model, run, checkpoint).said:
+        warnings.warn(said, stacklevel=2)
 
 
 def judged_weights(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:

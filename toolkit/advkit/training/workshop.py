@@ -145,7 +145,7 @@ class Workshop:
             net = self._built(name, settings)
         if self.train is not None:
             self._refuse_other_data(name, path, net, state)
-        self._tell(put_weights(net, tensors, str(path), averaged=True).rounded)
+        self._tell(put_weights(net, tensors, str(path), averaged=True).said)
         return net
 
     def _refuse_other_data(self, name: str, path: Path, net: nn.Module, state: Mapping[str, Any]) -> None:
@@ -167,7 +167,7 @@ class Workshop:
     def _of_file(self, name: str, path: Path, model: str) -> nn.Module:
         """A file of weights in the registered net `model`, or in one such as the run's own."""
         net = self._built(name, {"model.name": model}) if model else deepcopy(self.model)
-        self._tell(put_file(net, path, self._named({"model.name": model}) if model else self.resolved).rounded)
+        self._tell(put_file(net, path, self._named({"model.name": model}) if model else self.resolved).said)
         return net
 
     def _built(self, name: str, settings: Mapping[str, object]) -> nn.Module:
