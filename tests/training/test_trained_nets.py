@@ -355,3 +355,35 @@ def test_the_plan_tells_of_it() -> None:
     assert planned["passes"]["update"] == {
         "forward": 2, "full_backward": 1, "auxiliary_forward": 2, "auxiliary_backward": 1,
     }  # fmt: skip
+
+
+def test_the_plan_of_what_follows_its_weights_says_so() -> None:
+    class Averages(Twin):
+        @hookimpl
+        def setup(self, run: Run) -> None:
+            super().setup(run)
+            self.mean = run.tensor_state("mean", self.twin.weights()["4.weight"])
+
+    planned = advkit.plan([Averages], dataset="digits")
+    assert planned["state_bytes"] == {"twin/(depends on the model)": {"per_sample": None, "total": None}}
+    assert planned["modules"] == {"twin/net": "built by twin, and trained"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("taken", ["net/updates", "net/weights/4.bias", "teacher.sha256"])
+def test_a_name_of_a_net_is_no_other_states(taken: str, first: int) -> None:
+    class Clashes(Twin):
+        @hookimpl
+        def setup(self, run: Run) -> None:
+            def nets() -> None:
+                super(Clashes, self).setup(run)
+                run.module("teacher", model())
+
+            def count() -> None:
+                run.tensor_state(taken, torch.zeros(()))
+
+            for claim in ((nets, count), (count, nets))[first]:
+                claim()
+
+    with pytest.raises(OptionError, match=f"^Plugin twin claims the state {taken} twice; claim it once, in setup\\.$"):
+        step_of(model(), [Clashes(PluginOptions())])

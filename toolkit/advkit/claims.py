@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite, prod
 from typing import Any
 
@@ -62,15 +62,13 @@ class Claims:
         full = f"{self._plugin}/{name}"
         if self._state.settled:
             raise OptionError(f"Plugin {self._plugin} claims the state {name} after setup, where no resume finds it.")
-        if full in store:
-            raise OptionError(f"Plugin {self._plugin} claims the state {name} twice; claim it once, in setup.")
         if self._state.num_samples and not initial.numel():  # a plan has no samples, and may not know the data
             raise OptionError(
                 f"Plugin {self._plugin} claims the state {name} with the shape {tuple(initial.shape)}, which holds "
                 "nothing; where it takes classes or images, a Step is told them: "
                 "Step(..., num_classes=10, image_shape=(3, 32, 32))."
             )
-        store[full] = initial
+        claim(store, self._plugin, {full: initial})
         return initial
 
     def _refuse_too_large(self, name: str, rows: Sequence[int], dtype: torch.dtype) -> None:
@@ -81,6 +79,14 @@ class Claims:
                 f"{COPIES} times that where a step is looked at; {in_bytes(free)} are free. Train on fewer images "
                 "(data.limit), or leave the plugin out."
             )
+
+
+def claim(store: dict[str, Tensor], plugin: str, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into a store by their full names. OptionError for a name that the plugin has claimed before."""
+    if taken := next((name for name in tensors if name in store), ""):
+        name = taken.removeprefix(f"{plugin}/")
+        raise OptionError(f"Plugin {plugin} claims the state {name} twice; claim it once, in setup.")
+    store.update(tensors)
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:

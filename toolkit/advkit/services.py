@@ -11,6 +11,7 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor, nn
 
+from .claims import claim
 from .errors import HookContract, OptionError
 from .types import AttackResult, Batch, Objective
 
@@ -83,6 +84,10 @@ class Building(Protocol):
     def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> Frozen: ...
 
     def trained(self, name: str, build: Build, optimizer: Mapping[str, object]) -> Learning: ...
+
+
+class NoNet(Exception):
+    """What `setup` asks depends on the model, which a plan has not."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +201,14 @@ class Services:
             return Beside(self, full) if optimizer is None else Trained(self, full)
         if optimizer is not None:
             learning: Learning = state.building.trained(full, source, optimizer)
+            claim(state.tensors, self._plugin, learning.store)
             state.modules[full] = learning
-            state.tensors.update(learning.store)
             return Trained(self, full)
         made: Frozen = state.building(full, source, model)
         held = f"{full}{SHA256}"
+        sha256 = torch.tensor([*bytes.fromhex(made.sha256)], dtype=torch.uint8, device=state.device)
+        claim(state.tensors, self._plugin, {held: sha256})
         state.modules[full] = made
-        state.tensors[held] = torch.tensor([*bytes.fromhex(made.sha256)], dtype=torch.uint8, device=state.device)
         state.fixed[f"tensors/{held}"] = (
             f"The weights of {full}, {made.source}, are not those that the run began with; give it the net that it had."
         )
@@ -273,5 +279,8 @@ class Trained(Beside):
 
     def weights(self) -> Mapping[str, Tensor]:
         """Its parameters and buffers as they are, by name, detached: for averages or merges with the model's."""
-        values: Mapping[str, Tensor] = self._run._state.modules[self._name].values
+        net: Learning | str = self._run._state.modules[self._name]
+        if isinstance(net, str):
+            raise NoNet
+        values = net.values
         return {name: value.detach() for name, value in values.items()}

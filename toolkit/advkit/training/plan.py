@@ -13,6 +13,7 @@ from ..config.request import registered
 from ..config.resolve import Resolved
 from ..config.runfile import companions
 from ..run import Run, RunState
+from ..services import NoNet
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:
@@ -99,10 +100,12 @@ def _claims(resolved: Resolved) -> tuple[dict[str, dict[str, int | None]], dict[
     composition, samples = resolved.composition, _samples(resolved)
     unknown = dict[str, dict[str, int | None]]()
     for answer in composition.answers["setup"]:
-        if "model" in answer.arguments:
-            unknown[f"{answer.plugin.name}/(depends on the model)"] = {"per_sample": None, "total": None}
-        else:
+        try:
+            if "model" in answer.arguments:
+                raise NoNet
             answer({"run": Run(state, answer.plugin.name, composition.company)})
+        except NoNet:
+            unknown[f"{answer.plugin.name}/(depends on the model)"] = {"per_sample": None, "total": None}
     claims = dict[str, dict[str, int | None]]()
     for name, values in state.samples.items():
         size = prod(values.shape[1:]) * values.dtype.itemsize or None
