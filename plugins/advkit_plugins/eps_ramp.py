@@ -26,7 +26,7 @@ class EpsRamp(Plugin):
 
     def join(self, company: Company) -> list[str]:
         epochs = company.epochs
-        if self.options.epochs >= epochs:
+        if company.epochs_known and self.options.epochs >= epochs:
             return [
                 f"eps-ramp is {self.options.epochs} epochs long: a run of {epochs} never attacks with the whole eps"
             ]

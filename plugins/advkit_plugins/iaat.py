@@ -74,7 +74,7 @@ class Iaat(Plugin):
             f"{owner} scales the radius that is attacked, but iaat probes as if it were not scaled"
             for owner in company.owners("budget_scale")
         ]
-        if self.options.warm_up >= company.epochs:
+        if company.epochs_known and self.options.warm_up >= company.epochs:
             cautions.append(f"iaat.warm_up is {self.options.warm_up} epochs: a run of {company.epochs} adapts nothing")
         if not self.options.cap:
             cautions.append("iaat.cap is 0: eps_i of easy samples grows beyond attack.eps, as in the paper")

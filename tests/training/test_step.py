@@ -329,3 +329,12 @@ def test_a_share_of_a_run_of_unknown_length_is_refused(option: str, tiny_net: Ne
 def test_a_share_of_nothing_is_the_beginning_of_any_loop(tiny_net: Net) -> None:
     net = tiny_net(False)
     Step(net, torch.optim.SGD(net.parameters(), 0.1), ["gairat"], num_samples=4, options={"gairat": {"burn_in": 0}})
+
+
+def test_a_step_without_a_length_has_no_caution_of_it(tiny_net: Net) -> None:
+    def said(settings: dict[str, object]) -> list[str]:
+        options = {"eps-ramp": {"epochs": 25}, "iaat": {"warm_up": 30}}
+        step = Step(tiny_net(False), None, [*options], num_samples=16, options=options, settings=settings)
+        return [one for one in step.composition.cautions if "a run of 20" in one]
+
+    assert not said({}) and len(said({"run.epochs": 20})) == 2

@@ -387,3 +387,147 @@ def test_a_name_of_a_net_is_no_other_states(taken: str, first: int) -> None:
 
     with pytest.raises(OptionError, match=f"^Plugin twin claims the state {taken} twice; claim it once, in setup\\.$"):
         step_of(model(), [Clashes(PluginOptions())])
+
+
+class Feature(Plugin):
+    """Weighs a term by what a hook on the model saw last."""
+
+    name = "a-feature"
+    answers: Callable[[Tensor], Tensor | None] = staticmethod(lambda output: None)
+
+    @property
+    def by_sample(self) -> bool:
+        return True
+
+    @hookimpl
+    def setup(self, model: nn.Module, run: Run) -> None:
+        def read(module: nn.Module, given: Any, output: Tensor) -> Tensor | None:
+            self.seen = output.detach()
+            return self.answers(output)
+
+        model[4].register_forward_hook(read)  # type: ignore[index]
+
+    @hookimpl
+    def extra_regularizer(self, batch: Batch, adv_logits: Tensor) -> Tensor:
+        return self.seen.norm(dim=1) * adv_logits.square().sum(1)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_hook_on_the_model_reads_the_model_alone(order: int) -> None:
+    def after(build: Callable[[nn.Module], nn.Module]) -> dict[str, Tensor]:
+        learner, beside = model(), deepcopy(model())
+        plugins = [Feature, twin(build=staticmethod(lambda copy: build(copy) or beside), optimizer={"lr": 0.1})][
+            ::order
+        ]
+        visit(step_of(learner, plugins, settings=WATCHED), 0, 1)
+        return copies(learner.state_dict())
+
+    assert same(after(lambda copy: copy), after(lambda copy: None))  # type: ignore[arg-type, return-value]
+
+
+def test_a_copy_does_without_no_hook_that_computes() -> None:
+    doubles = type("Feature", (Feature,), {"answers": staticmethod(lambda output: 2 * output)})
+    with pytest.raises(
+        OptionError, match=r"^twin/net is a copy of the model without the hooks on it, and read of them computes; put"
+    ):
+        visit(step_of(model(), [doubles, twin()], settings=WATCHED), 0)
+    visit(step_of(model(), [doubles, twin(build=staticmethod(lambda copy: flat().double()))], settings=WATCHED), 0)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "epochs", "sentence"),
+    [
+        ({"schedule": "cosine", "per": "step"}, 3, r"(schedule=cosine, per=step, warmup=0), and a Step is not told"),
+        ({"warmup": 2}, 3, r"(schedule=constant, per=schedule, warmup=2), and a Step is not told how many steps"),
+        ({"schedule": "one-cycle"}, 3, r"within an epoch (schedule=one-cycle, per=schedule, warmup=0)"),
+        ({"schedule": "piecewise"}, None, r"optimizer.schedule=piecewise depends on the length of the run, and a Step"),
+        ({"milestones": [1, 2]}, 3, r"optimizer.milestones is of schedule=piecewise, and the schedule is constant;"),
+        (
+            {"schedule": "cosine", "peak": 0.5},
+            3,
+            r"optimizer.peak is of schedule=one-cycle, and the schedule is cosine",
+        ),
+    ],
+)
+def test_a_rate_that_a_step_does_not_know(optimizer: dict[str, object], epochs: int | None, sentence: str) -> None:
+    settings = {} if epochs is None else {"run.epochs": epochs}
+    with pytest.raises(OptionError) as refused:
+        advkit.Step(model(), None, [twin(optimizer=optimizer)], num_samples=16, settings=settings)
+    assert sentence in str(refused.value)
+
+
+def test_a_rate_that_a_step_knows() -> None:
+    for optimizer in (
+        {"schedule": "piecewise", "milestones": [1]},
+        {"schedule": "cosine", "warmup": 2, "per": "epoch"},
+    ):
+        known = step_of(model(), [twin(optimizer=optimizer)], settings={"run.epochs": 3})
+        rates = known.state.modules["twin/net"].settings  # type: ignore[union-attr]
+        assert not rates.within_epochs and rates.lr_at(1, 3) < 0.1
+    whole = {"schedule": "piecewise", "milestones": [1]}
+    advkit.Step(model(), None, [twin(optimizer=whole)], num_samples=16)
+
+
+class Later(nn.Module):
+    """Its second part has a gradient from the second forward on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Linear(32, 3, dtype=torch.float64) for _ in range(2))
+        for number, parameter in enumerate(self.parameters()):
+            nn.init.constant_(parameter, 0.1 * number)
+        self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += self.training
+        y: Tensor = (self.first if self.forwards <= 1 else self.second)(x.flatten(1))
+        return y
+
+
+@pytest.mark.parametrize("cut", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (torch.optim.Rprop, {"lr": 0.01}),
+        (torch.optim.NAdam, {"lr": 0.01}),
+        (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.0}),
+    ],
+)
+def test_the_optimizer_begins_with_the_first_gradient_of_each(
+    kind: type[torch.optim.Optimizer], options: dict[str, Any], cut: int | None
+) -> None:
+    alone, plugin = Later(), silent(optimizer={"name": kind.__name__.lower(), **options})
+    step, optimizer = step_of(model(), [plugin], settings=WATCHED), kind(alone.parameters(), **options)
+    for number in range(3):
+        if number == cut:
+            kept, plugin = copies(step.state_dict()), silent(optimizer={"name": kind.__name__.lower(), **options})
+            step = step_of(model(), [plugin], settings=WATCHED)
+            step.load_state_dict(kept)
+        visit(step, number)
+        x, y, _ = batches(torch.float64)[number % 2]
+        optimizer.zero_grad()
+        F.cross_entropy(alone(x), y).backward()
+        optimizer.step()
+    for name, value in plugin.twin.weights().items():
+        torch.testing.assert_close(value, alone.state_dict()[name], rtol=0, atol=1e-12)
+
+
+def silent(**members: Any) -> Twin:
+    """One whose net says nothing to the model."""
+
+    class Silent(Plugin):
+        name = "twin"
+
+        def passes(self, hook: str, costs: Costs) -> Passes:
+            return Passes(auxiliary_forward=1, auxiliary_backward=1) if hook == "observe_update" else Passes()
+
+        @hookimpl
+        def setup(self, run: Run) -> None:
+            self.twin = run.module("net", lambda model: Later(), optimizer=members["optimizer"])
+
+        @hookimpl
+        def observe_update(self, batch: Batch) -> None:
+            self.twin.learn(batch.x, lambda z, y: F.cross_entropy(z, y, reduction="none"), batch.y)
+
+    made: Any = Silent(PluginOptions())
+    return made

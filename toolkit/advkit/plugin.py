@@ -49,12 +49,13 @@ class Company:
     """Plugins by hook, in the order in which they answer."""
     attack: AttackSettings
     epochs: int
-    """`run.epochs`; 20 in a Step whose settings do not say it, where `share_of_run` refuses."""
+    """`run.epochs`; 20 in a Step whose settings do not say it, where `epochs_known` is false."""
     attacks_from_x: bool
     """Whether in some epoch the attack begins at x itself, where distances to the clean output are flat."""
     _largest_budget: Callable[[], Budgets] = field(repr=False)
     _loss_views: Callable[[str], frozenset[str]] = field(repr=False)
-    _epochs_known: bool = field(default=True, repr=False)
+    epochs_known: bool = True
+    """Whether anybody has said how long the run is, so that cautions may be of its length, and shares of it known."""
 
     @property
     def largest_budget(self) -> Budgets:
@@ -67,7 +68,7 @@ class Company:
 
     def share_of_run(self, option: str, share: float) -> float:
         """As many epochs as the share of the run that an option says; OptionError in a Step that knows no length."""
-        if share and not self._epochs_known:
+        if share and not self.epochs_known:
             raise OptionError(
                 f"{option} is a share of the run, and a Step is not told how long your loop is; pass "
                 'settings={"run.epochs": N}.'

@@ -14,6 +14,18 @@ from .options import OptionModel, Real, option
 FIRST, LAST = 1 / 25, 1 / 25e4
 """Of one-cycle, as shares of the highest rate: those of `torch.optim.lr_scheduler.OneCycleLR`."""
 
+BY_STEP = ("linear", "one-cycle", "cyclic")
+"""Schedules that change the rate after every step where nobody says otherwise."""
+
+SHAPES = {
+    "milestones": ("piecewise",),
+    "decay": ("piecewise",),
+    "points": ("linear",),
+    "peak": ("one-cycle", "cyclic"),
+    "cycles": ("cyclic",),
+}
+"""Whose shape a setting is of."""
+
 
 class RateSettings(OptionModel):
     """The learning rate of every step. `lr` is its highest value, or its first where it only falls."""
@@ -85,11 +97,27 @@ class RateSettings(OptionModel):
     def lr_at(self, epoch: int, epochs: int, step: int = 0, steps: int = 1) -> float:
         """The learning rate of step `step` of `steps` of an epoch (both 0-based)."""
         after_step = epoch + (step + 1) / steps  # as the codes of Rice et al. and of AWP: their first rate is not 0
-        by_step = self.per == "step" or (self.per == "schedule" and self.schedule in ("linear", "one-cycle", "cyclic"))
-        lr = self._scheduled(epoch, epochs, after_step if by_step else float(epoch))
+        lr = self._scheduled(epoch, epochs, after_step if self._by_step else float(epoch))
         if self.warmup:
             lr *= min(1.0, (epoch + 1 if self.per == "epoch" else after_step) / self.warmup)
         return lr
+
+    @property
+    def within_epochs(self) -> bool:
+        """Whether the rate changes between the steps of an epoch."""
+        bends = self.schedule in ("linear", "cosine", "one-cycle", "cyclic")
+        return (bends and self._by_step) or (self.warmup > 0 and self.per != "epoch")
+
+    @property
+    def _by_step(self) -> bool:
+        return self.per == "step" or (self.per == "schedule" and self.schedule in BY_STEP)
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the rate depends on how many epochs the run has."""
+        if self.schedule == "piecewise":
+            return any(isinstance(milestone, float) for milestone in self.milestones)
+        return self.schedule != "constant"
 
     def _scheduled(self, epoch: int, epochs: int, at: float) -> float:
         lr: float = self.lr

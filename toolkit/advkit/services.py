@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,8 @@ class Building(Protocol):
     def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> Frozen: ...
 
     def trained(self, name: str, build: Build, optimizer: Mapping[str, object]) -> Learning: ...
+
+    def refuse_left_out(self, computing: Container[object]) -> None: ...
 
 
 class NoNet(Exception):

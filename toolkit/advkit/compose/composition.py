@@ -61,7 +61,7 @@ class Composition:
             attacks_from_x=setting.attack.init == "zero" and not self._always("inner_attack", "attack_start"),
             _largest_budget=self._largest_budget,
             _loss_views=self._loss_views,
-            _epochs_known=setting.epochs_known,
+            epochs_known=setting.epochs_known,
         )
         for plugin in self.plugins:
             self.cautions += declared(plugin, "join", self.company)

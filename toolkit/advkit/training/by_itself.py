@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,6 +59,31 @@ def by_itself(model: nn.Module, computing: Container[object]) -> Iterator[None]:
         finally:
             for attributes, kind, hooks in before:
                 attributes[kind] = hooks
+
+
+def copied(net: nn.Module, model: nn.Module) -> tuple[nn.Module, list[object]]:
+    """A copy of the net without the hooks that somebody has put on the model, where they share parts; and those hooks.
+
+    A copy would call the very function, which then reads the copy for the model. Methods of the net itself stay, and
+    those of torch.nn.utils: a copy has its own.
+    """
+    shared = {id(part) for part in model.modules()}
+    parts = [vars(part) for part in net.modules() if id(part) in shared]
+    before = [(part, kind, part[kind]) for part in parts for kind in HOOKS if kind in part]
+    own, left_out = {id(part) for part in net.modules()}, list[object]()
+    try:
+        for part, kind, hooks in before:
+            staying = {
+                key: hook
+                for key, hook in hooks.items()
+                if id(getattr(hook, "__self__", hook)) in own or _computes_weights(hook)
+            }
+            left_out += [hook for key, hook in hooks.items() if key not in staying]
+            part[kind] = type(hooks)(staying)
+        return deepcopy(net), left_out
+    finally:
+        for part, kind, hooks in before:
+            part[kind] = hooks
 
 
 def _computes_weights(hook: object) -> bool:

@@ -88,6 +88,8 @@ class Care:
         final, steps = logits.get("adv_logits"), self.state.attack.steps
         cautions = [standing_still(known["attack"], known["batch"], known["radius"], final, steps), doubts(logits)]
         if not self._seen:
+            if self.state.building is not None:
+                self.state.building.refuse_left_out(self.computing)
             x = known["batch"].x
             cautions += [
                 f"Plugin {name} draws from a generator of its own ({', '.join(moved)}), which no checkpoint holds and "

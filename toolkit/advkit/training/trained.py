@@ -25,7 +25,8 @@ class TrainedNet:
     """A net beside the model with an optimizer of its own. `store` is all of it that a checkpoint holds.
 
     Weights and buffers in the store are the net's own tensors. What the optimizer keeps is read from the store before
-    every update and written to it after, so that a step that is undone, and a resume, find what was there.
+    every update and written to it after, so that a step that is undone, and a resume, find what was there. Of which
+    parameters it keeps something yet the store says too: it begins with the first gradient of each.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TrainedNet:
             for key, value in kept.items():
                 self.devices[f"{parameter}/{key}"] = value.device
                 self.store[f"{name}/optimizer/{parameter}/{key}"] = torch.zeros_like(value, device=where)
+        self.store[f"{name}/begun"] = torch.zeros(len(self.trained), dtype=torch.bool, device=where)
         self.store[f"{name}/updates"] = torch.zeros((), dtype=torch.int64, device=where)
 
     @property
@@ -89,9 +91,11 @@ class TrainedNet:
         """The optimizer's step."""
         parameters = self.trained
         optimizer = self.settings.build(self.engine.model)
-        if bool(self.store[f"{self.name}/updates"]):
-            for key, device in self.devices.items():
-                name, _, part = key.rpartition("/")
+        begun = self.store[f"{self.name}/begun"]
+        held = dict(zip(parameters, begun.tolist(), strict=True))
+        for key, device in self.devices.items():
+            name, _, part = key.rpartition("/")
+            if held[name]:
                 optimizer.state[parameters[name]][part] = self._kept(key).to(device, copy=True)
         for group in optimizer.param_groups:
             group["lr"] = self.settings.lr_at(state.epoch, self.epochs, state.step, max(state.epoch_steps, 1))
@@ -101,6 +105,7 @@ class TrainedNet:
                 for part, value in optimizer.state[parameter].items():
                     if isinstance(value, Tensor):
                         self._kept(f"{name}/{part}").copy_(value)
+            begun.copy_(torch.tensor([bool(optimizer.state[parameter]) for parameter in parameters.values()]))
             self.store[f"{self.name}/updates"].add_(1)
         self.forget()
         for name, value in self.values.items():

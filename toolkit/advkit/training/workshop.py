@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,13 @@ from ..models.base import Normalize
 from ..modules import own_generator
 from ..optimizers import OptimizerSettings
 from ..options import validate
+from ..rates import SHAPES
 from ..rng import derive_seed
 from ..run import RunState
 from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
 from .auxiliary import FrozenNet
+from .by_itself import copied
 from .engine import LAYOUTS, Engine
 from .parts import build_model, judged_weights, put_file
 from .ranks import here
@@ -44,6 +45,8 @@ class Workshop:
     train: Dataset | None = None
     rows: int | None = None
     """Of the batches that nets are compiled for."""
+    left_out: list[tuple[str, object]] = field(default_factory=list)
+    """By net, hooks of the model that it, a copy, has not."""
 
     def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> FrozenNet:
         """From a module, a run's folder or a file of weights. Raises OptionError, CheckpointError and NonFinite."""
@@ -77,15 +80,19 @@ class Workshop:
     ) -> TrainedNet:
         """The net that `build` makes, of a copy of the model; what it draws depends on the run's seed and its name."""
         source, plugin = f"built by {name.partition('/')[0]}", name.partition("/")[0]
-        rates = {"schedule": "constant", **optimizer} if isinstance(optimizer, Mapping) else {"name": optimizer}
+        rates = {"schedule": "constant", **(optimizer if isinstance(optimizer, Mapping) else {"name": optimizer})}
         settings = validate(OptimizerSettings, rates, where=f"{name}: optimizer")
+        self._refuse_unknown_rate(name, settings, rates)
         if isinstance(build, nn.Module) or not callable(build):
             raise OptionError(f"{name}: {shown(build)} builds no net; give a function of a copy of the model.")
         with own_generator(self.state.device) as seed:
             seed(derive_seed(self.state.seed, plugin, "module", name))
-            net = build(self._copied(name, "of the model", self.model))
+            known, copy = len(self.left_out), self._copied(name, "of the model", self.model)
+            net = build(copy)
         if not isinstance(net, nn.Module):
             raise OptionError(f"{name}, {source}, is {shown(net)}; return a torch Module.")
+        if not {*net.modules()} & {*copy.modules()}:
+            del self.left_out[known:]  # a net of its own, which misses none
         own = {id(parameter) for parameter in self.model.parameters()}
         if any(id(parameter) in own for parameter in net.parameters()):
             raise OptionError(
@@ -103,14 +110,32 @@ class Workshop:
         engine = Engine(run, net, here(run.batchnorm == "synchronised").batch_norm)
         return TrainedNet(name, engine, source, settings, run.epochs)
 
-    @staticmethod
-    def _copied(name: str, where: str, net: nn.Module) -> nn.Module:
+    def _refuse_unknown_rate(self, name: str, settings: OptimizerSettings, given: Mapping[str, object]) -> None:
+        """OptionError for a rate by what the schedule does not take, or a loop of one's own does not tell."""
+        for key in [key for key in given if settings.schedule not in SHAPES.get(key, (settings.schedule,))]:
+            raise OptionError(
+                f"{name}: optimizer.{key} is of schedule={SHAPES[key][0]}, and the schedule is {settings.schedule}; "
+                f"name the schedule too, or leave {key} out."
+            )
+        if self.train is None and settings.within_epochs:
+            raise OptionError(
+                f"{name}: the optimizer's rate changes within an epoch (schedule={settings.schedule}, "
+                f"per={settings.per}, warmup={settings.warmup:g}), and a Step is not told how many steps an epoch has; "
+                "say per=epoch, or take schedule=constant without a warm-up."
+            )
+        if settings.by_length and not self.resolved.composition.company.epochs_known:
+            raise OptionError(
+                f"{name}: optimizer.schedule={settings.schedule} depends on the length of the run, and a Step is not "
+                'told how long your loop is; pass settings={"run.epochs": N}.'
+            )
+
+    def _copied(self, name: str, where: str, net: nn.Module) -> nn.Module:
         """A copy of a module that is passed. OptionError for one that has no values yet, or can not be copied."""
         if isinstance(net, ScriptModule):
             raise OptionError(f"{name}, {where}, is of torch.jit, which can not be frozen; give what it was made of.")
         try:
             refuse_unready(net)
-            return deepcopy(net)
+            return self._without_hooks(name, net)
         except OptionError as error:
             raise OptionError(f"{name}, {where}: {error}") from None
         except Exception as error:  # of its own code, or of torch for weights that are computed from others
@@ -118,6 +143,21 @@ class Workshop:
                 f"{name}, {where}, can not be copied ({type(error).__name__}); give it as plain weights: of "
                 "torch.nn.utils.weight_norm, take that of torch.nn.utils.parametrizations."
             ) from error
+
+    def _without_hooks(self, name: str, net: nn.Module) -> nn.Module:
+        """A copy: who has put a hook on the model reads the model."""
+        copy, hooks = copied(net, self.model)
+        self.left_out.extend((name, hook) for hook in hooks)
+        return copy
+
+    def refuse_left_out(self, computing: Container[object]) -> None:
+        """OptionError where one of the model's hooks that compute is one that a copy has not."""
+        for name, hook in self.left_out:
+            if hook in computing:
+                raise OptionError(
+                    f"{name} is a copy of the model without the hooks on it, and {_named(hook)} of them computes; put "
+                    "what it does into a method of the net."
+                )
 
     def _of_run(self, name: str, path: Path, model: str) -> nn.Module:
         """The net of a run with the weights that are judged. Of what its folder names, only an installed net is built.
@@ -135,7 +175,7 @@ class Workshop:
             f"model.{key}": value for key, value in self.resolved.model_options.items()
         }
         if then and now and then.recorded == now.sha256 and settings == own:
-            net = deepcopy(self.model)
+            net = self._without_hooks(name, self.model)
         elif not registered(architecture):
             raise OptionError(
                 f"{name}: {architecture}, the net of {path}, is code of a file or was passed from Python, and is not "
@@ -166,7 +206,7 @@ class Workshop:
 
     def _of_file(self, name: str, path: Path, model: str) -> nn.Module:
         """A file of weights in the registered net `model`, or in one such as the run's own."""
-        net = self._built(name, {"model.name": model}) if model else deepcopy(self.model)
+        net = self._built(name, {"model.name": model}) if model else self._without_hooks(name, self.model)
         self._tell(put_file(net, path, self._named({"model.name": model}) if model else self.resolved).said)
         return net
 
@@ -189,6 +229,10 @@ class Workshop:
     def _tell(self, sentence: str) -> None:
         if sentence:
             self.warn(sentence)
+
+
+def _named(hook: object) -> str:
+    return str(getattr(hook, "__qualname__", type(hook).__name__)).rpartition("<locals>.")[2]
 
 
 def _listed(classes: Sequence[object]) -> str:
