@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import advkit
 from advkit import HookContract, Passes, Plugin, Step, hookimpl
@@ -116,3 +117,33 @@ def test_undeclared_passes_stop_the_step(tiny_net: Net, tiny_batch: BatchOf) -> 
     looker = looking(lambda run, batch: run.forward(batch.x).sum(1), Passes())
     with pytest.raises(HookContract, match="ran other passes than declared"):
         step_of(tiny_net(), looker)(*tiny_batch(), epoch=0)
+
+
+class Recomputes(nn.Module):
+    """Computes its first layer again in the backward, or not. All its sizes are 8, so that no check of sizes helps."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.again = again
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return self.first(x).tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.last(checkpoint(self.hidden, x, use_reentrant=False) if self.again else self.hidden(x))
+
+
+@pytest.mark.parametrize("plugin", ["gradalign", "cure"])
+def test_a_net_that_computes_again_in_the_backward_has_the_same_gradients(plugin: str) -> None:
+    index = torch.arange(8)
+    x, weights = torch.rand(8, 2, 2, 2, generator=torch.Generator().manual_seed(1)), []
+    for again in (False, True):
+        net = Recomputes(again)
+        step = Step(net, torch.optim.SGD(net.parameters(), 0.1), plugin, num_samples=8, eps=0.1)
+        step(x, index % 3, index, epoch=0)
+        weights.append(net.first.weight.detach())
+    assert torch.equal(*weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import HookContract
 from ..judging import generators, put_back
+from ..modules import frozen
 from ..run import RunState
 from ..types import Objective
 from .auxiliary import auxiliary_logits
@@ -49,8 +50,10 @@ class Views:
     def input_gradient(self, plugin: str, x: Tensor, loss: Objective, create_graph: bool) -> Tensor:
         """`Run.input_gradient`, for `plugin`."""
         leaf, ledger = x.detach().requires_grad_(), self.network.ledger
-        fixed = {name: p.detach() for name, p in {**self.network.params, **self.moved}.items()}
-        with torch.enable_grad(), self.network.engine.twice_differentiable() if create_graph else nullcontext():
+        fixed = {name: p.detach() for name, p in self.moved.items()}
+        # A net that computes a part again in the backward takes its own parameters there, so these are frozen for both.
+        scope = self.network.engine.twice_differentiable() if create_graph else frozen(self.network.model)
+        with torch.enable_grad(), scope:
             values = loss(self._logits(plugin, "input gradient", leaf, self.moved if create_graph else fixed, ""))
             if not isinstance(values, Tensor) or values.shape != (len(x),):
                 raise HookContract(f"Plugin {plugin}: the loss of run.input_gradient must return ({len(x)},).")
