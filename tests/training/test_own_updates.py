@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import advkit
-from advkit import HookConflict, OptionError, Plugin, Step, hookimpl
+from advkit import Batch, Costs, HookConflict, NonFinite, OptionError, Passes, Plugin, Run, Step, hookimpl
 
 SPLITS = advkit.load_data("digits", limit=48)
 X, Y = SPLITS.train.images.float() / 255, SPLITS.train.labels
@@ -92,6 +92,50 @@ def test_a_closure_evaluates_the_same_images_again() -> None:
     optimizer.step(closure)
     assert float(step.again().detach()) < float(first.detach())
     assert all(torch.equal(before[name], value) for name, value in step.state_dict().items())
+
+
+class Remembers(Plugin):
+    """Pulls logits to their running average and to a net that learns beside; writes the average where it reads it."""
+
+    name = "remembers"
+
+    def passes(self, hook: str, costs: Costs) -> Passes:
+        if hook == "extra_regularizer":
+            return Passes(auxiliary_forward=1)
+        return Passes(auxiliary_forward=1, auxiliary_backward=1) if hook == "observe_update" else Passes()
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self.average = run.sample_state("average", shape=(10,))
+        self.count = run.tensor_state("count", torch.zeros(()))
+        self.twin = run.module("net", lambda model: model, optimizer={"lr": 0.1})
+
+    @hookimpl
+    def extra_regularizer(self, batch: Batch, adv_logits: Tensor) -> Tensor:
+        average = self.average[batch.index]
+        self.average[batch.index] = average.lerp(adv_logits.detach(), 0.5)
+        self.count.add_(1)
+        pulled = adv_logits - average - self.twin(batch.x.flip(3))
+        return self.count * pulled.square().sum(1)
+
+    @hookimpl
+    def observe_update(self, batch: Batch) -> None:
+        self.twin.learn(batch.x, lambda z, y: nn.functional.cross_entropy(z, y, reduction="none"), batch.y)
+
+
+def test_again_sees_what_the_loss_saw_and_moves_nothing() -> None:
+    model, _, step = built([Remembers], optimizer=False)
+    index = torch.arange(16)
+    for epoch in range(2):
+        loss = step.loss(X[index], Y[index], index, epoch=epoch).detach()
+        before = {name: value.clone() for name, value in state(model, step).items()}
+        assert torch.equal(step.again().detach(), loss) and torch.equal(step.again().detach(), loss)
+        assert all(torch.equal(before[name], value) for name, value in state(model, step).items())
+    assert before["tensors/remembers/count"] == 2 and before["tensors/remembers/net/updates"] == 2
+    with pytest.raises(NonFinite):
+        step.loss(X[index] * torch.nan, Y[index], index, epoch=1)
+    with pytest.raises(OptionError, match=r"step\.again\(\) is the loss of the last step\.loss"):
+        step.again()
 
 
 def test_a_call_keeps_nothing_of_the_loss_before_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,12 @@ from .accumulate import together
 from .compiled import of_the_users, without_wrapper
 from .given import a_batch, an_epoch, refuse_unfit
 from .lent_loss import gradients_apart, lent, standing_in
-from .objective import Update
+from .objective import Outcome, Update
 from .panel import Panel
 from .shift import elsewhere
 from .step import TrainingStep
 from .step_report import Report
+from .undo import Kept
 from .visits import AGAIN, Visits
 from .workshop import Workshop
 
@@ -101,6 +103,9 @@ class Step(TrainingStep):
         self.panel.notify("setup", model=model)
         self._visits = Visits(samples, self.state.device)
         self._updates: Sequence[Update] = ()
+        self._found: Kept | None = None
+        """What the last loss found, for `again`; None where no loss was."""
+        self._lending = False
         self._lent: int | None = None
         """The epoch of losses that no update has followed yet, as far as is told."""
 
@@ -112,7 +117,7 @@ class Step(TrainingStep):
         """
         if not self._whole:
             raise OptionError("This Step has no optimizer; pass one, or take step.loss(...) and update by yourself.")
-        self._updates = ()  # `again` is of a loss, and a call is none
+        self._updates, self._found = (), None  # `again` is of a loss, and a call is none
         with self._counted(x, y, index, epoch, occurrence) as number:
             return super().__call__(x, y, index, epoch=number, occurrence=occurrence)
 
@@ -143,21 +148,33 @@ class Step(TrainingStep):
             gradients_apart(self.model, self.optimizer) as gradients,
         ):
             self._untold(number)
-            with self.computed(x, y, index, number, occurrence) as (_, self._updates, _):
-                pass
+            self._updates, self._lending = (), True
+            try:
+                with self.computed(x, y, index, number, occurrence) as (_, updates, _):
+                    pass
+            finally:
+                self._lending = False
+            self._updates = updates
         self._lent = number
         assert self.report is not None
         return self.report.loss, gradients
 
+    def _update(self, known: Mapping[str, Any], updates: Sequence[Update]) -> tuple[Outcome, Mapping[str, Tensor]]:
+        if self._lending:
+            self._found = Kept(self.model, self.state, updates[0].shares.index)
+        return super()._update(known, updates)
+
     def again(self) -> Tensor:
         """The loss of the same images under the same attack, at the weights as they are now: for closures.
 
-        BatchNorm's running statistics and what plugins keep stay as they are.
+        Plugins and buffers are for it what they were for that loss, and then as they are: BatchNorm's running
+        statistics and what plugins keep stay.
         """
-        if not self._updates or self.report is None:
+        if not self._updates or self._found is None or self.report is None:
             raise OptionError("step.again() is the loss of the last step.loss(...) at other weights; take that first.")
-        state, buffers = self.state, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        state, now = self.state, Kept(self.model, self.state, self._updates[0].shares.index)
         epoch, step = state.epoch, state.step
+        self._found.put_back()
         self.seek(self.report.epoch, self.report.step)  # the net draws what it drew
         try:
             with (
@@ -165,12 +182,10 @@ class Step(TrainingStep):
                 own_generator(state.device),
                 self.engine.numbers(),
             ):
-                outcome, _ = self._update(together([update.known for update in self._updates]), self._updates)
+                outcome, _ = super()._update(together([update.known for update in self._updates]), self._updates)
         finally:
             self.seek(epoch, step)
-            with torch.no_grad():
-                for buffer, was in buffers:
-                    buffer.copy_(was)
+            now.put_back()
         return lent(outcome.loss.detach(), gradients)
 
     def updated(self) -> None:

@@ -68,6 +68,30 @@ def all_or_nothing(
         raise
 
 
+class Kept:
+    """What a loss may read and write beside parameters: the model's buffers and the plugins' state, of samples `index`.
+
+    It costs a copy of all tensors but per-sample state, of which it takes the rows of the batch.
+    """
+
+    def __init__(self, model: nn.Module, state: RunState, index: Tensor) -> None:
+        self._model, self._state, self._index = model, state, index
+        self._whole = {name: value.clone() for name, value in self._named()}
+        self._rows = {name: values[index] for name, values in state.samples.items()}
+
+    def put_back(self) -> None:
+        """Everything as it was, in place."""
+        for name, value in self._named():
+            value.data.copy_(self._whole[name])  # unseen, as BatchNorm itself: graphs of the loop may be alive
+        for name, rows in self._rows.items():
+            self._state.samples[name][self._index] = rows
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """Buffers as the model has them now, since some nets bind them anew, and tensors of plugins."""
+        yield from ((f"buffers/{name}", buffer) for name, buffer in self._model.named_buffers())
+        yield from ((f"tensors/{name}", value.detach()) for name, value in self._state.tensors.items())
+
+
 def _refuse_other_rows(state: RunState, before: Mapping[str, Tensor], index: Tensor) -> None:
     for name, was in before.items():
         now = state.samples[name].index_copy(0, index, was[index])
