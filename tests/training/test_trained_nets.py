@@ -315,6 +315,28 @@ def test_what_can_not_be_taught(teach: Callable[..., None], sentence: str) -> No
         visit(step_of(model(), [Teaches(PluginOptions())], settings=WATCHED), 0)
 
 
+def test_a_loss_that_raises_is_its_plugins() -> None:
+    """Only what the net itself raises on the images is told as a net that does not fit them."""
+
+    class Teaches(Twin):
+        @hookimpl
+        def extra_regularizer(self, adv_logits: Tensor) -> Tensor:  # type: ignore[override]
+            return 0 * adv_logits.sum(1)
+
+        @hookimpl
+        def observe_update(self, batch: Batch) -> None:  # type: ignore[override]
+            self.twin.learn(batch.x, lambda z: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        visit(step_of(model(), [Teaches(PluginOptions())], settings=WATCHED), 0)
+    assert "plugin twin, hook observe_update" in str(raised.value.__notes__)
+    unfit = type(
+        "Unfit", (Teaches,), {"build": staticmethod(lambda model: nn.Sequential(nn.Flatten(), nn.Linear(7, 3)))}
+    )
+    with pytest.raises(OptionError, match=r"^twin/net, .*, can not be called on images"):
+        visit(step_of(model(), [unfit(PluginOptions())], settings=WATCHED), 0)
+
+
 def test_nothing_is_tried_elsewhere() -> None:
     class Early(Twin):
         @hookimpl

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -11,13 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..errors import HookContract, OptionError
 from ..judging import checked_logits, generators, put_back
 from ..modules import mode
 from ..run import RunState
 from .engine import Engine
 from .network import Network
-from .trained import TrainedNet
+from .trained import TrainedNet, blamed
 
 
 @dataclass(frozen=True)
@@ -50,20 +47,3 @@ def auxiliary_logits(state: RunState, network: Network, phase: str, plugin: str,
     ledger.auxiliary(phase, name, plugin)
     ledger.answered[name, id(x)] = x, x._version, logits
     return logits.clone()
-
-
-@contextmanager
-def blamed(name: str, source: str, x: Tensor) -> Iterator[None]:
-    """What a net beside the model raises on images x says whose it is."""
-    try:
-        yield
-    except HookContract:
-        raise
-    except OptionError as error:
-        raise OptionError(f"{name}, {source}: {error}") from None
-    except Exception as error:  # of somebody's net
-        said = str(error).splitlines()[0].rstrip(".") if str(error) else ""
-        raise OptionError(
-            f"{name}, {source}, can not be called on images {tuple(x.shape)}: {type(error).__name__}: {said}. Give "
-            "a net for images of that size."
-        ) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -72,7 +73,9 @@ class TrainedNet:
         """
         own, parameters = batch.own(x), self.trained
         with mode(self.engine.model, training=True), torch.enable_grad():
-            values = loss(self._output(network, f"learning {self.name}", own), *map(batch.own, rows))
+            with blamed(self.name, self.source, x):
+                output = self._output(network, f"learning {self.name}", own)
+            values = loss(output, *map(batch.own, rows))
             if not isinstance(values, Tensor) or values.shape != (len(own),) or not values.requires_grad:
                 raise HookContract(
                     f"The loss of {self.name} must be ({len(own)},), one value a sample, with a gradient to its output."
@@ -138,3 +141,20 @@ class TrainedNet:
 def trained_nets(state: RunState) -> list[TrainedNet]:
     """Those of a run."""
     return [net for net in state.modules.values() if isinstance(net, TrainedNet)]
+
+
+@contextmanager
+def blamed(name: str, source: str, x: Tensor) -> Iterator[None]:
+    """What a net beside the model raises on images x says whose it is."""
+    try:
+        yield
+    except HookContract:
+        raise
+    except OptionError as error:
+        raise OptionError(f"{name}, {source}: {error}") from None
+    except Exception as error:  # of somebody's net
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else ""
+        raise OptionError(
+            f"{name}, {source}, can not be called on images {tuple(x.shape)}: {type(error).__name__}: {said}. Give "
+            "a net for images of that size."
+        ) from error

@@ -14,7 +14,6 @@ from ..compose.stage import Answer, Stage
 from ..errors import HookContract, OptionError
 from ..run import RunState
 from ..types import AttackResult, Batch
-from .auxiliary import blamed
 from .ledger import Ledger
 from .lent_loss import Never
 from .network import Network
@@ -89,8 +88,7 @@ class Trial:
                 f"Plugin {plugin} teaches {name} by other rows than those of the batch; pass tensors of its "
                 f"{self.batch.count} samples."
             )
-        with blamed(name, net.source, x):
-            net.learn(self.network, x, loss, rows, self.batch)
+        net.learn(self.network, x, loss, rows, self.batch)
         self.network.ledger.auxiliary("update", name, plugin)
         self.network.ledger.backward("update", "auxiliary_backward")
 
