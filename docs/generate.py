@@ -36,6 +36,7 @@ from advkit.hookspec import MAY_DEMAND
 from advkit.options import validate
 from advkit.settings import SECTIONS
 from advkit.testing import CHECKS, Subject
+from advkit.testing.subject import Check
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
@@ -277,13 +278,17 @@ def checks() -> str:
     return table(("check", "what must hold"), ((f"`check_{one.name}`", one.expected) for one in CHECKS.values()))
 
 
+def _mark(check: Check, subject: Subject) -> str:
+    if not check.applies(subject):
+        return "•"
+    return "○" if subject.declared.get(check.name) else ""
+
+
 @cache
 def conformance() -> str:
     """Which check has something to look at in which built-in; that it holds is what the tests say."""
     subjects = [Subject.of(name) for name in BUILT_INS]
-    rows = (
-        (f"`{subject.name}`", *("" if one.applies(subject) else "•" for one in CHECKS.values())) for subject in subjects
-    )
+    rows = ((f"`{subject.name}`", *(_mark(one, subject) for one in CHECKS.values())) for subject in subjects)
     return table(("", *(one.name.replace("_", " ") for one in CHECKS.values())), rows)
 
 

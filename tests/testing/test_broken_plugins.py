@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from advkit import (
     AttackResult,
     Batch,
+    Budget,
     Costs,
     Order,
     Passes,
@@ -405,8 +406,37 @@ def test_this_check_catches_it_and_no_other_does(name: str) -> None:
 
 
 def test_a_beginning_is_not_the_best_point() -> None:
-    with pytest.raises(Misbehaves, match=r"with attack\.norm=linf an attack goes 10% of the way"):
+    with pytest.raises(Misbehaves, match=r"with attack\.norm=linf an attack goes 10% of the way .* falls_short"):
         check_optimum(Idles)
+
+
+def test_an_attack_may_say_why_it_falls_short() -> None:
+    says = type("Idles", (Idles,), {"falls_short": "a tenth of a step is the method"})
+    with pytest.raises(NotRun, match=r"^it declares that its attack falls short: a tenth of a step is the method$"):
+        check_optimum(says)
+
+
+class Grows(Plugin):
+    """An attack of as many steps as epochs have begun (Cai et al., 2018)."""
+
+    name = "grows"
+    move = 1
+
+    @hookimpl
+    def perturbation_budget(self, batch: Batch, run: Run) -> Budget:
+        eps = torch.full_like(batch.y, run.attack.eps, dtype=run.dtype)
+        return Budget(eps, eps, steps=torch.full_like(batch.y, run.epoch + 1))
+
+    @hookimpl
+    def attack_move(self, move: Tensor) -> Tensor:
+        return self.move * move
+
+
+def test_few_steps_need_not_get_there() -> None:
+    """In the second epoch they could, and one that goes the other way does not."""
+    check_optimum(Grows)
+    with pytest.raises(Misbehaves, match=r"with attack\.norm=linf an attack goes -100% of the way"):
+        check_optimum(type("Grows", (Grows,), {"move": -1}))
 
 
 def test_every_check_has_its_broken_plugin() -> None:

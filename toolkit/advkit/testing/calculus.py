@@ -19,6 +19,8 @@ REACH = 0.99
 """Of the way to the best point. In L2 short steps turn slowly towards it."""
 STEPS = 12
 """Of the attack, each as long as eps."""
+ACROSS = {"linf": 2, "l2": 6}
+"""Radii that the steps of an attack must add up to for it to get there from anywhere: in L2 they turn."""
 STEEP = 1e-5
 """Relative difference that a slope may have from the central difference, in float64."""
 WIDTH = 1e-6
@@ -31,7 +33,9 @@ WIDTH = 1e-6
 def _goes_on_to_the_end(subject: Subject) -> str:
     if reason := attacks_as_the_core(subject):
         return reason
-    return "it may stop an attack before its end" if "attack_step" in subject.hooks else ""
+    if "attack_step" in subject.hooks:
+        return "it may stop an attack before its end"
+    return subject.falls_short and f"it declares that its attack falls short: {subject.falls_short}"
 
 
 @check(_goes_on_to_the_end)
@@ -85,12 +89,13 @@ def _refusal(subject: Subject, norm: str, init: str) -> str:
     for batch, budget, attack, radius in attacks:
         reach = _reach(weight, attack.x_adv - batch.x, batch.y, norm) / radius
         reach = torch.where(radius > 0, reach.abs() if own_goal else reach, 1.0)
-        if budget.steps is not None and budget.step_size is not None:  # across the ball, be they few and short
-            reach = torch.where(budget.steps * budget.step_size < 2 * radius, 1.0, reach)
+        if budget.steps is not None:  # which may be few and short
+            size = begun[0].attack.step_size if budget.step_size is None else budget.step_size
+            reach = torch.where(budget.steps * size < ACROSS[norm] * radius, 1.0, reach)
         if bool((reach < REACH).any()):
             raise Came(
                 f"with attack.norm={norm} an attack goes {float(reach.min()):.0%} of the way to the best point within "
-                "its radius"
+                "its radius; where it is meant to, say why in words: falls_short = ..."
             )
     return ""
 

@@ -78,6 +78,16 @@ class Subject:
         """What its loss depends on and its gradient does not, in its own words."""
         return str(getattr(self.plugin, "held_constant", ""))
 
+    @property
+    def falls_short(self) -> str:
+        """Why its attack ends elsewhere than at the best point within its radius, in its own words."""
+        return str(getattr(self.plugin, "falls_short", ""))
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """By check, the words with which it says that the check does not hold of it and should not."""
+        return {"optimum": self.falls_short, "gradient": self.held_constant}
+
     @cached_property
     def others(self) -> list[type[Plugin]]:
         """The installed plugins but itself."""
