@@ -114,8 +114,7 @@ class Engine:
         Of no image, as in a share of a batch that has none, it returns no row: many nets fail at such a tensor.
         """
         self.running, self._empty = True, not len(x)
-        own = [*self.model.named_parameters(), *(() if self.model.training else self.model.named_buffers())]
-        before = [(name, value, value.detach().clone(), value._version) for name, value in own if careful]
+        before = self._values() if careful else ()
         try:
             output = self._forward(replaced, standing_in(x) if self._empty else x, seed, careful)
         finally:
@@ -124,6 +123,11 @@ class Engine:
             if value._version != version or not same_bits(value.detach(), was):
                 self.wrote.append(name)
         return output[:0] if self._empty and isinstance(output, Tensor) and output.dim() else output
+
+    def _values(self) -> list[tuple[str, Tensor, Tensor, int]]:
+        """What a forward may not write into: by name, with a copy and torch's count of writes."""
+        own = [*self.model.named_parameters(), *(() if self.model.training else self.model.named_buffers())]
+        return [(name, value, value.detach().clone(), value._version) for name, value in own]
 
     def _forward(self, replaced: Mapping[str, Tensor], x: Tensor, seed: Callable[[], None], careful: bool) -> object:
         seed()
@@ -142,7 +146,9 @@ class Engine:
         with self._precision(), self._batch_norm(self._empty):
             return self._float(functional_call(self.model, dict(replaced), (x,)) if replaced else self.model(x), x)
 
-    def _precision(self) -> torch.autocast:
+    def _precision(self) -> AbstractContextManager[object]:
+        if not self.half and not torch.is_autocast_enabled(self.device.type):
+            return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
     def _float(self, output: object, x: Tensor) -> object:
