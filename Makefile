@@ -14,7 +14,7 @@ JOBS ?= auto
 K ?=
 DATA ?=
 
-.PHONY: setup demo quick test check fix docs docs-site bench bench-peers gpu soak results results-digits-long results-fashion \
+.PHONY: setup demo quick test check fix docs docs-site bench bench-peers bench-growth gpu soak results results-digits-long results-fashion \
 	results-overfit results-papers results-overheads results-scaling results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
 
@@ -130,6 +130,10 @@ results-methods: setup
 results-pictures: setup
 	@test -n "$(DATA)" || { echo "Say where the pictures are: make results-pictures DATA=FOLDER_OR_ZIP" >&2; exit 2; }
 	$(BIN)/python results/experiments.py pictures --data-root "$(DATA)"
+
+# Seconds and bytes a step against batch, classes, samples and plugins, with slopes.
+bench-growth: setup
+	$(BIN)/python results/growth.py
 
 # Seconds and bytes a step against the number of images, up to 50 million that stay in their file.
 results-data-scale: setup
