@@ -117,6 +117,8 @@ def load(group: str, name: str) -> type:
             )
         if group in ("model", "data set") and any(mark in name for mark in ":./"):
             hint += " One of your own is named FILE.py:NAME."
+            if ".py:" in name:  # where only what is registered can be shown or prepared
+                hint = "It is code of your own, which plan, train and evaluate take; this one is of what is installed."
         trackers = names("tracker") if group == "plugin" else []
         if name in trackers:
             raise PluginLoad(f"{name} is a tracker and no plugin: `advkit train` and `advkit.train` take it, no other.")

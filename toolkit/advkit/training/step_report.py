@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from torch import Tensor
@@ -35,7 +35,7 @@ class Report:
     zero_gradients: Tensor | None
     radius: Tensor
     shift_ratio: Tensor | None
-    x_train: Tensor
+    x_train: Tensor = field(repr=False)
     passes: Mapping[str, Passes]
     demanded_by: Mapping[str, Sequence[str]]
 
