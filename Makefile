@@ -14,8 +14,9 @@ JOBS ?= auto
 K ?=
 DATA ?=
 
-.PHONY: setup demo quick test check fix docs docs-site bench bench-peers bench-growth gpu soak results results-digits-long results-fashion \
-	results-overfit results-papers results-overheads results-scaling results-robustness results-audit results-evaluation-cost results-pictures results-data-scale \
+.PHONY: setup demo quick test check fix docs docs-site bench bench-peers bench-growth gpu soak results results-digits-long \
+	results-fashion results-overfit results-papers results-overheads results-mutants results-scaling results-robustness \
+	results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
 
 setup: $(VENV)/.installed
@@ -102,6 +103,10 @@ results-papers: setup
 
 results-overheads: setup
 	$(BIN)/python results/overheads.py
+
+# Whether the tests of five methods notice changed lines.
+results-mutants: setup
+	$(BIN)/python results/mutants.py
 
 results-scaling: setup
 	$(BIN)/python results/scaling.py

@@ -11,6 +11,10 @@ from methods import Method, run
 from naive import Attack
 from subject import APART, TOLERANCE, assert_parity, differences, pair
 
+from advkit import OptionError
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
+
 ATTACK = Attack(eps=0.08, alpha=0.04, m=4)
 RULE = {"eta": 0.05, "eps_max": 0.08}
 C = 0.9 / 0.08  # strong labels, so that one draw in place of another changes the attack, too
@@ -213,3 +217,15 @@ def test_success_in_train_mode_is_told_apart(normed, data, monkeypatch):
     monkeypatch.setattr(naive, "prediction", lambda model, x: int(model.train()(x[None])[0].argmax()))
     data = replace(data, y=normed.eval()(data.x).argmax(1))
     assert worst(visits(normed, data))["eps"] > APART
+
+
+def test_how_far_a_label_may_be_smoothed() -> None:
+    def cautions(c: float) -> tuple[str, ...]:
+        settings = {"attack.eps": 0.1}
+        return resolve(["dirichlet-ls"], [Layer("test", settings, {"dirichlet-ls": {"c": c}})]).cautions
+
+    assert cautions(5) == ()
+    assert cautions(5.1) == ("dirichlet-ls smooths by up to 0.51: above 0.5 the largest label can be a wrong class",)
+    assert cautions(10) == ("dirichlet-ls smooths by up to 1: above 0.5 the largest label can be a wrong class",)
+    with pytest.raises(OptionError, match="a label can not be smoothed by more than 1; lower"):
+        cautions(10.1)

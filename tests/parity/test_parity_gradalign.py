@@ -182,6 +182,9 @@ def test_it_is_0_where_gradients_are_aligned_and_leaves_out_those_of_0() -> None
     terms.sum().backward()
     assert beside.grad is not None and bool(beside.grad.isfinite().all())
     assert misalignment(torch.zeros(2, 1, 1, 2), torch.ones(2, 1, 1, 2)).tolist() == [0.0, 0.0]
+    one, other = torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[0, 1.0], [1, 0]])
+    alone = misalignment(one.view(2, 1, 1, 2), other.view(2, 1, 1, 2))
+    assert alone.tolist() == [2.0, 0.0], "the mean over the batch is that of the one sample that has both"
 
 
 def test_the_step_of_cure_is_of_length_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import naive
 import pytest
@@ -247,5 +248,7 @@ def test_what_it_refuses_and_says(normed: nn.Module) -> None:
         plan(eps_min=0.2, eps_max=0.1)
     with pytest.raises(HookConflict, match="Plugins cat-eps and las-at both own perturbation_budget"):
         plan("cat-eps")
-    with pytest.raises(OptionError, match=r"^las-at builds its strategy net for images of a size; tell the Step"):
-        Step(normed, torch.optim.SGD(normed.parameters(), 0.1), ["las-at"], num_samples=4)
+    half_told: tuple[dict[str, Any], ...] = ({}, {"num_classes": CLASSES}, {"image_shape": (1, 4, 4)})
+    for told in half_told:
+        with pytest.raises(OptionError, match=r"^las-at builds its strategy net for images of a size; tell the Step"):
+            Step(normed, torch.optim.SGD(normed.parameters(), 0.1), ["las-at"], num_samples=4, **told)
