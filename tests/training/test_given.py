@@ -503,6 +503,14 @@ def test_the_plan_says_that_the_last_batch_is_one() -> None:
     assert cautions(64) == []
 
 
+def test_one_image_of_which_batch_norm_takes_no_statistics() -> None:
+    """Where it has one value a channel; torch's own sentence would name neither setting."""
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(32, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    step = step_of(flat, settings={"attack.steps": 0})
+    with pytest.raises(OptionError, match=r"^BatchNorm of the model has one value a channel.*two images at least"):
+        step(torch.rand(1, 2, 4, 4), torch.tensor([1]), torch.tensor([0]), epoch=0)
+
+
 # ---------------------------------------------------------------------- whom the optimizer has
 
 

@@ -244,7 +244,7 @@ def explained() -> Iterator[None]:
     """What torch raises of a net that it can not differentiate or call, as a sentence with the next step."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         sentence = next((sentence for words, sentence in _EXPLAINED.items() if words in str(error)), None)
         if sentence is None:
             raise
@@ -255,6 +255,10 @@ _EXPLAINED = {
     "use_reentrant=True": (
         "The model uses torch.utils.checkpoint in its reentrant form, which gives no gradient at the images; call it "
         "with use_reentrant=False."
+    ),
+    "Expected more than 1 value per channel": (
+        "BatchNorm of the model has one value a channel in a batch of one image, and takes no statistics of it; give "
+        "two images at least (run.batch_size, run.lone_image)."
     ),
     "donated buffers": (
         "The model is compiled by torch.compile, and one forward can not be differentiated twice then, as a plugin "
