@@ -186,6 +186,13 @@ def test_milestones_beyond_the_run_are_a_caution() -> None:
     assert not within.cautions and not one_epoch.cautions
 
 
+def test_a_setting_of_another_schedule_is_a_caution() -> None:
+    typed = {"optimizer.schedule": "cosine", "optimizer.milestones": [7], "optimizer.decay": 0.1}
+    said = "optimizer.milestones plays no part under optimizer.schedule=cosine"
+    assert resolve((), [Layer("test", typed)]).cautions == (said,), "and of what stands at its default nothing is said"
+    assert not resolve((), [Layer("test", {"optimizer.milestones": [7]})]).cautions
+
+
 # ---------------------------------------------------------------------- coefficients after a decay
 
 
