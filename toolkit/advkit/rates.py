@@ -87,6 +87,12 @@ class RateSettings(OptionModel):
             raise ValueError(f"schedule = {self.schedule} changes the rate after every step; leave out per=epoch")
         return self
 
+    def cautions(self) -> list[str]:
+        """What was chosen of another schedule's shape."""
+        of_others = [key for key, schedules in SHAPES.items() if self.schedule not in schedules]
+        chosen = [key for key in of_others if getattr(self, key) != getattr(type(self)(), key)]
+        return [f"optimizer.{key} plays no part under optimizer.schedule={self.schedule}" for key in chosen]
+
     def decays(self, epochs: int) -> tuple[int, ...]:
         """The first epoch (0-based) after each decay; none where the schedule has no stages."""
         if self.schedule != "piecewise":

@@ -19,7 +19,6 @@ from ..optimizers import OptimizerSettings
 from ..options import OptionModel, parse_number, validate
 from ..own_file import FLAGS, OwnFile, over
 from ..plugin import Plugin
-from ..rates import SHAPES
 from ..settings import (
     SECTIONS,
     AttackSettings,
@@ -208,11 +207,7 @@ def _draft(
         cautions.append(
             f"optimizer.warmup is {rates.warmup:g} epochs long: a run of {epochs} never trains with the whole rate"
         )
-    cautions += [
-        f"optimizer.{key} plays no part under optimizer.schedule={rates.schedule}"
-        for key, schedules in SHAPES.items()
-        if rates.schedule not in schedules and getattr(rates, key) != getattr(OptimizerSettings(), key)
-    ]
+    cautions += rates.cautions()
     if decays and decays[0] >= epochs and isinstance(rates.milestones[0], int):
         cautions.append(f"optimizer.milestones start at {decays[0]}, so in {epochs} epochs nothing decays")
     raw, option_origins = options_of(layers)
