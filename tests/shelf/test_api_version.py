@@ -21,7 +21,9 @@ def _of_two_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("stated", ["", "2.0", "2.1"])
 def test_the_same_major_and_no_newer_minor_is_taken(stated: str) -> None:
-    check(type("Fits", (Plugin,), {"name": "fits", "api_version": stated}))
+    fits = type("Fits", (Plugin,), {"name": "fits", "api_version": stated})
+    check(fits)
+    assert fits.api_version == stated
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,9 @@ def test_a_share_of_a_run_of_unknown_length_is_refused(option: str, tiny_net: Ne
 
 def test_a_share_of_nothing_is_the_beginning_of_any_loop(tiny_net: Net) -> None:
     net = tiny_net(False)
-    Step(net, torch.optim.SGD(net.parameters(), 0.1), ["gairat"], num_samples=4, options={"gairat": {"burn_in": 0}})
+    optimizer, options = torch.optim.SGD(net.parameters(), 0.1), {"gairat": {"burn_in": 0}}
+    step = Step(net, optimizer, ["gairat"], num_samples=4, options=options)
+    assert [answer.plugin.name for answer in step.composition.at(0).answers["instance_weight"]] == ["gairat"]
 
 
 def test_a_step_without_a_length_has_no_caution_of_it(tiny_net: Net) -> None:
