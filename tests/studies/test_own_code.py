@@ -264,8 +264,36 @@ def test_runs_of_a_file_are_compared_and_reported(
     assert said(capsys, "compare", *both, *judged, *named)[0] == 0
     page = advkit.report(trained, model=named[1], dataset=named[3], samples=1).html
     assert "data:image/png" in page and f"--model {named[1]} --dataset {named[3]}" in page
-    with pytest.raises(advkit.OptionError, match="its net or data are code of a file; name a run of installed ones"):
-        advkit.evaluate(trained, named[3], f"transfer:{tmp_path}/copy", model=named[1])
+
+
+def test_transfer_from_a_run_of_a_file_runs_code_that_is_typed_and_no_other(
+    trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_file, "_LOADED", {})
+    images, name = advkit.load_data("digits", limit=40).test, f"transfer:{trained}"
+    typed = f"@{folder}/net.py:Net@{folder}/mine.py:some"
+
+    def found(attack: str) -> advkit.Evaluation:
+        return advkit.evaluate(module(), images, attack, eps=0.1, audit=False)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(own_file.OwnFile, "_imported", lambda self: pytest.fail("imported"))
+        for refused in (name, f"{name}@{folder}/net.py:Net"):
+            with pytest.raises(advkit.OptionError, match="only where you name it: ") as error:
+                found(refused)
+            assert str(error.value).endswith(f"{name}{typed}.")
+        with pytest.raises(advkit.OptionError, match=r"net is net\.py:Net, not net\.py:needy"):
+            found(f"{name}@{folder}/net.py:needy@{folder}/mine.py:some")
+        with pytest.raises(advkit.OptionError, match=r"that net\.py:Net could give; leave @net\.py"):
+            found(f"{name}{typed}@net.py:Net")
+    assert [*found(name + typed).robust] == [name] and not found(name + typed).attacks[0].notes
+    for beside in ("beside.py", "mine.py"):
+        shutil.copy(folder / beside, tmp_path)
+    (tmp_path / "net.py").write_text(NET + "# more\n")
+    (note,) = found(f"{name}@{tmp_path}/net.py:Net@{tmp_path}/mine.py:some").attacks[0].notes
+    assert note.startswith(f"of its source: {tmp_path}/net.py is another file than the run's")
+    with pytest.raises(advkit.OptionError, match="each once"):
+        advkit.evaluate(module(), images, f"{name + typed},{name}@{folder}/net.py:Net@{folder}//mine.py:some", eps=0.1)
 
 
 def test_names_of_other_things_are_refused(trained: Path, folder: Path) -> None:

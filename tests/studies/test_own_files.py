@@ -198,10 +198,18 @@ def test_one_set_for_both_splits_is_said_where_it_is_judged(tmp_path: Path) -> N
     assert "one set" not in " ".join(notes(images.test))
 
 
-def test_a_net_that_was_passed_is_no_source_of_transfer(tmp_path: Path) -> None:
+def test_a_net_that_was_passed_is_a_source_of_transfer_once_code_is_named(tmp_path: Path) -> None:
     some = advkit.load_data("digits", limit=30).train
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     settings = {"attack.steps": 1, "validation.steps": 1}
     advkit.train(net, some, epochs=1, eps=0.1, settings=settings, out=tmp_path / "run")
-    with pytest.raises(OptionError, match=r"its net or data were passed from Python; name a run of installed ones"):
-        advkit.evaluate(net, some, f"transfer:{tmp_path}/run", eps=0.1)
+    (tmp_path / "code.py").write_text(
+        "import torch, advkit\n"
+        "def net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+        "def data(): return advkit.load_data('digits', limit=30).train\n"
+    )
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    name, code = f"transfer:{tmp_path}/run", f"@{tmp_path}/code.py:net@{tmp_path}/code.py:data"
+    with pytest.raises(OptionError, match=r"only where you name it: transfer:.*/run@FILE\.py:NAME@FILE\.py:NAME\.$"):
+        advkit.evaluate(other, some, name, eps=0.1)
+    assert [*advkit.evaluate(other, some, name + code, eps=0.1, audit=False).robust] == [name]

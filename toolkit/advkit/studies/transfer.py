@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..config.request import PASSED
-from ..errors import NotTyped, OptionError
+from ..config.request import registered
+from ..errors import OptionError
 from ..evaluation.attacks.base import EvaluationAttack, Typed, Victim, attacked
 from ..evaluation.attacks.gradient import Pgd
 from ..fingerprint import fingerprint
 from ..judging import checked_logits, judged
+from ..own_file import FLAGS, OwnFile
 from ..storage.run_folder import RunFolder
 from .subject import of_run
+
+WHAT = {"model.name": "net", "data.name": "data"}
 
 
 class Transfer(EvaluationAttack):
     """pgd-20 against the net of another run, shown to the one under test: the black box of both papers.
 
     That net is never asked for a gradient. A robust source makes weaker examples; CAT's were trained without an attack.
+    Code of one's own that gave the other run its net, its data or both is named behind it: transfer:RUN@net.py:Net.
     """
 
     name = "transfer"
@@ -36,10 +40,15 @@ class Transfer(EvaluationAttack):
         attack: Pgd,
         identity: Mapping[str, object] | None = None,
         shape: tuple[int, int, int] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """`identity` tells the source from others, for the record; `shape` is that of its images, None: any."""
+        """`identity` tells the source from others, for the record; `shape` is that of its images, None: any.
+
+        `notes` are said beside what it finds.
+        """
         self.name, self.source, self.attack = name, source, attack
         self.identity, self.shape = dict(identity or {"net": fingerprint(source, strict=False)}), shape
+        self.notes = tuple(notes)
 
     @classmethod
     def spelled(cls, typed: Typed) -> EvaluationAttack | None:
@@ -48,17 +57,12 @@ class Transfer(EvaluationAttack):
             return None
         if not run:
             raise OptionError("transfer: names no run; write transfer:RUN, the folder of the net that is attacked.")
-        settings = RunFolder.open(Path(run)).file().settings
-        if any(str(settings.get(key, "")).startswith(PASSED) for key in ("model.name", "data.name")):
-            raise OptionError(f"{typed.text}: its net or data were passed from Python; name a run of installed ones.")
-        try:
-            source = of_run(Path(run), root=typed.root)
-        except NotTyped:
-            raise OptionError(
-                f"{typed.text}: its net or data are code of a file; name a run of installed ones."
-            ) from None
+        folder, code = _apart(run)
+        source = of_run(folder, root=typed.root, files=_files(folder, code))
+        notes = [f"of its source: {note}" for note in source.record.get("notes", ())]
         attack = Pgd("pgd-20", 20, pace=typed.pace)
-        return cls(typed.text, source.model, attack, source.identity(), source.splits.train.shape)
+        name, shape = f"{cls.name}:{folder}", source.splits.train.shape
+        return cls(name, source.model, attack, source.identity(), shape, notes)
 
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
         if self.shape not in (None, tuple(x.shape[1:])):
@@ -70,6 +74,8 @@ class Transfer(EvaluationAttack):
             source = Victim(self.source, classes=classes, norm=net.norm, seed=net.seed, batch_size=net.batch_size)
             # Images that the source gets wrong are attacked too: their gradient is as good as any.
             x_adv = attacked(self.attack, source, x, y, radius, index)
+        for note in self.notes:
+            net.note(note)
         net.forwards += source.forwards
         net.backwards += source.backwards
         return x_adv
@@ -77,6 +83,34 @@ class Transfer(EvaluationAttack):
     def settings(self, eps: float | None) -> Mapping[str, object]:
         # Below a key of its own: this is no gradient attack on the net under test.
         return {"source": self.identity, "by": {"name": self.attack.name, **self.attack.settings(eps)}}
+
+
+def _apart(typed: str) -> tuple[Path, list[str]]:
+    """The folder and the code in RUN@FILE.py:NAME@FILE.py:NAME."""
+    code: list[str] = []
+    while OwnFile.written("", typed.rpartition("@")[2]) and "@" in typed:
+        typed, _, last = typed.rpartition("@")
+        code.insert(0, last)
+    return Path(typed), code
+
+
+def _files(run: Path, code: Sequence[str]) -> dict[str, OwnFile]:
+    """By setting, the code that is typed for a run; it runs where it is typed, and never because the folder names it.
+
+    OptionError where that is not one for each of net and data that is not installed.
+    """
+    given = RunFolder.open(run).file()
+    own = {key: name for key in FLAGS if not registered(name := str(given.settings.get(key, "")))}
+    if len(code) > len(own):
+        raise OptionError(f"transfer:{run} has no net or data that {code[-1]} could give; leave @{code[-1]} out.")
+    if len(code) < len(own):
+        known = {key: f"{file.path}:{file.name}" for key, file in given.files.items()}
+        words = "".join("@" + known.get(key, "FILE.py:NAME") for key in own)
+        what = " and ".join(f"{WHAT[key]} ({name})" for key, name in own.items())
+        raise OptionError(
+            f"transfer:{run}: its {what} came from code that runs only where you name it: transfer:{run}{words}."
+        )
+    return {key: file for key, text in zip(own, code, strict=True) if (file := OwnFile.typed(key, text))}
 
 
 def refuse_itself(attack: EvaluationAttack, identity: Mapping[str, object]) -> None:

@@ -30,4 +30,7 @@ def parse_attacks(names: Sequence[str], pace: float = CAT_PACE, root: str | None
     if not names or len(set(names)) != len(names):
         given = ",".join(names)
         raise OptionError(f"--attacks {given!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20.")
-    return [parse_attack(name, pace, root) for name in names]
+    attacks = [parse_attack(name, pace, root) for name in names]
+    if len({attack.name for attack in attacks}) != len(attacks):
+        raise OptionError("Name one or more attacks, each once.")
+    return attacks
