@@ -334,6 +334,16 @@ class CountsItsShare(Plugin):
         return 1e-2 * self.attacked.to(adv_logits.dtype) * adv_logits.square().sum(1)
 
 
+class Reads(Plugin):
+    """Reads a number of the device in every step."""
+
+    name = "reads"
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits: Tensor) -> Tensor:
+        return float(adv_logits.sum()) * adv_logits.new_zeros(len(adv_logits))
+
+
 class KnowsCompiled(Plugin):
     """Adds a term where the net is compiled."""
 
@@ -369,6 +379,7 @@ CAUGHT: dict[str, tuple[type[Plugin], str]] = {
     "channels_last": (ReadsMemory, "0.weight differs"),
     "bf16": (KnowsRounded, "the updates differ by"),
     "compile": (KnowsCompiled, "0.weight differs"),
+    "cuda": (Reads, "a step waits for the GPU at test_broken_plugins.py:"),
     "processes": (CountsItsShare, "0.weight of process 0 differs"),
 }
 """By check: who breaks what it is about, and what is said of that."""
@@ -389,6 +400,8 @@ def subject(plugin: type[Plugin]) -> Subject:
 
 @pytest.mark.parametrize("name", CAUGHT)
 def test_this_check_catches_it_and_no_other_does(name: str) -> None:
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device here")
     plugin, said = CAUGHT[name]
     examined, failures = subject(plugin), dict[str, str]()
     for check in CHECKS.values():

@@ -297,3 +297,26 @@ def test_a_choice_by_the_clock_is_a_caution() -> None:
     for how, told in (("default", False), ("max-autotune", True)):
         cautions = plan(resolve((), [Layer("test", {"run.compile": how})]))["cautions"]
         assert told == any("chooses kernels by their time" in caution for caution in cautions)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_torch_without_a_limit_for_one_net_gets_it_for_all(older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 2.14 `torch.compile` takes none, and a run has more graphs than the 8 that there are by default."""
+    real, seen = torch.compile, list[int]()
+
+    def as_before(model: Any, *, backend: Any, dynamic: bool, options: Any = None) -> Any:
+        return real(model, backend=backend, dynamic=dynamic, options=options)
+
+    if older:
+        monkeypatch.setattr(torch, "compile", as_before)
+
+    class Looks(Plugin):
+        name = "looks"
+
+        @hookimpl
+        def extra_regularizer(self, adv_logits: Tensor) -> Tensor:
+            seen.append(torch._dynamo.config.recompile_limit)
+            return adv_logits.new_zeros(len(adv_logits))
+
+    train(Looks, settings={"run.compile": "default"})
+    assert {*seen} == {64 if older else 8} and torch._dynamo.config.recompile_limit == 8

@@ -42,6 +42,7 @@ from .machine import (  # isort: skip
     check_bf16 as check_bf16,
     check_channels_last as check_channels_last,
     check_compile as check_compile,
+    check_cuda as check_cuda,
     check_processes as check_processes,
 )
 from .subject import (

@@ -1,4 +1,4 @@
-"""Checks of settings that no plugin sees: precision, memory format, compiled nets, several processes."""
+"""Checks of settings that no plugin sees: precision, memory format, compiled nets, GPUs, several processes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,8 +23,8 @@ from ..errors import HookConflict
 from ..storage import files
 from ..training import engine
 from .company import resolved
-from .runs import ROUNDING, exact
-from .small import Trained, batches, close, copies, tiny_net
+from .runs import ROUNDING, differing, exact
+from .small import SETTINGS, Trained, batches, close, copies, step_of, tiny_net
 from .subject import Came, Subject, check, told
 
 BF16 = 3e-2
@@ -78,6 +81,69 @@ def check_compile(subject: Subject) -> None:
         raise Came(f"{name} differs")
     if [report.passes for report in one.reports] != [report.passes for report in other.reports]:
         raise Came("the steps ran other passes")
+
+
+# ---------------------------------------------------------------------- GPUs
+
+
+def _needs_a_gpu(subject: Subject) -> str:
+    return "" if torch.cuda.is_available() else "there is no CUDA device here"
+
+
+@check(_needs_a_gpu)
+def check_cuda(subject: Subject) -> None:
+    """On a GPU the run is that of the CPU but for rounding, has bits that come again, and waits no more for the GPU."""
+    subject.repeatable()
+    with _deterministic():
+        how: dict[str, Any] = {"dtype": torch.float64, "dropout": 0.0}
+        one, other = (subject.trained(device=device, **how) for device in ("cpu", "cuda"))
+        if name := close(other.everything, one.everything, rtol=1e-9, atol=1e-11):
+            raise Came(f"{name} differs from that of the CPU")
+        if name := differing(*(subject.trained(device="cuda") for _ in range(2))):
+            raise Came(f"two runs of one seed differ in {name}, with torch.use_deterministic_algorithms")
+    if subject.by_the_loop:
+        return
+    known = Counter(_waits_of(subject, ()))
+    if more := Counter(_waits_of(subject, subject.company)) - known:
+        places = ", ".join(f"{place} ({times})" for place, times in sorted(more.items()))
+        raise Came(f"a step waits for the GPU at {places}, which it does not without the plugin")
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """A scope in which torch takes algorithms whose bits come again, and refuses where it has none."""
+    before, workspace = torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG"
+    here = os.environ.get(workspace)
+    os.environ[workspace] = here or ":4096:8"  # what CUDA's products of matrices ask for
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        if here is None:
+            del os.environ[workspace]
+
+
+def _waits_of(subject: Subject, plugins: tuple[Any, ...]) -> list[str]:
+    net = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float32).to("cuda")
+    step = step_of(net, plugins, options=subject.given(plugins), settings=SETTINGS)
+    x, y, index = (part.to("cuda") for part in batches()[0])
+    for epoch in (0, 1):
+        step(x, y, index, epoch=epoch)
+    return waits(lambda: step(x, y, index, epoch=1))
+
+
+def waits(work: Callable[[], object]) -> list[str]:
+    """Where `work` waits for the GPU, as FILE:LINE of every time."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
 
 
 # ---------------------------------------------------------------------- several processes

@@ -114,17 +114,19 @@ def trained(
     given: Sequence[Images] | None = None,
     before: Callable[[Step], object] = lambda step: None,
     progress: Watch | None = None,
+    device: str = "cpu",
     **arguments: Any,
 ) -> Trained:
     """A few steps of batch statistics and dropout, by a `Step`, or by `advkit.train` where a plugin needs it.
 
     A `Step` is given the batches `given`, or two of its own, in every one of the `epochs`; `before` sees it first.
     """
-    net = tiny_net(batch_norm, dropout, dtype) if net is None else net
+    net = (tiny_net(batch_norm, dropout, dtype) if net is None else net).to(device)
     settings = {**SETTINGS, **settings}
     if by_the_loop:
         toy = Splits(pictures(), pictures(), "none")
         settings = {**settings, "optimizer.lr": lr, "validation.fraction": 0.25, "validation.steps": 1}
+        settings["run.device"] = device
         watch = progress or Watch()
         result = train(
             net, toy, plugins, epochs=len(epochs), batch_size=4, eps=eps, settings=settings, progress=watch,
@@ -140,14 +142,16 @@ def trained(
         before(step)
         seen = [images for _ in epochs for images in given or batches(dtype)]
         places = [epoch for epoch in epochs for _ in given or batches(dtype)]
-        reports = [step(*images, epoch=epoch) for epoch, images in zip(places, seen, strict=True)]
+        reports = [
+            step(*(part.to(device) for part in images), epoch=epoch) for epoch, images in zip(places, seen, strict=True)
+        ]
     said = [*step.composition.cautions, *(str(one.message) for one in caught)]
     return Trained(copies(net.state_dict()), copies(step.state.stored()), reports, said, seen)
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as they are now."""
-    return {name: value.detach().clone() for name, value in tensors.items()}
+    """The tensors as they are now, on the CPU."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

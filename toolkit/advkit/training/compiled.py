@@ -21,8 +21,15 @@ from ..modules import frozen, mode, own_generator, placement
 MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """CUDA graphs write every output to one place, and an attack holds several logits at once."""
 
-OWN_LIMITS = {"recompile_limit": 64, "isolate_recompiles": True}
+RECOMPILE_LIMIT = 64
+OWN_LIMITS = {"recompile_limit": RECOMPILE_LIMIT, "isolate_recompiles": True}
 """Eval, train and frozen modes, with weights replaced or not, are graphs of their own: more than torch's 8 in all."""
+
+
+def own_limits() -> dict[str, Any]:
+    """Those of them that this torch takes for one net; before 2.14 there is one number for all."""
+    known = inspect.signature(torch.compile).parameters
+    return {name: value for name, value in OWN_LIMITS.items() if name in known}
 
 
 class Compiled:
@@ -50,8 +57,9 @@ class Compiled:
             return functional_call(self.net, own, (x,))
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Adds what is compiled in the scope, forwards and backwards, to `seconds`."""
+    def compiling(self) -> Iterator[None]:
+        """A scope in which it may compile, what it has to: forwards and backwards, whose time is added to `seconds`."""
+        import torch._dynamo.config
         from torch._dynamo.callback import callback_handler
 
         began = 0.0
@@ -65,8 +73,10 @@ class Compiled:
 
         callback_handler.register_start_callback(start)
         callback_handler.register_end_callback(end)
+        for_all = nullcontext() if own_limits() else torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT)
         try:
-            yield
+            with for_all:
+                yield
         finally:
             callback_handler.remove_start_callback(start)
             callback_handler.remove_end_callback(end)
@@ -111,8 +121,7 @@ def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor", t
     One that never `trains` is known to work by its forward in eval mode. The model and generators are as they were.
     Raises whatever torch raises where it can not.
     """
-    known = inspect.signature(torch.compile).parameters
-    limits: dict[str, Any] = {name: value for name, value in OWN_LIMITS.items() if name in known}
+    limits = own_limits()
     if backend == "inductor":  # with torch's own draws dropout is that of eager mode
         from torch._inductor import list_mode_options
 
@@ -120,7 +129,7 @@ def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor", t
     net: Any = torch.compile(model, backend=backend, dynamic=False, **limits)
     made = Compiled(net, len(x))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with made.timed(), own_generator(placement(model)[0]) as seed, without_trace(model), torch.enable_grad():
+    with made.compiling(), own_generator(placement(model)[0]) as seed, without_trace(model), torch.enable_grad():
         if not trains:
             seed(0)
             with mode(model, training=False), torch.no_grad():

@@ -87,7 +87,7 @@ class Engine:
         torch.set_float32_matmul_precision(self.matmul)
         torch.backends.cudnn.conv.fp32_precision = "tf32" if self.matmul == "high" else "ieee"  # type: ignore[attr-defined]
         try:
-            with nullcontext() if self.compiled is None else self.compiled.timed():
+            with nullcontext() if self.compiled is None else self.compiled.compiling():
                 yield
         finally:
             torch.set_float32_matmul_precision(before)

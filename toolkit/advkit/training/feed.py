@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from ..claims import free_memory
 from ..config.resolve import Resolved
 from ..data.base import Dataset, Splits
 from ..data.transforms import TRANSFORMS, to_float
@@ -14,6 +15,9 @@ from ..errors import HookContract, OptionError, did_you_mean
 from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
 from .panel import Panel
+
+ROOM = 4
+"""A GPU keeps the training images where they take no more than this part of its free memory."""
 
 
 class Feed:
@@ -23,6 +27,7 @@ class Feed:
         self.run, self.panel = resolved.run, panel
         self.transform = _transform(resolved.data.transform, splits.transform)
         self.train_set = self._grown(splits.train)
+        self._images, self._labels = near(self.train_set, panel.state.device)
         original = len(splits.train)
         training, self.validation = parted(resolved, original)
         # Added samples are never held out.
@@ -69,9 +74,9 @@ class Feed:
 
     def images(self, index: Tensor, occurrence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, y, index of a batch on the device, augmented."""
-        state = self.panel.state
-        x = to_float(self.train_set.images[index].to(state.device), state.dtype)
-        labels, index = self.train_set.labels[index.cpu()].to(state.device), index.to(state.device)
+        state, rows = self.panel.state, index.to(self._images.device)
+        x = to_float(self._images[rows].to(state.device), state.dtype)
+        labels, index = self._labels[rows].to(state.device), index.to(state.device)
         key = derive_key(self.run.seed, CORE, "transform", "train", state.epoch)
         draws = Draws(key, index, occurrence.to(state.device))
         owner = self.panel.stage.owner("train_transform")
@@ -86,6 +91,13 @@ class Feed:
         if careful and not bool(((augmented >= 0) & (augmented <= 1)).all()):
             raise HookContract.broken(owner.plugin.name, owner.hook, "images leave [0, 1]")
         return augmented, labels, index
+
+
+def near(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) uint8 and labels (N,), on the device where it has room for them, else where they are."""
+    images, labels = dataset.images, dataset.labels
+    free = 0 if device.type == "cpu" else free_memory(device) or 0
+    return (images.to(device), labels.to(device)) if ROOM * images.numel() <= free else (images, labels)
 
 
 def _is_batch(batch: object, allowed: Tensor) -> bool:
