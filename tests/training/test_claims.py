@@ -224,6 +224,12 @@ def test_the_plan_says_how_much_it_is() -> None:
         "per_sample": 40,
         "total": 4000,
     }
+    labels = torch.arange(10).repeat(3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    passed = advkit.plan([Keeps], model=net, dataset=(torch.zeros(30, 1, 8, 8, dtype=torch.uint8), labels))
+    assert passed["settings"]["model.name"]["value"] == "python:Sequential"
+    assert passed["state_bytes"]["keeps/mean"] == {"per_sample": 40, "total": 1200}
+    assert passed["state_bytes"]["keeps/image"] == {"per_sample": 128, "total": 128 * 30}
     unknown = advkit.plan([Keeps, "ema"], dataset="image-folder")["state_bytes"]
     assert unknown["keeps/mean"] == {"per_sample": None, "total": None}
     assert unknown["keeps/mark"] == {"per_sample": 2, "total": None}

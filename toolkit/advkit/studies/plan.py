@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..arguments import checked
 from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
+from ..data.own import as_wide_as
 from ..own_file import load_all
+from ..training.parts import passed
 from ..training.plan import plan as planned
 
 
@@ -37,8 +41,8 @@ def requested(
 def plan(
     plugins: str | Iterable[PluginChoice] | None = None,
     *,
-    model: str | None = None,
-    dataset: str | None = None,
+    model: str | nn.Module | None = None,
+    dataset: Any = None,
     recipe: str | None = None,
     config: str | Path | None = None,
     options: Mapping[str, Mapping[str, object]] | None = None,
@@ -49,8 +53,14 @@ def plan(
     seed: int | None = None,
     no_companion: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """What `advkit.train` with these arguments would do and cost, as `advkit plan --json` prints it."""
-    short = {"model": model, "dataset": dataset, "eps": eps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    """What `advkit.train` with these arguments would do and cost, as `advkit plan --json` prints it.
+
+    Names and objects as of `advkit.train`. How much a plugin keeps of the net itself stays unknown.
+    """
+    own, names = passed(model, dataset)
+    if own is not None and isinstance(model, nn.Module):
+        own = as_wide_as(own, model)
+    short = {**names, "eps": eps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     resolved = Resolved.of(requested(plugins, recipe, config, options, settings, no_companion, **short))
     load_all(resolved.files)
-    return planned(resolved)
+    return planned(resolved, own)

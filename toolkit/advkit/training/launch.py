@@ -15,10 +15,9 @@ from torch import nn
 from ..arguments import checked, refuse_unused
 from ..config import runfile
 from ..config.layer import Layer, PluginChoice, chosen
-from ..config.request import PASSED, SHORT, Request, merged
+from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..data.own import as_splits
 from ..data.transforms import to_float
 from ..errors import CheckpointError, OptionError
 from ..modules import placement
@@ -27,7 +26,7 @@ from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .given import a_width
 from .loop import Trainer
-from .parts import begin_from, code_of, held_out_now, on_this_machine, prepared, unusual_type
+from .parts import begin_from, code_of, held_out_now, on_this_machine, passed, prepared, unusual_type
 from .progress import Progress, Silent, voice
 from .ranks import here
 from .result import TrainResult
@@ -247,11 +246,7 @@ def train(
     if resume_from is not None:
         begins = {"out": out, "init_from": init_from, "partial_head": partial_head or None}
         refuse_unused("resume_from continues a run as it is", **begins)
-    own = None if dataset is None or isinstance(dataset, str) else as_splits(dataset)
-    names = {
-        "model": model if model is None or isinstance(model, str) else f"{PASSED}{type(model).__name__}",
-        "dataset": dataset if own is None else f"{PASSED}{own.train.name}",
-    }
+    own, names = passed(model, dataset)
     short = {**names, "eps": eps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     given = merged(
         settings or {},

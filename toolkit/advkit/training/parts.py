@@ -17,7 +17,7 @@ from ..arguments import checked
 from ..config.request import PASSED, registered
 from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
-from ..data.own import OwnData, as_wide_as
+from ..data.own import OwnData, as_splits, as_wide_as
 from ..errors import CheckpointError, DataError, OptionError, shown
 from ..fingerprint import code, fingerprint
 from ..models.base import DataSpec, ModelBuilder
@@ -53,6 +53,15 @@ def load_data(
     source = cast(type[DataSource], registry.load("data set", name))()
     source.max_pixels, source.balance = max_pixels or source.max_pixels, balance
     return source.load(Path(root) if root else None, limit or None)
+
+
+def passed(model: str | nn.Module | None, dataset: object) -> tuple[Splits | None, dict[str, str | None]]:
+    """The data that are an object, None for a name; and of both what a run file calls them."""
+    own = None if dataset is None or isinstance(dataset, str) else as_splits(dataset)
+    return own, {
+        "model": f"{PASSED}{type(model).__name__}" if isinstance(model, nn.Module) else model,
+        "dataset": f"{PASSED}{own.train.name}" if own else cast(str | None, dataset),
+    }
 
 
 def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:

@@ -12,13 +12,15 @@ from ..compose.registration import HOOKS
 from ..config.request import registered
 from ..config.resolve import Resolved
 from ..config.runfile import companions
+from ..data.base import Dataset, Splits
 from ..run import Run, RunState
 from ..services import NoNet
 
 
-def plan(resolved: Resolved) -> dict[str, Any]:
-    """What the run will do and cost, as plain data: `advkit plan --json`."""
-    composition, (claims, modules) = resolved.composition, _claims(resolved)
+def plan(resolved: Resolved, splits: Splits | None = None) -> dict[str, Any]:
+    """What the run will do and cost, as plain data: `advkit plan --json`. `splits` are data that no name brings."""
+    data = None if splits is None else splits.train
+    composition, (claims, modules) = resolved.composition, _claims(resolved, data)
     stages = composition.stages()
     dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)
     values = resolved.values()
@@ -27,7 +29,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "hooks": {hook: list(composition.owners(hook)) for hook, answers in composition.answers.items() if answers},
         "rules": {hook: HOOKS[hook].rule.value for hook, answers in composition.answers.items() if answers},
         "companions": companions(resolved),
-        "cautions": [*resolved.cautions, *_balance(resolved), *_lone_image(resolved), *_autotuned(resolved)],
+        "cautions": [*resolved.cautions, *_balance(resolved), *_lone_image(resolved, data), *_autotuned(resolved)],
         "settings": {
             key: {"value": value, "from": resolved.origins.get(key, "default")} for key, value in values.items()
         },
@@ -66,12 +68,12 @@ def _autotuned(resolved: Resolved) -> list[str]:
     return ["run.compile=max-autotune chooses kernels by their time: a repetition or resume may differ in last bits"]
 
 
-def _lone_image(resolved: Resolved) -> list[str]:
+def _lone_image(resolved: Resolved, data: Dataset | None) -> list[str]:
     """A caution where the last batch of an epoch has one image, as far as the size of the data is known."""
     run = resolved.run
     if resolved.composition.owners("train_sampler"):
         return []
-    samples = _samples(resolved)
+    samples = _samples(resolved, data)
     if samples is None:
         return []
     training = samples - round(resolved.validation.fraction * samples)
@@ -89,15 +91,18 @@ def _pgd_at_cost(steps: int) -> int:
     return 2 * steps + 3
 
 
-def _claims(resolved: Resolved) -> tuple[dict[str, dict[str, int | None]], dict[str, str]]:
+def _claims(resolved: Resolved, data: Dataset | None) -> tuple[dict[str, dict[str, int | None]], dict[str, str]]:
     """The state that plugins claim in `setup`, asked of them on a run without samples, and its bytes; and their nets.
 
     `per_sample` is 0 for what is one tensor for all. None is what the data decide, or the model.
     """
     state = RunState(0, 0, resolved.attack, torch.device("cpu"), torch.float32)
-    known = registry.load("data set", resolved.data.name) if registered(resolved.data.name) else None
-    state.num_classes, state.image_shape = getattr(known, "classes", 0), getattr(known, "shape", ())
-    composition, samples = resolved.composition, _samples(resolved)
+    if data is not None:
+        state.num_classes, state.image_shape = len(data.classes), data.shape
+    elif registered(resolved.data.name):
+        known = registry.load("data set", resolved.data.name)
+        state.num_classes, state.image_shape = getattr(known, "classes", 0), getattr(known, "shape", ())
+    composition, samples = resolved.composition, _samples(resolved, data)
     unknown = dict[str, dict[str, int | None]]()
     for answer in composition.answers["setup"]:
         try:
@@ -115,10 +120,12 @@ def _claims(resolved: Resolved) -> tuple[dict[str, dict[str, int | None]], dict[
     return {**claims, **one, **unknown}, modules
 
 
-def _samples(resolved: Resolved) -> int | None:
+def _samples(resolved: Resolved, data: Dataset | None) -> int | None:
     """N of the training set, validation images included; None where the data or a plugin decide it."""
-    data = resolved.data
-    if not registered(data.name) or resolved.composition.owners("train_dataset"):
+    name, limit = resolved.data.name, resolved.data.limit
+    if resolved.composition.owners("train_dataset") or (data is None and not registered(name)):
         return None
-    images = getattr(registry.load("data set", data.name), "images", None)
-    return images and min(images[0], data.limit or images[0])
+    if data is not None:
+        return len(data)
+    images = getattr(registry.load("data set", name), "images", None)
+    return images and min(images[0], limit or images[0])
