@@ -84,6 +84,12 @@ def test_weights_of_the_official_code_compute_what_they_did(how: str, tmp_path: 
     settings = {f"model.{key}": value for key, value in options.items()} | {"model.normalise": how}
     from advkit.studies.subject import subject_of
 
+    with pytest.raises(advkit.CheckpointError, match="do not fit") as refused:
+        subject_of(
+            tmp_path / "trades.pt", model="wide-resnet", dataset="digits", settings=settings | {"model.width": 2}
+        )
+    first = "first difference: module.block1.layer.0.bn2.bias (16,) there, 2.bn2.bias (32,) here"
+    assert first in str(refused.value), "each by its own name"
     net = subject_of(tmp_path / "trades.pt", model="wide-resnet", dataset="digits", settings=settings).model.eval()
     x = torch.rand(2, 1, 8, 8)
     mean, std = (0.25, 0.5) if how[0] == "0" else (0.0, 1.0)  # of no layer, and of one that the file has not

@@ -52,14 +52,20 @@ class Placed(NamedTuple):
 
 
 def put_weights(
-    model: nn.Module, tensors: Mapping[str, Tensor], where: str, averaged: bool = False, partial_head: bool = False
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    averaged: bool = False,
+    partial_head: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Placed:
     """Copy the weights that a checkpoint stores below `MODEL` into `model`.
 
     `averaged` prefers those below `EVALUATED`, where a plugin provided some. Raises CheckpointError if they are
     another architecture's, or numbers of another sort; `where` says whose they are. `partial_head` leaves the model's
-    last layer as it is where that is all that does not fit.
+    last layer as it is where that is all that does not fit. `names` are those that a file has for the model's.
     """
+    names = names or {}
     weights, left = evaluated(tensors) if averaged else under(tensors, MODEL), list[str]()
     own = model.state_dict()
     fitting = {name for name in weights.keys() & own.keys() if weights[name].shape == own[name].shape}
@@ -71,7 +77,7 @@ def put_weights(
         weights = {name: value for name, value in weights.items() if name in fitting}
         uncounted |= {name for name in left if name in own}
         different = []
-    if different and (sentence := _other_classes(weights, own, different)):
+    if different and (sentence := _other_classes(weights, own, different, names)):
         raise CheckpointError(f"The weights of {where} do not fit this model: {sentence}")
     if different:
         layers = [name for name, layer in model.named_modules() if isinstance(layer, Normalize)]
@@ -79,11 +85,19 @@ def put_weights(
         if any(f"{name}.mean" not in weights or weights[f"{name}.mean"].dim() != 4 for name in layers):
             advice += "; if they are an export without normalisation, give the one with it"
         raise CheckpointError(
-            f"The weights of {where} do not fit this model (first difference: {different[0]}); {advice}."
+            f"The weights of {where} do not fit this model (first difference: "
+            f"{_both(different[0], weights, own, names)}); {advice}."
         )
     sentences = _rounded(weights, own, where), _as_they_are(model, weights, where)
     model.load_state_dict(weights | {name: own[name] for name in uncounted})
     return Placed(left, "; ".join(filter(None, sentences)))
+
+
+def _both(name: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
+    """What is called `name` in the model, there and here, each with its own name and shape."""
+    there = f"{names.get(name, name)} {tuple(weights[name].shape)}" if name in weights else ""
+    here = f"{name} {tuple(own[name].shape)}" if name in own else ""
+    return f"{there} there, {here} here" if there and here else f"{there} only there" if there else f"{here} only here"
 
 
 def _as_they_are(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
@@ -142,7 +156,9 @@ def _is_head(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], different
     return here == {list(own)[-1].rpartition(".")[0]} and len(there) <= 1
 
 
-def _other_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], different: list[str]) -> str:
+def _other_classes(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], different: list[str], names: Mapping[str, str]
+) -> str:
     """A sentence where all that differs is how many rows one layer has, as the last one of a net for other classes."""
     pairs = [(weights[name].shape, own[name].shape) for name in different if name in weights and name in own]
     rows = {(there[:1], here[:1]) for there, here in pairs}
@@ -152,9 +168,10 @@ def _other_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], dif
     ((there, here),) = rows
     if not there or not here:
         return ""
-    layer = different[0].rpartition(".")[0]
+    layer, other = (name.rpartition(".")[0] for name in (different[0], names.get(different[0], different[0])))
+    ours = "" if other == layer else f"{layer} "
     return (
-        f"{layer} has {there[0]} outputs there and {here[0]} here; if these are classes, bring that layer to the "
+        f"{other} has {there[0]} outputs there and {ours}{here[0]} here; if these are classes, bring that layer to the "
         "data's before, or take data of as many."
     )
 

@@ -178,7 +178,9 @@ def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: boo
     weights = read_weights(path, resolved.checkpoint.max_bytes)
     named = registered(resolved.model_name)
     own = fitted(weights, model.state_dict(), _builder(resolved).renamed if named else dict)
-    return put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head)
+    called = {id(value): name for name, value in reversed(weights.items())}
+    names = {name: called.get(id(value), name) for name, value in own.items()}
+    return put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head, names=names)
 
 
 def begin_from(
