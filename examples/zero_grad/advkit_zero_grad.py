@@ -20,6 +20,7 @@ class ZeroGrad(Plugin):
     """Leaves pixels alone whose gradient is small, so that one step is no step too far (ZeroGrad)."""
 
     name = "zero-grad"
+    falls_short = "pixels with small gradients stay: that is the method"
 
     class Options(PluginOptions):
         q: Real = option(0.35, ge=0, lt=1, help="share of an image's pixels that do not move; 0 switches it off")

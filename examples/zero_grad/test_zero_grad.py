@@ -7,12 +7,7 @@ from advkit_zero_grad import without_small
 
 from advkit.testing import conformance
 
-test_zero_grad = conformance(
-    "zero-grad",
-    options={"q": 0.35},
-    neutral={"q": 0.0},
-    expected_failures={"optimum": "pixels with small gradients stay: that is the method"},
-)
+test_zero_grad = conformance("zero-grad", options={"q": 0.35}, neutral={"q": 0.0})
 
 
 def test_the_smallest_gradients_of_each_image_do_not_move() -> None:

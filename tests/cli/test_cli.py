@@ -323,7 +323,7 @@ REFUSALS = [
     (
         "plan --plugins misspelt",
         "Plugin misspelt marks base_los as a hook, but there is no such hook. Did you mean base_loss? "
-        "advkit/hooks.py lists them.",
+        "docs/hooks.md lists them.",
     ),
     (
         "plan --plugins deaf,watcher",
@@ -636,7 +636,7 @@ def test_a_broken_contract_names_the_plugin() -> None:
     ran = advkit("train", "--plugins", "breaks", *TINY)
     assert ran.code == 1 and ran.err == (
         "Error: Plugin breaks broke the contract of base_loss: the term must be (30,) floating point, not () float32. "
-        "See advkit/hooks.py.\n"
+        "See docs/hooks.md.\n"
     )
 
 
@@ -859,6 +859,16 @@ def test_plugins_show() -> None:
     assert cat["options"]["eta"]["unit"] == "pixels in [0, 1]" and cat["prefers"]["attack.init"] == "zero"
     plain = advkit("plugins", "show", "cat-eps")
     assert plain.err == "" and "eps_max" in plain.out
+    assert shown["options"]["lam"]["symbol"] == "λ" and "  λ  " in advkit("plugins", "show", "lsiw").out
+    assert "paper" not in advkit("models", "show", "small-cnn").out, "no column where nothing would stand in it"
+
+
+def test_plan_folds_what_nobody_has_changed() -> None:
+    short, whole = advkit("plan", "--seed", "3").out, advkit("plan", "--seed", "3", "--defaults").out
+    rows = [line.split()[0] for line in short.splitlines() if "." in line.split(" ")[0]]
+    assert rows == ["run.seed", "attack.eps"] and "optimizer.momentum" in whole and "defaults" not in whole
+    folded = len(json.loads(advkit("plan", "--json").out)["settings"]) - len(rows)
+    assert f"\n{folded} settings are their defaults; `advkit plan --defaults` shows them.\n" in short
 
 
 PLAN_KEYS = {"hooks", "companions", "cautions", "settings", "state", "passes", "stages"}

@@ -76,7 +76,7 @@ def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str]) -> 
             "    def base_los(self, batch):\n"
             "        return batch.y\n",
             "FAIL  plugin odd: Plugin odd marks base_los as a hook, but there is no such hook. "
-            "Did you mean base_loss? advkit/hooks.py lists them.",
+            "Did you mean base_loss? docs/hooks.md lists them.",
         ),
     ],
 )

@@ -118,10 +118,10 @@ def test_an_unknown_hook() -> None:
 
     assert sentence(UnknownHook, lambda: check(Misspelt)) == (
         "Plugin misspelt marks perturbation_bugdet as a hook, but there is no such hook. "
-        "Did you mean perturbation_budget? advkit/hooks.py lists them."
+        "Did you mean perturbation_budget? docs/hooks.md lists them."
     )
     assert sentence(UnknownHook, lambda: check(Invented)) == (
-        "Plugin invented marks qqq as a hook, but there is no such hook. advkit/hooks.py lists them."
+        "Plugin invented marks qqq as a hook, but there is no such hook. docs/hooks.md lists them."
     )
 
 

@@ -255,7 +255,7 @@ def odd(data, net: nn.Module, **answers: object) -> None:
 def test_a_breach_is_named(net: nn.Module, data, answers: dict[str, object], sentence: str) -> None:
     with pytest.raises(HookContract) as broken:
         odd(data, net, **answers)
-    assert str(broken.value) == f"Plugin odd broke the contract of {sentence}. See advkit/hooks.py."
+    assert str(broken.value) == f"Plugin odd broke the contract of {sentence}. See docs/hooks.md."
 
 
 @pytest.mark.parametrize(("hook", "does"), [("attack_start", "begins"), ("attack_move", "moves")])

@@ -818,7 +818,7 @@ def test_the_command_writes_the_page_and_says_so(runs: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     found = json.loads(ran.out)
     content = (runs / "a.html").read_bytes()
-    assert found.keys() == {"out", "bytes", "seconds", "runs", "sections"}
+    assert found.keys() == {"out", "bytes", "seconds", "runs", "sections", "without_pictures"}
     assert found["out"] == "a.html" and found["bytes"] == len(content) and found["seconds"] >= 0
     assert found["runs"] == ["plain", "cat"]
     assert found["sections"][:2] == ["comparison", "run-1"]
@@ -829,6 +829,18 @@ def test_the_command_writes_the_page_and_says_so(runs: Path) -> None:
     assert advkit("report", "plain", "cat", "--samples", 1).out.startswith("report.html: 2 runs, ")
     assert (runs / "report.html").read_bytes() == content  # the same runs, the same page
     assert {file for file in runs.rglob("*") if file.is_file()} == before | {runs / "report.html"}
+
+
+def test_the_terminal_says_what_keeps_pictures_out_and_how_to_get_them(runs: Path) -> None:
+    put(runs / "cat", "analysis/margin.json", {"figures": {"q50": 1.25}})
+    shutil.rmtree(runs / "cat" / "checkpoints")
+    said = advkit("report", "plain", "cat", "--samples", 1).err.splitlines()
+    assert said[0] == "plain: No analysis has been made yet: advkit analyze vulnerability plain is one."
+    assert said[1] == "cat: The analysis margin has no picture; pip install 'advkit[plot]', and make it again."
+    assert said[2].startswith("cat: No sample pictures: ") and len(said) == 3
+    put(runs / "plain", "analysis/margin.json", {"figures": {"q50": 1.25}})
+    put(runs / "plain", "analysis/margin.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
+    assert advkit("report", "plain", "--samples", 1).err == "", "where all is there nothing is said"
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_conformance_has_a_case_with_a_readable_id_for_every_check() -> None:
     assert str(failure.value) == (
         "sums fails check_step. Expected: Two epochs of steps on ordinary images run, and every answer is what its "
         "hook says. Came: Plugin sums broke the contract of extra_regularizer: the term must be (4,) floating point, "
-        "not () float32. See advkit/hooks.py."
+        "not () float32. See docs/hooks.md."
     )
 
 

@@ -165,7 +165,7 @@ def test_what_is_borrowed_is_not_changed(tiny_net: Net, tiny_batch: BatchOf, nam
         step_of(net, bad(observe_update=edits(name)))(x, y, index, epoch=0)
     assert str(refused.value) == (
         f"Plugin bad broke the contract of observe_update: it changed {name}, which it only borrows; work on a copy. "
-        "See advkit/hooks.py."
+        "See docs/hooks.md."
     )
     assert all(torch.equal(now, was) for now, was in zip((x, y, *net.parameters()), before, strict=True))
 

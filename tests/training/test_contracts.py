@@ -181,7 +181,7 @@ def test_broken_contracts_name_the_plugin_and_the_hook(
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(HookContract) as refused:
         step(x, y, index + 5, epoch=0)
-    assert str(refused.value) == f"Plugin bad broke the contract of {hook}: {complaint}. See advkit/hooks.py."
+    assert str(refused.value) == f"Plugin bad broke the contract of {hook}: {complaint}. See docs/hooks.md."
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert net.training
 
@@ -206,7 +206,7 @@ def test_mix_batch_may_only_change_the_images(
     step = step_of(tiny_net(), [answering("mix_batch", answer)])
     with pytest.raises(HookContract) as refused:
         step(*tiny_batch(), epoch=0)
-    assert str(refused.value) == f"Plugin bad broke the contract of mix_batch: {complaint}. See advkit/hooks.py."
+    assert str(refused.value) == f"Plugin bad broke the contract of mix_batch: {complaint}. See docs/hooks.md."
 
 
 def test_images_are_checked_against_the_mixed_batch(tiny_net: Net, tiny_batch: BatchOf) -> None:

@@ -73,6 +73,20 @@ def test_gradients_add_up_and_those_of_others_stay() -> None:
         assert torch.equal(parameter.grad, parts[0] + parts[1])
 
 
+def test_a_second_backward_of_one_loss_is_refused_and_adds_nothing() -> None:
+    model, _, step = built()
+    loss = step.loss(X[:4], Y[:4], torch.arange(4), epoch=0)
+    loss.backward()
+    once = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    with pytest.raises(OptionError, match=r"^backward\(\) was called a second time on one loss"):
+        loss.backward()
+    assert all(map(torch.equal, once, (p.grad for p in model.parameters() if p.grad is not None)))
+    step.again().backward(retain_graph=False)
+    loss = step.again()
+    loss.backward(retain_graph=True)
+    loss.backward()  # it was said that the graph is kept, as of any loss of torch
+
+
 def test_a_closure_evaluates_the_same_images_again() -> None:
     model, _, step = built("cat-eps", optimizer=False)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)

@@ -82,7 +82,7 @@ class HookContract(AdvkitError):
     @classmethod
     def broken(cls, plugin: str, hook: str, complaint: str, rule: str = "step") -> HookContract:
         """Of a hook's answer, or of what its plugin did while it was asked."""
-        return cls(f"Plugin {plugin} broke the contract of {hook}: {complaint}. See advkit/hooks.py.", rule)
+        return cls(f"Plugin {plugin} broke the contract of {hook}: {complaint}. See docs/hooks.md.", rule)
 
 
 class NonFinite(AdvkitError):

@@ -10,11 +10,15 @@ from ..own_file import load_all
 from .main import print_json
 from .run_options import request, run_options
 
+DEFAULT = "default"
+"""Where a setting comes from that nobody has changed."""
+
 
 @click.command("plan")
 @run_options
+@click.option("--defaults", is_flag=True, help="Show the settings that are their defaults, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool, **typed: Any) -> None:
+def command(as_json: bool, defaults: bool, **typed: Any) -> None:
     """Show what a run would do and cost, without running it."""
     from ..config.resolve import Resolved
     from ..training.plan import plan
@@ -27,11 +31,11 @@ def command(as_json: bool, **typed: Any) -> None:
     else:
         from .display import stdout
 
-        show_plan(stdout(), planned)
+        show_plan(stdout(), planned, defaults=defaults)
 
 
-def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None:
-    """The plan as tables."""
+def show_plan(console: Any, plan: dict[str, Any], settings: bool = True, defaults: bool = False) -> None:
+    """The plan as tables; of its settings those that are no defaults, unless `defaults`."""
     from .display import table_of, text
 
     table = table_of("hook", "owner", "rule", wrap=("hook", "owner", "rule"))
@@ -64,10 +68,14 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True) -> None
     if settings:
         heads = ("setting", "value", "from")
         values = table_of(*heads, wrap=heads)
-        for key, setting in plan["settings"].items():
+        known = plan["settings"]
+        listed = {key: each for key, each in known.items() if defaults or each["from"] != DEFAULT}
+        for key, setting in listed.items():
             values.add_row(key, _plain(setting["value"]), setting["from"])
         console.print()
         console.print(values)
+        if folded := len(known) - len(listed):
+            console.print(text(f"{folded} settings are their defaults; `advkit plan --defaults` shows them.", "dim"))
 
 
 def passes_text(passes: dict[str, dict[str, int]]) -> str:

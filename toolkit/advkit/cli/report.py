@@ -29,10 +29,14 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool, **wher
     """
     begin = time.perf_counter()
     from ..studies.report import report
+    from .display import say
 
     page = report(runs, out, samples, **where)
     seconds, size = round(time.perf_counter() - begin, 2), len(page.html.encode("utf-8"))
     if as_json:
-        print_json({"out": out, "bytes": size, "seconds": seconds, "runs": list(runs), "sections": list(page.sections)})
-    else:
-        echo(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {size / 1024:.0f} KiB, {seconds} s")
+        known = {"out": out, "bytes": size, "seconds": seconds, "runs": list(runs), "sections": list(page.sections)}
+        print_json(known | {"without_pictures": list(page.without_pictures)})
+        return
+    echo(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {size / 1024:.0f} KiB, {seconds} s")
+    for sentence in page.without_pictures:
+        say(sentence)

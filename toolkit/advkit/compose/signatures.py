@@ -21,7 +21,7 @@ def check_method(
     if name not in hooks:
         raise UnknownHook(
             f"Plugin {plugin} marks {name} as a hook, but there is no such hook.{did_you_mean(name, hooks)}"
-            " advkit/hooks.py lists them."
+            " docs/hooks.md lists them."
         )
     used = [mark for mark in _ORDERING if marks.get(mark)]
     if used:

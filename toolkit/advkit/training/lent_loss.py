@@ -14,17 +14,24 @@ from ..errors import OptionError
 
 
 class _Lent(torch.autograd.Function):
-    """The value (), with gradients by the parameters that are given beside it."""
+    """The value (), with gradients by the parameters that are given beside it; they are let go as a graph is."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor | None], *_: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *_: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
-        return None, None, *(None if value is None else value * scale.to(value) for value in ctx.gradients)
+        try:
+            gradients = ctx.saved_tensors
+        except RuntimeError as error:
+            raise OptionError(
+                "backward() was called a second time on one loss, whose gradients would be added twice; call "
+                "step.loss(...) again, or scale the loss. Where it is meant: backward(retain_graph=True) before."
+            ) from error
+        return None, None, *(value * scale.to(value) for value in gradients)
 
 
 def lent(value: Tensor, gradients: dict[nn.Parameter, Tensor]) -> Tensor:

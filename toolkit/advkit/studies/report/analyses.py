@@ -24,6 +24,9 @@ def analyses(source: Source) -> Html:
     absent = [] if source.closed else [name for name in possible if name not in made]
     if source.closed and not made:
         parts.append(paragraph("Not analysed: ", sentences(source.closed), kind="missing"))
+    source.without_pictures += [problem for found in source.analyses for problem in found.problems]
+    if absent and not source.analyses:
+        source.without_pictures.append(f"No analysis has been made yet: {source.command('analyze', absent[0])} is one.")
     if absent:
         commands = [tag("code", source.command("analyze", name)) for name in absent]
         lead = "Not made yet:" if source.analyses else "No analysis has been made yet; these commands make them:"

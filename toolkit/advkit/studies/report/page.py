@@ -30,10 +30,13 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True)
 class Page:
-    """A finished page; `sections` are the ids of its sections, in order."""
+    """A finished page, and what it lacks."""
 
     html: str
     sections: tuple[str, ...]
+    """The ids of its sections, in order."""
+    without_pictures: tuple[str, ...] = ()
+    """Why it lacks pictures, and how they are made: a sentence each."""
 
 
 @checked()
@@ -118,7 +121,9 @@ def build(
     if len(sources) > 1:  # after the runs: it knows their data once their checkpoints have been read
         parts.insert(0, ("comparison", "Comparison", comparison(sources)))
         listed.insert(0, ("comparison", "Comparison", []))
-    return Page(_document(sources, listed, [body for *_, body in parts]), _ids(listed))
+    html = _document(sources, listed, [body for *_, body in parts])
+    without = (f"{source.path}: {said}" for source in sources for said in source.without_pictures)
+    return Page(html, _ids(listed), tuple(without))
 
 
 def _same(path: str | Path, earlier: Sequence[str | Path]) -> bool:

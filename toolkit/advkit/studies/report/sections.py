@@ -253,6 +253,7 @@ def samples(source: Source, data: Data, count: int = SHOWN) -> Html:
     try:
         found = draw(source, data(source), count)
     except AdvkitError as error:
+        source.without_pictures.append(f"No sample pictures: {error}")
         return paragraph("No pictures: ", sentences(str(error)), kind="missing")
     bound = f"{found.norm}, eps {figure(found.eps)}"
     lead = (

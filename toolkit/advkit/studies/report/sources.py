@@ -57,6 +57,8 @@ class Source:
         if not all(isinstance(epoch, int) and 0 <= epoch < 1 << 53 for epoch in epochs):
             raise CheckpointError(f"{self.folder.metrics} is damaged; restore it, or remove it to go on without.")
         self.unresolved = ""
+        self.without_pictures: list[str] = []
+        """Why the page has no picture of something, in sentences, as far as it is made."""
         self._digests: dict[str, str | None] = {}
         try:
             self.resolved: Resolved | None = of_several(self.folder, files or {})
@@ -274,4 +276,6 @@ def _analysis(folder: Path, name: str) -> Analysis:
             picture = (kind, content(file))
         except OptionError as error:
             problems.append(str(error))
+    elif not problems:
+        problems.append(f"The analysis {name} has no picture; pip install 'advkit[plot]', and make it again.")
     return Analysis(name, record, picture, tuple(problems))
