@@ -8,11 +8,14 @@ import json
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from advkit.cli import display
 from advkit.cli.display import stdout, table_of, text
 from advkit.cli.main import run
 from advkit.cli.streams import escaped
@@ -123,3 +126,21 @@ def test_a_run_that_is_called_an_escape(tmp_path: Path, monkeypatch: pytest.Monk
     with contextlib.redirect_stderr(err):
         assert run(["train", "--resume", name]) == 0
     assert "torch: \\x1b[31m2 then" in err.getvalue() and "\x1b" not in err.getvalue()
+
+
+def test_lines_of_progress_say_something_new(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = count(0, 11)
+    monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with display.bar() as watch:
+        for done, what in (
+            (1, "apgd-t, 9 attacked"),
+            (1, "apgd-t, 9 attacked"),
+            (1, "fab-t, 9 attacked"),
+            (2, "fab-t"),
+        ):
+            watch(done, 3, what)
+    assert capsys.readouterr().err.splitlines() == [
+        "apgd-t, 9 attacked: 1 of 3", "fab-t, 9 attacked: 1 of 3", "fab-t: 2 of 3",
+    ]  # fmt: skip

@@ -108,13 +108,14 @@ def bar() -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _lines() -> Callable[[int, int, str], None]:
-    said = time.monotonic()
+    said, last = time.monotonic(), ""
 
     def told(done: int, total: int, what: str) -> None:
-        nonlocal said
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            say(f"{what}: {done} of {total}")
+        nonlocal said, last
+        line = f"{what}: {done} of {total}"
+        if time.monotonic() - said > 10 and line != last:  # a part of AutoAttack may take minutes
+            said, last = time.monotonic(), line
+            say(line)
 
     return told
 
