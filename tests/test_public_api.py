@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import io
+import os
+import re
 import subprocess
 import sys
 import tokenize
@@ -71,12 +73,20 @@ JUDGED = (
     ],
 )
 def test_importing_advkit_does_not_import_torch(program: str, heavy: bool) -> None:
-    """Nor does judging a net import torch's compiler, which takes seconds and a folder for temporary files."""
+    """Nor does judging a net import torch's compiler, which takes seconds and a folder for temporary files.
+
+    Threads of torch that is imported afterwards wait asleep, unless it was said how they wait.
+    """
     heavies = ("torch", "numpy", "pydantic", "torch._dynamo")
-    probe = f"import sys; {program}; print([name for name in {heavies} if name in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert ("torch" in ran.stdout) == heavy, ran.stdout
-    assert ran.stdout.strip() == ("['torch', 'numpy', 'pydantic']" if heavy else "[]")
+    said = {"OMP_DISPLAY_ENV": "true"} if heavy else {"OMP_WAIT_POLICY": "active"}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | said
+    probe = f"import os, sys; {program}; print(os.environ['OMP_WAIT_POLICY']); "
+    probe += f"print([name for name in {heavies} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=environment)
+    wait, loaded = ran.stdout.splitlines()
+    assert loaded == ("['torch', 'numpy', 'pydantic']" if heavy else "[]")
+    assert wait == ("passive" if heavy else "active")
+    assert bool(re.search("OMP_WAIT_POLICY ?= ?'PASSIVE'", ran.stderr)) == heavy, ran.stderr
 
 
 # ---------------------------------------------------------------------- built-ins are like anybody's plugins

@@ -1,18 +1,24 @@
 """advkit: adversarial training as composition.
 
 Everything public is importable from here; `__init__.pyi` lists it, once, for type checkers and for this module.
-torch is imported only when something that needs it is asked for.
+torch is imported only when something that needs it is asked for; until then, how its threads wait can be chosen.
 """
 
 from __future__ import annotations
 
 import ast
+import os
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
+
+if "torch" not in sys.modules:  # which reads it once, when it is imported
+    # Threads that spin while they wait for one that a busy core holds back make a step take ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _HOME = {
     alias.asname or alias.name: (f".{node.module}", alias.name)
