@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -257,6 +257,39 @@ def test_what_is_seen_one_step_ahead_is_of_these_weights(tiny_batch: BatchOf) ->
         step_of(model, [plugin], settings={"attack.mode": "eval"})(*tiny_batch(), epoch=0)
         seen.append(plugin.seen)
     assert torch.equal(*seen)
+
+
+class Asks(Plugin):
+    """Asks for a gradient elsewhere, from a step on, and trains at theta."""
+
+    name = "asks"
+
+    def __init__(self, since: int) -> None:
+        super().__init__(self.Options())
+        self.since = since
+
+    def passes(self, hook: str, costs: advkit.Costs) -> advkit.Passes:
+        return costs.adv_ce if hook == "weight_perturbation" else advkit.Passes()
+
+    @hookimpl
+    def weight_perturbation(
+        self, params: Mapping[str, Tensor], gradient_at: Callable[..., Mapping[str, Tensor]], run: advkit.Run
+    ) -> Mapping[str, Tensor]:
+        gradient_at({name: value / 10 for name, value in params.items() if run.step >= self.since})
+        return {}
+
+
+@pytest.mark.parametrize("since", [0, 1])
+def test_a_gradient_elsewhere_is_right_where_the_loss_is_taken_at_theta(tiny_batch: BatchOf, since: int) -> None:
+    """Whichever step asks first. The control: a net that computes nothing again."""
+    step = step_of(net(), [Asks(since)])
+    for _ in range(since + 1):
+        step(*tiny_batch(), epoch=0)
+    step = step_of(Recomputes(net()), [Asks(since)])
+    for _ in range(since):
+        step(*tiny_batch(), epoch=0)
+    with pytest.raises(OptionError, match="gradient at perturbed weights is off by"):
+        step(*tiny_batch(), epoch=0)
 
 
 def test_one_module_under_two_names_is_refused() -> None:

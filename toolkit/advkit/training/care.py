@@ -33,7 +33,8 @@ class Care:
         self._plugins, self._generators = panel.composition.plugins, dict[str, Generators]()
         self._counts = dict[str, Counts]()
         self.memory, self._idle, self._seen = Memory(model), idle(model, optimizer), set[int]()
-        self._tried = set[tuple[int, str]]()
+        self._tried, self._shifted = set[tuple[int, str]](), set[tuple[int, str]]()
+        """By stage: who looks a step ahead, and parameters that are shifted, which were looked at."""
         self.computing: Container[object] = ()
         """Of the model's hooks those that computed in the last step that was looked at."""
 
@@ -73,16 +74,19 @@ class Care:
         logits: Mapping[str, Tensor],
         shift: Mapping[str, Tensor],
     ) -> list[str]:
-        """Of the first step of a stage, from what it knew: its attack, its update's `logits` (B, K) by view, and v.
+        """Of the first step of a stage, from what it knew: its attack, its update's `logits` (B, K) by view.
 
-        Raises OptionError where v is not what is trained at.
+        `shift` is v, and for parameters that it lacks what `gradient_at` was asked about. Raises OptionError where
+        gradients are not those at theta + `shift`.
         """
         first = id(stage) not in self._seen
         if not len(known["batch"].x):  # the share of a batch that lies in other processes
             return []
-        if shift and (first or self._due):
+        shifted = {(id(stage), name) for name in shift}
+        if shift and (not shifted <= self._shifted or self._due):
             with mode(self.model, training=True):
                 refuse_other_weights(self.model, known["x_train"], known["target"], shift, self.computing)
+            self._shifted |= shifted
         if not first:
             return []
         final, steps = logits.get("adv_logits"), self.state.attack.steps

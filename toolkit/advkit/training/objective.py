@@ -6,7 +6,7 @@ Sums are divided by the sample count that is passed in, so that a rank's share o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import count
 from typing import Any
@@ -44,6 +44,7 @@ class Update:
     panel: Panel
     contract: Contract
     shares: Whole  # of the whole batch, of which this may be a part
+    asked: dict[str, Tensor] = field(default_factory=dict)  # what `gradient_at` was asked about, which v may lack
 
     def gradient_at(self, owner: str) -> Callable[..., Mapping[str, Tensor]]:
         """The argument of that name (see `Hooks.weight_perturbation`).
@@ -59,6 +60,7 @@ class Update:
             select: Callable[[Tensor, Tensor], Tensor] | None = None,
         ) -> Mapping[str, Tensor]:
             self.contract.question(owner, shift, loss, trained)
+            self.asked.update(shift or {})
             turn = next(turns)
             views = {"adv_logits": True} if loss == "adv_ce" else self.stage.objective_views
             with torch.enable_grad():

@@ -113,7 +113,7 @@ class TrainingStep:
             if careful:
                 as_declared(stage, self.state.step, ledger.passes(), self.panel.runs)
             self.ranks.as_first([*self.model.buffers()])
-            for caution in self.care.cautions(stage, known, outcome.logits, shift):
+            for caution in self.care.cautions(stage, known, outcome.logits, {**updates[0].asked, **shift}):
                 self.warn(caution)
             yield stage, updates, shift
             self.care.done(stage)
