@@ -598,6 +598,27 @@ def test_an_optimizer_of_a_part_is_told_of_once(tiny_batch: BatchOf) -> None:
     step_of(model, optimizer=torch.optim.SGD(model[-1].parameters(), 0.1))(*tiny_batch(), epoch=0)
 
 
+def test_what_only_the_optimizer_has_is_finite_or_the_step_did_not_happen(tiny_batch: BatchOf) -> None:
+    """A temperature of a loss of one's own, say, whose update overflows."""
+    model, beside = net(), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([*model.parameters(), beside], 0.1, momentum=0.9)
+    step = step_of(model, optimizer=optimizer)
+
+    def overflows(*_: object) -> None:
+        beside.grad = torch.full((2,), 3e38 if step.state.epoch else 1.0)
+
+    optimizer.register_step_pre_hook(overflows)
+    step(*tiny_batch(), epoch=0)
+    moments = {parameter: values["momentum_buffer"] for parameter, values in optimizer.state.items()}
+    held = [*model.parameters(), beside, *moments.values()]
+    before = [tensor.detach().clone() for tensor in held]
+    optimizer.param_groups[0]["lr"] = 1e3
+    with pytest.raises(NonFinite, match="NaN or Inf in parameter 4 of the optimizer after the update of epoch 1"):
+        step(*tiny_batch(), epoch=1)
+    assert all(torch.equal(now, was) for now, was in zip(held, before, strict=True))
+    assert all(optimizer.state[parameter]["momentum_buffer"] is moments[parameter] for parameter in moments)
+
+
 def test_a_missing_library_is_no_matter_of_sizes() -> None:
     class Lazy(nn.Flatten):
         def forward(self, x: Tensor) -> Tensor:

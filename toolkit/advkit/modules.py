@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,34 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
+@dataclass(frozen=True)
+class Inventory:
+    """What a model has: its `modules()`, `named_parameters()` and `named_buffers()`, by one walk through it.
+
+    A walk takes a quarter of a millisecond for a ResNet-18, as a step of its training on a GPU takes twenty.
+    """
+
+    modules: Sequence[nn.Module]
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Inventory:
+        """As it is now."""
+        modules, parameters, buffers = list[nn.Module](), dict[str, nn.Parameter](), dict[str, Tensor]()
+        seen: set[int] = set()
+        for prefix, module in model.named_modules():
+            modules.append(module)
+            held: Any
+            found: Any
+            for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
+                for name, tensor in held.items():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        found[f"{prefix}.{name}" if prefix else name] = tensor
+        return cls(modules, parameters, buffers)
+
+
 def hook_before(model: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
     """A forward pre-hook. Modules of torch.jit refuse them by name and run them all the same."""
     return nn.Module.register_forward_pre_hook(model, hook)
@@ -31,15 +60,16 @@ def exported(module: nn.Module) -> bool:
 
 
 @contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[None]:
+def mode(model: nn.Module, training: bool, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
     """The model in train or eval mode; every submodule gets its own mode back.
 
-    A model that is in train mode stays as it is: submodules that its owner keeps in eval mode are meant to be.
+    A model that is in train mode stays as it is: submodules that its owner keeps in eval mode are meant to be. Its
+    `modules` are given where they are known.
     """
     if not hasattr(model, "training") or (training and model.training):  # of torch.jit.freeze it has none
         yield
         return
-    before = [(module, module.training) for module in model.modules()]
+    before = [(module, module.training) for module in (model.modules() if modules is None else modules)]
     if any(exported(module) for module, _ in before):
         for module, _ in before:
             module.training = training
@@ -53,9 +83,10 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module | Iterable[nn.Parameter]) -> Iterator[None]:
     """No parameter asks for a gradient; those that did ask again afterwards. Values are never touched."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = model.parameters() if isinstance(model, nn.Module) else model
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:

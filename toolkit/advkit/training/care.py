@@ -32,15 +32,15 @@ class Care:
         self._composition = panel.composition
         self._plugins, self._generators = panel.composition.plugins, dict[str, Generators]()
         self._counts = dict[str, Counts]()
-        self.memory, self._idle, self._seen = Memory(model), idle(model, optimizer), set[int]()
+        self.memory, self._idle, self._seen = Memory(model), idle(dict(model.named_parameters()), optimizer), set[int]()
         self._tried, self._shifted = set[tuple[int, str]](), set[tuple[int, str]]()
         """By stage: who looks a step ahead, and parameters that are shifted, which were looked at."""
         self.computing: Container[object] = ()
         """Of the model's hooks those that computed in the last step that was looked at."""
 
-    def begin(self, batch: Batch, stage: Stage) -> bool:
+    def begin(self, batch: Batch, stage: Stage, parameters: Mapping[str, nn.Parameter]) -> bool:
         """Whether this step is looked at. Raises OptionError for a net, an optimizer or values that do not fit."""
-        refuse_strangers(self.model, self.optimizer, self._idle)
+        refuse_strangers(parameters, self.optimizer, self._idle)
         if not self._seen:
             self.memory = Memory(self.model)
             self._generators = {plugin.name: Generators(plugin, self.model) for plugin in self._plugins}
@@ -110,7 +110,7 @@ class Care:
             cautions += [
                 at_rest(self._idle),
                 unregistered(self.model, self.optimizer),
-                self.memory.first(x, self.computing),
+        self.memory.first(x, self.computing),
                 by_batch(self.model, x, self.computing),
             ]
         return [caution for caution in cautions if caution]

@@ -17,7 +17,6 @@ ATTACK, GRADIENT = "an input gradient of the attack", "a parameter gradient"
 
 
 def stop_if_not_finite(
-    model: nn.Module,
     state: RunState,
     known: Mapping[str, Any],
     updates: Sequence[Update],
@@ -28,7 +27,7 @@ def stop_if_not_finite(
 
     One synchronisation a step.
     """
-    what = _not_finite(model, updates[0].shares.whole(known["attack"].finite), outcome)
+    what = _not_finite(updates[0].network.params, updates[0].shares.whole(known["attack"].finite), outcome)
     if what is not None:
         what += _whose(what, known, updates, shift, outcome)
         where = f"{what} at epoch {state.epoch}, step {state.step}"
@@ -83,9 +82,9 @@ def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[
                 yield answer.hook, answer.plugin.name
 
 
-def _not_finite(model: nn.Module, finite: Tensor | None, outcome: Outcome) -> str | None:
+def _not_finite(params: Mapping[str, Tensor], finite: Tensor | None, outcome: Outcome) -> str | None:
     """What is not finite, the earliest cause first: an input gradient, the loss, a parameter gradient; or None."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in params.values() if p.grad is not None]
     flags = {ATTACK: finite, "the loss": outcome.loss.isfinite()}
     if gradients:
         flags[GRADIENT] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
@@ -96,7 +95,7 @@ def _not_finite(model: nn.Module, finite: Tensor | None, outcome: Outcome) -> st
         terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
         return what + (f" (term {', '.join(terms)})" if terms else "")
     if what == GRADIENT:
-        broken = (n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all()))
+        broken = (n for n, p in params.items() if p.grad is not None and not bool(p.grad.isfinite().all()))
         return f"{what} ({next(broken)})"
     return what
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
 from ..hidden import without_trace
 from ..judging import NO_GRADIENT, checked_logits, refuse_place, refuse_unready, untouched
-from ..modules import exported, mode, own_generator
+from ..modules import Inventory, exported, mode, own_generator
 from ..precision import HalfPrecision
 from ..run import RunState
 from ..types import Batch
@@ -70,15 +70,17 @@ def wants_closure(optimizer: torch.optim.Optimizer) -> str:
     )
 
 
-def idle(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """The trainable parameters that the optimizer lacks, by name."""
+def idle(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """Those of a model's parameters, by name, that are trainable and that the optimizer lacks."""
     has = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in has}
+    return {name: p for name, p in parameters.items() if p.requires_grad and id(p) not in has}
 
 
-def refuse_strangers(model: nn.Module, optimizer: torch.optim.Optimizer, known: Mapping[str, nn.Parameter]) -> None:
+def refuse_strangers(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, known: Mapping[str, nn.Parameter]
+) -> None:
     """OptionError for trainable parameters that the optimizer lacks, beside those `known` to be such."""
-    for name, parameter in idle(model, optimizer).items():
+    for name, parameter in idle(parameters, optimizer).items():
         if parameter is not known.get(name):
             raise OptionError(
                 f"The optimizer does not have {name} of the model, which has come or become trainable since, so it "
@@ -97,14 +99,9 @@ def at_rest(known: Mapping[str, nn.Parameter]) -> str:
     )
 
 
-def registered(model: nn.Module) -> set[str]:
-    """Names of parameters and buffers."""
-    return {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-
-
-def refuse_late(model: nn.Module, before: Collection[str]) -> None:
+def refuse_late(now: Inventory, before: Inventory) -> None:
     """OptionError for parameters and buffers that a forward has registered: no optimizer and no resume knows them."""
-    if late := sorted(registered(model) - {*before}):
+    if late := sorted({*now.parameters, *now.buffers} - {*before.parameters, *before.buffers}):
         raise OptionError(
             f"The model registers {late[0]} in a forward, where no optimizer and no resumed run finds it; call the "
             "model on a batch of images before, or register it in __init__."
@@ -206,12 +203,12 @@ def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
 
     What the net does to its images and in which precision it computes is seen here, before anything is trained.
     """
-    half, before = HalfPrecision(), registered(model)  # type: ignore[no-untyped-call]
+    half, before = HalfPrecision(), Inventory.of(model)  # type: ignore[no-untyped-call]
     with own_generator(state.device), mode(model, training=False), eagerly(model), without_trace(model):
         logits, rows = _of_one(model, batch.x if len(batch.x) else standing_in(batch.x), half)
         if half.seen:
             half.refuse(_zeros(model, batch))
-        refuse_late(model, before)
+        refuse_late(Inventory.of(model), before)
     return checked_logits(logits, rows, state.num_classes or None).shape[1]
 
 

@@ -21,11 +21,18 @@ class Network:
     """
 
     def __init__(
-        self, model: nn.Module, engine: Engine, ledger: Ledger, seed: Callable[[str], None], classes: int, careful: bool
+        self,
+        model: nn.Module,
+        engine: Engine,
+        ledger: Ledger,
+        seed: Callable[[str], None],
+        classes: int,
+        careful: bool,
+        params: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self.model, self.engine, self.ledger, self.classes = model, engine, ledger, classes
         self.seed, self.careful = seed, careful
-        self.params = dict(model.named_parameters())
+        self.params = dict(model.named_parameters() if params is None else params)
         self.phase, self.at = "attack", dict[str, Tensor]()  # of attacks and judgements; in place of which parameters
 
     def forward(

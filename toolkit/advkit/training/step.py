@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..compose.stage import Stage
 from ..judging import explained
-from ..modules import frozen, mode, own_generator
+from ..modules import Inventory, frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..settings import RunSettings
@@ -39,7 +39,7 @@ from .ranks import here
 from .shift import elsewhere, moved, shift_ratio
 from .step_report import Report
 from .trial import due, trying
-from .undo import all_or_nothing
+from .undo import Undo
 
 
 class TrainingStep:
@@ -55,7 +55,7 @@ class TrainingStep:
         refuse_unfit_for_several(self.ranks, model, panel.composition, run)
         self.care = Care(model, optimizer, panel, run.check_hooks)
         self.engine = Engine(run, model, self.ranks.batch_norm)
-        self.objective = Objective(model)
+        self.objective, self._undo = Objective(model), Undo(model, optimizer, panel.state)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition
         self.warn: Callable[[str], None] = partial(warnings.warn, stacklevel=5)
         self.report: Report | None = None
@@ -84,12 +84,13 @@ class TrainingStep:
         if epoch != self.state.epoch:
             self.seek(epoch)
         stage = self.panel.stage
-        careful, parts = self.care.begin(some, stage), parts_of(some, self.accumulate)
+        held = Inventory.of(self.model)
+        careful, parts = self.care.begin(some, stage, held.parameters), parts_of(some, self.accumulate)
         batch = self.ranks.shares(some.index, some.occurrence, careful)
         classes, ledger, updates = self.state.num_classes, Ledger(len(parts)), list[Update]()
         with (
             explained(),
-            all_or_nothing(self.model, self.optimizer, self.state, batch.index, careful),
+            self._undo.all_or_nothing(held, batch.index, careful),
             own_generator(self.state.device) as seed,
             self.panel.watching(careful, self.engine),
             hooks_told_apart(self.model) if careful else nullcontext(()) as computing,
@@ -98,9 +99,9 @@ class TrainingStep:
             self.care.computing = computing if careful else self.care.computing
             for name, part in parts.items():
                 drawn = partial(self._seed, seed, self.ranks.part + name)
-                network = Network(self.model, self.engine, ledger, drawn, classes, careful)
+                network = Network(self.model, self.engine, ledger, drawn, classes, careful, held.parameters)
                 contract = Contract(part, classes, self.composition, self.model, values=careful)
-                seen = self._attack(part, stage, network, contract)
+                seen = self._attack(part, stage, network, contract, held)
                 updates.append(Update(network, stage, seen, self.panel, contract, batch))
             batch.agree(self.state.samples)
             known = together([update.known for update in updates])
@@ -122,10 +123,16 @@ class TrainingStep:
 
     # ------------------------------------------------------------------ the two phases
 
-    def _attack(self, batch: Batch, stage: Stage, network: Network, contract: Contract) -> dict[str, Any]:
+    def _attack(
+        self, batch: Batch, stage: Stage, network: Network, contract: Contract, held: Inventory
+    ) -> dict[str, Any]:
         """theta, no parameter gradients, the attack mode. Returns the arguments of all later hooks."""
         training, may_move = self.attack.mode != "eval", self.attack.mode == "train"
-        with mode(self.model, training=training), torch.no_grad(), opened(self.state, network, may_move) as probes:
+        with (
+            mode(self.model, training, held.modules),
+            torch.no_grad(),
+            opened(self.state, network, may_move) as probes,
+        ):
             if owner := stage.owner("mix_batch"):
                 batch = contract.mixed(owner.plugin.name, self.panel.ask(owner, {"batch": batch}))
             clean = network.judge("clean_logits", stage.attack_view, batch.x) if stage.attack_view else None
@@ -136,7 +143,10 @@ class TrainingStep:
             radius = budget.attack * scale.radius
             known |= {"budget": budget, "radius": radius}
             known["target"] = self._target(stage, known, "attack", contract)
-            with frozen(self.model), nothing_moves(self.model, "the attack", contract.values and not may_move):
+            with (
+                frozen(held.parameters.values()),
+                nothing_moves(self.model, "the attack", contract.values and not may_move),
+            ):
                 attack = attacker(known, scale)
 
             known |= {"attack": attack, "x_train": attack.x_adv, "success": None, "x_clean": batch.x}
@@ -165,16 +175,17 @@ class TrainingStep:
                 with torch.no_grad():
                     answer = self.panel.ask_of_all(owner, batch, known, params=params, gradient_at=gradient_at)
                 shift = first.contract.shift(owner.plugin.name, answer, params)
-            outcome = backward(self.objective, updates, shift, self._forget)
+            outcome = backward(self.objective, updates, shift, partial(self._forget, first.network.params))
         self.ranks.add_gradients(self.model)
         self.ranks.add([outcome.loss, *outcome.raw.values(), *outcome.weighted.values()])
-        stop_if_not_finite(self.model, self.state, known, updates, shift, outcome)
+        stop_if_not_finite(self.state, known, updates, shift, outcome)
         return outcome, shift
 
-    def _forget(self) -> None:
+    def _forget(self, params: Mapping[str, nn.Parameter]) -> None:
         """The gradients of the step before, those of parameters that the optimizer does not have too."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.zero_grad(set_to_none=True)
+        for parameter in params.values():
+            parameter.grad = None
 
     def _target(self, stage: Stage, known: Mapping[str, Any], phase: str, contract: Contract) -> Tensor:
         """One-hot labels (B, K), through the chain of `target_label`."""

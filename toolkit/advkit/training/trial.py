@@ -104,7 +104,9 @@ def trying(
     state: RunState, network: Network, optimizer: torch.optim.Optimizer, batch: Whole, ranks: Alone
 ) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
     """The scope in which plugins may try and teach, with the weights tried; nets that have learnt are updated after."""
-    own = Network(network.model, network.engine, Ledger(), network.seed, network.classes, network.careful)
+    own = Network(
+        network.model, network.engine, Ledger(), network.seed, network.classes, network.careful, network.params
+    )
     own.phase, nets = "update", trained_nets(state)
     for net in nets:
         net.forget()

@@ -2,70 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..errors import HookContract, NonFinite
 from ..judging import same_bits
+from ..modules import Inventory
 from ..run import RunState
 from .given import refuse_late
 
 
-@contextmanager
-def all_or_nothing(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, index: Tensor, careful: bool
-) -> Iterator[None]:
-    """Put weights, buffers, optimizer and plugins' state back if the scope fails, or leaves anything not finite.
+class Undo:
+    """A step of `model` by `optimizer` as a whole, or nothing of it.
 
-    Costs a copy of the weights and of the optimizer's state. `index` (B,) are the samples whose state may change;
-    `careful`: HookContract where another's does, which costs a copy of all.
+    Between steps it keeps room for one copy of the weights and of the optimizer's state.
     """
-    before = {name: (tensor, tensor.detach().clone()) for name, tensor in _held(model, state)}
-    bound = [(module, dict(module._buffers)) for module in model.modules() if not isinstance(module, ScriptModule)]
-    samples = [(name, values, values[index]) for name, values in state.samples.items()]
-    whole = {name: values.clone() for name, values in state.samples.items()} if careful else {}
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    steps = _copied(dict(optimizer.state))
-    groups = [(group, _copied({k: v for k, v in group.items() if k != "params"})) for group in optimizer.param_groups]
-    own = {id(parameter) for parameter in model.parameters()}
-    others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
-    beside = [(tensor, tensor.detach().clone()) for tensor in others]
-    try:
-        yield
-        refuse_late(model, before)
-        _refuse_other_rows(state, whole, index)
-        rows = [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
-        now = [(name, tensor, before[name][1] if name in before else None) for name, tensor in _held(model, state)]
-        if what := _not_finite([*now, *rows], optimizer):
-            raise NonFinite(
-                f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was not "
-                "applied; lower optimizer.lr or look at the options of the plugins in this run."
-            )
-    except BaseException:
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> None:
+        self._model, self._optimizer, self._state, self._room = model, optimizer, state, Room()
+
+    @contextmanager
+    def all_or_nothing(self, held: Inventory, index: Tensor, careful: bool) -> Iterator[None]:
+        """Put weights, buffers, optimizer and plugins' state back if the scope fails, or leaves anything not finite.
+
+        `held` is what the model has now, `index` (B,) the samples whose state may change; `careful`: HookContract where
+        another's does, which costs a copy of all.
+        """
+        optimizer, state = self._optimizer, self._state
+        bound = [(module, dict(module._buffers)) for module in held.modules if not isinstance(module, ScriptModule)]
+        samples = [(name, values, values[index]) for name, values in state.samples.items()]
+        whole = {name: values.clone() for name, values in state.samples.items()} if careful else {}
+        gradients = [(parameter, parameter.grad) for parameter in held.parameters.values()]
+        steps = {parameter: _emptied(values) for parameter, values in optimizer.state.items()}
+        groups = [
+            (group, _copied({k: v for k, v in group.items() if k != "params"})) for group in optimizer.param_groups
+        ]
+        named = _named(held, state) | _strangers(held, optimizer)
+        tensors = [*named.values(), *_moments(optimizer)]
+        copies = self._room.copies(tensors)
+        try:
+            yield
+            now = Inventory.of(self._model)
+            refuse_late(now, held)
+            _refuse_other_rows(state, whole, index)
+            before = dict(zip(named, copies, strict=False))
+            after = _named(now, state) | _strangers(now, optimizer)
+            parts = [(name, tensor, before.get(name)) for name, tensor in after.items()]
+            parts += [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
+            if what := _not_finite(parts, optimizer):
+                raise NonFinite(
+                    f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was "
+                    "not applied; lower optimizer.lr or look at the options of the plugins in this run."
+                )
+        except BaseException:
+            with torch.no_grad():
+                for tensor, was in zip(tensors, copies, strict=True):
+                    tensor.copy_(was)
+            for module, buffers in bound:  # some bind theirs anew: self.m = 0.9 * self.m
+                module._buffers.clear()
+                module._buffers.update(buffers)
+            for name, values, was in samples:
+                values[index] = was
+                if name in whole:
+                    values.copy_(whole[name])
+            optimizer.state.clear()
+            optimizer.state.update(steps)
+            for group, rates in groups:
+                group.update(rates)
+            for parameter, gradient in gradients:
+                if parameter.grad is not gradient:  # this step's own, which nobody may step on
+                    parameter.grad = None
+            raise
+
+
+class Room:
+    """Memory for copies of tensors that are the same ones, but for their values, step after step."""
+
+    def __init__(self) -> None:
+        self._copies, self._groups = list[Tensor](), list[list[int]]()
+
+    def copies(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The values as they are now, until they are asked for the next time."""
+        if not self._fits(tensors):
+            self._copies, self._groups = [torch.empty_like(tensor) for tensor in tensors], by_kind(tensors)
         with torch.no_grad():
-            for tensor, was in (*before.values(), *beside):
-                tensor.copy_(was)
-        for module, buffers in bound:  # some bind theirs anew: self.m = 0.9 * self.m
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for name, values, was in samples:
-            values[index] = was
-            if name in whole:
-                values.copy_(whole[name])
-        optimizer.state.clear()
-        optimizer.state.update(steps)
-        for group, rates in groups:
-            group.update(rates)
-        for parameter, gradient in gradients:
-            if parameter.grad is not gradient:  # this step's own, which nobody may step on
-                parameter.grad = None
-        raise
+            for places in self._groups:
+                torch._foreach_copy_([self._copies[place] for place in places], [tensors[place] for place in places])
+        return self._copies
+
+    def _fits(self, tensors: Sequence[Tensor]) -> bool:
+        return len(tensors) == len(self._copies) and all(
+            copy.shape == tensor.shape and copy.dtype == tensor.dtype and copy.device == tensor.device
+            for copy, tensor in zip(self._copies, tensors, strict=True)
+        )
+
+
+def by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Places of tensors of one type and device, which torch's functions of many tensors take at once."""
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        groups.setdefault((tensor.dtype, tensor.device), []).append(place)
+    return [*groups.values()]
 
 
 class Kept:
@@ -104,8 +147,36 @@ def _refuse_other_rows(state: RunState, before: Mapping[str, Tensor], index: Ten
             )
 
 
-def _held(model: nn.Module, state: RunState) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers(), *state.tensors.items()]
+def _named(held: Inventory, state: RunState) -> dict[str, Tensor]:
+    return {**held.parameters, **held.buffers, **state.tensors}
+
+
+def _strangers(held: Inventory, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer trains and the model does not have, by its place there."""
+    own = {id(parameter) for parameter in held.parameters.values()}
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {f"parameter {place} of the optimizer": p for place, p in enumerate(trained) if id(p) not in own}
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors of the optimizer's state, however deep in lists and dicts they lie; not what is trained."""
+    leaves = [leaf for values in optimizer.state.values() for leaf in _leaves(values)]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.requires_grad]
+
+
+FLAT = (Tensor, int, float, type(None))
+
+
+def _leaves(values: object) -> Sequence[object]:
+    if isinstance(values, dict) and all(isinstance(value, FLAT) for value in values.values()):
+        return [*values.values()]  # as torch's own but LBFGS, some 100 times in a step
+    return tree_leaves(values)
+
+
+def _emptied(values: Any) -> Any:
+    """With lists and dicts of its own, and the same tensors in them."""
+    flat = isinstance(values, dict) and all(isinstance(value, FLAT) for value in values.values())
+    return dict(values) if flat else tree_map(lambda leaf: leaf, values)
 
 
 def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
@@ -114,20 +185,23 @@ def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
     return copied
 
 
-def _not_finite(held: list[tuple[str, Tensor, Tensor | None]], optimizer: torch.optim.Optimizer) -> str | None:
-    """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay."""
+def _not_finite(parts: Sequence[tuple[str, Tensor, Tensor | None]], optimizer: torch.optim.Optimizer) -> str | None:
+    """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay. One synchronisation."""
     moments = [
-        value
+        ("the optimizer's state", value.detach(), None)
         for parameter, values in optimizer.state.items()
-        for value in tree_leaves(values)
+        for value in _leaves(values)
         if isinstance(value, Tensor) and value.device == parameter.device  # counts of steps stay on the CPU
     ]
-    parts = [(name, tensor.detach(), was) for name, tensor, was in held]
-    parts += [("the optimizer's state", moment, None) for moment in moments]
-    floating = [part for part in parts if part[1].is_floating_point() and part[1].numel()]
-    peaks = torch._foreach_norm([tensor for _, tensor, _ in floating], torch.inf)
-    good = torch.stack([peak.isfinite() for peak in peaks]).tolist() if peaks else []
-    for (name, tensor, was), fine in zip(floating, good, strict=True):
-        if not fine and (was is None or was.shape != tensor.shape or bool((was.isfinite() & ~tensor.isfinite()).any())):
+    named = [(name, tensor.detach(), was) for name, tensor, was in parts]
+    floating = [part for part in (*named, *moments) if part[1].is_floating_point() and part[1].numel()]
+    tensors = [tensor for _, tensor, _ in floating]
+    groups = by_kind(tensors)
+    peaks = [torch.stack(torch._foreach_norm([tensors[place] for place in group], torch.inf)) for group in groups]
+    finite = torch.cat([peak.isfinite().to(peaks[0].device) for peak in peaks]).tolist() if peaks else []
+    places = [place for group in groups for place in group]
+    for place in sorted(place for place, fine in zip(places, finite, strict=True) if not fine):
+        name, tensor, was = floating[place]
+        if was is None or was.shape != tensor.shape or bool((was.isfinite() & ~tensor.isfinite()).any()):
             return name
     return None
