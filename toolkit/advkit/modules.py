@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,34 +18,6 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.device("cpu"), torch.float32
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """What a model has: its `modules()`, `named_parameters()` and `named_buffers()`, by one walk through it.
-
-    A walk takes a quarter of a millisecond for a ResNet-18, as a step of its training on a GPU takes twenty.
-    """
-
-    modules: Sequence[nn.Module]
-    parameters: Mapping[str, nn.Parameter]
-    buffers: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Inventory:
-        """As it is now."""
-        modules, parameters, buffers = list[nn.Module](), dict[str, nn.Parameter](), dict[str, Tensor]()
-        seen: set[int] = set()
-        for prefix, module in model.named_modules():
-            modules.append(module)
-            held: Any
-            found: Any
-            for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
-                for name, tensor in held.items():
-                    if tensor is not None and id(tensor) not in seen:
-                        seen.add(id(tensor))
-                        found[f"{prefix}.{name}" if prefix else name] = tensor
-        return cls(modules, parameters, buffers)
 
 
 def hook_before(model: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
 from ..hidden import without_trace
+from ..inventory import Inventory
 from ..judging import NO_GRADIENT, checked_logits, refuse_place, refuse_unready, untouched
-from ..modules import Inventory, exported, mode, own_generator
+from ..modules import exported, mode, own_generator
 from ..precision import HalfPrecision
 from ..run import RunState
 from ..types import Batch

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compose.stage import Stage
+from ..inventory import Inventory
 from ..judging import explained
-from ..modules import Inventory, frozen, mode, own_generator
+from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..settings import RunSettings
@@ -127,12 +128,8 @@ class TrainingStep:
         self, batch: Batch, stage: Stage, network: Network, contract: Contract, held: Inventory
     ) -> dict[str, Any]:
         """theta, no parameter gradients, the attack mode. Returns the arguments of all later hooks."""
-        training, may_move = self.attack.mode != "eval", self.attack.mode == "train"
-        with (
-            mode(self.model, training, held.modules),
-            torch.no_grad(),
-            opened(self.state, network, may_move) as probes,
-        ):
+        training, moves = self.attack.mode != "eval", self.attack.mode == "train"
+        with mode(self.model, training, held.modules), torch.no_grad(), opened(self.state, network, moves) as probes:
             if owner := stage.owner("mix_batch"):
                 batch = contract.mixed(owner.plugin.name, self.panel.ask(owner, {"batch": batch}))
             clean = network.judge("clean_logits", stage.attack_view, batch.x) if stage.attack_view else None
@@ -145,7 +142,7 @@ class TrainingStep:
             known["target"] = self._target(stage, known, "attack", contract)
             with (
                 frozen(held.parameters.values()),
-                nothing_moves(self.model, "the attack", contract.values and not may_move),
+                nothing_moves(self.model, "the attack", contract.values and not moves),
             ):
                 attack = attacker(known, scale)
 

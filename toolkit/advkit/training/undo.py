@@ -12,8 +12,8 @@ from torch.jit import ScriptModule
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..errors import HookContract, NonFinite
+from ..inventory import Inventory
 from ..judging import same_bits
-from ..modules import Inventory
 from ..run import RunState
 from .given import refuse_late
 
