@@ -143,7 +143,7 @@ def waits(work: Callable[[], object]) -> list[str]:
             work()
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+    return [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "called a synchronizing" in str(one.message)]
 
 
 # ---------------------------------------------------------------------- several processes
