@@ -110,7 +110,7 @@ class Care:
             cautions += [
                 at_rest(self._idle),
                 unregistered(self.model, self.optimizer),
-        self.memory.first(x, self.computing),
+                self.memory.first(x, self.computing),
                 by_batch(self.model, x, self.computing),
             ]
         return [caution for caution in cautions if caution]
