@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 from hypothesis import given, settings, strategies as st
 
 import advkit as package
@@ -22,6 +23,7 @@ from advkit.errors import PluginLoad
 from advkit.evaluation import statistics
 from advkit.storage.lock import RunLock
 from advkit.studies import ablation, arms, paired_tables
+from advkit.studies.inputs import seeds
 from advkit.studies.paired_records import AblationRow
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
@@ -165,7 +167,7 @@ def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest
 
 
 def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = advkit(capsys, "ablate", "--plugins", "awp", "--seeds", "3", *TINY, *ASKED, "--out", "a", "--json")
+    code, out, _ = advkit(capsys, "ablate", "--plugins", "awp", "--seeds", "3,", *TINY, *ASKED, "--out", "a", "--json")
     assert code == 0
     settings = {"data.limit": 60, "model.width": 2, "attack.steps": 2, "validation.steps": 2}
     heard: list[str] = []
@@ -189,7 +191,7 @@ def test_a_stopped_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str], m
     from advkit.cli.display import Quiet
     from advkit.errors import Stopped
 
-    line = ["ablate", "--plugins", "awp", "--seeds", "0", *TINY, "--epochs", "2", *ASKED, "--out", "a"]
+    line = ["ablate", "--plugins", "awp", "--seeds", "1", *TINY, "--epochs", "2", *ASKED, "--out", "a"]
     steps = iter(range(100))
     with monkeypatch.context() as patched:
         patched.setattr(Quiet, "stop_requested", lambda self: Stopped if next(steps) == 5 else None)
@@ -208,7 +210,7 @@ def test_a_stopped_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str], m
 def test_only_a_table_of_an_ablation_is_replaced(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "a").mkdir()
     (here / "a" / name).write_text("[1, 2]\n")
-    line = ["ablate", "--plugins", "awp", "--seeds", "0", *TINY, *ASKED, "--out", "a"]
+    line = ["ablate", "--plugins", "awp", "--seeds", "1", *TINY, *ASKED, "--out", "a"]
     said = f"Error: {Path('a', name)} is there and is no table of an ablation; name another --out.\n"
     assert advkit(capsys, *line) == (2, "", said)
     assert [file.name for file in (here / "a").iterdir()] == [name]
@@ -225,14 +227,34 @@ def test_a_preference_that_leaves_with_its_plugin_is_named() -> None:
     assert changed == {"attack.mode": ("eval", "train")}
 
 
+SEEDS = (
+    "must be how many seeds (3: 0, 1 and 2; at most 100), or which, each once (0,2; of one alone 4, with the comma)."
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "numbers"),
+    [
+        ("3", [0, 1, 2]),
+        (2, [0, 1]),
+        ("0,3", [0, 3]),
+        ("4,", [4]),
+        ([4], [4]),
+        ((0, 2), [0, 2]),
+        ("1", [0]),
+        (torch.tensor(2), [0, 1]),
+    ],
+)
+def test_seeds_are_how_many_or_which(asked: Any, numbers: list[int]) -> None:
+    assert seeds("seeds", asked) == numbers
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("--plugins awp --seed 1", "An ablation takes its seeds from --seeds; leave run.seed and --seed out."),
         ("--plugins awp --set run.seed=1", "An ablation takes its seeds from --seeds; leave run.seed and --seed out."),
-        ("--plugins awp --seeds 0,0", "--seeds 0,0 must be whole numbers >= 0, each once, such as 0,1,2."),
-        ("--plugins awp --seeds x", "--seeds x must be whole numbers >= 0, each once, such as 0,1,2."),
-        ("--plugins awp --seeds ,", "--seeds , must be whole numbers >= 0, each once, such as 0,1,2."),
+        *((f"--plugins awp --seeds {given}", f"--seeds {given} {SEEDS}") for given in ("0,0", "x", ",", "0", "12345")),
         ("", "There is nothing to leave out; name plugins: --plugins cat-eps,lsiw."),
     ],
 )

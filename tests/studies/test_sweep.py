@@ -34,7 +34,7 @@ def test_a_sweep_is_kept_and_its_tasks_are_its_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = [*LINE, "--seeds", "1", "--out", "s"]
+    line = [*LINE, "--seeds", "1,", "--out", "s"]
     code, out, err = advkit(capsys, *line, "--task", "2")
     assert (code, out) == (0, "") and err.startswith("cat-eps.eta=0.02, seed 1: clean ")
     assert [path.name for path in Path("s/runs").iterdir()] == ["cat-eps.eta=0.02-seed-1"] and not Path(
@@ -72,7 +72,7 @@ def test_a_sweep_is_kept_and_its_tasks_are_its_runs(
         epochs=1,
     )
     assert [row.as_dict() for row in again] == rows
-    code, _, err = advkit(capsys, "ablate", "--plugins", "cat-eps", *TINY, "--seeds", "0", "--out", "s")
+    code, _, err = advkit(capsys, "ablate", "--plugins", "cat-eps", *TINY, "--seeds", "1", "--out", "s")
     assert code == 2 and "is there and is no table of an ablation; name another --out." in err
 
 
@@ -80,7 +80,7 @@ def test_a_run_that_ends_in_nan_is_a_line_of_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = ["sweep", *TINY, "--attacks", "clean", "--set", "optimizer.lr=1e9,0.05,0.1", "--seeds", "0", "--out", "s"]
+    line = ["sweep", *TINY, "--attacks", "clean", "--set", "optimizer.lr=1e9,0.05,0.1", "--seeds", "1", "--out", "s"]
     last = "Error: NaN or Inf ended 1 of the runs: optimizer.lr=1000000000.0, seed 0. The table has no figures of "
     last += "them, and says where it was and what to change."
     for _ in range(2):  # again when the command is repeated

@@ -27,7 +27,9 @@ def study_options(function: F) -> F:
     """What an ablation and a sweep are asked for, beside their runs."""
     for option in reversed(
         (
-            click.option("--seeds", default="0,1,2", show_default=True, metavar="A,B", help="All are trained at each."),
+            click.option(
+                "--seeds", default="3", show_default=True, metavar="N|A,B", help="How many (0, 1, 2), or which."
+            ),
             click.option("--attacks", default="clean,pgd-20,cw-20", show_default=True, metavar="A,B", help=ATTACKS),
             click.option("--n", default="1000", show_default=True, metavar="N", help="N images at random; 0: all."),
             click.option(

@@ -70,7 +70,7 @@ def ablate(
     plugins: str | Sequence[str] | None = None,
     *,
     out: str | Path,
-    seeds: str | Sequence[int] = "0,1,2",
+    seeds: int | str | Sequence[int] = 3,
     attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,
     n: int = 1000,
     model: str | None = None,
@@ -89,7 +89,8 @@ def ablate(
 ) -> list[AblationRow]:
     """Train a set of plugins, the set without each of them and of their companions, and none, at every seed.
 
-    The runs are those of `advkit.train` with these arguments, `attacks` and `n` are `advkit.evaluate`'s. Runs and table
+    `seeds` is how many, 3 for 0, 1 and 2, or which, [0, 2]. The runs are those of `advkit.train` with the arguments;
+    `attacks` and `n` are `advkit.evaluate`'s. Runs and table
     are in the folder `out`; the same call again goes on where it was. `progress` is asked for once a run; `tell` hears
     of each that is done. `task` does one run alone, of that number from 1, and returns no rows: for clusters.
     """

@@ -62,14 +62,26 @@ def listed(given: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def seeds(name: str, given: str | Sequence[int]) -> list[int]:
-    """Whole numbers >= 0, each once: "0,1,2" or a sequence of them."""
+MOST_SEEDS = 100
+"""That a number stands for: a larger one is meant as a seed."""
+
+
+def seeds(name: str, given: int | str | Sequence[int]) -> list[int]:
+    """How many seeds, 3 for 0, 1 and 2; or which, each once: "0,2" or a sequence of them, "4," for 4 alone."""
+    listing = listed(given) if isinstance(given, str) and "," in given else given
     try:
-        values = [whole(name, part) for part in (listed(given) if isinstance(given, str) else given)]
+        if isinstance(listing, Sequence) and not isinstance(listing, str):
+            values = [whole(name, part) for part in listing]
+        else:
+            count = whole(name, listing)
+            values = list(range(count)) if count <= MOST_SEEDS else []
     except OptionError:
         values = []
     if not values or len(set(values)) != len(values):
-        raise OptionError(f"{name} {_said(given)} must be whole numbers >= 0, each once, such as 0,1,2.")
+        raise OptionError(
+            f"{name} {_said(given)} must be how many seeds (3: 0, 1 and 2; at most {MOST_SEEDS}), or which, each once "
+            "(0,2; of one alone 4, with the comma)."
+        )
     return values
 
 

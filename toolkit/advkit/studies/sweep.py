@@ -97,7 +97,7 @@ def sweep(
     *,
     grid: Mapping[str, Sequence[object]],
     out: str | Path,
-    seeds: str | Sequence[int] = "0,1,2",
+    seeds: int | str | Sequence[int] = 3,
     attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,
     n: int = 1000,
     model: str | None = None,
