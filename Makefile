@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "advkit needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev,vision,plot,autoattack,foolbox,timm]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev,vision,plot,autoattack,foolbox,timm,sweep]'
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
 		echo "For the browser test of the report: apt-get install chromium (without it the test is skipped)"
 	@touch $@

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from math import log10
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -13,6 +16,8 @@ from advkit.cli.main import run
 from advkit.cli.sweep import apart
 from advkit.config.layer import Layer
 from advkit.config.request import Request
+from advkit.errors import NonFinite
+from advkit.studies import arms
 from advkit.studies.arms import Arm, Outcome
 from advkit.studies.paired_records import AblationRow
 from advkit.studies.paired_tables import SWEEP, markdown, table
@@ -205,3 +210,74 @@ def test_the_best_is_the_one_whose_images_withstand_every_attack() -> None:
     assert lines[-1][:4] == ["", "worst case", "0.400", "0.000 to 1.000"]
     page = markdown(rows, SWEEP)
     assert page.startswith("| values | attack | accuracy | over images | minus first |") and "judge it anew" in page
+
+
+# ---------------------------------------------------------------------- searches
+
+
+@pytest.fixture
+def imagined(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Runs that withstand more the nearer lam is to 0.002, by its logarithm; those beyond 0.5 end in NaN."""
+    pytest.importorskip("optuna", reason="optuna is not installed (advkit[sweep])")
+    tried: list[float] = []
+
+    def measure(resolved: Any, *_: Any) -> Outcome:
+        tried.append(lam := resolved.values()["lsiw.lam"])
+        if lam > 0.5:
+            raise NonFinite("The loss is NaN.")
+        count = round(100 - 30 * abs(log10(lam / 0.002)))
+        return Outcome({"pgd": "1" * count + "0" * (100 - count)}, False)
+
+    monkeypatch.setattr(arms, "measure", measure)
+    return tried
+
+
+def searched(out: Path, trials: int) -> list[AblationRow]:
+    grid = {"lsiw.lam": "0.001..1 log"}
+    return package.sweep("lsiw", grid=grid, out=out, seeds=2, trials=trials, settings={"data.limit": 60})
+
+
+def test_a_search_gets_nearer_and_goes_on_where_it_was(tmp_path: Path, imagined: list[float]) -> None:
+    rows = searched(tmp_path, 30)
+    figures = [row.worst_case.mean for row in rows if row.worst_case]
+    assert max(figures) > 0.98 and mean(figures[-10:]) > mean(figures[:10]) + 0.05
+    assert len(imagined) == 2 * len(rows) and [*rows[0].seeds] == [0, 1], "each at both seeds"
+    failed = [row for row in rows if row.failed]
+    assert failed and all(float(row.arm.partition("=")[2]) > 0.5 for row in failed)
+    before = [row.arm for row in searched(tmp_path, 12)]
+    assert before == [row.arm for row in rows[:12]] and imagined[60:] == imagined[:24]
+    assert [row["arm"] for row in json.loads((tmp_path / "table.json").read_text())] == before
+
+
+def test_a_search_of_few_values_has_each_once(tmp_path: Path, imagined: list[float]) -> None:
+    rows = package.sweep(
+        "lsiw", grid={"lsiw.lam": [0.05, 0.1], "run.batch_size": "8..9"}, out=tmp_path, seeds=1, trials=25
+    )
+    assert len(rows) == len({row.arm for row in rows}) == len(imagined) == 4
+    assert {row.arm.split()[1] for row in rows} == {"run.batch_size=8", "run.batch_size=9"}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("lsiw.lam=0.01..0.3", "lsiw.lam has a range, 0.01..0.3; say how many are tried: --trials N."),
+        ("lsiw.lam=0.3..0.01 --trials 3", "0.3..0.01 is no range; write the lower number first, above 0 if it is log"),
+        ("lsiw.lam=0.1..0.3 --trials 0", "--trials 0 tries nothing; give 1 or more."),
+        ("lsiw.lam=0.1..0.3 --trials 3 --task 1", "so it has no tasks; leave --task out."),
+        ("lsiw.lam=-1..0.3 --trials 3", "lsiw.lam = -1"),
+        ("lsiw.lam=0.1..0.3 -o lsiw.lam=0.5 --trials 3", "lsiw.lam is given twice"),
+        ("lsiw.lam=0.1,0.3 --set data.limit=10..20 --trials 3", "all cells of a sweep train on the same images"),
+    ],
+)
+def test_searches_that_can_not_be_are_refused(
+    line: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    code, _, err = advkit(capsys, "sweep", "--plugins", "lsiw", "-o", *line.split(), "--out", str(out))
+    assert code == 2 and sentence in err and not out.exists()
+
+
+def test_without_optuna_a_search_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(package.OptionError, match=r"pip install 'advkit\[sweep\]'; or give lists"):
+        searched(tmp_path, 3)

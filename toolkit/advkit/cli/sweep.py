@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -16,8 +16,15 @@ from .run_options import run_options
 @click.command("sweep")
 @run_options
 @study_options
+@click.option("--trials", metavar="N", help="Try N combinations that Optuna proposes, also of ranges: 0.01..0.3 log.")
 def command(
-    seeds: str, task: str | None, as_json: bool, options: tuple[str, ...], settings: tuple[str, ...], **typed: Any
+    seeds: str,
+    task: str | None,
+    trials: str | None,
+    as_json: bool,
+    options: tuple[str, ...],
+    settings: tuple[str, ...],
+    **typed: Any,
 ) -> None:
     """Train every combination of the values that -o and --set give, and compare them on held-out images.
 
@@ -27,8 +34,14 @@ def command(
     Values are told apart by commas; a list is written in brackets, a text with commas in quotes. Runs are paired: the
     same seeds, images and random numbers. The test images are never looked at. A stopped sweep goes on when the same
     command is given again. The table is also written to DIR/table.json and table.md.
+
+    \b
+    advkit sweep --plugins lsiw -o 'lsiw.lam=0.01..0.3 log' --trials 20 --out search
+
+    With --trials values are proposed one after the other, by how the best runs so far were set. Ranges are of whole
+    numbers where both ends are, and even in the logarithm with `log`.
     """
-    from ..studies.inputs import seeds as parse_seeds
+    from ..studies.inputs import seeds as parse_seeds, whole
     from ..studies.paired_tables import SWEEP
     from ..studies.sweep import sweep_request
 
@@ -37,23 +50,26 @@ def command(
     if twice := by_option.keys() & by_setting.keys():
         raise OptionError(f"-o and --set both give {min(twice)}; give it once.")
     numbers, grid = parse_seeds("--seeds", seeds), by_option | by_setting
+    count = None if trials is None else whole("--trials", trials)
     typed |= {"options": fixed_options, "settings": fixed_settings}
-    carry_out(SWEEP, as_json, task, typed, lambda asked, study, k: sweep_request(asked, grid, numbers, study, k))
+    carry_out(SWEEP, as_json, task, typed, lambda asked, study, k: sweep_request(asked, grid, numbers, study, k, count))
 
 
-def apart(pairs: Iterable[str]) -> tuple[tuple[str, ...], dict[str, list[object]]]:
-    """`a.b=value` as it is typed, and the values of those that have several."""
+def apart(pairs: Iterable[str]) -> tuple[tuple[str, ...], dict[str, Sequence[object]]]:
+    """`a.b=value` as it is typed; and the values of those that have several, or their range as it is typed."""
+    from ..studies.search import Range
+
     fixed: list[str] = []
-    several: dict[str, list[object]] = {}
+    several: dict[str, Sequence[object]] = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
-        parts = _parts(text)
-        if len(parts) == 1:
+        parts, ranged = _parts(text), Range.written(text)
+        if len(parts) == 1 and not ranged:
             fixed.append(pair)
         elif key.strip() in several or not all(parts):
             raise OptionError(f"{pair!r} is not of the form plugin.key=value,value, each key once.")
         else:
-            several[key.strip()] = [parse_value(part) for part in parts]
+            several[key.strip()] = text.strip() if ranged else [parse_value(part) for part in parts]
     return tuple(fixed), several
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,37 +80,49 @@ class Study:
 
         `task`: only the run of that number, from 1, and no table, so that a cluster runs them side by side.
         """
-        splits = data_of(next(iter(next(arm.resolved for arm in arms if arm.resolved).values())))
         # Seed by seed: an early look at the table is a complete one.
         seeds = sorted({seed for arm in arms for seed in arm.resolved})
         tasks = [(arm, seed) for seed in seeds for arm in arms if arm.refused is None]
-        try:
-            if task is not None:
-                if not 1 <= task <= len(tasks):
-                    raise OptionError(f"There is no task {task}: {self.layout.what} has the runs 1 to {len(tasks)}.")
-                arm, seed = tasks[task - 1]
-                try:
+        splits = data_of(tasks[0][0].resolved[seeds[0]])
+        if task is not None:
+            if not 1 <= task <= len(tasks):
+                raise OptionError(f"There is no task {task}: {self.layout.what} has the runs 1 to {len(tasks)}.")
+            arm, seed = tasks[task - 1]
+            try:
+                with _stopping():
                     self._measured(arm, seed, splits)
-                except NonFinite as error:
-                    raise NonFinite(f"{arm.name}, seed {seed}: {error}") from None
-                return []
+            except NonFinite as error:
+                raise NonFinite(f"{arm.name}, seed {seed}: {error}") from None
+            return []
+        found: dict[str, dict[int, Outcome | str]] = {arm.name: {} for arm in arms}
+        with self.kept():
+            for arm, seed in tasks:
+                found[arm.name][seed] = self.outcome(arm, seed, splits)
+            return self.written(arms, found)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The scope in which its folder is this study's alone; one that is stopped goes on when it is asked again."""
+        with _stopping():
             self._refuse_other()
             with RunLock(self.out / "lock"):
-                measured: dict[str, dict[int, Outcome]] = {arm.name: {} for arm in arms}
-                failed: dict[str, dict[str, str]] = {arm.name: {} for arm in arms}
-                for arm, seed in tasks:
-                    try:
-                        measured[arm.name][seed] = self._measured(arm, seed, splits)
-                    except NonFinite as error:
-                        failed[arm.name][str(seed)] = str(error)
-                        if self.tell is not None:
-                            self.tell(f"{arm.name}, seed {seed}: {error}")
-                first = arms[0]
-                rows = [_row(arm, measured[arm.name], failed[arm.name], first, measured[first.name]) for arm in arms]
-                write_atomic(self.out / "table.json", document([row.as_dict() for row in rows]))
-                write_atomic(self.out / "table.md", markdown(rows, self.layout).encode())
-        except Stopped as stopped:
-            raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
+                yield
+
+    def outcome(self, arm: Arm, seed: int, splits: Splits) -> Outcome | str:
+        """What a run withstands, or the sentence with which NaN or Inf has ended it."""
+        try:
+            return self._measured(arm, seed, splits)
+        except NonFinite as error:
+            if self.tell is not None:
+                self.tell(f"{arm.name}, seed {seed}: {error}")
+            return str(error)
+
+    def written(self, arms: Sequence[Arm], found: Mapping[str, Mapping[int, Outcome | str]]) -> list[AblationRow]:
+        """The rows of arms of which everything is found, in table.json and table.md."""
+        first = arms[0]
+        rows = [_row(arm, found[arm.name], first, found[first.name]) for arm in arms]
+        write_atomic(self.out / "table.json", document([row.as_dict() for row in rows]))
+        write_atomic(self.out / "table.md", markdown(rows, self.layout).encode())
         return rows
 
     def _measured(self, arm: Arm, seed: int, splits: Splits) -> Outcome:
@@ -137,6 +150,14 @@ class Study:
                 raise OptionError(
                     f"{self.out / name} is there and is no table of {self.layout.what}; name another --out."
                 )
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    try:
+        yield
+    except Stopped as stopped:
+        raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
 
 
 def measure(
@@ -173,19 +194,21 @@ def refuse_failed(rows: Sequence[AblationRow]) -> None:
 
 
 def _row(
-    arm: Arm, runs: Mapping[int, Outcome], failed: dict[str, str], first: Arm, reference: Mapping[int, Outcome]
+    arm: Arm, found: Mapping[int, Outcome | str], first: Arm, reference: Mapping[int, Outcome | str]
 ) -> AblationRow:
     """The line of an arm, and its differences from the first one; those are paired, so it must have every seed."""
     head: dict[str, Any] = {"arm": arm.name, "plugins": list(arm.plugins), "refused": arm.refused}
     if arm.refused is not None:
         return AblationRow(**head)
-    if failed:
+    runs = {seed: outcome for seed, outcome in found.items() if isinstance(outcome, Outcome)}
+    beside = {seed: outcome for seed, outcome in reference.items() if isinstance(outcome, Outcome)}
+    if failed := {str(seed): sentence for seed, sentence in found.items() if isinstance(sentence, str)}:
         return AblationRow(**head, declined=list(arm.declined), seeds=list(runs), failed=failed)
     by_attack = {
         attack: {seed: outcome.verdicts[attack] for seed, outcome in runs.items()}
         for attack in next(iter(runs.values())).verdicts
     }
-    paired = reference.keys() == runs.keys() and arm is not first
+    paired = beside.keys() == runs.keys() and arm is not first
     return AblationRow(
         **head,
         declined=list(arm.declined),
@@ -196,7 +219,7 @@ def _row(
         else {},
         accuracy={name: SeedAccuracy(**accuracy(list(texts.values()))) for name, texts in by_attack.items()},
         difference={
-            name: SeedDifference(**difference([(texts[seed], reference[seed].verdicts[name]) for seed in texts]))
+            name: SeedDifference(**difference([(texts[seed], beside[seed].verdicts[name]) for seed in texts]))
             for name, texts in by_attack.items()
             if paired
         },

@@ -22,8 +22,9 @@ from .inputs import seeds as parse_seeds
 from .paired_records import AblationRow
 from .paired_tables import SWEEP
 from .plan import requested
+from .search import Range, search
 
-Grid = Mapping[str, Sequence[object]]
+Grid = Mapping[str, str | Sequence[object]]
 """The values of each option or setting: {"lsiw.lam": [0.03, 0.1]}."""
 
 FIXED = {
@@ -39,26 +40,30 @@ FIXED = {
 def cells(request: Request, grid: Grid, seeds: Sequence[int]) -> list[Arm]:
     """Every combination of the grid's values, in the order in which they are given."""
     _refuse_grid(request, grid)
-    chosen = tuple(sorted(str(plugin) for plugin in request.plugins))
     arms: list[Arm] = []
     known: dict[str, str] = {}
     for values in product(*grid.values()):
-        cell = dict(zip(grid, values, strict=True))
-        name = " ".join(f"{key}={value}" for key, value in cell.items())
-        own = request.over(_layer(cell))
-        resolved = {seed: Resolved.of(own.over(Layer("--seeds", {"run.seed": seed}))) for seed in seeds}
-        first = runfile.dump(resolved[seeds[0]])
+        arm = _arm(request, dict(zip(grid, values, strict=True)), seeds)
+        first = runfile.dump(arm.resolved[seeds[0]])
         if first in known:
-            raise OptionError(f"{known[first]} and {name} are the same run; give each value once.")
-        known[first] = name
-        arms.append(Arm(name, chosen, resolved, request.declined))
-    validation = arms[0].resolved[seeds[0]].validation
+            raise OptionError(f"{known[first]} and {arm.name} are the same run; give each value once.")
+        known[first] = arm.name
+        arms.append(arm)
+    return arms
+
+
+def _arm(request: Request, cell: Mapping[str, object], seeds: Sequence[int]) -> Arm:
+    """The runs with these values, which have to hold out images to be judged on."""
+    own = request.over(_layer(cell))
+    resolved = {seed: Resolved.of(own.over(Layer("--seeds", {"run.seed": seed}))) for seed in seeds}
+    validation = resolved[seeds[0]].validation
     if validation.split == "test" or not validation.fraction:
         raise OptionError(
             "A sweep chooses on images that its runs hold out; leave validation.split=test and "
             "validation.fraction=0 out."
         )
-    return arms
+    name = " ".join(f"{key}={value}" for key, value in cell.items())
+    return Arm(name, tuple(sorted(str(plugin) for plugin in request.plugins)), resolved, request.declined)
 
 
 def _refuse_grid(request: Request, grid: Grid) -> None:
@@ -95,7 +100,7 @@ def _layer(cell: Mapping[str, object]) -> Layer:
 def sweep(
     plugins: str | Sequence[str] | None = None,
     *,
-    grid: Mapping[str, Sequence[object]],
+    grid: Mapping[str, str | Sequence[object]],
     out: str | Path,
     seeds: int | str | Sequence[int] = 3,
     attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,
@@ -113,22 +118,40 @@ def sweep(
     progress: Callable[[], Progress] = Silent,
     tell: Callable[[str], None] | None = None,
     task: int | None = None,
+    trials: int | None = None,
 ) -> list[AblationRow]:
     """Train every combination of the grid's values at every seed, and judge each on the images that it held out.
 
     `grid` is {"lsiw.lam": [0.03, 0.1], "optimizer.lr": [0.1, 0.05]}; everything else is as `ablate` has it. A row's
     `difference` is that to the first combination, paired by seed and by image. The test images are never looked at.
+    With `trials` Optuna proposes so many combinations instead, one after the other, also of ranges such as
+    {"lsiw.lam": "0.01..0.3 log"}.
     """
     short = {"model": model, "dataset": dataset, "eps": eps, "epochs": epochs, "batch_size": batch_size}
     request = requested(plugins, recipe, config, options, settings, no_companion, **short)
     judging = EvaluationRequest.of(attacks, n=n)
     study = Study(Path(out), judging, SWEEP, request.trackers, progress, tell)
-    return sweep_request(request, grid, parse_seeds("seeds", seeds), study, task)
+    return sweep_request(request, grid, parse_seeds("seeds", seeds), study, task, trials)
 
 
 def sweep_request(
-    request: Request, grid: Grid, seeds: Sequence[int], study: Study, task: int | None = None
+    request: Request,
+    grid: Grid,
+    seeds: Sequence[int],
+    study: Study,
+    task: int | None = None,
+    trials: int | None = None,
 ) -> list[AblationRow]:
     """As `sweep`."""
     held_out = replace(study, judging=replace(study.judging, split="validation"))
-    return held_out.table(cells(request, grid, seeds), task)
+    space = {key: Range.written(values) or values for key, values in grid.items()}
+    if trials is None:
+        if ranges := [key for key, values in space.items() if isinstance(values, Range)]:
+            raise OptionError(f"{ranges[0]} has a range, {grid[ranges[0]]}; say how many are tried: --trials N.")
+        return held_out.table(cells(request, grid, seeds), task)
+    if task is not None:
+        raise OptionError("What a search proposes follows from the runs before, so it has no tasks; leave --task out.")
+    if trials < 1:
+        raise OptionError(f"--trials {trials} tries nothing; give 1 or more.")
+    _refuse_grid(request, space)
+    return search(held_out, space, trials, lambda cell: _arm(request, cell, seeds))

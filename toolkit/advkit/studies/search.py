@@ -1,0 +1,104 @@
+"""Searches: values that Optuna proposes, one set after the other, each judged by what those before it have shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ..errors import OptionError
+from ..options import parse_number
+from ..training.parts import data_of
+from .arms import Arm, Outcome, Study
+from .paired_records import AblationRow
+
+FIRST = 10
+"""Trials that are drawn at random; from then on a tree-structured Parzen estimator proposes (Bergstra et al. 2011)."""
+
+_RANGE = re.compile(r"\s*(\S+?)\s*\.\.\s*(\S+?)(\s+log)?\s*")
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`, both included; whole ones if both are, and even in their logarithm if `log`."""
+
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def written(cls, text: object) -> Range | None:
+        """`0.01..0.3`, `0.01..0.3 log`, `1/255..8/255`; None for what is none. OptionError for an impossible one."""
+        match = _RANGE.fullmatch(text) if isinstance(text, str) else None
+        try:
+            ends = [parse_number(match[1]), parse_number(match[2])] if match else []
+        except ValueError:
+            return None
+        if not match or not ends:
+            return None
+        if not ends[0] < ends[1] or (match[3] and ends[0] <= 0):
+            raise OptionError(f"{text} is no range; write the lower number first, above 0 if it is log: 0.01..0.3 log.")
+        if all(re.fullmatch(r"-?\d+", end) for end in match.groups()[:2]):
+            return cls(int(match[1]), int(match[2]), bool(match[3]))
+        return cls(ends[0], ends[1], bool(match[3]))
+
+    def proposed(self, trial: Any, name: str) -> float:
+        """A number that the trial proposes, of four digits, so that what is shown is what was run."""
+        if isinstance(self.low, int):
+            return int(trial.suggest_int(name, self.low, self.high, log=self.log))
+        value = trial.suggest_float(name, self.low, self.high, log=self.log)
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
+
+def search(
+    study: Study,
+    space: Mapping[str, Range | Sequence[object]],
+    trials: int,
+    arm_of: Callable[[Mapping[str, object]], Arm],
+) -> list[AblationRow]:
+    """A row for each set of values that is proposed in `trials`, in that order; the best has the highest worst case.
+
+    `space` has a `Range` or a list by option or setting; `arm_of` makes the arm of a set of values, or refuses it. What
+    is proposed follows from the worst cases before alone: asked again, a search finds its runs in the folder and goes
+    on, also to more trials. A set that is proposed twice is one row.
+    """
+    try:
+        optuna: Any = import_module("optuna")
+    except ImportError:
+        raise OptionError("Searching needs optuna: pip install 'advkit[sweep]'; or give lists, 0.03,0.1.") from None
+    for end in (0, -1):  # whatever is refused there is refused before anything is trained
+        arm_of({name: values[:2][end] if isinstance(values, Range) else values[end] for name, values in space.items()})
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    arms: dict[str, Arm] = {}
+    found: dict[str, dict[int, Outcome | str]] = {}
+    try:
+        sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=FIRST)
+        asked = optuna.create_study(direction="maximize", sampler=sampler)
+        with study.kept():
+            for _ in range(trials):
+                trial = asked.ask()
+                arm = arm_of({name: _proposed(trial, name, values) for name, values in space.items()})
+                if arm.name not in arms:
+                    splits = data_of(next(iter(arm.resolved.values())))
+                    found[arm.name] = {at: study.outcome(arm, at, splits) for at in arm.resolved}
+                    arms[arm.name] = arm
+                outcomes = [one for one in found[arm.name].values() if isinstance(one, Outcome)]
+                if len(outcomes) == len(found[arm.name]):
+                    asked.tell(trial, sum(map(_withstood, outcomes)) / len(outcomes))
+                else:  # ended in NaN or Inf
+                    asked.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return study.written(list(arms.values()), found)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _proposed(trial: Any, name: str, values: Range | Sequence[object]) -> object:
+    if isinstance(values, Range):
+        return values.proposed(trial, name)
+    place: int = trial.suggest_categorical(name, list(range(len(values))))  # Optuna takes plain values alone
+    return values[place]
+
+
+def _withstood(outcome: Outcome) -> float:
+    return outcome.worst_case.count("1") / len(outcome.worst_case)
