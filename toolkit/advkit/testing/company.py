@@ -53,7 +53,8 @@ def alone(plugin: Choice, others: Sequence[Choice], refused: Refusal = refusal) 
     for chosen in ((plugin,), *((plugin, other) for other in others)):
         if not refused(chosen):
             return chosen
-    raise AdvkitError(f"{plugin} runs neither alone nor beside another one: {refused((plugin,))}")
+    name = plugin if isinstance(plugin, str) else plugin.name
+    raise AdvkitError(f"{name} runs neither alone nor beside another one: {refused((plugin,))}")
 
 
 def crowd(begin: tuple[Any, ...], others: Sequence[Choice], refused: Refusal = refusal) -> tuple[Any, ...]:

@@ -90,17 +90,12 @@ class Contract:
 
     def target(self, who: str, target: Tensor) -> Tensor:
         fits = isinstance(target, Tensor) and target.shape == (self.rows, self.classes) and not target.is_complex()
-        if not fits:
+        if not fits or target.device != self.batch.x.device:
             raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {_described(target)}")
         if target.requires_grad:
             raise _broken(who, "target_label", "the target must be detached")
         self._true(who, "target_label", lambda: (target >= 0).all(1), "a row has a negative entry")
-        self._true(
-            who,
-            "target_label",
-            lambda: (target.sum(1) - 1).abs() <= 1e-5,
-            "a row does not sum to 1",
-        )
+        self._true(who, "target_label", lambda: (target.sum(1) - 1).abs() <= 1e-5, "a row does not sum to 1")
         return target
 
     def objective(self, who: str, goal: object, known: Mapping[str, object]) -> Callable[[Tensor], Tensor]:
@@ -192,7 +187,8 @@ class Contract:
         return move
 
     def mask(self, who: str, mask: Tensor) -> Tensor:
-        if not isinstance(mask, Tensor) or mask.shape != (self.rows,) or mask.dtype != torch.bool:
+        here = torch.bool, self.batch.x.device
+        if not isinstance(mask, Tensor) or mask.shape != (self.rows,) or (mask.dtype, mask.device) != here:
             raise _broken(who, "attack_step", f"({self.rows},) bool is expected, not {_described(mask)}")
         return mask
 
@@ -263,8 +259,13 @@ class Contract:
             raise _broken(who, hook, f"images {expected} are expected, not {_described(images)}")
 
     def _per_sample(self, who: str, hook: str, name: str, value: object, finite: bool = True) -> None:
-        if not isinstance(value, Tensor) or value.shape != (self.rows,) or not value.is_floating_point():
-            raise _broken(who, hook, f"{name} must be ({self.rows},) floating point, not {_described(value)}")
+        shape, device, where = (self.rows,), self.batch.x.device, _where(self.batch.x)
+        if (
+            not isinstance(value, Tensor)
+            or (value.shape, value.device) != (shape, device)
+            or not value.is_floating_point()
+        ):
+            raise _broken(who, hook, f"{name} must be ({self.rows},) floating point{where}, not {_described(value)}")
         if finite:
             self._true(who, hook, value.isfinite, f"{name} is not finite")
 
@@ -292,4 +293,8 @@ def _finite(value: Tensor) -> Tensor:
 def _described(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{_where(value)}"
+
+
+def _where(value: Tensor) -> str:
+    return "" if value.device.type == "cpu" else f" on {value.device.type}"
