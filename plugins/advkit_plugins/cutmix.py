@@ -47,13 +47,21 @@ class CutMix(Plugin):
         return self.options.probability > 0
 
     @hookimpl
+    def setup(self, run: Run) -> None:
+        if run.image_shape:
+            self._fits(*run.image_shape[1:])
+
+    def _fits(self, height: int, width: int) -> None:
+        if self.options.window > max(height, width):
+            raise OptionError(
+                f"cutmix.window = {self.options.window} is larger than the images ({height} x {width}), which would be "
+                "replaced whole; give a side below theirs."
+            )
+
+    @hookimpl
     def mix_batch(self, batch: Batch, run: Run) -> Batch:
         rows, (height, width) = len(batch.y), batch.x.shape[2:]
-        if (window := self.options.window) > max(height, width):
-            raise OptionError(
-                f"cutmix.window = {window} is larger than the images ({height} x {width}), which would be replaced "
-                "whole; give a side below theirs."
-            )
+        self._fits(height, width)
         group, numbers = self.options.group or rows, run.draws("partner", batch)
         place, mate = (numbers.uniform(draw=draw, dtype=torch.float64) for draw in (0, 1))  # in (0, 1)
         # In an order of its own, so that the batch's says nothing: groups, and whom each image is mixed with.
@@ -64,7 +72,7 @@ class CutMix(Plugin):
         lead[order] = order[first]
         # The numbers of a group are those of its first image.
         area, down, across, coin = run.draws("box", batch).uniform(4, dtype=torch.float64)[lead].unbind(1)
-        inside = boxes(area, down, across, height, width, window)
+        inside = boxes(area, down, across, height, width, self.options.window)
         inside &= per_sample(coin < self.options.probability, inside)
         x = torch.where(inside.unsqueeze(1), batch.x[partner], batch.x)
         return replace(batch, x=x, mix=Mix(partner, 1 - inside.to(x.dtype).mean(dim=(1, 2))))

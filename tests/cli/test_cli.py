@@ -355,6 +355,14 @@ REFUSALS = [
         "evaluate @RUN --split tset",
         "Invalid value for '--split': 'tset' is not one of 'test', 'train'. See `advkit evaluate --help`.",
     ),
+    # plan, of what train refuses once the data are there
+    ("plan --limit 3", "A limit of 3 images is below the number of classes; take at least 10."),
+    ("plan --set validation.fraction=0.9999", "validation.fraction leaves nothing to train on; lower it."),
+    ("plan --set run.device=gpu", "run.device = 'gpu' must be a device of torch, such as cpu, cuda or cuda:0."),
+    (
+        "plan --plugins cutmix -o cutmix.window=9",
+        "cutmix.window = 9 is larger than the images (8 x 8), which would be replaced whole; give a side below theirs.",
+    ),
     # train, once the data are there
     (
         "train --limit 3",
@@ -366,8 +374,8 @@ REFUSALS = [
     ),
     ("train --dataset image-folder", "image-folder reads your files; name the folder or zip with --data-root DIR."),
     (
-        "train --set data.transform=crop-flop",
-        "data.transform = 'crop-flop' is unknown. Did you mean crop-flip? Known: auto, none, crop-flip.",
+        "plan --set data.transform=crop-flop",
+        "data.transform = 'crop-flop' must be 'auto', 'none' or 'crop-flip'.",
     ),
     (
         "train --set run.device=meta",

@@ -81,6 +81,8 @@ def test_names_that_are_none(model: str, sentence: str) -> None:
     with pytest.raises(advkit.AdvkitError, match=sentence) as refusal:
         advkit.train(model, settings=TINY, epochs=1)
     assert refusal.value.exit_code == 2
+    with pytest.raises(advkit.AdvkitError, match=sentence):
+        advkit.plan(model=model)
 
 
 def test_a_name_said_twice_is_one_name() -> None:

@@ -38,7 +38,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"out": "full"}, "holds files already"),
         ({"out": "file"}, "can not be used (it is no folder)"),
         ({"settings": {"validation.fraction": 0.99}}, "validation.fraction leaves nothing to train on"),
-        ({"settings": {"data.transform": "crop-flop"}}, "data.transform = 'crop-flop' is unknown"),
     ],
 )
 def test_weights_and_plugins_stay_their_owners(

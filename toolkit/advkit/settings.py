@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+import torch
 from pydantic import field_validator, model_validator
 
 from .errors import OptionError, did_you_mean
@@ -51,6 +52,15 @@ class RunSettings(OptionModel):
     )
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
 
+    @field_validator("device")
+    @classmethod
+    def _of_torch(cls, value: str) -> str:
+        try:
+            torch.device(value)
+        except RuntimeError:
+            raise ValueError("must be a device of torch, such as cpu, cuda or cuda:0") from None
+        return value
+
     @model_validator(mode="after")
     def _of_use(self) -> Self:
         if self.accumulate > self.batch_size:
@@ -70,7 +80,9 @@ class DataSettings(OptionModel):
         "classes are uneven",
     )
     max_pixels: int = option(1 << 24, ge=1, lt=2**53, help="most pixels of an image that is decoded from a file")
-    transform: str = option("auto", help="per-sample training transform: auto (the data set's), none, crop-flip")
+    transform: Literal["auto", "none", "crop-flip"] = option(
+        "auto", help="per-sample training transform; auto: the data set's"
+    )
 
     @model_validator(mode="after")
     def _of_use(self) -> Self:

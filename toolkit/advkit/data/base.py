@@ -270,10 +270,14 @@ class DataSource(ABC):
         if limit is None:
             return torch.arange(len(labels))
         turn = balanced(labels) if self.balance else shuffled(torch.arange(len(labels)))
-        least = len(torch.unique(labels))
-        if limit < least:
-            raise OptionError(f"A limit of {limit} images is below the number of classes; take at least {least}.")
+        refuse_few(limit, len(torch.unique(labels)))
         return turn[:limit].sort().values
+
+
+def refuse_few(limit: int, classes: int) -> None:
+    """OptionError for a limit of images that is below the number of classes."""
+    if limit < classes:
+        raise OptionError(f"A limit of {limit} images is below the number of classes; take at least {classes}.")
 
 
 def balanced(labels: Tensor) -> Tensor:

@@ -76,8 +76,9 @@ class Elsewhere(ModelBuilder):
     def statistics(self, library: ModuleType, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation by channel that the published weights expect."""
 
-    def build(self, spec: DataSpec) -> nn.Module:
-        name, side = self.options.architecture, self.options.resize
+    def library(self) -> ModuleType:
+        """The library, which has the net. Raises OptionError where it has not, or is not installed."""
+        name = self.options.architecture
         try:
             library = import_module(self.module)
         except ImportError as error:
@@ -91,6 +92,10 @@ class Elsewhere(ModelBuilder):
                 f"model.architecture = {name!r} is none of {self.name}'s {len(known)} nets.{did_you_mean(name, known)} "
                 f"Give one as --model {self.name}:NAME."
             )
+        return library
+
+    def build(self, spec: DataSpec) -> nn.Module:
+        library, name, side = self.library(), self.options.architecture, self.options.resize
         channels = 3 if spec.channels == 1 else spec.channels
         height, width = (side, side) if side else (spec.height, spec.width)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ..claims import free_memory
 from ..config.resolve import Resolved
 from ..data.base import Dataset, Splits
 from ..data.transforms import TRANSFORMS, to_float
-from ..errors import HookContract, OptionError, did_you_mean
+from ..errors import HookContract, OptionError
 from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
 from .panel import Panel
@@ -25,15 +25,15 @@ class Feed:
 
     def __init__(self, resolved: Resolved, splits: Splits, panel: Panel) -> None:
         self.run, self.panel = resolved.run, panel
-        self.transform = _transform(resolved.data.transform, splits.transform)
+        named = resolved.data.transform
+        self.transform = TRANSFORMS[splits.transform if named == "auto" else named]
         self.train_set = self._grown(splits.train)
         self._images, self._labels = near(self.train_set, panel.state.device)
         original = len(splits.train)
         training, self.validation = parted(resolved, original)
         # Added samples are never held out.
         self.training = torch.cat([training, torch.arange(original, len(self.train_set))])
-        if not len(self.training):
-            raise OptionError("validation.fraction leaves nothing to train on; lower it.")
+        refuse_no_rest(len(self.training))
         self.rows = -(-min(self.run.batch_size, len(self.training)) // self.run.accumulate)  # of most forwards
 
     def _grown(self, dataset: Dataset) -> Dataset:
@@ -107,14 +107,10 @@ def _is_batch(batch: object, allowed: Tensor) -> bool:
     return bool(((batch >= 0) & (batch < len(allowed))).all()) and bool(allowed[batch].all())
 
 
-def _transform(name: str, default: str) -> Callable[[Tensor, Draws], Tensor]:
-    name = default if name == "auto" else name
-    if name not in TRANSFORMS:
-        raise OptionError(
-            f"data.transform = {name!r} is unknown.{did_you_mean(name, TRANSFORMS)} "
-            f"Known: auto, {', '.join(TRANSFORMS)}."
-        )
-    return TRANSFORMS[name]
+def refuse_no_rest(training: int) -> None:
+    """OptionError where so many images to train on are none."""
+    if training <= 0:
+        raise OptionError("validation.fraction leaves nothing to train on; lower it.")
 
 
 def parted(resolved: Resolved, samples: int) -> tuple[Tensor, Tensor]:

@@ -19,14 +19,14 @@ from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..data.transforms import to_float
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError
 from ..modules import placement
 from ..storage import checkpoint, files, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .given import a_width
 from .loop import Trainer
-from .parts import begin_from, code_of, held_out_now, on_this_machine, passed, prepared, unusual_type
+from .parts import begin_from, code_of, held_out_now, on_this_machine, passed, prepared, refuse_no_test, unusual_type
 from .progress import Progress, Silent, voice
 from .ranks import here
 from .result import TrainResult
@@ -267,8 +267,7 @@ def train(
     resolved = Resolved.of(wanted)
     resolved = on_this_machine(resolved, resolved.run.timeout)
     splits, net = prepared(resolved, splits=own, model=model)
-    if splits.test is splits.train and resolved.validation.split == "test":
-        raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
+    refuse_no_test(resolved, splits)
     into, begin = (Path(path) if path else None for path in (out, init_from))
     with tracked(progress, wanted.trackers, into) as seen:
         return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=seen)

@@ -89,6 +89,12 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
     return replace(splits, notes=(*splits.notes, note))
 
 
+def refuse_no_test(resolved: Resolved, splits: Splits) -> None:
+    """OptionError where images choose `best` that are those of the training."""
+    if splits.test is splits.train and resolved.validation.split == "test":
+        raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
+
+
 def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
     """The model that the settings name, initialised from the seed."""
     name, file = resolved.model_name, resolved.files.get("model.name")
@@ -97,7 +103,7 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
             "This run trained a model passed from Python: pass it again, as `model` to advkit.evaluate, advkit.audit "
             "or advkit.export and, with resume_from, to advkit.train; or name what makes it with --model FILE.py:NAME."
         )
-    build = _builder(resolved).build if file is None else _builder_of(file, resolved)
+    build = builder_of(resolved).build if file is None else _builder_of(file, resolved)
     with own_generator(torch.device("cpu")) as seed:
         seed(derive_seed(resolved.run.seed, CORE, "init"))
         try:
@@ -154,7 +160,8 @@ def unusual_type(resolved: Resolved, model: nn.Module) -> list[str]:
     ]
 
 
-def _builder(resolved: Resolved) -> ModelBuilder:
+def builder_of(resolved: Resolved) -> ModelBuilder:
+    """What builds the net that an installed package has."""
     builder = cast(type[ModelBuilder], registry.load("model", resolved.model_name))
     return builder(builder.Options(**resolved.model_options))
 
@@ -177,7 +184,7 @@ def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: boo
     """
     weights = read_weights(path, resolved.checkpoint.max_bytes)
     named = registered(resolved.model_name)
-    own = fitted(weights, model.state_dict(), _builder(resolved).renamed if named else dict)
+    own = fitted(weights, model.state_dict(), builder_of(resolved).renamed if named else dict)
     called = {id(value): name for name, value in reversed(weights.items())}
     names = {name: called.get(id(value), name) for name, value in own.items()}
     return put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head, names=names)

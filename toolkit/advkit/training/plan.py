@@ -12,14 +12,18 @@ from ..compose.registration import HOOKS
 from ..config.request import registered
 from ..config.resolve import Resolved
 from ..config.runfile import companions
-from ..data.base import Dataset, Splits
+from ..data.base import Dataset, Splits, refuse_few
+from ..models.elsewhere import Elsewhere
 from ..run import Run, RunState
 from ..services import NoNet
+from .feed import refuse_no_rest
+from .parts import builder_of, refuse_no_test
 
 
 def plan(resolved: Resolved, splits: Splits | None = None) -> dict[str, Any]:
     """What the run will do and cost, as plain data: `advkit plan --json`. `splits` are data that no name brings."""
     data = None if splits is None else splits.train
+    _refuse(resolved, splits)
     composition, (claims, modules) = resolved.composition, _claims(resolved, data)
     stages = composition.stages()
     dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)
@@ -44,6 +48,19 @@ def plan(resolved: Resolved, splits: Splits | None = None) -> dict[str, Any]:
             for epoch, stage in stages
         ],
     }
+
+
+def _refuse(resolved: Resolved, splits: Splits | None) -> None:
+    """OptionError for settings that a run would refuse at its start, as far as that is known without the data."""
+    if registered(resolved.model_name) and isinstance(builder := builder_of(resolved), Elsewhere):
+        builder.library()
+    if splits is not None:
+        refuse_no_test(resolved, splits)
+    elif resolved.data.limit and registered(resolved.data.name):
+        refuse_few(resolved.data.limit, getattr(registry.load("data set", resolved.data.name), "classes", 0))
+    samples = _samples(resolved, None if splits is None else splits.train)
+    if samples is not None:
+        refuse_no_rest(samples - round(resolved.validation.fraction * samples))
 
 
 def at_epochs(resolved: Resolved) -> float:
