@@ -341,3 +341,20 @@ def test_the_check_for_it_catches_it(kind: str) -> None:
     with pytest.raises(Misbehaves) as caught:
         CHECKS[check](subject)
     assert sentence in caught.value.came, caught.value.came
+
+
+def test_no_fault_hides_the_others() -> None:
+    """Whatever breaks a contract is said in one go, also of hooks that are asked after the first that fails."""
+    several = bad(
+        terms=("base_loss",),
+        target_label=lambda self, target: 2 * target,
+        extra_regularizer=lambda self, adv_logits: adv_logits.mean(),
+        instance_weight=lambda self, adv_logits: (torch.rand(1), torch.ones(4))[1],
+    )
+    several.__doc__ = "Is broken three times."
+    subject = Subject.of(several)
+    subject.others = []
+    step, borrowed, draws = (CHECKS[name].outcome(subject) for name in ("step", "borrowed", "draws"))
+    assert step.state == borrowed.state == "fails" and step.said.count("Plugin bad broke the contract of") == 2
+    assert "a row does not sum to 1" in step.said and "And: Plugin bad broke the contract of extra_regular" in step.said
+    assert "it changed torch's global generator" in borrowed.said and draws.said == "check_step fails"

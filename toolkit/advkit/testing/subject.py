@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
@@ -14,6 +15,9 @@ from ..options import validate
 from ..plugin import Plugin
 from .company import Choice, Options, alone, installed, refusal
 from .small import Trained, needs_the_loop, trained
+
+_HOOK = re.compile(r"(?:the contract of|, hook) (\w+)")
+"""The hook that a failure names."""
 
 
 class Misbehaves(AdvkitError):
@@ -131,12 +135,35 @@ class Subject:
         except Exception as error:
             return error
 
+    @cached_property
+    def failures(self) -> list[Exception]:
+        """How the plain training fails; and what else breaks a contract once the hook that failed is not answered."""
+        found: list[Exception] = []
+        left_out = {"setup"}  # without it the others have nothing to work with
+        plugin, error = self.plugin, self.plain
+        while isinstance(error, Exception) and (not found or isinstance(error, HookContract)):
+            found.append(error)
+            hook = next(iter(_HOOK.findall(told(error))), "setup")
+            if hook in left_out:
+                break
+            left_out.add(hook)
+            plugin = _without(plugin, hook)
+            rest = Subject(plugin, self.options)
+            rest.others = self.others
+            try:
+                error = rest.plain
+            except Exception:  # nothing is left of it, or nothing that can be asked
+                break
+        return found
+
     def run_plainly(self, rule: str = "") -> Trained:
         """The plain training. Came where it breaks `rule`, NotRun where another, which another check is for."""
         if not isinstance(self.plain, Exception):
             return self.plain
-        broken = self.plain.rule if isinstance(self.plain, HookContract) else "step"
-        raise Came(told(self.plain)) if broken == rule else NotRun(f"check_{broken} fails")
+        broken = [(error.rule if isinstance(error, HookContract) else "step", told(error)) for error in self.failures]
+        if mine := [sentence for of, sentence in broken if of == rule]:
+            raise Came(" And: ".join(mine))
+        raise NotRun(f"check_{broken[0][0]} fails")
 
     @cached_property
     def reference(self) -> Trained:
@@ -157,6 +184,15 @@ class Subject:
     def answers(self, phase: str) -> bool:
         """Whether it answers a hook of a phase."""
         return any(HOOKS[hook].phase == phase for hook in self.hooks)
+
+
+def _without(plugin: type[Plugin], hook: str) -> type[Plugin]:
+    """The plugin, but for its answer to a hook."""
+
+    def active(self: Plugin, name: str, epoch: int) -> bool:
+        return name != hook and plugin.active(self, name, epoch)
+
+    return type(plugin.__name__, (plugin,), {"active": active, "__doc__": plugin.__doc__})
 
 
 def told(error: BaseException) -> str:
