@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from methods import pictures, tiny_net
+from PIL import Image
 from torch import Tensor, nn
 
 import advkit
@@ -179,6 +181,24 @@ def train(
     return {"net": result.model.state_dict(), "averaged": dict(result.averaged), "rows": rows}
 
 
+def decoded() -> Mapping[str, Any]:
+    """Pictures that each process decodes by itself."""
+    with tempfile.TemporaryDirectory() as own:
+        folder = here().told(own)
+        for number, pixels in enumerate([] if here().rank else pictures(40).images.repeat(1, 3, 3, 4)):
+            path = Path(folder, ("train", "test")[number % 4 > 2], "ab"[number // 4 % 2], f"{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[:3, number % 7 :].permute(1, 2, 0).contiguous().numpy()).save(path)
+        here().heard("written")
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 7 * 7, 2, dtype=torch.float64))
+        for parameter in net.parameters():
+            nn.init.constant_(parameter, 0.1)
+        settings = {"data.root": folder, "data.size": 7, "attack.steps": 2}
+        result = advkit.train(net, "image-folder", "cat-eps", settings=settings, epochs=2, batch_size=9, eps=0.1)
+        here().heard("read")
+    return {"net": result.model.state_dict(), "averaged": {}, "rows": [row["loss"] for row in result.history]}
+
+
 def elastic(**arguments: Any) -> Mapping[str, Any]:
     """A run that is stopped, twice, between checkpoints."""
     return train("cat-eps", "lsiw", epochs=2, batch_size=32, settings={"checkpoint.every_steps": 1}, **arguments)
@@ -268,6 +288,7 @@ JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
         "cat-eps", "lsiw", batch_norm=True, viewed=True, batch_size=95, settings={"run.check_hooks": True}
     ),
     "step": step,
+    "decoded": decoded,
 }  # fmt: skip
 """What several processes do as one does."""
 PAIRS = [

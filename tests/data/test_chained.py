@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from advkit import Dataset
-from advkit.data.chained import Chained
+from advkit.data.by_row import Chained
 
 PARTS = tuple(torch.randint(0, 256, (n, 2, 3, 3), dtype=torch.uint8, generator=torch.Generator()) for n in (5, 7, 1))
 WHOLE, CHAINED = torch.cat(PARTS), Chained(*PARTS)

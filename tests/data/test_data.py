@@ -19,7 +19,7 @@ from torch import Tensor
 
 import advkit
 from advkit.cli.main import run as command
-from advkit.data import image_folder
+from advkit.data import pictures
 from advkit.data.base import Dataset, DataSource, Splits, balanced, population
 from advkit.data.digits import Digits
 from advkit.data.image_folder import ImageFolder
@@ -132,7 +132,8 @@ def test_splits_must_agree() -> None:
     with pytest.raises(DataError) as error:
         Splits(dataset(), dataset(), "crop-flop")
     assert message(error) == (
-        "Data set toy: unknown transform 'crop-flop'. Did you mean crop-flip? Known: none, crop-flip."
+        "Data set toy: unknown transform 'crop-flop'. Did you mean crop-flip? Known: none, crop-flip, "
+        "resized-crop-flip."
     )
 
 
@@ -524,7 +525,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(pets: Path, monkeypatch: pytest
     (pets / "train/cat/1.png").write_bytes(bytes(40 << 20))
     archive = zipped(pets)
     assert archive.stat().st_size < 1 << 16
-    monkeypatch.setattr(image_folder, "MAX_BYTES", 2 << 20)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 2 << 20)
     tracemalloc.start()
     try:
         assert refusal(archive) == "image train/cat/1.png is larger than 2 MiB; shrink or remove it."
@@ -543,7 +544,8 @@ def test_sizes_must_be_equal(pets: Path) -> None:
     picture(1, size=7).save(pets / "test/dog/1.png")
     picture(1, size=8).save(pets / "train/dog/1.png")
     assert refusal(pets) == (
-        "train/dog/1.png is 8x8 pixels, but train/cat/0.png is 6x6; resize all images to one size."
+        "train/dog/1.png is 8x8 pixels, but train/cat/0.png is 6x6; resize all images to one size, or let data.size=N "
+        "do it."
     )
 
 

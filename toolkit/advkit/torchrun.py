@@ -17,6 +17,12 @@ def processes() -> int:
     return int(told) if told.isdecimal() else 1
 
 
+def on_this_machine() -> int:
+    """How many of them run on this machine, as far as torchrun has said."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(told)) if told.isdecimal() else 1
+
+
 def rank() -> int:
     """The number of this process: 0 is the first, which speaks and writes for all."""
     told = os.environ.get("RANK", "0")

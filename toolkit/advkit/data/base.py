@@ -18,7 +18,7 @@ from torch import Tensor
 from ..arguments import checked, fits
 from ..errors import DataError, OptionError, did_you_mean, shown
 from ..rng import Draws, derive_key
-from .chained import Chained
+from .by_row import ByRow, Chained
 from .repeats import repeats
 from .transforms import TRANSFORMS
 
@@ -88,7 +88,7 @@ class Dataset:
     def take(self, rows: Tensor | slice) -> Dataset:
         """The images at `rows`, positions (n,) int64 or a slice; their `index` still tells their places."""
         try:
-            images = self.images[rows]
+            images = self.images.part(rows) if isinstance(self.images, ByRow) else self.images[rows]
         except (IndexError, RuntimeError):
             self._refuse(
                 f"rows are {_described(rows)}; give positions (n,) int64 from 0 to {len(self) - 1}, or a slice"
@@ -113,21 +113,23 @@ class Dataset:
         return self.take(shuffled(self.index)[:count]) if 0 < count < len(self) else self
 
     def fingerprint(self) -> str:
-        """SHA-256 of shape, classes, images and labels, in hex. Neither name nor `index` enters."""
+        """SHA-256 of shape, classes, images (`decoded.py`: files) and labels, in hex; not of name and `index`."""
         return self._sha256
 
     @cached_property
     def _sha256(self) -> str:
         digest = fingerprint_of(self.images.shape, self.classes)
-        for piece in pieces(self.images):
-            digest.update(piece.contiguous().numpy().data)
+        own = self.images.contents() if isinstance(self.images, ByRow) else None
+        for content in own or (piece.contiguous().numpy().data for piece in pieces(self.images)):
+            digest.update(content)
         digest.update(self.labels.contiguous().numpy().astype("<i8").data)
         return digest.hexdigest()
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, in [0, 1]; the latter is at least 1/255.
 
-        Sums are exact integers, so the result does not depend on threads or on the machine.
+        Sums are exact integers, so the result does not depend on threads or on the machine. Of pictures that are
+        decoded on demand it is that of 4,096 at most.
         """
         means, deviations = [], []
         for counts in self._levels:
@@ -140,7 +142,8 @@ class Dataset:
 
     @cached_property
     def _levels(self) -> list[list[int]]:
-        counts: list[list[int]] = sum(gray_levels(piece) for piece in pieces(self.images)).tolist()  # type: ignore[union-attr]
+        images = self.images.sample() if isinstance(self.images, ByRow) else self.images
+        counts: list[list[int]] = sum(gray_levels(piece) for piece in pieces(images)).tolist()  # type: ignore[union-attr]
         return counts
 
     def known(self, fingerprint: str, levels: list[list[int]]) -> Dataset:
@@ -250,6 +253,9 @@ class DataSource(ABC):
 
     max_pixels: int = 1 << 24
     """Most pixels of one image, judged before it is decoded; the setting data.max_pixels."""
+
+    size: int | None = None
+    """Side of images that are decoded on demand, the setting data.size; 0: all are as they are; None: always."""
 
     balance: bool = False
     """Whether a limit takes as many of each class, in place of images at random; the setting data.balance."""

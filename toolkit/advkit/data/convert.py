@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from .. import registry
 from ..errors import DataError, OptionError
 from .base import Dataset, DataSource, fingerprint_of, gray_levels, pieces
-from .image_folder import Files, decode, listed, sort_files, split_files
+from .image_folder import sort_files, split_files
 from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name, manifest_of, split_of
 from .notes import Notes
 from .npz import Given, Images, Part, npz_files, of_npz, of_pickle
+from .pictures import Files, decode, listed
 from .workspace import workspace
 
 PICKLES = (".pickle", ".pkl")
@@ -220,7 +221,7 @@ def _of_pictures(files: Files) -> Given:
     files = replace(files, names=sort_files(files, notes))
     halves = dict(zip(("train", "test"), split_files(files, notes), strict=True))
     names = {split: [name for inside in classes.values() for name in inside] for split, classes in halves.items()}
-    height, width = decode(files, names["train"][0]).shape[:2]
+    height, width = decode(files, names["train"][0], DataSource.max_pixels).shape[:2]
 
     def read(split: str) -> Iterator[Images]:
         if split == "train":

@@ -1,4 +1,4 @@
-"""Images in class folders, in a folder or a zip, decoded into memory.
+"""Images in class folders, in a folder or a zip, decoded into memory, or with `data.size` when they are asked for.
 
 Two layouts: `{train,test}/CLASS/IMAGE` (`val`, `valid` or `validation` stand in for a missing `test`), or
 `CLASS/IMAGE` without splits; then a fixed fifth of each class, chosen by a hash of the name, is for testing.
@@ -10,36 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import warnings
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from io import BytesIO
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, final
-from zipfile import ZipFile
+from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError, OptionError
-from ..reading import opened
 from .base import Dataset, DataSource, Splits
-from .notes import Notes, hidden, odd, way
+from .decoded import Decoded
+from .notes import Notes, hidden, way
+from .pictures import FORMATS, MAGIC, OTHERS, SUFFIXES, Files, decode, listed
+from .transforms import WHEN_DECODED
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jfif", ".jpe")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|BM|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*|P[1-6]\s", re.DOTALL)
-"""What files of those formats begin with."""
-OTHERS = re.compile(rb"....ftyp(heic|heix|mif1|avif)|\0\0\0\x0cjP  |\xff\x0a|8BPS", re.DOTALL)
-"""Pictures that are not read: HEIC, AVIF, JPEG 2000, JPEG XL, Photoshop."""
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation")
-MAX_BYTES = 64 << 20  # of one encoded image: a zip member may unpack to anything
 
 Classes = dict[str, list[str]]
 """The names of the images of each class, all sorted."""
@@ -50,12 +40,17 @@ class ImageFolder(DataSource):
     """Images in a folder or zip: ROOT/{train,test}/CLASS/IMAGE, or ROOT/CLASS/IMAGE, split 80/20."""
 
     name = "image-folder"
+    size = 0
 
     def load(self, root: Path | None, limit: int | None) -> Splits:
         if root is None:
             raise OptionError("image-folder reads your files; name the folder or zip with --data-root DIR.")
-        with listed(root) as files:
-            return self._read(files, limit)
+        with ExitStack() as stack:
+            files = stack.enter_context(listed(root))
+            splits = self._read(files, limit)
+            if isinstance(splits.train.images, Decoded):  # they go on reading
+                weakref.finalize(splits.train.images.files, stack.pop_all().close)
+            return splits
 
     def _read(self, files: Files, limit: int | None) -> Splits:
         notes = Notes(files.root)
@@ -69,38 +64,17 @@ class ImageFolder(DataSource):
             labels.append(label[kept])
             places.append(kept)
             names += [all_names[i] for i in kept.tolist()]
-        images, cut = _decode_all(files, names, self.max_pixels, notes.odd), len(labels[0])
+        cut, parts = len(labels[0]), list[Tensor]()
+        if self.size:
+            parts += [Decoded(files, tuple(half), self.size, self.max_pixels) for half in (names[:cut], names[cut:])]
+        else:
+            images = _decode_all(files, names, self.max_pixels, notes.odd)
+            parts += [images[:cut], images[cut:]]
         train, test = (
             Dataset(ImageFolder.name, part, label, tuple(halves[0]), kept)
-            for part, label, kept in zip((images[:cut], images[cut:]), labels, places, strict=True)
+            for part, label, kept in zip(parts, labels, places, strict=True)
         )
-        return Splits(train, test, transform="crop-flip", notes=notes.sentences())
-
-
-@dataclass(frozen=True)
-class Files:
-    """What lies below `root`: relative names, those of folders with a final slash, and how to open one."""
-
-    root: Path
-    names: tuple[str, ...]
-    open: Callable[[str], AbstractContextManager[IO[bytes]]]
-
-
-@contextmanager
-def listed(root: Path) -> Iterator[Files]:
-    """What lies in a folder or a zip, which stays open meanwhile."""
-    if os.path.isdir(root):
-        yield Files(root, tuple(_walk(root)), lambda name: opened(root / name))
-        return
-    with ExitStack() as stack:
-        try:
-            archive = stack.enter_context(ZipFile(stack.enter_context(opened(root))))
-        except FileNotFoundError:
-            raise DataError(f"{root} does not exist; check --data-root.") from None
-        except Exception as error:  # a damaged zip makes zipfile raise almost anything
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{root} is neither a folder nor a readable zip ({reason}); check --data-root.") from None
-        yield Files(root, tuple(archive.namelist()), archive.open)
+        return Splits(train, test, WHEN_DECODED if self.size else "crop-flip", notes.sentences())
 
 
 def sort_files(files: Files, notes: Notes) -> tuple[str, ...]:
@@ -200,32 +174,6 @@ def _tops(names: Iterable[str], prefix: str) -> set[str]:
     return {name.partition("/")[0] for name in below if "/" in name}
 
 
-def _walk(root: Path, folder: str = "", depth: int = 4) -> Iterator[str]:
-    """Names of folders and images; four levels reach TOP/train/CLASS/IMAGE, and links that loop end there."""
-    inside = os.path.realpath(root)
-    try:
-        with os.scandir(root / folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name = folder + entry.name
-                if hidden(name):
-                    continue
-                target = Path(os.path.realpath(entry.path) if entry.is_symlink() else inside)
-                if not target.is_relative_to(inside):
-                    raise DataError(f"{root}: {name} is a link that leads outside; put a copy in its place.")
-                if entry.is_dir():
-                    yield name + "/"
-                    if depth > 1:
-                        yield from _walk(root, name + "/", depth - 1)
-                elif entry.is_file():
-                    yield name
-                else:
-                    raise DataError(f"{root}: {name} is not a file, or a link to nothing; replace or remove it.")
-    except OSError as error:
-        raise DataError(
-            f"{root / folder} can not be listed ({error.strerror}); check its links and permissions."
-        ) from None
-
-
 def _decode_all(files: Files, names: list[str], max_pixels: int, seen: Counter[str]) -> Tensor:
     """(N, C, H, W) uint8; C is 1 if every image is gray, else 3."""
     first = decode(files, names[0], max_pixels, seen)
@@ -238,7 +186,7 @@ def _decode_all(files: Files, names: list[str], max_pixels: int, seen: Counter[s
             if (h, w) != (height, width):
                 raise DataError(
                     f"{files.root}: {name} is {w}x{h} pixels, but {names[0]} is {width}x{height}; "
-                    "resize all images to one size."
+                    "resize all images to one size, or let data.size=N do it."
                 )
             if colour and images.ndim == 3:  # the first one that is not gray
                 images = np.repeat(images[..., None], 3, axis=-1)
@@ -250,38 +198,3 @@ def _decode_all(files: Files, names: list[str], max_pixels: int, seen: Counter[s
         ) from None
     pixels = torch.from_numpy(images)
     return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-
-
-def decode(
-    files: Files, name: str, max_pixels: int = DataSource.max_pixels, seen: Counter[str] | None = None
-) -> NDArray[np.uint8]:
-    """(H, W) of a gray image, (H, W, 3) of any other; `seen` counts what `odd` tells."""
-    try:
-        with files.open(name) as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) <= MAX_BYTES:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
-                opened = Image.open(BytesIO(data), formats=FORMATS)
-            with opened as image:
-                if image.width * image.height > max_pixels:  # before a pixel is decoded
-                    problem = (
-                        f"has {image.width}x{image.height} pixels, more than data.max_pixels = {max_pixels}; shrink it"
-                    )
-                elif getattr(image, "n_frames", 1) > 1:
-                    problem = f"has {image.n_frames} frames; keep one"  # type: ignore[attr-defined]
-                elif image.mode[0] not in "IF":  # 16 bits and more, which conversion would clip
-                    if image.format == "PNG":  # its checksums, which decoding does not look at
-                        Image.open(BytesIO(data), formats=("PNG",)).verify()
-                    if seen is not None:
-                        seen.update(odd(image))
-                    return np.asarray(image if image.mode == "L" else image.convert("RGB"))
-                else:
-                    problem = f"has pixels of mode {image.mode}, not of 8 bits; convert it"
-        else:
-            problem = f"is larger than {MAX_BYTES >> 20} MiB; shrink or remove it"
-    except UnidentifiedImageError:  # it names the stream in memory
-        problem = f"can not be read (UnidentifiedImageError: it is none of {', '.join(FORMATS)}); replace or remove it"
-    except Exception as error:  # a damaged file makes Pillow and zipfile raise almost anything
-        problem = f"can not be read ({type(error).__name__}: {error}); replace or remove it"
-    raise DataError(f"{files.root}: image {name} {problem}.")

@@ -44,5 +44,12 @@ def crop_flip(x: Tensor, draws: Draws) -> Tensor:
     return torch.empty_like(x).copy_(cropped)  # channels_last stays so
 
 
-TRANSFORMS: dict[str, Callable[[Tensor, Draws], Tensor]] = {"none": identity, "crop-flip": crop_flip}
+WHEN_DECODED = "resized-crop-flip"
+"""Done on whole pictures, when they are decoded (`decoded.py`)."""
+
+TRANSFORMS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
+    "none": identity,
+    "crop-flip": crop_flip,
+    WHEN_DECODED: identity,
+}
 """By name: from images (B, C, H, W) in [0, 1] and the samples' draws to images of the same shape."""

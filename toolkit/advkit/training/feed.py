@@ -7,17 +7,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..claims import free_memory
 from ..config.resolve import Resolved
 from ..data.base import Dataset, Splits
-from ..data.transforms import TRANSFORMS, to_float
+from ..data.decoded import Decoded
+from ..data.transforms import WHEN_DECODED, to_float
 from ..errors import HookContract, OptionError
 from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
+from .ahead import ahead, near, transform_of
 from .panel import Panel
-
-ROOM = 4
-"""A GPU keeps the training images where they take no more than this part of its free memory."""
+from .visits import is_batch
 
 
 class Feed:
@@ -25,10 +24,11 @@ class Feed:
 
     def __init__(self, resolved: Resolved, splits: Splits, panel: Panel) -> None:
         self.run, self.panel = resolved.run, panel
-        named = resolved.data.transform
-        self.transform = TRANSFORMS[splits.transform if named == "auto" else named]
         self.train_set = self._grown(splits.train)
+        name = splits.transform if resolved.data.transform == "auto" else resolved.data.transform
+        self.transform, self._drawn = transform_of(name, self.train_set), name == WHEN_DECODED
         self._images, self._labels = near(self.train_set, panel.state.device)
+        self._ahead = ahead(self._pixels, self._images, panel.state.device)
         original = len(splits.train)
         training, self.validation = parted(resolved, original)
         # Added samples are never held out.
@@ -61,7 +61,7 @@ class Feed:
             batches = list(answer) if isinstance(answer, Iterable) else []
             allowed = torch.zeros(len(self.train_set), dtype=torch.bool)
             allowed[self.training] = True
-            if not batches or not all(_is_batch(batch, allowed) for batch in batches):
+            if not batches or not all(is_batch(batch, allowed) for batch in batches):
                 raise HookContract.broken(
                     sampler.plugin.name, sampler.hook, "every batch must be an int64 tensor (b,) of `indices`"
                 )
@@ -72,13 +72,27 @@ class Feed:
             return [*batches, last]
         return [*batches[:-1], torch.cat([batches[-1], last])] if self.run.lone_image == "merge" else batches
 
+    def begin(self, index: Tensor, occurrence: Tensor) -> None:
+        """Say which batch is the next of this epoch: its images are gathered meanwhile where that takes time."""
+        self._ahead.begin(index, occurrence, self.panel.state.epoch)
+
+    def _pixels(self, index: Tensor, occurrence: Tensor, epoch: int) -> Tensor:
+        images = self._images
+        if self._drawn and isinstance(images, Decoded) and self.panel.stage.owner("train_transform") is None:
+            return images.drawn(index, self._draws(index, occurrence, epoch))
+        return images[index.to(images.device)]
+
+    def _draws(self, index: Tensor, occurrence: Tensor, epoch: int) -> Draws:
+        return Draws(derive_key(self.run.seed, CORE, "transform", "train", epoch), index, occurrence)
+
     def images(self, index: Tensor, occurrence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, y, index of a batch on the device, augmented."""
-        state, rows = self.panel.state, index.to(self._images.device)
-        x = to_float(self._images[rows].to(state.device), state.dtype)
-        labels, index = self._labels[rows].to(state.device), index.to(state.device)
-        key = derive_key(self.run.seed, CORE, "transform", "train", state.epoch)
-        draws = Draws(key, index, occurrence.to(state.device))
+        state = self.panel.state
+        pixels = self._ahead.images(index, occurrence, state.epoch)
+        x = to_float(pixels.to(state.device, non_blocking=True), state.dtype)
+        labels = self._labels[index.to(self._labels.device)].to(state.device)
+        index = index.to(state.device)
+        draws = self._draws(index, occurrence.to(state.device), state.epoch)
         owner = self.panel.stage.owner("train_transform")
         if owner is None:
             return self.transform(x, draws), labels, index
@@ -91,20 +105,6 @@ class Feed:
         if careful and not bool(((augmented >= 0) & (augmented <= 1)).all()):
             raise HookContract.broken(owner.plugin.name, owner.hook, "images leave [0, 1]")
         return augmented, labels, index
-
-
-def near(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) uint8 and labels (N,), on the device where it has room for them, else where they are."""
-    images, labels = dataset.images, dataset.labels
-    free = 0 if device.type == "cpu" else free_memory(device) or 0
-    return (images.to(device), labels.to(device)) if ROOM * images.numel() <= free else (images, labels)
-
-
-def _is_batch(batch: object, allowed: Tensor) -> bool:
-    """Whether these are indices, all of them of samples that are `allowed` (N,)."""
-    if not isinstance(batch, Tensor) or batch.dtype != torch.int64 or batch.dim() != 1 or not len(batch):
-        return False
-    return bool(((batch >= 0) & (batch < len(allowed))).all()) and bool(allowed[batch].all())
 
 
 def refuse_no_rest(training: int) -> None:

@@ -107,11 +107,11 @@ class Trainer:
         state.epoch_steps = len(batches)
         if state.step == 0:
             self.panel.notify("epoch_start", epoch=state.epoch)
-        visits = occurrences(batches)
+        turns = list(zip(batches, occurrences(batches), strict=True))
         while state.step < len(batches):
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(state.step)
-            report = self.one_step(batches[state.step], visits[state.step])
+            report = self.one_step(*turns[state.step], *turns[state.step + 1 : state.step + 2])
             self.meter.add(report)
             self.global_step += 1
             self.progress.stepped(self, report)
@@ -122,11 +122,15 @@ class Trainer:
                 raise stop(farewell(self))
         self._end_epoch()
 
-    def one_step(self, index: Tensor, occurrence: Tensor | None = None) -> Report:
-        """Attack and update on the images of `index` (b,); counts nothing and saves nothing."""
+    def one_step(
+        self, index: Tensor, occurrence: Tensor | None = None, following: tuple[Tensor, Tensor] | None = None
+    ) -> Report:
+        """Attack and update on the images of `index` (b,); counts nothing and saves nothing. `following` come next."""
         seen = torch.zeros_like(index) if occurrence is None else occurrence
         index, seen = self.ranks.share(index), self.ranks.share(seen)
         x, y, index = self.feed.images(index, seen)
+        if following:
+            self.feed.begin(*map(self.ranks.share, following))
         x = self.step.engine.laid_out(x)
         return self.step(x, y, index, epoch=self.panel.state.epoch, occurrence=seen.to(self.device))
 

@@ -42,16 +42,21 @@ def load_data(
     limit: int | None = None,
     max_pixels: int | None = None,
     balance: bool = False,
+    size: int = 0,
 ) -> Splits:
     """A registered data set: its training and test images, in the order of the files.
 
     `limit` is at most so many a split, at random by a fixed seed, or with `balance` as many of each class as can be.
-    `max_pixels` is the most of an image that is decoded from a file.
+    `max_pixels` is the most of an image that is decoded from a file. With a `size` pictures are decoded on demand, as
+    images of that side.
 
     Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
     """
     source = cast(type[DataSource], registry.load("data set", name))()
     source.max_pixels, source.balance = max_pixels or source.max_pixels, balance
+    if size and source.size is None:
+        raise OptionError(f"data.size is of pictures that image-folder decodes, and {name} has images; leave it at 0.")
+    source.size = size
     return source.load(Path(root) if root else None, limit or None)
 
 
@@ -71,6 +76,8 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
     if file is not None:
         source = OwnData(file)
         source.balance = data.balance
+        if data.size:
+            raise OptionError("data.size is of pictures that image-folder decodes, not of a FILE.py; leave it at 0.")
         splits = source.load(Path(where) if where else None, data.limit or None)
     elif data.name.startswith(PASSED):
         raise DataError(
@@ -79,7 +86,7 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
             "--dataset FILE.py:NAME."
         )
     else:
-        splits = load_data(data.name, where, data.limit, data.max_pixels, data.balance)
+        splits = load_data(data.name, where, data.limit, data.max_pixels, data.balance, data.size)
     if not data.limit:
         return splits
     there, classes = len(torch.unique(splits.train.labels)), len(splits.train.classes)

@@ -1,4 +1,4 @@
-"""How often samples come in an epoch."""
+"""Which samples come in an epoch, and how often."""
 
 from __future__ import annotations
 
@@ -53,3 +53,10 @@ def occurrences(batches: Sequence[Tensor]) -> list[Tensor]:
     seen = torch.empty_like(flat)
     seen[order] = place - starts
     return list(torch.split(seen, [len(batch) for batch in batches]))
+
+
+def is_batch(batch: object, allowed: Tensor) -> bool:
+    """Whether these are indices, all of them of samples that are `allowed` (N,)."""
+    if not isinstance(batch, Tensor) or batch.dtype != torch.int64 or batch.dim() != 1 or not len(batch):
+        return False
+    return bool(((batch >= 0) & (batch < len(allowed))).all()) and bool(allowed[batch].all())

@@ -96,7 +96,7 @@ def build(
         if source.resolved is None:
             raise CheckpointError(source.unresolved)
         settings = source.resolved.data
-        key = (settings.name, settings.root, settings.limit, settings.balance)
+        key = (settings.name, settings.root, settings.limit, settings.balance, settings.size)
         if key not in known:
             known[key] = data_of(source.resolved, root)
         return known[key]
