@@ -32,6 +32,8 @@ from advkit import Batch, Plugin, Run, Splits, Step, hookimpl
 from advkit.cli.main import run
 from advkit.errors import Stopped
 from advkit.evaluation.audit import figures, turns
+from advkit.training import engine
+from advkit.training.compiled import Compiled
 from advkit.training.progress import Silent
 from advkit.training.ranks import here
 from advkit_plugins.hat import Hat
@@ -199,6 +201,18 @@ def decoded() -> Mapping[str, Any]:
     return {"net": result.model.state_dict(), "averaged": {}, "rows": [row["loss"] for row in result.history]}
 
 
+def compiled(*plugins: str, **arguments: Any) -> Mapping[str, Any]:
+    """With torch's own kernels, and whether what is compiled has run."""
+    ran = []
+    call = Compiled.__call__
+    with (
+        mock.patch.object(engine, "BACKEND", "aot_eager"),
+        mock.patch.object(Compiled, "__call__", lambda own, kept, x: (ran.append(own), call(own, kept, x))[1]),
+    ):
+        told = train(*plugins, settings={"run.compile": "default"}, **arguments)
+    return {**told, "averaged": {"ran": torch.tensor([bool(ran[3:])])}}
+
+
 def elastic(**arguments: Any) -> Mapping[str, Any]:
     """A run that is stopped, twice, between checkpoints."""
     return train("cat-eps", "lsiw", epochs=2, batch_size=32, settings={"checkpoint.every_steps": 1}, **arguments)
@@ -289,11 +303,17 @@ JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     ),
     "step": step,
     "decoded": decoded,
+    "cat-eps,lsiw compiled": lambda: compiled("cat-eps", "lsiw", batch_norm=True),
+    "at in parts": lambda: train(settings={"run.accumulate": 2}),
+    "cat-eps,lsiw,awp in parts": lambda: train(
+        "cat-eps", "lsiw", "awp", no_companion=["instance_weight:lsiw"], settings={"run.accumulate": 3}
+    ),
+    "trades,fat in parts": lambda: train("trades", "fat", batch_size=7, settings={"run.accumulate": 3}),
 }  # fmt: skip
 """What several processes do as one does."""
 PAIRS = [
     *("trades,awp", "mart,awp", "iaat,awp", "fat,trades", "fosc,lsiw", "fgsm-rs,mlcat", "bilateral,awp"),
-    *("rwp,lsiw", "score,ema", "label-smoothing,swa"),
+    *("rwp,lsiw", "score,ema", "label-smoothing,swa", "trades,awp compiled"),
 ]
 """What four processes do, too; `make soak` has it."""
 LOST = ("kill", "hang")
@@ -315,13 +335,14 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
         **JOBS,
         **{name: (lambda name=name: train(name)) for name in WHOLE},
         **{pair: (lambda pair=pair: train(*pair.split(","))) for pair in PAIRS},
+        "trades,awp compiled": lambda: compiled("trades", "awp"),
         "visits": lambda: train("cat-eps", Visits, epochs=2, out=out.parent / f"visits-{here().size}"),
         "local": lambda: train(batch_norm=True, settings={"run.batchnorm": "local"}),
         "one broken": lambda: train(OneBroken),
         "apart": lambda: train(Apart),
-        "accumulate": lambda: train(settings={"run.accumulate": 2}),
+        "weights of parts": lambda: train("mlcat", settings={"run.accumulate": 2}),
+        "parts of all": lambda: train("awp", batch_norm=True, dropout=0.2, settings={"run.accumulate": 2}),
         "for gpus": lambda: train(batch_norm=True, for_gpus=True),
-        "compile": lambda: train(settings={"run.compile": "default"}),
         "small": lambda: train(batch_size=1, settings={"run.lone_image": "keep"}),
         "others": lambda: train(seed=here().rank),
         "begin": lambda: elastic(out=out.parent / "elastic", progress=Ends(2)),

@@ -18,7 +18,7 @@ from advkit.training.meeting import join
 from advkit.training.parts import build_model, data_of
 from advkit.training.ranks import ALONE
 
-REFUSED = ["one broken", "apart", "accumulate", "compile", "for gpus", "small", "others", *sorted(WHOLE)]
+REFUSED = ["one broken", "apart", "weights of parts", "for gpus", "small", "others", *sorted(WHOLE)]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,8 @@ def alone(out: Path) -> Alone:
 
 @pytest.fixture(scope="module")
 def two(out: Path) -> list[dict[str, Outcome]]:
-    return outcomes(2, out / "two", [*JOBS, "visits", "local", "begin", "module", "audited", *REFUSED, "judged"])
+    others = ["visits", "local", "parts of all", "begin", "module", "audited", *REFUSED, "judged"]
+    return outcomes(2, out / "two", [*JOBS, *others])
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,13 @@ def test_local_batch_norm_is_another_run(alone: dict[str, Outcome], two: list[di
     assert all(torch.equal(net_of(two[1]["local"])[key], value) for key, value in net_of(two[0]["local"]).items())
 
 
+def test_parts_take_the_statistics_of_those_of_all(alone: dict[str, Outcome], two: list[dict[str, Outcome]]) -> None:
+    """With dropout: another run than that of one process, and the same in all."""
+    first, second = (net_of(process["parts of all"]) for process in two)
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+    assert int(first["1.num_batches_tracked"]) == int(net_of(alone["parts of all"])["1.num_batches_tracked"]) > 1
+
+
 def test_a_run_goes_on_with_more_processes_and_with_fewer(out: Path, three: list[dict[str, Outcome]]) -> None:
     """2, then 1, then 3; a stop that one process is asked for is all of theirs."""
     assert json.loads((out / "elastic" / "environment.json").read_text())["processes"] == 2
@@ -174,8 +182,11 @@ def test_what_is_not_finite_in_one_process_stops_all(alone: dict[str, Outcome], 
             "depend on a part of the batch, and in a script of one's own every process must build the same model "
             "(torch.manual_seed).",
         ),
-        ("accumulate", "OptionError: run.accumulate is of one process; leave it at 1, and start more processes."),
-        ("compile", "OptionError: run.compile is not supported in several processes yet; set run.compile=off."),
+        (
+            "weights of parts",
+            "HookConflict: Plugin mlcat weighs the instances of a whole batch, which run.accumulate in several "
+            "processes never brings together; leave one of them out.",
+        ),
         (
             "for gpus",
             "OptionError: 1 of the model is an nn.SyncBatchNorm, which several processes can not compute on CPUs; "

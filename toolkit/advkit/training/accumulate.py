@@ -17,17 +17,25 @@ from .probe import nothing_moves
 GradientAt = Callable[..., Mapping[str, Tensor]]
 
 
-def parts_of(batch: Batch, count: int) -> dict[str, Batch]:
+def parts_of(batch: Batch, count: int, most: int | None = None) -> dict[str, Batch]:
     """At most `count` parts of a batch, in its order, by what tells their draws apart; an image is never left alone.
 
-    All have as many images, but the last may have fewer.
+    All have as many images, but the last may have fewer. A share of several processes, of which the largest has `most`
+    images, has as many parts in each: they differ by one image, and may be of one, or of none.
     """
     if count == 1:
         return {"": batch}
+    if most is not None:
+        shared = torch.arange(len(batch.y), device=batch.y.device).tensor_split(max(1, min(count, most // 2)))
+        return _named(batch, shared, " piece")
     rows = list(torch.split(torch.arange(len(batch.y), device=batch.y.device), -(-len(batch.y) // count)))
     if len(rows) > 1 and len(rows[-1]) == 1:
         rows[-2:] = [torch.cat(rows[-2:])]
-    named = {f" part {number}" if number else "": part for number, part in enumerate(rows)}
+    return _named(batch, rows, " part")
+
+
+def _named(batch: Batch, rows: Sequence[Tensor], word: str) -> dict[str, Batch]:
+    named = {f"{word} {number}" if number else "": part for number, part in enumerate(rows)}
     return {
         name: Batch(batch.x[part], batch.y[part], batch.index[part], batch.occurrence[part])
         for name, part in named.items()

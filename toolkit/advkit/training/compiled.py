@@ -6,7 +6,7 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -115,10 +115,18 @@ def eagerly(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
-def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor", trains: bool = True) -> Compiled:
+def compiled(
+    model: nn.Module,
+    how: str,
+    x: Tensor,
+    backend: str = "inductor",
+    trains: bool = True,
+    eager: Collection[bool] = (),
+) -> Compiled:
     """The model compiled for batches like x (B, C, H, W), known to work: forward and backward, in both modes.
 
-    One that never `trains` is known to work by its forward in eval mode. The model and generators are as they were.
+    One that never `trains` is known to work by its forward in eval mode. Modes, training or not, that are to stay
+    `eager` are not tried. The model and generators are as they were.
     Raises whatever torch raises where it can not.
     """
     limits = own_limits()
@@ -135,7 +143,7 @@ def compiled(model: nn.Module, how: str, x: Tensor, backend: str = "inductor", t
             with mode(model, training=False), torch.no_grad():
                 made({}, x)
             return made
-        for training in (False, True):
+        for training in {False, True} - {*eager}:
             seed(0)
             images = x.clone().requires_grad_(not training)
             with mode(model, training), nullcontext() if training else frozen(model):

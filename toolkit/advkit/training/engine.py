@@ -12,10 +12,11 @@ from torch.func import functional_call
 from ..errors import OptionError
 from ..hidden import without_trace
 from ..judging import examined, same_bits, untouched
-from ..modules import placement
+from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
 from .compiled import Compiled, compiled, eagerly, of_the_users
 from .given import standing_in
+from .synchronised import Synchronised, Watch
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BACKEND = "inductor"
@@ -38,6 +39,8 @@ class Engine:
         self.device, dtype = placement(model)
         self.model, self._how = model, run.compile
         self.compiled: Compiled | None = None
+        self._together = set[bool]()
+        """The modes, training or not, in which BatchNorm takes the statistics of all processes."""
         self._batch_norm = batch_norm
         self.running = False
         """Whether the model is called by the core now."""
@@ -64,7 +67,8 @@ class Engine:
         x = self.laid_out(torch.full(tuple(shape), 0.5, device=self.device, dtype=dtype))
         try:
             with self.numbers(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                self.compiled = compiled(self.model, self._how, x, BACKEND, trains)
+                self._together = self._of_all(x)
+                self.compiled = compiled(self.model, self._how, x, BACKEND, trains, self._together)
         except (
             Exception
         ) as error:  # of dynamo, of a compiler that is absent, or of the model, which its first step tells
@@ -74,6 +78,21 @@ class Engine:
                 f"run.compile={self._how}: the model can not be compiled here ({reason.strip().rstrip('.')[:160]}); "
                 "it trains in eager mode, which computes the same, slower."
             )
+        if self.compiled is not None and trains and True in self._together:
+            warn(
+                "run.compile: in train mode BatchNorm takes the statistics of all processes, and those forwards stay "
+                "eager; run.batchnorm=local, another run, would compile them."
+            )
+
+    def _of_all(self, x: Tensor) -> set[bool]:
+        """What `_together` is."""
+        found = set[bool]()
+        for training in (False, True) if isinstance(self._batch_norm(False), Synchronised) else ():
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            with own_generator(self.device), without_trace(self.model), mode(self.model, training), Watch() as seen:
+                functional_call(self.model, buffers, (x,))
+            found |= {training} if seen.took else set()
+        return found
 
     @property
     def compile_seconds(self) -> float | None:
@@ -131,7 +150,7 @@ class Engine:
 
     def _forward(self, replaced: Mapping[str, Tensor], x: Tensor, seed: Callable[[], None], careful: bool) -> object:
         seed()
-        if self.compiled is None or not self.compiled.takes(x):
+        if self.compiled is None or not self.compiled.takes(x) or self.model.training in self._together:
             with examined(x, half=self.half) if careful else untouched(x):
                 return self._eager(replaced, x)
         if careful:  # under the watch nothing compiled would run, and later steps would compute other bits

@@ -16,6 +16,7 @@ from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
 from .ahead import ahead, near, transform_of
 from .panel import Panel
+from .ranks import here
 from .visits import is_batch
 
 
@@ -31,10 +32,10 @@ class Feed:
         self._ahead = ahead(self._pixels, self._images, panel.state.device)
         original = len(splits.train)
         training, self.validation = parted(resolved, original)
-        # Added samples are never held out.
-        self.training = torch.cat([training, torch.arange(original, len(self.train_set))])
+        self.training = torch.cat([training, torch.arange(original, len(self.train_set))])  # none added is held out
         refuse_no_rest(len(self.training))
-        self.rows = -(-min(self.run.batch_size, len(self.training)) // self.run.accumulate)  # of most forwards
+        share = here().share(self.training[: self.run.batch_size])
+        self.rows = -(-len(share) // self.run.accumulate)  # of most forwards
 
     def _grown(self, dataset: Dataset) -> Dataset:
         """The training set after the chain of `train_dataset`."""

@@ -122,9 +122,7 @@ class Trainer:
                 raise stop(farewell(self))
         self._end_epoch()
 
-    def one_step(
-        self, index: Tensor, occurrence: Tensor | None = None, following: tuple[Tensor, Tensor] | None = None
-    ) -> Report:
+    def one_step(self, index: Tensor, occurrence: Tensor | None = None, following: tuple[Tensor, ...] = ()) -> Report:
         """Attack and update on the images of `index` (b,); counts nothing and saves nothing. `following` come next."""
         seen = torch.zeros_like(index) if occurrence is None else occurrence
         index, seen = self.ranks.share(index), self.ranks.share(seen)

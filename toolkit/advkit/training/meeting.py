@@ -16,7 +16,7 @@ from ..compose.parts import WHOLE, refuse_parts
 from ..config import runfile
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import OptionError
+from ..errors import HookConflict, OptionError
 from ..modules import placement
 from ..settings import RunSettings
 from ..torchrun import several, unsaid
@@ -71,9 +71,10 @@ def refuse_unfit_for_several(ranks: Alone, model: nn.Module, composition: Compos
             "nn.BatchNorm as it is: run.batchnorm=synchronised takes the statistics of all."
         )
     refuse_parts(composition, f"a run of {ranks.size} processes", (*WHOLE, "instance_weight"))
-    if run.accumulate > 1:
-        raise OptionError("run.accumulate is of one process; leave it at 1, and start more processes.")
-    if run.compile != "off":
-        raise OptionError("run.compile is not supported in several processes yet; set run.compile=off.")
+    if run.accumulate > 1 and (weighing := composition.answers["instance_weight"]):
+        raise HookConflict(
+            f"Plugin {weighing[0].plugin.name} weighs the instances of a whole batch, which run.accumulate in several "
+            "processes never brings together; leave one of them out."
+        )
     if torch.device(run.device).index is not None:
         raise OptionError(f"run.device = {run.device!r} is one device; name its type, and each process takes its own.")

@@ -16,6 +16,9 @@ class Whole:
     def __init__(self, index: Tensor) -> None:
         self.index = index
 
+    most: int | None = None
+    """Samples of the largest share; None in one process."""
+
     @property
     def count(self) -> int:
         """B, of all processes."""
@@ -42,7 +45,7 @@ class Shares(Whole):
 
     def __init__(self, rank: int, rows: Sequence[int], gathered: Callable[[Tensor], list[Tensor]]) -> None:
         self._rows, self._gathered = rows, gathered
-        before = sum(rows[:rank])
+        self.most, before = max(rows), sum(rows[:rank])
         self._own = slice(before, before + rows[rank])
 
     def whole(self, value: Any) -> Any:

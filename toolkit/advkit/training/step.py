@@ -86,9 +86,10 @@ class TrainingStep:
             self.seek(epoch)
         stage = self.panel.stage
         held = Inventory.of(self.model)
-        careful, parts = self.care.begin(some, stage, held.parameters), parts_of(some, self.accumulate)
+        careful = self.care.begin(some, stage, held.parameters)
         batch = self.ranks.shares(some.index, some.occurrence, careful)
-        classes, ledger, updates = self.state.num_classes, Ledger(len(parts)), list[Update]()
+        parts, updates = parts_of(some, self.accumulate, batch.most), list[Update]()
+        classes, ledger = self.state.num_classes, Ledger(len(parts))
         with (
             explained(),
             self._undo.all_or_nothing(held, batch.index, careful),

@@ -30,6 +30,17 @@ class Synchronised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Watch(TorchFunctionMode):
+    """Sees whether F.batch_norm `took` the statistics of a batch."""
+
+    took = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            self.took |= bool((kwargs or {}).get("training", args[5] if len(args) > 5 else False))
+        return func(*args, **(kwargs or {}))
+
+
 def batch_norm(
     add: Add,
     empty: bool,
