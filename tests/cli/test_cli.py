@@ -24,6 +24,7 @@ import pytest
 import tomli_w
 from hypothesis import given, settings, strategies as st
 
+from advkit import DataError, plan
 from advkit.cli.main import run
 from advkit.settings import SECTIONS
 
@@ -807,6 +808,9 @@ def test_places_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("advkit.training.plan.plan", gone)
         ran = advkit("plan")
+        patch.setattr("advkit.studies.plan.planned", gone)
+        with pytest.raises(DataError, match="No folder for temporary files can be used; set TMPDIR"):
+            plan()
     sentence = "Error: No folder for temporary files can be used; set TMPDIR to one that can be written.\n"
     assert (ran.code, ran.err) == (4, sentence)
     monkeypatch.setattr(os, "getcwd", gone)

@@ -110,6 +110,14 @@ def test_what_a_file_prints_is_not_what_is_asked_for(tmp_path: Path, capsys: pyt
     assert "imported" in printed.err or "loaded" in printed.err
     assert run(["train", *words, *QUICK, "--print-config"]) == 0
     tomllib.loads(capsys.readouterr().out)
+    out, page = str(tmp_path / "run"), str(tmp_path / "page.html")
+    assert run(["train", *words, *QUICK, "--out", out]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "" and "asked" in printed.err
+    assert run(["report", out, *words, "--json", "--out", page]) == 0
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert "asked" in printed.err
 
 
 def test_what_a_file_sets_of_the_program_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

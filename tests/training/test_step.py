@@ -89,6 +89,9 @@ def test_mixed_precision_is_refused(made: Maker, tiny_net: Net, tiny_batch: Batc
     assert bits(net) == before
     with pytest.raises(OptionError, match="half precision are not supported; train in float32 or float64"):
         made(net=tiny_net().bfloat16())
+    net.register_buffer("table", torch.ones(2, dtype=torch.float16))
+    with pytest.raises(OptionError, match=r"The net computes in float16 \(table\); attacks need float32 or float64"):
+        made(net=net)
 
 
 def test_a_submodule_that_is_kept_in_eval_mode_stays_there(made: Maker, tiny_net: Net, tiny_batch: BatchOf) -> None:

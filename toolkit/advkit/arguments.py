@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from .errors import OptionError, shown
+from .errors import OptionError, shown, without_temporary_files
 from .options import plain
 
 
@@ -102,7 +102,10 @@ def checked(*others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name in call.arguments.keys() & hints.keys() - {*others}:
                 call.arguments[name] = _an_argument(name, call.arguments[name], hints[name])
             with nullcontext() if function.__name__ == "__init__" else with_values():
-                return function(*call.args, **call.kwargs)
+                try:
+                    return function(*call.args, **call.kwargs)
+                except FileNotFoundError as error:
+                    raise (without_temporary_files(error) or error) from error.__cause__
 
         return checking
 

@@ -105,6 +105,13 @@ class DataError(AdvkitError):
     exit_code = 4
 
 
+def without_temporary_files(error: Exception) -> DataError | None:
+    """What to say where tempfile has no folder, which torch asks for in its own time; None of other errors."""
+    if not isinstance(error, FileNotFoundError) or "temporary directory" not in str(error):
+        return None
+    return DataError("No folder for temporary files can be used; set TMPDIR to one that can be written.")
+
+
 class CheckpointError(AdvkitError):
     """A checkpoint or run folder is absent, damaged or belongs to something else."""
 

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .errors import NonFinite, OptionError
 from .modules import frozen, kept_values, mode, own_generator, placement
-from .precision import EXACT, HalfPrecision, first_forward_watched, named
+from .precision import EXACT, HalfPrecision, first_forward_watched, named, refuse_half
 
 IN_PLACE = (
     "The model changes its input in place, so the images that are attacked would not be those that are judged; let it "
@@ -47,15 +47,9 @@ def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
 def refuse_unjudgeable(model: nn.Module) -> None:
     """OptionError for weights in half precision, NonFinite for NaN and Inf; -Inf is how classes are masked."""
     refuse_unready(model)
+    refuse_half(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not tensor.is_floating_point():
-            continue
-        if tensor.dtype not in EXACT:
-            raise OptionError(
-                f"The net computes in {named(tensor.dtype)} ({name}); attacks need float32 or float64, because small "
-                "input gradients round to 0 in half precision. Judge model.float()."
-            )
-        if bool((tensor.isnan() | tensor.isposinf()).any()):
+        if tensor.is_floating_point() and bool((tensor.isnan() | tensor.isposinf()).any()):
             raise NonFinite(f"The net can not be judged: {name} holds NaN or Inf. Take weights from before that.")
 
 

@@ -22,6 +22,16 @@ def named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def refuse_half(model: nn.Module) -> None:
+    """OptionError for parameters and buffers in half precision."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in EXACT:
+            raise OptionError(
+                f"The net computes in {named(tensor.dtype)} ({name}); attacks need float32 or float64, because small "
+                "input gradients round to 0 in half precision. Pass model.float()."
+            )
+
+
 class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether a net computes in half precision, though its weights and logits are float32.
 

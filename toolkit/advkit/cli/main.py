@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import __version__
-from ..errors import AdvkitError, CheckpointError, NotTyped, OptionError, did_you_mean
+from ..errors import AdvkitError, CheckpointError, NotTyped, OptionError, did_you_mean, without_temporary_files
 from ..torchrun import rank, several
 from .streams import escaped, reopen_closed, usable
 
@@ -113,8 +113,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _unexpected(error: Exception) -> int:
     if os.environ.get("ADVKIT_TRACEBACK"):
         raise error
-    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # as tempfile says it
-        return _complain("No folder for temporary files can be used; set TMPDIR to one that can be written.", 4)
+    if known := without_temporary_files(error):
+        return _complain(str(known), known.exit_code)
     where = " ".join((type(error).__name__, *getattr(error, "__notes__", ())))
     what = next(iter(str(error).splitlines()), "no message")
     return _complain(f"{where}: {what} (ADVKIT_TRACEBACK=1 shows where)", 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import redirect_stdout
 
 import click
 
@@ -31,7 +33,8 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool, **wher
     from ..studies.report import report
     from .display import say
 
-    page = report(runs, out, samples, **where)
+    with redirect_stdout(sys.stderr):  # whatever a net prints in its forward
+        page = report(runs, out, samples, **where)
     seconds, size = round(time.perf_counter() - begin, 2), len(page.html.encode("utf-8"))
     if as_json:
         known = {"out": out, "bytes": size, "seconds": seconds, "runs": list(runs), "sections": list(page.sections)}

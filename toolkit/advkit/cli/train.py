@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ def command(
             raise OptionError(
                 "--resume takes its settings from the run; leave --config, --recipe and --no-companion out."
             )
-        _resume(Path(resume), request(**typed), progress, seconds)
+        with redirect_stdout(sys.stderr):  # whatever nets and plugins print
+            _resume(Path(resume), request(**typed), progress, seconds)
         return
     if partial_head and not init_from:
         raise OptionError("--partial-head is about the weights of --init-from; give both, or leave it out.")
@@ -84,7 +86,8 @@ def command(
     elif dry_run:
         _dry_run(resolved)
     else:
-        _start(resolved, wanted.trackers, out, init_from, partial_head, progress, seconds)
+        with redirect_stdout(sys.stderr):
+            _start(resolved, wanted.trackers, out, init_from, partial_head, progress, seconds)
 
 
 def _start(
@@ -220,11 +223,12 @@ def _dry_run(resolved: Resolved) -> None:
     from .plan import show_plan
 
     resolved = on_this_machine(resolved)
-    trainer = Trainer(resolved, *prepared(resolved))
-    batches = trainer.feed.batches(0)
-    trainer.one_step(batches[0])  # the first pays for allocations
-    began = time.perf_counter()
-    trainer.one_step(batches[0])
+    with redirect_stdout(sys.stderr):
+        trainer = Trainer(resolved, *prepared(resolved))
+        batches = trainer.feed.batches(0)
+        trainer.one_step(batches[0])  # the first pays for allocations
+        began = time.perf_counter()
+        trainer.one_step(batches[0])
     seconds = time.perf_counter() - began
     console = stdout()
     show_plan(console, plan(resolved))

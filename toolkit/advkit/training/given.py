@@ -15,7 +15,7 @@ from ..hidden import without_trace
 from ..inventory import Inventory
 from ..judging import NO_GRADIENT, checked_logits, refuse_place, refuse_unready, untouched
 from ..modules import exported, mode, own_generator
-from ..precision import HalfPrecision
+from ..precision import HalfPrecision, refuse_half
 from ..run import RunState
 from ..types import Batch
 from .compiled import eagerly, optimized
@@ -52,6 +52,7 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             "Weights in half precision are not supported; train in float32 or float64. For faster forwards set "
             "run.precision=bf16."
         )
+    refuse_half(model)
     own = {id(p) for p in model.parameters()}
     if not any(p.requires_grad for p in model.parameters()):
         raise OptionError("The model has no trainable parameter; nothing could be learnt.")
