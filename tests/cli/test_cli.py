@@ -376,7 +376,7 @@ REFUSALS = [
     ("train --dataset image-folder", "image-folder reads your files; name the folder or zip with --data-root DIR."),
     (
         "plan --set data.transform=crop-flop",
-        "data.transform = 'crop-flop' must be 'auto', 'none' or 'crop-flip'.",
+        "data.transform = 'crop-flop' must be 'auto', 'none', 'crop-flip' or 'resized-crop-flip'.",
     ),
     (
         "train --set run.device=meta",
