@@ -175,11 +175,13 @@ def page(figures: Mapping[str, Any]) -> None:
         "Conformance of every built-in (the check `cuda`: float64 as on the CPU to 1e-9, bits that come again, no wait "
         f"for the GPU that PGD-AT has not) and `tests/training/test_cuda.py`: {tests}."
     )
-    lines += [f"- {failure}" for failure in figures["failures"]]
+    lines += ["", *(f"- {failure}" for failure in figures["failures"])]
     same = [
         f"{row['plugins']} ({row['how']}): {'same bits' if row['same'] else 'OTHER BITS'}" for row in figures["resumes"]
     ]
     lines += said(f"Stopped within an epoch and resumed, with torch.use_deterministic_algorithms: {'; '.join(same)}.")
+    for note in figures.get("notes", ()):  # written by hand into gpu.json
+        lines += said(note)
     lines += ["", "## Steps"]
     lines += said(
         f"PreAct ResNet-18 of width {figures['width']}, images of 3x32x32 made of noise, {STEPS} attack steps in eval "

@@ -18,7 +18,7 @@ def largest_shifts(clean_logits: Tensor, adv_logits: Tensor, share: float) -> Te
     shift = (adv_logits - clean_logits).masked_fill(masked, 0).abs()
     count = max(1, int(share * shift.numel()))
     kept = torch.zeros_like(shift, dtype=torch.bool).flatten()
-    kept[shift.detach().flatten().topk(count).indices] = True
+    kept.index_fill_(0, shift.detach().flatten().topk(count).indices, True)
     return (shift * kept.view_as(shift)).sum(dim=1)
 
 

@@ -44,7 +44,7 @@ def data(count: int = 24) -> advkit.Splits:
 
 
 @cuda
-@pytest.mark.parametrize("plugins", ["", "trades", "awp", "mart", "cat-eps,dirichlet-ls,lsiw", "ema,awp"])
+@pytest.mark.parametrize("plugins", ["", "trades", "awp", "mart", "cat-eps,dirichlet-ls,lsiw", "lsr"])
 def test_a_step_on_cuda_waits_for_two_checks(plugins: str) -> None:
     """That gradients are finite before the update, and weights after it."""
     step = step_of(

@@ -13,7 +13,9 @@ from in_processes import FEW, JOBS, PAIRS, WHOLE, N, Outcome, apart, attempt, jo
 
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
+from advkit.settings import RunSettings
 from advkit.storage.run_folder import RunFolder
+from advkit.training import meeting
 from advkit.training.meeting import join
 from advkit.training.parts import build_model, data_of
 from advkit.training.ranks import ALONE
@@ -221,6 +223,21 @@ def test_a_process_that_is_lost_ends_all_and_the_run_goes_on(
     in_processes.Fails.how = staticmethod(lambda: None)
     rest, whole = in_processes.torn(resume_from=out / how), in_processes.torn()
     assert apart(rest["net"], whole["net"]) <= 1e-12 and rest["rows"] == close(whole["rows"])
+
+
+@pytest.mark.parametrize(("device", "backends"), [("cpu", "gloo"), ("cuda", "cpu:gloo,cuda:nccl")])
+def test_processes_meet_by_backends_for_both_devices(
+    device: str, backends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decisions are told from CPUs. With none named torch takes nccl alone where there are GPUs, which has none."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    met: list[str] = []
+    monkeypatch.setattr(meeting.dist, "init_process_group", lambda backend, timeout: met.append(backend))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(meeting.atexit, "register", lambda function: None)
+    join(RunSettings(device=device), 60)
+    assert met == [backends]
 
 
 def test_one_process_of_torchrun_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

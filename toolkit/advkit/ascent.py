@@ -144,11 +144,10 @@ def pgd(
     float32.
     """
     first = begin.clone() if keep_start else None  # the moves are in place
-    x_adv, rows = begin, begin.shape[0]
+    x_adv, rows, peaks = begin, begin.shape[0], list[Tensor]()
     active = torch.ones(rows, dtype=torch.bool, device=begin.device)
-    moves = torch.zeros(rows, dtype=torch.int64, device=begin.device)
-    zero_gradients = torch.zeros_like(moves)
-    finite = torch.ones((), dtype=torch.bool, device=begin.device)
+    moves = torch.full((rows,), steps, device=begin.device)
+    stopped = torch.zeros_like(moves)
     masked = limit is not None or observe is not None
     for step in range(steps):
         with torch.enable_grad():
@@ -157,16 +156,14 @@ def pgd(
             loss = objective(logits)
             (gradient,) = torch.autograd.grad(loss.sum(), x_adv)
         x_adv = x_adv.detach()
-        # sign(NaN) is 0: without this check a broken gradient would silently be no attack at all.
-        peak = gradient.flatten(1).abs().amax(1)  # keeps NaN; vector_norm takes 20 times as long on a CPU
-        finite &= peak.isfinite().all()
-        zero_gradients += peak == 0
+        peaks.append(gradient.flatten(1).abs().amax(1))  # keeps NaN; vector_norm takes 20 times as long on a CPU
         if limit is not None:
             active = active & (step < limit)
         if observe is not None:
             going = observe(x_adv=x_adv, logits=logits.detach(), loss=loss.detach(), gradient=gradient, step=step)
             active = active & going
-        moves += active
+        if masked:
+            stopped += ~active
         size = step_size * active if masked else step_size
         if transform is None:
             ball.move_(x_adv, gradient, size)
@@ -174,4 +171,7 @@ def pgd(
             way, factor = ball.way(gradient, size)
             move = transform(move=way * factor, x_adv=x_adv, gradient=gradient, step=step)
             ball.project_(x_adv.add_(torch.where(per_sample(active, move), move, 0.0)))
-    return AttackResult(x_adv, steps=moves, finite=finite, zero_gradients=zero_gradients, start=first)
+    # sign(NaN) is 0: without this check a broken gradient would silently be no attack at all.
+    peak = torch.stack(peaks) if peaks else step_size.new_ones(1, rows)
+    finite, zero_gradients = peak.isfinite().all(), (peak == 0).sum(dim=0)
+    return AttackResult(x_adv, steps=moves - stopped, finite=finite, zero_gradients=zero_gradients, start=first)

@@ -91,12 +91,11 @@ class Feed:
         state = self.panel.state
         pixels = self._ahead.images(index, occurrence, state.epoch)
         x = to_float(pixels.to(state.device, non_blocking=True), state.dtype)
-        labels = self._labels[index.to(self._labels.device)].to(state.device)
-        index = index.to(state.device)
-        draws = self._draws(index, occurrence.to(state.device), state.epoch)
+        labels, here = self._labels[index.to(self._labels.device)].to(state.device), index.to(state.device)
         owner = self.panel.stage.owner("train_transform")
-        if owner is None:
-            return self.transform(x, draws), labels, index
+        if owner is None:  # a few numbers an image: a GPU takes longer to be told how than a CPU to do it
+            return self.transform(x, self._draws(index.cpu(), occurrence.cpu(), state.epoch)), labels, here
+        draws = self._draws(here, occurrence.to(state.device), state.epoch)
         with self.panel.watching(self.run.check_hooks or state.step == 0):
             augmented = self.panel.ask(owner, {"x": x, "draws": draws})
         if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (x.shape, x.dtype):
@@ -105,7 +104,7 @@ class Feed:
         careful = state.step == 0 or self.run.check_hooks or x.is_cpu  # elsewhere a check waits for the device
         if careful and not bool(((augmented >= 0) & (augmented <= 1)).all()):
             raise HookContract.broken(owner.plugin.name, owner.hook, "images leave [0, 1]")
-        return augmented, labels, index
+        return augmented, labels, here
 
 
 def refuse_no_rest(training: int) -> None:

@@ -31,13 +31,16 @@ def join(run: RunSettings, timeout: float) -> Alone:
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {missing[0]} is not set: start several processes with "
                 "torchrun, or unset WORLD_SIZE."
             )
-        if torch.device(run.device).type == "cuda":
+        gpu = torch.device(run.device).type == "cuda"
+        if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         # Before: defaults of its functions would hold the group, whose threads then outlive Python and may abort it.
         import_module("torch.distributed.nn.functional")
 
         with answered():
-            dist.init_process_group(timeout=timedelta(seconds=timeout))
+            # By name: left to itself, torch takes nccl alone where there are GPUs, which sends nothing from a CPU.
+            backends = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+            dist.init_process_group(backends, timeout=timedelta(seconds=timeout))
         atexit.register(_part)  # not before: a script may train again
     return here()
 

@@ -40,14 +40,14 @@ class TrainedNet:
     """Of what the optimizer keeps, by PARAMETER/KEY: counts of steps stay on the CPU."""
 
     def __post_init__(self) -> None:
-        name, where = self.name, self.engine.device
+        name = self.name
         self.store.update({f"{name}/weights/{key}": value.detach() for key, value in self.values.items()})
         for parameter, kept in self.settings.keeps(self.trained).items():
             for key, value in kept.items():
                 self.devices[f"{parameter}/{key}"] = value.device
-                self.store[f"{name}/optimizer/{parameter}/{key}"] = torch.zeros_like(value, device=where)
-        self.store[f"{name}/begun"] = torch.zeros(len(self.trained), dtype=torch.bool, device=where)
-        self.store[f"{name}/updates"] = torch.zeros((), dtype=torch.int64, device=where)
+                self.store[f"{name}/optimizer/{parameter}/{key}"] = torch.zeros_like(value)
+        self.store[f"{name}/begun"] = torch.zeros(len(self.trained), dtype=torch.bool)  # read in every update
+        self.store[f"{name}/updates"] = torch.zeros((), dtype=torch.int64)
 
     @property
     def values(self) -> dict[str, Tensor]:

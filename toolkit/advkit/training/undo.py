@@ -198,9 +198,12 @@ def _not_finite(parts: Sequence[tuple[str, Tensor, Tensor | None]], optimizer: t
     tensors = [tensor for _, tensor, _ in floating]
     groups = by_kind(tensors)
     peaks = [torch.stack(torch._foreach_norm([tensors[place] for place in group], torch.inf)) for group in groups]
-    finite = torch.cat([peak.isfinite().to(peaks[0].device) for peak in peaks]).tolist() if peaks else []
-    places = [place for group in groups for place in group]
-    for place in sorted(place for place, fine in zip(places, finite, strict=True) if not fine):
+    broken = list[int]()
+    for device in dict.fromkeys(peak.device for peak in peaks):
+        finite = torch.cat([peak.isfinite() for peak in peaks if peak.device == device]).tolist()
+        places = [place for group, peak in zip(groups, peaks, strict=True) if peak.device == device for place in group]
+        broken += [place for place, fine in zip(places, finite, strict=True) if not fine]
+    for place in sorted(broken):
         name, tensor, was = floating[place]
         if was is None or was.shape != tensor.shape or bool((was.isfinite() & ~tensor.isfinite()).any()):
             return name
