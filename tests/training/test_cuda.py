@@ -18,7 +18,7 @@ from torch import nn
 import advkit
 from advkit.testing.machine import waits
 from advkit.testing.small import batches, step_of, tiny_net as step_net
-from advkit.training import feed
+from advkit.training import ahead
 from advkit.training.loop import Trainer
 from advkit.training.progress import Silent
 
@@ -61,7 +61,7 @@ def test_a_step_on_cuda_waits_for_two_checks(plugins: str) -> None:
 def test_images_stay_on_cuda_where_they_fit_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = []
     for free in (1 << 30, 0):
-        monkeypatch.setattr(feed, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(ahead, "free_memory", lambda device, free=free: free)
         sees, model = Sees(), net()
         settings = {**SETTINGS, "run.device": "cuda", "optimizer.lr": 0.01}
         advkit.train(model, data(), "lsiw", epochs=2, batch_size=8, eps=0.1, settings=settings, progress=sees)
@@ -73,9 +73,9 @@ def test_images_stay_on_cuda_where_they_fit_and_change_nothing(monkeypatch: pyte
 def test_images_are_kept_near_where_they_take_a_quarter_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     images, far = pictures(24), torch.device("meta")
     for free, kept in ((4 * images.images.numel(), "meta"), (4 * images.images.numel() - 1, "cpu"), (None, "cpu")):
-        monkeypatch.setattr(feed, "free_memory", lambda device, free=free: free)
-        assert {tensor.device.type for tensor in feed.near(images, far)} == {kept}
-        assert feed.near(images, torch.device("cpu"))[0] is images.images
+        monkeypatch.setattr(ahead, "free_memory", lambda device, free=free: free)
+        assert {tensor.device.type for tensor in ahead.near(images, far)} == {kept}
+        assert ahead.near(images, torch.device("cpu"))[0] is images.images
 
 
 @cuda
