@@ -374,6 +374,8 @@ REFUSALS = [
         "digits is part of advkit and reads no files; leave --data-root /data out.",
     ),
     ("train --dataset image-folder", "image-folder reads your files; name the folder or zip with --data-root DIR."),
+    ("plan -epochs=3", "No such option '-e'. Did you mean --epochs? See `advkit plan --help`."),
+    ("plan -e 3", "No such option '-e'. See `advkit plan --help`."),
     (
         "plan --set data.transform=crop-flop",
         "data.transform = 'crop-flop' must be 'auto', 'none', 'crop-flip' or 'resized-crop-flip'.",

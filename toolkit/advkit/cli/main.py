@@ -94,7 +94,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except click.UsageError as error:
         hint = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
-        message = error.format_message()
+        message = error.format_message() + _by_one_dash(error, arguments if arguments is not None else sys.argv[1:])
         return _complain(message + ("" if message.endswith((".", "?")) else ".") + hint, 2)
     except (click.Abort, KeyboardInterrupt):
         return _complain("Interrupted.", 130)
@@ -108,6 +108,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
         return _unexpected(error)
+
+
+def _by_one_dash(error: click.UsageError, words: Sequence[str]) -> str:
+    """Which option -epochs is, of which click sees -e."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name.startswith("--") or error.ctx is None:
+        return ""
+    typed = next((word for word in words if word.startswith(error.option_name)), "").partition("=")[0]
+    options = [name for option in error.ctx.command.params for name in option.opts if name.startswith("--")]
+    return did_you_mean(f"-{typed}", options) if len(typed) > len(error.option_name) else ""
 
 
 def _unexpected(error: Exception) -> int:
