@@ -152,3 +152,20 @@ def test_it_is_named_in_parts(parts: int) -> None:
     plugin.by_sample = True  # type: ignore[method-assign, assignment]
     with pytest.raises(NonFinite, match=r"\(gradient of extra_regularizer of late\) at epoch 0, step 0\."):
         take(plugin, parts)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_statistics_that_were_none_before_are_no_mask(value: float) -> None:
+    """Train mode does not look at BatchNorm's, and they stay what they are; a mask that the net adds is meant so."""
+    x, rows = pictures(8).images.double() / 255, torch.arange(8)
+    for name in ("mask", "running_mean"):
+        net = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
+        net.register_buffer("mask", torch.zeros(2, dtype=torch.float64))
+        next(buffer for own, buffer in net.named_buffers() if own.endswith(name)).fill_(value)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        step = Step(net, optimizer, (), num_samples=8, eps=0.1, settings={"attack.steps": 0})
+        if name == "mask":
+            assert step(x, rows % 3, rows, epoch=0).count == 8
+        else:
+            with pytest.raises(NonFinite, match=r"NaN or Inf in .*running_mean after the update of epoch 0, step 0"):
+                step(x, rows % 3, rows, epoch=0)

@@ -55,7 +55,7 @@ class Undo:
             after = _named(now, state) | _strangers(now, optimizer)
             parts = [(name, tensor, before.get(name)) for name, tensor in after.items()]
             parts += [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
-            if what := _not_finite(parts, optimizer):
+            if what := _not_finite(parts, optimizer, now):
                 raise NonFinite(
                     f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was "
                     "not applied; lower optimizer.lr or look at the options of the plugins in this run."
@@ -185,8 +185,13 @@ def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
     return copied
 
 
-def _not_finite(parts: Sequence[tuple[str, Tensor, Tensor | None]], optimizer: torch.optim.Optimizer) -> str | None:
-    """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay. One synchronisation."""
+def _not_finite(
+    parts: Sequence[tuple[str, Tensor, Tensor | None]], optimizer: torch.optim.Optimizer, now: Inventory
+) -> str | None:
+    """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay. One synchronisation.
+
+    Statistics of a norm may not: they never come back, and train mode does not look at them.
+    """
     moments = [
         ("the optimizer's state", value.detach(), None)
         for parameter, values in optimizer.state.items()
@@ -207,4 +212,13 @@ def _not_finite(parts: Sequence[tuple[str, Tensor, Tensor | None]], optimizer: t
         name, tensor, was = floating[place]
         if was is None or was.shape != tensor.shape or bool((was.isfinite() & ~tensor.isfinite()).any()):
             return name
+        if any(values is now.buffers.get(name) for values in _statistics(now)):
+            return name
     return None
+
+
+def _statistics(held: Inventory) -> Iterator[Tensor]:
+    """What norms keep of the batches that they have seen."""
+    for module in held.modules:
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            yield from (values for values in module._buffers.values() if values is not None)
