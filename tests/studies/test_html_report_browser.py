@@ -171,18 +171,36 @@ def test_light_and_dark_differ_and_charts_follow(chromium: Any, report: Path) ->
 
 def test_paper_is_white_and_has_what_is_folded_on_the_screen(chromium: Any, report: Path) -> None:
     watched = Watched(chromium, report, color_scheme="dark", viewport=PAPER)
-    rows = "[...document.querySelectorAll('details table')].map(t => t.getBoundingClientRect().height)"
-    shut = "[...document.querySelectorAll('details table')].map(t => t.checkVisibility({contentVisibilityAuto: true}))"
+    tables = "[...document.querySelectorAll('details:not(.defaults) table')]"
+    rows = f"{tables}.map(t => t.getBoundingClientRect().height)"
+    shut = f"{tables}.map(t => t.checkVisibility({{contentVisibilityAuto: true}}))"
     assert not any(watched.page.evaluate(shut))
     watched.page.emulate_media(media="print", color_scheme="dark")
     assert watched.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert all(watched.page.evaluate(shut)) and all(height > 20 for height in watched.page.evaluate(rows))
+    assert not watched.page.locator("details.defaults").first.is_visible()  # the rest of the settings is the run's file
     assert not watched.page.locator("nav").is_visible() and not watched.page.locator("summary").first.is_visible()
     assert watched.overflow() == 0
     assert all(width > 300 and height > 20 for width, height in watched.seen().values())
     pages = len(re.findall(rb"/Type\s*/Page\b", watched.page.pdf(format="A4")))
     assert 6 <= pages <= 40
     assert watched.faults == []
+
+
+def test_paper_breaks_no_head_of_a_column_and_leaves_no_page_for_a_title(
+    chromium: Any, report: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "one.html"
+    advkit("report", report.parent / NAMES[1], "--out", page, "--samples", 0)
+    watched = Watched(chromium, page, viewport=PAPER)
+    watched.page.emulate_media(media="print")
+    breaks = "getComputedStyle(document.querySelector('section[id^=run-]')).breakBefore"
+    assert watched.page.evaluate(breaks) == "auto"
+    several = Watched(chromium, report, viewport=PAPER)
+    several.page.emulate_media(media="print")
+    assert several.page.evaluate(breaks) == "page"  # a comparison stands before them
+    wraps = "[...document.querySelectorAll('thead th')].map(head => getComputedStyle(head).overflowWrap)"
+    assert {*watched.page.evaluate(wraps)} == {"normal"}
 
 
 def test_the_keyboard_reaches_everything_first_the_skip_link(chromium: Any, report: Path) -> None:

@@ -59,9 +59,9 @@ def listing(items: Iterable[object], **attributes: object) -> Html:
     return tag("ul", *(tag("li", item) for item in items), **attributes)
 
 
-def details(summary: object, *content: object) -> Html:
-    """What is long: closed on the screen, open on paper."""
-    return tag("details", tag("summary", summary), *content)
+def details(summary: object, *content: object, kind: str | None = None) -> Html:
+    """What is long: closed on the screen, open on paper, or left out there if it is of the kind "defaults"."""
+    return tag("details", tag("summary", summary), *content, class_=kind)
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:

@@ -51,7 +51,8 @@ def settings(source: Source) -> Html:
         parts.append(table("Settings that are no defaults", columns, notable))
         if any("given" in row[2] for row in notable):
             parts.append(paragraph("given: typed, or from a file or recipe; the command is under Environment."))
-    parts.append(details(f"All {len(rows)} settings", table("All settings", columns, rows)))
+    folded = "defaults" if origins else None  # three pages a run
+    parts.append(details(f"All {len(rows)} settings", table("All settings", columns, rows), kind=folded))
     return join(parts)
 
 
