@@ -73,13 +73,14 @@ class Decoded(ByRow):
 
     def contents(self) -> Iterator[memoryview]:
         """What tells these pictures from others: how many bytes each file has, and those of a sample."""
+        files = self.files
         try:
-            yield np.array([self.files.size(name) for name in self.names], "<i8").data
+            yield np.array([files.size(name) for name in self.names], "<i8").data
             for name in self.sample().names:
-                with self.files.open(name) as file:
+                with files.open(name) as file:
                     yield memoryview(file.read())
         except OSError as error:
-            raise DataError(f"{self.files.root}: a picture can not be read ({error}); replace or remove it.") from None
+            raise DataError(f"{files.root}: a picture can not be read ({error}); replace or remove it.") from None
 
     def _made(self, places: Tensor, takes: Sequence[Callable[[Image.Image], Pixels]]) -> Tensor:
         images = torch.empty(len(places), 3, self.side, self.side, dtype=torch.uint8)
