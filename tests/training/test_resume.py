@@ -34,8 +34,9 @@ from advkit.cli.display import Quiet, Signals
 from advkit.cli.main import run
 from advkit.compose.registration import hooks_of
 from advkit.data.digits import Digits
-from advkit.errors import Interrupted, NonFinite, ResumeMismatch, Stopped
+from advkit.errors import CheckpointError, Interrupted, NonFinite, ResumeMismatch, Stopped
 from advkit.storage import checkpoint, files
+from advkit.training import saving
 from advkit.training.loop import Trainer
 from advkit.training.progress import Silent
 from advkit.training.step_report import Report
@@ -110,8 +111,13 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------- processes
 
 
-def _command(arguments: list[str], log: str, terminal: str | None, die_at: tuple[int, bool] | None) -> None:
-    """The child: one command line, its output in a file or on a terminal of its own; it may kill itself."""
+def _command(
+    arguments: list[str], log: str, terminal: str | None, die_at: tuple[int, bool] | None, beside: bool
+) -> None:
+    """The child: one command line, its output in a file or on a terminal of its own; it may kill itself.
+
+    `beside`: it writes checkpoints while it trains, as those of large nets are.
+    """
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     if terminal is not None:
         os.setsid()
@@ -120,6 +126,8 @@ def _command(arguments: list[str], log: str, terminal: str | None, die_at: tuple
         os.dup2(file, standard)
     if die_at is not None:
         _die(*die_at)
+    if beside:
+        saving.BESIDE = 0
     sys.exit(run(arguments))
 
 
@@ -166,11 +174,16 @@ PRELOADED += ["torch._dynamo", "advkit_plugins.cat_eps", "advkit_plugins.lsiw", 
 
 
 def spawn(
-    *arguments: object, log: Path, terminal: str | None = None, die_at: tuple[int, bool] | None = None
+    *arguments: object,
+    log: Path,
+    terminal: str | None = None,
+    die_at: tuple[int, bool] | None = None,
+    beside: bool = False,
 ) -> ForkServerProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_command, args=([str(a) for a in arguments], str(log), terminal, die_at))
+    given = [str(a) for a in arguments], str(log), terminal, die_at, beside
+    process = context.Process(target=_command, args=given)
     process.start()
     return process
 
@@ -206,7 +219,14 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
-def survive(kills: int, chance: random.Random, whole: Path, tmp_path: Path, begin: Sequence[str] = LINE) -> None:
+def survive(
+    kills: int,
+    chance: random.Random,
+    whole: Path,
+    tmp_path: Path,
+    begin: Sequence[str] = LINE,
+    beside: bool = False,
+) -> None:
     """Runs killed at random moments, `kills` times in all; whenever one is done, it is the undisturbed run."""
     cost = 0.0
     done = survived = serial = 0
@@ -215,7 +235,7 @@ def survive(kills: int, chance: random.Random, whole: Path, tmp_path: Path, begi
         serial += 1
         line: list[object] = [*begin, "--out", folder]
         for _ in range(1000):
-            process = spawn(*line, log=log)
+            process = spawn(*line, log=log, beside=beside)
             if not cost:  # the first is only timed
                 while process.is_alive():
                     cost = max(cost, busy(process) if busy(process) < 1e9 else 0.0)
@@ -238,9 +258,10 @@ def test_three_kills_at_random_moments(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_twenty_kills_at_random_moments(seed: int, whole: Path, tmp_path: Path) -> None:
-    survive(20, random.Random(seed), whole, tmp_path)
+def test_twenty_kills_at_random_moments(seed: int, beside: bool, whole: Path, tmp_path: Path) -> None:
+    survive(20, random.Random(seed), whole, tmp_path, beside=beside)
 
 
 def test_control_another_seed_is_another_run(whole: Path, tmp_path: Path) -> None:
@@ -276,9 +297,9 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> int:
     return (folder / "log").read_text().count(".")
 
 
-def die_and_resume(number: int, after: bool, short: Path, root: Path) -> None:
+def die_and_resume(number: int, after: bool, short: Path, root: Path, beside: bool = False) -> None:
     folder, log = root / f"{number}-{after}", root / "log"
-    assert ending(spawn(*SHORT, "--out", folder, log=log, die_at=(number, after))) == -signal.SIGKILL
+    assert ending(spawn(*SHORT, "--out", folder, log=log, die_at=(number, after), beside=beside)) == -signal.SIGKILL
     # Killed so early that there is no run yet, the same line starts it.
     started = (folder / "run.toml").exists()
     ran = resume(folder) if started else command(*SHORT, "--out", folder)
@@ -290,14 +311,15 @@ def test_kills_inside_a_start_a_checkpoint_and_a_row_of_metrics(short: Path, poi
     """Points spread over the run; `make soak` has all of them."""
     assert points > 80
     for number in (2, 3, 7, *range(20, points + 1, points // 3)):
-        die_and_resume(number, bool(number % 2), short, tmp_path)
+        die_and_resume(number, bool(number % 2), short, tmp_path, beside=bool(number % 3))
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_every_point(after: bool, short: Path, points: int, tmp_path: Path) -> None:
+def test_a_kill_at_every_point(after: bool, beside: bool, short: Path, points: int, tmp_path: Path) -> None:
     for number in range(1, points + 1):
-        die_and_resume(number, after, short, tmp_path)
+        die_and_resume(number, after, short, tmp_path, beside)
 
 
 def test_sigterm_a_second_process_and_the_signals_of_a_stopped_run(whole: Path, tmp_path: Path) -> None:
@@ -525,6 +547,49 @@ def test_resume_after_a_crash_or_a_stop(
 ) -> None:
     own_run(tmp_path / "run", splits, events)
     assert ended(tmp_path / "run") == ended(own)
+
+
+@pytest.mark.parametrize("name", ["twice within an epoch", "at the last step of all", "after every step"])
+def test_resume_of_what_was_written_beside_the_training(
+    name: str, own: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As checkpoints of large nets are."""
+    monkeypatch.setattr(saving, "BESIDE", 0)
+    own_run(tmp_path / "run", splits, CRASHES[name])
+    assert ended(tmp_path / "run") == ended(own)
+
+
+def test_a_checkpoint_has_what_was_there_when_it_was_due(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late it is written; one that can not be written ends the run at the next, and a run that fails waits."""
+    real, written = checkpoint.save, []
+
+    def late(*arguments: Any) -> Path:
+        time.sleep(0.02)
+        written.append(arguments[1])
+        if arguments[1] == fails:
+            raise CheckpointError("The disk is full.")
+        return real(*arguments)
+
+    many, fails = {"settings": OWN["settings"] | {"checkpoint.keep": 99, "checkpoint.every_steps": 1}}, -1
+    advkit.train(net(), splits, **(OWN | many), out=tmp_path / "now")
+    monkeypatch.setattr(saving, "BESIDE", 0)
+    monkeypatch.setattr(saving.checkpoint, "save", late)
+    advkit.train(net(), splits, **(OWN | many), out=tmp_path / "beside")
+    assert written == sorted(written) and len(written) >= OWN_STEPS
+    one, other = (
+        {p.parent.name: p.read_bytes() for p in (tmp_path / name).glob("checkpoints/step-*/tensors.safetensors")}
+        for name in ("now", "beside")
+    )
+    assert one == other and len(one) > OWN_STEPS // 2
+    fails = 3
+    with pytest.raises(CheckpointError, match="The disk is full"):
+        advkit.train(net(), splits, **(OWN | many), out=tmp_path / "full")
+    assert checkpoint.newest(tmp_path / "full" / "checkpoints").name == "step-00000002"
+    with pytest.raises(Crash):
+        advkit.train(net(), splits, **(OWN | many), out=tmp_path / "crash", progress=Nemesis("crash", 2))
+    assert checkpoint.newest(tmp_path / "crash" / "checkpoints").name == f"step-{written[-1]:08d}"
 
 
 SENTENCES: dict[str, dict[str, Any]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from copy import deepcopy
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,19 @@ def tell_plugins(trainer: Trainer, row: dict[str, Any], this: dict[str, Any]) ->
     )
 
 
+def break_off(trainer: Trainer, error: BaseException) -> None:
+    """End a run that fails with `error`, which is what is told; what goes wrong in that is a note to it."""
+    for name, last in (("a checkpoint", trainer.writer.wait), ("teardown", partial(trainer.panel.notify, "teardown"))):
+        try:
+            last()
+        except Exception as late:
+            error.add_note(f"and then {name} failed: {type(late).__name__}: {late}")
+
+
 def farewell(trainer: Trainer) -> str:
-    """What a run says that is stopped before its end."""
+    """What a run says that is stopped before its end, once its checkpoint is there."""
     at = trainer.position
+    trainer.writer.wait()
     kept = ""
     if trainer.folder:
         again = ["advkit", "train", "--resume", str(trainer.folder.path), *words(trainer.resolved.files)]

@@ -117,7 +117,7 @@ def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunF
         if newest:
             trainer.metrics, trainer.history = _history(folder, trainer.position, state["position"], seen)
             _mend_best(folder, trainer.position, seen)
-            publish(trainer, newest)
+            publish(trainer.position, resolved.checkpoint.keep, newest)
         trainer.history = ranks.told(trainer.history)
     elif checkpoint.steps(folder.checkpoints):
         raise CheckpointError(

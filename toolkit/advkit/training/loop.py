@@ -19,7 +19,7 @@ from ..modules import placement
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
 from .chance import Chance, refuse_broken_net
-from .ending import farewell, tell_plugins
+from .ending import break_off, farewell, tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
 from .meeting import met
@@ -27,7 +27,7 @@ from .meter import Meter, quantiles_of
 from .panel import Panel
 from .progress import Progress, Silent
 from .result import TrainResult
-from .saving import Position, save, unsaved
+from .saving import Position, Writer, save, unsaved
 from .step import TrainingStep
 from .step_report import Report
 from .validation import validated, weights_of
@@ -61,7 +61,7 @@ class Trainer:
         self.global_step, self.metrics, self.stopped = 0, Mark(), ""
         self.best: dict[str, Any] | None = None
         self._evaluated: Mapping[str, Tensor] | None = None
-        self.meter, self.chance = Meter(self.step.engine), Chance()
+        self.meter, self.chance, self.writer = Meter(self.step.engine), Chance(), Writer()
         self.step.engine.compile((self.feed.rows, *splits.train.shape), self.progress.warn)
         self.history: list[dict[str, Any]] = []
         state.building = Workshop(resolved, self.model, state, self.progress.warn, splits.train, self.feed.rows)
@@ -86,11 +86,9 @@ class Trainer:
         try:
             while not self.finished:
                 self._epoch()
+            self.writer.wait()
         except BaseException as error:
-            try:
-                self.panel.notify("teardown")
-            except Exception as late:  # what went wrong first is what is told
-                error.add_note(f"and then teardown failed: {type(late).__name__}: {late}")
+            break_off(self, error)
             raise
         self.panel.notify("teardown")
         return self.result()

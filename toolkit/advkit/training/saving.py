@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,33 @@ class Position:
     stopped: str = ""
 
 
+BESIDE = 1 << 24
+"""Bytes of a checkpoint from which on it is written while training goes on."""
+
+
+class Writer:
+    """Writes the checkpoints of one run, one after the other. What goes wrong beside the training is told by `wait`."""
+
+    def __init__(self) -> None:
+        self._pool, self._writing = ThreadPoolExecutor(1, thread_name_prefix="advkit-checkpoint"), Future[None]()
+        self._writing.set_result(None)
+
+    def write(self, work: Callable[[Mapping[str, Tensor]], None], tensors: Mapping[str, Tensor]) -> None:
+        """`work(tensors)`, with their values as they are now."""
+        self.wait()
+        if sum(tensor.nbytes for tensor in tensors.values()) < BESIDE:
+            work(tensors)
+        else:
+            kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            self._writing = self._pool.submit(work, kept)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is there. Raises what its writing raised, once."""
+        writing, self._writing = self._writing, Future[None]()
+        self._writing.set_result(None)
+        writing.result()
+
+
 def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> None:
     """A checkpoint of where the run is, if it has a folder; `evaluated` are the weights that were validated.
 
@@ -64,7 +92,9 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
         "run": runfile.dump(trainer.resolved),
     }
     tensors = _tensors(trainer) | prefixed(EVALUATED, evaluated)
-    publish(trainer, checkpoint.save(trainer.folder.checkpoints, trainer.global_step, tensors, state))
+    folder, step = trainer.folder.checkpoints, trainer.global_step
+    at, keep = trainer.position, trainer.resolved.checkpoint.keep
+    trainer.writer.write(lambda kept: publish(at, keep, checkpoint.save(folder, step, kept, state)), tensors)
 
 
 def refuse_unsavable(model: nn.Module) -> None:
@@ -83,16 +113,16 @@ def unsaved(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers() if name not in saved}
 
 
-def publish(trainer: Trainer, path: Path) -> None:
-    """Point `last`, and `best` where it is that, to the checkpoint of this position; drop old ones.
+def publish(at: Position, keep: int, path: Path) -> None:
+    """Point `last`, and `best` where it is that, to the checkpoint of this position; drop all but `keep`.
 
     A resume does it again: the run may have been killed between a checkpoint and its links.
     """
-    at, store = trainer.position, path.parent
+    store = path.parent
     checkpoint.point(store, "last", path)
     if at.step == 0 and at.best is not None and at.best["epoch"] == at.epoch - 1:
         checkpoint.point(store, "best", path)
-    checkpoint.prune(store, trainer.resolved.checkpoint.keep)
+    checkpoint.prune(store, keep)
 
 
 def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
