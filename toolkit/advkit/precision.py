@@ -23,8 +23,11 @@ def named(dtype: torch.dtype) -> str:
 
 
 def refuse_half(model: nn.Module) -> None:
-    """OptionError for parameters and buffers in half precision."""
+    """OptionError for parameters and buffers in half precision, and for what is sparse or quantized."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else "sparse"
+            raise OptionError(f"{name} of the net is {kind}; keep it as a plain tensor.")
         if tensor.is_floating_point() and tensor.dtype not in EXACT:
             raise OptionError(
                 f"The net computes in {named(tensor.dtype)} ({name}); attacks need float32 or float64, because small "

@@ -14,7 +14,7 @@ from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.own import as_wide_as
 from ..own_file import load_all
-from ..training.parts import passed
+from ..training.parts import passed, refuse_undone
 from ..training.plan import plan as planned
 
 
@@ -62,5 +62,6 @@ def plan(
         own = as_wide_as(own, model)
     short = {**names, "eps": eps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     resolved = Resolved.of(requested(plugins, recipe, config, options, settings, no_companion, **short))
+    refuse_undone(resolved, settings or {}, own, model)
     load_all(resolved.files)
     return planned(resolved, own)

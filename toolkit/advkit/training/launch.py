@@ -26,7 +26,17 @@ from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .given import a_width
 from .loop import Trainer
-from .parts import begin_from, code_of, held_out_now, on_this_machine, passed, prepared, refuse_no_test, unusual_type
+from .parts import (
+    begin_from,
+    code_of,
+    held_out_now,
+    on_this_machine,
+    passed,
+    prepared,
+    refuse_no_test,
+    refuse_undone,
+    unusual_type,
+)
 from .progress import Progress, Silent, voice
 from .ranks import here
 from .result import TrainResult
@@ -266,6 +276,7 @@ def train(
     wanted = Request.of(top, recipe=recipe, config=config)
     resolved = Resolved.of(wanted)
     resolved = on_this_machine(resolved, resolved.run.timeout)
+    refuse_undone(resolved, given, own, model)
     splits, net = prepared(resolved, splits=own, model=model)
     refuse_no_test(resolved, splits)
     into, begin = (Path(path) if path else None for path in (out, init_from))

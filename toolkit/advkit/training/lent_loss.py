@@ -40,6 +40,12 @@ def lent(value: Tensor, gradients: dict[nn.Parameter, Tensor]) -> Tensor:
     return loss
 
 
+def refuse_no_grad() -> None:
+    """OptionError where a loss that is taken now would have no `backward`."""
+    if not torch.is_grad_enabled():
+        raise OptionError("step.loss(...) is a loss to call backward() on; take it outside of torch.no_grad().")
+
+
 @contextmanager
 def gradients_apart(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[nn.Parameter, Tensor]]:
     """A scope that begins without `.grad`; what it leaves there is in the mapping, and `.grad` is as it was before.

@@ -20,7 +20,7 @@ from ..run import RunState
 from .accumulate import together
 from .compiled import of_the_users, without_wrapper
 from .given import a_batch, an_epoch, refuse_unfit
-from .lent_loss import gradients_apart, lent, standing_in
+from .lent_loss import gradients_apart, lent, refuse_no_grad, standing_in
 from .objective import Outcome, Update
 from .panel import Panel
 from .shift import elsewhere
@@ -138,6 +138,7 @@ class Step(TrainingStep):
     def _lent_loss(
         self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None
     ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        refuse_no_grad()
         if isinstance(x, Tensor) and x.requires_grad:
             raise OptionError(
                 "x requires a gradient, and step.loss(...) gives none to the images or to what made them; pass "
@@ -170,6 +171,7 @@ class Step(TrainingStep):
         Plugins and buffers are for it what they were for that loss, and then as they are: BatchNorm's running
         statistics and what plugins keep stay.
         """
+        refuse_no_grad()
         if not self._updates or self._found is None or self.report is None:
             raise OptionError("step.again() is the loss of the last step.loss(...) at other weights; take that first.")
         state, now = self.state, Kept(self.model, self.state, self._updates[0].shares.index)

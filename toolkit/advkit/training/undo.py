@@ -63,7 +63,7 @@ class Undo:
         except BaseException:
             with torch.no_grad():
                 for tensor, was in zip(tensors, copies, strict=True):
-                    tensor.copy_(was)
+                    _put_back(tensor, was)
             for module, buffers in bound:  # some bind theirs anew: self.m = 0.9 * self.m
                 module._buffers.clear()
                 module._buffers.update(buffers)
@@ -125,7 +125,7 @@ class Kept:
     def put_back(self) -> None:
         """Everything as it was, in place."""
         for name, value in self._named():
-            value.data.copy_(self._whole[name])  # unseen, as BatchNorm itself: graphs of the loop may be alive
+            _put_back(value.data, self._whole[name])  # unseen, as BatchNorm itself: graphs of the loop may be alive
         for name, rows in self._rows.items():
             self._state.samples[name][self._index] = rows
 
@@ -145,6 +145,12 @@ def _refuse_other_rows(state: RunState, before: Mapping[str, Tensor], index: Ten
                 "and nowhere else.",
                 "state",
             )
+
+
+def _put_back(tensor: Tensor, was: Tensor) -> None:
+    """In place. What lies on top of itself, as after `expand`, is as it was: torch writes into none of it."""
+    if not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        tensor.copy_(was)
 
 
 def _named(held: Inventory, state: RunState) -> dict[str, Tensor]:
@@ -196,7 +202,8 @@ def _not_finite(
         ("the optimizer's state", value.detach(), None)
         for parameter, values in optimizer.state.items()
         for value in _leaves(values)
-        if isinstance(value, Tensor) and value.device == parameter.device  # counts of steps stay on the CPU
+        # Counts of steps stay on the CPU; what is of all parameters may have a name for a key.
+        if isinstance(value, Tensor) and value.device == getattr(parameter, "device", value.device)
     ]
     named = [(name, tensor.detach(), was) for name, tensor, was in parts]
     floating = [part for part in (*named, *moments) if part[1].is_floating_point() and part[1].numel()]
