@@ -357,6 +357,15 @@ REFUSALS = [
         "Invalid value for '--split': 'tset' is not one of 'test', 'train'. See `advkit evaluate --help`.",
     ),
     # plan, of what train refuses once the data are there
+    (
+        "plan --set data.size=16",
+        "data.size is of pictures that image-folder decodes, and digits has images; leave it at 0.",
+    ),
+    (
+        "plan --set data.transform=resized-crop-flip",
+        "data.transform = resized-crop-flip is done when pictures are decoded (image-folder with data.size), and not "
+        "all of these are; take crop-flip, or none.",
+    ),
     ("plan --limit 3", "A limit of 3 images is below the number of classes; take at least 10."),
     ("plan --set validation.fraction=0.9999", "validation.fraction leaves nothing to train on; lower it."),
     ("plan --set run.device=gpu", "run.device = 'gpu' must be a device of torch, such as cpu, cuda or cuda:0."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -32,11 +33,16 @@ def near(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
 def transform_of(name: str, dataset: Dataset) -> Callable[[Tensor, Draws], Tensor]:
     """The transform called so, for images of this set. Raises OptionError."""
     if name == WHEN_DECODED and not isinstance(dataset.images, Decoded):
-        raise OptionError(
-            f"data.transform = {name} is done when pictures are decoded (image-folder with data.size), and not all of "
-            "these are; take crop-flip, or none."
-        )
+        refuse_undecoded()
     return TRANSFORMS[name]
+
+
+def refuse_undecoded() -> NoReturn:
+    """OptionError for a transform that is done where pictures are decoded, of images that are there already."""
+    raise OptionError(
+        f"data.transform = {WHEN_DECODED} is done when pictures are decoded (image-folder with data.size), and not all "
+        "of these are; take crop-flip, or none."
+    )
 
 
 class Now:

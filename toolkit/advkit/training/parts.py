@@ -52,12 +52,17 @@ def load_data(
 
     Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
     """
-    source = cast(type[DataSource], registry.load("data set", name))()
-    source.max_pixels, source.balance = max_pixels or source.max_pixels, balance
+    source = source_of(name, size)()
+    source.max_pixels, source.balance, source.size = max_pixels or source.max_pixels, balance, size
+    return source.load(Path(root) if root else None, limit or None)
+
+
+def source_of(name: str, size: int = 0) -> type[DataSource]:
+    """What loads a registered data set. Raises PluginLoad; OptionError for the `size` of one that decodes nothing."""
+    source = cast(type[DataSource], registry.load("data set", name))
     if size and source.size is None:
         raise OptionError(f"data.size is of pictures that image-folder decodes, and {name} has images; leave it at 0.")
-    source.size = size
-    return source.load(Path(root) if root else None, limit or None)
+    return source
 
 
 def passed(model: str | nn.Module | None, dataset: object) -> tuple[Splits | None, dict[str, str | None]]:

@@ -13,11 +13,14 @@ from ..config.request import registered
 from ..config.resolve import Resolved
 from ..config.runfile import companions
 from ..data.base import Dataset, Splits, refuse_few
+from ..data.decoded import Decoded
+from ..data.transforms import WHEN_DECODED
 from ..models.elsewhere import Elsewhere
 from ..run import Run, RunState
 from ..services import NoNet
+from .ahead import refuse_undecoded
 from .feed import refuse_no_rest
-from .parts import builder_of, refuse_no_test
+from .parts import builder_of, refuse_no_test, source_of
 
 
 def plan(resolved: Resolved, splits: Splits | None = None) -> dict[str, Any]:
@@ -54,10 +57,16 @@ def _refuse(resolved: Resolved, splits: Splits | None) -> None:
     """OptionError for settings that a run would refuse at its start, as far as that is known without the data."""
     if registered(resolved.model_name) and isinstance(builder := builder_of(resolved), Elsewhere):
         builder.library()
+    data, decoded = resolved.data, True  # where nobody knows, train says
     if splits is not None:
         refuse_no_test(resolved, splits)
-    elif resolved.data.limit and registered(resolved.data.name):
-        refuse_few(resolved.data.limit, getattr(registry.load("data set", resolved.data.name), "classes", 0))
+        decoded = isinstance(splits.train.images, Decoded)
+    elif registered(data.name):
+        source, decoded = source_of(data.name, data.size), bool(data.size)
+        if data.limit:
+            refuse_few(data.limit, getattr(source, "classes", 0))
+    if data.transform == WHEN_DECODED and not decoded:
+        refuse_undecoded()
     samples = _samples(resolved, None if splits is None else splits.train)
     if samples is not None:
         refuse_no_rest(samples - round(resolved.validation.fraction * samples))
