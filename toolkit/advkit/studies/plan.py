@@ -14,7 +14,8 @@ from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.own import as_wide_as
 from ..own_file import load_all
-from ..training.parts import passed, refuse_undone
+from ..training.objects import refuse_undone
+from ..training.parts import passed
 from ..training.plan import plan as planned
 
 

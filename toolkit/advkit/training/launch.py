@@ -26,6 +26,7 @@ from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .given import a_width
 from .loop import Trainer
+from .objects import refuse_undone
 from .parts import (
     begin_from,
     code_of,
@@ -34,7 +35,6 @@ from .parts import (
     passed,
     prepared,
     refuse_no_test,
-    refuse_undone,
     unusual_type,
 )
 from .progress import Progress, Silent, voice

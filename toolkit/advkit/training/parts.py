@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -72,21 +72,6 @@ def passed(model: str | nn.Module | None, dataset: object) -> tuple[Splits | Non
         "model": f"{PASSED}{type(model).__name__}" if isinstance(model, nn.Module) else model,
         "dataset": f"{PASSED}{own.train.name}" if own else cast(str | None, dataset),
     }
-
-
-def refuse_undone(resolved: Resolved, given: Mapping[str, object], own: object, model: object) -> None:
-    """OptionError for settings that make data or a net of a name, where an object is passed: nobody would do them."""
-    data = resolved.data
-    undone = {"limit": data.limit, "balance": data.balance, "size": data.size, "root": data.root} if own else {}
-    for key, value in undone.items():
-        if value:
-            raise OptionError(
-                f"data.{key} = {value} is of a data set that is named, and images were passed; leave it out, and pass "
-                "those that you mean."
-            )
-    for key in sorted(given) if isinstance(model, nn.Module) else ():
-        if key.startswith("model.") and key != "model.name":
-            raise OptionError(f"{key} is of a net that is named, and one was passed; leave it out, and build that so.")
 
 
 def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
