@@ -292,6 +292,27 @@ def test_a_gradient_elsewhere_is_right_where_the_loss_is_taken_at_theta(tiny_bat
         step(*tiny_batch(), epoch=0)
 
 
+class StartsFor(Plugin):
+    """Starts attacks beside x, for thirty epochs."""
+
+    name = "starts-for"
+
+    def active(self, hook: str, epoch: int) -> bool:
+        return epoch < 30
+
+    @hookimpl
+    def attack_start(self, batch: advkit.Batch) -> Tensor:
+        return batch.x
+
+
+def test_a_loop_of_unknown_length_is_looked_at_beyond_the_default() -> None:
+    """score has no gradient at x, and is refused where attacks begin there; the control: a run of twenty epochs."""
+    settings = {"attack.init": "zero"}
+    step_of(net(), ["score", StartsFor], settings=settings | {"run.epochs": 20})
+    with pytest.raises(OptionError, match=r"attack\.init is zero, where the squared error of score has no gradient"):
+        step_of(net(), ["score", StartsFor], settings=settings)
+
+
 def test_one_module_under_two_names_is_refused() -> None:
     """torch's functional_call does not put it back."""
     model = Around(net(nn.BatchNorm2d(2)))

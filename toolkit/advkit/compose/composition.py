@@ -83,14 +83,16 @@ class Composition:
     def _loss_views(self, plugin: str) -> frozenset[str]:
         every = [answer for answers in self.answers.values() for answer in answers]
         own = [answer for answer in every if answer.plugin.name == plugin and answer.spec.phase == "update"]
-        epochs = range(self.setting.epochs)
-        return frozenset(view for answer in own for epoch in epochs for view in answer.demands(epoch))
+        return frozenset(view for answer in own for epoch in self._epochs for view in answer.demands(epoch))
 
     def _always(self, *hooks: str) -> bool:
         """Whether in every epoch one of these hooks is answered."""
         asked = [(answer.plugin, hook) for hook in hooks for answer in self.answers[hook]]
-        epochs = range(self.setting.epochs)
-        return all(any(declared(plugin, "active", hook, epoch) for plugin, hook in asked) for epoch in epochs)
+        return all(any(declared(plugin, "active", hook, epoch) for plugin, hook in asked) for epoch in self._epochs)
+
+    @property
+    def _epochs(self) -> range:  # of a loop of unknown length the default says nothing
+        return range(self.setting.epochs if self.setting.epochs_known else 1000)
 
     # ------------------------------------------------------------------ stages
 
