@@ -368,6 +368,11 @@ REFUSED = [
     ("--step 0.2", "--step 0.2 must be a share of eps, such as eps/5 or 0.2 eps."),
     ("--step eps/0", "--step eps/0 must be a share of eps, such as eps/5 or 0.2 eps."),
     ("--attacks transfer:", "transfer: names no run; write transfer:RUN, the folder of the net that is attacked."),
+    ("--attacks transfer:@net.py:build", "transfer:@net.py:build names no run; write transfer:RUN, the folder"),
+    (
+        "--attacks transfer:x@net.py",
+        "net.py is a file; say which class or function of it as FILE.py:NAME, net.py:NAME.",
+    ),
     ("--attacks transfer:@RUN", "is the net under test itself; name a run with other weights."),
     ("--attacks pgd-3-l2", "pgd-3-l2 attacks in l2, but eps is in linf; give --eps-l2 E too"),
     ("--model small-cnn", "is a run: its own model and data are used; leave --model, --dataset and --set."),

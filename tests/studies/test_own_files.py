@@ -211,13 +211,13 @@ def test_a_net_that_was_passed_is_a_source_of_transfer_once_code_is_named(tmp_pa
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     settings = {"attack.steps": 1, "validation.steps": 1}
     advkit.train(net, some, epochs=1, eps=0.1, settings=settings, out=tmp_path / "run")
-    (tmp_path / "code.py").write_text(
+    (tmp_path / "co@de.py").write_text(
         "import torch, advkit\n"
         "def net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
         "def data(): return advkit.load_data('digits', limit=30).train\n"
     )
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    name, code = f"transfer:{tmp_path}/run", f"@{tmp_path}/code.py:net@{tmp_path}/code.py:data"
+    name, code = f"transfer:{tmp_path}/run", f"@{tmp_path}/co@de.py:net@{tmp_path}/co@de.py:data"
     with pytest.raises(OptionError, match=r"only where you name it: transfer:.*/run@FILE\.py:NAME@FILE\.py:NAME\.$"):
         advkit.evaluate(other, some, name, eps=0.1)
     assert [*advkit.evaluate(other, some, name + code, eps=0.1, audit=False).robust] == [name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +20,7 @@ from ..own_file import FLAGS, OwnFile
 from ..storage.run_folder import RunFolder
 from .subject import of_run
 
+_CODE = re.compile(r"(.*?\.py(?::[^@:]*)?)(?:@|$)")
 WHAT = {"model.name": "net", "data.name": "data"}
 
 
@@ -55,8 +58,6 @@ class Transfer(EvaluationAttack):
         head, colon, run = typed.text.partition(":")
         if head != cls.name or not colon:
             return None
-        if not run:
-            raise OptionError("transfer: names no run; write transfer:RUN, the folder of the net that is attacked.")
         folder, code = _apart(run)
         source = of_run(folder, root=typed.root, files=_files(folder, code))
         notes = [f"of its source: {note}" for note in source.record.get("notes", ())]
@@ -86,12 +87,25 @@ class Transfer(EvaluationAttack):
 
 
 def _apart(typed: str) -> tuple[Path, list[str]]:
-    """The folder and the code in RUN@FILE.py:NAME@FILE.py:NAME."""
-    code: list[str] = []
-    while OwnFile.written("", typed.rpartition("@")[2]) and "@" in typed:
-        typed, _, last = typed.rpartition("@")
-        code.insert(0, last)
-    return Path(typed), code
+    """The folder and the code in RUN@FILE.py:NAME@FILE.py:NAME, all of which may have an @ in their names.
+
+    OptionError where there is no RUN or no NAME.
+    """
+    parts = typed.split("@")
+    first = count = len(parts)
+    while first > 1 and _CODE.fullmatch(parts[first - 1]):
+        first -= 1
+    if first < count:
+        first = next((place for place in range(count, 0, -1) if os.path.isdir("@".join(parts[:place]))), first)
+    folder, code = "@".join(parts[:first]), _CODE.findall("@".join(parts[first:]))
+    if not folder:
+        raise OptionError(f"transfer:{typed} names no run; write transfer:RUN, the folder of the net that is attacked.")
+    if files := [text for text in code if text.endswith((".py", ".py:"))]:
+        name = files[0].rstrip(":")
+        raise OptionError(
+            f"transfer:{typed}: {name} is a file; say which class or function of it as FILE.py:NAME, {name}:NAME."
+        )
+    return Path(folder), code
 
 
 def _files(run: Path, code: Sequence[str]) -> dict[str, OwnFile]:
