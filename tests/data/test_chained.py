@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from advkit import Dataset
+from advkit import Dataset, OptionError
 from advkit.data.by_row import Chained
 
 PARTS = tuple(torch.randint(0, 256, (n, 2, 3, 3), dtype=torch.uint8, generator=torch.Generator()) for n in (5, 7, 1))
@@ -34,6 +38,29 @@ def test_anything_else_is_done_on_all() -> None:
     bright = WHOLE[:, 0, 0, 0] > 90
     assert torch.equal(CHAINED[:, 0], WHOLE[:, 0]) and torch.equal(CHAINED[bright], WHOLE[bright])
     assert torch.equal(torch.cat([CHAINED, WHOLE]), torch.cat([WHOLE, WHOLE]))
+
+
+def test_as_an_array_and_as_a_copy_it_is_all() -> None:
+    assert CHAINED.tolist() == WHOLE.tolist() == np.asarray(CHAINED).tolist()
+    assert type(deepcopy(CHAINED)) is Tensor and torch.equal(deepcopy(CHAINED), WHOLE)
+
+
+WRITES: list[Callable[[Tensor], object]] = [
+    lambda images: images.add_(1),
+    lambda images: images.__setitem__(0, 1),
+    lambda images: images.__setitem__(slice(None), 1),
+    lambda images: torch.add(WHOLE, 1, out=images),
+    lambda images: torch._foreach_add_([images], 1),
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_writes_to_it_is_refused(write: Callable[[Tensor], object]) -> None:
+    with pytest.raises(OptionError, match=r"nothing can be written to them; write to a copy, images\[:\]\.$"):
+        write(CHAINED)
+    write(copied := CHAINED[:])
+    assert not torch.equal(copied, WHOLE)
+    assert torch.equal(torch.zeros_like(WHOLE).copy_(CHAINED), WHOLE), "it may be read by what writes to another"
 
 
 def test_a_place_beyond_the_last_is_refused() -> None:

@@ -8,18 +8,37 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..errors import OptionError
 
 aten = torch.ops.aten
 
+_WRITTEN = "These images are no tensor in memory, so nothing can be written to them; write to a copy, images[:]."
+
 
 class ByRow(Tensor):
-    """(N, C, H, W) uint8 on the CPU. Rows by index or slice are a plain tensor of those; any other use makes all."""
+    """(N, C, H, W) uint8 on the CPU. Rows by index or slice are a plain tensor of those; any other use makes all.
+
+    OptionError where it is written to: that would be a copy which nobody sees.
+    """
 
     @classmethod
     def of_shape(cls, *shape: int) -> Self:
         made: Self = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.uint8)
         return made
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        raise OptionError(_WRITTEN)
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self[:]
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self[:].numpy()
+
+    def tolist(self) -> Any:
+        return self[:].tolist()
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"{type(self).__name__}{tuple(self.shape)}"
@@ -58,6 +77,10 @@ class ByRow(Tensor):
             return args[0].rows(torch.arange(here.start, max(here.start, here.stop), here.step))
         if func is aten.select.int and isinstance(args[0], cls) and args[1] == 0:
             return args[0]._rows(torch.tensor([args[2]]))[0]
+        for place, one in enumerate(func._schema.arguments):
+            given = args[place] if place < len(args) else (kwargs or {}).get(one.name)
+            if one.is_write and any(isinstance(leaf, cls) for leaf in tree_leaves(given)):
+                raise OptionError(_WRITTEN)
         whole = tree_map_only(cls, lambda one: one.rows(torch.arange(len(one))), (tuple(args), dict(kwargs or {})))
         return func(*whole[0], **whole[1])
 
