@@ -21,6 +21,7 @@ from advkit.studies import arms
 from advkit.studies.arms import Arm, Outcome
 from advkit.studies.paired_records import AblationRow
 from advkit.studies.paired_tables import SWEEP, markdown, table
+from advkit.studies.search import Range
 from advkit.studies.sweep import cells
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=1"]
@@ -257,11 +258,26 @@ def test_a_search_of_few_values_has_each_once(tmp_path: Path, imagined: list[flo
     assert {row.arm.split()[1] for row in rows} == {"run.batch_size=8", "run.batch_size=9"}
 
 
+def test_a_range_is_of_whole_numbers_where_the_option_is(tmp_path: Path, imagined: list[float]) -> None:
+    package.sweep("lsiw", grid={"lsiw.lam": "1..2"}, out=tmp_path, seeds=1, trials=3)
+    assert len(imagined) == 3 and all(1 < lam < 2 for lam in imagined)
+
+
+def test_a_folder_is_no_range() -> None:
+    assert [Range.written(text) for text in ("a/../b", "../1", "1/../2", "runs..2", '"1..2"')] == [None] * 5
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("lsiw.lam=0.01..0.3", "lsiw.lam has a range, 0.01..0.3; say how many are tried: --trials N."),
         ("lsiw.lam=0.3..0.01 --trials 3", "0.3..0.01 is no range; write the lower number first, above 0 if it is log"),
+        ("lsiw.lam=0..inf --trials 3", "0..inf can not be read as a range; write two finite numbers, 0.01..0.3"),
+        ("lsiw.lam=1/0..3", "1/0..3 can not be read as a range"),
+        ("lsiw.lam=0.1..1e400,nan", "0.1..1e400,nan can not be read as a range"),
+        ("lsiw.lam=nan..1", "nan..1 can not be read as a range"),
+        ("lsiw.lam=0.1,-1,0.3 --trials 3", "lsiw.lam = -1"),
+        ("lsiw.lam=0.1,0.2,0.10 --trials 3", "lsiw.lam=0.1 and lsiw.lam=0.1 are the same run; give each value once."),
         ("lsiw.lam=0.1..0.3 --trials 0", "--trials 0 tries nothing; give 1 or more."),
         ("lsiw.lam=0.1..0.3 --trials 3 --task 1", "so it has no tasks; leave --task out."),
         ("lsiw.lam=-1..0.3 --trials 3", "lsiw.lam = -1"),

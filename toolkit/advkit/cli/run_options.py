@@ -39,7 +39,7 @@ def run_options(function: F) -> F:
             click.option(
                 "--limit",
                 metavar="N",
-                help="At most N images a split, at random; data.balance: of each class.",
+                help="At most N images a split, at random; data.balance: as many of each class.",
             ),
             click.option(
                 "--model",

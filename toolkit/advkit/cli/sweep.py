@@ -39,7 +39,7 @@ def command(
     advkit sweep --plugins lsiw -o 'lsiw.lam=0.01..0.3 log' --trials 20 --out search
 
     With --trials values are proposed one after the other, by how the best runs so far were set. Ranges are of whole
-    numbers where both ends are, and even in the logarithm with `log`.
+    numbers where the option is, and even in the logarithm with `log`.
     """
     from ..studies.inputs import seeds as parse_seeds, whole
     from ..studies.paired_tables import SWEEP

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config import runfile
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..errors import NonFinite, OptionError, Stopped, shown
@@ -60,6 +61,16 @@ class Outcome(NamedTuple):
     def worst_case(self) -> str:
         """As under one attack: which images withstand all."""
         return "".join("01"[{*column} == {"1"}] for column in zip(*self.verdicts.values(), strict=True))
+
+
+def distinct(arms: Iterable[Arm]) -> list[Arm]:
+    """The arms; OptionError where two are the same run."""
+    known: dict[str, Arm] = {}
+    for arm in arms:
+        first = known.setdefault(runfile.dump(next(iter(arm.resolved.values()))), arm)
+        if first is not arm:
+            raise OptionError(f"{first.name} and {arm.name} are the same run; give each value once.")
+    return list(known.values())
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,21 @@ from typing import Any, NamedTuple
 from ..errors import OptionError
 from ..options import parse_number
 from ..training.parts import data_of
-from .arms import Arm, Outcome, Study
+from .arms import Arm, Outcome, Study, distinct
 from .paired_records import AblationRow
 
 FIRST = 10
 """Trials that are drawn at random; from then on a tree-structured Parzen estimator proposes (Bergstra et al. 2011)."""
 
 _RANGE = re.compile(r"\s*(\S+?)\s*\.\.\s*(\S+?)(\s+log)?\s*")
+_MEANT = re.compile(
+    r"\s*[-+]?(\d|\.\d|inf\b|nan\b|eps\b)[^/\s]*(/[^/\s]+)?\s*\.\.\s*[^/\s].*", re.ASCII | re.IGNORECASE
+)
+"""A number, or what some take for one, and two dots: a range that is meant, and no folder such as a/../b."""
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`, both included; whole ones if both are, and even in their logarithm if `log`."""
+    """Numbers from `low` to `high`, both included; whole ones if both are int, even in their logarithm if `log`."""
 
     low: float
     high: float
@@ -29,18 +33,25 @@ class Range(NamedTuple):
     @classmethod
     def written(cls, text: object) -> Range | None:
         """`0.01..0.3`, `0.01..0.3 log`, `1/255..8/255`; None for what is none. OptionError for an impossible one."""
-        match = _RANGE.fullmatch(text) if isinstance(text, str) else None
+        if not isinstance(text, str) or not _MEANT.fullmatch(text):
+            return None
         try:
-            ends = [parse_number(match[1]), parse_number(match[2])] if match else []
+            if not (match := _RANGE.fullmatch(text)):
+                raise ValueError
+            ends = [parse_number(match[1]), parse_number(match[2])]
         except ValueError:
-            return None
-        if not match or not ends:
-            return None
+            raise OptionError(
+                f"{text} can not be read as a range; write two finite numbers, 0.01..0.3 or 0.01..0.3 log."
+            ) from None
         if not ends[0] < ends[1] or (match[3] and ends[0] <= 0):
             raise OptionError(f"{text} is no range; write the lower number first, above 0 if it is log: 0.01..0.3 log.")
         if all(re.fullmatch(r"-?\d+", end) for end in match.groups()[:2]):
             return cls(int(match[1]), int(match[2]), bool(match[3]))
         return cls(ends[0], ends[1], bool(match[3]))
+
+    def of(self, value: object) -> Range:
+        """For what has this value: of real numbers unless it is whole, however the ends are written."""
+        return self if isinstance(value, int) else Range(float(self.low), float(self.high), self.log)
 
     def proposed(self, trial: Any, name: str) -> float:
         """A number that the trial proposes, of four digits, so that what is shown is what was run."""
@@ -66,8 +77,13 @@ def search(
         optuna: Any = import_module("optuna")
     except ImportError:
         raise OptionError("Searching needs optuna: pip install 'advkit[sweep]'; or give lists, 0.03,0.1.") from None
-    for end in (0, -1):  # whatever is refused there is refused before anything is trained
-        arm_of({name: values[:2][end] if isinstance(values, Range) else values[end] for name, values in space.items()})
+    tried = {name: values[:2] if isinstance(values, Range) else values for name, values in space.items()}
+    first, last = ({name: values[end] for name, values in tried.items()} for end in (0, -1))
+    arm_of(last)
+    for name, values in tried.items():  # whatever is refused there is refused before anything is trained
+        distinct(arm_of(first | {name: value}) for value in values)
+    known = next(iter(arm_of(first).resolved.values())).values()
+    space = {name: one.of(known.get(name, one.low)) if isinstance(one, Range) else one for name, one in space.items()}
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     arms: dict[str, Arm] = {}

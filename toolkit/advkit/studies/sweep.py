@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 
 from ..arguments import checked
-from ..config import runfile
 from ..config.layer import Layer
 from ..config.request import Request
 from ..config.resolve import Resolved
@@ -16,7 +15,7 @@ from ..errors import OptionError, shown
 from ..evaluation.attacks.base import EvaluationAttack
 from ..settings import SECTIONS
 from ..training.progress import Progress, Silent
-from .arms import Arm, Study
+from .arms import Arm, Study, distinct
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .inputs import seeds as parse_seeds
 from .paired_records import AblationRow
@@ -40,16 +39,7 @@ FIXED = {
 def cells(request: Request, grid: Grid, seeds: Sequence[int]) -> list[Arm]:
     """Every combination of the grid's values, in the order in which they are given."""
     _refuse_grid(request, grid)
-    arms: list[Arm] = []
-    known: dict[str, str] = {}
-    for values in product(*grid.values()):
-        arm = _arm(request, dict(zip(grid, values, strict=True)), seeds)
-        first = runfile.dump(arm.resolved[seeds[0]])
-        if first in known:
-            raise OptionError(f"{known[first]} and {arm.name} are the same run; give each value once.")
-        known[first] = arm.name
-        arms.append(arm)
-    return arms
+    return distinct(_arm(request, dict(zip(grid, values, strict=True)), seeds) for values in product(*grid.values()))
 
 
 def _arm(request: Request, cell: Mapping[str, object], seeds: Sequence[int]) -> Arm:
