@@ -321,9 +321,9 @@ def commands(page: Path) -> Iterator[str]:
 EVERY_COMMAND = [(page, line) for page in PAGES for line in dict.fromkeys(commands(page))]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def scaffold(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `advkit plugins new acme-margin` writes, as if it were installed."""
+    """What `advkit plugins new acme-margin` writes, as if it were installed; once, as its module is imported then."""
     site = tmp_path_factory.mktemp("scaffold")
     new_package("acme-margin", site)
     info = site / "acme-margin" / "acme_margin-0.1.0.dist-info"
@@ -334,7 +334,7 @@ def scaffold(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def example_installed(tmp_path: Path, scaffold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def example_installed(tmp_path: Path, scaffold: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The third parties' packages, as if they were installed."""
     for package in (EXAMPLE, EXAMPLE.with_name("zero_grad")):
         project = tomllib.loads(read(package / "pyproject.toml"))["project"]
@@ -347,6 +347,8 @@ def example_installed(tmp_path: Path, scaffold: Path, monkeypatch: pytest.Monkey
         monkeypatch.syspath_prepend(package)
     monkeypatch.setattr(sys, "path", [str(tmp_path), str(scaffold), *sys.path])
     monkeypatch.delenv("ADVKIT_LOAD_PLUGINS", raising=False)
+    yield
+    sys.modules.pop("acme_margin", None)  # others write a package of that name
 
 
 def output(*arguments: str) -> tuple[int, str, str]:
