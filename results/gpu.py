@@ -79,6 +79,8 @@ def together(pictures: str, images: int, epochs: int, batches: Sequence[str]) ->
         "-n4",
         "-kcuda",
         "-pno:cacheprovider",
+        "-pxdist.plugin",
+        "-ppytest_timeout",
         *(str(TESTS / file) for file in files),
     ]
     for plugins in ("", "lsiw", "ema,awp", "las-at"):
@@ -99,7 +101,8 @@ def run_together(works: Mapping[str, list[str]], place: Path, until: float, figu
     while waiting or running:
         while waiting and len(running) < most and time.monotonic() < until:
             name, arguments = waiting.pop(0)
-            running.append(Work(name, arguments, place, OMP_NUM_THREADS="1"))
+            # Without pytest's other plugins: one that warns beside xdist ends a run in which warnings are errors.
+            running.append(Work(name, arguments, place, OMP_NUM_THREADS="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"))
         if time.monotonic() > until:
             for work in running:
                 work.end(0)
