@@ -173,16 +173,18 @@ def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 FLAT = (Tensor, int, float, type(None))
 
 
-def _leaves(values: object) -> Sequence[object]:
-    if isinstance(values, dict) and all(isinstance(value, FLAT) for value in values.values()):
-        return [*values.values()]  # as torch's own but LBFGS, some 100 times in a step
-    return tree_leaves(values)
+def _flat(values: object) -> bool:
+    """Whether it is a dict of single things, as of torch's own optimizers but LBFGS, some 100 times in a step."""
+    return isinstance(values, dict) and all(isinstance(value, FLAT) for value in values.values())
+
+
+def _leaves(values: Any) -> Sequence[object]:
+    return [*values.values()] if _flat(values) else tree_leaves(values)
 
 
 def _emptied(values: Any) -> Any:
     """With lists and dicts of its own, and the same tensors in them."""
-    flat = isinstance(values, dict) and all(isinstance(value, FLAT) for value in values.values())
-    return dict(values) if flat else tree_map(lambda leaf: leaf, values)
+    return dict(values) if _flat(values) else tree_map(lambda leaf: leaf, values)
 
 
 def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
