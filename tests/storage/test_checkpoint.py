@@ -770,7 +770,7 @@ def test_a_real_file_size_limit(tmp_path: Path) -> None:
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     dice = random.Random(0)
     best = dirty = 0
-    for _ in range(15):
+    for attempt in range(15):
 
         def run(start: int = best + 1) -> None:
             step = start
@@ -783,6 +783,13 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
 
         pid = in_child(run)
         time.sleep(dice.uniform(0.03, 0.3))
+        while attempt % 3 == 0:  # how often chance strikes a half-written file is the disk's: every third kill does
+            os.kill(pid, signal.SIGSTOP)
+            os.waitpid(pid, os.WUNTRACED)
+            if hidden(tmp_path):
+                break
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(dice.uniform(0, 0.003))
         os.kill(pid, signal.SIGKILL)
         assert exit_code(pid) == -signal.SIGKILL
         dirty += bool(hidden(tmp_path))
