@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..compose.declarations import declared
 from ..compose.stage import Answer, Stage
 from ..errors import HookConflict
 from ..judging import GradientWatch
-from ..losses import soft_cross_entropy
+from ..losses import cross_entropy, soft_cross_entropy
 from ..plugin import CORE
 from ..rng import Draws, derive_key
 from ..types import AttackResult, Batch, Budget, BudgetScale
@@ -54,11 +55,13 @@ class Attacker:
         """The adversarial examples, by whoever makes them."""
         settings = self.panel.state.attack
         owner, target = self.stage.owner("attack_objective"), known["target"]
-        objective: Callable[[Tensor], Tensor] = (
-            self.contract.objective(owner.plugin.name, self.panel.ask(owner, known), known)
-            if owner
-            else lambda logits: soft_cross_entropy(logits, target)
-        )
+        objective: Callable[[Tensor], Tensor]
+        if owner:
+            objective = self.contract.objective(owner.plugin.name, self.panel.ask(owner, known), known)
+        elif self.stage.answers["target_label"]:
+            objective = partial(soft_cross_entropy, target=target)
+        else:
+            objective = cross_entropy(known["batch"].y)  # the same bits, in a third of the operations
         inner = self.stage.owner("inner_attack")
         model = self.network.attacked(inner.plugin.name if inner else CORE, settings.mode == "train")
         if inner:
