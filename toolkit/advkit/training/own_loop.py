@@ -101,7 +101,7 @@ class Step(TrainingStep):
         self.engine.compiled = own_compiled
         state.building = Workshop(resolved, model, state, self.warn)
         self.panel.notify("setup", model=model)
-        self._visits = Visits(samples, self.state.device)
+        self._visits = Visits(samples if state.samples else 0, self.state.device)  # nobody else is told of repeats
         self._updates: Sequence[Update] = ()
         self._found: Kept | None = None
         """What the last loss found, for `again`; None where no loss was."""
@@ -217,7 +217,8 @@ class Step(TrainingStep):
         if self.care.always and self.state.samples and visits.fit(index, seen) and bool(visits.repeats(index, seen)):
             raise OptionError(AGAIN[0].upper() + AGAIN[1:])
         yield epoch
-        visits.add(index, seen)
+        if self.state.samples:
+            visits.add(index, seen)
 
     def close(self) -> None:
         """Tell the plugins that the run is over (`teardown`)."""

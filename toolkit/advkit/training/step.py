@@ -158,7 +158,8 @@ class TrainingStep:
                 known["budget"], x_train = contract.commit(owner.plugin.name, answer, budget, radius, self.attack.norm)
                 if x_train is not None:
                     known["x_train"] = x_train
-            known["target"] = self._target(stage, known, "train", contract)
+            if stage.answers["target_label"]:
+                known["target"] = self._target(stage, known, "train", contract)
             known["attack"] = probes.joined(known["attack"])
         return known
 

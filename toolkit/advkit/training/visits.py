@@ -31,8 +31,9 @@ class Visits:
         return (occurrence < self.count[index]).any()
 
     def add(self, index: Tensor, occurrence: Tensor) -> None:
-        self.repeated |= self.repeats(index, occurrence)
-        self.count[index] = torch.maximum(self.count[index], occurrence.to(torch.int32) + 1)
+        before = self.count[index]
+        self.repeated |= (occurrence < before).any()
+        self.count[index] = torch.maximum(before, occurrence.to(torch.int32) + 1)
 
 
 AGAIN = (
