@@ -64,7 +64,8 @@ class Average(Plugin, ABC):
             )
         if self.options.buffers == "averaged":
             buffers = [(name, value) for name, value in model.named_buffers() if name in stored]
-            parts |= {name: value for name, value in buffers if value.is_floating_point()}
+            # A mask of -inf has no average: it stays the model's own.
+            parts |= {n: value for n, value in buffers if value.is_floating_point() and bool(value.isfinite().all())}
         self.average: Mapping[str, Tensor] = {
             name: run.tensor_state(f"average/{name}", value) for name, value in parts.items()
         }

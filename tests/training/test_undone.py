@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import OptionError, Plugin, Step, hookimpl
+from advkit.judging import refuse_unjudgeable
 
 SETTINGS = {"attack.steps": 1, "validation.steps": 1}
 BATCH = torch.rand(4, 2, 4, 4), torch.arange(4) % 3, torch.arange(4)
@@ -82,6 +83,97 @@ def test_an_optimizer_may_keep_what_is_of_no_parameter() -> None:
     with pytest.raises(advkit.NonFinite):
         step_of(model, optimizer)(*BATCH, epoch=0)
     assert optimizer.state["all"] == 0.1  # type: ignore[index]
+
+
+class Least(torch.optim.Optimizer):
+    """Keeps the least negative gradient of each weight plus `bad`, from inf on, and counts."""
+
+    def __init__(self, parameters: Any, bad: float = 0.0, born: str = "in a step") -> None:
+        super().__init__(parameters, {"lr": 0.01})
+        self.count, self.rows, self.total, self.bad = 0, [0], torch.zeros(2), bad
+        self.inner = torch.optim.SGD(self.param_groups[0]["params"], 0.01, momentum=0.9)
+        if born == "before":
+            for parameter in self.param_groups[0]["params"]:
+                self._state_of(parameter)
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        begun = {"least": torch.full_like(parameter, torch.inf), "loss": torch.tensor(torch.inf)}
+        return self.state.setdefault(parameter, begun)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.count += 1
+        self.rows.append(self.count)
+        self.total += 1
+        self.inner.step()
+        for parameter in self.param_groups[0]["params"]:
+            kept = self._state_of(parameter)
+            if self.count > 1 or self.bad:
+                kept["least"] = torch.minimum(kept["least"], parameter.grad + self.bad)
+                kept["least"][kept["least"] > 0] = torch.inf
+
+
+@pytest.mark.parametrize("born", ["before", "in a step"])
+def test_an_optimizers_state_may_begin_at_inf(born: str) -> None:
+    """What was not finite before a step is no news. The control: NaN is, and an inf that is born among numbers."""
+    model = net()
+    optimizer = Least(model.parameters(), born=born)
+    step = step_of(model, optimizer)
+    for _ in range(2):
+        step(*BATCH, epoch=0)
+        step.close()
+    first = next(iter(optimizer.state.values()))
+    assert first["loss"].isinf() and first["least"].isinf().any() and first["least"].isfinite().any()
+    optimizer.bad = torch.nan
+    with pytest.raises(advkit.NonFinite, match="the optimizer's state after the update"):
+        step(*BATCH, epoch=0)
+    model = net()
+    with pytest.raises(advkit.NonFinite, match="the optimizer's state after the update of epoch 0, step 0"):
+        step_of(model, Least(model.parameters(), bad=1e-12))(*BATCH, epoch=0)
+
+
+class Masked(nn.Module):
+    """Its buffer is not finite from the beginning: a mask, or what a bound begins with."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.net, self.classes = net(), 4
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, 0.0, value]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.nn.functional.pad(self.net(x), (0, 1))
+        return logits + self.mask if self.mask[3] == -torch.inf else logits
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_buffer_may_begin_so_too(value: float, tmp_path: Any) -> None:
+    """In training, in an average of buffers, in validation and in a resume; but no statistic of a norm."""
+    data = advkit.Dataset(
+        "four", torch.randint(0, 256, (24, 2, 4, 4), dtype=torch.uint8), torch.arange(24) % 3, (*"abcd",)
+    )
+    settings = {**SETTINGS, "validation.fraction": 0.3}
+    given: Any = {"plugins": ["ema"], "options": {"ema": {"buffers": "averaged"}}, "settings": settings, "epochs": 1}
+    run = advkit.train(Masked(value), data, out=tmp_path / "run", **given)
+    assert torch.equal(run.model.mask.isfinite(), torch.tensor([True, True, True, False]))  # type: ignore[operator,union-attr]
+    assert advkit.train(Masked(value), data, resume_from=tmp_path / "run").history == run.history
+    broken = Masked(value)
+    next(b for name, b in broken.named_buffers() if name.endswith("running_var"))[0] = torch.nan
+    with pytest.raises(advkit.NonFinite, match="running_var"):
+        refuse_unjudgeable(broken)
+
+
+def test_all_that_an_optimizer_keeps_is_undone() -> None:
+    """Attributes, lists and tensors in them, and what an optimizer inside it keeps."""
+    model = net()
+    optimizer = Least(model.parameters())
+    step_of(model, optimizer)(*BATCH, epoch=0)
+    rows, moment = optimizer.rows, next(iter(optimizer.inner.state.values()))["momentum_buffer"]
+    before = moment.clone()
+    with pytest.raises(RuntimeError, match="of the plugin"):
+        step_of(model, optimizer, Breaks)(*BATCH, epoch=0)
+    assert (optimizer.count, optimizer.rows, optimizer.total.tolist()) == (1, [0, 1], [1.0, 1.0])
+    assert optimizer.rows is rows and torch.equal(moment, before)
+    step_of(model, optimizer)(*BATCH, epoch=0)
+    assert optimizer.count == 2 and optimizer.rows == [0, 1, 2] and not torch.equal(moment, before)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

@@ -35,3 +35,9 @@ class Inventory:
                         seen.add(id(tensor))
                         found[f"{prefix}.{name}" if prefix else name] = tensor
         return cls(modules, parameters, buffers)
+
+
+def statistics_of(module: nn.Module) -> list[Tensor]:
+    """What a norm keeps of the batches that it has seen."""
+    own = module._buffers.values() if isinstance(module, nn.modules.batchnorm._NormBase) else ()
+    return [buffer for buffer in own if buffer is not None]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .errors import NonFinite, OptionError
+from .inventory import statistics_of
 from .modules import frozen, kept_values, mode, own_generator, placement
 from .precision import EXACT, HalfPrecision, first_forward_watched, named, refuse_half
 
@@ -45,10 +46,14 @@ def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
 
 
 def refuse_unjudgeable(model: nn.Module) -> None:
-    """OptionError for weights in half precision, NonFinite for NaN and Inf; -Inf is how classes are masked."""
+    """OptionError for weights in half precision, NonFinite for NaN and Inf; -Inf is how classes are masked.
+
+    Buffers other than statistics of a norm may hold both, as a least value that was never met; logits tell.
+    """
     refuse_unready(model)
     refuse_half(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    norms = {id(buffer) for module in model.modules() for buffer in statistics_of(module)}
+    for name, tensor in (*model.named_parameters(), *(one for one in model.named_buffers() if id(one[1]) in norms)):
         if tensor.is_floating_point() and bool((tensor.isnan() | tensor.isposinf()).any()):
             raise NonFinite(f"The net can not be judged: {name} holds NaN or Inf. Take weights from before that.")
 

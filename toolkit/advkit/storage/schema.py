@@ -124,7 +124,9 @@ def check_place(path: Path, known: State) -> None:
 
 
 def _finite(name: str, fresh: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor must be: all but the state of a plugin that starts with NaN or Inf itself."""
+    """Whether a tensor must be: all but what starts with NaN or Inf itself, state of a plugin or a mask in the net."""
+    if name.startswith(weights.EVALUATED):
+        name = weights.MODEL + name.removeprefix(weights.EVALUATED)
     return name not in fresh or not fresh[name].dtype.is_floating_point or bool(fresh[name].isfinite().all())
 
 

@@ -17,6 +17,7 @@ from ..judging import same_bits
 from ..services import SHA256
 from ..storage import checkpoint, schema
 from ..storage.weights import EVALUATED, METER, MODEL, OPTIMIZER, SAMPLES, TENSORS, prefixed, put_weights, under
+from .undo import became_broken
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -79,9 +80,9 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
                 "checkpoint would hold it; register it as persistent."
             )
     trainer.meter.lap()
-    evaluated = trainer.evaluated() if evaluated is None else evaluated
+    evaluated, own = trainer.evaluated() if evaluated is None else evaluated, trainer.model.state_dict()
     for name, value in evaluated.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if value.is_floating_point() and became_broken(own[name].to(value), value):
             raise NonFinite(f"NaN or Inf in {name} of the weights to evaluate; the checkpoint was not written.")
     state = {
         "position": vars(trainer.position),

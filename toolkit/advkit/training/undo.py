@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..errors import HookContract, NonFinite
-from ..inventory import Inventory
+from ..inventory import Inventory, statistics_of
 from ..judging import same_bits
 from ..run import RunState
 from .given import refuse_late
+from .optimizer_state import Address, OptimizerState, begun_alike, moments
 
 
 class Undo:
@@ -39,12 +38,9 @@ class Undo:
         samples = [(name, values, values[index]) for name, values in state.samples.items()]
         whole = {name: values.clone() for name, values in state.samples.items()} if careful else {}
         gradients = [(parameter, parameter.grad) for parameter in held.parameters.values()]
-        steps = {parameter: _emptied(values) for parameter, values in optimizer.state.items()}
-        groups = [
-            (group, _copied({k: v for k, v in group.items() if k != "params"})) for group in optimizer.param_groups
-        ]
+        kept = OptimizerState(optimizer)
         named = _named(held, state) | _strangers(held, optimizer)
-        tensors = [*named.values(), *_moments(optimizer)]
+        tensors = [*named.values(), *kept.tensors]
         copies = self._room.copies(tensors)
         try:
             yield
@@ -55,7 +51,9 @@ class Undo:
             after = _named(now, state) | _strangers(now, optimizer)
             parts = [(name, tensor, before.get(name)) for name, tensor in after.items()]
             parts += [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
-            if what := _not_finite(parts, optimizer, now):
+            was_of = {id(tensor): copy for tensor, copy in zip(tensors, copies, strict=True)}
+            earlier = {address: was_of.get(id(tensor)) for address, tensor in kept.at.items()}
+            if what := _not_finite(parts, earlier, optimizer, now):
                 raise NonFinite(
                     f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was "
                     "not applied; lower optimizer.lr or look at the options of the plugins in this run."
@@ -71,10 +69,7 @@ class Undo:
                 values[index] = was
                 if name in whole:
                     values.copy_(whole[name])
-            optimizer.state.clear()
-            optimizer.state.update(steps)
-            for group, rates in groups:
-                group.update(rates)
+            kept.put_back()
             for parameter, gradient in gradients:
                 if parameter.grad is not gradient:  # this step's own, which nobody may step on
                     parameter.grad = None
@@ -164,51 +159,25 @@ def _strangers(held: Inventory, optimizer: torch.optim.Optimizer) -> dict[str, T
     return {f"parameter {place} of the optimizer": p for place, p in enumerate(trained) if id(p) not in own}
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The tensors of the optimizer's state, however deep in lists and dicts they lie; not what is trained."""
-    leaves = [leaf for values in optimizer.state.values() for leaf in _leaves(values)]
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.requires_grad]
-
-
-FLAT = (Tensor, int, float, type(None))
-
-
-def _flat(values: object) -> bool:
-    """Whether it is a dict of single things, as of torch's own optimizers but LBFGS, some 100 times in a step."""
-    return isinstance(values, dict) and all(isinstance(value, FLAT) for value in values.values())
-
-
-def _leaves(values: Any) -> Sequence[object]:
-    return [*values.values()] if _flat(values) else tree_leaves(values)
-
-
-def _emptied(values: Any) -> Any:
-    """With lists and dicts of its own, and the same tensors in them."""
-    return dict(values) if _flat(values) else tree_map(lambda leaf: leaf, values)
-
-
-def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
-    """With copies of its tensors, however deep in lists and dicts they lie; what is trained stays what it is."""
-    copied: dict[Any, Any] = tree_map_only(Tensor, lambda one: one if one.requires_grad else one.clone(), values)
-    return copied
-
-
+@torch.no_grad()
 def _not_finite(
-    parts: Sequence[tuple[str, Tensor, Tensor | None]], optimizer: torch.optim.Optimizer, now: Inventory
+    parts: Sequence[tuple[str, Tensor, Tensor | None]],
+    earlier: Mapping[Address, Tensor | None],
+    optimizer: torch.optim.Optimizer,
+    now: Inventory,
 ) -> str | None:
     """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay. One synchronisation.
 
-    Statistics of a norm may not: they never come back, and train mode does not look at them.
+    Statistics of a norm may not: they never come back, and train mode does not look at them. `earlier` are the tensors
+    of the optimizer's state before the step; what it has made in this step may begin at inf, as a least value does.
     """
-    moments = [
-        ("the optimizer's state", value.detach(), None)
-        for parameter, values in optimizer.state.items()
-        for value in _leaves(values)
+    own = [
+        ("the optimizer's state", value, earlier.get(address))
+        for address, parameter, value in moments(optimizer)
         # Counts of steps stay on the CPU; what is of all parameters may have a name for a key.
-        if isinstance(value, Tensor) and value.device == getattr(parameter, "device", value.device)
+        if value.device == getattr(parameter, "device", value.device)
     ]
-    named = [(name, tensor.detach(), was) for name, tensor, was in parts]
-    floating = [part for part in (*named, *moments) if part[1].is_floating_point() and part[1].numel()]
+    floating = [part for part in (*parts, *own) if part[1].is_floating_point() and part[1].numel()]
     tensors = [tensor for _, tensor, _ in floating]
     groups = by_kind(tensors)
     peaks = [torch.stack(torch._foreach_norm([tensors[place] for place in group], torch.inf)) for group in groups]
@@ -217,17 +186,18 @@ def _not_finite(
         finite = torch.cat([peak.isfinite() for peak in peaks if peak.device == device]).tolist()
         places = [place for group, peak in zip(groups, peaks, strict=True) if peak.device == device for place in group]
         broken += [place for place, fine in zip(places, finite, strict=True) if not fine]
+    begun = {id(tensor) for tensor in begun_alike(optimizer, earlier)} if broken else set()
     for place in sorted(broken):
         name, tensor, was = floating[place]
-        if was is None or was.shape != tensor.shape or bool((was.isfinite() & ~tensor.isfinite()).any()):
+        if id(tensor) in begun:
+            continue
+        if was is None or was.shape != tensor.shape or became_broken(was, tensor):
             return name
-        if any(values is now.buffers.get(name) for values in _statistics(now)):
+        if any(values is now.buffers.get(name) for module in now.modules for values in statistics_of(module)):
             return name
     return None
 
 
-def _statistics(held: Inventory) -> Iterator[Tensor]:
-    """What norms keep of the batches that they have seen."""
-    for module in held.modules:
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            yield from (values for values in module._buffers.values() if values is not None)
+def became_broken(was: Tensor, now: Tensor) -> bool:
+    """Whether an entry is NaN or Inf that was finite, or NaN that was Inf; what was so before is a mask, or absent."""
+    return bool(((was.isfinite() & ~now.isfinite()) | (now.isnan() & ~was.isnan())).any())

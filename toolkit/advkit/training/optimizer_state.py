@@ -1,0 +1,129 @@
+"""What an optimizer keeps from step to step, found wherever it lies, and put back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from ..judging import same_bits
+
+KNOWN = ("state", "param_groups", "defaults")
+"""Attributes of every optimizer, which are put back apart or never change."""
+
+FLAT = (Tensor, int, float, type(None))
+
+
+class OptimizerState:
+    """An optimizer as it is now, and those inside it, such as the one that Lookahead wraps.
+
+    Its tensors are `tensors`, which the caller copies and puts back; `put_back` does the rest: state, groups, and
+    attributes (`self.count += 1`), their lists and dicts. What an object of another class keeps is not known.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._own = [*_with_inner(optimizer, set())]
+        self._attributes = [(one, dict(vars(one))) for one in self._own]
+        values = [value for _, held in self._attributes for name, value in held.items() if name not in KNOWN]
+        self._containers = [(one, one.copy()) for one in _containers(values, set())]
+        self._states = [(one, {key: _emptied(values) for key, values in one.state.items()}) for one in self._own]
+        self._groups = [
+            (group, _copied({k: v for k, v in group.items() if k != "params"}))
+            for one in self._own
+            for group in one.param_groups
+        ]
+        self.at = {address: tensor for address, _, tensor in moments(optimizer)}
+        """The tensors of its state by where they lie."""
+        held = [leaf for leaf in tree_leaves([*values, *self._containers]) if isinstance(leaf, Tensor)]
+        distinct = {id(tensor): tensor for tensor in (*self.at.values(), *held) if not tensor.requires_grad}
+        self.tensors: Sequence[Tensor] = [*distinct.values()]
+        """All that it may write to, but what is trained."""
+
+    def put_back(self) -> None:
+        """All but the values of `tensors`."""
+        for one, attributes in self._attributes:
+            vars(one).clear()
+            vars(one).update(attributes)
+        for container, was in self._containers:
+            container.clear()
+            (container.update if isinstance(container, dict | set) else container.extend)(was)
+        for one, state in self._states:
+            one.state.clear()
+            one.state.update(state)
+        for group, rates in self._groups:
+            group.update(rates)
+
+
+Address = tuple[int, object, object]
+
+
+def moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Address, object, Tensor]]:
+    """The tensors of an optimizer's state, however deep in lists and dicts: their place, of which parameter they are.
+
+    The place is the number of the optimizer, of those inside it, then the parameter, and the key.
+    """
+    for number, one in enumerate(_with_inner(optimizer, set())):
+        for owner, values in one.state.items():
+            leaves = values.items() if _flat(values) else enumerate(tree_leaves(values))
+            for key, leaf in leaves:
+                if isinstance(leaf, Tensor):
+                    yield (number, id(owner) if isinstance(owner, Tensor) else owner, key), owner, leaf
+
+
+def begun_alike(optimizer: torch.optim.Optimizer, earlier: Container[Address]) -> list[Tensor]:
+    """Tensors of its state that were not there `earlier` and all hold one value under their key: how it begins.
+
+    An overflow is not in every entry of all parameters.
+    """
+    born: dict[object, list[Tensor]] = {}
+    for (number, owner, key), _, tensor in moments(optimizer):
+        if (number, owner, key) not in earlier and tensor.numel():
+            born.setdefault((number, key), []).append(tensor)
+    same = (found for found in born.values() if all(same_bits(one, _filled(one, found[0])) for one in found))
+    return [tensor for found in same for tensor in found]
+
+
+def _filled(like: Tensor, first: Tensor) -> Tensor:
+    """`like`, but every entry is the first one of `first`."""
+    return first.flatten()[0].to(like).expand_as(like)
+
+
+def _with_inner(optimizer: torch.optim.Optimizer, seen: set[int]) -> Iterator[torch.optim.Optimizer]:
+    """It, and the optimizers among its attributes."""
+    seen.add(id(optimizer))
+    yield optimizer
+    for name, value in vars(optimizer).items():
+        if name not in KNOWN:
+            for inner in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(inner, torch.optim.Optimizer) and id(inner) not in seen:
+                    yield from _with_inner(inner, seen)
+
+
+def _containers(values: Sequence[object], seen: set[int]) -> Iterator[Any]:
+    """The lists, dicts, sets and deques among values and inside them."""
+    for value in values:
+        if isinstance(value, list | dict | set | deque) and id(value) not in seen:
+            seen.add(id(value))
+            yield value
+        if isinstance(value, Mapping | list | tuple | deque):
+            yield from _containers([*(value.values() if isinstance(value, Mapping) else value)], seen)
+
+
+def _flat(values: object) -> bool:
+    """Whether it is a dict of single things, as of torch's own optimizers but LBFGS, some 100 times in a step."""
+    return isinstance(values, dict) and all(isinstance(value, FLAT) for value in values.values())
+
+
+def _emptied(values: Any) -> Any:
+    """With lists and dicts of its own, and the same tensors in them."""
+    return dict(values) if _flat(values) else tree_map(lambda leaf: leaf, values)
+
+
+def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
+    """With copies of its tensors, however deep in lists and dicts they lie; what is trained stays what it is."""
+    copied: dict[Any, Any] = tree_map_only(Tensor, lambda one: one if one.requires_grad else one.clone(), values)
+    return copied
