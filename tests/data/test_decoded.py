@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -276,6 +278,18 @@ def test_a_size_is_of_pictures_alone(folder: Path) -> None:
     assert torch.equal(joined.images[:], torch.cat([splits.train.images, splits.test.images]))
     with pytest.raises(OptionError, match="not all of these are; take crop-flip, or none"):
         train(dataset=Splits(joined, splits.test, splits.transform), settings={"model.width": 4})
+
+
+def test_another_process_reads_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a pickle, as a DataLoader's worker gets it where processes are spawned; a zip is opened there anew."""
+    whole = images(folder)
+    packed = images(zipped(folder))
+    first = packed.files.open.__self__  # type: ignore[attr-defined]
+    for there in (pickle.loads(pickle.dumps(one)) for one in (whole, packed)):
+        assert torch.equal(there[:], whole[:]) and there.files.size(there.names[0]) > 0
+    before = first.here()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert torch.equal(packed[:], whole[:]) and first.here() is not before
 
 
 def test_as_many_threads_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:

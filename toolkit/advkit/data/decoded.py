@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,9 @@ class Decoded(ByRow):
         return made
 
     def __init__(self, files: Files, names: tuple[str, ...], side: int, max_pixels: int) -> None: ...
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self), (self.files, self.names, self.side, self.max_pixels)
 
     @property
     def side(self) -> int:
@@ -97,6 +101,10 @@ class Decoded(ByRow):
 def _threads() -> ThreadPoolExecutor:
     """As many as the process has cores; Pillow decodes and resizes outside Python's lock."""
     return ThreadPoolExecutor(cores(), "advkit-decode")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork, such as a DataLoader's worker, has none of them
 
 
 def cores() -> int:

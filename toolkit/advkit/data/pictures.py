@@ -8,8 +8,9 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -50,17 +51,55 @@ def listed(root: Path) -> Iterator[Files]:
     """What lies in a folder or a zip, which stays open meanwhile."""
     if os.path.isdir(root):
         names = tuple(_walk(root))
-        yield Files(root, names, lambda name: opened(root / name), lambda name: os.path.getsize(root / name))
+        yield Files(root, names, partial(_opened, root), partial(_size, root))
         return
-    with ExitStack() as stack:
-        try:
-            archive = stack.enter_context(ZipFile(stack.enter_context(opened(root))))
-        except FileNotFoundError:
-            raise DataError(f"{root} does not exist; check --data-root.") from None
-        except Exception as error:  # a damaged zip makes zipfile raise almost anything
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{root} is neither a folder nor a readable zip ({reason}); check --data-root.") from None
-        yield Files(root, tuple(archive.namelist()), archive.open, lambda name: archive.getinfo(name).file_size)
+    try:
+        archive = _Archive(root)
+    except FileNotFoundError:
+        raise DataError(f"{root} does not exist; check --data-root.") from None
+    except Exception as error:  # a damaged zip makes zipfile raise almost anything
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{root} is neither a folder nor a readable zip ({reason}); check --data-root.") from None
+    with closing(archive):
+        yield Files(root, tuple(archive.here().namelist()), archive.open, archive.size)
+
+
+class _Archive:
+    """A zip that is open, in every process anew: two that share one would share its place in the file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._begin()
+
+    def _begin(self) -> None:
+        with ExitStack() as stack:
+            self._zip, self._process = stack.enter_context(ZipFile(stack.enter_context(opened(self.root)))), os.getpid()
+            self._held = stack.pop_all()
+
+    def here(self) -> ZipFile:
+        if self._process != os.getpid():
+            self._begin()
+        return self._zip
+
+    def open(self, name: str) -> IO[bytes]:
+        return self.here().open(name)
+
+    def size(self, name: str) -> int:
+        return self.here().getinfo(name).file_size
+
+    def close(self) -> None:
+        self._held.close()
+
+    def __reduce__(self) -> tuple[type[_Archive], tuple[Path]]:
+        return type(self), (self.root,)
+
+
+def _opened(root: Path, name: str) -> AbstractContextManager[IO[bytes]]:
+    return opened(root / name)
+
+
+def _size(root: Path, name: str) -> int:
+    return os.path.getsize(root / name)
 
 
 def _walk(root: Path, folder: str = "", depth: int = 4) -> Iterator[str]:
