@@ -45,6 +45,53 @@ def test_settings_of_names_are_refused_beside_objects(key: str, value: object, s
     assert result.history[0]["samples"] > 0
 
 
+def with_nan() -> nn.Module:
+    model = net()
+    next(model.parameters()).data.fill_(torch.nan)
+    return model
+
+
+class Cut(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+UNFIT: dict[str, tuple[Any, Any, str]] = {
+    "a width": (net, lambda: four(), "returns 3 logits for each image, but the data has 4 classes"),
+    "a width of a name": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+        lambda: "digits",
+        "data has 10 classes",
+    ),
+    "a shape": (lambda: nn.Linear(3, 3), lambda: pictures(24), "can not be called on images"),
+    "nothing to learn": (lambda: net().requires_grad_(False), lambda: pictures(24), "has no trainable parameter"),
+    "no parameter": (nn.Flatten, lambda: pictures(24), "has no trainable parameter"),
+    "half": (lambda: net().half(), lambda: pictures(24), "Weights in half precision are not supported"),
+    "no gradient": (lambda: Cut(net()), lambda: pictures(24), "has no gradient"),
+    "a wrapper": (lambda: nn.DataParallel(net()), lambda: pictures(24), "pass the module itself"),
+    "no values": (lambda: net().to("meta"), lambda: pictures(24), "is a meta tensor"),
+    "no numbers": (with_nan, lambda: pictures(24), "NaN or Inf"),
+}
+
+
+def four() -> advkit.Dataset:
+    images = torch.randint(0, 256, (24, 2, 4, 4), dtype=torch.uint8)
+    return advkit.Dataset("four", images, torch.arange(24) % 3, (*"abcd",))
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_plan_refuses_the_nets_that_training_refuses(kind: str) -> None:
+    """The control: a fit net has a plan, and is as it was."""
+    build, data, said = UNFIT[kind]
+    for call in (advkit.plan, advkit.train):
+        with pytest.raises(advkit.AdvkitError, match=said):
+            call(model=build(), dataset=data(), plugins=(), settings=SETTINGS, epochs=1)
+    fit = net()
+    before = {name: value.clone() for name, value in fit.state_dict().items()}
+    advkit.plan(model=fit, dataset=pictures(24), plugins=(), settings=SETTINGS, epochs=1)
+    assert fit.training and all(torch.equal(value, before[name]) for name, value in fit.state_dict().items())
+
+
 class Breaks(Plugin):
     name = "breaks"
 
@@ -147,9 +194,7 @@ class Masked(nn.Module):
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 def test_a_buffer_may_begin_so_too(value: float, tmp_path: Any) -> None:
     """In training, in an average of buffers, in validation and in a resume; but no statistic of a norm."""
-    data = advkit.Dataset(
-        "four", torch.randint(0, 256, (24, 2, 4, 4), dtype=torch.uint8), torch.arange(24) % 3, (*"abcd",)
-    )
+    data = four()
     settings = {**SETTINGS, "validation.fraction": 0.3}
     given: Any = {"plugins": ["ema"], "options": {"ema": {"buffers": "averaged"}}, "settings": settings, "epochs": 1}
     run = advkit.train(Masked(value), data, out=tmp_path / "run", **given)

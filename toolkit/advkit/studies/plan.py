@@ -65,4 +65,4 @@ def plan(
     resolved = Resolved.of(requested(plugins, recipe, config, options, settings, no_companion, **short))
     refuse_undone(resolved, settings or {}, own, model)
     load_all(resolved.files)
-    return planned(resolved, own)
+    return planned(resolved, own, model if isinstance(model, nn.Module) else None)

@@ -57,10 +57,7 @@ class Engine:
 
         A net that is not one that `trains` is compiled for forwards in eval mode alone.
         """
-        if of_the_users(self.model) is not None:
-            raise OptionError(
-                "advkit.train compiles by itself; pass a module that is not compiled, with run.compile=default."
-            )
+        refuse_compiled(self.model)
         if self._how == "off":
             return
         dtype = placement(self.model)[1]
@@ -172,3 +169,11 @@ class Engine:
 
     def _float(self, output: object, x: Tensor) -> object:
         return output.to(x.dtype) if self.half and isinstance(output, Tensor) else output
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """OptionError for a net that its owner has compiled in place, where the run compiles."""
+    if of_the_users(model) is not None:
+        raise OptionError(
+            "advkit.train compiles by itself; pass a module that is not compiled, with run.compile=default."
+        )

@@ -27,6 +27,17 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if not isinstance(value, wanted):
             what = value.__name__ if isinstance(value, type) else type(value).__name__
             raise OptionError(f"The {name} is {what}; pass a {wanted.__module__.split('.')[0]} {wanted.__name__}.")
+    refuse_unfit_net(model)
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise OptionError(wants_closure(optimizer))
+
+
+def refuse_unfit_net(model: nn.Module) -> None:
+    """OptionError for a net that no step can train, whatever the optimizer."""
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         refuse_wrapped(name, module)
@@ -53,14 +64,8 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             "run.precision=bf16."
         )
     refuse_half(model)
-    own = {id(p) for p in model.parameters()}
     if not any(p.requires_grad for p in model.parameters()):
         raise OptionError("The model has no trainable parameter; nothing could be learnt.")
-    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-        raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise OptionError(wants_closure(optimizer))
 
 
 def wants_closure(optimizer: torch.optim.Optimizer) -> str:

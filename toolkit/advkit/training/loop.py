@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..judging import refuse_unready
 from ..modules import placement
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
@@ -22,6 +21,7 @@ from .chance import Chance, refuse_broken_net
 from .ending import break_off, farewell, tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
+from .given import refuse_unfit_net
 from .meeting import met
 from .meter import Meter, quantiles_of
 from .panel import Panel
@@ -49,7 +49,7 @@ class Trainer:
         self.resolved, self.splits, self.folder = resolved, splits, folder
         self.progress: Progress = progress or Silent()
         self.device = torch.device(resolved.run.device)
-        refuse_unready(model)
+        refuse_unfit_net(model)
         self.model = model.to(self.device).to(memory_format=LAYOUTS[resolved.run.memory_format])
         self.optimizer = resolved.optimizer.build(self.model)
         state = RunState(resolved.run.seed, len(splits.train), resolved.attack, *placement(self.model))

@@ -1,13 +1,22 @@
-"""Objects in the place of names: what settings can not do to them."""
+"""Objects in the place of names: what settings can not do to them, and nets that no run can train."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..config.resolve import Resolved
+from ..data.transforms import to_float
 from ..errors import OptionError
+from ..hidden import without_trace
+from ..judging import refuse_unjudgeable
+from ..modules import mode, own_generator, placement
+from ..run import RunState
+from ..types import Batch
+from .engine import Engine, refuse_compiled
+from .given import a_width, an_answer, refuse_unfit_net
 
 
 def refuse_undone(resolved: Resolved, given: Mapping[str, object], own: object, model: object) -> None:
@@ -23,3 +32,24 @@ def refuse_undone(resolved: Resolved, given: Mapping[str, object], own: object, 
     for key in sorted(given) if isinstance(model, nn.Module) else ():
         if key.startswith("model.") and key != "model.name":
             raise OptionError(f"{key} is of a net that is named, and one was passed; leave it out, and build that so.")
+
+
+def refuse_net(resolved: Resolved, model: nn.Module, images: Tensor | None, classes: int) -> None:
+    """OptionError or NonFinite for a net that a run refuses before its first update, as a call on `images` tells.
+
+    Those are some of the training images (n, C, H, W) uint8, None where nobody knows them; `classes` is 0 then.
+    """
+    refuse_unfit_net(model)
+    refuse_unjudgeable(model)
+    refuse_compiled(model)
+    Engine(resolved.run, model)
+    if images is None:
+        return
+    device, dtype = placement(model)
+    x, places = to_float(images.to(device), dtype), torch.arange(len(images), device=device)
+    state = RunState(resolved.run.seed, len(images), resolved.attack, device, dtype)
+    state.num_classes = classes
+    width = a_width(model, Batch(x, torch.zeros_like(places), places, torch.zeros_like(places)), state)
+    if resolved.attack.steps and len(x) > 1:
+        with own_generator(device), without_trace(model), mode(model, training=False), torch.enable_grad():
+            an_answer(model(x.requires_grad_()), x, "the attack", width)

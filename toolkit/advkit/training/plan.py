@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from .. import registry
 from ..compose.registration import HOOKS
@@ -20,13 +21,19 @@ from ..run import Run, RunState
 from ..services import NoNet
 from .ahead import refuse_undecoded
 from .feed import refuse_no_rest
+from .objects import refuse_net
 from .parts import builder_of, refuse_no_test, source_of
 
 
-def plan(resolved: Resolved, splits: Splits | None = None) -> dict[str, Any]:
-    """What the run will do and cost, as plain data: `advkit plan --json`. `splits` are data that no name brings."""
+def plan(resolved: Resolved, splits: Splits | None = None, model: nn.Module | None = None) -> dict[str, Any]:
+    """What the run will do and cost, as plain data: `advkit plan --json`.
+
+    `splits` and `model` are what no name brings.
+    """
     data = None if splits is None else splits.train
     _refuse(resolved, splits)
+    if model is not None:
+        refuse_net(resolved, model, *_some(resolved, data))
     composition, (claims, modules) = resolved.composition, _claims(resolved, data)
     stages = composition.stages()
     dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)
@@ -70,6 +77,20 @@ def _refuse(resolved: Resolved, splits: Splits | None) -> None:
     samples = _samples(resolved, None if splits is None else splits.train)
     if samples is not None:
         refuse_no_rest(samples - round(resolved.validation.fraction * samples))
+
+
+def _some(resolved: Resolved, data: Dataset | None) -> tuple[Tensor | None, int]:
+    """Two training images, or two of their shape, and K; None and 0 where nobody knows them."""
+    if data is not None:
+        return data.images[:2], len(data.classes)
+    if not registered(resolved.data.name):
+        return None, 0
+    known = registry.load("data set", resolved.data.name)
+    shape, classes = getattr(known, "shape", ()), getattr(known, "classes", 0)
+    if not shape or None in shape or not classes:
+        return None, 0
+    shades = torch.linspace(0, 255, 2 * prod(shape)).view(2, *shape)  # not flat: a norm has no slope there
+    return shades.to(torch.uint8), classes
 
 
 def at_epochs(resolved: Resolved) -> float:
