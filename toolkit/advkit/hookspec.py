@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import pluggy
@@ -59,7 +60,7 @@ class HookSpec:
     default: str
     """What the core does where nobody answers."""
 
-    @property
+    @cached_property  # every check of a plugin's methods asks for it
     def signature(self) -> inspect.Signature:
         return inspect.signature(self.function)
 

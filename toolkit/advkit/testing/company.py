@@ -7,9 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 from .. import registry
+from ..compose.registration import HOOKS, hooks_of
 from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve
 from ..errors import AdvkitError, HookConflict, OptionError, PluginLoad
+from ..hookspec import Rule
 from ..plugin import Plugin
 
 Choice = str | type[Plugin]
@@ -63,6 +65,13 @@ def crowd(begin: tuple[Any, ...], others: Sequence[Choice], refused: Refusal = r
     while chosen != before:  # again, as some fit only beside one that came later
         before = chosen
         for other in others:
-            if other not in chosen and not refused((*chosen, other)):
+            free = other not in chosen and not any(_owned(other) & _owned(one) for one in chosen)
+            if free and not refused((*chosen, other)):
                 chosen = (*chosen, other)
     return chosen
+
+
+def _owned(plugin: Choice) -> set[str]:
+    """The hooks of one owner that it answers: two who share one are refused, whatever their options."""
+    plugin_type = registry.load("plugin", plugin) if isinstance(plugin, str) else plugin
+    return {hook for hook in hooks_of(plugin_type) if HOOKS[hook].rule is Rule.EXCLUSIVE}
