@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import PathFinder
-from importlib.metadata import EntryPoint, EntryPoints, distributions, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 
 from .api_version import unfit
@@ -157,8 +157,13 @@ def by_advkit(given: type) -> bool:
 
 def points(group: str) -> list[EntryPoint]:
     """The entry points of a group. A distribution whose own can not be read has none: it must not end every command."""
+    return list(_read_once(group, _stamps()))
+
+
+@lru_cache(maxsize=8)
+def _read_once(group: str, stamps: tuple[object, ...]) -> tuple[EntryPoint, ...]:
     try:
-        return list(_read_once(group, _stamps()))
+        return tuple(entry_points(group=group))
     except Exception:  # of one distribution, broken in any way, but of which is not said
         pass
     readable: dict[str, list[EntryPoint]] = {}
@@ -166,12 +171,7 @@ def points(group: str) -> list[EntryPoint]:
         with suppress(Exception):
             own = [point for point in installed.entry_points if point.group == group]
             readable.setdefault(installed.name, own)  # the first on the path is the one that is imported
-    return [point for own in readable.values() for point in own]
-
-
-@lru_cache(maxsize=8)
-def _read_once(group: str, stamps: tuple[object, ...]) -> EntryPoints:
-    return entry_points(group=group)
+    return tuple(point for own in readable.values() for point in own)
 
 
 def _stamps() -> tuple[object, ...]:
