@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from advkit import Plugin, hookimpl
 from advkit.cli.main import run
-from advkit.testing import CHECKS, Finding, drawn, subject
+from advkit.errors import blamed
+from advkit.testing import CHECKS, Finding, Subject, drawn, subject
 
 
 def said(*lines: tuple[str, str, str]) -> Any:
@@ -78,3 +81,39 @@ def test_without_hypothesis_the_fixed_inputs_are_tried(monkeypatch: pytest.Monke
     monkeypatch.setattr(drawn, "installed", lambda: False)
     drawn.for_drawn(lambda st: st.integers(), tried.append, examples=3)
     assert not tried
+
+
+class Quits(Plugin):
+    """Ends the process where it is asked."""
+
+    name = "quits"
+    how: type[BaseException] = SystemExit
+
+    @hookimpl
+    def base_loss(self, adv_logits: Tensor) -> Tensor:
+        raise self.how(0)
+
+
+def test_a_plugin_that_ends_the_process_is_one_more_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its name, in every check; but Ctrl-C is a person's."""
+    found = [CHECKS[name].outcome(Subject.of(Quits)) for name in ("registration", "step")]
+    assert [one.state for one in found] == ["holds", "fails"]
+    assert found[1].said.startswith("RuntimeError: SystemExit: 0 (in plugin quits, hook base_loss, epoch 0, step 0)")
+    monkeypatch.setattr(Quits, "how", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        CHECKS["step"].outcome(Subject.of(Quits))
+    with pytest.raises(RuntimeError, match="SystemExit: 2") as failed, blamed("in somebody's code"):
+        raise SystemExit(2)
+    assert failed.value.__notes__ == ["in somebody's code"]
+
+
+def test_without_a_folder_for_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def needs_one(subject: Subject) -> None:
+        raise FileNotFoundError("No usable temporary directory found in ['/tmp']")
+
+    one = subject.Check("step", "a step", needs_one, lambda subject: "")
+    monkeypatch.setattr(subject, "CHECKS", {"step": one})
+    assert run(["plugins", "check", "trades"]) == 4
+    assert capsys.readouterr().err.startswith("Error: No folder for temporary files can be used; set TMPDIR")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from numbers import Number
 from pathlib import PurePath
 
@@ -105,11 +106,31 @@ class DataError(AdvkitError):
     exit_code = 4
 
 
-def without_temporary_files(error: Exception) -> DataError | None:
+def without_temporary_files(error: BaseException) -> DataError | None:
     """What to say where tempfile has no folder, which torch asks for in its own time; None of other errors."""
     if not isinstance(error, FileNotFoundError) or "temporary directory" not in str(error):
         return None
-    return DataError("No folder for temporary files can be used; set TMPDIR to one that can be written.")
+    return NoTemporaryFiles("No folder for temporary files can be used; set TMPDIR to one that can be written.")
+
+
+class NoTemporaryFiles(DataError):
+    """Nothing can be written where temporary files go."""
+
+
+@contextmanager
+def blamed(where: str) -> Iterator[None]:
+    """Whose code the scope runs, as a note on what it raises. SystemExit is an error there: nobody else ends a run."""
+    try:
+        yield
+    except AdvkitError:
+        raise
+    except SystemExit as error:
+        failure = RuntimeError(f"SystemExit: {error}")
+        failure.add_note(where)
+        raise failure from error
+    except Exception as error:
+        error.add_note(where)
+        raise
 
 
 class CheckpointError(AdvkitError):

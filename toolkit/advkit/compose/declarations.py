@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from ..api_version import unfit
-from ..errors import AdvkitError, HookContract, PluginImport, UnknownHook, did_you_mean
+from ..errors import HookContract, PluginImport, UnknownHook, blamed, did_you_mean
 from ..hookspec import VIEWS, HookSpec, Rule
 from ..plugin import Budgets, Order, Plugin, PluginOptions
 from ..types import Passes
@@ -46,13 +46,8 @@ def check_declarations(plugin_type: type[Plugin], name: str, hooks: Mapping[str,
 
 def build(plugin_type: type[Plugin], options: PluginOptions) -> Plugin:
     """The plugin with its options; what its own constructor raises says whose it is."""
-    try:
+    with blamed(f"in plugin {plugin_type.name}, __init__"):
         plugin = plugin_type(options)
-    except AdvkitError:
-        raise
-    except Exception as error:
-        error.add_note(f"in plugin {plugin_type.name}, __init__")
-        raise
     if not hasattr(plugin, "taken"):
         raise HookContract(f"Plugin {plugin_type.name}: __init__ must call super().__init__(options).")
     return plugin
@@ -101,15 +96,10 @@ _DECLARED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def declared(plugin: Plugin, name: str, *arguments: object) -> Any:
     """What a plugin declares: a property's value, or a method's answer. HookContract where it is of a wrong type."""
-    try:
+    hook = f" of {arguments[0]}" if arguments and isinstance(arguments[0], str) else ""
+    with blamed(f"in plugin {plugin.name}, {name}{hook}"):
         value = getattr(plugin, name)
         value = value(*arguments) if callable(value) else value
-    except AdvkitError:
-        raise
-    except Exception as error:
-        hook = f" of {arguments[0]}" if arguments and isinstance(arguments[0], str) else ""
-        error.add_note(f"in plugin {plugin.name}, {name}{hook}")
-        raise
     fits, expected = _DECLARED[name]
     if not fits(value):
         raise HookContract(f"Plugin {plugin.name}: {name} must be {expected}, not {value!r:.80}.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from ..errors import AdvkitError
+from ..errors import blamed
 from ..hookspec import VIEWS, HookSpec, Rule
 from ..plugin import CORE, Costs, Plugin
 from ..settings import AttackSettings
@@ -33,14 +33,9 @@ class Answer:
         return self.hook, self.plugin.name
 
     def __call__(self, known: Mapping[str, Any]) -> Any:
-        try:
+        run = known["run"]
+        with blamed(f"in plugin {self.plugin.name}, hook {self.hook}, epoch {run.epoch}, step {run.step}"):
             return self.function(**{name: known[name] for name in self.arguments})
-        except AdvkitError:
-            raise
-        except Exception as error:
-            run = known["run"]
-            error.add_note(f"in plugin {self.plugin.name}, hook {self.hook}, epoch {run.epoch}, step {run.step}")
-            raise
 
     def demands(self, epoch: int) -> frozenset[str]:
         """The demanding arguments it needs in this epoch."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from .. import registry
 from ..compose.registration import HOOKS, check as registered, hooks_of
-from ..errors import AdvkitError, HookContract
+from ..errors import AdvkitError, HookContract, NoTemporaryFiles, blamed, without_temporary_files
 from ..options import validate
 from ..plugin import Plugin
 from .company import Choice, Options, alone, installed, refusal
@@ -61,8 +61,9 @@ class Subject:
         if isinstance(plugin, Subject):
             return plugin
         found: Any = registry.load("plugin", plugin) if isinstance(plugin, str) else plugin
-        own: Mapping[str, object] = getattr(found, "example_options", dict)()
-        silent = getattr(found, "neutral_options", lambda: None)()
+        with blamed(f"in plugin {getattr(found, 'name', '')}, its options to try it with"):
+            own: Mapping[str, object] = getattr(found, "example_options", dict)()
+            silent = getattr(found, "neutral_options", lambda: None)()
         for given in (options, neutral):
             if given:
                 validate(found.Options, given, where=found.name, eps=8 / 255, decays=range(1, 10_000))
@@ -130,7 +131,7 @@ class Subject:
         """Two epochs on ordinary images, watched all the time; or how they failed."""
         try:
             return self.trained(settings={"run.check_hooks": True})
-        except NotRun:
+        except (NotRun, NoTemporaryFiles):
             raise
         except Exception as error:
             return error
@@ -231,9 +232,11 @@ class Check:
             self.function(subject)
         except Came as came:
             raise Misbehaves(subject.name, self.name, self.expected, str(came)) from None
-        except NotRun:
+        except (NotRun, NoTemporaryFiles):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if absent := without_temporary_files(error):
+                raise absent from None
             raise Misbehaves(subject.name, self.name, self.expected, told(error)) from error
 
     def outcome(self, subject: Subject) -> Finding:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..ascent import per_sample
 from ..compose.composition import Composition
-from ..errors import HookContract
+from ..errors import HookContract, blamed
 from ..types import AttackResult, Batch, Budget, BudgetScale, Mix
 from .guard import unchanged, values_of
 
@@ -103,15 +103,10 @@ class Contract:
             raise _broken(who, "attack_objective", f"a callable is expected, not {type(goal).__name__}")
 
         def checked(logits: Tensor) -> Tensor:
-            try:
-                lent = {"logits": logits, **known, **values_of(self.model)}
-                with unchanged(who, "attack_objective", lent, self.model) if self.values else nullcontext():
-                    loss: Tensor = goal(logits)
-            except HookContract:
-                raise
-            except Exception as error:
-                error.add_note(f"in plugin {who}, the objective of hook attack_objective")
-                raise
+            lent = {"logits": logits, **known, **values_of(self.model)}
+            watch = unchanged(who, "attack_objective", lent, self.model) if self.values else nullcontext()
+            with blamed(f"in plugin {who}, the objective of hook attack_objective"), watch:
+                loss: Tensor = goal(logits)
             if not isinstance(loss, Tensor) or loss.shape != (self.rows,):
                 raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_described(loss)}")
             if torch.is_grad_enabled() and logits.requires_grad and not loss.requires_grad:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import AdvkitError, HookContract
+from ...errors import HookContract, blamed
 from ...judging import drawn_from, far_apart, generators, put_back, same_bits, switch_back, switches
 from ...modules import own_generator, placement
 
@@ -33,20 +33,19 @@ def lent(attack: str, net: Any, tensors: Mapping[str, Tensor], strange: bool = T
     before = _State(net, tensors)
     answer = before.answer() if strange else None
     try:
-        yield
-    except BaseException as error:
+        with blamed(f"in the attack {attack}"):
+            yield
+    except BaseException:
         before.restore()
-        if isinstance(error, Exception) and not isinstance(error, AdvkitError):
-            error.add_note(f"in the attack {attack}")
         raise
     changed = before.changes()
     before.restore()
-    blamed = next(iter(before.not_by_itself(changed)), None)
-    if blamed is None and answer is not None and before.answers_otherwise_than(answer):
-        blamed = "what the net answers"
-    if blamed is not None:
+    guilty = next(iter(before.not_by_itself(changed)), None)
+    if guilty is None and answer is not None and before.answers_otherwise_than(answer):
+        guilty = "what the net answers"
+    if guilty is not None:
         raise HookContract(
-            f"The attack {attack} changed {blamed}; its accuracy would mean nothing. What it is given is lent: work "
+            f"The attack {attack} changed {guilty}; its accuracy would mean nothing. What it is given is lent: work "
             "on copies, and draw from net.draws(...)."
         )
 
