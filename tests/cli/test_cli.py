@@ -384,6 +384,10 @@ REFUSALS = [
     ),
     ("train --dataset image-folder", "image-folder reads your files; name the folder or zip with --data-root DIR."),
     ("plan -epochs=3", "No such option '-e'. Did you mean --epochs? See `advkit plan --help`."),
+    ("plan epochs 3", "Got unexpected extra arguments (epochs 3). Did you mean --epochs? See `advkit plan --help`."),
+    ("plan cat-eps", "Got unexpected extra argument (cat-eps). See `advkit plan --help`."),
+    ("plan --plugins wap", "Unknown plugin wap. Did you mean awp? `advkit plugins list` shows what is installed."),
+    ("plan --plugins tb", "Unknown plugin tb. Did you mean te? `advkit plugins list` shows what is installed."),
     ("plan -e 3", "No such option '-e'. See `advkit plan --help`."),
     (
         "plan --set data.transform=crop-flop",

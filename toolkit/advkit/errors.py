@@ -151,11 +151,20 @@ class Interrupted(Stopped):
     exit_code = 130
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
     """' Did you mean X?' for a near miss, else ''. The same wording for every kind of name."""
-    names = {spoken(name): name for name in known}
-    near = difflib.get_close_matches(spoken(word), list(names), n=1, cutoff=0.6)
+    names, typed = {spoken(name): name for name in known}, spoken(word)
+    slips = [name for name in names if len(typed) > 1 and _one_slip(typed, name)]
+    near = difflib.get_close_matches(typed, slips or list(names), n=1, cutoff=likeness) or slips[:1]
     return f" Did you mean {names[near[0]]}?" if near else ""
+
+
+def _one_slip(typed: str, name: str) -> bool:
+    """Whether one letter too many, too few, wrong, or two that have changed places are all that is between them."""
+    first = next((place for place, (a, b) in enumerate(zip(typed, name, strict=False)) if a != b), len(typed))
+    one, other = typed[first:], name[first:]
+    swapped = one[:2] == other[1::-1] and one[2:] == other[2:]
+    return typed != name and (one[1:] == other or one == other[1:] or one[1:] == other[1:] or swapped)
 
 
 def spoken(name: str) -> str:

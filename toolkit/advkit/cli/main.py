@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -110,8 +111,16 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _unexpected(error)
 
 
+EXTRA = re.compile(r"Got unexpected extra arguments? \((\S+?)[ )]")
+"""What click says of words that no argument takes."""
+
+
 def _by_one_dash(error: click.UsageError, words: Sequence[str]) -> str:
-    """Which option -epochs is, of which click sees -e."""
+    """Which option -epochs is, of which click sees -e, or epochs, which it takes for one more argument."""
+    if error.ctx is not None and (extra := EXTRA.match(error.message)):
+        options = [name for option in error.ctx.command.params for name in option.opts if name.startswith("--")]
+        near = did_you_mean(extra[1].lstrip("-"), [name.lstrip("-") for name in options], likeness=0.7)
+        return near and f".{near.replace('mean ', 'mean --')}"
     if not isinstance(error, click.NoSuchOption) or error.option_name.startswith("--") or error.ctx is None:
         return ""
     typed = next((word for word in words if word.startswith(error.option_name)), "").partition("=")[0]
