@@ -818,7 +818,7 @@ def test_the_command_writes_the_page_and_says_so(runs: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     found = json.loads(ran.out)
     content = (runs / "a.html").read_bytes()
-    assert found.keys() == {"out", "bytes", "seconds", "runs", "sections", "without_pictures"}
+    assert found.keys() == {"out", "bytes", "seconds", "runs", "sections", "doubts", "without_pictures"}
     assert found["out"] == "a.html" and found["bytes"] == len(content) and found["seconds"] >= 0
     assert found["runs"] == ["plain", "cat"]
     assert found["sections"][:2] == ["comparison", "run-1"]

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from advkit.cli.display import Quiet
 from advkit.cli.main import run
-from advkit.errors import Stopped
+from advkit.errors import CheckpointError, Stopped
 from advkit.storage import checkpoint
 from advkit.storage.run_folder import RunFolder
+from advkit.studies.report import report
+from advkit.studies.runs import load_run
 from advkit.training.loop import Trainer
 from advkit.training.step_report import Report
 
@@ -162,6 +165,77 @@ def test_metrics_are_those_the_checkpoint_was_made_with(
     assert ran.code == code and sentence in ran.err and ran.err.count("\n") == 1
     if code == 0:  # the run goes on, and again
         assert resume(stopped).code == 0
+
+
+def _edited(text: str) -> str:
+    return text.replace('"loss": ', '"loss": 1')
+
+
+SHOWN: dict[str, tuple[Callable[[str], str], bool]] = {
+    "untouched": (str, False),
+    "killed after the line of an epoch": (lambda text: text + text.replace('"epoch": 0', '"epoch": 1'), False),
+    "killed within a line": (lambda text: text + '{"epoch": 1, "be', False),
+    "edited": (_edited, True),
+    "shortened": (lambda text: "", False),
+    "a line of another run behind": (lambda text: text + text.replace('"epoch": 0', '"epoch": 2'), True),
+}
+
+
+@pytest.mark.parametrize("harm", SHOWN)
+def test_metrics_that_are_shown_are_those_the_newest_checkpoint_knows(stopped: Path, harm: str) -> None:
+    edit, said = SHOWN[harm]
+    metrics = stopped / "metrics.jsonl"
+    metrics.write_text(edit(metrics.read_text()))
+    sentence = f"{metrics} is not what the newest checkpoint was made with"
+    loaded = load_run(stopped)
+    assert [sentence in note for note in loaded.notes] == [True] * said + [False] * (harm == "shortened")
+    assert loaded.best and loaded.best["epoch"] == 0  # not that of a line whose checkpoint was never there
+
+
+def test_every_command_says_what_the_newest_checkpoint_does_not_know(
+    stopped: Path, advkit_: Callable[..., Ran]
+) -> None:
+    metrics, run_file = stopped / "metrics.jsonl", stopped / "run.toml"
+    assert not report(stopped, samples=0).doubts
+    metrics.write_text(_edited(metrics.read_text()))
+    run_file.write_text(run_file.read_text().replace("seed = 1", "seed = 2"))
+    for command, place in ((["show", stopped], 2), (["list", stopped.parent], 2), (["show", stopped, "--json"], 1)):
+        said = advkit_("runs", *command)[place]
+        assert f"{metrics} is not what the newest checkpoint was made with" in said and "run.seed: " in said
+    page = report(stopped, samples=0)
+    assert len(page.doubts) == 2 and all(sentence in unescape(page.html) for sentence in page.doubts)
+
+
+NAMED: dict[str, tuple[dict[str, str], str]] = {
+    "untouched": ({}, ""),
+    "killed between a checkpoint and its names": ({"last": "step-00000008"}, ""),
+    "another best": ({"best": "step-00000009"}, "calls step-00000009 best, but by the newest checkpoint, "),
+    "a copy that is half done": ({"last": "step-00000003"}, "calls step-00000003 last, but by the newest checkpoint, "),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_the_newest_checkpoint_says_which_is_best_and_it_is_the_last(
+    short: Path, tmp_path: Path, advkit_: Callable[..., Ran], case: str
+) -> None:
+    names, sentence = NAMED[case]
+    shutil.copytree(short, folder := tmp_path / "run")
+    record = folder / "checkpoints" / "names.json"
+    record.write_text(text := json.dumps(json.loads(record.read_text()) | names) + "\n")
+    read = {name: RunFolder.open(folder).load(name)[1]["position"]["global_step"] for name in ("best", "last")}
+    assert read == {"best": 3, "last": 9} and record.read_text() == text
+    judged = json.loads(advkit_("evaluate", folder, "--attacks", "clean", "--n", "10", "--json").out)
+    notes = judged.get("notes", [])
+    assert (judged["epoch"], len(notes)) == (0, bool(sentence)) and sentence in "".join(notes)
+    assert len(load_run(folder).notes) == bool(sentence)
+
+
+def test_a_best_checkpoint_that_is_lost_is_no_other(short: Path, tmp_path: Path) -> None:
+    shutil.copytree(short, folder := tmp_path / "run")
+    (folder / "checkpoints" / "names.json").write_text('{"best": "step-00000009", "last": "step-00000009"}\n')
+    shutil.rmtree(folder / "checkpoints" / "step-00000003")
+    with pytest.raises(CheckpointError, match=r"the best checkpoint, of epoch 1, is lost or damaged; restore it"):
+        RunFolder.open(folder).load("best")
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{", '{"torch": [1], "advkit": null}', "[" * 100_000])

@@ -38,8 +38,8 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool, **wher
     seconds, size = round(time.perf_counter() - begin, 2), len(page.html.encode("utf-8"))
     if as_json:
         known = {"out": out, "bytes": size, "seconds": seconds, "runs": list(runs), "sections": list(page.sections)}
-        print_json(known | {"without_pictures": list(page.without_pictures)})
+        print_json(known | {"doubts": list(page.doubts), "without_pictures": list(page.without_pictures)})
         return
     echo(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {size / 1024:.0f} KiB, {seconds} s")
-    for sentence in page.without_pictures:
+    for sentence in (*page.doubts, *page.without_pictures):
         say(sentence)

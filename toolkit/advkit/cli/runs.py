@@ -34,7 +34,7 @@ def list_(folder: str, as_json: bool) -> None:
         told = [{"damaged": run} if isinstance(run, str) else _summary(run) for _, run in rows]
         print_json([{"folder": str(path)} | facts for (path, _), facts in zip(rows, told, strict=True)])
         return
-    from .display import stdout, table_of, text
+    from .display import say, stdout, table_of, text
 
     table = table_of("run", "plugins", "model", "data", ">epochs", ">best", ">under attack", wrap=("plugins",))
     for path, run in rows:
@@ -51,6 +51,9 @@ def list_(folder: str, as_json: bool) -> None:
     for path, run in rows:
         if isinstance(run, str):
             console.print(text(f"{path}: {run}", "yellow"))
+        else:
+            for note in run.notes:
+                say(f"{path}: {note}.")
     if not rows:
         first = shlex.quote(f"{folder}/first")
         console.print(text(f"No run is in {folder}; `advkit train --out {first}` makes one."))
@@ -67,6 +70,7 @@ def _summary(run: LoadedRun) -> dict[str, Any]:
         "finished": run.finished,
         "best_epoch": best.get("epoch"),
         "selected": (best.get("validation") or {}).get("selected"),
+        "notes": list(run.notes),
     }
 
 
@@ -81,7 +85,7 @@ def show(run: str, as_json: bool) -> None:
     if as_json:
         print_json(loaded.as_dict())
         return
-    from .display import EpochLines, stdout, table_of, text
+    from .display import EpochLines, say, stdout, table_of, text
 
     console = stdout()
     state = "finished" if loaded.finished else "not finished"
@@ -99,3 +103,5 @@ def show(run: str, as_json: bool) -> None:
             console.print(text(line, style))
     if loaded.best:
         console.print(text(f"\n* the best so far; now epoch {loaded.best['epoch'] + 1}"))
+    for note in loaded.notes:
+        say(f"{run}: {note}.")

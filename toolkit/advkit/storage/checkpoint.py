@@ -67,29 +67,41 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises CheckpointError.
     """
-    raw = _read(path / MANIFEST, MANIFEST_CAP)
-    stated = _parse(path / MANIFEST, raw)
-    if stated.get("format") != FORMAT:
-        raise _damaged(path / MANIFEST, f"is not of format {FORMAT} (a newer advkit may read it)")
-    try:
-        sizes = {name: int(stated["files"][name]["size"]) for name in (TENSORS, STATE)}
-        step = int(path.name[5:] if _STEP.fullmatch(path.name) else stated["step"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path / MANIFEST, "is damaged") from error
-    sizes[STATE] = min(sizes[STATE], STATE_CAP)
-    blobs = {name: _read(path / name, size) for name, size in sizes.items()}
-    actual = _manifest(step, blobs)
-    for name in blobs:
-        if stated["files"][name] != actual["files"][name]:
-            raise _damaged(path / name, f"is damaged (its size or SHA-256 is not that of {MANIFEST})")
-    if raw != _encode(actual):
-        raise _damaged(path / MANIFEST, "is damaged or belongs to another step")
+    blobs = _verified(path, (TENSORS, STATE))
     state = _parse(path / STATE, blobs[STATE])
     try:
         with torch.device("cpu"):  # else a default device of the caller's gets the empty tensors
             return dict(sorted(safetensors.torch.load(blobs[TENSORS]).items())), state
     except Exception as error:  # its hash fits, so somebody made it so: no type of exception is excluded
         raise _damaged(path / TENSORS, "is not a readable safetensors file") from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """As `load`, of the state alone: the tensors, which may be gigabytes, are neither read nor verified."""
+    return _parse(path / STATE, _verified(path, (STATE,))[STATE])
+
+
+def _verified(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """The content of the files of a step that are named, as its manifest has them."""
+    raw = _read(path / MANIFEST, MANIFEST_CAP)
+    stated = _parse(path / MANIFEST, raw)
+    if stated.get("format") != FORMAT:
+        raise _damaged(path / MANIFEST, f"is not of format {FORMAT} (a newer advkit may read it)")
+    try:
+        known = {name: stated["files"][name] for name in (TENSORS, STATE)}
+        sizes = {name: int(known[name]["size"]) for name in known}
+        step = int(path.name[5:] if _STEP.fullmatch(path.name) else stated["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path / MANIFEST, "is damaged") from error
+    sizes[STATE] = min(sizes[STATE], STATE_CAP)
+    blobs = {name: _read(path / name, sizes[name]) for name in names}
+    actual = _manifest(step, blobs)
+    for name in names:
+        if known[name] != actual["files"][name]:
+            raise _damaged(path / name, f"is damaged (its size or SHA-256 is not that of {MANIFEST})")
+    if raw != _encode(actual | {"files": known | actual["files"]}):
+        raise _damaged(path / MANIFEST, "is damaged or belongs to another step")
+    return blobs
 
 
 def verified(path: Path) -> bool:

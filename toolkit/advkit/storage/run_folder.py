@@ -23,7 +23,7 @@ from ..config import runfile
 from ..config.layer import Layer
 from ..config.resolve import Resolved
 from ..errors import CheckpointError, HookConflict, OptionError, PluginImport, PluginLoad
-from . import checkpoint, files, machine, schema
+from . import checkpoint, files, machine, naming, schema
 from .lock import RunLock
 
 METRICS_CAP, TABLE_CAP = 1 << 30, 1 << 20
@@ -101,8 +101,7 @@ class RunFolder:
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and state of the checkpoint called `name` ("best", "last")."""
-        path = checkpoint.resolve(self.checkpoints, name) if checkpoint.named(self.checkpoints, name) else None
-        path = path or self._searched(name)
+        path = naming.found(self.checkpoints, name)
         if path is None:
             when = "an epoch that is validated" if name == "best" else "its first checkpoint"
             raise CheckpointError(f"{self.path} has no checkpoint {name!r} yet; let it train until {when}.")
@@ -114,22 +113,33 @@ class RunFolder:
             )
         return tensors, state
 
-    def _searched(self, name: str) -> Path | None:
-        """Where a copy has lost both record and links: the newest step, and the best epoch's that it knows of."""
-        newest = checkpoint.newest(self.checkpoints)
-        if newest is None or name != "best":
-            return newest if name == "last" else None
-        best = schema.state_of(checkpoint.load(newest)[1]).position.best
-        return self.end_of(best.epoch) if best else None
-
-    def end_of(self, epoch: int) -> Path | None:
-        """The intact checkpoint of the end of an epoch (from 0), if there is one."""
-        for path in checkpoint.steps(self.checkpoints):
-            with suppress(CheckpointError):
-                at = schema.state_of(checkpoint.load(path)[1]).position
-                if (at.epoch, at.step) == (epoch + 1, 0):
-                    return path
+    def known(self) -> schema.State | None:
+        """What the newest checkpoint says of the run; None where none can be read. No weights are read."""
+        with suppress(CheckpointError):
+            if last := naming.found(self.checkpoints, "last"):
+                return schema.state_of(checkpoint.load_state(last))
         return None
+
+    def doubts(self) -> list[str]:
+        """What here is otherwise than the newest checkpoint says of it, as sentences: run.toml, names, metrics.jsonl.
+
+        Lines behind those that it knows of are rightly there: the run goes on, or was killed.
+        """
+        said = [naming.doubt(self.checkpoints)]
+        if known := self.known():
+            if changes := runfile.other_run(known.run, self.text()):
+                said.append(f"{self.path}/run.toml is not of the run that was trained here: {'; '.join(changes[:3])}")
+            at, rows = known.position, self.history()
+            then, now = Mark(at.metrics_size, at.metrics_crc), self.mark(at.metrics_size)
+            if "metrics_crc" not in at.model_fields_set:  # of an advkit that could not check it
+                then = then._replace(crc=now.crc)
+            behind = [row["epoch"] for row in rows if row["epoch"] >= at.epoch]
+            if rows and (now != then or behind != list(range(at.epoch, at.epoch + len(behind)))):
+                said.append(
+                    f"{self.metrics} is not what the newest checkpoint was made with, so its figures may be edited or "
+                    "another run's; restore it, or remove it to go on without"
+                )
+        return [*filter(None, said)]
 
     def history(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; none where there is no such file."""

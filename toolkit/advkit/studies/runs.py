@@ -20,8 +20,9 @@ class LoadedRun:
     """A run's folder, read; nothing in it is changed.
 
     `history` has a line an epoch, as metrics.jsonl: epoch from 0, lr, loss, validation, seconds, ... `best` is that of
-    the best epoch, None where none is done. `settings` are all that are in force, {"attack.eps": 0.15,
-    "cat-eps.eta": 0.0239}; `given` those that are neither a default nor what plugins, data or machine bring along.
+    the best epoch, its number alone where its line is lost, None where none is done. `settings` are all that are in
+    force, {"attack.eps": 0.15, "cat-eps.eta": 0.0239}; `given` those that are neither a default nor what plugins, data
+    or machine bring along.
     """
 
     folder: Path
@@ -33,6 +34,8 @@ class LoadedRun:
     finished: bool
     environment: Mapping[str, Any] = field(repr=False)
     """environment.json; {} where it is absent or damaged."""
+    notes: tuple[str, ...] = ()
+    """What of it is lost, or is otherwise than the newest checkpoint says: figures may be another run's then."""
 
     @property
     def epochs(self) -> int:
@@ -41,7 +44,8 @@ class LoadedRun:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {**vars(self), "folder": str(self.folder), "plugins": list(self.plugins), "epochs": self.epochs}
+        plain = {"folder": str(self.folder), "plugins": list(self.plugins), "notes": list(self.notes)}
+        return {**vars(self), **plain, "epochs": self.epochs}
 
 
 @checked()
@@ -53,17 +57,17 @@ def load_run(run: str | Path) -> LoadedRun:
     source = Source(1, str(run))
     if source.resolved is None:
         raise CheckpointError(source.unresolved)
-    values, history = source.values, source.history
-    stopped = bool(history and history[-1].get("stopped"))
+    values = source.values
     return LoadedRun(
         folder=Path(run),
         plugins=tuple(plugin.name for plugin in source.resolved.composition.plugins),
         settings=values,
         given={key: values[key] for key, origin in source.origins.items() if origin == "given"},
-        history=history,
-        best=next((row for row in reversed(history) if row.get("best")), None),
-        finished=stopped or len(history) >= source.resolved.run.epochs,
+        history=source.history,
+        best=source.best,
+        finished=source.finished,
         environment=source.environment if isinstance(source.environment, dict) else {},
+        notes=(*source.doubts, *filter(None, [source.lost])),
     )
 
 

@@ -22,6 +22,7 @@ from ..errors import CheckpointError, DataError, OptionError
 from ..fingerprint import code, fingerprint
 from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
+from ..storage import naming
 from ..storage.files import refuse_another
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
@@ -169,7 +170,7 @@ def of_run(
     note = other and f"{other}; if its test images were among those, accuracies are optimistic"
     if own and splits.test is splits.train:
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
-    record |= _notes(splits, note, said, *_changes(folder, resolved, net))
+    record |= _notes(splits, note, said, naming.doubt(folder.checkpoints), *_changes(folder, resolved, net))
     return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 

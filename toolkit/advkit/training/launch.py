@@ -21,7 +21,7 @@ from ..data.base import Splits
 from ..data.transforms import to_float
 from ..errors import CheckpointError
 from ..modules import placement
-from ..storage import checkpoint, files, schema
+from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .given import a_width
@@ -183,7 +183,7 @@ def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:
     """Let `best` name the checkpoint of the best epoch, or say that it is lost."""
     if at.best is None:
         return
-    path = folder.end_of(at.best["epoch"])
+    path = naming.end_of(folder.checkpoints, at.best["epoch"])
     if path is not None:
         checkpoint.point(folder.checkpoints, "best", path)
     else:

@@ -25,6 +25,7 @@ from ..modules import own_generator, placement
 from ..own_file import OwnFile, load_all
 from ..plugin import CORE
 from ..rng import derive_seed
+from ..storage import naming
 from ..storage.foreign import fitted, read_weights
 from ..storage.run_folder import RunFolder
 from ..storage.weights import MODEL, Placed, prefixed, put_weights
@@ -285,4 +286,5 @@ def _put_run(model: nn.Module, run: str | Path, checkpoint: str | None = None, p
     """`load_weights`."""
     folder = RunFolder.open(Path(run))
     tensors, _ = folder.load(checkpoint) if checkpoint else judged_weights(folder)
-    return put_weights(model, tensors, str(run), averaged=True, partial_head=partial_head)
+    placed = put_weights(model, tensors, str(run), averaged=True, partial_head=partial_head)
+    return placed._replace(said="; ".join(filter(None, [naming.doubt(folder.checkpoints), placed.said])))

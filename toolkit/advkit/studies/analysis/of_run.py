@@ -146,16 +146,22 @@ class Study:
 
     def budget(self) -> AnalysisRecord:
         """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
-        net, which = self._net, self.checkpoint or "last"
-        result = sample_budgets(RunFolder.open(Path(self.run)), net.resolved, net.splits.train, net.model, which)
+        net, which, folder = self._net, self.checkpoint or "last", RunFolder.open(Path(self.run))
+        result = sample_budgets(folder, net.resolved, net.splits.train, net.model, which)
 
         def draw() -> Any:
             from .pictures import budget_picture
 
             return budget_picture(result, net.splits.train)
 
-        settings = {"state": result.state, "eps_max": result.eps_max, "largest_radius": result.largest_radius}
+        settings: dict[str, Any] = {
+            "state": result.state,
+            "eps_max": result.eps_max,
+            "largest_radius": result.largest_radius,
+        }
         count = len(self._images(0))
+        notes = [*dict.fromkeys([*net.record.get("notes", ()), *folder.doubts()])]  # its curve is of metrics.jsonl
+        settings |= {"notes": notes} if notes else {}
         return self._finish("budget", count, settings, result.as_dict(), tensors(result), draw, None)
 
     # ------------------------------------------------------------------ parts
@@ -233,12 +239,11 @@ class Study:
             run=net.name,
             dataset=net.resolved.data.name,
             model=net.resolved.model_name,
-            **net.record,
             split=self.split,
             n=n,
             norm=net.norm,
             eps=net.eps if attack is None else attack.eps,
-            **own,
+            **{**net.record, **own},
             figures=dict(figures),
             versions=versions(),
         )

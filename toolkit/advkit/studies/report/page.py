@@ -35,6 +35,8 @@ class Page:
     html: str
     sections: tuple[str, ...]
     """The ids of its sections, in order."""
+    doubts: tuple[str, ...] = ()
+    """What in a run's folder is otherwise than its newest checkpoint says, in sentences."""
     without_pictures: tuple[str, ...] = ()
     """Why it lacks pictures, and how they are made: a sentence each."""
 
@@ -116,14 +118,16 @@ def build(
         content = [section(f"{source.key}-{key}", heading, 3, body) for key, heading, body in inner]
         where = tag("p", tag("code", source.path), class_="where")
         title = f"Run {source.title}"
-        parts.append((source.key, title, section(source.key, title, 2, where, verdict(source), *content)))
+        doubted = [sections.caution(f"{sentence}.") for sentence in source.doubts]
+        parts.append((source.key, title, section(source.key, title, 2, where, *doubted, verdict(source), *content)))
         listed.append((source.key, title, [(f"{source.key}-{key}", heading) for key, heading, _ in inner]))
     if len(sources) > 1:  # after the runs: it knows their data once their checkpoints have been read
         parts.insert(0, ("comparison", "Comparison", comparison(sources)))
         listed.insert(0, ("comparison", "Comparison", []))
     html = _document(sources, listed, [body for *_, body in parts])
     without = (f"{source.path}: {said}" for source in sources for said in source.without_pictures)
-    return Page(html, _ids(listed), tuple(without))
+    doubts = (f"{sentence}." for source in sources for sentence in source.doubts)
+    return Page(html, _ids(listed), tuple(doubts), tuple(without))
 
 
 def _same(path: str | Path, earlier: Sequence[str | Path]) -> bool:

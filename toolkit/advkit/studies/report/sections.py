@@ -91,19 +91,16 @@ def _plan(plan: Mapping[str, Any]) -> list[Html]:
     ]
     if plan["state"]:
         facts.append(f"State that plugins keep: {', '.join(plan['state'])}.")
-    cautions = [_caution(f"{sentence}.") for sentence in plan["cautions"]]
+    cautions = [caution(f"{sentence}.") for sentence in plan["cautions"]]
     return [*parts, paragraph(" ".join(facts)), *cautions]
 
 
 def curves(source: Source) -> Html:
     """metrics.jsonl as charts and as a table."""
     resume = source.command("train", "--resume")
-    lost = paragraph(
-        f"metrics.jsonl has {len(source.history)} of the {source.done} epochs that have ended; the others are lost.",
-        kind="missing",
-    )
-    if source.done and not source.history:
-        return lost
+    lost = [paragraph(f"{source.lost}.", kind="missing")] if source.lost else []
+    if lost and not source.history:
+        return join(lost)
     if not source.history:
         return paragraph("No epoch has ended yet; ", tag("code", resume), " continues the run.", kind="missing")
     best = None if source.best is None else float(source.best["epoch"] + 1)
@@ -130,8 +127,7 @@ def curves(source: Source) -> Html:
     ]
     figures = table("Figures of every epoch", [">epoch", *(f">{head}" for head in heads)], rows)
     parts = [tag("div", *plots, class_="plots"), details(f"All {len(rows)} epochs as figures", figures)]
-    if source.done > len(source.history):
-        parts.append(lost)
+    parts += lost
     if source.cut_short:
         cut = "The last line of metrics.jsonl is unfinished and not shown; unless the run goes on now, "
         parts.append(paragraph(cut, tag("code", resume), " mends it.", kind="missing"))
@@ -164,12 +160,12 @@ def _evaluation(source: Source, key: str, found: Evaluation) -> Html:
     ]
     parts = [paragraph("; ".join(facts), ".")]
     if why := source.outdated(found):
-        parts.append(_caution(f"This evaluation is {why}."))
+        parts.append(caution(f"This evaluation is {why}."))
     if found.selected_on == "test":
-        parts.append(_caution("The checkpoint was chosen on the test split: these figures are optimistic."))
+        parts.append(caution("The checkpoint was chosen on the test split: these figures are optimistic."))
     if found.alarms:
         raised = ", ".join(found.alarms)
-        parts.append(_caution(f"Suspect: the short audit of this evaluation (n = {found.n}) raises alarms: {raised}."))
+        parts.append(caution(f"Suspect: the short audit of this evaluation (n = {found.n}) raises alarms: {raised}."))
     named = list(zip(found.labels, found.attacks, strict=True))
     rows = [_attack(name, row) for name, row in named]
     bars = [(name, [charts.Bar("", row.accuracy, row.interval, 0)]) for name, row in named]
@@ -203,7 +199,8 @@ def _attack(name: str, row: AttackRow) -> list[str]:
     return [name, bound, steps, share(row.accuracy), span(row.interval), counts, seconds]
 
 
-def _caution(sentence: str) -> Html:
+def caution(sentence: str) -> Html:
+    """A doubt about what is shown, before it."""
     return paragraph(tag("strong", "Caution. "), sentence, kind="caution")
 
 
@@ -233,19 +230,19 @@ def audit(source: Source) -> Html:
     where = [found.checkpoint, found.split, f"n = {figure(found.n)}", found.norm, f"eps {figure(found.eps)}"]
     parts = [paragraph("audit.json: ", ", ".join(each for each in where if each), ".")]
     if why := source.outdated(found):
-        parts.append(_caution(f"This audit is {why}."))
+        parts.append(caution(f"This audit is {why}."))
     parts += [listing(found.notes)] if found.notes else []
     ran = sum(check.alarm is not None for check in found.checks)
     rest = f"; {len(found.checks) - ran} could not be run" if ran < len(found.checks) else ""
     if raised := found.raised:
         verb = "raises" if len(raised) == 1 else "raise"
         sentence = f"{len(raised)} of the {ran} checks that ran {verb} an alarm: {', '.join(raised)}{rest}."
-        parts.append(_caution(sentence))
+        parts.append(caution(sentence))
     else:
         parts.append(paragraph(f"None of the {ran} checks that ran raises an alarm{rest}."))
     others = {name: by for name, by in short_alarms(source).items() if name not in found.raised}
     if others:
-        parts.append(_caution(f"Alarms raised elsewhere: {told(others)}."))
+        parts.append(caution(f"Alarms raised elsewhere: {told(others)}."))
     return join([*parts, checks("Checks for masked gradients", found.checks)])
 
 

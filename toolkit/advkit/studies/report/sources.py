@@ -17,7 +17,7 @@ from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError
 from ...plugin import CORE
 from ...storage.run_folder import RunFolder
-from ...storage.schema import Position, state_of
+from ...storage.schema import Position
 from ...storage.weights import digest, evaluated
 from ...training.same_run import of_several
 from ..documents import content, members, number
@@ -52,6 +52,7 @@ class Source:
         self.number, self.path = number, path
         self.folder = RunFolder.open(Path(path))
         self.file: Layer = self.folder.file()
+        self.known, self.doubts = self.folder.known(), self.folder.doubts()
         self.history, self.cut_short = self.folder.history_and_rest()
         epochs = [row.get("epoch") if isinstance(row, dict) else None for row in self.history]
         if not all(isinstance(epoch, int) and 0 <= epoch < 1 << 53 for epoch in epochs):
@@ -217,13 +218,17 @@ class Source:
                 self._digests[checkpoint] = digest(evaluated(self.folder.load(checkpoint)[0]))
         return self._digests.get(checkpoint or "")
 
-    @cached_property
+    @property
     def position(self) -> Position | None:
-        """Where the last checkpoint says the run is, which metrics.jsonl may have lost; None where it tells no more."""
-        if len(self.history) < (number(self.values.get("run.epochs")) or 0):
-            with suppress(AdvkitError):
-                return state_of(self.folder.load("last")[1]).position
-        return None
+        """Where the newest checkpoint says the run is, which metrics.jsonl may have lost."""
+        return self.known.position if self.known else None
+
+    @property
+    def lost(self) -> str:
+        """What metrics.jsonl lacks of the epochs that have ended."""
+        if self.done == len(self.history):
+            return ""
+        return f"metrics.jsonl has {len(self.history)} of the {self.done} epochs that have ended; the others are lost"
 
     @property
     def done(self) -> int:
@@ -238,8 +243,8 @@ class Source:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The line of the best epoch, the last that was best so far; its number alone where the line is lost."""
-        if self.position and self.position.best and self.done > len(self.history):
+        """The line of the best epoch, as the newest checkpoint has it; its number alone where the line is lost."""
+        if self.position and self.position.best:
             epoch = self.position.best.epoch
             return next((row for row in self.history if row["epoch"] == epoch), {"epoch": epoch})
         return next((row for row in reversed(self.history) if row.get("best")), None)
