@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import HookContract, Plugin, Step
+from advkit.training.guard import hooked_nodes
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -170,13 +171,38 @@ def test_setup_may_read_features_and_freeze_nothing(tiny_net: Net, tiny_batch: B
         step_of(tiny_net(), bad(setup=freezes))
 
 
-def test_nobody_bends_anothers_gradient(tiny_net: Net, tiny_batch: BatchOf) -> None:
+@pytest.mark.parametrize(
+    ("bend", "what"),
+    [
+        (lambda logits: logits.register_hook(lambda gradient: gradient * 0), "the gradient of adv_logits by a hook"),
+        (lambda logits: logits.grad_fn.register_hook(lambda *_: None), "a gradient by a hook on a node of its graph"),
+        (lambda logits: logits.grad_fn.register_prehook(lambda _: None), "a gradient by a hook on a node of its graph"),
+        (
+            lambda logits: logits.grad_fn.next_functions[0][0].register_hook(lambda *_: None),
+            "a gradient by a hook on a node of its graph",
+        ),
+    ],
+)
+def test_nobody_bends_anothers_gradient(tiny_net: Net, tiny_batch: BatchOf, bend: Any, what: str) -> None:
+    """The control: a module of the net may register such a hook in its forward, and torch does for its own."""
+
     def extra_regularizer(self: Any, adv_logits: Tensor) -> Tensor:
-        adv_logits.register_hook(lambda gradient: gradient * 0)
+        bend(adv_logits)
         return 0 * adv_logits.sum(1)
 
-    with pytest.raises(HookContract, match="of extra_regularizer: it changed the gradient of adv_logits by a hook"):
+    with pytest.raises(HookContract, match=f"of extra_regularizer: it changed {what}"):
         step_of(tiny_net(), bad(extra_regularizer=extra_regularizer))(*tiny_batch(), epoch=0)
+    with hooked_nodes() as found:
+        Hooked()(torch.ones(1, requires_grad=True))
+    assert not found
+
+
+class Hooked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = 2 * x
+        assert y.grad_fn is not None
+        y.grad_fn.register_hook(lambda *_: None)
+        return y
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import _HookMixin
 from torch.jit import ScriptModule
 
 from ..compose.stage import Answer
@@ -145,10 +147,11 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
     lent: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in _tensors(borrowed):
         lent.setdefault(id(tensor), (name, tensor))
-    before = [(name, t, t.detach().clone(), t._version, len(t._backward_hooks or ())) for name, t in lent.values()]
+    before = [(name, t, t.detach().clone(), t._version, _hooks_of(t)) for name, t in lent.values()]
     form, switched, states = Form(model, hook), switches(), generators()
     try:
-        yield
+        with hooked_nodes() as nodes:
+            yield
     except BaseException:
         switch_back(switched)
         put_back(states)
@@ -159,8 +162,9 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
             changed.append((f"{name}, which it only borrows", "work on a copy"))
             with torch.no_grad():
                 tensor.detach().copy_(copy)
-        if len(tensor._backward_hooks or ()) > hooks:
+        if _hooks_of(tensor) > hooks:
             changed.append((f"the gradient of {name} by a hook", "return another term instead"))
+    changed += [("a gradient by a hook on a node of its graph (grad_fn)", "return another term instead")] * bool(nodes)
     changed += [(f"{name} of the model", "leave it as it was") for name in form.put_back()]
     changed += [(name, "leave it as it was") for name, now in switches().items() if now != switched[name]]
     changed += [(name, "draw from run.draws(...)") for name in drawn_from(states)]
@@ -169,6 +173,42 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
         put_back(states)
         what, remedy = changed[0]
         raise HookContract.broken(who, hook, f"it changed {what}; {remedy}", "borrowed")
+
+
+def _hooks_of(tensor: Tensor) -> int:
+    """How many functions see its gradient, or change it."""
+    return len(tensor._backward_hooks or ()) + len(getattr(tensor, "_post_accumulate_grad_hooks", None) or ())
+
+
+@contextmanager
+def hooked_nodes() -> Iterator[Sequence[object]]:
+    """The hooks that the scope registers on nodes of graphs, which are taken off at its end: torch shows none of them.
+
+    Those do not count that a module registers in its forward, or torch itself, as for full backward hooks.
+    """
+    found, plain, within = list[tuple[Any, object]](), vars(_HookMixin)["_register_hook"], _forwards()
+
+    def register(hooks: Any, hook: object) -> Any:
+        hooks, handle = plain.__func__(hooks, hook)
+        if not sys._getframe(1).f_globals.get("__name__", "").startswith("torch.") and _forwards() == within:
+            found.append((hooks, handle.id))
+        return hooks, handle
+
+    _HookMixin._register_hook = staticmethod(register)  # type: ignore[method-assign]  # torch calls it, from C++ too
+    try:
+        yield found
+    finally:
+        _HookMixin._register_hook = plain  # type: ignore[method-assign]
+        for hooks, key in found:
+            hooks.pop(key, None)
+
+
+def _forwards() -> int:
+    """How many modules are in their forward."""
+    frame, count = sys._getframe(), 0
+    while frame := frame.f_back:  # type: ignore[assignment]
+        count += frame.f_code is nn.Module._call_impl.__code__
+    return count
 
 
 class Form:
