@@ -141,17 +141,27 @@ def _tests(path: Path) -> list[list[ast.AST]]:
 
 
 def _names(nodes: list[ast.AST]) -> set[str]:
-    return {part.id for node in nodes for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return {name for node in nodes for name in _read(node)[0]}
 
 
 def _said(nodes: list[ast.AST]) -> Iterator[str]:
     """Texts and names of arguments."""
     for node in nodes:
-        for part in ast.walk(node):
-            if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                yield from (part.value, part.value.rpartition(".")[2])
-            elif isinstance(part, ast.keyword) and part.arg:
-                yield part.arg
+        yield from _read(node)[1]
+
+
+@cache
+def _read(node: ast.AST) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The names in a piece of source, and its texts and names of arguments."""
+    names, said = set(), dict[str, None]()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            names.add(part.id)
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            said |= dict.fromkeys((part.value, part.value.rpartition(".")[2]))
+        elif isinstance(part, ast.keyword) and part.arg:
+            said[part.arg] = None
+    return frozenset(names), tuple(said)
 
 
 def _speaks_of(nodes: list[ast.AST], name: str, science: set[str]) -> bool:
