@@ -84,7 +84,7 @@ def test_a_comma_names_no_plugin(typed: str) -> None:
     assert chosen("") == () and chosen(" a , b ") == ("a", "b") and chosen(None) is None
 
 
-@pytest.mark.parametrize("width", [10**8, 10**12])
+@pytest.mark.parametrize("width", [10**6, 10**12])  # its second convolution does not fit, or its first
 def test_a_model_that_no_memory_holds_is_one_sentence(width: int) -> None:
     with pytest.raises(
         OptionError, match=r"^small-cnn does not fit into memory with normalise=data, width=1000+, norm=batch; make it"
