@@ -1,5 +1,5 @@
-"""The trainings of tests/training/test_processes.py, and `python in_processes.py OUT JOB...`, which is one of several
-processes that run them. What comes out is one file a process: {job: what `trained` returns, or a sentence}."""
+"""The trainings of tests/training/test_processes.py, and processes that run them together, forked so that each starts
+at once. What comes out is one file a process: {job: what `train` returns, or a sentence}."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ import advkit
 from advkit import Batch, Plugin, Run, Splits, Step, hookimpl
 from advkit.cli.main import run
 from advkit.errors import Stopped
+from advkit.evaluation.attacks.square import Square
 from advkit.evaluation.audit import figures, turns
 from advkit.training import engine
 from advkit.training.compiled import Compiled
@@ -255,9 +258,9 @@ def judged(*what: str, out: Path) -> Mapping[str, Any]:
 
 
 def module() -> Mapping[str, Any]:
-    """A net of one's own, judged by all."""
+    """A net of one's own, judged by all; Square's first three blocks of queries show what its hundred do."""
     net, data = tiny_net(batch_norm=True, dropout=0.5, dtype=torch.float64), pictures(230)
-    result = advkit.evaluate(net, data, "clean,pgd-3,square", eps=0.1, together=True)
+    result = advkit.evaluate(net, data, ["clean", "pgd-3", Square(queries=150)], eps=0.1, together=True)
     return {"robust": result.robust, "accuracies": [row.accuracy for row in result.attacks], "audit": result.audit}
 
 
@@ -363,32 +366,40 @@ def _torn(how: Callable[[], object], out: Path) -> Mapping[str, Any]:
     return torn(out=out)
 
 
-def start(size: int, *line: object) -> list[subprocess.Popen[str]]:
-    """Processes of Python with one command line that meet as torchrun's do."""
+def torchrun(size: int) -> list[dict[str, str]]:
+    """What torchrun would put into the environment of each of so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     known = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [{**known, "RANK": str(rank)} for rank in range(size)]
+
+
+def start(size: int, *line: object) -> list[subprocess.Popen[str]]:
+    """Processes of Python with one command line that meet as torchrun's do."""
+    line = (sys.executable, *line)
     return [
-        subprocess.Popen(
-            [sys.executable, *map(str, line)],
-            env={**os.environ, **known, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
+        subprocess.Popen([*map(str, line)], env={**os.environ, **known}, stderr=subprocess.PIPE, text=True)
+        for known in torchrun(size)
+    ]
 
 
 def outcomes(size: int, out: Path, jobs: Sequence[str]) -> list[dict[str, Outcome]]:
     """What each of several processes has of these jobs; the last process may be lost in the last job."""
-    running = start(size, __file__, out, *jobs)
+    context = multiprocessing.get_context("fork")
+    running = [context.Process(target=main, args=(out, jobs, known)) for known in torchrun(size)]
     ending = running[:-1] if jobs[-1] in LOST else running
     try:
-        told = [process.communicate(timeout=240)[1] for process in ending]
-        assert [process.returncode for process in ending] == [0] * len(ending), told
+        for process in running:
+            process.start()
+        for process in ending:
+            process.join(240)
+        told = [path.read_text() for path in sorted(out.parent.glob(f"{out.name}-*.log"))]
+        assert [process.exitcode for process in ending] == [0] * len(ending), told
     finally:
         for process in running:
             process.kill()
-            process.communicate()
+            process.join()
     return [torch.load(f"{out}-{rank}", weights_only=False) for rank in range(size)]
 
 
@@ -407,23 +418,28 @@ def net_of(outcome: Outcome) -> Mapping[str, Tensor]:
     return state
 
 
-def main(out: Path, jobs: Sequence[str]) -> None:
-    torch.set_num_threads(1)
-    known = jobs_of(out)
-    told: dict[str, Outcome] = {}
-    for name in jobs:
-        torch.save(told, f"{out}-{os.environ['RANK']}")
-        told[name] = attempt(known[name])
-    torch.save(told, f"{out}-{os.environ['RANK']}")
-    atexit._run_exitfuncs()
-    assert not dist.is_initialized() and not threads("gloo"), "they would outlive Python, and may abort it"
+def main(out: Path, jobs: Sequence[str], known: Mapping[str, str]) -> None:
+    """One of several processes."""
+    atexit._clear()  # what the process that was forked is to do at its end
+    os.environ.update(known)
+    own = f"{out}-{known['RANK']}"
+    with open(f"{own}.log", "w") as log, contextlib.redirect_stderr(log):
+        try:
+            torch.set_num_threads(1)
+            jobs_here = jobs_of(out)
+            told: dict[str, Outcome] = {}
+            for name in jobs:
+                torch.save(told, own)
+                told[name] = attempt(jobs_here[name])
+            torch.save(told, own)
+            atexit._run_exitfuncs()
+            assert not dist.is_initialized() and not threads("gloo"), "they would outlive Python, and may abort it"
+        except BaseException:
+            traceback.print_exc()
+            raise
 
 
 def threads(name: str) -> list[str]:
     """Threads of this process by what their names hold, where the system tells."""
     names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
     return [one for one in names if name in one]
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
