@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -590,6 +591,24 @@ def test_a_checkpoint_has_what_was_there_when_it_was_due(
     with pytest.raises(Crash):
         advkit.train(net(), splits, **(OWN | many), out=tmp_path / "crash", progress=Nemesis("crash", 2))
     assert checkpoint.newest(tmp_path / "crash" / "checkpoints").name == f"step-{written[-1]:08d}"
+
+
+def test_what_ctrl_c_breaks_into_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the lock of the folder is given back while it is still written to."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saving, "BESIDE", 0)
+    writer, go, done = saving.Writer(), threading.Event(), list[int]()
+    writer.write(lambda kept: done.extend([len(kept)] if go.wait(10) else []), {"one": torch.ones(1)})
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.wait()
+    go.set()
+    writer.wait()
+    assert done == [1]
 
 
 SENTENCES: dict[str, dict[str, Any]] = {

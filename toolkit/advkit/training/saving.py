@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,7 @@ class Writer:
 
     def wait(self) -> None:
         """Until the last checkpoint is there. Raises what its writing raised, once."""
+        wait([self._writing])  # where Ctrl-C breaks in, it is waited for again: the folder is in use until then
         writing, self._writing = self._writing, Future[None]()
         self._writing.set_result(None)
         writing.result()
