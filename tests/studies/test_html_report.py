@@ -13,8 +13,10 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection
+from functools import reduce
 from html.parser import HTMLParser
 from itertools import pairwise
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -740,7 +742,37 @@ def test_verdicts_that_do_not_fit_are_named(runs: Path, content: str | None) -> 
     page = page_of("plain", "cat", samples=0)
     table = rows(page, "comparison-accuracy", "Accuracy with 95 % interval")
     assert table[-1][0].startswith("worst case") and table[-1][2] == "–" != table[-1][1]
-    assert "No worst case of run 2: cat/evaluations/one/n-200/verdicts.csv " in text(page.id("comparison-accuracy"))
+    said = text(page.id("comparison-accuracy"))
+    if content is None:
+        assert "No worst case of run 2: cat/evaluations/one/n-200/verdicts.csv " in said
+    else:
+        assert f"An evaluation of run 2 is left out: {NOT_ITS}" in said
+        assert text(page.id("run-2-evaluations")).endswith(f"one/n-200{NOT_ITS}")
+
+
+NOT_ITS = "cat/evaluations/one/n-200/verdicts.csv does not fit its evaluation.json; make both again with --fresh."
+FORGED = {
+    "accuracy": (("attacks", 0), {"accuracy": 0.96}),
+    "interval": (("attacks", 0), {"interval": [0.95, 0.97]}),
+    "worst case": (("worst_case",), {"accuracy": 0.96, "interval": [0.92, 0.98]}),
+    "what is listed": (("robustbench",), {"reported": "96.00"}),
+}
+
+
+@pytest.mark.parametrize("what", [None, *FORGED])
+def test_figures_are_those_of_the_verdicts_beside_them(runs: Path, what: str | None) -> None:
+    low, high = wilson(160, 200)
+    worst = {"accuracy": 0.8, "interval": [low, high]}
+    judge(runs / "cat", "one", (PGD, range(40)), worst_case=worst, robustbench={"reported": "80.00"})
+    file = runs / "cat/evaluations/one/n-200/evaluation.json"
+    found = json.loads(file.read_text())
+    if what:
+        path, figures = FORGED[what]
+        reduce(getitem, path, found).update(figures)  # type: ignore[call-overload]
+        file.write_text(json.dumps(found))
+    page = page_of("cat", samples=0)
+    assert (NOT_ITS in text(page.id("run-1-evaluations"))) == (what is not None)
+    assert ("Worst case 0.800" in text(page.id("run-1"))) == (what is None)
 
 
 def test_worst_cases_at_another_eps_or_in_another_norm_are_other_figures(runs: Path) -> None:

@@ -38,9 +38,15 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     assert (home / "run.toml").read_text().strip() in card
     config = json.loads((tmp_path / "net" / "config.json").read_text())
     assert config["architecture"] == "small-cnn" and config["num_classes"] == 10 and config["mean"] == record.mean
-    # of the last weights, which nobody has judged, nothing is said of the best
+    # figures that their verdicts do not bear out are not published, which is said
     (kept,) = home.glob("evaluations/*/*/evaluation.json")
     told = json.loads(kept.read_text())
+    kept.write_text(json.dumps(told | {"worst_case": {"accuracy": 0.96, "interval": [0.9, 0.98]}}))
+    note = f"What can not be believed is left out: {kept.parent}/verdicts.csv does not fit its evaluation.json"
+    assert not record.notes and note in advkit.export(home, tmp_path / "forged", hub=True).notes[0]
+    card = (tmp_path / "forged" / "README.md").read_text()
+    assert "0.9600" not in card and note in card and "Nothing is known of these weights" in card
+    # of the last weights, which nobody has judged, nothing is said of the best
     kept.write_text(json.dumps(told | {"sha256_of_weights": "0" * 64}))
     advkit.export(home, tmp_path / "other", hub=True)
     assert "Nothing is known of these weights" in (tmp_path / "other" / "README.md").read_text()

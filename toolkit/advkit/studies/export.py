@@ -19,7 +19,7 @@ from ..storage.files import delete, sweep, unwritable, using, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from .documents import document
-from .hub import card, config, weights_of
+from .hub import card, config, left_out, weights_of
 from .records import ExportRecord
 from .subject import Subject, subject_of
 
@@ -131,6 +131,8 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
     if graph:
         write_atomic(out / "model.pt2", graph)
     if hub:
+        if doubted := left_out(subject):
+            record["notes"] = [*record.get("notes", ()), *doubted]
         result = ExportRecord(**record)
         write_atomic(out / "model.safetensors", safetensors.torch.save(weights_of(subject, full)))
         write_atomic(out / "config.json", document(config(subject, result)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..config import runfile
 from ..evaluation.audit.checks import Check
+from .kept import kept
 from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
 from .subject import Subject
 
@@ -111,14 +112,21 @@ def config(subject: Subject, record: ExportRecord) -> dict[str, Any]:
     }
 
 
+def left_out(subject: Subject) -> list[str]:
+    """Which evaluations and which audit of the run no card repeats, and why."""
+    run = Path(subject.name)
+    audit = [read_or_told(run / "audit.json", AuditRecord)] if (run / "audit.json").is_file() else []
+    told = [found for found in (*kept(run).values(), *audit) if isinstance(found, str)]
+    return [f"What can not be believed is left out: {sentence.removesuffix('.')}" for sentence in told]
+
+
 def card(subject: Subject, record: ExportRecord) -> str:
     """README.md: what is known of exactly these weights, and what is not known yet."""
     timms = is_timms(subject)
     run = Path(subject.name)
-    kept = (read_or_told(file, Evaluation) for file in sorted(run.glob("evaluations/*/*/evaluation.json")))
     judged = [
         one
-        for one in kept
+        for one in kept(run).values()
         if isinstance(one, Evaluation) and (one.sha256_of_weights, one.split) == (record.sha256_of_weights, "test")
     ]
     audit = read_or_told(run / "audit.json", AuditRecord) if (run / "audit.json").is_file() else ""

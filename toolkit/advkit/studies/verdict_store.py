@@ -26,11 +26,12 @@ import torch
 
 from .. import __version__
 from ..data.base import CHOICE, Dataset
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError
 from ..evaluation.results import BATCH, Verdicts
 from ..storage import files
 from ..storage.lock import RunLock
-from .documents import content, document
+from .documents import document
+from .kept import shares
 from .records import Evaluation
 from .subject import Subject
 
@@ -242,7 +243,6 @@ def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any] |
         return None
     gray = 255 * result["eps"]
     whole = gray > 0.5 and abs(gray - round(gray)) < 1e-6
-    accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in reversed(result["attacks"])}  # the newest first
     return {
         "link": None,
         "name": Path(subject.name).name,
@@ -254,29 +254,5 @@ def robustbench(subject: Subject, result: Mapping[str, Any]) -> dict[str, Any] |
         "architecture": result["model"],
         "eps": f"{round(gray)}/255" if whole else f"{result['eps']:g}",
         "n": result["n"],
-        "clean_acc": accuracy.get("clean"),
-        "reported": f"{100 * result['worst_case']['accuracy']:.2f}" if result["worst_case"] else None,
-        "autoattack_acc": accuracy.get("autoattack"),
+        **shares(result),
     }
-
-
-def withstood(file: Path, result: Evaluation) -> dict[str, list[bool]]:
-    """verdicts.csv beside an evaluation: by column, which images withstood."""
-    try:
-        head, *rows = csv.reader(content(file).decode().splitlines())
-        columns = dict(zip(head, zip(*rows, strict=True), strict=True))
-        robust = {
-            name: [{"0": False, "1": True}[cell] for cell in cells]
-            for name, cells in columns.items()
-            if name not in ("index", "label")
-        }
-        fits = all(
-            len(verdicts) == result.n and abs(sum(verdicts) / result.n - row.accuracy) < 1e-9
-            for row in result.attacks
-            for verdicts in [robust[row.column or row.name]]
-        )
-    except (ValueError, KeyError, csv.Error):
-        fits = False
-    if not fits:
-        raise OptionError(f"{file} does not fit its evaluation.json; make both again with --fresh.")
-    return robust

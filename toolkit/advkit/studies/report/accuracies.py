@@ -154,6 +154,7 @@ def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Grou
     for source in sources:
         for name, found in source.evaluations.items():
             if isinstance(found, str):
+                problems.append(f"An evaluation of run {source.number} is left out: {found}")
                 continue
             if why := source.outdated(found):
                 problems.append(f"An evaluation of run {source.number} at n = {found.n} is left out: it is {why}.")

@@ -21,8 +21,8 @@ from ...storage.schema import Position
 from ...storage.weights import digest, evaluated
 from ...training.same_run import of_several
 from ..documents import content, members, number
+from ..kept import kept, withstood
 from ..records import AnalysisRecord, AuditRecord, Evaluation, Judged, read_or_told
-from ..verdict_store import withstood
 
 ANALYSES = ("vulnerability", "margin", "landscape", "budget")
 LARGE = 256 << 10  # bytes; of a vector picture beyond it the pixels are taken
@@ -153,10 +153,8 @@ class Source:
 
     @cached_property
     def evaluations(self) -> dict[str, Evaluation | str]:
-        """By their folder in `evaluations`, most images first; a damaged one is a sentence."""
-        files = sorted(self.folder.path.glob("evaluations/*/*/evaluation.json"))
-        found = {f"{file.parent.parent.name}/{file.parent.name}": read_or_told(file, Evaluation) for file in files}
-        return dict(sorted(found.items(), key=lambda item: -item[1].n if isinstance(item[1], Evaluation) else 0))
+        """By their folder in `evaluations`; one that is damaged, or not that of its verdicts, is a sentence."""
+        return kept(self.folder.path)
 
     def split_of(self, name: str, judged: Evaluation) -> str:
         """SHA-256 of the split that an evaluation of that name is of; "" where nothing tells."""

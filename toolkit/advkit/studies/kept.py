@@ -1,0 +1,83 @@
+"""Evaluations of a run as its folder holds them: believed where their figures are those of the verdicts beside them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import OptionError
+from ..evaluation.statistics import wilson
+from .documents import content
+from .records import Accuracy, Evaluation, read_or_told
+
+
+def kept(run: Path) -> dict[str, Evaluation | str]:
+    """The evaluations of a run by their folder in `evaluations`, most images first.
+
+    A sentence where one is damaged, or where its verdicts by image say otherwise than its figures.
+    """
+    found: dict[str, Evaluation | str] = {}
+    for file in sorted(run.glob("evaluations/*/*/evaluation.json")):
+        read = read_or_told(file, Evaluation)
+        verdicts = file.with_name("verdicts.csv")
+        if isinstance(read, Evaluation) and os.path.lexists(verdicts):
+            try:
+                withstood(verdicts, read)
+            except OptionError as error:
+                read = str(error)
+        found[f"{file.parent.parent.name}/{file.parent.name}"] = read
+    return dict(sorted(found.items(), key=lambda item: -item[1].n if isinstance(item[1], Evaluation) else 0))
+
+
+def withstood(file: Path, result: Evaluation) -> dict[str, list[bool]]:
+    """verdicts.csv beside an evaluation: by column, which images withstood.
+
+    Raises OptionError where the evaluation's figures are not theirs.
+    """
+    try:
+        head, *rows = csv.reader(content(file).decode().splitlines())
+        columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+        robust = {
+            name: [{"0": False, "1": True}[cell] for cell in cells]
+            for name, cells in columns.items()
+            if name not in ("index", "label")
+        }
+        fits = all(_fits(figure, verdicts, result.n) for figure, verdicts in _figures(result, robust))
+        named = {"n": result.n, **shares(result)}
+        fits &= all(named.get(key, told) == told for key, told in (result.robustbench or {}).items())
+    except (ValueError, KeyError, csv.Error):
+        fits = False
+    if not fits:
+        raise OptionError(f"{file} does not fit its evaluation.json; make both again with --fresh.")
+    return robust
+
+
+def _figures(result: Evaluation, robust: Mapping[str, list[bool]]) -> Iterator[tuple[Accuracy, Sequence[bool]]]:
+    """Every accuracy of an evaluation, with the verdicts by image that it is of."""
+    mine = [(row, robust[row.column or row.name]) for row in result.attacks]
+    yield from mine
+    clean = [verdicts for row, verdicts in mine if row.name == "clean"]
+    for norm, worst in (*result.worst.items(), *([(result.norm, result.worst_case)] if result.worst_case else [])):
+        own = [verdicts for row, verdicts in mine if row.name != "clean" and (row.norm or result.norm) == norm]
+        yield worst, [all(each) for each in zip(*own, *clean, strict=True)]
+
+
+def _fits(figure: Accuracy, verdicts: Sequence[bool], n: int) -> bool:
+    count = sum(verdicts)
+    expected = (count / n, *wilson(count, n))
+    told = (figure.accuracy, *figure.interval)
+    return len(verdicts) == n and all(abs(a - b) < 1e-9 for a, b in zip(told, expected, strict=True))
+
+
+def shares(result: Mapping[str, Any] | Evaluation) -> dict[str, str | None]:
+    """Accuracies in percent under the field names of RobustBench's model_info; the newest of attacks of one name."""
+    accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in reversed(result["attacks"])}
+    worst = result.get("worst_case")
+    return {
+        "clean_acc": accuracy.get("clean"),
+        "reported": f"{100 * worst['accuracy']:.2f}" if worst else None,
+        "autoattack_acc": accuracy.get("autoattack"),
+    }
