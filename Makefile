@@ -14,7 +14,7 @@ JOBS ?= auto
 K ?=
 DATA ?=
 
-.PHONY: setup demo quick test check fix docs docs-site bench bench-peers bench-growth gpu soak results results-digits-long \
+.PHONY: setup demo quick test check fix docs docs-site bench bench-pace bench-peers bench-growth gpu soak results results-digits-long \
 	results-fashion results-overfit results-papers results-overheads results-mutants results-scaling results-robustness \
 	results-audit results-evaluation-cost results-pictures results-data-scale \
 	results-methods clean
@@ -62,6 +62,10 @@ docs-site: docs
 
 bench: setup
 	$(BIN)/python results/bench.py
+
+# Pictures decoded in a second, and a run beside busy processes: about five minutes.
+bench-pace: setup
+	$(BIN)/python results/pace.py
 
 # Beside torchattacks, ART and adv-lib, which are put aside, so that nothing else sees what they need.
 bench-peers: setup
