@@ -165,13 +165,15 @@ class Swa(Average):
 def _trained_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """By prefix, the layers that keep statistics and train where the model does: its owner may hold some in eval."""
     modes = [(module, module.training) for module in model.modules()]
-    if not model.training:
+    if not (training := model.training):
         model.train()
     norms = {
         f"{name}.": layer
         for name, layer in model.named_modules()
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.training
     }
+    if not training:
+        model.train(training)  # its own may do more than set modes
     for module, was in modes:
         module.training = was
     return norms
@@ -180,7 +182,7 @@ def _trained_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 @contextmanager
 def _only_these_train(model: nn.Module, norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Eval mode, so that nothing is drawn, but for layers that shall average all batches alike."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes, training = [(module, module.training) for module in model.modules()], model.training
     momenta = [(layer, layer.momentum) for layer in norms]
     try:
         model.eval()
@@ -189,6 +191,7 @@ def _only_these_train(model: nn.Module, norms: Iterable[_BatchNorm]) -> Iterator
             layer.momentum = None
         yield
     finally:
+        model.train(training)
         for module, was in modes:
             module.training = was
         for layer, momentum in momenta:

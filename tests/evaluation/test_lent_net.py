@@ -92,7 +92,18 @@ class Smooth(nn.Module):
         return logits
 
 
+def all_correct(net: Victim) -> None:
+    type(net).correct = lambda self, x, y: torch.ones_like(y, dtype=torch.bool)  # type: ignore[method-assign]
+
+
+def other_linear(net: Victim) -> None:
+    linear = nn.functional.linear
+    nn.functional.linear = lambda *given: 0 * linear(*given)  # type: ignore[assignment]
+
+
 ACTS: dict[str, tuple[Callable[[Victim], object], str]] = {
+    "class of the Victim": (all_correct, "correct of the class Victim"),
+    "function of torch": (other_linear, "linear of torch.nn.functional"),
     "part": (lambda net: net.model.body.__setitem__(3, nn.Softplus()), "the net's body.3"),  # type: ignore[operator, union-attr]
     "parameter": (
         lambda net: setattr(net.model.body[1], "bias", nn.Parameter(torch.zeros(8))),  # type: ignore[index]

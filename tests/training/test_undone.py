@@ -11,8 +11,9 @@ from methods import pictures, tiny_net
 from torch import Tensor, nn
 
 import advkit
-from advkit import OptionError, Plugin, Step, hookimpl
+from advkit import NonFinite, OptionError, Plugin, Step, hookimpl
 from advkit.judging import refuse_unjudgeable
+from advkit.training.sums import finite, told
 
 SETTINGS = {"attack.steps": 1, "validation.steps": 1}
 BATCH = torch.rand(4, 2, 4, 4), torch.arange(4) % 3, torch.arange(4)
@@ -237,3 +238,22 @@ def test_a_loss_without_a_backward_is_refused() -> None:
     with torch.no_grad(), pytest.raises(OptionError, match=r"take it outside of torch\.no_grad"):
         step.loss(*BATCH, epoch=0)
     step.loss(*BATCH, epoch=0).backward()
+
+
+def test_a_sum_that_overflows_is_not_taken_for_an_entry() -> None:
+    large = torch.full((4,), 3e38)
+    flags = told([large, torch.ones(3), torch.empty(0), torch.tensor([1.0, torch.nan]), torch.tensor([-torch.inf])])
+    ((places, fine),) = flags.values()
+    assert (places, fine.tolist()) == ([0, 1, 3, 4], [False, True, False, False])
+    assert finite(large) and not finite(torch.tensor([torch.inf, -torch.inf]))
+    model = net()
+    model.register_buffer("large", large)
+    step = step_of(model, torch.optim.SGD(model.parameters(), 0.1))
+    step(*BATCH, epoch=0)
+
+    def overflow(*_: object) -> None:
+        model.get_buffer("large").mul_(2)
+
+    model.register_forward_hook(overflow)
+    with pytest.raises(NonFinite, match="NaN or Inf in large"):
+        step(*BATCH, epoch=0)

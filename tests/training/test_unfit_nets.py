@@ -375,3 +375,57 @@ def test_labels_on_masked_classes_are_told_of(tiny_batch: BatchOf, masked: float
             step(*tiny_batch(), epoch=0)
     else:
         step(*tiny_batch(), epoch=0)
+
+
+def nothing_in(net: Calls, x: Tensor) -> Tensor:
+    return net.core(x) + x.new_zeros(len(x), 0) @ net.nothing
+
+
+def test_a_parameter_without_entries_is_finite(tiny_batch: BatchOf) -> None:
+    net = Calls(nothing_in)
+    net.nothing = nn.Parameter(torch.zeros(0, 3))
+    x, y, index = tiny_batch()
+    reports = [step_of(net, plugins)(x, y, index, epoch=0) for plugins in ("", "awp")]
+    assert all(bool(report.loss.isfinite()) for report in reports)
+
+
+@pytest.mark.parametrize("plugins", ["awp", "lsiw"])
+def test_sparse_gradients_are_those_of_dense_ones(tiny_batch: BatchOf, plugins: str) -> None:
+    def net(sparse: bool) -> Calls:
+        made = Calls(lambda net, x: net.core(x) + net.table((x.mean((1, 2, 3)) * 9).long()))
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            made.table = nn.Embedding(10, 3, sparse=sparse)
+        return made
+
+    x, y, index = tiny_batch()
+    sparse, dense = net(True), net(False)
+    for one in (sparse, dense):
+        step_of(one, plugins)(x, y, index, epoch=0)
+    assert sparse.table.weight.grad.is_sparse  # the control
+    torch.testing.assert_close(sparse.state_dict(), dense.state_dict())
+
+
+def in_another_mode(net: Calls, x: Tensor) -> Tensor:
+    net.core[2].eval()
+    return net.core(x)
+
+
+def test_the_model_is_blamed_for_the_modes_that_it_sets(tiny_batch: BatchOf) -> None:
+    x, y, index = tiny_batch()
+    step_of(Calls(in_another_mode))(x, y, index, epoch=0)
+    with pytest.raises(OptionError, match=r"model puts core\.2 into another mode in its forward, and plugin awp"):
+        step_of(Calls(in_another_mode), "awp")(x, y, index, epoch=0)
+
+
+def test_a_net_that_changes_its_type_is_told_so(tiny_batch: BatchOf) -> None:
+    def forward(net: Calls, x: Tensor) -> Tensor:
+        net.double() if not net.training else net.float()
+        weight = net.core[1].weight
+        return net.core(x.to(weight.dtype)).float()
+
+    net = Calls(forward)
+    net.register_buffer("mean", torch.zeros(1))
+    x, y, index = tiny_batch()
+    with pytest.raises(OptionError, match="the model changes its own type in its forward"):
+        step_of(net)(x, y, index, epoch=0)

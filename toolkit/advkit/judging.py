@@ -114,7 +114,7 @@ def checked_logits(logits: object, rows: int, classes: int | None = None) -> Ten
             f"The model returns logits in {named(logits.dtype)}; losses and input gradients of a confident net round "
             "to 0 there, and no attack moves. Take autocast and casts to half precision out of its forward."
         )
-    return logits
+    return logits if type(logits) is Tensor else logits.as_subclass(Tensor)
 
 
 @contextmanager

@@ -292,4 +292,4 @@ def _described(value: object) -> str:
 
 
 def _where(value: Tensor) -> str:
-    return "" if value.device.type == "cpu" else f" on {value.device.type}"
+    return (" sparse" if value.is_sparse else "") + ("" if value.device.type == "cpu" else f" on {value.device.type}")

@@ -21,6 +21,9 @@ from .synchronised import Synchronised, Watch
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BACKEND = "inductor"
 
+WRITING = "compute a new tensor in the forward, w / w.norm() instead of w.div_(w.norm())"
+MODES = "override train(self, mode) and put it into its mode there"
+
 
 class Engine:
     """Runs the forwards of one model. Weights, images, losses, gradients and state are of the model's own type.
@@ -44,8 +47,8 @@ class Engine:
         self._batch_norm = batch_norm
         self.running = False
         """Whether the model is called by the core now."""
-        self._empty, self.wrote = False, list[str]()
-        """Into which parameters or buffers forwards that were watched have written."""
+        self._empty, self.wrote = False, list[tuple[str, str]]()
+        """What forwards that were watched have done to the model, with what it should do instead."""
         if self.half and dtype != torch.float32:
             raise OptionError(
                 f"run.precision=bf16 computes in bfloat16 with weights in float32, and the model's are in "
@@ -131,13 +134,19 @@ class Engine:
         """
         self.running, self._empty = True, not len(x)
         before = self._values() if careful else ()
+        modes = [(name, module, module.training) for name, module in self.model.named_modules()] if careful else ()
         try:
             output = self._forward(replaced, standing_in(x) if self._empty else x, seed, careful)
         finally:
             self.running = False
         for name, value, was, version in before:
             if value._version != version or not same_bits(value.detach(), was):
-                self.wrote.append(name)
+                self.wrote.append((f"writes into {name} in its forward (as nn.Embedding with max_norm does)", WRITING))
+        self.wrote += [
+            (f"puts {name or 'itself'} into another mode in its forward", MODES)
+            for name, module, training in modes
+            if module.training != training
+        ]
         return output[:0] if self._empty and isinstance(output, Tensor) and output.dim() else output
 
     def _values(self) -> list[tuple[str, Tensor, Tensor, int]]:

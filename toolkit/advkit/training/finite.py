@@ -7,11 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import NonFinite
 from ..run import RunState
 from .objective import Outcome, Update
+from .sums import finite, told
 
 ATTACK, GRADIENT = "an input gradient of the attack", "a parameter gradient"
 
@@ -82,12 +83,12 @@ def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[
                 yield answer.hook, answer.plugin.name
 
 
-def _not_finite(params: Mapping[str, Tensor], finite: Tensor | None, outcome: Outcome) -> str | None:
+def _not_finite(params: Mapping[str, Tensor], attacked: Tensor | None, outcome: Outcome) -> str | None:
     """What is not finite, the earliest cause first: an input gradient, the loss, a parameter gradient; or None."""
     gradients = [p.grad for p in params.values() if p.grad is not None]
-    flags = {ATTACK: finite, "the loss": outcome.loss.isfinite()}
-    if gradients:
-        flags[GRADIENT] = nn.utils.get_total_norm(gradients, torch.inf).isfinite()
+    flags = {ATTACK: attacked, "the loss": outcome.loss.isfinite()}
+    if sums := told(gradients):
+        flags[GRADIENT] = torch.stack([fine.all().to(outcome.loss.device) for _, fine in sums.values()]).all()
     known = {name: flag for name, flag in flags.items() if flag is not None}
     good = torch.stack(list(known.values())).tolist()  # the step's one synchronisation
     what = next((name for name, fine in zip(known, good, strict=True) if not fine), None)
@@ -95,8 +96,8 @@ def _not_finite(params: Mapping[str, Tensor], finite: Tensor | None, outcome: Ou
         terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
         return what + (f" (term {', '.join(terms)})" if terms else "")
     if what == GRADIENT:
-        broken = (n for n, p in params.items() if p.grad is not None and not bool(p.grad.isfinite().all()))
-        return f"{what} ({next(broken)})"
+        broken = next((n for n, p in params.items() if p.grad is not None and not finite(p.grad)), None)
+        return None if broken is None else f"{what} ({broken})"
     return what
 
 

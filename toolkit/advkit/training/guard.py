@@ -17,7 +17,7 @@ from ..compose.stage import Answer
 from ..errors import HookContract, OptionError
 from ..hidden import HOOKS
 from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches
-from ..modules import hook_before
+from ..modules import hook_before, modes_back
 from ..plugin import Plugin
 from ..run import RunState
 from .by_sample import Halved
@@ -90,7 +90,7 @@ class Strays:
     """Calls of the model that the engine does not make: plugins make them, and no plan counts them."""
 
     def __init__(self) -> None:
-        self._calls, self._wrote = 0, list[str]()
+        self._calls, self._wrote = 0, list[tuple[str, str]]()
 
     @contextmanager
     def counted(self, engine: Engine) -> Iterator[None]:
@@ -121,10 +121,10 @@ class Strays:
             yield
         except HookContract as error:
             if error.rule == "borrowed" and len(self._wrote) > known:
+                what, instead = self._wrote[-1]
                 raise OptionError(
-                    f"The model writes into {self._wrote[-1]} in its forward (as nn.Embedding with max_norm does), and "
-                    f"plugin {answer.plugin.name} needs it to stay as it is; compute a new tensor in the forward, "
-                    "w / w.norm() instead of w.div_(w.norm()), or leave the plugin out."
+                    f"The model {what}, and plugin {answer.plugin.name} needs it to stay as it is; {instead}, or leave "
+                    "the plugin out."
                 ) from error
             if self._calls == before:
                 raise
@@ -240,7 +240,7 @@ class Form:
         for name, module, training in self._modes:
             if module.training != training:
                 changed.append("the mode" + (f" of {name}" if name else ""))
-                module.training = training
+        modes_back([(module, training) for _, module, training in self._modes])
         for name, parameter, asks, gradient in self._asking:
             if parameter.requires_grad != asks:
                 changed.append(f"requires_grad of {name}")

@@ -83,7 +83,7 @@ class Update:
             with nothing_moves(self.network.model, "the backward", self.contract.values):
                 gradients = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
             return {
-                name: torch.zeros_like(trained[name]) if value is None else value
+                name: torch.zeros_like(trained[name]) if value is None else value.to_dense()
                 for name, value in zip(trained, gradients, strict=True)
             }
 

@@ -57,7 +57,7 @@ def refuse_other_weights(
             loss = soft_cross_entropy(functional_call(model, {**weights, **buffers}, (x,)), target).sum()
             inputs = [{**own, **weights}[name] for name in own]
             gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-            return dict(zip(own, gradients, strict=True))
+            return {name: gradient.to_dense() for name, gradient in zip(own, gradients, strict=True)}
 
     def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
         """The largest relative difference of a parameter's gradient, where it matters to the whole."""
@@ -170,7 +170,9 @@ def nothing_moves(model: nn.Module, when: str, watched: bool) -> Iterator[None]:
         return
     for name, buffer in model.named_buffers():
         if not same_bits(buffer, before[name]):
-            if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.modules.batchnorm._NormBase):
+            if buffer.dtype != before[name].dtype:
+                cause = "the model changes its own type in its forward. Convert the model once, before it is trained."
+            elif isinstance(model.get_submodule(name.rpartition(".")[0]), nn.modules.batchnorm._NormBase):
                 cause = (
                     "the model computes its forward again in the backward (torch.utils.checkpoint), so BatchNorm "
                     "counts images twice. Switch that off."

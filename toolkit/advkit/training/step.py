@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..compose.stage import Stage
 from ..inventory import Inventory
 from ..judging import explained
-from ..modules import frozen, mode, own_generator
+from ..modules import begin_training, frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..settings import RunSettings
@@ -51,6 +51,7 @@ class TrainingStep:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, run: RunSettings) -> None:
+        begin_training(model)
         self.model, self.optimizer, self.panel, self.accumulate = model, optimizer, panel, run.accumulate
         panel.model, self.ranks = model, here(run.batchnorm == "synchronised")
         refuse_unfit_for_several(self.ranks, model, panel.composition, run)

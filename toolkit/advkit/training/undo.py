@@ -15,6 +15,7 @@ from ..judging import same_bits
 from ..run import RunState
 from .given import refuse_late
 from .optimizer_state import Address, OptimizerState, begun_alike, moments
+from .sums import by_kind, finite, told
 
 
 class Undo:
@@ -98,14 +99,6 @@ class Room:
         )
 
 
-def by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Places of tensors of one type and device, which torch's functions of many tensors take at once."""
-    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        groups.setdefault((tensor.dtype, tensor.device), []).append(place)
-    return [*groups.values()]
-
-
 class Kept:
     """What a loss may read and write beside parameters: the model's buffers and the plugins' state, of samples `index`.
 
@@ -177,19 +170,15 @@ def _not_finite(
         # Counts of steps stay on the CPU; what is of all parameters may have a name for a key.
         if value.device == getattr(parameter, "device", value.device)
     ]
-    floating = [part for part in (*parts, *own) if part[1].is_floating_point() and part[1].numel()]
-    tensors = [tensor for _, tensor, _ in floating]
-    groups = by_kind(tensors)
-    peaks = [torch.stack(torch._foreach_norm([tensors[place] for place in group], torch.inf)) for group in groups]
-    broken = list[int]()
-    for device in dict.fromkeys(peak.device for peak in peaks):
-        finite = torch.cat([peak.isfinite() for peak in peaks if peak.device == device]).tolist()
-        places = [place for group, peak in zip(groups, peaks, strict=True) if peak.device == device for place in group]
-        broken += [place for place, fine in zip(places, finite, strict=True) if not fine]
+    every = [*parts, *own]
+    flags = told([tensor for _, tensor, _ in every]).values()
+    broken = [
+        place for places, fine in flags for place, is_fine in zip(places, fine.tolist(), strict=True) if not is_fine
+    ]
     begun = {id(tensor) for tensor in begun_alike(optimizer, earlier)} if broken else set()
     for place in sorted(broken):
-        name, tensor, was = floating[place]
-        if id(tensor) in begun:
+        name, tensor, was = every[place]
+        if id(tensor) in begun or finite(tensor):
             continue
         if was is None or was.shape != tensor.shape or became_broken(was, tensor):
             return name

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import HookContract, blamed
 from ...judging import drawn_from, far_apart, generators, put_back, same_bits, switch_back, switches
-from ...modules import own_generator, placement
+from ...modules import modes_back, own_generator, placement
 
 FEW = 8
 """Images that the net is asked before and after a stranger's attack."""
@@ -61,6 +61,7 @@ class _State:
         named |= {f"the net's {name}": value for name, value in (weights | dict(self.model.named_buffers())).items()}
         places = {module: name for name, module in self.model.named_modules()}
         classes = {one for module in places for one in type(module).__mro__ if issubclass(one, nn.Module)}
+        classes |= {*type(net).__mro__} - {object}
         self.copies = [(name, value, value.detach().clone()) for name, value in named.items()]
         self.asking = [(value, value.requires_grad) for value in weights.values()]
         self.spaces = [
@@ -68,6 +69,7 @@ class _State:
             *(_Space(module, f"the net's {name}".removesuffix("'s ")) for module, name in places.items()),
             *(_Space(one, f"the class {one.__name__}", lambda name: name[:2] != "__") for one in classes),
             _Space(nn.modules.module, "torch", lambda name: name.startswith("_global_")),
+            _Space(nn.functional, "torch.nn.functional", lambda name: name[:1] != "_"),
         ]
         self.modes = [(module, getattr(module, "training", None)) for module in places]
         own = [value for space in self.spaces for value, _ in space.held.values() if isinstance(value, Tensor)]
@@ -101,9 +103,8 @@ class _State:
                     value.data = was  # the attack bound other data to it, which no copy_ undoes
         for value, asks in self.asking:
             value.requires_grad_(asks)
-        for module, mode in self.modes:
-            if mode is not None:  # torch.jit's modules have theirs elsewhere
-                module.training = mode
+        # torch.jit's modules have theirs elsewhere.
+        modes_back([(module, mode) for module, mode in self.modes if mode is not None])
 
     def not_by_itself(self, changed: Iterable[str]) -> list[str]:
         """Those that forwards of the net alone do not change: what they do is the net's doing, and is put back."""

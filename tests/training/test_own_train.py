@@ -1,0 +1,146 @@
+"""Nets whose `train` does more than set modes: it is called whenever a mode changes, as a loop by hand calls it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from methods import pictures
+from torch import Tensor, nn
+
+import advkit
+from advkit import Splits
+from advkit.modules import begin_training, mode, modes_back
+
+FEATURES, CLASSES, ROWS = 2 * 4 * 4, 3, 12
+
+
+def waves(*shape: int) -> Tensor:
+    return (torch.arange(math.prod(shape)) * 1.7).sin().view(shape)
+
+
+class FrozenNorm(nn.Module):
+    """Keeps its BatchNorm's statistics, as one fine-tunes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, CLASSES)
+
+    def train(self, mode: bool = True) -> FrozenNorm:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(x.flatten(1)))
+        return logits
+
+
+class Merging(nn.Module):
+    """W + BA, merged into W in eval mode, where A and B get no gradient (LoRA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(waves(CLASSES, FEATURES), requires_grad=False)
+        self.a, self.b = nn.Parameter(waves(2, FEATURES)), nn.Parameter(waves(CLASSES, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if mode == self.merged:
+            self.w.data += (-1 if mode else 1) * self.b.detach() @ self.a.detach()
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.flatten(1), self.w if self.merged else self.w + self.b @ self.a)
+
+
+class Caching(nn.Module):
+    """Computes its weights once for eval mode, and forgets them in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.kept = nn.Parameter(waves(CLASSES, FEATURES)), None
+
+    def train(self, mode: bool = True) -> Caching:
+        super().train(mode)
+        self.kept: Tensor | None = None if mode else self.w.detach().tanh()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.flatten(1), self.w.tanh() if self.kept is None else self.kept)
+
+
+def by_hand(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+    """Gradients of PGD-1 as a loop by hand has them."""
+    model.eval()
+    point = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(point), y, reduction="sum"), point)
+    x_adv = torch.clamp(x + 0.1 * gradient.sign(), 0, 1)
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return list(torch.autograd.grad(F.cross_entropy(model(x_adv), y), trained))
+
+
+@pytest.mark.parametrize("make", [FrozenNorm, Merging, Caching])
+@pytest.mark.parametrize("built", [True, False], ids=["as built", "in train mode"])
+def test_a_step_is_that_of_a_loop_by_hand(
+    make: Callable[[], nn.Module], built: bool, tiny_batch: Callable[..., tuple[Tensor, Tensor, Tensor]]
+) -> None:
+    x, y, index = tiny_batch(ROWS, dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, other = make().double(), make().double()
+    other.load_state_dict(model.state_dict())
+    if not built:
+        model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    settings = {"attack.steps": 1, "attack.step_size": 0.1}
+    step = advkit.Step(model, torch.optim.SGD(trained, lr=1.0), num_samples=ROWS, eps=0.1, settings=settings)
+    step(x, y, index, epoch=0)
+    for was, now, gradient in zip(before, trained, by_hand(other, x, y), strict=True):
+        assert float(gradient.norm()) > 1e-3  # a control
+        torch.testing.assert_close(was - now.detach(), gradient, rtol=1e-9, atol=1e-12)
+    if isinstance(model, FrozenNorm):
+        assert not bool(model.norm.running_mean.any())
+    assert not getattr(model, "merged", False)
+
+
+def test_a_run_holds_what_the_net_holds_and_evaluating_changes_nothing() -> None:
+    short = {"attack.steps": 1, "validation.fraction": 0, "run.batch_size": 8}
+    frozen, merging = FrozenNorm(), Merging()
+    b = merging.b.detach().clone()
+    for net in (frozen, merging):
+        advkit.train(net, Splits(pictures(24), pictures(8), "none"), epochs=1, eps=0.1, settings=short)
+    assert not bool(frozen.norm.running_mean.any()) and not merging.merged
+    assert float((merging.b.detach() - b).abs().amax()) > 1e-4
+    advkit.evaluate(merging, pictures(8), ["clean"], eps=0.1)
+    assert merging.training and not merging.merged
+
+
+@pytest.mark.parametrize("mode_before", [True, False])
+def test_modes_are_back_and_so_is_what_comes_with_them(mode_before: bool) -> None:
+    model = Merging()
+    model.train(mode_before)
+    weights = model.w.detach().clone()
+    with mode(model, not mode_before):
+        assert model.merged == mode_before
+    assert (model.training, model.merged) == (mode_before, not mode_before)
+    torch.testing.assert_close(model.w.detach(), weights)
+
+
+def test_what_an_owner_keeps_in_eval_mode_stays_there() -> None:
+    model: Any = nn.Sequential(FrozenNorm(), nn.BatchNorm1d(CLASSES))
+    model[1].eval()
+    begin_training(model)
+    assert (model[0].norm.training, model[0].training, model[1].training) == (False, True, False)
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    modes_back(before)
+    assert [module.training for module, _ in before] == [was for _, was in before]
