@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import Splits
-from advkit.modules import begin_training, mode, modes_back
+from advkit.modes import begin_training, modes_back
+from advkit.modules import mode
 
 FEATURES, CLASSES, ROWS = 2 * 4 * 4, 3, 12
 

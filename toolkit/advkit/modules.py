@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.utils.hooks import RemovableHandle
+
+from .modes import exported, modes_back
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -23,35 +24,6 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 def hook_before(model: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
     """A forward pre-hook. Modules of torch.jit refuse them by name and run them all the same."""
     return nn.Module.register_forward_pre_hook(model, hook)
-
-
-def exported(module: nn.Module) -> bool:
-    """Whether a module is of torch.export: it computes in the mode of its export, and its `train` and `eval` raise."""
-    return isinstance(module, GraphModule) and "train" in vars(module)
-
-
-def own_mode(modules: Iterable[nn.Module]) -> bool:
-    """Whether one has a `train` of its own, which holds layers in eval mode, or merges and unmerges weights."""
-    found = [*modules]
-    return any(type(one).train is not nn.Module.train for one in found) and not any(map(exported, found))
-
-
-def begin_training(model: nn.Module) -> None:
-    """What a net's own `train` does, which nobody has called where it is as it was built. Owners' eval modes stay."""
-    if getattr(model, "training", False) and own_mode(model.modules()):
-        resting = [module for module in model.modules() if not module.training]
-        model.train()
-        for module in resting:
-            module.training = False
-
-
-def modes_back(before: Sequence[tuple[nn.Module, bool]]) -> None:
-    """Every module in its mode of `before`, the whole net first."""
-    if own_mode(module for module, _ in before) and any(module.training != was for module, was in before):
-        net, was = before[0]
-        net.train(was)
-    for module, was in before:
-        module.training = was
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from ..errors import NonFinite, OptionError
 from ..hidden import without_trace
 from ..inventory import Inventory
 from ..judging import NO_GRADIENT, checked_logits, refuse_place, refuse_unready, untouched
-from ..modules import exported, mode, own_generator
+from ..modes import exported
+from ..modules import mode, own_generator
 from ..precision import HalfPrecision, refuse_half
 from ..run import RunState
 from ..types import Batch

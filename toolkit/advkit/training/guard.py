@@ -17,7 +17,8 @@ from ..compose.stage import Answer
 from ..errors import HookContract, OptionError
 from ..hidden import HOOKS
 from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches
-from ..modules import hook_before, modes_back
+from ..modes import modes_back
+from ..modules import hook_before
 from ..plugin import Plugin
 from ..run import RunState
 from .by_sample import Halved

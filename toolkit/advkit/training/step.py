@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..compose.stage import Stage
 from ..inventory import Inventory
 from ..judging import explained
-from ..modules import begin_training, frozen, mode, own_generator
+from ..modes import begin_training
+from ..modules import frozen, mode, own_generator
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..settings import RunSettings

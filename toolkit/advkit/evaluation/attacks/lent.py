@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ...errors import HookContract, blamed
 from ...judging import drawn_from, far_apart, generators, put_back, same_bits, switch_back, switches
-from ...modules import modes_back, own_generator, placement
+from ...modes import modes_back
+from ...modules import own_generator, placement
 
 FEW = 8
 """Images that the net is asked before and after a stranger's attack."""
