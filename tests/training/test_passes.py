@@ -230,7 +230,8 @@ def refused_or_counted(tiny_net: Net, tiny_batch: BatchOf, chosen: tuple[str, ..
         assert str(refused.value) == sentence
         return
     # In eval mode, whatever a method prefers: by that the witness tells the phases apart.
-    _, run = witnessed(tiny_net(True), chosen, tiny_batch(), settings={"attack.mode": "eval"})
+    settings = {"attack.mode": "eval", "attack.steps": 3}
+    _, run = witnessed(tiny_net(True), chosen, tiny_batch(), settings=settings)
     for epoch in range(3):
         run(epoch)
 
