@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 ALL = ("cat-eps", "dirichlet-ls", "lsiw", "awp", "av-rank")
 SENTENCES = [ALL, ("trades", "awp"), ("mart", "awp", "eps-ramp")]
-SETTINGS: dict[str, Any] = {"data.limit": 120, "model.width": 4, "run.batch_size": 32, "run.epochs": 1}
+SETTINGS: dict[str, Any] = {"data.limit": 60, "model.width": 4, "run.batch_size": 32, "run.epochs": 1}
 
 Bits = tuple[dict[str, Any], list[dict[str, Any]]]
 
