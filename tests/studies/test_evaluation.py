@@ -219,11 +219,11 @@ def test_a_bar_moves_within_an_attack() -> None:
             raise Enough
 
     seen: list[str] = []
-    images, net = _digits(20), advkit.train(epochs=1, settings={"model.width": 2, "data.limit": 60}).model
+    images, net = _digits(10), advkit.train(epochs=1, settings={"model.width": 2, "data.limit": 60}).model
     with pytest.raises(Enough):
         advkit.evaluate(net, images, "pgd-20,autoattack", eps=0.02, audit=False, watch=watch)
-    assert sum(what.startswith("pgd-20 1-20, ") for what in seen) >= 20
-    parts = [what.split(", ")[1] for what in seen if what.startswith("autoattack 1-20, ")]
+    assert sum(what.startswith("pgd-20 1-10, ") for what in seen) >= 20
+    parts = [what.split(", ")[1] for what in seen if what.startswith("autoattack 1-10, ")]
     assert list(dict.fromkeys(part for part in parts if "attacked" not in part)) == [
         "apgd-ce",
         "apgd-t",
