@@ -82,6 +82,17 @@ def test_a_sweep_is_kept_and_its_tasks_are_its_runs(
     assert code == 2 and "is there and is no table of an ablation; name another --out." in err
 
 
+@pytest.mark.parametrize("name", ["runs", "runs/cat-eps.eta=0.01-seed-1"])
+def test_nothing_is_trained_behind_a_link(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A study's folder may be somebody else's, too."""
+    link, elsewhere = tmp_path / "s" / name, tmp_path / "mine"
+    link.parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    link.symlink_to(elsewhere)
+    code, _, err = advkit(capsys, *LINE, "--seeds", "1,", "--out", str(tmp_path / "s"), "--task", "1")
+    assert (code, [*elsewhere.iterdir()]) == (4, []) and err.startswith(f"Error: {link} is a link, and nothing is")
+
+
 def test_a_run_that_ends_in_nan_is_a_line_of_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

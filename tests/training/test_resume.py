@@ -672,6 +672,7 @@ def test_init_from_survives_a_kill_before_the_first_steps_checkpoint(short: Path
     ending(process)
     assert resume(tmp_path / "killed").code == 0
     assert ended(tmp_path / "killed") == ended(tmp_path / "whole")
+    assert json.loads((tmp_path / "killed" / "environment.json").read_text())["init_from"] == str(short)
 
 
 # ---------------------------------------------------------------------- what may be resumed
@@ -816,9 +817,23 @@ def test_only_damaged_checkpoints_are_refused_and_left_alone(copy: Path) -> None
 
 
 def test_without_any_checkpoint_a_run_begins_anew(stopped: Path, short: Path) -> None:
+    """But not one that began with other weights: its seed does not bring them back."""
     shutil.rmtree(stopped / "checkpoints")
-    assert resume(stopped) == (0, "", "")
+    known = json.loads((stopped / "environment.json").read_text()) | {"init_from": "weights.pt"}
+    (stopped / "environment.json").write_text(json.dumps(known))
+    ran = resume(stopped)
+    assert (ran.code, ran.out) == (
+        4,
+        "",
+    ) and "has no checkpoint, and its first one had the weights of weights.pt" in ran.err
+    del known["init_from"]
+    (stopped / "environment.json").write_text(json.dumps(known))
+    lines = len((stopped / "metrics.jsonl").read_text().splitlines()) if (stopped / "metrics.jsonl").exists() else 0
+    ran = resume(stopped)
+    assert (ran.code, "are gone, after" in ran.err) == (0, lines > 0)
     assert ended(stopped) == ended(short)
+    shutil.rmtree(stopped / "checkpoints")
+    assert "are gone, after 2 epochs: the run begins anew" in resume(stopped).err
 
 
 def test_lines_after_the_checkpoint_are_dropped_and_damaged_ones_refused(stopped: Path, short: Path) -> None:

@@ -58,11 +58,12 @@ class RunFolder:
             raise files.unwritable(path, error, "choose another --out", "used") from None
         return folder
 
-    def describe(self, resolved: Resolved, code: Mapping[str, str]) -> None:
+    def describe(self, resolved: Resolved, code: Mapping[str, str], init_from: Path | None) -> None:
         """Write run.toml, then environment.json. The caller holds the lock: of two starters one gets here first."""
         self._refuse_content()
         files.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())
-        text = json.dumps(environment(resolved, code), indent=2) + "\n"
+        known = environment(resolved, code) | ({"init_from": str(init_from)} if init_from else {})
+        text = json.dumps(known, indent=2) + "\n"
         files.write_atomic(self.path / "environment.json", text.encode())
 
     def _refuse_content(self) -> None:
@@ -196,6 +197,11 @@ class RunFolder:
         known = then.get("code")
         return known if isinstance(known, dict) and then.get("python") == platform.python_version() else {}
 
+    def init_from(self) -> str | None:
+        """Whose weights the run was started with, as it was told then."""
+        then = (self._environment() or {}).get("init_from")
+        return then if isinstance(then, str) else None
+
     def _environment(self) -> dict[str, Any] | None:
         try:
             then = json.loads(files.read(self.path / "environment.json", TABLE_CAP))
@@ -212,7 +218,7 @@ class RunFolder:
         then = {"code": now["code"], "processes": 1} | then  # of before they were recorded
         return [
             f"{key}: {then.get(key)} then, {now.get(key)} now"
-            for key in sorted({*then, *now} - {"command"})
+            for key in sorted({*then, *now} - {"command", "init_from"})
             if then.get(key) != now.get(key)
         ]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..config import runfile
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import NonFinite, OptionError, Stopped, shown
+from ..errors import CheckpointError, NonFinite, OptionError, Stopped, shown
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..reading import opened
 from ..storage.files import unwritable, write_atomic
@@ -140,6 +140,11 @@ class Study:
         if not isinstance(watching := self.progress(), Progress):
             raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
         path = self.out / "runs" / arm.folder(seed)
+        for place in (path.parent, path):
+            if os.path.islink(place):
+                raise CheckpointError(
+                    f"{place} is a link, and nothing is written through one; put a copy in its place."
+                )
         outcome = measure(arm.resolved[seed], splits, path, self.judging, watching, self.trackers)
         shares = " ".join(f"{name} {share(withstood):.3f}" for name, withstood in outcome.verdicts.items())
         if self.tell is not None:

@@ -75,7 +75,7 @@ def start(
         folder = trainer.folder = None if out is None or ranks.rank else RunFolder.create(out)
     with folder.lock if folder else nullcontext():
         if folder:
-            folder.describe(resolved, code_of(resolved, model))
+            folder.describe(resolved, code_of(resolved, model), init_from)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run()
 
@@ -135,6 +135,13 @@ def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunF
             f"`advkit train --config {shlex.quote(f'{folder.path}/run.toml')}`."
         )
     elif trainer.folder:
+        if weights := folder.init_from():
+            raise CheckpointError(
+                f"{folder.path} has no checkpoint, and its first one had the weights of {weights}, with which the run "
+                "began: restore its checkpoints, or start it again with them and another --out."
+            )
+        if lost := len(folder.history()):
+            seen.warn(f"The checkpoints of {folder.path} are gone, after {lost} epochs: the run begins anew")
         trainer.history = folder.history_to(Mark())
     return trainer
 
