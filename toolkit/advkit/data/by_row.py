@@ -28,13 +28,14 @@ class Rows(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, given = getattr(func, "__name__", ""), kwargs or {}
-        if name in _WRITES or (name.endswith("_") and not name.startswith("_") and isinstance(args[0], cls)):
+        first = next(iter((*args, *given.values())), None)
+        if isinstance(first, cls) and (name in _WRITES or (name.endswith("_") and not name.startswith("_"))):
             raise OptionError(_WRITTEN)
         if any(isinstance(one, cls) for one in tree_leaves(given.get("out"))):
             raise OptionError(_WRITTEN)
         with torch._C.DisableTorchFunctionSubclass():
             made = func(*args, **given)
-            own = {one.untyped_storage().data_ptr() for one in tree_leaves(args) if isinstance(one, cls)}
+            own = {one.untyped_storage().data_ptr() for one in tree_leaves((args, given)) if isinstance(one, cls)}
             return tree_map_only(Tensor, lambda one: _as(cls, one, own), made)
 
     def numpy(self, *, force: bool = False) -> Any:
