@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -28,6 +28,15 @@ def _one_thread() -> None:
     """One process of pytest-xdist, one core; those that it starts alike."""
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _disks_are_not_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Two milliseconds a call, thousands of times, and nobody here cuts the power; tests/storage has what calls it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "storage" not in request.path.parts:
+            patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def _tiny_net(batch_norm: bool = False, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
