@@ -139,6 +139,8 @@ class Least(torch.optim.Optimizer):
     def __init__(self, parameters: Any, bad: float = 0.0, born: str = "in a step") -> None:
         super().__init__(parameters, {"lr": 0.01})
         self.count, self.rows, self.total, self.bad = 0, [0], torch.zeros(2), bad
+        self.own: list[Any] = [self.rows]
+        self.own.append(self.own)  # whoever walks through it has to come to an end
         self.inner = torch.optim.SGD(self.param_groups[0]["params"], 0.01, momentum=0.9)
         if born == "before":
             for parameter in self.param_groups[0]["params"]:

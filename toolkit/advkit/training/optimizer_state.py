@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from ..judging import same_bits
 KNOWN = ("state", "param_groups", "defaults")
 """Attributes of every optimizer, which are put back apart or never change."""
 
-FLAT = (Tensor, int, float, type(None))
+PLAIN = (int, float, str, type(None))
+FLAT = (Tensor, *PLAIN)
 
 
 class OptimizerState:
@@ -29,7 +30,8 @@ class OptimizerState:
         self._own = [*_with_inner(optimizer, set())]
         self._attributes = [(one, dict(vars(one))) for one in self._own]
         values = [value for _, held in self._attributes for name, value in held.items() if name not in KNOWN]
-        self._containers = [(one, one.copy()) for one in _containers(values, set())]
+        held = list[Tensor]()
+        self._containers = [(one, one.copy()) for one in _containers(values, set(), held)]
         self._states = [(one, {key: _emptied(values) for key, values in one.state.items()}) for one in self._own]
         self._groups = [
             (group, _copied({k: v for k, v in group.items() if k != "params"}))
@@ -38,7 +40,6 @@ class OptimizerState:
         ]
         self.at = {address: tensor for address, _, tensor in moments(optimizer)}
         """The tensors of its state by where they lie."""
-        held = [leaf for leaf in tree_leaves([*values, *self._containers]) if isinstance(leaf, Tensor)]
         distinct = {id(tensor): tensor for tensor in (*self.at.values(), *held) if not tensor.requires_grad}
         self.tensors: Sequence[Tensor] = [*distinct.values()]
         """All that it may write to, but what is trained."""
@@ -103,14 +104,16 @@ def _with_inner(optimizer: torch.optim.Optimizer, seen: set[int]) -> Iterator[to
                     yield from _with_inner(inner, seen)
 
 
-def _containers(values: Sequence[object], seen: set[int]) -> Iterator[Any]:
-    """The lists, dicts, sets and deques among values and inside them."""
+def _containers(values: Iterable[object], seen: set[int], tensors: list[Tensor]) -> Iterator[Any]:
+    """The lists, dicts, sets and deques among values and inside them; beside them `tensors` gets theirs."""
     for value in values:
-        if isinstance(value, list | dict | set | deque) and id(value) not in seen:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, list | dict | set | deque | tuple) and id(value) not in seen:
             seen.add(id(value))
-            yield value
-        if isinstance(value, Mapping | list | tuple | deque):
-            yield from _containers([*(value.values() if isinstance(value, Mapping) else value)], seen)
+            if not isinstance(value, tuple):
+                yield value
+            yield from _containers(value.values() if isinstance(value, dict) else value, seen, tensors)
 
 
 def _flat(values: object) -> bool:
@@ -125,5 +128,8 @@ def _emptied(values: Any) -> Any:
 
 def _copied(values: dict[Any, Any]) -> dict[Any, Any]:
     """With copies of its tensors, however deep in lists and dicts they lie; what is trained stays what it is."""
-    copied: dict[Any, Any] = tree_map_only(Tensor, lambda one: one if one.requires_grad else one.clone(), values)
-    return copied
+    return {key: value if isinstance(value, PLAIN) else _deeply(value) for key, value in values.items()}
+
+
+def _deeply(value: Any) -> Any:
+    return tree_map_only(Tensor, lambda one: one if one.requires_grad else one.clone(), value)
