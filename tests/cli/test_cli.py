@@ -12,6 +12,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -1003,8 +1004,16 @@ def test_evaluate(finished: Path) -> None:
 
 def test_a_test_split_that_chose_is_reported() -> None:
     assert advkit("train", *TINY, "--set", "validation.split=test", "--out", "run").code == 0
+    shutil.copytree("run", "other")
     assert json.loads(advkit("evaluate", "run", "--attacks", "clean", "--json").out)["selected_on"] == "test"
-    assert "these figures are optimistic" in advkit("evaluate", "run", "--attacks", "clean").out
+    said = "The checkpoint was chosen on the test split: figures on it are optimistic"
+    assert advkit("evaluate", "run", "--attacks", "clean").out.count(said) == 1
+    compared = advkit("compare", "run", "other", "--attacks", "clean", "--n", "20", "--json")
+    best, last = json.loads(compared.out)["runs"][:2]
+    assert (best["selected_on"], best["notes"]) == ("test", [said])
+    assert (last["selected_on"], last["notes"]) == (None, [])
+    assert f"run: {said}" in advkit("compare", "run", "other", "--attacks", "clean", "--n", "20").out
+    assert "its best epoch was chosen on the test split" in advkit("runs", "list", ".").err
 
 
 def test_progress_goes_to_stderr_a_line_an_epoch(here: Path) -> None:

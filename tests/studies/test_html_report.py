@@ -338,7 +338,7 @@ def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
         ["worst case", "", "", "0.500", "0.431 to 0.569", "", ""],
     ]
     said = text(page.id("run-1-evaluations"))
-    assert "Suspect:" in said and "these figures are optimistic" in said and "test split, n = 200" in said
+    assert "Suspect:" in said and "figures on it are optimistic" in said and "test split, n = 200" in said
     assert rows(page, "run-1-evaluations", "Short audit")[1] == [
         "zero-gradients",
         "ALARM",

@@ -177,8 +177,6 @@ def show(result: Evaluation) -> None:
     console.print(table)
     for note in (*result.notes, *(f"{row.name}: {note}" for row in result.attacks for note in row.notes)):
         console.print(plain(note, "yellow"))
-    if result.selected_on == "test":
-        console.print(plain("The checkpoint was chosen on the test split: these figures are optimistic.", "yellow"))
     checks = result.audit or []
     alarms = [check for check in checks if check.alarm]
     for check in alarms:

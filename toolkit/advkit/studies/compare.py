@@ -158,6 +158,7 @@ def compared(results: Sequence[Evaluation], verdicts: Sequence[Mapping[str, Verd
                 run=str(result.run),
                 checkpoint=str(result.checkpoint),
                 epoch=result.epoch,
+                selected_on=result.selected_on,
                 suspect=result.suspect,
                 audit=result.audit or [],
                 alarms=result.alarms,

@@ -36,6 +36,8 @@ class ComparedRun(Record):
     run: str
     checkpoint: str
     epoch: int | None
+    selected_on: str | None = None
+    """The split that chose the checkpoint."""
     suspect: bool | None
     audit: list[Check]
     alarms: list[str]
@@ -74,7 +76,8 @@ class Comparison(Record):
     def rows(self) -> Iterator[ComparedRun]:
         """What there is to show: a run whose `best` is its `last`, figure for figure, once, as "best = last"."""
         for best, last in zip(self.runs[::2], self.runs[1::2], strict=True):
-            if last.model_copy(update={"checkpoint": best.checkpoint}) == best and best.epoch is not None:
+            own = {key: best[key] for key in ("checkpoint", "selected_on", "notes") if key in best}
+            if last.model_copy(update=own) == best and best.epoch is not None:
                 yield best.model_copy(update={"checkpoint": f"{best.checkpoint} = {last.checkpoint}"})
             else:
                 yield from (best, last)

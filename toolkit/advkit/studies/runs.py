@@ -35,7 +35,8 @@ class LoadedRun:
     environment: Mapping[str, Any] = field(repr=False)
     """environment.json; {} where it is absent or damaged."""
     notes: tuple[str, ...] = ()
-    """What of it is lost, or is otherwise than the newest checkpoint says: figures may be another run's then."""
+    """That `best` was chosen on the test split, and what is lost or is otherwise than the newest checkpoint says: such
+    figures may be another run's."""
 
     @property
     def epochs(self) -> int:
@@ -67,7 +68,7 @@ def load_run(run: str | Path) -> LoadedRun:
         best=source.best,
         finished=source.finished,
         environment=source.environment if isinstance(source.environment, dict) else {},
-        notes=(*source.doubts, *filter(None, [source.lost])),
+        notes=(*source.doubts, *filter(None, [source.lost, source.optimistic])),
     )
 
 

@@ -30,6 +30,7 @@ from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.feed import parted
 from ..training.parts import build_model, code_of, data_of, on_this_machine, prepared, put_file
 from ..training.same_run import resolve_folder
+from .records import CHOSEN_ON_TEST
 
 SPLITS = ("test", "train", "validation")
 PATIENCE = 7 * 86400.0
@@ -170,7 +171,8 @@ def of_run(
     note = other and f"{other}; if its test images were among those, accuracies are optimistic"
     if own and splits.test is splits.train:
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
-    record |= _notes(splits, note, said, naming.doubt(folder.checkpoints), *_changes(folder, resolved, net))
+    chosen = CHOSEN_ON_TEST if record["selected_on"] == "test" else ""
+    record |= _notes(splits, note, said, chosen, naming.doubt(folder.checkpoints), *_changes(folder, resolved, net))
     return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 

@@ -81,7 +81,7 @@ def _warnings(sources: Sequence[Source]) -> list[Html]:
     if unfinished := [source for source in sources if not source.finished]:
         found.append(f"Not finished: {', '.join(f'run {source.number}' for source in unfinished)}.")
     for source in sources:
-        found += [f"Run {source.number}: {sentence}." for sentence in source.doubts]
+        found += [f"Run {source.number}: {sentence}." for sentence in (*source.doubts, source.optimistic) if sentence]
         if raised := alarms(source):
             found.append(f"Run {source.number} raises alarms: {raised}.")
     return [paragraph(tag("strong", "Caution. "), sentence, kind="caution") for sentence in found]

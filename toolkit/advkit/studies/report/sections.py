@@ -12,7 +12,7 @@ from ...errors import AdvkitError
 from ...evaluation.audit.checks import Check
 from ...training.plan import plan
 from ...types import Passes
-from ..records import AttackRow, Evaluation
+from ..records import CHOSEN_ON_TEST, AttackRow, Evaluation
 from . import charts
 from .alarms import short_alarms, told
 from .markup import Html, details, figure, join, listing, paragraph, section, sentences, share, span, table, tag
@@ -162,7 +162,7 @@ def _evaluation(source: Source, key: str, found: Evaluation) -> Html:
     if why := source.outdated(found):
         parts.append(caution(f"This evaluation is {why}."))
     if found.selected_on == "test":
-        parts.append(caution("The checkpoint was chosen on the test split: these figures are optimistic."))
+        parts.append(caution(f"{CHOSEN_ON_TEST}."))
     if found.alarms:
         raised = ", ".join(found.alarms)
         parts.append(caution(f"Suspect: the short audit of this evaluation (n = {found.n}) raises alarms: {raised}."))
@@ -175,7 +175,8 @@ def _evaluation(source: Source, key: str, found: Evaluation) -> Html:
         bars.append((name, [charts.Bar("", worst.accuracy, worst.interval, 1)]))
     columns = ("attack", "norm, eps", "steps", ">accuracy", "95 % interval", ">passes an image", ">seconds")
     parts.append(table("Accuracy under each attack", columns, rows))
-    if notes := [*found.notes, *(f"{row.name}: {note}" for row in found.attacks for note in row.notes)]:
+    notes = [note for note in found.notes if note != CHOSEN_ON_TEST]
+    if notes := [*notes, *(f"{row.name}: {note}" for row in found.attacks for note in row.notes)]:
         parts.append(listing(notes))
     parts.append(charts.bars(f"{key}-bars", "Accuracy under each attack, with 95 % intervals", bars))
     if found.audit:

@@ -229,6 +229,12 @@ class Source:
         return f"metrics.jsonl has {len(self.history)} of the {self.done} epochs that have ended; the others are lost"
 
     @property
+    def optimistic(self) -> str:
+        """That `best` was chosen on the test split."""
+        chosen = self.position and self.position.best and self.position.best.split == "test"
+        return "its best epoch was chosen on the test split: figures on it are optimistic" if chosen else ""
+
+    @property
     def done(self) -> int:
         """How many epochs have ended, with a line in metrics.jsonl or without."""
         return max(len(self.history), self.position.epoch if self.position else 0)

@@ -33,6 +33,9 @@ def verdict(source: Source) -> Html:
         f"of the {found.split} split",
         *said,
         "." if _strong(found) else ". AutoAttack was not among the attacks, so the truth may be lower.",
+        " The checkpoint was chosen on the test split: the figure is optimistic."
+        if found.selected_on == "test"
+        else "",
     ]
     return paragraph(*content, kind="caution" if audited else "verdict")
 
