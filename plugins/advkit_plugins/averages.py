@@ -35,11 +35,15 @@ class Average(Plugin, ABC):
     options: AverageOptions
 
     def join(self, company: Company) -> list[str]:
+        idle = self.options.images != type(self.options)().images and self.options.buffers != "re-estimated"
+        cautions = (
+            [f"{self.name}.images plays no part under {self.name}.buffers={self.options.buffers}"] if idle else []
+        )
         self.first = ceil(company.share_of_run(f"{self.name}.start", self.options.start) - 1e-9)
         if self.first < company.epochs:
-            return []
+            return cautions
         late = f"{self.name}.start = {self.options.start:g} of {company.epochs} epochs is after the last begins"
-        return [f"{self.name} averages nothing: {late}; lower it, or train longer"]
+        return [*cautions, f"{self.name} averages nothing: {late}; lower it, or train longer"]
 
     def active(self, hook: str, epoch: int) -> bool:
         return hook != "observe_update" or self.options.buffers == "re-estimated"

@@ -74,6 +74,7 @@ class Ccat(Plugin):
     """Trains to be less confident the farther an image is attacked, and on half of a batch as it is (CCAT)."""
 
     name = "ccat"
+    replaces = {"inner_attack": ("attack.init",)}
     prefers = {"attack.steps": 40, "attack.step_size": "eps/6", "attack.mode": "eval"}
 
     class Options(PluginOptions):

@@ -39,6 +39,7 @@ class Iaat(Plugin):
     """Per-sample perturbation budget, found by attacking at eps_i and at eps_i + gamma (IAAT)."""
 
     name = "iaat"
+    replaces = {"perturbation_budget": ("attack.step_size",)}
     prefers = {"attack.init": "uniform"}
 
     class Options(PluginOptions):

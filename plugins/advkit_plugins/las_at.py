@@ -70,6 +70,7 @@ class LasAt(Plugin):
     """A strategy net draws each sample's eps, steps and step size, and learns which help the model (LAS-AT)."""
 
     name = "las-at"
+    replaces = {"perturbation_budget": ("attack.step_size",)}
     prefers = {"attack.init": "uniform", "attack.mode": "eval", "attack.steps": 14}
 
     class Options(PluginOptions):

@@ -53,6 +53,7 @@ class Mma(Plugin):
     """Attacks each sample just as far as its decision boundary, and trains on it there (MMA; OMMA with lam=0)."""
 
     name = "mma"
+    replaces = {"perturbation_budget": ("attack.step_size",)}
     prefers = {"attack.init": "uniform", "attack.mode": "eval"}
     terms = ("base_loss",)
 

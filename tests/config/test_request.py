@@ -192,3 +192,40 @@ def test_terms_are_read_under_the_run_s_own_settings() -> None:
     assert "av-rank" in far.composition.added
     assert {options.share for options in Weighs.seen} == {0.05, 0.25}
     assert {options.lam.plain()[1][0] for options in Weighs.seen} == {5}
+
+
+IDLE = {
+    "idbh": ("data.transform", "crop-flip"),
+    "ccat": ("attack.init", "uniform"),
+    "mma": ("attack.step_size", 0.3),
+    "iaat": ("attack.step_size", 0.3),
+    "las-at": ("attack.step_size", 0.3),
+}
+
+
+@pytest.mark.parametrize("plugin", IDLE)
+def test_a_setting_that_is_typed_and_that_a_plugin_stands_in_for_is_said(plugin: str) -> None:
+    key, value = IDLE[plugin]
+    said = f"{key} plays no part under {plugin}"
+    assert said in resolve(plugin, [Layer("command line", {key: value})]).cautions
+    assert said not in resolve(plugin, [Layer("run.toml", {key: value})]).cautions  # which has every setting
+    assert said not in resolve("lsiw", [Layer("command line", {key: value})], no_companion=()).cautions
+    assert said not in resolve(plugin).cautions
+
+
+def test_a_plugin_that_does_not_answer_stands_in_for_nothing() -> None:
+    typed = [Layer("command line", {"data.transform": "crop-flip"}, {"idbh": {"share": 0}})]
+    assert not [said for said in resolve("idbh", typed).cautions if "plays no part" in said]
+
+
+def test_averages_say_which_images_nobody_needs() -> None:
+    def said(**options: object) -> list[str]:
+        return [one for one in resolve("swa", [Layer("python", {}, {"swa": options})]).cautions if "no part" in one]
+
+    assert said(images=50) == ["swa.images plays no part under swa.buffers=copied"]
+    assert said(images=50, buffers="re-estimated") == said() == []
+
+
+def test_what_is_said_of_pictures_is_refused_where_there_are_none() -> None:
+    with pytest.raises(OptionError, match=r"data.max_pixels is of pictures that are decoded, and digits has images"):
+        advkit.plan(settings={"data.max_pixels": 5})

@@ -18,6 +18,7 @@ from advkit.config.resolve import Resolved, resolve
 from advkit.config.runfile import dump, parse
 from advkit.optimizers import OptimizerSettings
 from advkit.options import OptionModel, option, validate
+from advkit.rates import RateSettings
 
 
 class Weighted(OptionModel):
@@ -189,6 +190,8 @@ def test_milestones_beyond_the_run_are_a_caution() -> None:
 def test_a_setting_of_another_schedule_is_a_caution() -> None:
     typed = {"optimizer.schedule": "cosine", "optimizer.milestones": [7], "optimizer.decay": 0.1}
     said = "optimizer.milestones plays no part under optimizer.schedule=cosine"
+    idle = ["optimizer.per plays no part under optimizer.schedule=piecewise"]
+    assert [RateSettings(per="step", **how).cautions() for how in ({}, {"warmup": 2})] == [idle, []]
     assert resolve((), [Layer("test", typed)]).cautions == (said,), "and of what stands at its default nothing is said"
     assert not resolve((), [Layer("test", {"optimizer.milestones": [7]})]).cautions
 

@@ -119,6 +119,10 @@ class Plugin:
     order: ClassVar[Mapping[str, Order]] = {}
     """Places on chained hooks, by hook."""
 
+    replaces: ClassVar[Mapping[str, Collection[str]]] = {}
+    """Settings that an answer stands in for, by hook, such as {"perturbation_budget": ("attack.step_size",)}: whoever
+    gives one is told that it plays no part."""
+
     def __init__(self, options: PluginOptions) -> None:
         self.options: PluginOptions = options
         self.taken = False

@@ -58,7 +58,7 @@ class Composition:
             answering={hook: self.owners(hook) for hook in HOOKS},
             attack=setting.attack,
             epochs=setting.epochs,
-            attacks_from_x=setting.attack.init == "zero" and not self._always("inner_attack", "attack_start"),
+            attacks_from_x=setting.attack.init == "zero" and not self.always("inner_attack", "attack_start"),
             _largest_budget=self._largest_budget,
             _loss_views=self._loss_views,
             epochs_known=setting.epochs_known,
@@ -85,7 +85,7 @@ class Composition:
         own = [answer for answer in every if answer.plugin.name == plugin and answer.spec.phase == "update"]
         return frozenset(view for answer in own for epoch in self._epochs for view in answer.demands(epoch))
 
-    def _always(self, *hooks: str) -> bool:
+    def always(self, *hooks: str) -> bool:
         """Whether in every epoch one of these hooks is answered."""
         asked = [(answer.plugin, hook) for hook in hooks for answer in self.answers[hook]]
         return all(any(declared(plugin, "active", hook, epoch) for plugin, hook in asked) for epoch in self._epochs)

@@ -26,6 +26,7 @@ def check_declarations(plugin_type: type[Plugin], name: str, hooks: Mapping[str,
     for attribute, fits, expected in (
         ("prefers", lambda value: True, "settings and values, such as {'attack.init': 'normal'}"),
         ("companions", companion, "hooks and (plugin, options), such as {'weight_perturbation': ('awp', {})}"),
+        ("replaces", _texts, "hooks and settings, such as {'inner_attack': ('attack.init',)}"),
         ("order", _place, "hooks and advkit.Order, such as {'target_label': Order()}"),
     ):
         stated = getattr(plugin_type, attribute)
@@ -35,6 +36,9 @@ def check_declarations(plugin_type: type[Plugin], name: str, hooks: Mapping[str,
     for wish in plugin_type.companions:
         if (hook := wish.partition(":")[0]) not in hooks:
             raise UnknownHook(f"Plugin {name}: companions has {wish}, which is no hook.{did_you_mean(hook, hooks)}")
+    for hook in plugin_type.replaces:
+        if hook not in hooks:
+            raise UnknownHook(f"Plugin {name}: replaces has {hook}, which is no hook.{did_you_mean(hook, hooks)}")
     chains = [hook for hook, spec in hooks.items() if spec.rule is Rule.CHAIN]
     for hook in plugin_type.order:
         if hook not in chains:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from .. import registry
 from ..compose.companions import loaded
+from ..compose.composition import Composition
 from ..compose.registration import HOOKS, hooks_of
+from ..compose.replaced import replaced
 from ..errors import OptionError, PluginLoad, spoken
 from ..optimizers import KNOWN, OptimizerSettings
 from ..options import parse_number
@@ -212,6 +214,18 @@ def settings_of(
         if key not in given:
             del origins[key]
     return below | given, origins, cautions
+
+
+TYPED = ("command line", "python", "sweep")
+"""Origins of layers that hold what somebody has just said, and nothing that was resolved before."""
+
+
+def unused(layers: Sequence[Layer], composition: Composition) -> list[str]:
+    """Cautions for settings that were typed, and that a plugin stands in for."""
+    typed = {key for layer in layers if layer.origin in TYPED for key in layer.settings}
+    return [
+        f"{key} plays no part under {owner}" for key, owner in sorted(replaced(composition).items()) if key in typed
+    ]
 
 
 def _of_another_optimizer(settings: Mapping[str, object], below: Mapping[str, object]) -> list[str]:

@@ -30,7 +30,7 @@ from ..settings import (
 )
 from . import runfile
 from .layer import Layer, PluginChoice, chosen, files_of
-from .request import MODEL, PASSED, Request, options_of, registered, settings_of
+from .request import MODEL, PASSED, Request, options_of, registered, settings_of, unused
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def resolve(
         chosen=tuple(sorted(types)),
         no_companion=declined,
         origins=draft.origins,
-        cautions=(*draft.cautions, *composition.cautions),
+        cautions=(*draft.cautions, *composition.cautions, *unused(layers, composition)),
         files=files_of(layers),
     )
 

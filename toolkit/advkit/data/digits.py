@@ -28,6 +28,7 @@ class Digits(DataSource):
     """UCI handwritten digits, 8x8 gray: 1,258 training and 539 test images, no download."""
 
     name = "digits"
+    decodes = False
     defaults = {"attack.eps": 0.15}
     classes, shape, images = 10, (1, 8, 8), (1258, 539)
 

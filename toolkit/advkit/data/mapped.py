@@ -78,6 +78,7 @@ class Mapped(DataSource):
     """A folder made by `advkit data prepare mapped --from PATH`: images stay in their file, read by index."""
 
     name = "mapped"
+    decodes = False
 
     def load(self, root: Path | None, limit: int | None) -> Splits:
         """See `DataSource.load`. The images of a `limit` are copied into memory."""

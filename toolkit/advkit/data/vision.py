@@ -41,6 +41,7 @@ def default_root() -> Path:
 class TorchvisionSource(DataSource):
     """A data set whose files are known by their MD5, and read by torchvision once those fit."""
 
+    decodes = False
     classes: ClassVar[int]
     shape: ClassVar[tuple[int, int, int]]
     images: ClassVar[tuple[int, int]]

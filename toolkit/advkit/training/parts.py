@@ -53,16 +53,18 @@ def load_data(
 
     Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
     """
-    source = source_of(name, size)()
+    source = source_of(name, size, max_pixels)()
     source.max_pixels, source.balance, source.size = max_pixels or source.max_pixels, balance, size
     return source.load(Path(root) if root else None, limit or None)
 
 
-def source_of(name: str, size: int = 0) -> type[DataSource]:
-    """What loads a registered data set. Raises PluginLoad; OptionError for the `size` of one that decodes nothing."""
+def source_of(name: str, size: int = 0, max_pixels: int | None = None) -> type[DataSource]:
+    """What loads a registered data set. Raises PluginLoad; OptionError for what is said of pictures, of one without."""
     source = cast(type[DataSource], registry.load("data set", name))
     if size and source.size is None:
         raise OptionError(f"data.size is of pictures that image-folder decodes, and {name} has images; leave it at 0.")
+    if max_pixels not in (None, DataSource.max_pixels) and not source.decodes:
+        raise OptionError(f"data.max_pixels is of pictures that are decoded, and {name} has images; leave it out.")
     return source
 
 

@@ -69,7 +69,7 @@ def _refuse(resolved: Resolved, splits: Splits | None) -> None:
         refuse_no_test(resolved, splits)
         decoded = isinstance(splits.train.images, Decoded)
     elif registered(data.name):
-        source, decoded = source_of(data.name, data.size), bool(data.size)
+        source, decoded = source_of(data.name, data.size, data.max_pixels), bool(data.size)
         if data.limit:
             refuse_few(data.limit, getattr(source, "classes", 0))
     if data.transform == WHEN_DECODED and not decoded:
