@@ -57,8 +57,24 @@ def test_what_wrappers_put_into_names(named: Callable[[str], str], suffix: str, 
         renamed, file
     )
     model = net()
-    put(model, read_weights(file))
+    found, said = read_weights(file)
+    put(model, found)
+    assert not said
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
+
+
+def test_other_weights_in_a_file_and_averages_of_torch_are_said(tmp_path: Path) -> None:
+    file, net = tmp_path / "a.pt", nn.Linear(3, 2)
+    weights, other = net.state_dict(), nn.Linear(3, 2).state_dict()
+    torch.save({"state_dict": weights, "ema_state_dict": other, "optimizer": {"state": {}}}, file)
+    taken, said = read_weights(file)
+    assert torch.equal(taken["weight"], weights["weight"])
+    assert f"{file} has weights in ema_state_dict, too, and those in state_dict are taken" in said
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    averaged.update_parameters(net)
+    torch.save(averaged.state_dict(), file)
+    taken, said = read_weights(file)
+    assert fitted(taken, weights).keys() == weights.keys() and "the average of 1 models is taken" in said
 
 
 def test_a_model_whose_own_names_begin_so_keeps_them() -> None:

@@ -49,6 +49,7 @@ def as_dataset(data: Any, name: str = "own") -> Dataset:
         raise DataError("These are advkit.Splits, two data sets; give one of them, such as splits.test.")
     if isinstance(data, DataLoader):
         return as_dataset(_whole(data), name)
+    _refuse_apart(data)
     images, labels = _pair(data)
     images, labels = _images(images), _labels(labels)
     if len(images) != len(labels) or not len(labels):
@@ -117,6 +118,7 @@ def as_splits(data: Any, name: str = "own") -> Splits:
     """Training and test images: `Splits`, a pair of sets, or one set, which then stands for both."""
     if isinstance(data, Splits):
         return data
+    _refuse_apart(data)
     if isinstance(data, tuple | list) and len(data) == 2 and not all(_is_array(part) for part in data):
         train, test = (as_dataset(part, name) for part in data)
         if train.classes != test.classes and train.classes[: len(test.classes)] == test.classes:
@@ -124,6 +126,18 @@ def as_splits(data: Any, name: str = "own") -> Splits:
         return Splits(train, test, transform="none")
     both = as_dataset(data, name)
     return Splits(both, both, transform="none")
+
+
+def _refuse_apart(data: Any) -> None:
+    """DataError for (images, labels) whose images are a list of arrays, one each."""
+    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], tuple | list) and _is_array(data[1]):
+        images = [image for image in data[0] if isinstance(image, Tensor | np.ndarray)]
+        if images and len(images) == len(data[0]):
+            if len({tuple(image.shape) for image in images}) > 1:
+                raise DataError("The images differ in shape; resize all images to one size.")
+            raise DataError(
+                f"The images are a list of {len(images)} arrays; give one of all, such as np.stack(images)."
+            )
 
 
 def _whole(loader: DataLoader[Any]) -> Any:
@@ -213,6 +227,8 @@ def _array(values: Any, what: str) -> Tensor:
         if values.layout != torch.strided or values.is_meta:
             raise DataError(f"The {what} are a {'meta' if values.is_meta else 'sparse'} tensor; give a dense one.")
         return values.detach().cpu()
+    if np.ma.isMaskedArray(values):
+        raise DataError(f"The {what} are a masked array, whose mask nothing would heed; give array.filled(value).")
     try:
         array = np.array(values)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
@@ -238,8 +254,10 @@ def _images(values: Any) -> Tensor:
         raise DataError(f"The images are {form}; give uint8, or floats in [0, 1].")
     if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
         low, high = float(images.min()), float(images.max())
+        digits = 3 if low <= -0.001 or high >= 1.001 else 9  # what rounding left of 0 and 1 is to be seen
         raise DataError(
-            f"The images run from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1], and normalise in the model."
+            f"The images run from {low:.{digits}g} to {high:.{digits}g}; give uint8, or floats in [0, 1], and "
+            "normalise in the model."
         )
     return (images.double() * 255).round().to(torch.uint8).contiguous()
 

@@ -36,10 +36,11 @@ MAGIC = (b"PK\x03\x04", b"\x80")
 """What torch.save's files begin with: those of today, and those of before torch 1.6."""
 
 
-def read_weights(path: Path, cap: int = CAP) -> dict[str, Tensor]:
+def read_weights(path: Path, cap: int = CAP) -> tuple[dict[str, Tensor], str]:
     """A state dict from a .safetensors file, or from what torch.save wrote; nothing in it is executed.
 
-    A file of more than `cap` bytes, packed or unpacked, is refused before it is read.
+    Beside it what else the file had to choose from, "" where nothing. A file of more than `cap` bytes, packed or
+    unpacked, is refused before it is read.
     """
     content = _content(path, cap)
     stored: Any
@@ -56,8 +57,10 @@ def read_weights(path: Path, cap: int = CAP) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is part of a run's checkpoint; give the run's folder, or write its weights with `advkit export`."
         )
+    said = ""
     for key in WRAPPERS:
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            said = _others(path, stored, key)
             stored = stored[key]
             break
     if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
@@ -65,7 +68,27 @@ def read_weights(path: Path, cap: int = CAP) -> dict[str, Tensor]:
     for name, value in stored.items():
         if form := _form(value):
             raise CheckpointError(f"{path}: {name} is a {form} tensor; save dense ones, of a float model.")
-    return {str(name): value for name, value in stored.items()}
+    weights = {str(name): value for name, value in stored.items()}
+    counted, others = weights.get("n_averaged", torch.zeros(0)), weights.keys() - {"n_averaged"}
+    averaging = all(name.startswith("module.") for name in others)
+    if averaging and (counted.dtype, counted.shape) == (torch.int64, ()):
+        count = int(weights.pop("n_averaged"))
+        averaged = f"{path} is of torch.optim.swa_utils.AveragedModel: the average of {count} models is taken"
+        said = "; ".join(filter(None, (averaged, said)))
+    return weights, said
+
+
+def _others(path: Path, stored: Mapping[Any, Any], taken: str) -> str:
+    """Whether a file has more state dicts of such names than the one that is `taken`: averages beside raw weights."""
+    names = {_plain(str(name)) for name in stored[taken]}
+    others = [
+        str(key)
+        for key, value in stored.items()
+        if key != taken and isinstance(value, dict) and names & {_plain(str(name)) for name in value}
+    ]
+    if not others:
+        return ""
+    return f"{path} has weights in {', '.join(others)}, too, and those in {taken} are taken; save alone what is meant"
 
 
 def fitted(

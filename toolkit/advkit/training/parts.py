@@ -197,12 +197,13 @@ def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: boo
 
     Wrappers' prefixes and the names of published files are brought to the model's. Raises CheckpointError.
     """
-    weights = read_weights(path, resolved.checkpoint.max_bytes)
+    weights, said = read_weights(path, resolved.checkpoint.max_bytes)
     named = registered(resolved.model_name)
     own = fitted(weights, model.state_dict(), builder_of(resolved).renamed if named else dict)
     called = {id(value): name for name, value in reversed(weights.items())}
     names = {name: called.get(id(value), name) for name, value in own.items()}
-    return put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head, names=names)
+    placed = put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head, names=names)
+    return placed._replace(said="; ".join(filter(None, (said, placed.said))))
 
 
 def begin_from(
