@@ -37,6 +37,11 @@ def test_a_value_that_is_called_otherwise_today_means_the_same(
         assert run(command) == 0, capsys.readouterr().err
 
 
+def test_a_byte_order_mark_is_no_value(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbfformat = 1\n")
+    assert runfile.text(tmp_path / "run.toml") == "format = 1\n"
+
+
 def test_another_value_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "run.toml"
     file.write_text(file.read_text().replace("compile = false", "compile = true"))

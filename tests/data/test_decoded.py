@@ -299,3 +299,16 @@ def test_as_many_threads_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decoded.cores() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
     assert decoded.cores() == 1
+
+
+def test_a_picture_too_narrow_for_its_middle_is_refused_before_it_is_resized(folder: Path) -> None:
+    """A line of one pixel, resized to have 8/7 of the side in its width, takes gigabytes."""
+    whole = images(folder)
+    name = whole.names[0]
+    for length, fine in ((400, True), (20_000, False)):
+        Image.fromarray(np.zeros((length, 1), np.uint8)).save(folder / name, "PNG")
+        if fine:
+            assert whole.rows(torch.tensor([0])).shape[1:] == whole.shape[1:]
+        else:
+            with pytest.raises(DataError, match=r"1x20000 is too narrow: with its middle .* wide it has .* pixels"):
+                whole.rows(torch.tensor([0]))

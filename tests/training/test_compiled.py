@@ -320,3 +320,30 @@ def test_a_torch_without_a_limit_for_one_net_gets_it_for_all(older: bool, monkey
 
     train(Looks, settings={"run.compile": "default"})
     assert {*seen} == {64 if older else 8} and torch._dynamo.config.recompile_limit == 8
+
+
+class Counting(nn.Module):
+    """Its logits grow with the batches that it has seen: torch gives the backward the count after the forward."""
+
+    def __init__(self, moving: bool) -> None:
+        super().__init__()
+        self.head, self.moving = nn.Linear(32, 3).double(), moving
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.moving:
+            self.seen += 1
+        return self.head(x.flatten(1)) * (1 + 0.1 * self.seen)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_net_whose_gradient_torch_compiles_wrongly_is_eager(moving: bool) -> None:
+    heard, both = Heard(), []
+    for how in ("off", "default"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = Counting(moving)
+        both.append(train(net=net, settings={"run.compile": how}, progress=heard).model)
+    wrong = [sentence for sentence in heard.sentences if "its gradient in train mode is not that of eager" in sentence]
+    assert len(wrong) == moving
+    assert apart(*both) < 1e-12

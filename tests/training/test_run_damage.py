@@ -370,6 +370,10 @@ FORGED: dict[str, tuple[Edit, str]] = {
         _position("best", {"epoch": 2, "selected": 0.5, "split": "validation"}),
         "its best epoch is 2",
     ),
+    "best above all": (
+        _position("best", {"epoch": 0, "selected": 5.0, "split": "validation"}),
+        "position.best.selected of its state is 5",
+    ),
     "best on no split": (_position("best", {"epoch": 0, "selected": None, "split": None}), "its best epoch is 0"),
     "no best": (_position("best", None), "disagree about epochs"),
     "no position": (lambda tensors, state: state.pop("position"), "of another version of advkit"),

@@ -35,7 +35,7 @@ PLACES = ("data.root", "data.balance", "run.device", "run.threads")
 def text(path: Path) -> str:
     """A run file as it is written. Raises OptionError where there is none that can be read."""
     try:
-        return reading.read(path, CAP).decode()
+        return reading.read(path, CAP).decode("utf-8-sig")  # some editors begin a file with a mark
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise OptionError(f"{path} is larger than 1 MiB; that is no run file.") from None

@@ -28,6 +28,9 @@ from .pictures import Files, Pixels, decode
 AREA, RATIO = (0.08, 1.0), 4 / 3
 """Of a part drawn at random: its share of the picture, and the most of its width to its height, and the reverse."""
 
+MOST = 1000
+"""Pixels of a picture that is resized to have its middle taken, by those of the middle: what narrow ones may take."""
+
 TRIES = 10
 SAMPLE = 4096
 """Pictures that stand for all where all would have to be read: in the fingerprint, and for mean and deviation."""
@@ -118,6 +121,10 @@ def middle(image: Image.Image, side: int) -> Pixels:
     width, height = image.size
     short = round(side * 8 / 7)
     size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    if size[0] * size[1] > MOST * side * side:
+        raise ValueError(
+            f"{width}x{height} is too narrow: with its middle {side} wide it has {size[0]}x{size[1]} pixels"
+        )
     left, top = (round((length - side) / 2) for length in size)
     whole = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     return np.array(whole.crop((left, top, left + side, top + side)))

@@ -28,7 +28,7 @@ class Best(OptionModel):
     """The epoch that `best` names."""
 
     epoch: int = COUNT
-    selected: float | None
+    selected: float | None = Field(ge=0, le=1, allow_inf_nan=False)
     split: Literal["validation", "test"] | None
 
 

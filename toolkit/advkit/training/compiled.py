@@ -6,7 +6,7 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -144,12 +144,39 @@ def compiled(
                 made({}, x)
             return made
         for training in {False, True} - {*eager}:
-            seed(0)
-            images = x.clone().requires_grad_(not training)
             with mode(model, training), nullcontext() if training else frozen(model):
-                buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if training else {}
-                logits = made(buffers, images)
-                if not isinstance(logits, Tensor):
-                    raise OptionError(f"it returns a {type(logits).__name__}")
-                torch.autograd.grad(logits.sum(), parameters if training else images, allow_unused=True)
+                ours, theirs = (
+                    _gradient(model, call, x, parameters if training else None, seed)
+                    for call in (lambda held, images: functional_call(model, held, (images,)), made)
+                )
+            if not float((theirs - ours).norm()) <= _rounding(x) * float(ours.norm()):
+                which = "train" if training else "eval"
+                raise OptionError(
+                    f"compiled, its gradient in {which} mode is not that of eager mode, as where a forward moves a "
+                    "buffer that it computes with"
+                )
     return made
+
+
+def _gradient(
+    model: nn.Module,
+    call: Callable[[dict[str, Tensor], Tensor], object],
+    x: Tensor,
+    parameters: Sequence[nn.Parameter] | None,
+    seed: Callable[[int], None],
+) -> Tensor:
+    """The gradient, in a row, of a forward on noise of x's shape: to parameters, with own buffers, or to the images."""
+    seed(0)
+    images = torch.rand_like(x).requires_grad_(parameters is None)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if parameters is not None else {}
+    logits = call(buffers, images)
+    if not isinstance(logits, Tensor):
+        raise OptionError(f"it returns a {type(logits).__name__}")
+    found = torch.autograd.grad(logits.float().sum(), images if parameters is None else parameters, allow_unused=True)
+    return torch.cat([one.flatten() for one in found if one is not None] or [x.new_zeros(1)])
+
+
+def _rounding(x: Tensor) -> float:
+    """How far two gradients may be apart, as a share of their length."""
+    exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(x.device.type)
+    return 1e-3 if exact else 5e-2
