@@ -63,6 +63,18 @@ def test_a_run_is_shown_with_every_epoch(runs: Path, capsys: pytest.CaptureFixtu
     assert [first.rstrip("*") for first, *_ in words if first.rstrip("*").isdecimal()] == ["1", "2"]
 
 
+@pytest.mark.parametrize("broken", [{"lr": None}, {"loss": "low"}, {"validation": 3}, {"seconds": {}}])
+def test_a_line_of_an_epoch_that_somebody_has_changed_is_damage(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: dict[str, object]
+) -> None:
+    shutil.copytree(runs / "first", tmp_path / "run", symlinks=True)
+    first, second = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "run" / "metrics.jsonl").write_text(f"{first}\n{json.dumps(json.loads(second) | broken)}\n")
+    assert run(["runs", "show", str(tmp_path / "run")]) == 4
+    assert "metrics.jsonl is damaged in the line of epoch 2" in capsys.readouterr().err
+    assert run(["runs", "list", str(tmp_path)]) == 0
+
+
 def test_nets_and_attacks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "preact-resnet18" in out(capsys, "models", "list") and "FILE.py:NAME" in out(capsys, "models", "list")
     assert "model.width" in out(capsys, "models", "show", "small-cnn")

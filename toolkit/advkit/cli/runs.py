@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import CheckpointError
 from .main import PLACE, print_json
 
 if TYPE_CHECKING:
@@ -99,7 +100,14 @@ def show(run: str, as_json: bool) -> None:
     lines = EpochLines()
     console.print()
     for row in loaded.history:
-        for line, style in lines.of(row):
+        try:
+            shown = [*lines.of(row)]
+        except (LookupError, TypeError, ValueError, AttributeError):  # its figures are what somebody made of them
+            raise CheckpointError(
+                f"{run}/metrics.jsonl is damaged in the line of epoch {row['epoch'] + 1}; restore it, or remove it to "
+                "go on without."
+            ) from None
+        for line, style in shown:
             console.print(text(line, style))
     if loaded.best:
         console.print(text(f"\n* the best so far; now epoch {loaded.best['epoch'] + 1}"))
