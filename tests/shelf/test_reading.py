@@ -35,7 +35,10 @@ OWN = {
 """Who opens files past `advkit.reading`, and which."""
 
 READS = re.compile(r"(^|\.)(open|fdopen|read_text|read_bytes|fromfile|memmap)$|^np\.load$|^tomllib\.load$|^json\.load$")
-NO_FILES = ("RunFolder.open", "Image.open", "archive.open", "tarfile.open", "files.open", "self.open")
+NO_FILES = (
+    *("RunFolder.open", "Image.open", "archive.open", "tarfile.open", "files.open", "self.open"),
+    "self.here().open",
+)
 """Calls of that name on what is no file on disk, or was judged before."""
 
 

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from advkit.cli.main import run
+from advkit.evaluation.statistics import wilson
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
@@ -36,8 +37,8 @@ def advkit(*arguments: object) -> None:
         assert run([str(each) for each in arguments]) == 0
 
 
-def accuracy(value: float) -> dict[str, Any]:
-    return {"accuracy": value, "interval": [value - 0.1, value + 0.1]}
+def accuracy(right: int) -> dict[str, Any]:
+    return {"accuracy": right / 50, "interval": wilson(right, 50)}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = ["--limit", 60, "--batch-size", 30, "--epochs", 2, "--set", "model.width=2", "--set", "attack.steps=2"]
     for name, plugins in zip(NAMES, ("", "cat-eps", "lsiw"), strict=True):
         advkit("train", "--plugins", plugins, *tiny, "--progress", "none", "--out", folder / name)
-    attacks = [{"name": "clean", **accuracy(0.8)}, {"name": "pgd-20", "eps": 0.15, "steps": 20, **accuracy(0.5)}]
+    attacks = [{"name": "clean", **accuracy(40)}, {"name": "pgd-20", "eps": 0.15, "steps": 20, **accuracy(25)}]
     evaluation = {"split": "test", "n": 50, "norm": "linf", "eps": 0.15, "attacks": attacks, "suspect": True}
     evaluation["checkpoint"] = "best"
     robust = [(i, 0, int(i < 40), int(i < 25)) for i in range(50)]
@@ -62,7 +63,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in NAMES[1:]:
         home = folder / name / "evaluations/one/n-50"
         home.mkdir(parents=True)
-        (home / "evaluation.json").write_text(json.dumps({**evaluation, "worst_case": accuracy(0.5)}))
+        (home / "evaluation.json").write_text(json.dumps({**evaluation, "worst_case": accuracy(25)}))
         (home / "verdicts.csv").write_text(verdicts)
     Image.new("L", (900, 300), 200).save(folder / NAMES[1] / "analysis" / "margin.png")
     advkit("report", *(folder / name for name in NAMES), "--out", folder / "report.html", "--samples", 4)

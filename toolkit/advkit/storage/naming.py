@@ -19,6 +19,8 @@ def found(folder: Path, name: str) -> Path | None:
     it says. Raises CheckpointError.
     """
     told = checkpoint.resolve(folder, name) if checkpoint.named(folder, name) else None
+    if name not in NAMES:
+        return told
     if name == "last":
         newest = told if told in checkpoint.steps(folder)[:1] else checkpoint.newest(folder)
         return max(filter(None, (told, newest)), key=lambda step: int(step.name[5:]), default=None)
