@@ -372,7 +372,7 @@ def markdown(measured: Mapping[str, Any]) -> str:
         "",
         "Microseconds that a step takes less without each of its cares, beside the whole overhead above the unchecked",
         "loop: medians over turns of the difference within a turn. The rest is arguments, hooks that nobody answers,",
-        "figures and labels.",
+        "figures and labels. Negative figures are noise, of which a step of the ResNet has more than its cares take.",
         "",
         f"| what | {' | '.join(row['case'] for row in measured['host'])} |",
         f"|---|{'---|' * len(measured['host'])}",
