@@ -19,7 +19,7 @@ def by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
 def told(tensors: Sequence[Tensor]) -> dict[torch.device, tuple[list[int], Tensor]]:
     """By device the places of floating tensors that hold anything, and (n,) bool: True is finite, False may be.
 
-    NaN and Inf stay in a sum, which a CPU has in a sixtieth of the time of a largest entry; it can overflow by itself.
+    NaN and Inf stay in a sum, which a CPU has far sooner than a largest entry; it can overflow by itself.
     """
     found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     held = [place for place, tensor in enumerate(tensors) if tensor.is_floating_point() and tensor.numel()]
