@@ -1,9 +1,10 @@
-"""Whether what a step has computed is finite, before it is applied."""
+"""Whether what a step has computed, before its update, is finite."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,25 +15,52 @@ from ..run import RunState
 from .objective import Outcome, Update
 from .sums import finite, told
 
-ATTACK, GRADIENT = "an input gradient of the attack", "a parameter gradient"
+ATTACK, LOSS, GRADIENT = "an input gradient of the attack", "the loss", "a parameter gradient"
 
 
-def stop_if_not_finite(
-    state: RunState,
-    known: Mapping[str, Any],
-    updates: Sequence[Update],
-    shift: Mapping[str, Tensor],
-    outcome: Outcome,
-) -> None:
-    """NonFinite with what to do, and whose it is: `known` to the hooks of the step, `shift` is v.
+@dataclass(frozen=True)
+class Judged:
+    """Whether what a step has computed is finite: the device knows, and nobody has waited for it yet."""
 
-    One synchronisation a step.
-    """
-    what = _not_finite(updates[0].network.params, updates[0].shares.whole(known["attack"].finite), outcome)
-    if what is not None:
-        what += _whose(what, known, updates, shift, outcome)
+    flags: Tensor
+    """(n,) bool: of the attack's input gradients where they were looked at, the loss, each gradient of `names`."""
+    names: Sequence[str]
+    known: Mapping[str, Any]
+    updates: Sequence[Update]
+    shift: Mapping[str, Tensor]
+    outcome: Outcome
+
+    @classmethod
+    def of(
+        cls, known: Mapping[str, Any], updates: Sequence[Update], shift: Mapping[str, Tensor], outcome: Outcome
+    ) -> Judged:
+        """`known` to the hooks of the step, whose gradients are in `.grad`; `shift` is v."""
+        attacked, device = updates[0].shares.whole(known["attack"].finite), outcome.loss.device
+        flags = [flag.reshape(1) for flag in (attacked, outcome.loss.isfinite()) if flag is not None]
+        gradients = {name: p.grad for name, p in updates[0].network.params.items() if p.grad is not None}
+        every, names = [*gradients], list[str]()
+        for places, fine in told([*gradients.values()]).values():
+            names += [every[place] for place in places]
+            flags.append(fine.to(device))
+        return cls(torch.cat(flags), names, known, updates, shift, outcome)
+
+    def refuse(self, state: RunState, fine: Sequence[bool]) -> None:
+        """NonFinite where the values of `flags` say so: the earliest cause, whose it is, and what to do."""
+        params, first = self.updates[0].network.params, len(fine) - len(self.names)
+        broken = (
+            f"{GRADIENT} ({name})"
+            for name, good in zip(self.names, fine[first:], strict=True)
+            if not good and ((gradient := params[name].grad) is None or not finite(gradient))  # sums can overflow
+        )
+        early = (name for name, good in zip((ATTACK, LOSS)[-first:], fine, strict=False) if not good)
+        if (what := next(early, None) or next(broken, None)) is None:
+            return
+        if what == LOSS and (terms := [name for name, value in self.outcome.raw.items() if not finite(value)]):
+            what += f" (term {', '.join(terms)})"
+        what += _whose(what, self.known, self.updates, self.shift, self.outcome)
         where = f"{what} at epoch {state.epoch}, step {state.step}"
-        raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {_advice(known['target'], outcome)}")
+        advice = _advice(self.known["target"], self.outcome)
+        raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {advice}")
 
 
 def _whose(
@@ -81,24 +109,6 @@ def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[
                 gradients = torch.autograd.grad(total, [*views.values()], allow_unused=True)
             if not all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients):
                 yield answer.hook, answer.plugin.name
-
-
-def _not_finite(params: Mapping[str, Tensor], attacked: Tensor | None, outcome: Outcome) -> str | None:
-    """What is not finite, the earliest cause first: an input gradient, the loss, a parameter gradient; or None."""
-    gradients = [p.grad for p in params.values() if p.grad is not None]
-    flags = {ATTACK: attacked, "the loss": outcome.loss.isfinite()}
-    if sums := told(gradients):
-        flags[GRADIENT] = torch.stack([fine.all().to(outcome.loss.device) for _, fine in sums.values()]).all()
-    known = {name: flag for name, flag in flags.items() if flag is not None}
-    good = torch.stack(list(known.values())).tolist()  # the step's one synchronisation
-    what = next((name for name, fine in zip(known, good, strict=True) if not fine), None)
-    if what == "the loss":
-        terms = [name for name, value in outcome.raw.items() if not bool(value.isfinite())]
-        return what + (f" (term {', '.join(terms)})" if terms else "")
-    if what == GRADIENT:
-        broken = next((n for n, p in params.items() if p.grad is not None and not finite(p.grad)), None)
-        return None if broken is None else f"{what} ({broken})"
-    return what
 
 
 def _advice(target: Tensor, outcome: Outcome) -> str:

@@ -19,13 +19,15 @@ from ..modules import own_generator, placement
 from ..run import RunState
 from .accumulate import together
 from .compiled import of_the_users, without_wrapper
+from .finite import Judged
 from .given import a_batch, an_epoch, refuse_unfit
 from .lent_loss import gradients_apart, lent, refuse_no_grad, standing_in
-from .objective import Outcome, Update
+from .objective import Update
 from .panel import Panel
 from .shift import elsewhere
 from .step import TrainingStep
 from .step_report import Report
+from .sums import read
 from .undo import Kept
 from .visits import AGAIN, Visits
 from .workshop import Workshop
@@ -160,7 +162,7 @@ class Step(TrainingStep):
         assert self.report is not None
         return self.report.loss, gradients
 
-    def _update(self, known: Mapping[str, Any], updates: Sequence[Update]) -> tuple[Outcome, Mapping[str, Tensor]]:
+    def _update(self, known: Mapping[str, Any], updates: Sequence[Update]) -> Judged:
         if self._lending:
             self._found = Kept(self.model, self.state, updates[0].shares.index)
         return super()._update(known, updates)
@@ -184,11 +186,12 @@ class Step(TrainingStep):
                 own_generator(state.device),
                 self.engine.numbers(),
             ):
-                outcome, _ = super()._update(together([update.known for update in self._updates]), self._updates)
+                judged = super()._update(together([update.known for update in self._updates]), self._updates)
+                judged.refuse(state, *read([judged.flags]))
         finally:
             self.seek(epoch, step)
             now.put_back()
-        return lent(outcome.loss.detach(), gradients)
+        return lent(judged.outcome.loss.detach(), gradients)
 
     def updated(self) -> None:
         """Tell the plugins that you have updated the weights (`after_update`): after every step of your optimizer."""

@@ -28,12 +28,12 @@ from .by_itself import hooks_told_apart
 from .care import Care
 from .contracts import Contract
 from .engine import Engine
-from .finite import stop_if_not_finite
+from .finite import Judged
 from .given import a_batch, an_epoch, take_step
 from .ledger import Ledger
 from .meeting import refuse_unfit_for_several
 from .network import Network
-from .objective import Objective, Outcome, Update
+from .objective import Objective, Update
 from .panel import Panel
 from .probe import nothing_moves
 from .probes import opened
@@ -94,7 +94,7 @@ class TrainingStep:
         classes, ledger = self.state.num_classes, Ledger(len(parts))
         with (
             explained(),
-            self._undo.all_or_nothing(held, batch.index, careful),
+            self._undo.all_or_nothing(held, batch.index, careful) as judged,
             own_generator(self.state.device) as seed,
             self.panel.watching(careful, self.engine),
             hooks_told_apart(self.model) if careful else nullcontext(()) as computing,
@@ -109,7 +109,8 @@ class TrainingStep:
                 updates.append(Update(network, stage, seen, self.panel, contract, batch))
             batch.agree(self.state.samples)
             known = together([update.known for update in updates])
-            outcome, shift = self._update(known, updates)
+            judged.append(self._update(known, updates))
+            outcome, shift = judged[0].outcome, judged[0].shift
             with torch.no_grad(), trying(self.state, updates[0].network, self.optimizer, batch, self.ranks) as tried:
                 for answer in due(stage, self.state.step):
                     self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
@@ -165,8 +166,8 @@ class TrainingStep:
             known["attack"] = probes.joined(known["attack"])
         return known
 
-    def _update(self, known: Mapping[str, Any], updates: Sequence[Update]) -> tuple[Outcome, Mapping[str, Tensor]]:
-        """Train mode: v, the loss at theta+v, and its gradient in `.grad`, all of it finite. Returns loss and v."""
+    def _update(self, known: Mapping[str, Any], updates: Sequence[Update]) -> Judged:
+        """Train mode: v, the loss at theta+v, and its gradient in `.grad`. Returns loss and v, finite or not."""
         first, stage, batch = updates[0], updates[0].stage, updates[0].shares
         shift: Mapping[str, Tensor] = {}
         with mode(self.model, training=True), torch.enable_grad():
@@ -179,8 +180,7 @@ class TrainingStep:
             outcome = backward(self.objective, updates, shift, partial(self._forget, first.network.params))
         self.ranks.add_gradients(self.model)
         self.ranks.add([outcome.loss, *outcome.raw.values(), *outcome.weighted.values()])
-        stop_if_not_finite(self.state, known, updates, shift, outcome)
-        return outcome, shift
+        return Judged.of(known, updates, shift, outcome)
 
     def _forget(self, params: Mapping[str, nn.Parameter]) -> None:
         """The gradients of the step before, those of parameters that the optimizer does not have too."""

@@ -34,6 +34,15 @@ def told(tensors: Sequence[Tensor]) -> dict[torch.device, tuple[list[int], Tenso
     return {device: (places, torch.cat(flags)) for device, (places, flags) in found.items()}
 
 
+def read(flags: Sequence[Tensor]) -> list[list[bool]]:
+    """The values of each, (n,) bool. One synchronisation a device."""
+    values: dict[int, list[bool]] = {}
+    for places in by_kind(flags):
+        joined = iter(torch.cat([flags[place] for place in places]).tolist())
+        values |= {place: [next(joined) for _ in range(len(flags[place]))] for place in places}
+    return [values[place] for place in range(len(flags))]
+
+
 def finite(tensor: Tensor) -> bool:
     """Whether every entry is. Synchronises."""
     return bool(tensor.to_dense().isfinite().all())

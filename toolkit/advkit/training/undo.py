@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from ..errors import HookContract, NonFinite
 from ..inventory import Inventory, statistics_of
 from ..judging import same_bits
 from ..run import RunState
+from .finite import Judged
 from .given import refuse_late
 from .optimizer_state import Address, OptimizerState, begun_alike, moments
-from .sums import by_kind, finite, told
+from .sums import by_kind, finite, read, told
 
 
 class Undo:
@@ -28,11 +29,12 @@ class Undo:
         self._model, self._optimizer, self._state, self._room = model, optimizer, state, Room()
 
     @contextmanager
-    def all_or_nothing(self, held: Inventory, index: Tensor, careful: bool) -> Iterator[None]:
+    def all_or_nothing(self, held: Inventory, index: Tensor, careful: bool) -> Iterator[list[Judged]]:
         """Put weights, buffers, optimizer and plugins' state back if the scope fails, or leaves anything not finite.
 
         `held` is what the model has now, `index` (B,) the samples whose state may change; `careful`: HookContract where
-        another's does, which costs a copy of all.
+        another's does, which costs a copy of all. What the scope appends is refused first, and with what the update
+        left: one synchronisation a step.
         """
         optimizer, state = self._optimizer, self._state
         bound = [(module, dict(module._buffers)) for module in held.modules if not isinstance(module, ScriptModule)]
@@ -43,8 +45,10 @@ class Undo:
         named = _named(held, state) | _strangers(held, optimizer)
         tensors = [*named.values(), *kept.tensors]
         copies = self._room.copies(tensors)
+        judged = list[Judged]()
         try:
-            yield
+            with _its_cause(judged, state):
+                yield judged
             now = Inventory.of(self._model)
             refuse_late(now, held)
             _refuse_other_rows(state, whole, index)
@@ -54,7 +58,7 @@ class Undo:
             parts += [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
             was_of = {id(tensor): copy for tensor, copy in zip(tensors, copies, strict=True)}
             earlier = {address: was_of.get(id(tensor)) for address, tensor in kept.at.items()}
-            if what := _not_finite(parts, earlier, optimizer, now):
+            if what := _not_finite(parts, earlier, optimizer, now, judged, state):
                 raise NonFinite(
                     f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was "
                     "not applied; lower optimizer.lr or look at the options of the plugins in this run."
@@ -75,6 +79,18 @@ class Undo:
                 if parameter.grad is not gradient:  # this step's own, which nobody may step on
                     parameter.grad = None
             raise
+
+
+@contextmanager
+def _its_cause(judged: Sequence[Judged], state: RunState) -> Iterator[None]:
+    """What fails after something that is not finite fails of that."""
+    try:
+        yield
+    except Exception:
+        with suppress(RuntimeError):  # of a device that failed
+            for one, fine in zip(judged, read([one.flags for one in judged]), strict=True):
+                one.refuse(state, fine)
+        raise
 
 
 class Room:
@@ -158,6 +174,8 @@ def _not_finite(
     earlier: Mapping[Address, Tensor | None],
     optimizer: torch.optim.Optimizer,
     now: Inventory,
+    judged: Sequence[Judged],
+    state: RunState,
 ) -> str | None:
     """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay. One synchronisation.
 
@@ -171,10 +189,12 @@ def _not_finite(
         if value.device == getattr(parameter, "device", value.device)
     ]
     every = [*parts, *own]
-    flags = told([tensor for _, tensor, _ in every]).values()
-    broken = [
-        place for places, fine in flags for place, is_fine in zip(places, fine.tolist(), strict=True) if not is_fine
-    ]
+    left = [*told([tensor for _, tensor, _ in every]).values()]
+    values = read([*(one.flags for one in judged), *(flags for _, flags in left)])
+    for one, fine in zip(judged, values, strict=False):
+        one.refuse(state, fine)
+    groups = zip(left, values[len(judged) :], strict=True)
+    broken = [place for (places, _), fine in groups for place, good in zip(places, fine, strict=True) if not good]
     begun = {id(tensor) for tensor in begun_alike(optimizer, earlier)} if broken else set()
     for place in sorted(broken):
         name, tensor, was = every[place]
