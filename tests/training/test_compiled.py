@@ -219,7 +219,7 @@ def test_a_wrapped_module_is_called_compiled_in_a_step() -> None:
     )  # fmt: skip
     rows = torch.arange(4)
     step(pictures(4).images / 255, rows % 3, rows, epoch=0)
-    assert len(seen) == 4
+    assert len(seen) == 4 + 2  # before, what is compiled is held against the net in both modes
 
 
 class Moves(nn.Module):
@@ -347,3 +347,17 @@ def test_a_net_whose_gradient_torch_compiles_wrongly_is_eager(moving: bool) -> N
     wrong = [sentence for sentence in heard.sentences if "its gradient in train mode is not that of eager" in sentence]
     assert len(wrong) == moving
     assert apart(*both) < 1e-12
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_step_refuses_what_its_owner_compiled_into_another_net(moving: bool) -> None:
+    x, rows, net = pictures(4).images.double() / 255, torch.arange(4), Counting(moving)
+    compiled: Any = torch.compile(net, backend="aot_eager")
+    step = Step(compiled, torch.optim.SGD(net.parameters(), 0.1), num_samples=4, eps=0.1, settings={"attack.steps": 1})
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    if not moving:
+        assert step(x, rows % 3, rows, epoch=0).loss.isfinite()
+        return
+    with pytest.raises(OptionError, match=r"The compiled model's gradient in train mode is not that of eager mode"):
+        step(x, rows % 3, rows, epoch=0)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -14,7 +14,7 @@ from ..hidden import without_trace
 from ..judging import examined, same_bits, untouched
 from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
-from .compiled import Compiled, compiled, eagerly, of_the_users
+from .compiled import Compiled, another_gradient, compiled, eagerly, of_the_users
 from .given import standing_in
 from .synchronised import Synchronised, Watch
 
@@ -82,6 +82,18 @@ class Engine:
             warn(
                 "run.compile: in train mode BatchNorm takes the statistics of all processes, and those forwards stay "
                 "eager; run.batchnorm=local, another run, would compile them."
+            )
+
+    def refuse_another(self, x: Tensor) -> None:
+        """OptionError where what the owner of the model has compiled differs from it, at images like x (B, C, H, W)."""
+        if self.compiled is None:
+            return
+        with self.numbers(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            what = another_gradient(self.model, self.compiled, x)
+        if what:
+            raise OptionError(
+                f"The compiled model's {what}, as torch.compile has it where a forward moves a buffer that it computes "
+                "with; pass the model as it was before."
             )
 
     def _of_all(self, x: Tensor) -> set[bool]:

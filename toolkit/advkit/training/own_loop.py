@@ -100,7 +100,7 @@ class Step(TrainingStep):
                 a_whole_number("a size of image_shape", size, 1, 2**31 - 1) for size in image_shape
             )
         super().__init__(model, steps, Panel(resolved.composition, state), resolved.run)  # type: ignore[arg-type]
-        self.engine.compiled = own_compiled
+        self.engine.compiled, self._unseen = own_compiled, own_compiled is not None
         state.building = Workshop(resolved, model, state, self.warn)
         self.panel.notify("setup", model=model)
         self._visits = Visits(samples if state.samples else 0, self.state.device)  # nobody else is told of repeats
@@ -219,6 +219,9 @@ class Step(TrainingStep):
             visits.begin(epoch)
         if self.care.always and self.state.samples and visits.fit(index, seen) and bool(visits.repeats(index, seen)):
             raise OptionError(AGAIN[0].upper() + AGAIN[1:])
+        if self._unseen:
+            self.engine.refuse_another(x)
+            self._unseen = False
         yield epoch
         if self.state.samples:
             visits.add(index, seen)
