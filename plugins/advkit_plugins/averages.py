@@ -58,7 +58,7 @@ class Average(Plugin, ABC):
 
     @hookimpl
     def setup(self, model: nn.Module, run: Run) -> None:
-        self.count = run.tensor_state("count", torch.zeros((), dtype=torch.int64))
+        self.count = run.tensor_state("count", torch.zeros((), dtype=torch.int64), least=0)
         stored = model.state_dict()  # without buffers that are not persistent, which nobody could put back
         parts = {name: value.detach() for name, value in model.named_parameters()}
         if renamed := sorted(parts.keys() - stored.keys()):
@@ -76,8 +76,8 @@ class Average(Plugin, ABC):
         if self.options.buffers == "re-estimated":
             empty = torch.zeros(self.options.images, *run.image_shape, dtype=run.dtype)
             self.images = run.tensor_state("images", empty)
-            self.seen = run.tensor_state("seen", torch.zeros((), dtype=torch.int64))
-            self.batch_size = run.tensor_state("batch_size", torch.zeros((), dtype=torch.int64))
+            self.seen = run.tensor_state("seen", torch.zeros((), dtype=torch.int64), least=0)
+            self.batch_size = run.tensor_state("batch_size", torch.zeros((), dtype=torch.int64), least=0)
 
     @hookimpl
     def observe_update(self, x_train: Tensor) -> None:

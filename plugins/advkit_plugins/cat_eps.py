@@ -91,7 +91,7 @@ class CatEps(Plugin):
 
     @hookimpl
     def setup(self, run: Run) -> None:
-        self.eps = run.sample_state("eps")
+        self.eps = run.sample_state("eps", least=0, most=self.options.eps_max)
 
     @hookimpl
     def perturbation_budget(self, batch: Batch) -> Budget:

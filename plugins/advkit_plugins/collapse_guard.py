@@ -27,7 +27,7 @@ class CollapseGuard(Plugin):
 
     @hookimpl
     def setup(self, run: Run) -> None:
-        self.robust = run.tensor_state("robust", torch.zeros((), dtype=torch.float64))
+        self.robust = run.tensor_state("robust", torch.zeros((), dtype=torch.float64), least=0, most=1)
 
     @hookimpl
     def epoch_end(self, batch: Batch, run: Run) -> None:

@@ -85,7 +85,7 @@ class Iaat(Plugin):
 
     @hookimpl
     def setup(self, run: Run) -> None:
-        self.eps = run.sample_state("eps")
+        self.eps = run.sample_state("eps", least=0, most=self.largest)
 
     @hookimpl
     def perturbation_budget(self, batch: Batch, clean_logits: Tensor, run: Run) -> Budget:

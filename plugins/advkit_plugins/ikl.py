@@ -75,8 +75,8 @@ class Ikl(Plugin):
     def setup(self, run: Run) -> None:
         classes, dtype = run.num_classes, torch.promote_types(run.dtype, torch.float32)
         alike = torch.ones(classes, classes, dtype=dtype) / max(1, classes)
-        self.weights = run.tensor_state("weights", alike)  # of this epoch, a row for each label
-        self.sums = run.tensor_state("sums", torch.zeros_like(alike))  # for the next
+        self.weights = run.tensor_state("weights", alike, least=0, most=1)  # of this epoch, a row for each label
+        self.sums = run.tensor_state("sums", torch.zeros_like(alike), least=0)  # for the next
 
     @hookimpl
     def attack_objective(

@@ -100,7 +100,7 @@ class Mma(Plugin):
 
     @hookimpl
     def setup(self, run: Run) -> None:
-        self.margin = run.sample_state("eps")
+        self.margin = run.sample_state("eps", least=0, most=self.farthest)
 
     @hookimpl
     def perturbation_budget(self, batch: Batch, clean_logits: Tensor, run: Run) -> Budget:

@@ -78,7 +78,7 @@ class Te(Plugin):
 
     @hookimpl
     def setup(self, run: Run) -> None:
-        self.average = run.sample_state("average", shape=(run.num_classes,))
+        self.average = run.sample_state("average", shape=(run.num_classes,), least=0, most=1)
 
     @hookimpl
     def attack_objective(

@@ -17,6 +17,7 @@ from advkit.config.resolve import Resolved, resolve
 from advkit.config.runfile import dump, parse
 from advkit.optimizers import FIT, UNFIT, OptimizerSettings, arguments_of, norms_and_biases
 from advkit.options import validate
+from advkit.storage.schema import NOT_NEGATIVE
 
 
 def chosen(**values: object) -> OptimizerSettings:
@@ -197,3 +198,5 @@ def test_what_an_optimizer_keeps_is_known_before_its_first_step(name: str) -> No
         kept = {k: v for k, v in optimizer.state[parameter].items() if isinstance(v, torch.Tensor)}
         forms = {k: (v.shape, v.dtype) for k, v in kept.items()}
         assert forms == {k: (v.shape, v.dtype) for k, v in expected[key].items()}
+        assert not {*kept} - NOT_NEGATIVE["optimizer"] - {"momentum_buffer", "exp_avg", "ax", "prev"}  # of any sign
+        assert all(bool((value >= 0).all()) for key, value in kept.items() if key in NOT_NEGATIVE["optimizer"])

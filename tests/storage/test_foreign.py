@@ -9,6 +9,7 @@ import resource
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -368,3 +369,20 @@ def begin(model: nn.Module, path: Path, **arguments: Any) -> None:
     settings = {"attack.steps": 0, "validation.fraction": 0, "optimizer.lr": 1e-12}
     splits = Splits(images, images, "none")
     advkit.train(model, splits, (), epochs=1, batch_size=6, eps=0.1, settings=settings, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("0.std", 0.0, "0 or below"),
+        ("1.running_var", -1.0, "below 0"),
+        ("1.num_batches_tracked", -1, "below 0"),
+        ("1.running_mean", -1.0, ""),
+    ],
+)
+def test_statistics_that_no_images_have_are_refused(name: str, value: float, why: str) -> None:
+    net = nn.Sequential(advkit.Normalize((0.5,), (0.25,)), nn.BatchNorm2d(1))
+    given = net.state_dict() | {name: torch.full_like(net.state_dict()[name], value)}
+    refused = pytest.raises(CheckpointError, match=f"^The weights of the file are damaged: {name} is {why}, which")
+    with refused if why else nullcontext():
+        put_weights(net, prefixed(MODEL, given), "the file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import advkit
 from advkit import Batch, HookContract, OptionError, Plugin, ResumeMismatch, Run, Splits, Step, hookimpl
 from advkit.claims import free_memory, in_bytes
+from advkit.storage import checkpoint
 from advkit.storage.run_folder import RunFolder
 from advkit.testing.small import SAMPLES, batches, pictures, same, step_of, tiny_net
 
@@ -152,6 +154,8 @@ def claims(**arguments: Any) -> type[Plugin]:
         ({"fill": 2, "dtype": torch.bool}, r"fill of the state a is 2, which torch\.bool can not hold"),
         ({"fill": float("nan"), "dtype": torch.int8}, r"fill of the state a is nan, which torch\.int8 can not hold"),
         ({"fill": 1e300, "dtype": torch.float16}, r"fill of the state a is 1e\+300, which torch\.float16 can not hold"),
+        ({"least": "x"}, "least of the state a is 'x'; pass a number"),
+        ({"least": 1, "most": 0}, "least of the state a is 1, which is not below its most, 0"),
         ({"dtype": torch.float8_e5m2}, r"dtype of the state a is torch\.float8_e5m2; take one of torch\.float64"),
     ],
     ids=str,
@@ -168,6 +172,35 @@ def test_a_fill_may_be_infinite_and_a_tensor_no_float8() -> None:
         step_of(net(), [of_tensor(torch.zeros(3).to(torch.float8_e5m2))])
     step = step_of(net(), [claims(fill=float("-inf"), dtype=torch.float16)])
     assert bool((step.state.samples["odd/a"] == -torch.inf).all())
+
+
+class Counts(Plugin):
+    """Counts the steps, and says that there are two at most."""
+
+    name = "counts"
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self.count = run.tensor_state("count", torch.zeros(()), least=0, most=2)
+
+    @hookimpl
+    def observe_update(self) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_state_beyond_its_bounds_is_written_into_no_checkpoint(tmp_path: Path, steps: int) -> None:
+    toy, settings = pictures(4 * steps), {"attack.steps": 0, "validation.fraction": 0}
+    left = "^Plugin counts: the state count has left 0 to 2, its least and most; claim wider ones, or keep it within"
+    with pytest.raises(HookContract, match=left) if steps > 2 else nullcontext():
+        advkit.train(net(), Splits(toy, toy, "none"), [Counts], batch_size=4, epochs=1, settings=settings, out=tmp_path)
+    newest = checkpoint.newest(tmp_path / "checkpoints")
+    assert newest and newest.name == ("step-00000000" if steps > 2 else "step-00000002")
+    step = step_of(net(), [Counts])
+    kept = step.state_dict()
+    step.load_state_dict(kept)
+    with pytest.raises(ResumeMismatch, match=r"^The stored tensors/counts/count has a value outside of 0 to 2"):
+        step.load_state_dict({**kept, "tensors/counts/count": torch.tensor(-1.0)})
 
 
 def of_tensor(initial: Tensor) -> type[Plugin]:

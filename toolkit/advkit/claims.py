@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from .reading import read
 
 COPIES = 3
 """Of per-sample state at once: itself, and two while a step is looked at."""
+
+ROUNDING = 2**-7
+"""How far a value that was clamped in half precision may lie beyond its bound, as a share of it."""
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KEPT = (*FLOATS, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
@@ -28,12 +31,20 @@ class Claims:
     _state: Any
 
     def sample_state(
-        self, name: str, fill: float = 0.0, *, shape: Sequence[int] = (), dtype: torch.dtype | None = None
+        self,
+        name: str,
+        fill: float = 0.0,
+        *,
+        shape: Sequence[int] = (),
+        dtype: torch.dtype | None = None,
+        least: float = -inf,
+        most: float = inf,
     ) -> Tensor:
         """An (N, *shape) tensor addressed by `batch.index`; without a dtype the model's, float32 at least.
 
         Claim it in `setup`; keep it and write in place. It is checkpointed and resumed. A shape of `run.num_classes` or
         `run.image_shape` is known there; a `Step` has to be told. Raises OptionError where it does not fit into memory.
+        Its values lie in `least` to `most`, or are NaN: no checkpoint with others is written, and none is resumed.
         """
         state, what = self._state, f"Plugin {self._plugin}: {{}} of the state {name}"
         kept = torch.promote_types(state.dtype, torch.float32) if dtype is None else dtype
@@ -48,15 +59,24 @@ class Claims:
             raise OptionError(f"{what.format('fill')} is {fill}, which {kept} can not hold; pass another dtype.")
         rows = (state.num_samples, *sizes)
         self._refuse_too_large(name, rows, kept)
+        self._bound(f"samples/{self._plugin}/{name}", what, least, most)
         return self._claim(state.samples, name, torch.full(rows, value, dtype=kept, device=state.device))
 
-    def tensor_state(self, name: str, initial: Tensor) -> Tensor:
+    def tensor_state(self, name: str, initial: Tensor, *, least: float = -inf, most: float = inf) -> Tensor:
         """A tensor of any shape and dtype, otherwise as `sample_state`: for averages, counts and tables by class."""
-        what = f"Plugin {self._plugin}: initial of the state {name}"
-        dense = a_dense_tensor(what, initial)
+        what = f"Plugin {self._plugin}: {{}} of the state {name}"
+        dense = a_dense_tensor(what.format("initial"), initial)
         if dense.is_floating_point() and dense.dtype not in FLOATS:  # no arithmetic says whether it is finite
-            raise OptionError(f"{what} is {dense.dtype}; take one of {', '.join(map(str, FLOATS))}.")
+            raise OptionError(f"{what.format('initial')} is {dense.dtype}; take one of {', '.join(map(str, FLOATS))}.")
+        self._bound(f"tensors/{self._plugin}/{name}", what, least, most)
         return self._claim(self._state.tensors, name, dense.detach().to(self._state.device, copy=True))
+
+    def _bound(self, stored: str, what: str, least: float, most: float) -> None:
+        low, high = a_number(what.format("least"), least), a_number(what.format("most"), most)
+        if not low <= high:
+            raise OptionError(f"{what.format('least')} is {low:g}, which is not below its most, {high:g}.")
+        if (low, high) != (-inf, inf):
+            self._state.bounds[stored] = low, high
 
     def _claim(self, store: dict[str, Tensor], name: str, initial: Tensor) -> Tensor:
         full = f"{self._plugin}/{name}"
@@ -87,6 +107,12 @@ def claim(store: dict[str, Tensor], plugin: str, tensors: Mapping[str, Tensor]) 
         name = taken.removeprefix(f"{plugin}/")
         raise OptionError(f"Plugin {plugin} claims the state {name} twice; claim it once, in setup.")
     store.update(tensors)
+
+
+def beyond(values: Tensor, bounds: tuple[float, float]) -> bool:
+    """Whether a value lies outside of bounds, and not by the rounding of half precision alone."""
+    low, high = (bound * (1 + sign * ROUNDING) for bound, sign in zip(bounds, (-1, 1), strict=True))
+    return bool(((values < low) | (values > high)).any())
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:

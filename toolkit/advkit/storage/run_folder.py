@@ -107,7 +107,9 @@ class RunFolder:
             when = "an epoch that is validated" if name == "best" else "its first checkpoint"
             raise CheckpointError(f"{self.path} has no checkpoint {name!r} yet; let it train until {when}.")
         tensors, state = checkpoint.load(path)
-        if changes := runfile.other_run(schema.state_of(state).run, self.text()):
+        known = schema.state_of(state)
+        schema.check_averages(known, tensors)
+        if changes := runfile.other_run(known.run, self.text()):
             raise CheckpointError(
                 f"{path} is not of the run that {self.path}/run.toml says: {'; '.join(changes[:3])}. Restore whichever "
                 "is of another."

@@ -5,7 +5,8 @@ Everything is judged before anything is put into the run; whatever does not fit 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -13,6 +14,7 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ..claims import beyond
 from ..errors import CheckpointError
 from ..options import OptionModel
 from . import weights
@@ -20,6 +22,16 @@ from .weights import under
 
 GROWING = (weights.OPTIMIZER, weights.METER, weights.EVALUATED)
 """Prefixes of tensors that a run has not from its start."""
+
+NOT_NEGATIVE = {
+    "statistics": {"running_var", "num_batches_tracked"},
+    "optimizer": {
+        *("step", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum"),
+        *("row_var", "col_var", "variance", "step_size", "eta", "mu", "mu_product"),
+    },
+}
+"""Last parts of names of what is never below 0: what norms count, and what optimizers of torch keep, which take roots
+of it or divide by it."""
 
 COUNT = Field(ge=0, lt=2**53)
 
@@ -69,6 +81,8 @@ class State(OptionModel):
     classes: list[str] | None = None
     """Their names in order; None in checkpoints of before."""
     run: str
+    evaluated: list[str] | None = None
+    """Names of the averaged weights; None in checkpoints of before."""
 
 
 def state_of(state: Mapping[str, Any]) -> State:
@@ -88,9 +102,11 @@ def check(
     tensors: Mapping[str, Tensor],
     fresh: Mapping[str, Tensor],
     kept: Mapping[str, Mapping[str, Tensor]],
+    bounds: Mapping[str, tuple[float, float]],
     *,
     epochs: int,
     split: str | None,
+    classes: Sequence[str],
 ) -> None:
     """Judge what a checkpoint holds, for a run of these settings.
 
@@ -98,7 +114,8 @@ def check(
         known, tensors: what it holds.
         fresh: what the run would store before its first step: the model, and the state of plugins.
         kept: what the optimizer keeps of each parameter that is trained, by name.
-        epochs, split: how many the run has, which images choose `best`.
+        bounds: what state of plugins lies within, by name.
+        epochs, split, classes: how many the run has, which images choose `best`, the names in the data.
     """
     fixed = {name: value for name, value in fresh.items() if not name.startswith(GROWING)}
     for name, value in tensors.items():
@@ -106,6 +123,14 @@ def check(
             _refuse(f"{name} holds NaN or Inf")
         if name not in fixed and not name.startswith(GROWING):
             _refuse(f"{name} is nothing that this run stores")
+        if _never_negative(name) and bool((value < 0).any()):
+            _refuse(f"{name} is negative")
+        if name in bounds and beyond(value, bounds[name]):
+            low, high = bounds[name]
+            _refuse(f"{name} has a value outside of {low:g} to {high:g}")
+    if known.classes not in (None, [*classes]):
+        _refuse(f"its classes are {_short(known.classes)}, and those of the data {_short([*classes])}")
+    check_averages(known, tensors)
     for name, value in fixed.items():
         _alike(name, tensors.get(name), value)
     for name, value in under(tensors, weights.EVALUATED).items():
@@ -115,6 +140,14 @@ def check(
     _position(known, epochs, split)
     _optimizer(known, under(tensors, weights.OPTIMIZER), kept)
     _meter(known, under(tensors, weights.METER))
+
+
+def check_averages(known: State, tensors: Mapping[str, Tensor]) -> None:
+    """Judge whether the averaged weights are those that were stored, all and no others."""
+    there = under(tensors, weights.EVALUATED).keys()
+    if known.evaluated is not None and (different := sorted(there ^ {*known.evaluated})):
+        why = "no weight that its run averaged" if different[0] in there else "missing"
+        _refuse(f"{weights.EVALUATED}{different[0]} is {why}")
 
 
 def check_place(path: Path, known: State) -> None:
@@ -128,6 +161,11 @@ def _finite(name: str, fresh: Mapping[str, Tensor]) -> bool:
     if name.startswith(weights.EVALUATED):
         name = weights.MODEL + name.removeprefix(weights.EVALUATED)
     return name not in fresh or not fresh[name].dtype.is_floating_point or bool(fresh[name].isfinite().all())
+
+
+def _never_negative(name: str) -> bool:
+    part = re.split("[./]", name)[-1]
+    return part in NOT_NEGATIVE["statistics"] or (weights.OPTIMIZER in name and part in NOT_NEGATIVE["optimizer"])
 
 
 def _alike(name: str, value: Tensor | None, own: Tensor) -> None:
@@ -160,6 +198,9 @@ def _optimizer(known: State, stored: Mapping[str, Tensor], kept: Mapping[str, Ma
         keys[name].add(key)
     if stray := keys.keys() - kept.keys():
         _refuse(f"its optimizer knows {min(stray)}, which the run does not train")
+    for name, numbers in known.optimizer.items():
+        if numbers:
+            _refuse(f"its optimizer has {min(numbers)} of {name}, which is nothing that this run's keeps")
     for name, own in keys.items():
         if missing := kept[name].keys() - own:
             _refuse(f"{weights.OPTIMIZER}{name}/{min(missing)} is missing")

@@ -88,9 +88,25 @@ def put_weights(
             f"The weights of {where} do not fit this model (first difference: "
             f"{_both(different[0], weights, own, names)}); {advice}."
         )
+    _refuse_impossible(model, weights, where)
     sentences = _rounded(weights, own, where), _as_they_are(model, weights, where)
     model.load_state_dict(weights | {name: own[name] for name in uncounted})
     return Placed(left, "; ".join(filter(None, sentences)))
+
+
+def _refuse_impossible(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """CheckpointError for statistics that no images have, with which logits are NaN or turned about."""
+    for prefix, layer in model.named_modules():
+        names = ("running_var", "num_batches_tracked") if isinstance(layer, nn.modules.batchnorm._NormBase) else ()
+        below = {f"{prefix}.{name}".removeprefix("."): "below 0" for name in names}
+        if isinstance(layer, Normalize):
+            below[f"{prefix}.std".removeprefix(".")] = "0 or below"
+        for name, why in below.items():
+            value = weights.get(name)
+            if value is not None and bool(((value < 0) if why == "below 0" else (value <= 0)).any()):
+                raise CheckpointError(
+                    f"The weights of {where} are damaged: {name} is {why}, which no training gives; take others."
+                )
 
 
 def _both(name: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Mapping[str, str]) -> str:

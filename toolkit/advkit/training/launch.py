@@ -178,12 +178,19 @@ def _history(
         seen.warn(f"{folder.metrics} is taken as it is: the checkpoint is of an advkit that could not check it")
         mark = folder.mark(mark.size)
     rows = folder.history_to(mark)
-    best = next((row["epoch"] for row in reversed(rows) if row.get("best")), None)
-    if [row["epoch"] for row in rows] != list(range(at.epoch)) or best != (at.best and at.best["epoch"]):
+    best = next((_chosen(row, row.get("validation")) for row in reversed(rows) if row.get("best")), None)
+    if [row["epoch"] for row in rows] != list(range(at.epoch)) or best != (at.best and _chosen(at.best, at.best)):
         if len(rows) == at.epoch:
-            raise CheckpointError(f"{folder.metrics} and the checkpoint disagree about epochs; restore one of them.")
+            raise CheckpointError(
+                f"{folder.metrics} and the checkpoint disagree about epochs or the best of them; restore one of them."
+            )
         seen.warn(f"{folder.metrics} lacks epochs: {len(rows)} of {at.epoch} are left")
     return mark, rows
+
+
+def _chosen(row: Mapping[str, Any], by: object) -> tuple[object, object]:
+    """An epoch, and the accuracy that chose it."""
+    return row["epoch"], by.get("selected") if isinstance(by, Mapping) else None
 
 
 def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import a_whole_number, checked
+from ..claims import beyond
 from ..compose.registration import HOOKS
 from ..config.layer import Layer, PluginChoice
 from ..config.resolve import resolve
@@ -248,5 +249,10 @@ class Step(TrainingStep):
             or position.min() < 0
         ):
             raise ResumeMismatch("The stored state has no position; give what Step.state_dict returned.")
+        for name, (low, high) in self.state.bounds.items():
+            if name in stored and beyond(stored[name], (low, high)):
+                raise ResumeMismatch(
+                    f"The stored {name} has a value outside of {low:g} to {high:g}; give an earlier one."
+                )
         self.state.restore({name: values for name, values in stored.items() if name != "position"})
         self.seek(*position.tolist())

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..claims import beyond
 from ..config import runfile
-from ..errors import NonFinite, OptionError, ResumeMismatch
+from ..errors import HookContract, NonFinite, OptionError, ResumeMismatch
 from ..judging import same_bits
+from ..run import RunState
 from ..services import SHA256
 from ..storage import checkpoint, schema
 from ..storage.weights import EVALUATED, METER, MODEL, OPTIMIZER, SAMPLES, TENSORS, prefixed, put_weights, under
@@ -80,6 +82,7 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
                 f"The model's buffer {name} moves in training, but it is registered with persistent=False, so that no "
                 "checkpoint would hold it; register it as persistent."
             )
+    _refuse_beyond(trainer.panel.state)
     trainer.meter.lap()
     evaluated, own = trainer.evaluated() if evaluated is None else evaluated, trainer.model.state_dict()
     for name, value in evaluated.items():
@@ -92,11 +95,25 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
         "data": trainer.splits.train.fingerprint(),
         "classes": list(trainer.splits.train.classes),
         "run": runfile.dump(trainer.resolved),
+        "evaluated": sorted(evaluated),
     }
     tensors = _tensors(trainer) | prefixed(EVALUATED, evaluated)
     folder, step = trainer.folder.checkpoints, trainer.global_step
     at, keep = trainer.position, trainer.resolved.checkpoint.keep
     trainer.writer.write(lambda kept: publish(at, keep, checkpoint.save(folder, step, kept, state)), tensors)
+
+
+def _refuse_beyond(state: RunState) -> None:
+    """HookContract where a plugin's state has left the bounds that it was claimed with: no resume would take it."""
+    for name, values in state.stored().items():
+        if name in state.bounds and beyond(values, state.bounds[name]):
+            plugin, _, own = name.partition("/")[2].partition("/")
+            low, high = state.bounds[name]
+            raise HookContract(
+                f"Plugin {plugin}: the state {own} has left {low:g} to {high:g}, its least and most; claim wider ones, "
+                "or keep it within. The checkpoint was not written.",
+                "state",
+            )
 
 
 def refuse_unsavable(model: nn.Module) -> None:
@@ -142,8 +159,10 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
         tensors,
         _tensors(trainer),
         kept,
+        trainer.panel.state.bounds,
         epochs=trainer.resolved.run.epochs,
         split=trainer.selecting_split(),
+        classes=trainer.splits.train.classes,
     )
     put_weights(trainer.model, tensors, "the run's checkpoint")
     for name, numbers in state["optimizer"].items():
