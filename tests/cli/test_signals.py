@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
 import pytest
 
 import advkit
-from advkit.cli.main import run
+from advkit.cli.main import Group, run
 from advkit.cli.signals import Signals, duration
 from advkit.errors import Interrupted, Stopped
 
@@ -41,6 +43,50 @@ def test_a_signal_saves_and_the_run_can_go_on(name: str, tmp_path: Path) -> None
     assert process.returncode == CODES[name]
     assert "everything is saved. Continue with: advkit train --resume run" in said and said.count("\n") == 1
     assert (tmp_path / "run" / "checkpoints" / "last").exists()
+
+
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("command", [*Group.commands_in, "a thread"])
+def test_every_command_ends_with_a_sentence(
+    name: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before its own work begins, through code that catches all failures; what a signal did before it does again."""
+    loose: list[object] = []
+
+    def killed(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), getattr(signal, name))
+        except Exception as error:
+            loose.append(error)
+
+    monkeypatch.setattr(Group, "get_command", lambda *_: click.Command(command, callback=killed))
+    number = getattr(signal, name)
+    before = signal.signal(number, lambda number, frame: loose.append(number))
+    try:
+        if command == "a thread":  # where nobody may choose what a signal does: the control
+            with ThreadPoolExecutor(1) as threads:
+                assert threads.submit(run, ["env"]).result() == 0
+        else:
+            assert run([command]) == CODES[name]
+        assert capsys.readouterr().err == "Stopped; give the same command again to go on.\n" * (command != "a thread")
+        assert loose == [number] * (command == "a thread")
+        os.kill(os.getpid(), number)
+        assert loose[-1:] == [number]
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize(("place", "code"), [("exec('kill()')", 75), ("atexit.register(kill)", 0)])
+def test_the_exit_code_is_that_of_the_work(place: str, code: int, tmp_path: Path) -> None:
+    """`python -m` would end by SIGINT after a KeyboardInterrupt in code from a text, as dataclasses have."""
+    program = (
+        "import atexit, click, os, signal; from advkit.cli.main import Group, main; "
+        f"kill = lambda: os.kill(os.getpid(), signal.SIGTERM); callback = lambda: {place}; "
+        "Group.get_command = lambda *_: click.Command('env', callback=callback); main(['env'])"
+    )
+    (tmp_path / "it.py").write_text(program)
+    ran = subprocess.run([sys.executable, "-m", "it"], cwd=tmp_path, stderr=subprocess.DEVNULL, check=False)
+    assert ran.returncode == code
 
 
 def test_two_hang_ups_are_one_request_and_two_interrupts_are_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from math import gamma, pi, sqrt
 from pathlib import Path
 from random import Random
@@ -192,14 +193,16 @@ def test_a_stopped_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str], m
     from advkit.errors import Stopped
 
     line = ["ablate", "--plugins", "awp", "--seeds", "1", *TINY, "--epochs", "2", *ASKED, "--out", "a"]
-    steps = iter(range(100))
-    with monkeypatch.context() as patched:
-        patched.setattr(Quiet, "stop_requested", lambda self: Stopped if next(steps) == 5 else None)
-        code, out, err = advkit(capsys, *line)
-    assert (code, out) == (75, "") and err.splitlines()[-1] == (
-        "Stopped; everything is saved. Give the same command again to go on."
-    )
-    assert len(list(here.glob("a/runs/*/run.toml"))) == 2 and not (here / "a/table.json").exists()
+    for place in ("*/evaluations", "none-*/checkpoints/step-00000000"):  # while a run is judged, while the next trains
+        with monkeypatch.context() as patched:
+            asked = partial(here.glob, f"a/runs/{place}")
+            patched.setattr(Quiet, "stop_requested", lambda self, asked=asked: Stopped if any(asked()) else None)
+            code, out, err = advkit(capsys, *line)
+        assert (code, out) == (75, "") and err.splitlines()[-1] == (
+            "Stopped; everything is saved. Give the same command again to go on."
+        )
+        assert not list(here.glob("a/runs/*/evaluations/*/*/evaluation.json")) or place.startswith("none")
+        assert not (here / "a/table.json").exists()
     assert advkit(capsys, *line)[0] == 0
     whole = ["ablate", *line[1:-1], "b"]
     assert advkit(capsys, *whole)[0] == 0

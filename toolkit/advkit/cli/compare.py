@@ -29,9 +29,9 @@ def command(runs: tuple[str, ...], as_json: bool, **typed: Any) -> None:
     they say nothing about other seeds: `advkit ablate` trains those.
     """
     from ..studies.compare import compare
-    from .display import AtOnce, bar
+    from .display import bar
 
-    with AtOnce(), bar() as watch:
+    with bar() as watch:
         comparison = compare(runs, **checked(typed), watch=watch)
     if as_json:
         print_json(comparison.as_dict())

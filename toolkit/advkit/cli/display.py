@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import Stopped
-from .signals import AtOnce, Signals
+from .signals import Signals
 from .streams import escaped
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..training.step_report import Report
 
 __all__ = [
-    "AtOnce",
     "Plain",
     "Quiet",
     "Rich",

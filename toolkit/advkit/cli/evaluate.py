@@ -109,7 +109,7 @@ def command(
     from ..studies.inputs import amount
     from ..studies.subject import subject_of
     from ..training.ranks import here
-    from .display import AtOnce, bar
+    from .display import bar
 
     gate = None if min_robust is None else amount("--min-robust", min_robust)
     if gate is not None and not gate <= 1:
@@ -129,7 +129,7 @@ def command(
     if gate is not None:
         request.refuse_without_attack(net.norm)
     team = here()
-    with AtOnce(), bar() as watch:
+    with bar() as watch:
         place = Path(out) if out else None
         result, _ = evaluate_subject(net, request, place, team=team, watch=None if team.rank else watch)
     if team.rank:  # the first speaks for all

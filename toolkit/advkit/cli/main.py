@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from ..errors import AdvkitError, CheckpointError, NotTyped, OptionError, did_you_mean, without_temporary_files
 from ..torchrun import rank, several
+from .signals import AtOnce, over
 from .streams import escaped, reopen_closed, usable
 
 
@@ -40,6 +41,10 @@ class Group(click.Group):
 
         command: click.Command = import_module(f".{self.commands_in[name]}", __package__).command
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        with AtOnce():
+            return super().invoke(ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -69,7 +74,9 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Exit codes: 0 ok, 1 the run failed, 2 what was typed, 4 data or files, 75 and 130 stopped."""
     reopen_closed()
-    sys.exit(run(arguments))
+    code = run(arguments)
+    over()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
+from threading import current_thread, main_thread
 from types import FrameType
 
 from ..errors import Interrupted, OptionError, Stopped
@@ -33,11 +34,12 @@ class Signals:
         return self._requested
 
     def __enter__(self) -> Signals:
-        # nohup ignores hang-ups: so do we then.
+        # nohup ignores hang-ups: so do we then. Only the main thread may choose.
         chosen = [
             number
             for number in STOPPING
-            if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN
+            if current_thread() is main_thread()
+            and (number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN)
         ]
         self._before = {number: signal.signal(number, self._note) for number in chosen}
         return self
@@ -53,11 +55,33 @@ class Signals:
             raise KeyboardInterrupt
 
 
+class Signalled(KeyboardInterrupt):
+    """What `AtOnce` raises: it passes whoever catches failures of strangers' code. It may get a sentence on its way.
+
+    A type of its own, as Python ends itself by SIGINT after a KeyboardInterrupt that left an `exec`, caught or not.
+    """
+
+
 class AtOnce(Signals):
-    """For work that is kept as it goes: the first signal stops it where it is."""
+    """Around every command: the first signal ends it where it is, unless a `Signals` within waits for its step."""
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
+        if isinstance(raised[1], Signalled) and self._requested is not None:
+            raise self._requested(str(raised[1]) or "Stopped; give the same command again to go on.") from None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        raise (Interrupted if number == signal.SIGINT else Stopped)("Stopped; give the same command again to go on.")
+        first = self._requested is None
+        super()._note(number, frame)
+        if first:
+            raise Signalled
+
+
+def over() -> None:
+    """The work is done, and how it ended stands: while Python leaves, which takes torch a while, nothing kills it."""
+    for number in STOPPING:
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
 
 
 _UNITS = {"h": 3600, "m": 60, "s": 1}

@@ -188,6 +188,12 @@ def measure(
 
     The verdicts are kept with the run, where `report` and `compare` find them; what is known is not asked again.
     """
+
+    def go_on(*_: object) -> None:
+        if stop := progress.stop_requested():
+            raise stop("Stopped between two steps.")
+
+    go_on()
     resolved = on_this_machine(resolved)
     with tracked(progress, trackers, path) as seen:
         if os.path.isfile(path / "run.toml"):
@@ -196,7 +202,7 @@ def measure(
             resume(folder, resolved, splits, build_model(resolved, splits.train), seen)
         else:
             start(resolved, splits, build_model(resolved, splits.train), out=path, progress=seen)
-    result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request)
+    result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
     return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms))
 
 

@@ -194,7 +194,7 @@ def evaluate_subject(
     with Store(folder, known, request.fresh, writes=team.rank == 0) as kept:
         try:
             asked_for = _ask(net.model, images, request, radii, norm, kept, team, watch)
-        except Stopped as stopped:
+        except (Stopped, KeyboardInterrupt) as stopped:
             again = "the same command again, without --fresh," if request.fresh else "the same command again"
             raise type(stopped)(f"Stopped; the verdicts so far are in {folder}. Give {again} to go on.") from None
         except ProcessLost as lost:
