@@ -53,7 +53,7 @@ class Fat(Plugin):
     @hookimpl
     def attack_step(self, batch: Batch, logits: Tensor, step: int, run: Run) -> Tensor:
         if step == 0:
-            self.left = torch.full_like(batch.y, int(self.options.tau.at(run.epoch)))
+            self.left = torch.full_like(batch.y, int(min(self.options.tau.at(run.epoch), run.attack.steps)))
         go, self.left = one_more(logits.argmax(1) != batch.y, self.left)
         return go
 

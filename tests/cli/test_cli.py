@@ -396,7 +396,7 @@ REFUSALS = [
     ),
     (
         "train --set run.device=meta",
-        "run.device = 'meta' can not be used here (Tensor.item() cannot be called on meta tensors).",
+        "run.device = 'meta' is a device whose tensors hold no values; take cpu, cuda or cuda:0.",
     ),
     (
         "train --limit 20 --set data.balance=true --set validation.fraction=0.99",

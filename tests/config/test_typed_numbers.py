@@ -84,9 +84,44 @@ def test_a_comma_names_no_plugin(typed: str) -> None:
     assert chosen("") == () and chosen(" a , b ") == ("a", "b") and chosen(None) is None
 
 
-@pytest.mark.parametrize("width", [10**6, 10**12])  # its second convolution does not fit, or its first
+@pytest.mark.parametrize("width", [10**6, 10**8, 10**12])  # the first convolution of some would fit
 def test_a_model_that_no_memory_holds_is_one_sentence(width: int) -> None:
     with pytest.raises(
         OptionError, match=r"^small-cnn does not fit into memory with normalise=data, width=1000+, norm=batch; make it"
     ):
         advkit.train(settings={"model.width": width, "data.limit": 40, "run.epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"run.device": "cuda:99"}, "run.device = 'cuda:99' can not be used here ("),
+        ({"model.width": 10**8}, "small-cnn does not fit into memory: its weights take 3.6e+09 GB, and "),
+        ({"attack.steps": 7}, ""),
+    ],
+)
+def test_a_plan_says_what_this_machine_can_not(settings: dict[str, object], sentence: str) -> None:
+    cautions = advkit.plan(settings=settings)["cautions"]
+    assert cautions == [] if not sentence else len(cautions) == 1 and cautions[0].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"settings": {"run.device": "meta"}}, "run.device = 'meta' is a device whose tensors hold no values"),
+        (
+            {"settings": {"data.root": "/here"}},
+            "digits is part of advkit and reads no files; leave --data-root /here out.",
+        ),
+        (
+            {"settings": {"model.normalise": "0.5,0.5,0.2,0.2"}},
+            "model.normalise has 2 means, and the images 1 channels",
+        ),
+        ({"plugins": "extra-data", "options": {"extra-data": {"share": 0.5}}}, "extra-data reads a folder of mapped"),
+    ],
+)
+def test_a_plan_refuses_what_training_refuses(arguments: dict[str, Any], sentence: str) -> None:
+    for asked in (advkit.plan, advkit.train):
+        with pytest.raises(OptionError) as error:
+            asked(**arguments)  # type: ignore[operator]
+        assert sentence in str(error.value)

@@ -255,7 +255,7 @@ def test_balanced_digits_are_a_prefix() -> None:
 
 def test_digits_take_no_root() -> None:
     with pytest.raises(OptionError) as error:
-        Digits().load(Path("folder"), None)
+        advkit.load_data("digits", "folder")
     assert message(error) == "digits is part of advkit and reads no files; leave --data-root folder out."
 
 

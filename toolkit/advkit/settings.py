@@ -56,7 +56,8 @@ class RunSettings(OptionModel):
     @classmethod
     def _of_torch(cls, value: str) -> str:
         try:
-            torch.device(value)
+            if torch.device(value).type == "meta":
+                raise ValueError("is a device whose tensors hold no values; take cpu, cuda or cuda:0")
         except RuntimeError:
             raise ValueError("must be a device of torch, such as cpu, cuda or cuda:0") from None
         return value

@@ -250,8 +250,8 @@ class DataSource(ABC):
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, object]] = {}
-
-    decodes: ClassVar[bool] = True  # files of pictures, so that data.max_pixels is of use
+    reads: ClassVar[bool] = True  # files, so that data.root is of use
+    decodes: ClassVar[bool] = True  # and those of pictures, so that data.max_pixels is
 
     max_pixels: int = 1 << 24
     """Most pixels of one image, judged before it is decoded; the setting data.max_pixels."""

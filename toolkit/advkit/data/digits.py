@@ -17,7 +17,6 @@ from typing import final
 import numpy as np
 import torch
 
-from ..errors import OptionError
 from .base import Dataset, DataSource, Splits
 
 TRAINING_IMAGES = 1258
@@ -28,13 +27,11 @@ class Digits(DataSource):
     """UCI handwritten digits, 8x8 gray: 1,258 training and 539 test images, no download."""
 
     name = "digits"
-    decodes = False
+    reads = decodes = False
     defaults = {"attack.eps": 0.15}
     classes, shape, images = 10, (1, 8, 8), (1258, 539)
 
     def load(self, root: Path | None, limit: int | None) -> Splits:
-        if root is not None:
-            raise OptionError(f"digits is part of advkit and reads no files; leave --data-root {root} out.")
         with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
             levels = torch.from_numpy(file["images"]).to(torch.int64)
             labels = torch.from_numpy(file["labels"]).to(torch.int64)

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from ..data.own import OwnData, as_splits, as_wide_as
 from ..errors import CheckpointError, DataError, OptionError, shown
 from ..fingerprint import code, fingerprint
 from ..models.base import DataSpec, ModelBuilder
+from ..models.sizes import built, fitting
 from ..modules import own_generator, placement
 from ..own_file import OwnFile, load_all
 from ..plugin import CORE
@@ -31,9 +33,6 @@ from ..storage.run_folder import RunFolder
 from ..storage.weights import MODEL, Placed, prefixed, put_weights
 from .feed import parted
 from .meeting import join
-
-NO_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed", "overflow")
-"""What torch says of tensors that are larger than memory, or than 64 bits can count."""
 
 
 @checked()
@@ -53,14 +52,16 @@ def load_data(
 
     Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
     """
-    source = source_of(name, size, max_pixels)()
+    source = source_of(name, size, max_pixels, root)()
     source.max_pixels, source.balance, source.size = max_pixels or source.max_pixels, balance, size
     return source.load(Path(root) if root else None, limit or None)
 
 
-def source_of(name: str, size: int = 0, max_pixels: int | None = None) -> type[DataSource]:
-    """What loads a registered data set. Raises PluginLoad; OptionError for what is said of pictures, of one without."""
+def source_of(name: str, size: int = 0, max_pixels: int | None = None, root: object = None) -> type[DataSource]:
+    """What loads a registered data set. Raises PluginLoad; OptionError for what is said of files that it has not."""
     source = cast(type[DataSource], registry.load("data set", name))
+    if root and not source.reads:
+        raise OptionError(f"{name} is part of advkit and reads no files; leave --data-root {root} out.")
     if size and source.size is None:
         raise OptionError(f"data.size is of pictures that image-folder decodes, and {name} has images; leave it at 0.")
     if max_pixels not in (None, DataSource.max_pixels) and not source.decodes:
@@ -118,16 +119,10 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
             "This run trained a model passed from Python: pass it again, as `model` to advkit.evaluate, advkit.audit "
             "or advkit.export and, with resume_from, to advkit.train; or name what makes it with --model FILE.py:NAME."
         )
-    build = builder_of(resolved).build if file is None else _builder_of(file, resolved)
-    with own_generator(torch.device("cpu")) as seed:
+    build = partial(built, builder_of(resolved)) if file is None else _builder_of(file, resolved)
+    with own_generator(torch.device("cpu")) as seed, fitting(name, resolved.model_options):
         seed(derive_seed(resolved.run.seed, CORE, "init"))
-        try:
-            return build(DataSpec.of(train))
-        except (RuntimeError, MemoryError, OverflowError) as error:
-            if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
-                raise
-            options = ", ".join(f"{key}={value}" for key, value in resolved.model_options.items())
-            raise OptionError(f"{name} does not fit into memory with {options}; make it smaller.") from None
+        return build(DataSpec.of(train))
 
 
 def _builder_of(file: OwnFile, resolved: Resolved) -> Callable[[DataSpec], nn.Module]:
@@ -246,16 +241,22 @@ def held_out_now(path: Path, resolved: Resolved, splits: Splits) -> str:
     )
 
 
+def refused_here(resolved: Resolved) -> str:
+    """Why the device of a run is none of this machine; "" where it is one."""
+    try:
+        torch.zeros(1, device=resolved.run.device).item()
+    except (RuntimeError, AssertionError) as error:
+        return f"run.device = {resolved.run.device!r} can not be used here ({str(error).splitlines()[0]})"
+    return ""
+
+
 def on_this_machine(resolved: Resolved, timeout: float | None = None) -> Resolved:
     """Refuse what can not run here; put the number of threads in force where it was left open.
 
     Of several processes, each meets the others here where there is a `timeout`, their seconds of patience.
     """
-    try:
-        torch.zeros(1, device=resolved.run.device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"run.device = {resolved.run.device!r} can not be used here ({reason}).") from None
+    if unusable := refused_here(resolved):
+        raise OptionError(f"{unusable}.")
     if resolved.run.threads:
         torch.set_num_threads(resolved.run.threads)
     if timeout is not None:

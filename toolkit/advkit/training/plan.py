@@ -16,13 +16,15 @@ from ..config.runfile import companions
 from ..data.base import Dataset, Splits, refuse_few
 from ..data.decoded import Decoded
 from ..data.transforms import WHEN_DECODED
+from ..models.base import DataSpec
 from ..models.elsewhere import Elsewhere
+from ..models.sizes import fitting, too_large
 from ..run import Run, RunState
 from ..services import NoNet
 from .ahead import refuse_undecoded
 from .feed import refuse_no_rest
 from .objects import refuse_net
-from .parts import builder_of, refuse_no_test, source_of
+from .parts import builder_of, refuse_no_test, refused_here, source_of
 
 
 def plan(resolved: Resolved, splits: Splits | None = None, model: nn.Module | None = None) -> dict[str, Any]:
@@ -34,6 +36,9 @@ def plan(resolved: Resolved, splits: Splits | None = None, model: nn.Module | No
     _refuse(resolved, splits)
     if model is not None:
         refuse_net(resolved, model, *_some(resolved, data))
+    here = [] if model is not None else _too_large(resolved, data)
+    if unusable := refused_here(resolved):
+        here.append(f"{unusable}; a run needs a machine where it can")
     composition, (claims, modules) = resolved.composition, _claims(resolved, data)
     stages = composition.stages()
     dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)
@@ -43,7 +48,13 @@ def plan(resolved: Resolved, splits: Splits | None = None, model: nn.Module | No
         "hooks": {hook: list(composition.owners(hook)) for hook, answers in composition.answers.items() if answers},
         "rules": {hook: HOOKS[hook].rule.value for hook, answers in composition.answers.items() if answers},
         "companions": companions(resolved),
-        "cautions": [*resolved.cautions, *_balance(resolved), *_lone_image(resolved, data), *_autotuned(resolved)],
+        "cautions": [
+            *resolved.cautions,
+            *_balance(resolved),
+            *_lone_image(resolved, data),
+            *_autotuned(resolved),
+            *here,
+        ],
         "settings": {
             key: {"value": value, "from": resolved.origins.get(key, "default")} for key, value in values.items()
         },
@@ -69,7 +80,7 @@ def _refuse(resolved: Resolved, splits: Splits | None) -> None:
         refuse_no_test(resolved, splits)
         decoded = isinstance(splits.train.images, Decoded)
     elif registered(data.name):
-        source, decoded = source_of(data.name, data.size, data.max_pixels), bool(data.size)
+        source, decoded = source_of(data.name, data.size, data.max_pixels, data.root), bool(data.size)
         if data.limit:
             refuse_few(data.limit, getattr(source, "classes", 0))
     if data.transform == WHEN_DECODED and not decoded:
@@ -77,6 +88,21 @@ def _refuse(resolved: Resolved, splits: Splits | None) -> None:
     samples = _samples(resolved, None if splits is None else splits.train)
     if samples is not None:
         refuse_no_rest(samples - round(resolved.validation.fraction * samples))
+
+
+def _too_large(resolved: Resolved, data: Dataset | None) -> list[str]:
+    """A caution where the weights of the net are more than this machine can hold, as far as the images are known.
+
+    Raises OptionError for what the net can not be built for.
+    """
+    some, classes = _some(resolved, data)
+    if some is None or not registered(resolved.model_name):
+        return []
+    channels, height, width = some.shape[1:]
+    spec = DataSpec(channels, height, width, classes, (0.5,) * channels, (0.25,) * channels)
+    with fitting(resolved.model_name, resolved.model_options):
+        why = too_large(builder_of(resolved), spec)
+    return [f"{resolved.model_name} does not fit into memory: {why}"] if why else []
 
 
 def _some(resolved: Resolved, data: Dataset | None) -> tuple[Tensor | None, int]:
