@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advkit import Batch, Company, Plugin, PluginOptions, Real, Run, hookimpl, option
+from advkit import AttackResult, Batch, Company, Plugin, PluginOptions, Real, Run, hookimpl, option
 
 Form = Literal["tanh", "sigmoid", "discrete"]
 
@@ -40,7 +40,8 @@ class Gairat(Plugin):
 
     options: Options
     begin = 0
-    kappa: Tensor
+    kappa: list[Tensor]
+    """(B,) of each restart."""
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -65,12 +66,16 @@ class Gairat(Plugin):
         return cautions
 
     @hookimpl
-    def attack_step(self, batch: Batch, logits: Tensor, step: int) -> Tensor:
+    def attack_step(self, batch: Batch, logits: Tensor, step: int, restart: int) -> Tensor:
         right = logits.argmax(1) == batch.y
-        so_far = self.kappa if step else torch.zeros_like(batch.x[:, 0, 0, 0])
-        self.kappa = so_far + right.to(so_far.dtype)
+        if not step:
+            self.kappa = [*(self.kappa if restart else ()), torch.zeros_like(batch.x[:, 0, 0, 0])]
+        self.kappa[restart] = self.kappa[restart] + right.to(batch.x.dtype)
         return torch.ones_like(right)
 
     @hookimpl
-    def instance_weight(self, run: Run) -> Tensor:
-        return geometry_weights(self.kappa, run.attack.steps, form=self.options.form, lam=self.options.lam)
+    def instance_weight(self, attack: AttackResult, run: Run) -> Tensor:
+        kappa = self.kappa[0]
+        if attack.restart is not None:
+            kappa = torch.stack(self.kappa).gather(0, attack.restart[None])[0]
+        return geometry_weights(kappa, run.attack.steps, form=self.options.form, lam=self.options.lam)

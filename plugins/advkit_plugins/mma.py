@@ -39,14 +39,16 @@ def soft_logit_margin(logits: Tensor, y: Tensor) -> Tensor:
 def bisected(margin: Callable[[Tensor], Tensor], first: Tensor, cap: float, steps: int) -> Tensor:
     """Where `margin`, of lengths (B,), turns positive between 0 and `cap`: first asked at `first`, then at middles.
 
-    The last middle; close to `cap` where it never turns.
+    The last middle; `cap` where no length that was asked at is beyond the turn.
     """
     length, low, high = first, torch.zeros_like(first), torch.full_like(first, cap)
+    reached = torch.zeros_like(first, dtype=torch.bool)
     for _ in range(steps):
         below = margin(length) < 0
+        reached |= ~below
         low, high = torch.where(below, length, low), torch.where(below, high, length)
         length = (low + high) / 2
-    return length
+    return torch.where(reached, length, cap)
 
 
 class Mma(Plugin):

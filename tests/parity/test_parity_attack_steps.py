@@ -16,7 +16,7 @@ from naive import Attack, Branch, Learner, cross_entropy, mean, one_hot
 from subject import APART, Subject, assert_parity, differences, pair
 from torch import Tensor, nn
 
-from advkit import OptionError, Plugin, PluginOptions, hookimpl
+from advkit import OptionError, Plugin, PluginOptions, Step, hookimpl
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit_plugins.fat import one_more
@@ -243,6 +243,39 @@ def test_gairat_weighs_by_the_iterates_that_are_right(net: nn.Module, data, form
         }[form]
         weights = [w * len(raw) / sum(raw) for w in raw]
         assert_parity(subject.visit(*data.of_step, epoch), update(me, x_adv, target, weights))
+
+
+def test_of_several_restarts_gairat_counts_the_one_that_is_kept(net: nn.Module, data) -> None:
+    seen = []
+
+    class Spy(Plugin):
+        name = "spy"
+
+        @hookimpl
+        def attack_step(self, batch, logits, step, restart):
+            seen.append((restart, (logits.argmax(1) == batch.y).double()))
+            return torch.ones_like(batch.y, dtype=torch.bool)
+
+        @hookimpl
+        def observe_update(self, attack, adv_logits):
+            seen.append((attack.restart, adv_logits))
+
+    settings = {"attack.restarts": 3, "attack.init": "uniform", "attack.steps": 3, "attack.step_size": 0.05}
+    step = Step(
+        net, torch.optim.SGD(net.parameters(), 0.0), ["gairat", Spy], num_samples=data.samples, eps=0.5,
+        options={"gairat": {"burn_in": 0}}, settings=settings | {"run.epochs": 1},
+    )  # fmt: skip
+    with torch.no_grad():
+        y = net.eval()(data.x).argmax(1)  # so that the attack has something to turn
+    report = step(data.x, y, data.index, epoch=0)
+    kept, logits = seen.pop()
+    kappa = torch.stack([sum(right for of, right in seen if of == restart) for restart in range(3)])
+    losses = nn.functional.cross_entropy(logits, y, reduction="none")
+    own, of_the_last = (
+        float((geometry_weights(counts, 3, form="tanh", lam=-1.0) * losses).mean())
+        for counts in (kappa.gather(0, kept[None])[0], kappa[-1])
+    )
+    assert float(report.loss) == pytest.approx(own, rel=1e-12) and abs(own - of_the_last) > 1e-3
 
 
 def test_the_weights_of_related_work() -> None:

@@ -72,12 +72,14 @@ class MaxMargin:
             attack = Attack(eps, 2.5 * eps / STEPS, STEPS)
             begin = boxed(x[i], eps * noise[i])
             unit = (perturbed(model, x[i], lambda z, y=label: margin(z, y), eps, attack, begin) - x[i]) / eps
-            low, high = 0.0, self.cap
+            low, high, reached = 0.0, self.cap, False
             for _ in range(self.search):
                 below = at((x[i] + eps * unit).clamp(0, 1)) < 0
                 low = max(eps, low) if below else low
                 high = high if below else min(eps, high)
+                reached |= not below
                 eps = (low + high) / 2
+            eps = eps if reached else self.cap
             self.eps[sample] = eps
             trained.append(eps < self.d_max)
             x_adv[i] = (x[i] + eps * unit).clamp(0, 1)
@@ -174,7 +176,21 @@ def test_bisection_brackets_the_turn(turn: float, first: float, steps: int) -> N
 
 def test_a_boundary_that_is_not_reached_is_the_cap() -> None:
     never = bisected(lambda e: torch.full_like(e, -1.0), torch.full((1,), 0.01, dtype=torch.float64), 0.5, 10)
-    assert 0.4995 < float(never) <= 0.5
+    assert float(never) == 0.5
+
+
+@pytest.mark.parametrize(("cap", "search", "trained"), [(1.0, 10, 0), (1.05, 1, 0), (1.05, 3, 0), (1.05, 10, 6)])
+def test_beyond_d_max_nothing_is_trained_on(cap: float, search: int, trained: int) -> None:
+    """A short search, or one that ends at d_max itself, took what is never fooled for a margin below it."""
+    x, model = 0.4 + 0.2 * torch.rand(6, 1, 2, 2, dtype=torch.float64), Linear()
+    y = (x.flatten(1) @ model.w + 0.1 > 0).long().detach()
+    step = Step(
+        model, torch.optim.SGD(model.parameters(), 0.0), ["mma"], num_samples=6, eps=0.1, settings={"attack.steps": 2},
+        options={"mma": {"d_max": 0.9 if trained else 1e-4, "eps_min": 1e-5, "lam": 0, "cap": cap, "search": search}},
+    )  # fmt: skip
+    report = step(x, y, torch.arange(6), epoch=0)
+    assert int((step.state.samples["mma/eps"] < (0.9 if trained else 1e-4)).sum()) == trained
+    assert (report.weighted["base_loss"] > 0) == bool(trained)
 
 
 def test_the_soft_logit_margin() -> None:

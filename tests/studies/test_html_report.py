@@ -372,6 +372,8 @@ def test_the_verdict_comes_first(runs: Path) -> None:
         "audited. AutoAttack was not among the attacks, so the truth may be lower.",
         "verdict",
     )
+    put(runs / "plain", "evaluations/three/n-300/evaluation.json", changed(n=300, eps=1e-3, suspect=False, audit=[]))
+    assert said()[0].startswith("Worst case 0.500 (0.431 to 0.569) within linf 0.15 under pgd-20, on 200 images")
     worst = {"accuracy": 0.46, "interval": [0.36, 0.56]}
     strong = [*EVALUATION["attacks"], {**EVALUATION["attacks"][1], "name": "autoattack", "accuracy": 0.46}]
     few = changed(n=100, attacks=strong, worst_case=worst, suspect=False, audit=[])

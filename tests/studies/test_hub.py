@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,11 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     card = (tmp_path / "empty" / "README.md").read_text()
     assert f"Nothing is known of these weights: `advkit evaluate {home} --attacks clean,autoattack`" in card
     assert "Not audited for masked gradients yet" in card and "in\nlinf of 8/255" in card
-    judged = advkit.evaluate(home, attacks="clean,pgd-1", n=20)
+    advkit.evaluate(home, attacks="clean,pgd-1", n=20, eps=1e-3, audit=False)
+    (small,) = home.glob("evaluations/*")
+    advkit.export(home, tmp_path / "small", hub=True)
+    assert "Trained against linf 8/255, where nothing is known of it yet" in (tmp_path / "small/README.md").read_text()
+    judged = advkit.evaluate(home, attacks="clean,pgd-1", n=20)  # of the run's threat, which counts before others
     audit = advkit.audit(home, n=20)
     record = advkit.export(home, tmp_path / "net", hub=True)
     card = (tmp_path / "net" / "README.md").read_text()
@@ -34,11 +39,13 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
         assert f"| {attack.accuracy:.4f} | {attack.interval[0]:.4f} to {attack.interval[1]:.4f} |" in card
     fields = json.loads(card.partition("```json\n")[2].partition("```")[0])
     assert fields["autoattack_acc"] is None and fields["clean_acc"] == f"{100 * judged.attacks[0].accuracy:.2f}"
+    assert "n = 20, worst case" in card and "at linf 0.001 under pgd-1." in card and "Trained against" not in card
     assert "Not evaluated under AutoAttack yet" in card and all(f"| {check.name} |" in card for check in audit.checks)
     assert (home / "run.toml").read_text().strip() in card
     config = json.loads((tmp_path / "net" / "config.json").read_text())
     assert config["architecture"] == "small-cnn" and config["num_classes"] == 10 and config["mean"] == record.mean
     # figures that their verdicts do not bear out are not published, which is said
+    shutil.rmtree(small)
     (kept,) = home.glob("evaluations/*/*/evaluation.json")
     told = json.loads(kept.read_text())
     kept.write_text(json.dumps(told | {"worst_case": {"accuracy": 0.96, "interval": [0.9, 0.98]}}))

@@ -61,9 +61,10 @@ class AttackResult:
     """What an attack returns: x_adv, detached, and any `traces` (B, ...) for later hooks.
 
     advkit's own attack also reports the moves it made per sample, `steps` (B,); whether every input gradient was
-    finite, `finite` (); and how many iterates had no gradient at all, `zero_gradients` (B,). `start` (B, C, H, W) is
-    where it began, which `update.clean=start` needs. Whether it succeeded is not its word: the core judges that at the
-    final iterate, where somebody demands `success`.
+    finite, `finite` (); how many iterates had no gradient at all, `zero_gradients` (B,); and of several restarts the
+    one that each sample keeps, `restart` (B,). `start` (B, C, H, W) is where it began, which `update.clean=start`
+    needs. Whether it succeeded is not its word: the core judges that at the final iterate, where somebody demands
+    `success`.
     """
 
     x_adv: Tensor
@@ -72,6 +73,7 @@ class AttackResult:
     finite: Tensor | None = None
     zero_gradients: Tensor | None = None
     start: Tensor | None = None
+    restart: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..config import runfile
 from ..evaluation.audit.checks import Check
-from .kept import kept
+from .kept import is_of, kept, most_telling
 from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
 from .subject import Subject
 
@@ -146,7 +146,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
         eps=_eps(record.eps),
         normalised=", normalised by the numbers of config.json" if timms else "",
         licence=LICENCE,
-        accuracies=_accuracies(judged, str(run)),
+        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, str(run)),
         audit=_audited(audit.checks if isinstance(audit, AuditRecord) and fits else [], str(run)),
         use=TIMM if timms else WEIGHTS if record.without_graph else GRAPH,
         notes="".join(f"\n- {note}." for note in record.notes) + ("\n" if record.notes else ""),
@@ -154,12 +154,12 @@ def card(subject: Subject, record: ExportRecord) -> str:
     )
 
 
-def _accuracies(judged: Sequence[Evaluation], run: str) -> str:
-    """Of the evaluation with the most images that has AutoAttack, else with the most."""
+def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str) -> str:
+    """Of the first, which says most; the others in a line each."""
     command = f"`advkit evaluate {run} --attacks clean,autoattack`"
     if not judged:
         return f"Nothing is known of these weights: {command}, then export again."
-    chosen = max(judged, key=lambda one: (any(row.name == "autoattack" for row in one.attacks), one.n))
+    chosen, *others = judged
     rows = [["attack", "norm", "eps", "accuracy", "95 %"], ["---"] * 5]
     for row, label in zip(chosen.attacks, chosen.labels, strict=True):
         attacked = row.name != "clean"
@@ -173,6 +173,16 @@ def _accuracies(judged: Sequence[Evaluation], run: str) -> str:
     said = [f"On {chosen.images or 'images'} of the test split, n = {chosen.n}:", "", *lines]
     if chosen.alarms:
         said += ["", f"**Suspect**: the short audit raises {', '.join(chosen.alarms)}."]
+    labelled = zip(chosen.labels, chosen.attacks, strict=True)
+    said += [f"\n{label}: {note.removesuffix('.')}." for label, row in labelled for note in row.notes]
+    if not is_of(chosen, record.norm, record.eps):
+        said += ["", f"Trained against {record.norm} {_eps(record.eps)}, where nothing is known of it yet: {command}."]
+    said += [
+        f"\nAlso evaluated: n = {one.n}, worst case {worst.accuracy:.4f} at {norm} {_eps(one.eps or 0.0)} under "
+        f"{', '.join(row.name for row in one.attacks if row.name != 'clean')}."
+        for one in others
+        for norm, worst in one.worst.items()
+    ]
     if not any(row.name == "autoattack" for row in chosen.attacks):
         said += ["", f"Not evaluated under AutoAttack yet: {command}."]
     fields = json.dumps(chosen.robustbench, indent=1)

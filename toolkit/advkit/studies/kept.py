@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,25 @@ def kept(run: Path) -> dict[str, Evaluation | str]:
                 read = str(error)
         found[f"{file.parent.parent.name}/{file.parent.name}"] = read
     return dict(sorted(found.items(), key=lambda item: -item[1].n if isinstance(item[1], Evaluation) else 0))
+
+
+def most_telling(judged: Iterable[Evaluation], norm: object, eps: object) -> list[Evaluation]:
+    """First what says most of a run of that threat: of the same threat, with AutoAttack, of the most images, the worst.
+
+    Evaluations without an attack come last.
+    """
+
+    def rank(one: Evaluation) -> tuple[bool, bool, bool, int, float]:
+        strong = any(row.name.startswith("autoattack") for row in one.attacks)
+        worst = min((each.accuracy for each in one.worst.values()), default=1.0)
+        return not one.worst, not is_of(one, norm, eps), not strong, -one.n, worst
+
+    return sorted(judged, key=rank)
+
+
+def is_of(one: Evaluation, norm: object, eps: object) -> bool:
+    """Whether an evaluation is of that norm and radius."""
+    return one.norm == norm and isclose(one.eps or 0.0, eps if isinstance(eps, int | float) else -1.0, rel_tol=1e-6)
 
 
 def withstood(file: Path, result: Evaluation) -> dict[str, list[bool]]:

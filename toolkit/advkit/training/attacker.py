@@ -105,7 +105,7 @@ class Attacker:
         settings, batch, budget, radius = self.panel.state.attack, known["batch"], known["budget"], known["radius"]
         ball = ball_of(settings, batch.x, radius)
         step_size = budget.step_size if budget.step_size is not None else torch.full_like(radius, settings.step_size)
-        beginner, observe = self.stage.owner("attack_start"), self._observer(known)
+        beginner = self.stage.owner("attack_start")
 
         def begin(restart: int) -> Tensor:
             if beginner is None:
@@ -124,21 +124,21 @@ class Attacker:
                 steps=settings.steps,
                 step_size=step_size * scale.step_size,
                 limit=budget.steps,
-                observe=observe,
+                observe=self._observer(known, restart),
                 transform=self._transform(known, restart),
                 keep_start=self.panel.composition.setting.clean_at_start,
             )
 
         return strongest(attempt, settings.judged, lambda x: objective(model(x)))
 
-    def _observer(self, known: Mapping[str, Any]) -> Observer | None:
+    def _observer(self, known: Mapping[str, Any], restart: int = 0) -> Observer | None:
         """The `attack_step` answers as one, and-ed; None where nobody observes, so that nothing is called."""
         answers: Sequence[Answer] = self.stage.answers["attack_step"]
         if not answers:
             return None
 
         def observe(*, step: int, **seen: Tensor) -> Tensor:
-            now = {**known, "step": step} | {name: tensor.detach() for name, tensor in seen.items()}
+            now = {**known, "step": step, "restart": restart} | {name: tensor.detach() for name, tensor in seen.items()}
             return torch.stack([self.contract.mask(a.plugin.name, self.panel.ask(a, now)) for a in answers]).all(dim=0)
 
         return observe

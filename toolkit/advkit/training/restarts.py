@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,16 +17,20 @@ def strongest(attempt: Callable[[int], AttackResult], judged: int, loss: Callabl
 
     `attempt` is asked by number. Where none is `judged` there is one attempt, and nobody asks for its loss.
     """
-    kept = attempt(0)
     if not judged:
-        return kept
+        return attempt(0)
+    kept = _numbered(attempt(0), 0)
     highest = loss(kept.x_adv)
     for number in range(1, judged):
-        other = attempt(number)
+        other = _numbered(attempt(number), number)
         value = loss(other.x_adv)
         kept = _of_each(value >= highest, other, kept)
         highest = torch.maximum(value, highest)
     return kept
+
+
+def _numbered(result: AttackResult, number: int) -> AttackResult:
+    return replace(result, restart=torch.full((len(result.x_adv),), number, device=result.x_adv.device))
 
 
 def _of_each(rows: Tensor, one: AttackResult, other: AttackResult) -> AttackResult:
@@ -41,4 +46,5 @@ def _of_each(rows: Tensor, one: AttackResult, other: AttackResult) -> AttackResu
         finite=finite,
         zero_gradients=chosen(one.zero_gradients, other.zero_gradients),
         start=chosen(one.start, other.start),
+        restart=chosen(one.restart, other.restart),
     )

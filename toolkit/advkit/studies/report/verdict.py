@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..kept import is_of, most_telling
 from ..records import AuditRecord, Evaluation
 from .alarms import alarms
 from .markup import Html, figure, paragraph, share, span, tag
@@ -9,7 +10,7 @@ from .sources import Source
 
 
 def verdict(source: Source) -> Html:
-    """Of the evaluation that says most: with AutoAttack, then of the most images, then the worst."""
+    """Of the evaluation that says most: at the run's eps, with AutoAttack, then of the most images, then the worst."""
     judged = [
         one
         for one in source.evaluations.values()
@@ -17,7 +18,8 @@ def verdict(source: Source) -> Html:
     ]
     if not judged:
         return paragraph(tag("strong", "Robustness unknown"), ": no evaluation of these weights.", kind="missing")
-    found = min(judged, key=lambda one: (not _strong(one), -one.n, _worst(one)))
+    threat = source.values.get("attack.norm"), source.values.get("attack.eps")
+    found = most_telling(judged, *threat)[0]
     norm = found.norm if found.norm in found.worst else next(iter(found.worst))
     worst = found.worst[norm]
     attacks = [row.name for row in found.attacks if row.name != "clean"]
@@ -36,12 +38,11 @@ def verdict(source: Source) -> Html:
         " The checkpoint was chosen on the test split: the figure is optimistic."
         if found.selected_on == "test"
         else "",
+        ""
+        if is_of(found, *threat)
+        else f" It was trained against {threat[0]} {figure(threat[1])}, where nothing is known.",
     ]
     return paragraph(*content, kind="caution" if audited else "verdict")
-
-
-def _worst(found: Evaluation) -> float:
-    return min(one.accuracy for one in found.worst.values())
 
 
 def _strong(found: Evaluation) -> bool:
