@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
-from advkit import Plugin, hookimpl
+from advkit import Plugin, hookimpl, registry
 from advkit.cli.main import run
 from advkit.errors import blamed
 from advkit.testing import CHECKS, Finding, Subject, drawn, subject
@@ -117,3 +118,21 @@ def test_without_a_folder_for_temporary_files(
     monkeypatch.setattr(subject, "CHECKS", {"step": one})
     assert run(["plugins", "check", "trades"]) == 4
     assert capsys.readouterr().err.startswith("Error: No folder for temporary files can be used; set TMPDIR")
+
+
+class Global(Plugin):
+    """Draws from torch's generator."""
+
+    name = "global"
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits: Tensor) -> Tensor:
+        return adv_logits.square().mean(1) * torch.rand(len(adv_logits))
+
+
+@pytest.mark.parametrize("check", ["order", "pairs"])
+def test_a_neighbour_that_is_broken_is_set_aside(check: str) -> None:
+    examined = Subject.of("label-smoothing")
+    examined.others = [Global, registry.load("plugin", "trades")]
+    found = CHECKS[check].outcome(examined)
+    assert (found.state, found.said) == ("holds", "without global, broken alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -343,3 +344,13 @@ def test_a_step_without_a_length_has_no_caution_of_it(tiny_net: Net) -> None:
         return [one for one in step.composition.cautions if "a run of 20" in one]
 
     assert not said({}) and len(said({"run.epochs": 20})) == 2
+
+
+def test_a_step_is_pickled_and_goes_on_alike(made: Maker, tiny_batch: BatchOf) -> None:
+    one, net = made(["cat-eps", "lsiw"])
+    x, y, index = tiny_batch()
+    one(x, y, index, epoch=0)
+    other = pickle.loads(pickle.dumps(one))
+    assert other.model is not net
+    assert torch.equal(one(x, y, index, epoch=1).loss, other(x, y, index, epoch=1).loss)
+    assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in net.state_dict().items())

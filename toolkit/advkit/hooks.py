@@ -121,9 +121,8 @@ class Hooks:
     ) -> Tensor:
         """(B,) bool: which samples go on. Called at every iterate, before its move; `step` counts from 0 a restart.
 
-        Of several restarts each sample keeps one, and `attack.restart` (B,) tells later hooks which: what was seen in
-        another is of another attack. Who has stopped stays where it is. Tensors are detached and borrowed: read them,
-        keep none, change nothing.
+        Later hooks know by `attack.restart` (B,) which restart a sample keeps. Who has stopped stays where it is.
+        Tensors are detached and borrowed: read them, keep none, change nothing.
         """
 
     @hookspec(Rule.CHAIN, "attack", default="unchanged")

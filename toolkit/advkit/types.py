@@ -61,10 +61,9 @@ class AttackResult:
     """What an attack returns: x_adv, detached, and any `traces` (B, ...) for later hooks.
 
     advkit's own attack also reports the moves it made per sample, `steps` (B,); whether every input gradient was
-    finite, `finite` (); how many iterates had no gradient at all, `zero_gradients` (B,); and of several restarts the
-    one that each sample keeps, `restart` (B,). `start` (B, C, H, W) is where it began, which `update.clean=start`
-    needs. Whether it succeeded is not its word: the core judges that at the final iterate, where somebody demands
-    `success`.
+    finite, `finite` (); how many iterates had no gradient at all, `zero_gradients` (B,); and the restart that each
+    sample keeps of several, `restart` (B,). `start` (B, C, H, W) is where it began, which `update.clean=start` needs.
+    Whether it succeeded is not its word: the core judges that at the final iterate, where somebody demands `success`.
     """
 
     x_adv: Tensor

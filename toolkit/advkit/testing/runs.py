@@ -177,6 +177,10 @@ def _by_steps(subject: Subject) -> dict[str, Tensor]:
 def check_order(subject: Subject) -> None:
     """Beside all that fit, the order in which plugins are named changes no bit."""
     subject.repeatable()
+    subject.among_the_sound(lambda: _order(subject))
+
+
+def _order(subject: Subject) -> None:
     chosen = crowd(subject.company, subject.others, subject.refused)
     if len(chosen) == 1:
         raise NotRun("nobody fits beside it")
@@ -207,6 +211,10 @@ def check_pairs(subject: Subject) -> None:
     """Beside any other installed plugin it trains as planned, or both are refused in a sentence that names it."""
     subject.run_plainly()
     subject.presuppose("passes")
+    subject.among_the_sound(lambda: _pairs(subject))
+
+
+def _pairs(subject: Subject) -> None:
     refused_alone = subject.refused((subject.plugin,))
     for other in subject.others:
         pair = (subject.plugin, other)

@@ -107,6 +107,7 @@ class Care:
                 for name, counts in self._counts.items()
                 if (changed := counts.changed())
             ]
+            self._generators, self._counts = {}, {}
             cautions += [
                 at_rest(self._idle),
                 unregistered(self.model, self.optimizer),
