@@ -233,6 +233,18 @@ GOOD = np.zeros((4, 8, 8, 3), np.uint8)
     [
         (npz(x=GOOD), r"has x; an npz of images has the arrays `image` and `label`\."),
         (npz(image=GOOD / 255, label=np.arange(4)), r"images are float64 \(4, 8, 8, 3\); give uint8 \(N, H, W, C\) "),
+        (
+            npz(image=GOOD[:, :3, :3], label=np.arange(4)),
+            r"uint8 \(4, 3, 3, 3\), which may be \(N, C, H, W\) or \(N, H, ",
+        ),
+        (
+            npz(image=GOOD[:, :1, :, :1], label=np.arange(4)),
+            r"which may be .*; give gray ones as \(N, H, W\), others in",
+        ),
+        (
+            npz(image=GOOD[:, :2, :, :2], label=np.arange(4)),
+            r"images are uint8 \(4, 2, 8, 2\); give uint8 \(N, H, W, C",
+        ),
         (npz(image=GOOD, label=np.arange(3)), r"labels are int64 \(3,\); give whole numbers \(4,\)\."),
         (npz(image=GOOD, label=np.arange(4) - 1), r"there is no image, or labels are no places of classes; number "),
         (npz(image=GOOD, label=np.array([{}] * 4)), r"labels are object \(4,\); give whole numbers \(4,\)\."),
@@ -247,6 +259,16 @@ def test_what_can_not_be_taken_is_refused(tmp_path: Path, write: Callable[[Path]
     with pytest.raises(DataError, match=sentence):
         convert(str(tmp_path / "g.npz"), tmp_path / "mapped")
     assert not (tmp_path / "mapped").exists()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2)])
+@pytest.mark.parametrize("shape", [(4, 2, 5, 1), (4, 2, 5, 3), (4, 9, 2, 4)])
+def test_images_of_either_order_are_the_same(tmp_path: Path, shape: tuple[int, ...], order: tuple[int, ...]) -> None:
+    """However small, where one order alone fits."""
+    images = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    np.savez(tmp_path / "g.npz", image=images.transpose(order), label=np.arange(4))
+    convert(str(tmp_path / "g.npz"), tmp_path / "mapped")
+    assert np.array_equal(np.load(tmp_path / "mapped/train-images.npy"), images.transpose(0, 3, 1, 2))
 
 
 def test_an_array_that_promises_more_than_the_disk_holds_is_refused(tmp_path: Path) -> None:

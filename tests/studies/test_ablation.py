@@ -26,6 +26,7 @@ from advkit.storage.lock import RunLock
 from advkit.studies import ablation, arms, paired_tables
 from advkit.studies.inputs import seeds
 from advkit.studies.paired_records import AblationRow
+from advkit.studies.records import CHOSEN_ON_TEST
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
 TINY += ["--set", "validation.steps=2"]
@@ -168,9 +169,16 @@ def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest
 
 
 def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = advkit(capsys, "ablate", "--plugins", "awp", "--seeds", "3,", *TINY, *ASKED, "--out", "a", "--json")
+    asked = ["--plugins", "awp", "--seeds", "3,", *TINY, *ASKED, "--set=validation.split=test"]
+    code, out, _ = advkit(capsys, "ablate", *asked, "--out", "a", "--json")
     assert code == 0
-    settings = {"data.limit": 60, "model.width": 2, "attack.steps": 2, "validation.steps": 2}
+    settings = {
+        "validation.split": "test",
+        "data.limit": 60,
+        "model.width": 2,
+        "attack.steps": 2,
+        "validation.steps": 2,
+    }
     heard: list[str] = []
     rows = package.ablate(
         "awp",
@@ -184,6 +192,10 @@ def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFi
         tell=heard.append,
     )
     assert [row.as_dict() for row in rows] == json.loads(out) == json.loads((here / "b" / "table.json").read_text())
+    assert [row.notes for row in rows] == [[CHOSEN_ON_TEST]] * 2
+    said = (here / "b/table.md").read_text()
+    assert said == (here / "a/table.md").read_text() and said.endswith(f"\n- {CHOSEN_ON_TEST}\n")
+    assert paired_tables.table([rows[0].model_copy(update={"notes": []}), rows[1]])[1][-1] == f"none: {CHOSEN_ON_TEST}"
     assert len(heard) == 2 and heard[0].startswith("full, seed 3: clean ")
     assert rows[0]["accuracy"]["clean"]["seeds"] == rows[0].accuracy["clean"].seeds
 

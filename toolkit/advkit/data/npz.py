@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import AdvkitError, DataError, OptionError
 from ..reading import opened
-from .base import PIECE, channels_last, shuffled
+from .base import PIECE, shuffled
 from .mapped import array_header
 from .own import MOST
 from .pickled import read_pickle
@@ -25,6 +25,8 @@ from .prepare import guarded
 Images = NDArray[np.uint8]
 KEYS = (("image", "label"), ("images", "labels"))
 """What the arrays of an npz are called: as DM-Improves-AT publishes them, or as here."""
+
+CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -123,15 +125,20 @@ def _parted(
 
 
 def _judged(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
-    """(N, C, H, W) of an array of images, which may be (N, H, W, C), or (N, H, W) of gray ones."""
-    if len(shape) == 3:
-        shape = (*shape, 1)
-    if dtype == np.uint8 and len(shape) == 4 and min(shape) > 0:
-        n, *sizes = shape
-        if channels_last(shape) or sizes[2] == 1:
-            return n, sizes[2], sizes[0], sizes[1]
-        if sizes[0] in (1, 3):
-            return n, sizes[0], sizes[1], sizes[2]
+    """(N, C, H, W) of an array of images, also of (N, H, W, C), or (N, H, W) of gray ones."""
+    if dtype == np.uint8 and len(shape) in (3, 4) and min(shape) > 0:
+        n, first, second = shape[:3]
+        if len(shape) == 3:
+            return n, 1, first, second
+        last = shape[3]
+        by_first, by_last = first in CHANNELS, last in CHANNELS
+        if by_first and by_last:
+            raise DataError(
+                f"{path}: images are {dtype} {shape}, which may be (N, C, H, W) or (N, H, W, C); give gray ones as "
+                "(N, H, W), others in the order that only one of them can be, or as an advkit.Dataset from Python."
+            )
+        if by_first or by_last:
+            return (n, first, second, last) if by_first else (n, last, first, second)
     raise DataError(f"{path}: images are {dtype} {shape}; give uint8 (N, H, W, C) with 1, 3 or 4 channels.")
 
 

@@ -52,10 +52,11 @@ class Arm:
 
 
 class Outcome(NamedTuple):
-    """What one run withstands: by attack a text of 0 and 1, a character an image, and whether an alarm was raised."""
+    """What one run withstands: by attack a text of 0 and 1, a character an image; alarms and notes."""
 
     verdicts: dict[str, str]
     suspect: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def worst_case(self) -> str:
@@ -203,7 +204,7 @@ def measure(
         else:
             start(resolved, splits, build_model(resolved, splits.train), out=path, progress=seen)
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
-    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms))
+    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), tuple(result.notes))
 
 
 def refuse_failed(rows: Sequence[AblationRow]) -> None:
@@ -235,6 +236,7 @@ def _row(
         **head,
         declined=list(arm.declined),
         seeds=list(runs),
+        notes=list(dict.fromkeys(note for outcome in runs.values() for note in outcome.notes)),
         suspect=[seed for seed, outcome in runs.items() if outcome.suspect],
         changed=changed(next(iter(arm.resolved.values())), next(iter(first.resolved.values())))
         if first.resolved

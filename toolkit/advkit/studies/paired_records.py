@@ -110,6 +110,8 @@ class AblationRow(Record):
     seeds: list[int] = []
     suspect: list[int] = []
     """Seeds at which the short audit raised an alarm."""
+    notes: list[str] = []
+    """What the evaluations say of their runs, such as that the test split chose the checkpoint."""
     failed: dict[str, str] = {}
     """By seed, where its run ended in NaN or Inf, and what to do; the row has no figures then."""
     changed: dict[str, tuple[Any, Any]] = {}

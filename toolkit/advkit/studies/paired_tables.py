@@ -74,6 +74,10 @@ def table(rows: Sequence[AblationRow], layout: Layout = ABLATION) -> tuple[list[
             notes.append(f"{row.arm}: declined as companions: {', '.join(row.declined)}")
         for key, (before, after) in row.changed.items() if not layout.chooses else ():
             notes.append(f"{row.arm}: {key} is {after}, in the full set {before}")
+    said = dict.fromkeys(note for row in rows for note in row.notes)
+    for note in said:
+        of = [row.arm for row in rows if note in row.notes]
+        notes.append(note if len(of) == sum(bool(row.accuracy) for row in rows) else f"{', '.join(of)}: {note}")
     return cells, notes
 
 
