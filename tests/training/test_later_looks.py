@@ -1,4 +1,7 @@
-"""A net that becomes another within a stage is seen: at every tenth epoch's first step, and at each of long epochs."""
+"""A net that becomes another within a stage is seen: at every tenth epoch's first step, and at each of long epochs.
+
+Where its gradient at other weights is then a wrong one, at every epoch's first step; with run.check_hooks at any.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,6 @@ class Halves(Turns):
 
 CASES = [
     (Checkpoints(batch_norm=True), (), "the model computes its forward again in the backward"),
-    (Checkpoints(batch_norm=False), ("awp",), "The model's gradient at perturbed weights is off by"),
     (Halves(batch_norm=False), (), "The model computes in half precision inside its forward"),
 ]
 
@@ -60,6 +62,22 @@ def test_it_is_seen_within_ten_epochs(net: Turns, plugins: tuple[str, ...], said
         step(x, rows % 3, rows, epoch=epoch)
     with pytest.raises(OptionError, match=said):
         step(x, rows % 3, rows, epoch=10)
+
+
+@pytest.mark.parametrize("plugins", ["awp", "lsiw"])
+def test_wrong_gradients_elsewhere_are_seen_at_once(plugins: Any) -> None:
+    """Those of a net that begins to compute again, in the next epoch, or with run.check_hooks in the next step."""
+    x, rows = pictures(4).images / 255, torch.arange(4)
+    for check, epoch in ((False, 1), (True, 0)):
+        net = Checkpoints(batch_norm=False)
+        settings = {"attack.steps": 1, "run.check_hooks": check}
+        optimizer = torch.optim.SGD(net.parameters(), 0.01)
+        step = Step(net, optimizer, plugins, num_samples=4, eps=0.1, settings=settings)
+        for _ in range(2):
+            step(x, rows % 3, rows, epoch=0)
+        net.turned = True
+        with pytest.raises(OptionError, match="gradient at perturbed weights is off by"):
+            step(x, rows % 3, rows, epoch=epoch)
 
 
 def test_it_is_seen_in_the_next_of_long_epochs(monkeypatch: pytest.MonkeyPatch) -> None:

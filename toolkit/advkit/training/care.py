@@ -67,6 +67,11 @@ class Care:
         """
         return not self.state.step and (self.state.epoch_steps >= MANY or self.state.epoch % 10 == 0)
 
+    @property
+    def _again(self) -> bool:
+        """Whether gradients at other weights are looked at though those of this stage were: such a fault is silent."""
+        return self.always or not self.state.step
+
     def cautions(
         self,
         stage: Stage,
@@ -83,7 +88,7 @@ class Care:
         if not len(known["batch"].x):  # the share of a batch that lies in other processes
             return []
         shifted = {(id(stage), name) for name in shift}
-        if shift and (not shifted <= self._shifted or self._due):
+        if shift and (not shifted <= self._shifted or self._again):
             with mode(self.model, training=True):
                 refuse_other_weights(self.model, known["x_train"], known["target"], shift, self.computing)
             self._shifted |= shifted
@@ -122,7 +127,7 @@ class Care:
         Looked at in the attack's mode, when a plugin looks ahead for the first time in a stage, and later where v is.
         """
         for plugin, at in tried.items() if len(known["batch"].x) else ():
-            if (id(stage), plugin) not in self._tried or self._due:
+            if (id(stage), plugin) not in self._tried or self._again:
                 shift = {name: at[name] - p.detach() for name, p in self.model.named_parameters() if name in at}
                 who = f"the plugin {plugin}, which looks a step ahead"
                 with mode(self.model, training=self.state.attack.mode != "eval"):

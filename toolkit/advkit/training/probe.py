@@ -42,19 +42,23 @@ def refuse_other_weights(
 ) -> None:
     """OptionError where the gradient at other weights by substitution is not that of the model when it holds them.
 
-    Asked once a stage, of the model in its present mode, on the batch's images x (B, C, H, W) with labels `target`
-    (B, K): first with v and noise substituted, then with them added in place; the noise because v may be 0 today and
-    layers of zeros hide what is behind them. Everything is put back bit for bit. A tensor that a function has captured
-    is seen, since it is the model's own. Of the model's hooks those run that are in `computing`; none of a parameter's,
-    which a step calls once at theta, with either gradient. `who` takes the other weights.
+    Asked of the model in its present mode, on the batch's images x (B, C, H, W) with labels `target` (B, K): first with
+    v and noise substituted, then with them added in place; the noise because v may be 0 today and layers of zeros hide
+    what is behind them, and either after a forward at theta, since a model may keep what it computed from weights.
+    Everything is put back bit for bit. A tensor that a function has captured is seen, since it is the model's own. Of
+    the model's hooks those run that are in `computing`; none of a parameter's, which a step calls once at theta, with
+    either gradient. `who` takes the other weights.
     """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    theta = {name: p.detach().clone().requires_grad_() for name, p in own.items()}
 
     def gradient(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with own_generator(placement(model)[0]) as seed, without_trace(model, hooks=True):
-            seed(0)
-            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            loss = soft_cross_entropy(functional_call(model, {**weights, **buffers}, (x,)), target).sum()
+            for at in (theta, weights):
+                seed(0)
+                buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+                logits = functional_call(model, {**at, **buffers}, (x,))
+            loss = soft_cross_entropy(logits, target).sum()
             inputs = [{**own, **weights}[name] for name in own]
             gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
             return {name: gradient.to_dense() for name, gradient in zip(own, gradients, strict=True)}
