@@ -475,8 +475,25 @@ def test_a_net_without_gradient_is_one_sentence() -> None:
             out: Tensor = net(x.detach())
             return out.detach()
 
-    with pytest.raises(OptionError, match="The net has no gradient at its input"):
-        robust(Blind(), spread(net, 4), "pgd-3", eps=0.1)
+    class Dead(torch.autograd.Function):
+        """As the operations of quantized nets: its output asks for a gradient, and its backward has none."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return None
+
+    class Quantized(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net(Dead.apply(x))  # type: ignore[no-untyped-call]
+            return out
+
+    for kind in (Blind, Quantized):
+        with pytest.raises(OptionError, match="The net has no gradient at its input"):
+            robust(kind(), spread(net, 4), "pgd-3", eps=0.1)
     assert len(robust(Blind(), spread(net, 4), "clean", Square(queries=20), eps=0.1)) == 2
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -130,17 +131,37 @@ def test_quantised_pixels(masks: ModuleType) -> None:
     assert figure(honest, "transfer") == 0
 
 
-def test_a_net_without_any_gradient_is_found_out_not_a_crash() -> None:
-    class Cut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = linear()
+class Cut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear()
 
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.inner(x.detach())
-            return logits
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x.detach())
+        return logits
 
-    found = audited(Cut())
+
+class Dead(torch.autograd.Function):
+    """Its output asks for a gradient and its backward has none, as the operations of quantized nets."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return None
+
+
+class Quantized(Cut):
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(Dead.apply(x))  # type: ignore[no-untyped-call]
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Cut, Quantized])
+def test_a_net_without_any_gradient_is_found_out_not_a_crash(kind: type[nn.Module]) -> None:
+    found = audited(kind())
     assert {"zero-gradient", "black-box"} <= set(found.alarms)
 
 

@@ -135,6 +135,57 @@ def test_a_net_that_cuts_its_gradient_is_told_as_in_an_evaluation(tiny_batch: Ba
         step_of(Calls(CUT[name]))(*tiny_batch(), epoch=0)
 
 
+class Reversed(torch.autograd.Function):
+    """Computes its forward again in its backward and differentiates that, to its weights too, as reversible nets do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, net: nn.Module, *weights: Tensor) -> Tensor:
+        ctx.net = net
+        ctx.save_for_backward(x, *weights)
+        with torch.no_grad():
+            output: Tensor = net(x)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, *weights = ctx.saved_tensors
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            own, *others = torch.autograd.grad(ctx.net(x), [x, *weights], gradients)
+        return own, None, *others
+
+
+def test_a_net_that_differentiates_its_own_weights_is_one_sentence(tiny_batch: BatchOf) -> None:
+    net = Calls(lambda net, x: Reversed.apply(x, net.core, *net.core.parameters()))  # type: ignore[no-untyped-call]
+    with pytest.raises(OptionError, match="The model differentiates its own weights in a backward, as reversible nets"):
+        step_of(net)(*tiny_batch(), epoch=0)
+
+
+class Measures(nn.Module):
+    """Begins as a net of quantization-aware training: its buffer has a size from its first batch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = core()
+        self.register_buffer("least", torch.zeros(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not len(self.least):
+            self.least.resize_(3).zero_()
+        return self.core(x) + self.least
+
+
+def test_a_buffer_that_takes_its_shape_from_the_first_batch(tiny_batch: BatchOf) -> None:
+    net, (x, y, index) = Measures(), tiny_batch()
+    with pytest.raises(
+        OptionError, match=r"gives its buffer least another shape.* call the model on a batch of images"
+    ):
+        step_of(net)(x, y, index, epoch=0)
+    assert net.least.shape == (0,)
+    net(x)
+    step_of(net)(x, y, index, epoch=0)
+
+
 def test_without_an_attack_only_the_weights_need_a_gradient(tiny_batch: BatchOf) -> None:
     step_of(Calls(CUT["detach"]), **{"attack.steps": 0})(*tiny_batch(), epoch=0)
     with pytest.raises(OptionError, match="The model's logits have no gradient, so nothing would be learnt"):

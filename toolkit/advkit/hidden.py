@@ -100,6 +100,8 @@ def without_trace(model: nn.Module, hooks: bool = False) -> Iterator[None]:
         hidden.put_back()
         with torch.no_grad():
             for tensor, was in stored:
+                if tensor.shape != was.shape:  # a buffer that measures its first batch
+                    tensor.resize_(was.shape)
                 if not same_bits(tensor.detach(), was):  # graphs that are alive count every write
                     tensor.copy_(was)
 

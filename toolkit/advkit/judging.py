@@ -234,42 +234,6 @@ def examined(x: Tensor, *, half: bool = False) -> Iterator[None]:
         )
 
 
-NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "
-"""Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """What torch raises of a net that it can not differentiate or call, as a sentence with the next step."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        sentence = next((sentence for words, sentence in _EXPLAINED.items() if words in str(error)), None)
-        if sentence is None:
-            raise
-        raise OptionError(sentence) from error
-
-
-_EXPLAINED = {
-    "use_reentrant=True": (
-        "The model uses torch.utils.checkpoint in its reentrant form, which gives no gradient at the images; call it "
-        "with use_reentrant=False."
-    ),
-    "Expected more than 1 value per channel": (
-        "BatchNorm of the model has one value a channel in a batch of one image, and takes no statistics of it; give "
-        "two images at least (run.batch_size, run.lone_image)."
-    ),
-    "donated buffers": (
-        "The model is compiled by torch.compile, and one forward can not be differentiated twice then, as a plugin "
-        "does here; set run.compile=off, or pass the module itself."
-    ),
-    "Jitted modules": (
-        "The model is compiled by torch.jit, and torch can not put other weights or buffers in its place, which this "
-        "run needs; pass the module that was scripted or traced."
-    ),
-}
-
-
 class GradientWatch:
     """Sees every gradient that reaches the images of a net, whoever attacks it.
 
@@ -291,7 +255,9 @@ class GradientWatch:
         x.register_hook(self._see)  # type: ignore[no-untyped-call]
         return x
 
-    def _see(self, gradient: Tensor) -> None:
+    def _see(self, gradient: Tensor | None) -> None:
+        if gradient is None:  # of a net that ends there, as quantized ones do; who asked for it is told by torch
+            return
         peak = gradient.detach().flatten(1).abs().amax(1)  # keeps NaN
         finite, still = peak.isfinite().all(), (peak == 0).sum()
         self.finite = finite if self.finite is None else self.finite & finite

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
+from ..explained import NO_GRADIENT
 from ..hidden import without_trace
 from ..inventory import Inventory
-from ..judging import NO_GRADIENT, checked_logits, refuse_place, refuse_unready, untouched
+from ..judging import checked_logits, refuse_place, refuse_unready, untouched
 from ..modes import exported
 from ..modules import mode, own_generator
 from ..precision import HalfPrecision, refuse_half
@@ -212,11 +213,17 @@ def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
     What the net does to its images and in which precision it computes is seen here, before anything is trained.
     """
     half, before = HalfPrecision(), Inventory.of(model)  # type: ignore[no-untyped-call]
+    shapes = {name: buffer.shape for name, buffer in before.buffers.items()}
     with own_generator(state.device), mode(model, training=False), eagerly(model), without_trace(model):
         logits, rows = _of_one(model, batch.x if len(batch.x) else standing_in(batch.x), half)
         if half.seen:
             half.refuse(_zeros(model, batch))
         refuse_late(Inventory.of(model), before)
+        if changed := [name for name, shape in shapes.items() if before.buffers[name].shape != shape]:
+            raise OptionError(
+                f"The model's forward gives its buffer {changed[0]} another shape, as nets do that measure their first "
+                "batch; call the model on a batch of images before."
+            )
     return checked_logits(logits, rows, state.num_classes or None).shape[1]
 
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compose.stage import Stage
+from ..explained import explained
 from ..inventory import Inventory
-from ..judging import explained
 from ..modes import begin_training
 from ..modules import frozen, mode, own_generator
 from ..plugin import CORE

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import HookContract, NonFinite, OptionError
-from ...judging import NO_GRADIENT, GradientWatch, checked_logits, explained, untouched
+from ...explained import NO_GRADIENT, explained
+from ...judging import GradientWatch, checked_logits, untouched
 from ...modules import hook_before
 from ...registry import by_advkit
 from ...rng import Draws, derive_key

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...ascent import NORMS, Ball
 from ...data.base import Dataset
 from ...data.transforms import to_float
+from ...explained import explained
 from ...judging import judged
 from ...modules import placement
 from ...rng import derive_seed
@@ -61,7 +62,7 @@ class Bench:
         self.model = model
         self.stood: dict[str, int] = {}
         """How many images withstand each attack that broke some which those before it had not."""
-        self._model, self._classes, self.norm = _Attached(model), len(dataset.classes), norm
+        self._model, self._classes, self.norm = Attached(model), len(dataset.classes), norm
         self._seed, self._batch_size = seed, batch_size
         self.net = self._victim()
         self.eps, self.n, self.steps, self._reseed = eps, len(dataset), steps, reseed
@@ -80,7 +81,8 @@ class Bench:
         """What `measure` says; the reason why there is nothing to attack, except for checks that attack nothing."""
         if self.hopeless and not (len(self.x) and name in UNATTACKED):
             return self.hopeless
-        return measure(self)
+        with explained():
+            return measure(self)
 
     @cached_property
     def hopeless(self) -> str | None:
@@ -258,7 +260,7 @@ def bench(
         )
 
 
-class _Attached(nn.Module):
+class Attached(nn.Module):
     """The net with a gradient of zero where it has none at all, which is a finding and no failure."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -267,6 +269,6 @@ class _Attached(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
-        if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
+        if torch.is_grad_enabled() and x.requires_grad:  # a graph of logits need not lead to x
             return logits + (0 * x).flatten(1).sum(1, keepdim=True)
         return logits

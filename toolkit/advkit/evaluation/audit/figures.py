@@ -18,7 +18,7 @@ from ..attacks.base import EvaluationAttack, Victim
 from ..attacks.libraries import ApgdT
 from ..attacks.square import Square
 from ..figure import Figure, gap, jackknife, share
-from .bench import EARLY, RUNGS, SHORT, Bench
+from .bench import EARLY, RUNGS, SHORT, Attached, Bench
 from .surrogate import IMAGES, Imitated, imitator
 
 QUERIES, POINTS = 1000, 200
@@ -86,22 +86,10 @@ def _exact(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
         copy = deepcopy(model).double()
         with torch.no_grad():
             if copy(x.double()).dtype == torch.float64:
-                return _Graph(copy), torch.float64
+                return Attached(copy), torch.float64
     except Exception:  # whatever a stranger's module raises in another type or on being copied
         pass
-    return _Graph(model), x.dtype
-
-
-class _Graph(nn.Module):
-    """With a gradient of zero where the net cuts its own."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x)
-        return logits if logits.requires_grad or not x.requires_grad else logits + (0 * x).flatten(1).sum(1, True)
+    return Attached(model), x.dtype
 
 
 def grad_mode(bench: Bench) -> Answer:
