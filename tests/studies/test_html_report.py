@@ -367,6 +367,7 @@ def test_the_verdict_comes_first(runs: Path) -> None:
 
     assert said() == ("Robustness unknown: no evaluation of these weights.", "missing")
     put(runs / "plain", "evaluations/one/n-200/evaluation.json", changed(suspect=False, audit=[]))
+    put(runs / "plain", "audit.json", AUDIT | {"sha256_of_weights": "0" * 64, "alarms": [], "checks": []})  # another's
     assert said() == (
         "Worst case 0.500 (0.431 to 0.569) within linf 0.15 under pgd-20, on 200 images of the test split; not "
         "audited. AutoAttack was not among the attacks, so the truth may be lower.",
@@ -1055,7 +1056,7 @@ def test_what_was_copied_from_another_run_is_marked_and_not_compared(runs: Path)
         judge(runs / name, "own", (CLEAN, []), (PGD, range(40)), **own[name])
     judge(runs / "plain", "copied", (CLEAN, range(100)), (PGD, range(190)), audit=AUDIT["checks"], **other)
     put(runs / "plain", "audit.json", AUDIT | other)
-    put(runs / "plain", "analysis/margin.json", other | {"analysis": "margin", "figures": {}})
+    put(runs / "plain", "analysis/margin.json", other | {"checkpoint": None, "analysis": "margin", "figures": {}})
     page = page_of("plain", "cat")
     why = "of other weights than the best checkpoint has: of another run, or of an older checkpoint."
     assert "raises alarms" not in text(page.id("comparison"))

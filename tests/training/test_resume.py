@@ -34,6 +34,8 @@ from advkit import Dataset, Plugin, Run, Splits, hookimpl, registry
 from advkit.cli.display import Quiet, Signals
 from advkit.cli.main import run
 from advkit.compose.registration import hooks_of
+from advkit.config import runfile
+from advkit.config.resolve import Resolved
 from advkit.data.digits import Digits
 from advkit.errors import CheckpointError, Interrupted, NonFinite, ResumeMismatch, Stopped
 from advkit.storage import checkpoint, files
@@ -662,9 +664,23 @@ def test_control_a_state_that_is_not_restored_shows(own: Path, splits: Splits, t
         assert ended(broken) != ended(own), part
 
 
-def test_init_from_survives_a_kill_before_the_first_steps_checkpoint(short: Path, tmp_path: Path) -> None:
+def test_init_from_survives_a_kill_before_the_first_steps_checkpoint(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or before there is a run, where the same command begins again."""
+
+    def interrupted(resolved: Resolved) -> str:
+        raise KeyboardInterrupt
+
     line = [*SHORT, "--set=checkpoint.every_steps=99", "--seed=3", "--init-from", short]
     line = [each for each in line if each != "--set=checkpoint.every_steps=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runfile, "dump", interrupted)
+        assert command(*line, "--out", tmp_path / "whole").code == 130
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"environment.json", "lock"}
+    shutil.copytree(tmp_path / "whole", tmp_path / "own")
+    (tmp_path / "own" / "environment.json").write_text("{}")
+    assert "holds files already" in command(*line, "--out", tmp_path / "own").err
     assert command(*line, "--out", tmp_path / "whole").code == 0
     process = spawn(*line, "--out", tmp_path / "killed", log=tmp_path / "log")
     wait_for(lambda: checkpoint.steps(tmp_path / "killed" / "checkpoints"))

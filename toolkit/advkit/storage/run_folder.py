@@ -1,4 +1,4 @@
-"""A run's folder: run.toml (first), environment.json, metrics.jsonl, checkpoints/."""
+"""A run's folder: environment.json (first), run.toml, metrics.jsonl, checkpoints/."""
 
 from __future__ import annotations
 
@@ -59,16 +59,20 @@ class RunFolder:
         return folder
 
     def describe(self, resolved: Resolved, code: Mapping[str, str], init_from: Path | None) -> None:
-        """Write run.toml, then environment.json. The caller holds the lock: of two starters one gets here first."""
+        """Write environment.json, then run.toml. The caller holds the lock: of two starters one gets here first.
+
+        With run.toml it is a run, whose first checkpoint may not be there yet: what else it began with has to be.
+        """
         self._refuse_content()
-        files.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())
         known = environment(resolved, code) | ({"init_from": str(init_from)} if init_from else {})
         text = json.dumps(known, indent=2) + "\n"
         files.write_atomic(self.path / "environment.json", text.encode())
+        files.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())
 
     def _refuse_content(self) -> None:
         content = {entry.name for entry in self.path.iterdir()} - {self.lock.path.name}
-        if content:
+        killed = content == {"environment.json"} and "advkit" in (self._environment() or {})  # before it was a run
+        if content and not killed:
             resumed = f"continue it with `advkit train --resume {shlex.quote(str(self.path))}`, or "
             hint = resumed if "run.toml" in content else ""
             raise OptionError(f"{self.path} holds files already; {hint}choose another --out.")

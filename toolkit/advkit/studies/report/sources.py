@@ -204,9 +204,10 @@ class Source:
             return f"of the last checkpoint of then, epoch {found.epoch + 1}; the run has gone on to epoch {last + 1}"
         if found.checkpoint == "best" and found.epoch is not None and best and found.epoch != best["epoch"]:
             return f"of the best checkpoint of then, epoch {found.epoch + 1}; the best is now epoch {best['epoch'] + 1}"
-        if not found.sha256_of_weights or self._sha256(found.checkpoint) in (None, found.sha256_of_weights):
+        named = [found.checkpoint] if found.checkpoint else ["best", "last"]
+        if not found.sha256_of_weights or {None, found.sha256_of_weights} & {self._sha256(name) for name in named}:
             return ""
-        return f"of other weights than the {found.checkpoint} checkpoint has: of another run, or of an older checkpoint"
+        return f"of other weights than the {named[0]} checkpoint has: of another run, or of an older checkpoint"
 
     def _sha256(self, checkpoint: str | None) -> str | None:
         """Of the weights that a checkpoint is judged by; None where it can not be read."""

@@ -23,11 +23,12 @@ def verdict(source: Source) -> Html:
     norm = found.norm if found.norm in found.worst else next(iter(found.worst))
     worst = found.worst[norm]
     attacks = [row.name for row in found.attacks if row.name != "clean"]
-    audited = alarms(source)
+    audited, audit = alarms(source), source.audit
+    silent = found.audit or (isinstance(audit, AuditRecord) and not source.outdated(audit))
     said = (
         ["; audit: ", tag("strong", f"alarms, {audited}", class_="alarm")]
         if audited
-        else ["; audit: no alarm" if isinstance(source.audit, AuditRecord) or found.audit else "; not audited"]
+        else ["; audit: no alarm" if silent else "; not audited"]
     )
     content = [
         tag("strong", f"Worst case {share(worst.accuracy)}"),
