@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from math import isfinite
 from typing import Any
 
@@ -36,7 +37,8 @@ NOT_OFFERED = ("params", "maximize", "differentiable", "capturable")
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-def arguments_of(name: str) -> dict[str, Any]:
+@cache
+def arguments_of(name: str) -> Mapping[str, Any]:
     """The options of an optimizer and their defaults, by its constructor's signature."""
     parameters = inspect.signature(FIT[name]).parameters
     return {key: argument.default for key, argument in parameters.items() if key not in NOT_OFFERED}

@@ -92,7 +92,8 @@ class RateSettings(OptionModel):
         of_others = [key for key, schedules in SHAPES.items() if self.schedule not in schedules]
         if self.schedule in ("piecewise", "constant") and not self.warmup:
             of_others.append("per")
-        chosen = [key for key in of_others if getattr(self, key) != getattr(type(self)(), key)]
+        standard = type(self)()
+        chosen = [key for key in of_others if getattr(self, key) != getattr(standard, key)]
         return [f"optimizer.{key} plays no part under optimizer.schedule={self.schedule}" for key in chosen]
 
     def decays(self, epochs: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from ..hookspec import Rule
 from ..plugin import Budgets, Company, Costs, Order, Plugin
 from ..types import Passes
 from .consumption import unconsumed
-from .declarations import declared
+from .declarations import declared, steady
 from .registration import HOOKS, register
 from .stage import Answer, Setting, Stage, stage
 
@@ -83,7 +83,9 @@ class Composition:
     def _loss_views(self, plugin: str) -> frozenset[str]:
         every = [answer for answers in self.answers.values() for answer in answers]
         own = [answer for answer in every if answer.plugin.name == plugin and answer.spec.phase == "update"]
-        return frozenset(view for answer in own for epoch in self._epochs for view in answer.demands(epoch))
+        return frozenset(
+            view for a in own for epoch in ([0] if a.steady else self._epochs) for view in a.demands(epoch)
+        )
 
     def always(self, *hooks: str) -> bool:
         """Whether in every epoch one of these hooks is answered."""
@@ -104,7 +106,7 @@ class Composition:
 
     def _at(self, epoch: int) -> Stage:
         active = {
-            hook: tuple(answer for answer in answers if declared(answer.plugin, "active", hook, epoch))
+            hook: tuple(a for a in answers if a.steady or declared(a.plugin, "active", hook, epoch))
             for hook, answers in self.answers.items()
         }
         terms = {"base_loss", *(answer.plugin.name for answer in active["extra_regularizer"])}
@@ -114,14 +116,9 @@ class Composition:
         # With one forward for each call, by which passes of one's own that change with the epoch are told apart.
         costs = Costs(self.setting.attack.steps, Passes(1), Passes(1), epoch)
         signature = tuple(
-            (
-                *answer.key,
-                answer.demands(epoch),
-                answer.detached(epoch),
-                declared(answer.plugin, "passes", answer.hook, costs),
-            )
+            a.key if a.steady else (*a.key, a.demands(epoch), a.detached(epoch), a.passes(costs))
             for answers in active.values()
-            for answer in answers
+            for a in answers
         )
         if signature not in self._stages:
             self._stages[signature] = stage(epoch, active, self.setting)
@@ -140,8 +137,8 @@ class Composition:
 
     def _collect(self, manager: Any, hook: str) -> tuple[Answer, ...]:
         answers = (
-            Answer(HOOKS[hook], implementation.plugin, implementation.function, tuple(implementation.argnames))
-            for implementation in getattr(manager.hook, hook).get_hookimpls()
+            Answer(HOOKS[hook], own.plugin, own.function, tuple(own.argnames), steady(own.plugin))
+            for own in getattr(manager.hook, hook).get_hookimpls()
         )
         return tuple(sorted(answers, key=lambda answer: answer.plugin.name))
 

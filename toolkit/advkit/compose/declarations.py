@@ -98,8 +98,21 @@ _DECLARED: dict[str, tuple[Callable[[Any], bool], str]] = {
 """What a plugin says of itself beside its hooks: how that must look."""
 
 
+def by_default(plugin: Plugin, name: str) -> bool:
+    """Whether a plugin leaves it to `Plugin` to say this."""
+    return getattr(type(plugin), name) is getattr(Plugin, name) and name not in vars(plugin)
+
+
+def steady(plugin: Plugin) -> bool:
+    """Whether it is the same in every epoch, as it leaves all that may change to `Plugin`."""
+    return all(by_default(plugin, name) for name in ("active", "demands", "detached", "passes"))
+
+
 def declared(plugin: Plugin, name: str, *arguments: object) -> Any:
     """What a plugin declares: a property's value, or a method's answer. HookContract where it is of a wrong type."""
+    if by_default(plugin, name):
+        value = getattr(plugin, name)
+        return value(*arguments) if callable(value) else value  # it fits; a plan asks hundreds of times
     hook = f" of {arguments[0]}" if arguments and isinstance(arguments[0], str) else ""
     with blamed(f"in plugin {plugin.name}, {name}{hook}"):
         value = getattr(plugin, name)

@@ -22,6 +22,8 @@ class Answer:
     plugin: Plugin
     function: Callable[..., Any]
     arguments: tuple[str, ...]
+    steady: bool
+    """Whether what it demands and costs is the same in every epoch."""
 
     @property
     def hook(self) -> str:

@@ -131,7 +131,8 @@ def resolve(
     passed: dict[str, Plugin] = {}
     for choice in chosen(plugins) or ():
         plugin = loaded(choice) if isinstance(choice, str) else choice if isinstance(choice, type) else type(choice)
-        check(plugin)
+        if not isinstance(choice, str):
+            check(plugin)
         if plugin.name in types:
             raise OptionError(f"Plugin {plugin.name} is named twice in --plugins; name it once.")
         types[plugin.name] = plugin

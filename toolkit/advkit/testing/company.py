@@ -62,10 +62,11 @@ def alone(plugin: Choice, others: Sequence[Choice], refused: Refusal = refusal) 
 def crowd(begin: tuple[Any, ...], others: Sequence[Choice], refused: Refusal = refusal) -> tuple[Any, ...]:
     """A set with these plugins to which no other can be added."""
     chosen, before = begin, ()
+    owned = {one: _owned(one) for one in (*begin, *others)}
     while chosen != before:  # again, as some fit only beside one that came later
         before = chosen
         for other in others:
-            free = other not in chosen and not any(_owned(other) & _owned(one) for one in chosen)
+            free = other not in chosen and not any(owned[other] & owned[one] for one in chosen)
             if free and not refused((*chosen, other)):
                 chosen = (*chosen, other)
     return chosen
