@@ -204,15 +204,15 @@ def test_global_state_is_left_alone(tiny_net: Net, tiny_batch: BatchOf, what: st
 def test_later_steps_are_watched_on_request(tiny_net: Net, tiny_batch: BatchOf) -> None:
     """The watch costs copies: the first step of a stage, and all with run.check_hooks."""
 
-    def observe_update(self: Any, batch: Any, run: Any) -> None:
+    def observe_update(self: Any, radius: Any, run: Any) -> None:
         if run.step == 1:
-            batch.x.mul_(0)
+            radius.mul_(0)
 
     for watched in (False, True):
         step = step_of(tiny_net(), bad(observe_update=observe_update), **{"run.check_hooks": watched})
         step(*tiny_batch(), epoch=0)
         if watched:
-            with pytest.raises(HookContract, match=r"it changed batch.x"):
+            with pytest.raises(HookContract, match=r"it changed radius"):
                 step(*tiny_batch(), epoch=0)
         else:
             step(*tiny_batch(), epoch=0)

@@ -225,6 +225,28 @@ def test_an_objective_keeps_what_it_captured(tiny_net: Net, tiny_batch: BatchOf,
         step_of(tiny_net(), bad(attack_objective=attack_objective))(*tiny_batch(), epoch=0)
 
 
+@pytest.mark.parametrize("name", ["x", "y", "index"])
+def test_no_later_step_writes_into_what_it_was_called_with(tiny_net: Net, tiny_batch: BatchOf, name: str) -> None:
+    """Where nobody watches plugins any more: the step is refused, and the caller keeps labels and places."""
+
+    def instance_weight(self: Any, batch: advkit.Batch, run: advkit.Run) -> Tensor:
+        if run.step:
+            getattr(batch, name).zero_()
+        return torch.ones(len(batch.y))
+
+    given, net = tiny_batch(), tiny_net()
+    before, step = (
+        [value.clone() for value in given],
+        step_of(net, bad(instance_weight=instance_weight, terms=("base_loss",))),
+    )
+    step(*given, epoch=0)
+    weights = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(HookContract, match=f"wrote into batch.{name}, which it only borrows"):
+        step(*given, epoch=0)
+    assert all(torch.equal(now, was) for now, was in zip(net.parameters(), weights, strict=True))
+    assert all(torch.equal(now, was) for now, was in zip(given[1:], before[1:], strict=True))
+
+
 def test_a_selection_changes_no_labels(tiny_net: Net, tiny_batch: BatchOf) -> None:
     def weight_perturbation(self: Any, params: Any, gradient_at: Any) -> Any:
         def select(logits: Tensor, y: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def untouched(x: Tensor, *, by_value: bool = False) -> Iterator[None]:
 
     torch counts writes, but not those through `x.data` or a numpy view: `by_value` sees these too and puts x back.
     """
-    before, kept = _writes(x), x.detach().clone() if by_value else None
+    before, kept = writes(x), x.detach().clone() if by_value else None
     try:
         yield
     except RuntimeError as error:
@@ -134,11 +134,12 @@ def untouched(x: Tensor, *, by_value: bool = False) -> Iterator[None]:
         with torch.no_grad():
             x.detach().copy_(kept)
         raise OptionError(IN_PLACE)
-    if before != _writes(x):
+    if before != writes(x):
         raise OptionError(IN_PLACE)
 
 
-def _writes(x: Tensor) -> int:
+def writes(x: Tensor) -> int:
+    """How often torch has seen somebody write into it."""
     return 0 if x.is_inference() else x._version
 
 

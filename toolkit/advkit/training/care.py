@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..types import Batch
 from .announced import refuse_changed
 from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
 from .memory import Memory, by_batch
+from .objective import Update
 from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still
 
@@ -121,11 +122,21 @@ class Care:
             ]
         return [caution for caution in cautions if caution]
 
-    def ahead(self, stage: Stage, known: Mapping[str, Any], tried: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def ahead(
+        self,
+        stage: Stage,
+        known: Mapping[str, Any],
+        tried: Mapping[str, Mapping[str, Tensor]],
+        updates: Sequence[Update],
+    ) -> None:
         """OptionError where plugins have `tried` weights, by plugin, and were not shown the net that has these.
+
+        HookContract where one has written into a batch of the `updates`.
 
         Looked at in the attack's mode, when a plugin looks ahead for the first time in a stage, and later where v is.
         """
+        for update in updates:
+            update.contract.lent.refuse_written()
         for plugin, at in tried.items() if len(known["batch"].x) else ():
             if (id(stage), plugin) not in self._tried or self._again:
                 shift = {name: at[name] - p.detach() for name, p in self.model.named_parameters() if name in at}

@@ -14,7 +14,7 @@ from ..ascent import per_sample
 from ..compose.composition import Composition
 from ..errors import HookContract, blamed
 from ..types import AttackResult, Batch, Budget, BudgetScale, Mix
-from .guard import unchanged, values_of
+from .guard import Lent, unchanged, values_of
 
 LONG = torch.int64
 SLACK = 1e-6
@@ -27,7 +27,7 @@ class Contract:
     def __init__(self, batch: Batch, classes: int, composition: Composition, model: nn.Module, values: bool) -> None:
         self.batch, self.classes, self.steps, self.values = batch, classes, composition.setting.attack.steps, values
         self.largest = composition.company.largest_budget if values else None
-        self.rows, self.model = batch.x.shape[0], model
+        self.rows, self.model, self.lent = batch.x.shape[0], model, Lent(batch)
 
     def mixed(self, who: str, batch: object) -> Batch:
         """The batch that all later answers are checked against."""

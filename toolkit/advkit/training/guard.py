@@ -16,11 +16,12 @@ from torch.jit import ScriptModule
 from ..compose.stage import Answer
 from ..errors import HookContract, OptionError
 from ..hidden import HOOKS
-from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches
+from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches, writes
 from ..modes import modes_back
 from ..modules import hook_before
 from ..plugin import Plugin
 from ..run import RunState
+from ..types import Batch
 from .by_sample import Halved
 from .compiled import of_the_users
 from .engine import Engine
@@ -174,6 +175,24 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
         put_back(states)
         what, remedy = changed[0]
         raise HookContract.broken(who, hook, f"it changed {what}; {remedy}", "borrowed")
+
+
+class Lent:
+    """A batch as it is handed to a step, whose tensors nobody in it may write into: asked at no cost, of every step."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._lent = [(f"batch.{name}", getattr(batch, name)) for name in ("x", "y", "index", "occurrence")]
+        self._writes = [writes(tensor) for _, tensor in self._lent]
+
+    def refuse_written(self) -> None:
+        """HookContract where one has been; who did it is known where plugins are watched."""
+        for (name, tensor), before in zip(self._lent, self._writes, strict=True):
+            if writes(tensor) != before:
+                raise HookContract(
+                    f"A plugin wrote into {name}, which it only borrows, so this step is not applied; work on a copy. "
+                    'Which one it is, run.check_hooks says (--check-hooks, settings={"run.check_hooks": True}).',
+                    "borrowed",
+                )
 
 
 def _hooks_of(tensor: Tensor) -> int:
