@@ -401,8 +401,9 @@ FORGED: dict[str, tuple[Edit, str]] = {
     ),
     "best by another accuracy": (
         _position("best", {"epoch": 0, "selected": 1.0, "split": "validation"}),
-        "disagree about epochs or the best of them",
+        "disagree about epochs, the best or the end",
     ),
+    "an end that nobody called": (_position("stopped", "enough"), "disagree about epochs, the best or the end"),
     "best on no split": (_position("best", {"epoch": 0, "selected": None, "split": None}), "its best epoch is 0"),
     "no best": (_position("best", None), "disagree about epochs"),
     "no position": (lambda tensors, state: state.pop("position"), "of another version of advkit"),

@@ -179,10 +179,11 @@ def _history(
         mark = folder.mark(mark.size)
     rows = folder.history_to(mark)
     best = next((_chosen(row, row.get("validation")) for row in reversed(rows) if row.get("best")), None)
-    if [row["epoch"] for row in rows] != list(range(at.epoch)) or best != (at.best and _chosen(at.best, at.best)):
+    told = [row["epoch"] for row in rows], best, rows[-1].get("stopped", "") if rows else ""
+    if told != ([*range(at.epoch)], at.best and _chosen(at.best, at.best), at.stopped):
         if len(rows) == at.epoch:
             raise CheckpointError(
-                f"{folder.metrics} and the checkpoint disagree about epochs or the best of them; restore one of them."
+                f"{folder.metrics} and the checkpoint disagree about epochs, the best or the end; restore one of them."
             )
         seen.warn(f"{folder.metrics} lacks epochs: {len(rows)} of {at.epoch} are left")
     return mark, rows
