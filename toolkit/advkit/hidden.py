@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,8 @@ STRANGERS = (
     "logging",
 )
 """Modules of Python whose objects are no part of a net, though something of it may refer to them."""
+
+_FIXED = (bool, int, float, str, NoneType)
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module has what others put on it."""
@@ -58,11 +60,13 @@ class Hidden:
             if not isinstance(module, ScriptModule) and module not in but:
                 yield name, vars(module), _MODULE
                 yield name, module._buffers, _Way(dict, _refill)
-                left += [(_at(name, key), value) for key, value in vars(module).items() if key not in TORCHS_OWN]
+                own = [key for key, value in vars(module).items() if key not in TORCHS_OWN and not _fixed(value)]
+                left += [(_at(name, key), vars(module)[key]) for key in own]
                 left += [
                     (f"a hook of {name or 'the model'}", h) for kind in places for h in vars(module)[kind].values()
                 ]
-        yield from _reached(left, _of(model))
+        if left:
+            yield from _reached(left, _of(model))
 
     def changed(self) -> list[str]:
         """Names of what has been bound anew or written into since."""
@@ -199,6 +203,11 @@ _WAYS: dict[tuple[type, ...], _Way] = {
     (CellType,): _Way(lambda held: [held.cell_contents], lambda held, copy: setattr(held, "cell_contents", copy[0])),
     (dict, list, set, deque): _CONTAINER,
 }
+
+
+def _fixed(value: object) -> bool:
+    """Whether nothing can be written into a value, which layers have dozens of."""
+    return type(value) in _FIXED or (type(value) is tuple and all(type(one) in _FIXED for one in value))
 
 
 def _of(model: nn.Module) -> list[object]:
