@@ -384,6 +384,8 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "a budget above all": (_of("samples/cat-eps/eps", lambda value: value + 1), "has a value outside of 0 to 0.15"),
     "a sum gone": (lambda tensors, state: tensors.pop("meter/loss"), "its meter has no sum of loss"),
     "a sum of another type": (_of("meter/loss", lambda value: value.float()), "meter/loss is float32 ()"),
+    "more images right than there were": (_of("meter/adv_correct", lambda value: value + 99), "meter/adv_correct is "),
+    "a radius below 0": (_of("meter/radius", torch.neg), "meter/radius is negative"),
     "epoch far off": (_position("epoch", 10**9), "its position is epoch 1000000000"),
     "epoch below 0": (_position("epoch", -1), "position.epoch of its state is -1"),
     "epoch as text": (_position("epoch", "1"), "position.epoch of its state is '1'"),

@@ -33,6 +33,9 @@ NOT_NEGATIVE = {
 """Last parts of names of what is never below 0: what norms count, and what optimizers of torch keep, which take roots
 of it or divide by it."""
 
+COUNTED, AMOUNTS = ("adv_correct", "clean_correct", "success"), ("zero_gradients", "radius", "shift_ratio")
+"""Sums of an epoch that number images, and that can not be negative; a loss term may be."""
+
 COUNT = Field(ge=0, lt=2**53)
 
 
@@ -219,6 +222,10 @@ def _meter(known: State, sums: Mapping[str, Tensor]) -> None:
         _refuse(f"its meter has {'no count of' if min(different) in sums else 'no sum of'} {min(different)}")
     for name, value in sums.items():
         _alike(f"{weights.METER}{name}", value, torch.zeros((), dtype=torch.float64))
+        if name in COUNTED and not 0 <= float(value) <= counts[f"n {name}"]:
+            _refuse(f"{weights.METER}{name} is {float(value):g} of {counts[f'n {name}']} images")
+        if name in AMOUNTS and float(value) < 0:
+            _refuse(f"{weights.METER}{name} is negative")
 
 
 def _form(value: Tensor) -> str:
