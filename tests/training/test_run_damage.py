@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import advkit
 from advkit.cli.display import Quiet
 from advkit.cli.main import run
 from advkit.errors import CheckpointError, Stopped
@@ -23,6 +24,7 @@ from advkit.storage.run_folder import RunFolder
 from advkit.studies.report import report
 from advkit.studies.runs import load_run
 from advkit.training.loop import Trainer
+from advkit.training.progress import Silent
 from advkit.training.step_report import Report
 
 LINE = ["train", "--plugins", "cat-eps,lsiw", "--limit", "60", "--batch-size", "20", "--epochs", "3", "--seed", "1"]
@@ -374,8 +376,11 @@ FORGED: dict[str, tuple[Edit, str]] = {
         lambda tensors, state: state["classes"].reverse(),
         "its classes are ['9', '8', ",
     ),
-    "a variance below 0": (_of("model/2.running_var", torch.neg), "model/2.running_var is negative"),
-    "batches below 0": (_of("model/2.num_batches_tracked", torch.neg), "model/2.num_batches_tracked is negative"),
+    "a variance below 0": (_of("model/2.running_var", torch.neg), "2.running_var is below 0, which no training gives"),
+    "batches below 0": (
+        _of("model/2.num_batches_tracked", torch.neg),
+        "2.num_batches_tracked is below 0, which no training gives",
+    ),
     "images divided by 0": (_of("model/0.std", torch.zeros_like), "0.std is 0 or below, which no training gives"),
     "a budget below 0": (
         _of("samples/cat-eps/eps", lambda value: value - 1),
@@ -437,3 +442,33 @@ def test_a_checkpoint_whose_hashes_fit_is_judged_by_its_contents(
     assert ran.code == (2 if how == "settings that are none" else 4), ran
     assert sentence in ran.err and ran.err.count("\n") == 1, ran
     assert everything_in(stopped) == before
+
+
+class LogVariance(nn.Module):
+    """A norm of somebody's own, whose names are those of torch's and whose values are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.register_buffer("running_var", torch.full((), -1.0))
+        self.register_buffer("num_batches_tracked", torch.tensor(-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.core(x) * (-self.running_var / 2).exp()
+        return logits
+
+
+def test_a_norm_of_ones_own_is_not_judged_by_its_names(tmp_path: Path) -> None:
+    class Stops(Silent):
+        begun = 0
+
+        def stepped(self, trainer: Trainer, report: Report) -> None:
+            self.begun += 1
+
+        def stop_requested(self) -> type[Stopped] | None:
+            return Stopped if self.begun else None
+
+    given = {"epochs": 1, "settings": {"data.limit": 60, "attack.steps": 1, "validation.steps": 1}}
+    with pytest.raises(Stopped):
+        advkit.train(LogVariance(), "digits", (), batch_size=20, out=tmp_path / "run", progress=Stops(), **given)
+    assert len(advkit.train(LogVariance(), "digits", resume_from=tmp_path / "run").history) == 1

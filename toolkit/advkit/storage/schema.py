@@ -5,7 +5,6 @@ Everything is judged before anything is put into the run; whatever does not fit 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -24,14 +23,10 @@ GROWING = (weights.OPTIMIZER, weights.METER, weights.EVALUATED)
 """Prefixes of tensors that a run has not from its start."""
 
 NOT_NEGATIVE = {
-    "statistics": {"running_var", "num_batches_tracked"},
-    "optimizer": {
-        *("step", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum"),
-        *("row_var", "col_var", "variance", "step_size", "eta", "mu", "mu_product"),
-    },
+    *("step", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum"),
+    *("row_var", "col_var", "variance", "step_size", "eta", "mu", "mu_product"),
 }
-"""Last parts of names of what is never below 0: what norms count, and what optimizers of torch keep, which take roots
-of it or divide by it."""
+"""What optimizers of torch keep that is never below 0: they take roots of it or divide by it."""
 
 COUNTED, AMOUNTS = ("adv_correct", "clean_correct", "success"), ("zero_gradients", "radius", "shift_ratio")
 """Sums of an epoch that number images, and that can not be negative; a loss term may be."""
@@ -167,8 +162,7 @@ def _finite(name: str, fresh: Mapping[str, Tensor]) -> bool:
 
 
 def _never_negative(name: str) -> bool:
-    part = re.split("[./]", name)[-1]
-    return part in NOT_NEGATIVE["statistics"] or (weights.OPTIMIZER in name and part in NOT_NEGATIVE["optimizer"])
+    return weights.OPTIMIZER in name and name.rpartition("/")[2] in NOT_NEGATIVE
 
 
 def _alike(name: str, value: Tensor | None, own: Tensor) -> None:
