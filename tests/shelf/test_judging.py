@@ -24,6 +24,7 @@ def net() -> nn.Sequential:
         (torch.zeros(2, 5), 3, "returns 5 logits for each image, but the data has 3 classes"),
         (torch.zeros(2, 2), 3, "returns 2 logits for each image, but the data has 3 classes"),
         (torch.zeros(2, 3, dtype=torch.float16), 3, "returns logits in float16"),
+        (torch.zeros(2, 3, dtype=torch.int64), 3, "returns logits in int64; let it return real floats"),
         (torch.zeros(2, 3, dtype=torch.bfloat16), 3, "Take autocast and casts to half precision out"),
     ],
 )

@@ -109,6 +109,8 @@ def checked_logits(logits: object, rows: int, classes: int | None = None) -> Ten
             f"The model returns {width} logits for each image, but the data has {classes} classes; "
             "give it one output a class."
         )
+    if not logits.is_floating_point():
+        raise OptionError(f"The model returns logits in {named(logits.dtype)}; let it return real floats.")
     if logits.dtype not in EXACT:
         raise OptionError(
             f"The model returns logits in {named(logits.dtype)}; losses and input gradients of a confident net round "

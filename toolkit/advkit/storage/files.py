@@ -209,6 +209,8 @@ def using(path: Path, work: Path | None = None) -> Iterator[None]:
         yield
     except (OSError, MemoryError) as error:
         why = error.strerror if isinstance(error, OSError) else "out of memory"
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            why = "it is a link, and nothing is read or written through one"
         raise CheckpointError(
             f"{path} can not be used ({why}); check path, permissions and free space; nothing else changed."
         ) from error
