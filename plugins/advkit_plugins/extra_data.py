@@ -80,19 +80,22 @@ class ExtraData(Plugin):
         share = self.options.share
         if not share:
             return ["extra-data.share is 0, so nothing is added; set it and extra-data.root"]
+        cautions = []
         if not self.options.root:
-            raise OptionError(
-                "extra-data reads a folder of mapped images; make one with `advkit data prepare mapped --from PATH "
-                "--data-root DIR`, and name it with -o extra-data.root=DIR."
-            )
+            cautions.append("extra-data.root is not set: a run needs the folder of extra images that it names")
         if (owner := company.owner("perturbation_budget")) != "core":
-            return [f"{owner} keeps a budget a sample, and an extra image comes again only after many epochs"]
-        return []
+            cautions.append(f"{owner} keeps a budget a sample, and an extra image comes again only after many epochs")
+        return cautions
 
     @hookimpl
     def train_dataset(self, dataset: Dataset) -> Dataset:
         if not self.options.share:
             return dataset
+        if not self.options.root:
+            raise OptionError(
+                "extra-data reads a folder of mapped images; make one with `advkit data prepare mapped --from PATH "
+                "--data-root DIR`, and name it with -o extra-data.root=DIR."
+            )
         extra = mapped_images(self.options.root)
         if extra.shape != dataset.shape:
             raise DataError(

@@ -117,7 +117,6 @@ def test_a_plan_says_what_this_machine_can_not(settings: dict[str, object], sent
             {"settings": {"model.normalise": "0.5,0.5,0.2,0.2"}},
             "model.normalise has 2 means, and the images 1 channels",
         ),
-        ({"plugins": "extra-data", "options": {"extra-data": {"share": 0.5}}}, "extra-data reads a folder of mapped"),
     ],
 )
 def test_a_plan_refuses_what_training_refuses(arguments: dict[str, Any], sentence: str) -> None:

@@ -157,5 +157,7 @@ def test_extra_images_that_do_not_fit_are_refused(root: Path, share: float, data
 
 
 def test_a_share_without_a_folder_is_refused() -> None:
+    plan = advkit.plan(dataset=labelled(), plugins=EXTRA, options={EXTRA: {"share": 0.5}}, settings=SETTINGS)
+    assert any(caution.startswith("extra-data.root is not set") for caution in plan["cautions"])
     with pytest.raises(OptionError, match=r"extra-data reads a folder of mapped images; make one with `advkit data"):
         advkit.train("small-cnn", labelled(), EXTRA, options={EXTRA: {"share": 0.5}}, settings=SETTINGS)
