@@ -4,7 +4,7 @@
 
 Decoding: JPEGs of noise that was smoothed, made here, through the data that `data.size` makes, on one core. Waiting:
 the README's line for three epochs, with one busy process a core and with none, with threads that wait as advkit has
-them wait and as torch does by itself, in turns. Each run is a process of its own.
+them wait, asleep at once, and as torch does by itself, in turns. Each run is a process of its own.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ HERE = Path(__file__).parent
 SETS = (("80 to 200 pixels a side", (80, 200), None, 64, 400), ("500x375", None, (500, 375), 224, 120))
 """What they are called; the least and the greatest side, or the size; the side of the parts; how many."""
 LINE = ("train", "--plugins", "cat-eps,dirichlet-ls,lsiw", "--eps", "0.15", "--epochs", "3", "--progress", "none")
-HOW = {"asleep": "import advkit, torch", "spinning": "import torch, advkit"}
-"""Who is imported first decides how threads wait for each other."""
+HOW: dict[str, tuple[str, dict[str, str]]] = {
+    "advkit's": ("import advkit, torch", {}),
+    "asleep": ("import advkit, torch", {"OMP_WAIT_POLICY": "passive"}),
+    "spinning": ("import torch, advkit", {}),
+}
+"""Who is imported first decides how threads wait for each other, unless the environment says so."""
 TURNS = 3
 
 
@@ -67,13 +71,14 @@ def decoding(
     return {"pictures": name, "kilobytes": files / count / 1e3, "parts": side, "a_second": spread(rates[1:])}
 
 
-def waiting(first: str, busy: int) -> float:
+def waiting(first: str, said: dict[str, str], busy: int) -> float:
     """Seconds of the README's line, three epochs, beside `busy` processes that never rest."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     try:
         with tempfile.TemporaryDirectory() as folder:
             program = f"{first}, runpy; runpy.run_module('advkit', run_name='__main__', alter_sys=True)"
-            environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+            own = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+            environment = {name: value for name, value in os.environ.items() if name not in own} | said
             began = time.perf_counter()
             subprocess.run(
                 [sys.executable, "-c", program, *LINE, "--out", f"{folder}/run"],
@@ -123,17 +128,16 @@ def markdown(measured: dict[str, Any]) -> str:
         "",
         "## A run beside other programs",
         "",
-        "Seconds of the command below, beside processes that never rest. Threads that sleep while they wait for each",
-        "other, as advkit's do, and threads that spin, as torch's do where it is imported before advkit, take turns.",
+        "Seconds of the command below, beside processes that never rest. Threads that wait for each other as advkit's",
+        "do, which spin for some microseconds and then sleep; asleep at once; and spinning, as torch's do where it is",
+        "imported before advkit. They take turns.",
         "",
         f"    advkit {' '.join(LINE)}",
         "",
-        "| busy processes | asleep | spinning |",
-        "|---|---|---|",
+        f"| busy processes | {' | '.join(HOW)} |",
+        "|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['busy']} | {told(row['asleep'], 1)} | {told(row['spinning'], 1)} |" for row in measured["waiting"]
-    ]
+    lines += [f"| {row['busy']} | {' | '.join(told(row[how], 1) for how in HOW)} |" for row in measured["waiting"]]
     return "\n".join(lines) + "\n"
 
 
@@ -150,8 +154,8 @@ def main() -> None:
     for busy in (0, len(cores)):
         seconds: dict[str, list[float]] = {how: [] for how in HOW}
         for _ in range(chosen.turns):
-            for how, first in HOW.items():
-                seconds[how].append(waiting(first, busy))
+            for how, (first, said) in HOW.items():
+                seconds[how].append(waiting(first, said, busy))
         waited.append({"busy": busy, **{how: spread(values) for how, values in seconds.items()}})
     machine = {
         "processor": processor(),

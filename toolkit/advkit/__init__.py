@@ -16,9 +16,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-if "torch" not in sys.modules:  # which reads it once, when it is imported
-    # Threads that spin while they wait for one that a busy core holds back make a step take ten times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:  # torch reads both once, when it is imported
+    # Threads that spin for long while they wait for one that a busy core holds back make a step take ten times as
+    # long; those that never spin are slow to wake where cores are idle. A thousand turns are some microseconds.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOME = {
     alias.asname or alias.name: (f".{node.module}", alias.name)
