@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup
 	@out="runs/demo-$$(date +%Y%m%d-%H%M%S)" && \
-	$(BIN)/advkit train --plugins cat-eps,dirichlet-ls,lsiw --dataset digits --eps 0.15 --epochs 20 --out "$$out" && \
+	$(BIN)/advkit train --plugins cat-eps,dirichlet-ls,lsiw --dataset digits --eps 0.15 --epochs 12 --out "$$out" && \
 	$(BIN)/advkit evaluate "$$out" --attacks clean,pgd-20,cw-20 && \
 	printf '\nNext, try:\n  . %s/bin/activate\n  advkit plan --plugins lsiw,awp\n  advkit plugins show cat-eps\n  advkit train --plugins lsiw --eps 0.15\n  less README.md\n' $(VENV)
 
