@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from dead import Dead
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
@@ -474,17 +475,6 @@ def test_a_net_without_gradient_is_one_sentence() -> None:
         def forward(self, x: Tensor) -> Tensor:
             out: Tensor = net(x.detach())
             return out.detach()
-
-    class Dead(torch.autograd.Function):
-        """As the operations of quantized nets: its output asks for a gradient, and its backward has none."""
-
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return None
 
     class Quantized(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

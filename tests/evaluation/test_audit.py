@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from dead import Dead
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
@@ -139,18 +139,6 @@ class Cut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.inner(x.detach())
         return logits
-
-
-class Dead(torch.autograd.Function):
-    """Its output asks for a gradient and its backward has none, as the operations of quantized nets."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return None
 
 
 class Quantized(Cut):

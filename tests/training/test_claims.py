@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import Batch, HookContract, OptionError, Plugin, ResumeMismatch, Run, Splits, Step, hookimpl
-from advkit.claims import free_memory, in_bytes
+from advkit.claims import beyond, free_memory, in_bytes
 from advkit.storage import checkpoint
 from advkit.storage.run_folder import RunFolder
 from advkit.testing.small import SAMPLES, batches, pictures, same, step_of, tiny_net
@@ -267,3 +267,20 @@ def test_the_plan_says_how_much_it_is() -> None:
     assert unknown["keeps/mean"] == {"per_sample": None, "total": None}
     assert unknown["keeps/mark"] == {"per_sample": 2, "total": None}
     assert unknown["ema/(depends on the model)"] == {"per_sample": None, "total": None}
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "out"),
+    [
+        (-1.0, (-1.0, 1.0), False),
+        (1.0, (-1.0, 1.0), False),
+        (-2.0, (-2.0, -1.0), False),
+        (-1.0, (-2.0, -1.0), False),
+        (-1.1, (-1.0, 1.0), True),
+        (-0.9, (-2.0, -1.0), True),
+        (-1e-9, (0.0, float("inf")), True),
+        (3e38, (0.0, float("inf")), False),
+    ],
+)
+def test_what_lies_on_a_bound_is_within(value: float, bounds: tuple[float, float], out: bool) -> None:
+    assert beyond(torch.tensor([value]), bounds) == out

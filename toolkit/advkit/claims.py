@@ -111,7 +111,7 @@ def claim(store: dict[str, Tensor], plugin: str, tensors: Mapping[str, Tensor]) 
 
 def beyond(values: Tensor, bounds: tuple[float, float]) -> bool:
     """Whether a value lies outside of bounds, and not by the rounding of half precision alone."""
-    low, high = (bound * (1 + sign * ROUNDING) for bound, sign in zip(bounds, (-1, 1), strict=True))
+    low, high = (bound + sign * abs(bound) * ROUNDING for bound, sign in zip(bounds, (-1, 1), strict=True))
     return bool(((values < low) | (values > high)).any())
 
 
