@@ -890,7 +890,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(
         patch.setattr(files, "write_new", write)
         ran = command(*SHORT, "--out", folder)
     assert ran.code == 4 and ran.err.endswith(
-        "can not be used (No space left on device); check path, permissions and free space; nothing else changed.\n"
+        "can not be used (No space left on device); check path, permissions and free space; it is as it was.\n"
     )
     assert resume(folder).code == 0
     assert ended(folder) == ended(short)

@@ -212,7 +212,7 @@ def using(path: Path, work: Path | None = None) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ELOOP:
             why = "it is a link, and nothing is read or written through one"
         raise CheckpointError(
-            f"{path} can not be used ({why}); check path, permissions and free space; nothing else changed."
+            f"{path} can not be used ({why}); check path, permissions and free space; it is as it was."
         ) from error
     finally:
         if work is not None:

@@ -219,7 +219,7 @@ class RunFolder:
         """How this machine and these versions differ from those the run was started with."""
         then = self._environment()
         if then is None:
-            return ["environment.json is absent or damaged: what the run was started with is unknown"]
+            return ["environment.json is absent, damaged or a link: what the run was started with is unknown"]
         now = environment(resolved, code)
         then = {"code": now["code"], "processes": 1} | then  # of before they were recorded
         return [
