@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+# Where a container forbids byte code, each process that a test starts would compile advkit anew: a third of a second.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # What is there before the first test is not garbage: a quarter of the collection would go into looking for some in it,
 # and half a second into each later look.

@@ -114,6 +114,22 @@ def crowds() -> list[tuple[str, ...]]:
     return largest
 
 
+@cache
+def parties() -> list[tuple[str, ...]]:
+    """Sets of up to six, every plugin in one: they cost a fraction of as many trainings of one plugin each."""
+    sets: list[tuple[str, ...]] = []
+    for name in names():
+        if any(name in chosen for chosen in sets):
+            continue  # somebody needed it
+        open_to_it = [chosen for chosen in sets if len(chosen) < 6 and not refusal((*chosen, name))]
+        if open_to_it:
+            smallest = min(open_to_it, key=len)
+            sets[sets.index(smallest)] = (*smallest, name)
+        else:
+            sets.append(alone(name))
+    return sets
+
+
 # ---------------------------------------------------------------------- small trainings
 
 

@@ -89,9 +89,9 @@ def test_compiled_is_eager_to_rounding(plugin: str, mode: str) -> None:
 # Dynamo looks at .grad of what ccat differentiates by, and torch warns of that; nothing depends on it.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.slow
-@pytest.mark.parametrize("plugin", sorted(set(methods.names()) - set(QUICK)))
-def test_compiled_is_eager_to_rounding_for_every_method(plugin: str) -> None:
-    like_eager(methods.alone(plugin), "train", 1e-12, torch.float64)
+@pytest.mark.parametrize("plugins", methods.parties(), ids=",".join)
+def test_compiled_is_eager_to_rounding_for_every_method(plugins: tuple[str, ...]) -> None:
+    like_eager(plugins, "train", 1e-12, torch.float64)
 
 
 @pytest.mark.slow

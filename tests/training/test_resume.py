@@ -614,7 +614,10 @@ def test_what_ctrl_c_breaks_into_is_waited_for_again(monkeypatch: pytest.MonkeyP
 
 
 SENTENCES: dict[str, dict[str, Any]] = {
-    **{",".join(methods.alone(name)): dict(methods.declared(name).moving) for name in methods.names()},
+    **{
+        ",".join(party): {n: options for each in party for n, options in methods.declared(each).moving.items()}
+        for party in methods.parties()
+    },
     "trades,awp": {"awp": {"gamma": [[0, 0.0], [1, 0.01]]}},
     "mart,awp": {"awp": {"step_at": "theta+v"}},
     "cat-eps,dirichlet-ls,cat-margin,lsiw": {"cat-margin": {"weight": "eps"}},
