@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ PLACES = ("data.root", "data.balance", "run.device", "run.threads")
 def text(path: Path) -> str:
     """A run file as it is written. Raises OptionError where there is none that can be read."""
     try:
-        return reading.read(path, CAP).decode("utf-8-sig")  # some editors begin a file with a mark
+        return reading.read(path, CAP).removeprefix(BOM_UTF8).decode()  # some editors begin a file with it
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise OptionError(f"{path} is larger than 1 MiB; that is no run file.") from None
