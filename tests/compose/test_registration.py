@@ -354,6 +354,25 @@ def test_orders_of_nothing(compose: Compose) -> None:
 # --- nobody is ignored ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("replaces", "said"),
+    [
+        (
+            {"inner_attack": ("attack.bogus",)},
+            "replaces['inner_attack'] has attack.bogus, which no hook stands in for.",
+        ),
+        (
+            {"inner_attack": ("optimizer.lr",)},
+            "replaces['inner_attack'] has optimizer.lr, which no hook stands in for.",
+        ),
+        ({"base_loss": ("attack.steps",)}, "replaces has base_loss, which it does not answer; answer it, or take it"),
+    ],
+)
+def test_a_setting_that_no_answer_stands_in_for(compose: Compose, replaces: dict[str, tuple[str]], said: str) -> None:
+    assert said in sentence(UnknownHook, lambda: compose(attack("fgsm", replaces=replaces)))
+    compose(attack("fgsm", replaces={"inner_attack": ("attack.steps",)}))
+
+
 def attack(name: str, uses: str = "batch", **members: Any) -> type[Plugin]:
     """An inner attack that lists the arguments `uses`."""
     method = eval(f"lambda self, {uses}: None")  # never called

@@ -129,7 +129,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "images of integers": ((GRAY.long(), Y), "The images are int64 (12, 1, 8, 8); give uint8, or floats in [0, 1]"),
     "one-hot": ((GRAY, nn.functional.one_hot(Y, 3)), "The labels are int64 (12, 3); give whole numbers"),
     "labels of floats": ((GRAY, Y.float()), "The labels are float32 (12,); give whole numbers"),
-    "labels of text": ((GRAY, np.array(["a"] * N)), "The labels are of type ndarray; give tensors or numpy arrays"),
+    "labels of text": ((GRAY, np.array(["a"] * N)), "The labels are an array of <U1; give tensors or numpy arrays"),
+    "a pair of data sets": (
+        (TensorDataset(FLOATS, Y),) * 2,
+        "Here one data set is taken, and these are 2 of type Tens",
+    ),
     "labels in the millions": ((GRAY, Y + 10**12), "The labels run to 1000000000002, so there would be as many"),
     "images without values": ((GRAY.to("meta"), Y), "The images are a meta tensor; give a dense one"),
     "sparse images": (((GRAY / 255).to_sparse(), Y), "The images are a sparse tensor; give a dense one"),

@@ -330,6 +330,10 @@ def _of(name: str, change: Callable[[Tensor], Tensor]) -> Edit:
     return lambda tensors, state: tensors.update({name: change(tensors[name])})
 
 
+def _count(key: str, value: int) -> Edit:
+    return lambda tensors, state: state["meter"]["counts"].update({key: value})
+
+
 def _position(key: str, value: object) -> Edit:
     return lambda tensors, state: state["position"].update({key: value})
 
@@ -396,6 +400,9 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "epoch as text": (_position("epoch", "1"), "position.epoch of its state is '1'"),
     "epoch as truth": (_position("epoch", True), "position.epoch of its state is True"),
     "another step": (_position("global_step", 4), "its position is step 4, its name step-00000005"),
+    "samples of another epoch": (_count("samples", 10**9), "its meter has counts that can not be"),
+    "more right than there are": (_count("n adv_correct", 10**9), "its meter has counts that can not be"),
+    "passes of no kind": (_count("passes attack bogus", 3), "its meter has counts that can not be"),
     "steps that were not counted": (_position("step", 1), "its meter counts 2 steps of an epoch, its position 1"),
     "metrics of another size": (_position("metrics_size", 10**9), "is not what the checkpoint was made with"),
     "best to come": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 import advkit
 from advkit import AttackResult, Batch, Budget, BudgetScale, Plugin, Run, Step, hookimpl
 from advkit.errors import HookConflict, NonFinite, OptionError
+from advkit.settings import SECTIONS
+from advkit.training.own_loop import USED
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -316,6 +319,27 @@ def test_steps_per_sample_beside_an_attack_with_its_own_are_refused(
         step(*tiny_batch(), epoch=0)
     for fine in ([Inner, budgets()], [budgets(**more)]):
         assert made(fine)[0](*tiny_batch(), epoch=0).count == 4
+
+
+def test_a_scaled_step_size_beside_an_attack_with_its_own_is_refused(made: Maker, tiny_batch: BatchOf) -> None:
+    def scaled(**how: Tensor | float) -> type[Plugin]:
+        return type("Pace", (Plugin,), {"name": "pace", "budget_scale": hookimpl(lambda self: BudgetScale(**how))})
+
+    for how in ({"step_size": 0.5}, {"step_size": torch.ones(4)}):
+        with pytest.raises(
+            HookConflict, match=r"\(pace\) scales the step size, but the inner attack inner has its own"
+        ):
+            made([Inner, scaled(**how)])[0](*tiny_batch(), epoch=0)
+    assert made([Inner, scaled(radius=0.5)])[0](*tiny_batch(), epoch=0).count == 4
+
+
+@pytest.mark.parametrize("key", [f"{of}.{name}" for of in SECTIONS for name in SECTIONS[of].model_fields])
+def test_a_step_takes_no_setting_that_it_does_not_use(key: str, tiny_net: Net) -> None:
+    net, (section, _, name) = tiny_net(False), key.partition(".")
+    used = section in ("attack", "update") or name in USED[section]
+    value = SECTIONS[section].model_fields[name].get_default(call_default_factory=True)
+    with nullcontext() if used else pytest.raises(OptionError, match=rf"^A Step (takes|has no use for) .*{name}"):
+        Step(net, torch.optim.SGD(net.parameters(), 0.1), num_samples=4, settings={key: value})
 
 
 @pytest.mark.parametrize("option", ["te.start", "fosc.until", "gairat.burn_in"])

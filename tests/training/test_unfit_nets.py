@@ -121,18 +121,30 @@ def without_grad(net: Calls, x: Tensor) -> Tensor:
         return net.core(x)
 
 
+def under_inference_mode(net: Calls, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return net.core(x)
+
+
 CUT = {
     "detach": lambda net, x: net.core(x.detach()),
     "gray levels": lambda net, x: net.core((x * 255).to(torch.uint8).float() / 255),
     "numpy": lambda net, x: net.core(torch.from_numpy(x.detach().numpy().copy())),
     "no_grad": without_grad,
+    "inference_mode": under_inference_mode,
 }
 
 
 @pytest.mark.parametrize("name", CUT)
 def test_a_net_that_cuts_its_gradient_is_told_as_in_an_evaluation(tiny_batch: BatchOf, name: str) -> None:
-    with pytest.raises(OptionError, match="The net has no gradient at its input, so attacks that follow it mean"):
-        step_of(Calls(CUT[name]))(*tiny_batch(), epoch=0)
+    for plugins in ((), "trades"):  # which asks for clean logits first
+        with pytest.raises(OptionError, match="The net has no gradient at its input, so attacks that follow it mean"):
+            step_of(Calls(CUT[name]), plugins)(*tiny_batch(), epoch=0)
+
+
+def test_a_frozen_net_without_an_optimizer_is_told_as_one() -> None:
+    with pytest.raises(OptionError, match="The model has no trainable parameter; nothing could be learnt"):
+        Step(core(3).requires_grad_(False), None, num_samples=4)
 
 
 class Reversed(torch.autograd.Function):
@@ -365,13 +377,18 @@ def centred_while_it_trains(net: Calls, x: Tensor) -> Tensor:
     return centred(net, x) if net.training else net.core(x)
 
 
+def numbered(net: Calls, x: Tensor) -> Tensor:
+    return net.core(x) + torch.arange(len(x)).view(-1, 1) * torch.eye(3)[0]
+
+
 def noisy(net: Calls, x: Tensor) -> Tensor:
     return net.core(x + 0.1 * torch.rand_like(x))
 
 
 def test_a_net_whose_images_see_each_other_is_told_of(tiny_batch: BatchOf) -> None:
-    with pytest.warns(UserWarning, match="logits of an image depend on the other images of its batch"):
-        step_of(Calls(centred))(*tiny_batch(), epoch=0)
+    for unfit in (centred, numbered):
+        with pytest.warns(UserWarning, match="logits of an image depend on the other images of its batch"):
+            step_of(Calls(unfit))(*tiny_batch(), epoch=0)
     for fine in (centred_while_it_trains, noisy):  # as BatchNorm does; draws are of the place in a batch
         step_of(Calls(fine))(*tiny_batch(), epoch=0)
 

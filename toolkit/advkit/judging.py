@@ -169,6 +169,7 @@ _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     ),
     "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "whether algorithms are deterministic": (
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,

@@ -10,7 +10,11 @@ from ..api_version import unfit
 from ..errors import HookContract, PluginImport, UnknownHook, blamed, did_you_mean
 from ..hookspec import VIEWS, HookSpec, Rule
 from ..plugin import Budgets, Order, Plugin, PluginOptions
+from ..settings import SECTIONS
 from ..types import Passes
+
+REPLACEABLE = tuple(f"{of}.{key}" for of in ("attack", "update", "data") for key in SECTIONS[of].model_fields)
+"""Settings of what hooks answer."""
 
 
 def check_declarations(plugin_type: type[Plugin], name: str, hooks: Mapping[str, HookSpec]) -> None:
@@ -39,6 +43,14 @@ def check_declarations(plugin_type: type[Plugin], name: str, hooks: Mapping[str,
     for hook in plugin_type.replaces:
         if hook not in hooks:
             raise UnknownHook(f"Plugin {name}: replaces has {hook}, which is no hook.{did_you_mean(hook, hooks)}")
+        if not hasattr(plugin_type, hook):
+            raise UnknownHook(
+                f"Plugin {name}: replaces has {hook}, which it does not answer; answer it, or take it out."
+            )
+        for key in plugin_type.replaces[hook]:
+            if key not in REPLACEABLE:
+                near = did_you_mean(key, REPLACEABLE)
+                raise UnknownHook(f"Plugin {name}: replaces[{hook!r}] has {key}, which no hook stands in for.{near}")
     chains = [hook for hook, spec in hooks.items() if spec.rule is Rule.CHAIN]
     for hook in plugin_type.order:
         if hook not in chains:

@@ -208,6 +208,9 @@ def _pair(data: Any) -> tuple[Any, Any]:
             f"The samples of {type(data).__name__} can not be read ({reason}); mend the data set."
         ) from error
     if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
+        if isinstance(data, tuple | list):
+            what = f"{len(data)} of type {type(data[0]).__name__}"
+            raise DataError(f"Here one data set is taken, and these are {what}; give one of them, or {KNOWN}.")
         raise DataError(f"The samples of {type(data).__name__} are no pairs (image, label); give {KNOWN}.")
     _refuse_random(data, samples)
     images = [_array(image, "images") for image, _ in samples]
@@ -233,7 +236,8 @@ def _array(values: Any, what: str) -> Tensor:
         array = np.array(values)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except (TypeError, ValueError):
-        raise DataError(f"The {what} are of type {type(values).__name__}; give tensors or numpy arrays.") from None
+        of = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"of type {type(values).__name__}"
+        raise DataError(f"The {what} are {of}; give tensors or numpy arrays of numbers.") from None
 
 
 def _images(values: Any) -> Tensor:

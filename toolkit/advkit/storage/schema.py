@@ -16,6 +16,7 @@ from torch import Tensor
 from ..claims import beyond
 from ..errors import CheckpointError
 from ..options import OptionModel
+from ..types import Passes
 from . import weights
 from .weights import under
 
@@ -209,9 +210,16 @@ def _meter(known: State, sums: Mapping[str, Tensor]) -> None:
     counts = known.meter.counts
     if counts.get("steps", 0) != known.position.step:
         _refuse(f"its meter counts {counts.get('steps', 0)} steps of an epoch, its position {known.position.step}")
-    if min(counts.values(), default=0) < 0 or (known.position.step and "samples" not in counts):
+    counted, samples = {name.removeprefix("n ") for name in counts if name.startswith("n ")}, counts.get("samples", 0)
+    kinds = [key.rpartition(" ")[2] for key in counts if key.startswith("passes ")]
+    if (
+        min(counts.values(), default=0) < 0
+        or (known.position.step and "samples" not in counts)
+        or samples != counts.get("n loss", samples)  # of every step there is a loss
+        or any(counts[f"n {name}"] > samples for name in counted)
+        or any(kind not in Passes.__dataclass_fields__ for kind in kinds)
+    ):
         _refuse("its meter has counts that can not be")
-    counted = {name.removeprefix("n ") for name in counts if name.startswith("n ")}
     if different := sums.keys() ^ counted:
         _refuse(f"its meter has {'no count of' if min(different) in sums else 'no sum of'} {min(different)}")
     for name, value in sums.items():

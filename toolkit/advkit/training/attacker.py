@@ -65,7 +65,7 @@ class Attacker:
         inner = self.stage.owner("inner_attack")
         model = self.network.attacked(inner.plugin.name if inner else CORE, settings.mode == "train")
         if inner:
-            return self._of_a_plugin(inner, known, model, objective)
+            return self._of_a_plugin(inner, known, scale, model, objective)
         if settings.steps == 0:
             return AttackResult(known["batch"].x, start=known["batch"].x)
         return self._of_the_core(known, scale, model, objective)
@@ -74,6 +74,7 @@ class Attacker:
         self,
         inner: Answer,
         known: Mapping[str, Any],
+        scale: BudgetScale,
         model: Callable[[Tensor], Tensor],
         objective: Callable[[Tensor], Tensor],
     ) -> AttackResult:
@@ -82,6 +83,11 @@ class Attacker:
             raise HookConflict(
                 f"Plugin {who} sets steps or step sizes per sample, but the inner attack "
                 f"{inner.plugin.name} has its own; leave one of them out."
+            )
+        if isinstance(scale.step_size, Tensor) or scale.step_size != 1:
+            raise HookConflict(
+                f"A plugin of this run ({', '.join(self.panel.composition.owners('budget_scale'))}) scales the step "
+                f"size, but the inner attack {inner.plugin.name} has its own; leave it at 1, or one of them out."
             )
         watch = GradientWatch()
         with torch.enable_grad():

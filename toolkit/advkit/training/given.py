@@ -29,7 +29,8 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if not isinstance(value, wanted):
             what = value.__name__ if isinstance(value, type) else type(value).__name__
             raise OptionError(f"The {name} is {what}; pass a {wanted.__module__.split('.')[0]} {wanted.__name__}.")
-    refuse_unfit_net(model)
+        if value is model:
+            refuse_unfit_net(model)
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")

@@ -149,7 +149,7 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
     lent: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in _tensors(borrowed):
         lent.setdefault(id(tensor), (name, tensor))
-    before = [(name, t, t.detach().clone(), t._version, _hooks_of(t)) for name, t in lent.values()]
+    before = [(name, t, t.detach().clone(), writes(t), _hooks_of(t)) for name, t in lent.values()]
     form, switched, states = Form(model, hook), switches(), generators()
     try:
         with hooked_nodes() as nodes:
@@ -160,7 +160,7 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
         raise
     changed = []
     for name, tensor, copy, version, hooks in before:
-        if tensor._version != version or not same_bits(tensor.detach(), copy):  # torch refuses its gradient afterwards
+        if writes(tensor) != version or not same_bits(tensor.detach(), copy):  # torch refuses its gradient afterwards
             changed.append((f"{name}, which it only borrows", "work on a copy"))
             with torch.no_grad():
                 tensor.detach().copy_(copy)
@@ -181,16 +181,17 @@ class Lent:
     """A batch as it is handed to a step, whose tensors nobody in it may write into: asked at no cost, of every step."""
 
     def __init__(self, batch: Batch) -> None:
-        self._lent = [(f"batch.{name}", getattr(batch, name)) for name in ("x", "y", "index", "occurrence")]
+        self._batch = batch
+        self._lent = [(name, getattr(batch, name)) for name in ("x", "y", "index", "occurrence")]
         self._writes = [writes(tensor) for _, tensor in self._lent]
 
     def refuse_written(self) -> None:
         """HookContract where one has been; who did it is known where plugins are watched."""
         for (name, tensor), before in zip(self._lent, self._writes, strict=True):
-            if writes(tensor) != before:
+            if writes(tensor) != before or getattr(self._batch, name) is not tensor:
                 raise HookContract(
-                    f"A plugin wrote into {name}, which it only borrows, so this step is not applied; work on a copy. "
-                    'Which one it is, run.check_hooks says (--check-hooks, settings={"run.check_hooks": True}).',
+                    f"A plugin wrote into batch.{name}, which it only borrows, so this step is not applied; work on a "
+                    'copy. Which one it is, run.check_hooks says (--check-hooks, settings={"run.check_hooks": True}).',
                     "borrowed",
                 )
 

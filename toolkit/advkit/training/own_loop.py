@@ -33,6 +33,29 @@ from .undo import Kept
 from .visits import AGAIN, Visits
 from .workshop import Workshop
 
+USED = {
+    "optimizer": ("schedule", "milestones"),  # for plugins that wait for the decay of the rate
+    "run": ("seed", "epochs", "precision", "matmul", "accumulate", "batchnorm", "check_hooks"),
+    "checkpoint": ("max_bytes",),
+    "data": (),
+    "validation": (),
+}
+"""Of the sections that a Step does not take as a whole, the settings that it uses."""
+
+INSTEAD = {"run.memory_format": "call model.to(memory_format=...)", "run.compile": "pass torch.compile(model)"}
+
+
+def refuse_unused(key: str) -> None:
+    """OptionError for a setting that would change nothing in a Step."""
+    section, _, name = key.partition(".")
+    if name in USED.get(section, (name,)):
+        return
+    if instead := INSTEAD.get(key):
+        raise OptionError(f"A Step takes the model as it is; {instead}, without the setting.")
+    if section == "optimizer":
+        raise OptionError(f"A Step takes the optimizer and its rates as they are; set {key} in the loop.")
+    raise OptionError(f"A Step has no use for {key}, since model, batches and loop are yours; leave it out.")
+
 
 class Step(TrainingStep):
     """`report = step(x, y, index, epoch=e)`: one attack and one update of `model` by `optimizer`.
@@ -77,18 +100,13 @@ class Step(TrainingStep):
         long, decays = "run.epochs" in given, "optimizer.milestones" in given
         resolved = resolve(plugins, [layer], no_companion=no_companion, decays_known=long and decays, epochs_known=long)
         for key in sorted(given):
-            if key.startswith("optimizer.") and key.removeprefix("optimizer.") not in ("schedule", "milestones"):
-                raise OptionError(f"A Step takes the optimizer and its rates as they are; set {key} in the loop.")
-        if "run.memory_format" in given:
-            raise OptionError("A Step takes the model as it is; call model.to(memory_format=...), without the setting.")
+            refuse_unused(key)
         for hook, spec in HOOKS.items():
             if spec.asked_by == "loop" and (owners := resolved.composition.owners(hook)):
                 raise HookConflict(
                     f"Plugin {owners[0]} answers {hook}, which only advkit.train asks; "
                     "train with advkit.train, or leave the plugin out."
                 )
-        if "run.compile" in given:
-            raise OptionError("A Step takes the model as it is; pass torch.compile(model), without the setting.")
         own_compiled, model = of_the_users(model), without_wrapper(model)
         self._whole, steps = optimizer is not None, standing_in(model) if optimizer is None else optimizer
         refuse_unfit(model, steps)  # type: ignore[arg-type]  # before the plugins are taken
