@@ -267,6 +267,12 @@ def test_a_selection_changes_no_labels(tiny_net: Net, tiny_batch: BatchOf) -> No
     [
         ("the number of threads", lambda: torch.set_num_threads(3), torch.get_num_threads),
         ("the default device", lambda: torch.set_default_device("meta"), torch.get_default_device),
+        ("anomaly detection", lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
+        (
+            "whether numbers below the normal ones are 0",
+            lambda: torch.set_flush_denormal(True),
+            lambda: bool((torch.tensor(1e-40) * 1) == 0),
+        ),
         (
             "whether algorithms are deterministic",
             lambda: torch.use_deterministic_algorithms(True),

@@ -160,6 +160,9 @@ def far_apart(one: Tensor, other: Tensor) -> bool:
     return bool(((one - other).abs()[both] > ALONE * scale).any())
 
 
+_TINY = torch.tensor(1e-40, device="cpu", dtype=torch.float32)
+"""Below the smallest normal number; 0 where those are flushed, which torch does not tell."""
+
 _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "the grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -169,6 +172,7 @@ _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     ),
     "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "whether numbers below the normal ones are 0": (lambda: not bool(_TINY * 1), torch.set_flush_denormal),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "whether algorithms are deterministic": (
         torch.are_deterministic_algorithms_enabled,
