@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +46,25 @@ def _disks_are_not_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
         if "storage" not in request.path.parts:
             patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture
+def denied(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Take away the right to look at a file, or at a folder and what is in it, from root too; of the last one named."""
+
+    closed: list[Path] = []
+
+    def asked(real: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(path, int) and {*closed} & {Path(path), *Path(path).parents}:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *args, **kwargs)
+
+        return ask
+
+    for name in ("lstat", "open", "listdir", "scandir"):
+        monkeypatch.setattr(os, name, asked(getattr(os, name)))
+    return lambda path: operator.setitem(closed, slice(None), [path])
 
 
 def _tiny_net(batch_norm: bool = False, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> nn.Sequential:

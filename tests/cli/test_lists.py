@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import advkit
 from advkit.cli.main import run
+from advkit.storage.run_folder import RunFolder
 
 QUICK = {"attack.steps": 1, "validation.steps": 1, "data.limit": 40}
 
@@ -54,6 +56,21 @@ def test_runs_are_listed_with_their_best_and_what_is_damaged(runs: Path, capsys:
     assert "2 of 2" in shown and "is not valid TOML" in shown
     assert run(["runs", "list", str(runs / "nowhere")]) == 4
     assert "advkit train" in out(capsys, "runs", "list", runs / "first" / "checkpoints")
+
+
+def test_what_may_not_be_looked_at_is_not_taken_for_absent(
+    runs: Path, capsys: pytest.CaptureFixture[str], denied: Callable[[Path], None]
+) -> None:
+    denied(runs / "ablation" / "runs")
+    rows = {row["folder"]: row for row in json.loads(out(capsys, "runs", "list", runs, "--json"))}
+    assert "Permission denied" in rows[str(runs / "ablation" / "runs")]["damaged"] and str(runs / "first") in rows
+    for part in ("evaluations", "analysis", "audit.json", "checkpoints"):
+        denied(runs / "first" / part)
+        assert run(["report", str(runs / "first"), "--out", str(runs / "a.html")]) == 4
+        assert f"{part} can not be used (Permission denied)" in capsys.readouterr().err
+    denied(runs / "first" / "environment.json")
+    with pytest.raises(advkit.CheckpointError, match=r"environment.json .*Permission denied"):
+        RunFolder(runs / "first").init_from()
 
 
 def test_a_run_is_shown_with_every_epoch(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from advkit import holding
 from advkit.errors import CheckpointError, OptionError
-from advkit.storage import checkpoint as cp, files, process
+from advkit.storage import checkpoint as cp, files, naming, process
 from advkit.storage.lock import RunLock
 
 FILES = (cp.TENSORS, cp.STATE, cp.MANIFEST)
@@ -408,6 +408,25 @@ def test_a_damaged_step_is_named_and_passed_over(tmp_path: Path, harm: Callable[
     assert said == ([f"Skipped a checkpoint: {text}"] if path.is_dir() else [])
     assert step_of(save(tmp_path, 7)) == 7  # and it can be replaced
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("closed", ["", "step-00000002", "step-00000002/manifest.json", "step-00000002/state.json"])
+def test_what_may_not_be_read_is_neither_absent_nor_damaged(
+    tmp_path: Path, closed: str, denied: Callable[[Path], None]
+) -> None:
+    """It may be intact: it is not passed over for an older one, nor replaced, nor is the run taken for one without."""
+    for step in (1, 2):
+        cp.point(tmp_path, "last", save(tmp_path, step))
+    before = (tmp_path / "step-00000002" / cp.STATE).read_bytes()
+    denied(tmp_path / closed)
+    said = f"{re.escape(str(tmp_path / closed))}.* \\(Permission denied\\)"
+    again = functools.partial(cp.save, tmp_path, 2, tensors(3), {"step": 2})
+    best = functools.partial(naming.found, tmp_path, "best")
+    for use in (functools.partial(cp.newest, tmp_path), again, best):
+        with pytest.raises(CheckpointError, match=said):
+            use()
+    with open(tmp_path / "step-00000002" / cp.STATE, "rb") as kept:
+        assert kept.read() == before
 
 
 def test_forging_works_at_all(tmp_path: Path) -> None:

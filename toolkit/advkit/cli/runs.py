@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,10 @@ def command() -> None:
 def list_(folder: str, as_json: bool) -> None:
     """The runs in DIR and below it; in runs by default."""
     from ..errors import CheckpointError
+    from ..storage.files import there
     from ..studies.runs import runs_below
 
-    if not Path(folder).is_dir():
+    if not (there(Path(folder)) and os.path.isdir(folder)):
         raise CheckpointError(f"{folder} is no folder; name the one that your runs are in.")
     rows = list(runs_below(Path(folder)))
     if as_json:

@@ -105,12 +105,11 @@ def _verified(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def verified(path: Path) -> bool:
-    """Whether `load(path)` would succeed."""
-    try:
+    """Whether `load(path)` would succeed. Raises CheckpointError where it may not be read."""
+    with files.past_damage():
         load(path)
-    except CheckpointError:
-        return False
-    return True
+        return True
+    return False
 
 
 def steps(folder: Path) -> list[Path]:
@@ -124,14 +123,14 @@ def steps(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path, warn: Callable[[str], None] | None = None) -> Path | None:
-    """The newest step that verifies, or None; each damaged one passed over is reported through `warn`."""
+    """The newest step that verifies, or None; each damaged one passed over is reported through `warn`.
+
+    Raises CheckpointError where one may not be read.
+    """
     for path in steps(folder):
-        try:
+        with files.past_damage(lambda error: warn and warn(f"Skipped a checkpoint: {error}")):
             load(path)
             return path
-        except CheckpointError as error:
-            if warn is not None:
-                warn(f"Skipped a checkpoint: {error}")
     return None
 
 
@@ -143,10 +142,9 @@ def point(folder: Path, name: str, target: Path) -> None:
     if target not in steps(folder):
         raise CheckpointError(f"{target} is not a step of {folder}: save it before {name!r} names it.")
     files.judge_place(target)
-    try:
+    named: dict[str, str] = {}
+    with files.past_damage():
         named = _recorded(folder)
-    except CheckpointError:
-        named = {}
     files.write_atomic(folder / NAMES, _encode({**_linked(folder), **named, name: target.name}))
     work = folder / files.hidden("tmp", name)
     with suppress(OSError):
@@ -185,14 +183,14 @@ def resolve(folder: Path, name: str) -> Path:
 def named(folder: Path, name: str) -> bool:
     """Whether anything says which step is called `name`, be it lost or damaged."""
     try:
-        return name in _recorded(folder) or os.path.lexists(folder / name)
+        return name in _recorded(folder) or files.there(folder / name)
     except CheckpointError:
         return True
 
 
 def _recorded(folder: Path) -> dict[str, str]:
     """{name: step} of names.json; {} where there is none. Raises CheckpointError where it is damaged."""
-    if not os.path.lexists(folder / NAMES):
+    if not files.there(folder / NAMES):
         return {}
     named = _parse(folder / NAMES, _read(folder / NAMES, MANIFEST_CAP))
     if not all(isinstance(step, str) and _STEP.fullmatch(step) for step in named.values()):

@@ -190,6 +190,32 @@ def delete(path: Path) -> None:
         path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
 
 
+def there(path: Path) -> bool:
+    """Whether there is anything of that name, be it a broken link. Raises CheckpointError where nobody may look."""
+    with using(path), suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(path)
+        return True
+    return False
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, in order; nothing where there is none. Raises CheckpointError where nobody may look."""
+    with using(folder), suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(folder / name for name in os.listdir(folder))
+    return []
+
+
+@contextmanager
+def past_damage(tell: Callable[[CheckpointError], object] = bool) -> Iterator[None]:
+    """Go on behind what is damaged, of which `tell` hears; not behind what lacks rights, for that may be intact."""
+    try:
+        yield
+    except CheckpointError as error:
+        if getattr(error.__cause__, "errno", None) in (errno.EACCES, errno.EPERM):
+            raise
+        tell(error)
+
+
 def unwritable(what: object, error: OSError | CheckpointError, advice: str, done: str = "written") -> AdvkitError:
     """What to raise where a place that was typed can not be `done`: an OptionError, a CheckpointError of the disk's."""
     cause = error if isinstance(error, OSError) else error.__cause__

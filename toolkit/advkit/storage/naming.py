@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from . import checkpoint, schema
+from .files import past_damage
 
 NAMES = ("last", "best")
 
@@ -24,12 +25,13 @@ def found(folder: Path, name: str) -> Path | None:
     if name == "last":
         newest = told if told in checkpoint.steps(folder)[:1] else checkpoint.newest(folder)
         return max(filter(None, (told, newest)), key=lambda step: int(step.name[5:]), default=None)
-    try:
+    best, damage = None, list[CheckpointError]()
+    with past_damage(damage.append):
         last = found(folder, "last")
         best = position(last).best if last else None
-    except CheckpointError:
+    if damage:
         return told
-    if last is None or best is None:
+    if best is None:
         return None
     if told and ends(told, best.epoch):
         return told
@@ -48,8 +50,8 @@ def position(step: Path) -> schema.Position:
 
 
 def ends(step: Path, epoch: int) -> bool:
-    """Whether a step is of the end of an epoch (from 0)."""
-    with suppress(CheckpointError):
+    """Whether a step is of the end of an epoch (from 0). Raises CheckpointError where it may not be read."""
+    with past_damage():
         at = position(step)
         return (at.epoch, at.step) == (epoch + 1, 0)
     return False

@@ -121,8 +121,11 @@ class RunFolder:
         return tensors, state
 
     def known(self) -> schema.State | None:
-        """What the newest checkpoint says of the run; None where none can be read. No weights are read."""
-        with suppress(CheckpointError):
+        """What the newest checkpoint says of the run; None where none is intact. No weights are read.
+
+        Raises CheckpointError where it may not be read.
+        """
+        with files.past_damage():
             if last := naming.found(self.checkpoints, "last"):
                 return schema.state_of(checkpoint.load_state(last))
         return None
@@ -154,7 +157,7 @@ class RunFolder:
 
     def history_and_rest(self) -> tuple[list[dict[str, Any]], bool]:
         """As `history`, and whether a line follows that was begun: the run was killed there, or is writing it now."""
-        content = files.read(self.metrics, METRICS_CAP) if os.path.lexists(self.metrics) else b""
+        content = files.read(self.metrics, METRICS_CAP) if files.there(self.metrics) else b""
         try:
             return self._rows(content), False
         except CheckpointError:
@@ -167,7 +170,7 @@ class RunFolder:
 
         Raises CheckpointError where the file is not the one the checkpoint was made with.
         """
-        content = files.read(self.metrics, METRICS_CAP) if os.path.lexists(self.metrics) else b""
+        content = files.read(self.metrics, METRICS_CAP) if files.there(self.metrics) else b""
         rows = self._rows(content[: mark.size])
         if mark != self.mark(mark.size):
             raise CheckpointError(
@@ -180,7 +183,7 @@ class RunFolder:
 
     def mark(self, size: int) -> Mark:
         """Of the first `size` bytes of metrics.jsonl, or of those that are there."""
-        content = files.read(self.metrics, METRICS_CAP)[:size] if os.path.lexists(self.metrics) else b""
+        content = files.read(self.metrics, METRICS_CAP)[:size] if files.there(self.metrics) else b""
         return Mark(len(content), zlib.crc32(content))
 
     def _rows(self, content: bytes) -> list[dict[str, Any]]:
@@ -209,11 +212,10 @@ class RunFolder:
         return then if isinstance(then, str) else None
 
     def _environment(self) -> dict[str, Any] | None:
-        try:
+        with files.past_damage(), suppress(ValueError, RecursionError):
             then = json.loads(files.read(self.path / "environment.json", TABLE_CAP))
-        except (CheckpointError, ValueError, RecursionError):
-            return None
-        return then if isinstance(then, dict) else None
+            return then if isinstance(then, dict) else None
+        return None
 
     def drift(self, resolved: Resolved, code: Mapping[str, str]) -> list[str]:
         """How this machine and these versions differ from those the run was started with."""

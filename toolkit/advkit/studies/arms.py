@@ -17,7 +17,7 @@ from ..data.base import Splits
 from ..errors import CheckpointError, NonFinite, OptionError, Stopped, shown
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..reading import opened
-from ..storage.files import unwritable, write_atomic
+from ..storage.files import there, unwritable, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from ..training.launch import resume, start
@@ -197,7 +197,7 @@ def measure(
     go_on()
     resolved = on_this_machine(resolved)
     with tracked(progress, trackers, path) as seen:
-        if os.path.isfile(path / "run.toml"):
+        if there(path / "run.toml"):
             folder = RunFolder.open(path)
             refuse_difference(resolve_folder(folder), resolved)
             resume(folder, resolved, splits, build_model(resolved, splits.train), seen)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..config import runfile
 from ..evaluation.audit.checks import Check
+from ..storage.files import there
 from .kept import is_of, kept, most_telling
 from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
 from .subject import Subject
@@ -115,7 +116,7 @@ def config(subject: Subject, record: ExportRecord) -> dict[str, Any]:
 def left_out(subject: Subject) -> list[str]:
     """Which evaluations and which audit of the run no card repeats, and why."""
     run = Path(subject.name)
-    audit = [read_or_told(run / "audit.json", AuditRecord)] if (run / "audit.json").is_file() else []
+    audit = [read_or_told(run / "audit.json", AuditRecord)] if there(run / "audit.json") else []
     told = [found for found in (*kept(run).values(), *audit) if isinstance(found, str)]
     return [f"What can not be believed is left out: {sentence.removesuffix('.')}" for sentence in told]
 
@@ -129,7 +130,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
         for one in kept(run).values()
         if isinstance(one, Evaluation) and (one.sha256_of_weights, one.split) == (record.sha256_of_weights, "test")
     ]
-    audit = read_or_told(run / "audit.json", AuditRecord) if (run / "audit.json").is_file() else ""
+    audit = read_or_told(run / "audit.json", AuditRecord) if there(run / "audit.json") else ""
     fits = isinstance(audit, AuditRecord) and audit.sha256_of_weights == record.sha256_of_weights
     tags = ("adversarial-robustness", "advkit", *record.plugins)
     return CARD.format(

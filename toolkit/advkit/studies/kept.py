@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isclose
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..evaluation.statistics import wilson
+from ..storage.files import entries, there
 from .documents import content
 from .records import Accuracy, Evaluation, read_or_told
 
@@ -18,13 +18,15 @@ from .records import Accuracy, Evaluation, read_or_told
 def kept(run: Path) -> dict[str, Evaluation | str]:
     """The evaluations of a run by their folder in `evaluations`, most images first.
 
-    A sentence where one is damaged, or where its verdicts by image say otherwise than its figures.
+    A sentence where one is damaged, or where its verdicts by image say otherwise than its figures. Raises
+    CheckpointError where nobody may look.
     """
     found: dict[str, Evaluation | str] = {}
-    for file in sorted(run.glob("evaluations/*/*/evaluation.json")):
+    places = (place for home in entries(run / "evaluations") for place in entries(home))
+    for file in (file for place in places if there(file := place / "evaluation.json")):
         read = read_or_told(file, Evaluation)
         verdicts = file.with_name("verdicts.csv")
-        if isinstance(read, Evaluation) and os.path.lexists(verdicts):
+        if isinstance(read, Evaluation) and there(verdicts):
             try:
                 withstood(verdicts, read)
             except OptionError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..arguments import checked
 from ..errors import AdvkitError, CheckpointError
+from ..storage.files import entries, there
 from .report.sources import Source
 
 DEPTH = 3
@@ -72,11 +73,17 @@ def load_run(run: str | Path) -> LoadedRun:
     )
 
 
-def runs_below(folder: Path) -> Iterator[tuple[Path, LoadedRun | str]]:
-    """Every run in a folder or below it, in order, or why it can not be read."""
-    files = (file for depth in range(DEPTH + 1) for file in folder.glob(f"{'*/' * depth}run.toml"))
-    for path in sorted(file.parent for file in files):
+def runs_below(folder: Path, depth: int = DEPTH) -> Iterator[tuple[Path, LoadedRun | str]]:
+    """Every run in a folder or below it, in order, or why it, or what may hold some, can not be read."""
+    try:
+        is_run, below = there(folder / "run.toml"), entries(folder) if depth else []
+    except CheckpointError as error:
+        yield folder, str(error)
+        return
+    if is_run:
         try:
-            yield path, load_run(path)
+            yield folder, load_run(folder)
         except AdvkitError as error:
-            yield path, str(error)
+            yield folder, str(error)
+    for path in below:
+        yield from runs_below(path, depth - 1)

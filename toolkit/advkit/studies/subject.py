@@ -23,7 +23,7 @@ from ..fingerprint import code, fingerprint
 from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
 from ..storage import naming
-from ..storage.files import refuse_another
+from ..storage.files import refuse_another, there
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
@@ -239,12 +239,12 @@ def subject_of(
     named = {"model.name": model, "data.name": dataset}
     texts = {key: text for key, text in named.items() if isinstance(text, str)}
     folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
-    if texts and not os.path.lexists(path):
+    if texts and not there(path):
         raise CheckpointError(f"{given} does not exist; give a run folder or a file of weights.")
     if folder or not (path.suffix or texts):
         typed = with_files(Layer("command line", texts))
         if typed.files.keys() != texts.keys() or settings:
-            if folder and not os.path.lexists(path / "run.toml"):
+            if folder and not there(path / "run.toml"):
                 raise CheckpointError(
                     f"{given} is a folder and no run (it has no run.toml); give a file of weights, or the --out of a "
                     "run."

@@ -171,7 +171,7 @@ def _history(
 ) -> tuple[Mark, list[dict[str, Any]]]:
     """How far metrics.jsonl really goes, and the lines of the epochs that are done, as far as they are left."""
     mark = Mark(at.metrics_size, at.metrics_crc)
-    if mark.size and not os.path.lexists(folder.metrics):
+    if mark.size and not files.there(folder.metrics):
         seen.warn(f"{folder.metrics} is absent: what it said of {at.epoch} epochs is lost")
         return Mark(), []
     if "metrics_crc" not in stored:

@@ -7,7 +7,6 @@ comparison. RUN/tracking.json says which trackers a run has and what they call i
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from .. import registry
 from ..errors import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Stopped, shown
-from ..storage.files import read, write_atomic
+from ..storage.files import read, there, write_atomic
 from .progress import Progress, Silent
 from .step_report import Report
 
@@ -115,7 +114,7 @@ def _made(name: str) -> Tracker:
 
 def _known(path: Path) -> dict[str, str]:
     """What trackers call the run of a folder, {} where it has none."""
-    if not os.path.lexists(path):
+    if not there(path):
         return {}
     try:
         stored = json.loads(read(path, CAP))

@@ -16,6 +16,7 @@ from ...config.request import MODEL, PASSED
 from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError
 from ...plugin import CORE
+from ...storage.files import entries, there
 from ...storage.run_folder import RunFolder
 from ...storage.schema import Position
 from ...storage.weights import digest, evaluated
@@ -175,13 +176,14 @@ class Source:
     def audit(self) -> AuditRecord | str | None:
         """None where there is none; a sentence where it is damaged."""
         file = self.folder.path / "audit.json"
-        return read_or_told(file, AuditRecord) if file.exists() else None
+        return read_or_told(file, AuditRecord) if there(file) else None
 
     @cached_property
     def analyses(self) -> list[Analysis]:
         """By file name, the vector picture where there are two."""
-        names = {file.stem for kind in ("json", *PICTURES) for file in self.folder.path.glob(f"analysis/*.{kind}")}
-        found = (_analysis(self.folder.path / "analysis", name) for name in sorted(names))
+        folder, kinds = self.folder.path / "analysis", {".json", *(f".{kind}" for kind in PICTURES)}
+        names = {file.stem for file in entries(folder) if file.suffix in kinds}
+        found = (_analysis(folder, name) for name in sorted(names))
         return [each for each in found if each.kind in ANALYSES]
 
     def curve(self, kind: str) -> list[tuple[float, float]]:
@@ -277,7 +279,7 @@ def _analysis(folder: Path, name: str) -> Analysis:
     found = sorted(
         (file.stat().st_size > LARGE, place, kind, file)
         for place, (kind, file) in enumerate(pictures)
-        if file.is_file()
+        if there(file) and file.is_file()
     )
     picture = None
     if found:
