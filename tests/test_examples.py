@@ -308,10 +308,20 @@ def zero_grad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(METHOD, tmp_path_factory.mktemp("method"))
 
 
+@pytest.fixture(scope="module")
+def examined(zero_grad: Path) -> Subject:
+    """One for all checks: what it was found to do is kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(zero_grad)
+        return Subject.of("zero-grad", {"q": 0.35}, {"q": 0.0})
+
+
 @pytest.mark.parametrize("check", [name for name in CHECKS if name != "compile"])  # that its own tests run
-def test_a_method_of_a_package_conforms(check: str, zero_grad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_a_package_conforms(
+    check: str, examined: Subject, zero_grad: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(zero_grad)
-    finding = CHECKS[check].outcome(Subject.of("zero-grad", {"q": 0.35}, {"q": 0.0}))
+    finding = CHECKS[check].outcome(examined)
     idle = {"optimum", "nan", "places", "state", "gradient", *(() if torch.cuda.is_available() else ("cuda",))}
     assert finding.state == ("not run" if check in idle else "holds"), finding
 

@@ -47,6 +47,7 @@ class Subject:
     """Those under which it does nothing; None where nobody has said."""
     set_aside: list[type[Plugin]] = field(default_factory=list)
     """Installed plugins that fail by themselves, where they stood in the way."""
+    presupposed: dict[str, str] = field(default_factory=dict)  # by check, how it ended
 
     @classmethod
     def of(
@@ -194,7 +195,8 @@ class Subject:
 
     def presuppose(self, name: str) -> None:
         """NotRun where another check fails, without which this one says nothing."""
-        if CHECKS[name].outcome(self).state == "fails":
+        self.presupposed[name] = self.presupposed.get(name) or CHECKS[name].outcome(self).state
+        if self.presupposed[name] == "fails":
             raise NotRun(f"check_{name} fails")
 
     def answers(self, phase: str) -> bool:
@@ -295,5 +297,4 @@ def check(
 
 def findings(subject: Subject) -> Iterator[Finding]:
     """All checks, one after the other."""
-    for one in CHECKS.values():
-        yield one.outcome(subject)
+    yield from (one.outcome(subject) for one in CHECKS.values())
