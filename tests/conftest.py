@@ -105,3 +105,13 @@ def tiny_net() -> Callable[..., nn.Sequential]:
 def tiny_batch() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """`x, y, index = tiny_batch(rows=4, *, seed=0, dtype=torch.float32)`: the same images for a seed always."""
     return _tiny_batch
+
+
+@pytest.fixture
+def quick_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit in a third of its time, for tests of what becomes of one and not of what it finds."""
+    from advkit.evaluation.attacks import libraries
+    from advkit.evaluation.audit import figures
+
+    for module, name, few in ((figures, "QUERIES", 50), (figures, "POINTS", 10), (libraries, "TARGETS", 1)):
+        monkeypatch.setattr(module, name, few)

@@ -147,6 +147,7 @@ class Quantized(Cut):
         return logits
 
 
+@pytest.mark.usefixtures("quick_audit")
 @pytest.mark.parametrize("kind", [Cut, Quantized])
 def test_a_net_without_any_gradient_is_found_out_not_a_crash(kind: type[nn.Module]) -> None:
     found = audited(kind())
@@ -240,6 +241,7 @@ def test_falls_are_shares_of_the_range(losses: list[float]) -> None:
 # ---------------------------------------------------------------------- what it leaves alone
 
 
+@pytest.mark.usefixtures("quick_audit")
 def test_net_modes_and_global_numbers_are_left_alone(tiny_net: Callable[..., nn.Sequential]) -> None:
     net = tiny_net(batch_norm=True, dropout=0.5)
     net.train()
@@ -371,6 +373,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.usefixtures("quick_audit")
 def test_the_command_keeps_what_it_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = run(["audit", str(folder), "--n", "4", "--json"])
     printed = json.loads(capsys.readouterr().out)
@@ -387,6 +390,7 @@ def test_the_command_keeps_what_it_prints(folder: Path, capsys: pytest.CaptureFi
     assert code == (3 if printed["alarms"] else 0)
 
 
+@pytest.mark.usefixtures("quick_audit")
 def test_a_masked_file_of_weights_ends_with_three(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -468,6 +472,7 @@ def test_an_honest_gradient_fits(activation: type[nn.Module]) -> None:
             assert isinstance(answer, Figure) and answer.count == 0
 
 
+@pytest.mark.usefixtures("quick_audit")
 def test_both_forms_say_the_same_of_the_same_images(masks: ModuleType) -> None:
     """Figures, not only alarms: what the short form asks is asked by the same functions."""
     data = labelled(linear(4), 90)

@@ -152,6 +152,7 @@ class Corner(EvaluationAttack):
     assert [row["code"] for row in stored["attacks"]] == [minus["code"]]  # what the old code found is not shown
 
 
+@pytest.mark.usefixtures("quick_audit")
 def test_python_evaluates_and_audits_as_the_commands_do(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -410,6 +410,7 @@ def test_an_alarm_is_told_once_with_the_audits_that_raise_it(runs: Path) -> None
     assert "Alarms raised elsewhere" not in text(page.id("run-2-audit"))
 
 
+@pytest.mark.usefixtures("quick_audit")
 def test_every_command_that_is_suggested_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compare of runs at two radii would be refused, so the page names those that go together, or none."""
     monkeypatch.setattr(plotting, "rendered", lambda draw: {})  # pictures have tests of their own

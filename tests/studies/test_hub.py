@@ -17,6 +17,7 @@ from advkit.models.base import Normalize
 QUICK = {"data.limit": 40, "model.width": 2, "attack.steps": 1, "validation.steps": 1}
 
 
+@pytest.mark.usefixtures("quick_audit")
 def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "run"
     advkit.train(plugins="cat-eps", eps="8/255", epochs=1, settings=QUICK, out=home)

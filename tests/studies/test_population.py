@@ -18,6 +18,7 @@ from advkit.training.parts import data_of
 TINY = {"data.limit": 40, "attack.steps": 1, "validation.steps": 1, "model.width": 2, "run.threads": 1}
 
 
+@pytest.mark.usefixtures("quick_audit")
 def test_a_table_says_what_its_images_are(tmp_path: Path) -> None:
     for balance, said in ((False, "chosen at random, seed 0"), (True, "balanced over classes")):
         run = tmp_path / f"run-{balance}"
