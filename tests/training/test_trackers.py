@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 import advkit
 from advkit import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Step, Stopped
 from advkit.cli.main import run
 from advkit.config.layer import Layer
 from advkit.config.request import Request
+from advkit.global_state import generators, switches
 from advkit.training.progress import Silent, voice
 from advkit.training.trackers import MLflow, WandB
-from advkit.training.tracking import of_epoch, tracked
+from advkit.training.tracking import Tracked, of_epoch, tracked
 
 TINY: dict[str, Any] = {
     "epochs": 2,
@@ -81,10 +87,52 @@ def weights(folder: Path) -> dict[str, Any]:
     return dict(safetensors.torch.load_file(folder / "checkpoints/last/tensors.safetensors"))
 
 
-def test_a_tracked_run_is_the_run_bit_for_bit_and_goes_on_in_its_place(tmp_path: Path, wandb: Wandb) -> None:
+HELD: list[Any] = []
+"""Inference modes that are entered for good."""
+
+
+def meddle() -> None:
+    """Change all that a process has but one of."""
+    os.chdir("/")
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)  # noqa: NPY002
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    torch.set_default_dtype(torch.float64), torch.set_default_device("meta")
+    torch.set_float32_matmul_precision("medium"), torch.set_deterministic_debug_mode(1)
+    torch.backends.cudnn.benchmark = True
+    torch.set_flush_denormal(True), torch.autograd.set_detect_anomaly(True), torch.set_autocast_enabled("cpu", True)
+    HELD.append(torch.inference_mode())
+    HELD[-1].__enter__()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def process() -> tuple[object, ...]:
+    """What of it the run is."""
+    signals = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    return str(generators()), switches(), os.getcwd(), torch.is_inference_mode_enabled(), signals
+
+
+def test_what_a_tracker_changes_of_the_process_is_put_back_and_told_once(tmp_path: Path) -> None:
+    before, listening = process(), StopsAfter(9)
+    seen = Tracked(listening, {})
+    seen.opened = [SimpleNamespace(name="acme", attach=lambda path: meddle())]  # type: ignore[list-item]
+    for _ in range(2):
+        seen.attach(tmp_path)
+        assert process() == before
+    (said,) = listening.heard
+    assert said.startswith("The tracker acme changed torch.inference_mode, the grad mode, the default dtype, the def")
+    assert all(name in said for name in [*switches(), *generators(), "the working folder, what SIGTERM does"])
+    assert said.endswith("; that was put back, as the run has to be the one without it.")
+
+
+def test_a_tracked_run_is_the_run_bit_for_bit_and_goes_on_in_its_place(
+    tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Wandb.log
+    monkeypatch.setattr(Wandb, "log", lambda self, figures, step: (own(self, dict(figures), step), meddle()))
+    monkeypatch.chdir(tmp_path)
     plain = advkit.train(plugins="awp", out=tmp_path / "plain", **TINY)
     with pytest.raises(Stopped):
-        advkit.train(plugins="awp,wandb", out=tmp_path / "run", progress=StopsAfter(3), **TINY)
+        advkit.train(plugins="awp,wandb", out="run", progress=StopsAfter(3), **TINY)
     assert wandb.finished == [1] and json.loads((tmp_path / "run" / "tracking.json").read_text()) == {"wandb": "r1"}
     advkit.train(resume_from=tmp_path / "run")
     assert (tmp_path / "run" / "run.toml").read_text() == (tmp_path / "plain" / "run.toml").read_text()
@@ -101,7 +149,9 @@ def test_a_tracked_run_is_the_run_bit_for_bit_and_goes_on_in_its_place(tmp_path:
     assert wandb.finished == [1, 0] and {"run.toml", "environment.json", "metrics.jsonl"} <= {*wandb.saved}
 
 
-@pytest.mark.parametrize("failure", [OSError("disk full\nand more"), SystemExit("disk full")])
+@pytest.mark.parametrize(
+    "failure", [OSError("disk full\nand more"), SystemExit("disk full"), GeneratorExit("disk full")]
+)
 def test_what_fails_in_a_tracker_ends_no_run(
     failure: BaseException, tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .errors import NonFinite, OptionError
+from .global_state import drawn_from, generators, put_back
 from .inventory import statistics_of
 from .modules import frozen, kept_values, mode, own_generator, placement
 from .precision import EXACT, HalfPrecision, first_forward_watched, named, refuse_half
@@ -158,68 +156,6 @@ def far_apart(one: Tensor, other: Tensor) -> bool:
     both = one.isfinite() & other.isfinite()
     scale = one[both].abs().amax() if bool(both.any()) else 0
     return bool(((one - other).abs()[both] > ALONE * scale).any())
-
-
-_TINY = torch.tensor(1e-40, device="cpu", dtype=torch.float32)
-"""Below the smallest normal number; 0 where those are flushed, which torch does not tell."""
-
-_SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-    "the grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "the default device": (
-        torch.get_default_device,
-        lambda device: torch.set_default_device(None if device == torch.device("cpu") else device),
-    ),
-    "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "whether numbers below the normal ones are 0": (lambda: not bool(_TINY * 1), torch.set_flush_denormal),
-    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    "whether algorithms are deterministic": (
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
-    ),
-}
-
-
-def switches() -> dict[str, Any]:
-    """What is global in torch and decides what a forward is, by what it is called in a sentence."""
-    return {name: read() for name, (read, _) in _SWITCHES.items()}
-
-
-def switch_back(states: dict[str, Any]) -> None:
-    """The switches as they were."""
-    for name, (read, write) in _SWITCHES.items():
-        if read() != states[name]:
-            write(states[name])
-
-
-def generators() -> dict[str, Any]:
-    """The states of the global generators, by what they are called in a sentence."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    return {
-        "torch's global generator": [torch.get_rng_state(), *cuda],
-        "numpy's global generator": np.random.get_state(legacy=True),  # noqa: NPY002
-        "Python's global generator": random.getstate(),
-    }
-
-
-def put_back(states: dict[str, Any]) -> None:
-    """The global generators as they were."""
-    own, *cuda = states["torch's global generator"]
-    torch.set_rng_state(own)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
-    np.random.set_state(states["numpy's global generator"])  # noqa: NPY002
-    random.setstate(states["Python's global generator"])
-
-
-def drawn_from(before: dict[str, Any]) -> list[str]:
-    """The global generators that have moved since, by name."""
-    return [name for name, state in generators().items() if _words(state) != _words(before[name])]
-
-
-def _words(state: Any) -> list[Any]:
-    return [bytes(np.asarray(part).data) if isinstance(part, Tensor | np.ndarray) else part for part in state]
 
 
 @contextmanager

@@ -151,7 +151,7 @@ class OwnFile:
         """
         import torch
 
-        here, place = _here(), (self.path, self.sha256)
+        here, place = working_folder(), (self.path, self.sha256)
         start = _FOLDERS.get(place, here)
         device, dtype, threads = torch.get_default_device(), torch.get_default_dtype(), torch.get_num_threads()
         with suppress(OSError):
@@ -165,7 +165,7 @@ class OwnFile:
                     f"type of the net: net.to({now})."
                 )
         finally:
-            if (there := _here()) not in (start, here):
+            if (there := working_folder()) not in (start, here):
                 _FOLDERS[place] = there
             if there != here:
                 os.chdir(here)
@@ -225,7 +225,7 @@ class OwnFile:
             raise PluginImport(f"{self.short} can not be {what} ({where}: {reason}); mend the file.") from error
 
 
-def _here() -> str:
+def working_folder() -> str:
     """The working folder, "" where it has been removed."""
     with suppress(OSError):
         return os.getcwd()

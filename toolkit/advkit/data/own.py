@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
 from ..errors import DataError, OptionError
+from ..global_state import generators, put_back
 from ..hidden import without_trace
-from ..judging import generators, put_back
 from ..modules import mode, own_generator, placement
 from ..options import plain
 from ..own_file import OwnFile

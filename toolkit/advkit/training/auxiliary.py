@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..judging import checked_logits, generators, put_back
+from ..global_state import generators, put_back
+from ..judging import checked_logits
 from ..modules import mode
 from ..run import RunState
 from .engine import Engine

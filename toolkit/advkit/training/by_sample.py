@@ -13,7 +13,7 @@ from ..compose.declarations import declared
 from ..compose.parts import WHOLE
 from ..compose.stage import Answer
 from ..errors import HookContract
-from ..judging import generators, put_back, switch_back, switches
+from ..global_state import generators, put_back, switch_back, switches
 from ..plugin import Plugin
 from ..run import RunState
 

@@ -15,8 +15,9 @@ from torch.jit import ScriptModule
 
 from ..compose.stage import Answer
 from ..errors import HookContract, OptionError
+from ..global_state import drawn_from, generators, put_back, switch_back, switches
 from ..hidden import HOOKS
-from ..judging import drawn_from, generators, put_back, same_bits, switch_back, switches, writes
+from ..judging import same_bits, writes
 from ..modes import modes_back
 from ..modules import hook_before
 from ..plugin import Plugin

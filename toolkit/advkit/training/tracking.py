@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import registry
 from ..errors import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Stopped, shown
+from ..global_state import undone
 from ..storage.files import read, there, write_atomic
 from .progress import Progress, Silent
 from .step_report import Report
@@ -33,15 +34,13 @@ FILE, CAP = "tracking.json", 1 << 16
 TABLES = ("run.toml", "environment.json", "metrics.jsonl")
 """What of a run's folder is attached at the end, beside the report."""
 
-FAILURES = (Exception, SystemExit)
-"""What a tracker's library may end in: some leave the process. Ctrl-C stays the user's."""
-
 
 class Tracker:
     """Base of all trackers. The first line of a subclass's docstring is its summary.
 
     Whatever a method raises is told, and the run goes on without the tracker. What __init__ raises, or `begin` of a
-    run that the tracker does not know yet, ends the run.
+    run that the tracker does not know yet, ends the run. What one leaves of the process otherwise than it was, such as
+    threads or the working folder, is put back and told.
     """
 
     name: ClassVar[str]
@@ -88,7 +87,7 @@ def tracked(shown_by: Progress | None, names: Sequence[str], folder: Path | None
     seen = Tracked(shown_by or Silent(), {} if folder is None else _known(folder / FILE))
     for name in dict.fromkeys((*names, *seen.identities)):
         try:
-            seen.trackers.append(_made(name))
+            seen.trackers.append(_made(name, seen))
         except PluginLoad as error:
             if name in names:
                 raise
@@ -101,15 +100,16 @@ def tracked(shown_by: Progress | None, names: Sequence[str], folder: Path | None
         seen.close(finished)
 
 
-def _made(name: str) -> Tracker:
+def _made(name: str, seen: Tracked) -> Tracker:
     """The tracker of a name; PluginLoad where there is none, PluginImport where it or its library fails."""
-    made = registry.load("tracker", name)
-    try:
-        return made()  # type: ignore[no-any-return]
-    except PluginLoad:
-        raise
-    except FAILURES as error:
-        raise PluginImport(f"The tracker {name} can not start ({_told(error)}); leave it out.") from error
+    with seen.scope(name):
+        made = registry.load("tracker", name)
+        try:
+            return made()  # type: ignore[no-any-return]
+        except (PluginLoad, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise PluginImport(f"The tracker {name} can not start ({_told(error)}); leave it out.") from error
 
 
 def _known(path: Path) -> dict[str, str]:
@@ -135,6 +135,23 @@ class Tracked:
         """Those that log now."""
         self._steps: list[tuple[int, dict[str, Tensor]]] = []
         self._trainer: Trainer | None = None
+        self._moved = set[str]()
+        """Those of which is said that they have changed something of the process."""
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """A scope for the code of a tracker, after which the process is as it was; what is put back is told once."""
+
+        def told(what: Sequence[str]) -> None:
+            if name not in self._moved:
+                self._moved.add(name)
+                self.warn(
+                    f"The tracker {name} changed {', '.join(what)}, for the whole process; that was put back, as the "
+                    "run has to be the one without it."
+                )
+
+        with undone(told):
+            yield
 
     def begin(self, trainer: Trainer) -> None:
         self.shown_by.begin(trainer)
@@ -145,7 +162,8 @@ class Tracked:
         for tracker in self.trackers:
             known_as = self.identities.get(tracker.name)
             try:
-                name = _begun(tracker, folder, settings, known_as, trainer.global_step)
+                with self.scope(tracker.name):
+                    name = _begun(tracker, folder, dict(settings), known_as, trainer.global_step)
             except AdvkitError as refused:
                 if known_as is None:
                     again = f"advkit train --resume {shlex.quote(str(folder))}"
@@ -201,16 +219,23 @@ class Tracked:
         if not self.opened or not values:
             return
         numbers = iter(torch.stack([value.double() for value in values]).tolist())
-        for step, figures in waiting:
-            log = {name: next(numbers) for name in figures}
-            self._all(lambda tracker, step=step, log=log: tracker.log(step, log))  # type: ignore[misc]
+        logs = [(step, {name: next(numbers) for name in figures}) for step, figures in waiting]
+
+        def log(tracker: Tracker) -> None:
+            for step, figures in logs:
+                tracker.log(step, dict(figures))  # its own, or it could change what the next one sees
+
+        self._all(log)
 
     def _all(self, action: Callable[[Tracker], None]) -> None:
         """Do it with each; one that fails is told of and left out, for a run is worth more than its log."""
         for tracker in tuple(self.opened):
             try:
-                action(tracker)
-            except FAILURES as error:
+                with self.scope(tracker.name):
+                    action(tracker)
+            except KeyboardInterrupt:  # the user's
+                raise
+            except BaseException as error:  # some libraries leave the process
                 self.opened.remove(tracker)
                 self.warn(f"The tracker {tracker.name} failed ({_told(error)}); the run goes on without it.")
 
@@ -219,11 +244,13 @@ def _begun(tracker: Tracker, folder: Path, settings: Mapping[str, object], known
     """What it calls the run; PluginImport, or AdvkitError for no text, with the beginning of a sentence."""
     try:
         name: object = tracker.begin(folder, settings, known_as, step)
-    except FAILURES as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginImport(f"The tracker {tracker.name} can not start ({_told(error)})") from error
     if isinstance(name, str):
         return name
-    with suppress(*FAILURES):
+    with suppress(Exception, SystemExit):
         tracker.close(False)
     raise AdvkitError(f"The tracker {tracker.name} can not start (its begin gave {shown(name)}, which is no text)")
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import HookContract, blamed
-from ...judging import drawn_from, far_apart, generators, put_back, same_bits, switch_back, switches
+from ...global_state import drawn_from, generators, put_back, switch_back, switches
+from ...judging import far_apart, same_bits
 from ...modes import modes_back
 from ...modules import own_generator, placement
 
