@@ -405,6 +405,31 @@ def test_closures_are_refused(tiny_batch: BatchOf, kind: Any) -> None:
     assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
 
 
+class Waits(torch.optim.SGD):
+    asked = 0
+
+    def step(self, closure: Any = None) -> None:
+        self.asked += 1
+        if self.asked > 1:
+            super().step()
+
+
+def test_an_optimizer_that_changes_nothing_is_told(tiny_batch: BatchOf) -> None:
+    model = net()
+    step = step_of(model, optimizer=Waits(model.parameters(), 0.1))
+    with pytest.warns(UserWarning, match=r"The optimizer Waits changed no weight in its first step, .* If it waits"):
+        step(*tiny_batch(), epoch=0)
+    step(*tiny_batch(), epoch=1)  # warnings are errors in these tests
+    for rate in (0.0, 1e-30):  # the beginning of a warm-up, and what rounding leaves
+        slow = net()
+        step_of(slow, optimizer=torch.optim.SGD(slow.parameters(), rate))(*tiny_batch(), epoch=0)
+    dark = net()
+    dark.register_forward_hook(lambda module, images, logits: 0 * logits)
+    with pytest.warns(UserWarning, match="The attack moved 0 of 4 images") as heard:
+        step_of(dark, optimizer=Waits(dark.parameters(), 0.1))(*tiny_batch(), epoch=0)
+    assert len(heard) == 1, "nothing is to be learnt"
+
+
 def test_a_wrapper_inside_is_refused() -> None:
     with pytest.raises(OptionError, match="DataParallel is not supported"):
         step_of(nn.Sequential(nn.DataParallel(net())))

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from dead import Dead
 from heard import Heard
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import advkit
-from advkit import OptionError, Step
+from advkit import NonFinite, OptionError, Step
 
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
 FEATURES = 2 * 4 * 4
@@ -130,15 +131,17 @@ CUT = {
     "detach": lambda net, x: net.core(x.detach()),
     "gray levels": lambda net, x: net.core((x * 255).to(torch.uint8).float() / 255),
     "numpy": lambda net, x: net.core(torch.from_numpy(x.detach().numpy().copy())),
+    "a backward that gives None": lambda net, x: net.core(Dead.apply(x)),  # type: ignore[no-untyped-call]
     "no_grad": without_grad,
     "inference_mode": under_inference_mode,
 }
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_net_that_cuts_its_gradient_is_told_as_in_an_evaluation(tiny_batch: BatchOf, name: str) -> None:
+def test_a_net_that_cuts_its_gradient_is_one_sentence(tiny_batch: BatchOf, name: str) -> None:
     for plugins in ((), "trades"):  # which asks for clean logits first
-        with pytest.raises(OptionError, match="The net has no gradient at its input, so attacks that follow it mean"):
+        said = r"^The net has no gradient at its input, .*; train one that is differentiable, or set attack\.steps=0\.$"
+        with pytest.raises(OptionError, match=said):
             step_of(Calls(CUT[name]), plugins)(*tiny_batch(), epoch=0)
 
 
@@ -330,6 +333,23 @@ def test_an_attack_that_moves_nothing_says_so(tiny_batch: BatchOf, net: Callable
     said = r"The attack moved 0 of 4 images of a batch, though .* input gradients are 0 \(100%\) or its steps below"
     with pytest.warns(UserWarning, match=said):
         step(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize("init", ["zero", "uniform"])
+def test_an_attack_that_moves_half_of_a_batch_says_so(tiny_batch: BatchOf, init: str) -> None:
+    def cut(of: int) -> Step:
+        net = Calls(lambda net, x: net.core(torch.cat([x[: 4 - of], x[4 - of :].detach()])))
+        return step_of(net, **{"attack.init": init, "attack.steps": 3})
+
+    with pytest.warns(UserWarning, match=r"The attack moved 2 of 4 images of a batch, though their radius"):
+        cut(2)(*tiny_batch(), epoch=0)
+    cut(1)(*tiny_batch(), epoch=0)  # warnings are errors in these tests
+
+
+def test_gradients_that_are_nan_are_no_attack_that_stands_still(tiny_batch: BatchOf) -> None:
+    broken = Calls(lambda net, x: net.core(x) + 0 * ((x - x) ** 0.5).flatten(1).sum(1, keepdim=True))
+    with pytest.raises(NonFinite, match="NaN or Inf in an input gradient of the attack"):
+        step_of(broken)(*tiny_batch(), epoch=0)
 
 
 def test_steps_below_rounding_move_nothing(tiny_batch: BatchOf) -> None:

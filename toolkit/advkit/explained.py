@@ -11,8 +11,14 @@ NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it m
 """Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
 
 
+TRAIN_ANOTHER = NO_GRADIENT + "train one that is differentiable, or set attack.steps=0."
+"""The same of a net that is trained."""
+
+_UNUSED = "appears to not have been used in the graph"
+
+
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(*, training: bool = False) -> Iterator[None]:
     """What torch raises of a net that it can not differentiate or call, as a sentence with the next step."""
     try:
         yield
@@ -20,11 +26,13 @@ def explained() -> Iterator[None]:
         sentence = next((sentence for words, sentence in _EXPLAINED.items() if words in str(error)), None)
         if sentence is None:
             raise
+        if training and _UNUSED in str(error):
+            sentence = TRAIN_ANOTHER
         raise OptionError(sentence) from error
 
 
 _EXPLAINED = {
-    "appears to not have been used in the graph": (
+    _UNUSED: (
         NO_GRADIENT
         + "attack a copy that is differentiable, as a net is before it is quantized; or use attacks without "
         "gradient: --attacks clean,square."

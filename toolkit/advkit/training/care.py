@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..compose.stage import Stage
 from ..errors import OptionError
 from ..hidden import Counts, Generators, unregistered
+from ..judging import same_bits
 from ..modules import mode
 from ..types import Batch
 from .announced import refuse_changed
@@ -96,7 +98,9 @@ class Care:
         if not first:
             return []
         final, steps = logits.get("adv_logits"), self.state.attack.steps
-        cautions = [standing_still(known["attack"], known["batch"], known["radius"], final, steps), doubts(logits)]
+        flat = stage.owner("attack_objective") is not None
+        still = standing_still(known["attack"], known["batch"], known["radius"], final, steps, flat)
+        cautions = [still, doubts(logits)]
         if not self._seen:
             if self.state.building is not None:
                 self.state.building.refuse_left_out(self.computing)
@@ -145,6 +149,28 @@ class Care:
                     refuse_other_weights(self.model, known["x_train"], known["target"], shift, self.computing, who)
                 self._tried.add((id(stage), plugin))
 
+    @contextmanager
+    def updating(self, stage: Stage, warn: Callable[[str], None]) -> Iterator[None]:
+        """The scope of the optimizer's step; of the first of a stage a caution where it changes no weight."""
+        groups = [] if id(stage) in self._seen else self.optimizer.param_groups
+        before = [(p, p.detach().clone(), group.get("lr", 1)) for group in groups for p in group["params"]]
+        yield
+        if any(_moves(p, rate) for p, _, rate in before) and all(same_bits(p.detach(), was) for p, was, _ in before):
+            warn(
+                f"The optimizer {type(self.optimizer).__name__} changed no weight in its first step, though its "
+                "gradients are not zero and its rate is above 0. If it waits for further steps, that is right; if its "
+                "step does nothing without a closure, nothing is learnt: take one that steps on gradients, or build "
+                "Step(model, None, ...) and give step.again() as that loss."
+            )
+
     def done(self, stage: Stage) -> None:
         """A step of this stage has happened."""
         self._seen.add(id(stage))
+
+
+def _moves(parameter: Tensor, rate: float | Tensor) -> bool:
+    """Whether a plain step changes a parameter, along its gradient and along its sign: a rate may be below rounding."""
+    gradient, held = parameter.grad, parameter.detach()
+    if gradient is None or not bool((gradient := gradient.to_dense()).isfinite().all()):  # NaN is refused
+        return False
+    return all(bool((held - rate * way != held).any()) for way in (gradient, gradient.sign()))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
-from ..explained import NO_GRADIENT
+from ..explained import TRAIN_ANOTHER
 from ..hidden import without_trace
 from ..inventory import Inventory
 from ..judging import checked_logits, refuse_place, refuse_unready, untouched
@@ -283,7 +283,7 @@ def an_answer(logits: object, x: Tensor, phase: str, classes: int) -> Tensor:
         )
     if torch.is_grad_enabled() and not checked.requires_grad:
         if x.requires_grad:
-            raise OptionError(NO_GRADIENT + "train one that is differentiable, or set attack.steps=0.")
+            raise OptionError(TRAIN_ANOTHER)
         if phase == "update":
             raise OptionError(
                 "The model's logits have no gradient, so nothing would be learnt; take detach, no_grad and "

@@ -28,7 +28,7 @@ TOLERANCE = 1e-2
 NEGLIGIBLE = 1e-4
 """A gradient of so small a share of the whole may be rounding on an accelerator."""
 
-SURE, NEARLY_ALL = 0.999, 0.9
+SURE, MANY, NEARLY_ALL = 0.999, 0.5, 0.9
 """Above which probability of its label an image may have no gradient; which share of images may not stand still."""
 
 
@@ -128,30 +128,34 @@ def _holding(own: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator
                 own[name].copy_(value)
 
 
-def standing_still(attack: AttackResult, batch: Batch, radius: Tensor, logits: Tensor | None, steps: int) -> str:
-    """A sentence where a gradient attack left nearly all images in place that it might have moved, "" elsewhere.
+def standing_still(
+    attack: AttackResult, batch: Batch, radius: Tensor, logits: Tensor | None, steps: int, flat: bool
+) -> str:
+    """A sentence where a gradient attack left half of the images in place that it might have moved, "" elsewhere.
+
+    Nearly all, where the objective may be `flat` at x, as a divergence from the logits there, and rounding moves some.
 
     Half of the batch at least must be such: their `radius` (B,) is more than rounding, no plugin stopped them at once,
     and the model is not sure of them by its `logits` (B, K) at x_adv; where it is, a gradient is rightly 0. It
     synchronises.
     """
-    if attack.finite is None:  # no attack, or one that follows no gradient
+    if attack.finite is None or not bool(attack.finite):  # it follows no gradient, or one that is refused as NaN
         return ""
-    still, might = (attack.x_adv == batch.x).flatten(1).all(1), radius > torch.finfo(batch.x.dtype).eps
-    if attack.zero_gradients is not None:
-        still = still | (attack.zero_gradients >= steps)
+    at_x, might = (attack.x_adv == batch.x).flatten(1).all(1), radius > torch.finfo(batch.x.dtype).eps
+    still = at_x if attack.zero_gradients is None else at_x | (attack.zero_gradients >= steps)
     if attack.steps is not None:
         might = might & (attack.steps > 0)
     if logits is not None:
         might = might & (logits.softmax(1).gather(1, batch.y[:, None]).squeeze(1) < SURE)
     movable, stuck = int(might.sum()), int((still & might).sum())
-    if 2 * movable < len(might) or stuck < NEARLY_ALL * movable:
+    share = NEARLY_ALL if flat and bool((at_x & might).any()) else MANY
+    if 2 * movable < len(might) or stuck < share * movable:
         return ""
-    share = "" if attack.zero_gradients is None else f" ({float(attack.zero_gradients.double().mean()) / steps:.0%})"
+    zeros = "" if attack.zero_gradients is None else f" ({float(attack.zero_gradients.double().mean()) / steps:.0%})"
     return (
         f"The attack moved {movable - stuck} of {movable} images of a batch, though their radius is above 0 and the "
-        f"model is not sure of them: its input gradients are 0{share} or its steps below rounding. The step trains on "
-        "images as they are; look for rounding or argmax in the model, or a last layer of zeros."
+        f"model is not sure of them: its input gradients are 0{zeros} or its steps below rounding. The step trains on "
+        "the others as they are; look for rounding, argmax or detach in the model, or a last layer of zeros."
     )
 
 

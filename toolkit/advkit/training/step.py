@@ -71,7 +71,8 @@ class TrainingStep:
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Report:
         """Attack x (B, C, H, W) with labels y (B,), then update the model; arguments are those of `advkit.Step`."""
         with self.computed(x, y, index, epoch, occurrence) as (stage, updates, shift):
-            with moved(updates[0].network.params, shift if elsewhere(stage) else {}):
+            at = shift if elsewhere(stage) else {}
+            with moved(updates[0].network.params, at), self.care.updating(stage, self.warn):
                 take_step(self.optimizer)
             self.panel.notify("after_update", model=self.model)
         report, self.report = self.report, None
@@ -93,7 +94,7 @@ class TrainingStep:
         parts, updates = parts_of(some, self.accumulate, batch.most), list[Update]()
         classes, ledger = self.state.num_classes, Ledger(len(parts))
         with (
-            explained(),
+            explained(training=True),
             self._undo.all_or_nothing(held, batch.index, careful) as judged,
             own_generator(self.state.device) as seed,
             self.panel.watching(careful, self.engine),
