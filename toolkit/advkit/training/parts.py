@@ -194,7 +194,10 @@ def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: boo
     """
     weights, said = read_weights(path, resolved.checkpoint.max_bytes)
     named = registered(resolved.model_name)
-    own = fitted(weights, model.state_dict(), builder_of(resolved).renamed if named else dict)
+    try:
+        own = fitted(weights, model.state_dict(), builder_of(resolved).renamed if named else dict)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     called = {id(value): name for name, value in reversed(weights.items())}
     names = {name: called.get(id(value), name) for name, value in own.items()}
     placed = put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head, names=names)
