@@ -244,6 +244,12 @@ def test_a_new_folder_on_a_disk_that_takes_none(
         assert refused.value.exit_code == exit_code
 
 
+def test_a_place_that_nobody_typed_is_no_fault_of_what_was_typed() -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    codes = [files.unwritable("a", denied, "choose", typed=typed).exit_code for typed in (True, False)]
+    assert codes == [2, 4]
+
+
 def test_what_a_killed_process_had_begun_goes_with_the_next(tmp_path: Path) -> None:
     dead = f"{process.HOST}@999999999@0.1@0"
     for name in (f".tmp-a.json@{dead}", f".tmp-b.json@{dead}", f".tmp-a.json@{process.owner()}@7"):

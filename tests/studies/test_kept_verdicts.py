@@ -106,17 +106,22 @@ def test_an_evaluation_that_fails_to_begin_gives_its_folder_back(
     assert accuracy(runs[0], tmp_path, "pgd-1") == before
 
 
-def test_a_run_that_can_only_be_read_is_evaluated_elsewhere(
+def test_a_run_that_can_only_be_read_shows_what_it_knows(
     runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(file: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
+    def contents() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    known, before = accuracy(runs[0], tmp_path, "pgd-1"), contents()
     monkeypatch.setattr(lock, "take", refused)
+    assert accuracy(runs[0], tmp_path, "pgd-1") == known and contents() == before
     with pytest.raises(advkit.CheckpointError) as caught:
-        accuracy(runs[0], tmp_path, "pgd-1")
-    said = "can not be written (Read-only file system); choose a place that can with `evaluate --out`."
-    assert str(caught.value).endswith(said)
+        accuracy(runs[0], tmp_path, "pgd-2")
+    said = "can not be written (Read-only file system), and not all verdicts asked for are in it; choose a place that"
+    assert said in str(caught.value) and contents() == before
 
 
 def test_a_source_of_transfer_that_nobody_named_is_told_by_its_weights() -> None:

@@ -216,16 +216,21 @@ def past_damage(tell: Callable[[CheckpointError], object] = bool) -> Iterator[No
         tell(error)
 
 
-def unwritable(what: object, error: OSError | CheckpointError, advice: str, done: str = "written") -> AdvkitError:
-    """What to raise where a place that was typed can not be `done`: an OptionError, a CheckpointError of the disk's."""
+def unwritable(
+    what: object, error: OSError | CheckpointError, advice: str, done: str = "written", typed: bool = True
+) -> AdvkitError:
+    """What to raise where a place can not be `done`: an OptionError if it was `typed`, a CheckpointError of the disk's.
+
+    So is one of a place that nobody typed.
+    """
     cause = error if isinstance(error, OSError) else error.__cause__
     if not isinstance(cause, OSError):  # a link on the way
         return CheckpointError(str(error))
     if cause.errno in FULL:
         return CheckpointError(f"{what} can not be {done} ({cause.strerror}); free some space.")
     reason = "it is no folder" if isinstance(cause, FileExistsError) else cause.strerror
-    typed = CheckpointError if cause.errno == errno.EROFS else OptionError
-    return typed(f"{what} can not be {done} ({reason}); {advice}.")
+    kind = OptionError if typed and cause.errno != errno.EROFS else CheckpointError
+    return kind(f"{what} can not be {done} ({reason}); {advice}.")
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -89,11 +88,13 @@ class Store:
         self._found: dict[tuple[str, int, int], Verdicts] = {}
         self._stale: set[tuple[str, int, int]] = set()
         """Known, but to be asked again."""
+        self._denied: str | None = None
+        """Why nothing can be written, of one that should."""
 
     def __enter__(self) -> Self:
         with ExitStack() as held:
             if self.writes:
-                with self._writable():
+                with self._unless_denied():
                     held.enter_context(RunLock(self.folder / "lock"))
                     files.sweep(self.folder)
                     files.write_atomic(self.folder / "identity.json", document(self.known))
@@ -107,23 +108,33 @@ class Store:
         self._held.close()
 
     @contextmanager
-    def _writable(self) -> Iterator[None]:
-        """The folder of a run may be somebody else's, or on a disk that is only read."""
+    def _unless_denied(self) -> Iterator[None]:
+        """The folder of a run may be somebody else's, or on a disk that is only read: what is known is shown."""
         try:
             yield
         except CheckpointError as error:
             cause = error.__cause__
             if not isinstance(cause, OSError) or cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
+            self._denied = cause.strerror
+
+    def _refuse_denied(self) -> None:
+        if self._denied:
             raise CheckpointError(
-                f"{self.folder} can not be written ({cause.strerror}); choose a place that can with `evaluate --out`."
-            ) from None
+                f"{self.folder} can not be written ({self._denied}), and not all verdicts asked for are in it; choose "
+                "a place that can with `evaluate --out`, or give a copy of the run."
+            )
 
     def get(self, key: str, first: int, count: int) -> Verdicts | None:
-        return None if (key, first, count) in self._stale else self._found.get((key, first, count))
+        """Those that are known. Raises CheckpointError where they are not, and could not be kept."""
+        found = None if (key, first, count) in self._stale else self._found.get((key, first, count))
+        if found is None:
+            self._refuse_denied()
+        return found
 
     def put(self, first: int, found: Verdicts) -> None:
         """Once it returns, these verdicts survive a kill."""
+        self._refuse_denied()
         if self.writes:
             self._append(json.dumps({"first": first, **found.as_dict()}).encode())
         place = (found.key, first, len(found.robust))
@@ -159,7 +170,7 @@ class Store:
 
     def finish(self, result: Evaluation, dataset: Dataset, found: Sequence[Verdicts]) -> None:
         """Write evaluation.json and verdicts.csv, a column for each of the result's attacks."""
-        if not self.writes:
+        if not self.writes or self._denied:
             return
         home = self.results(len(dataset))
         files.make_folder(home)
@@ -190,7 +201,7 @@ class Store:
 
     def _read(self) -> None:
         """Every line whose checksum holds; an end that a kill cut short is dropped, and what is missing asked again."""
-        if not os.path.lexists(self.progress):
+        if not files.there(self.progress):
             return
         raw = files.read(self.progress, CAP)
         good = raw.rfind(b"\n") + 1
@@ -201,7 +212,7 @@ class Store:
                 continue  # of another net or advkit, or damaged: it is asked again
             self._found.pop(place := (found.key, first, len(found.robust)), None)
             self._found[place] = found
-        if good < len(raw) and self.writes:
+        if good < len(raw) and self.writes and not self._denied:
             files.truncate(self.progress, good)
 
 

@@ -32,11 +32,12 @@ def write(
     record: Mapping[str, Any],
     arrays: Mapping[str, Tensor],
     draw: Callable[[], Figure],
+    typed: bool = True,
 ) -> bool:
     """Write the files of one analysis, each at once or not at all; False where matplotlib is absent.
 
     `draw` makes the figure; pictures of an earlier analysis are removed first, as they would show other figures.
-    Raises OptionError where the folder can not be written, CheckpointError where the disk is full.
+    Raises OptionError where the folder was `typed` and can not be written, CheckpointError else and of a full disk.
     """
     stored = io.BytesIO()
     np.savez(stored, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
@@ -58,5 +59,6 @@ def write(
         for suffix, data in pictures.items():
             write_atomic(folder / f"{name}.{suffix}", data)
     except (OSError, CheckpointError) as error:
-        raise unwritable(folder, error, "choose another --out") from None
+        advice = "choose another --out" if typed else "choose a place that can with --out"
+        raise unwritable(folder, error, advice, typed=typed) from None
     return True
