@@ -192,7 +192,7 @@ def delete(path: Path) -> None:
 
 def there(path: Path) -> bool:
     """Whether there is anything of that name, be it a broken link. Raises CheckpointError where nobody may look."""
-    with using(path), suppress(FileNotFoundError, NotADirectoryError):
+    with using(path), suppress(FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name of any disk
         os.lstat(path)
         return True
     return False
