@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -535,9 +536,18 @@ def test_a_bomb_is_refused_before_it_is_unpacked(pets: Path, monkeypatch: pytest
     assert refusal(pets) == "image train/cat/1.png is larger than 2 MiB; shrink or remove it."
 
 
-def test_too_many_pixels_are_refused(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert refusal(pets).startswith("image train/cat/0.png can not be read (DecompressionBombError: ")
+@pytest.mark.parametrize("limit", [10, 20])
+def test_the_limit_of_pixels_is_ours_in_every_thread(pets: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own refuses 6x6 pixels at 10, and warns at 20."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(Image.DecompressionBombError) if limit == 10 else pytest.warns(Image.DecompressionBombWarning):
+        Image.open(pets / "train/cat/0.png").close()
+    with warnings.catch_warnings(action="error"):
+        assert advkit.load_data("image-folder", pets, size=2).train.images[:].shape[1:] == (3, 2, 2)  # in threads
+        with pytest.raises(DataError, match=r"has 6x6 pixels, more than data\.max_pixels = 35; shrink it\.$"):
+            _ = advkit.load_data("image-folder", pets, size=2, max_pixels=35).train.images[:]
+        assert len(ImageFolder().load(pets, None).train) == 6
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_sizes_must_be_equal(pets: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,8 @@ from advkit.cli.main import run
 from advkit.data import convert as converting
 from advkit.data.convert import convert
 from advkit.data.image_folder import ImageFolder
-from advkit.data.mapped import check, file_name, manifest_of
+from advkit.data.mapped import MAX_HEADER, array_header, check, file_name, manifest_of
+from advkit.data.npz import of_npz
 from advkit.errors import OptionError
 
 N, SIDE, K = 120, 8, 4
@@ -271,13 +274,69 @@ def test_images_of_either_order_are_the_same(tmp_path: Path, shape: tuple[int, .
     assert np.array_equal(np.load(tmp_path / "mapped/train-images.npy"), images.transpose(0, 3, 1, 2))
 
 
-def test_an_array_that_promises_more_than_the_disk_holds_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "g.npz", "w") as archive:
-        for name, dtype, shape in (("image", np.uint8, (1 << 40, 32, 32, 3)), ("label", np.int64, (1 << 40,))):
+def claimed(path: Path, image: tuple[int, ...], label: tuple[int, ...], pixels: int = 0, labels: int = 0) -> None:
+    """An npz whose headers claim shapes, before so many bytes of zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, dtype, shape, size in (("image", np.uint8, image, pixels), ("label", np.int64, label, labels)):
             with archive.open(f"{name}.npy", "w") as out:
                 converting._begin(out, shape, np.dtype(dtype))
-    with pytest.raises(DataError, match=r"labels end too soon"):
-        convert(str(tmp_path / "g.npz"), tmp_path / "mapped")
+                out.write(bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (((1 << 40, 8, 8), (1 << 40,)), r"images end too soon; replace it by an intact copy\.$"),
+        (((10, 8, 8), (10,), 640, 1 << 24), r"there are more values than labels; replace it by an intact copy\.$"),
+        (((10, 8, 8), (10,), 641, 80), r"there are more values than images; replace it"),
+        (((9, 1, 1), (9,), 9, 71), r"labels end too soon; replace it"),
+        (((2, 50000, 50000), (2,), 0, 16), r"images have 50000x50000 pixels, more than data.max_pixels = 16777216; "),
+        (((2, 3, 4097, 4096), (2,), 0, 16), r"images have 4096x4097 pixels, more than data.max_pixels = 16777216; "),
+    ],
+)
+def test_what_is_claimed_is_judged_before_it_is_read(tmp_path: Path, arguments: Any, sentence: str) -> None:
+    claimed(tmp_path / "g.npz", *arguments)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=sentence):
+            convert(str(tmp_path / "g.npz"), tmp_path / "mapped")
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_size_of_the_directory_beyond_what_deflate_packs_is_refused(tmp_path: Path) -> None:
+    claimed(tmp_path / "g.npz", (1 << 24, 8, 8), (1 << 24,))
+    raw = (tmp_path / "g.npz").read_bytes()
+    place = raw.index(b"PK\x01\x02") + 24  # the size of the first member, unpacked
+    (tmp_path / "g.npz").write_bytes(raw[:place] + (128 + (1 << 30)).to_bytes(4, "little") + raw[place + 4 :])
+    with pytest.raises(DataError, match=r"images would be 1073741824 bytes, of a file of \d{3}; replace"):
+        of_npz([tmp_path / "g.npz"], 0.0, labelled=False)
+
+
+class Counts(io.BytesIO):
+    """A stream that says at once what is asked of it."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        assert size is not None and 0 <= size <= MAX_HEADER
+        return super().read(size)
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        (b"\2\0\xf0\xff\xff\xff", "its header claims 4294967280 bytes, more than 10000"),
+        (b"\1\0\xff\xff", "its header claims 65535 bytes, more than 10000"),
+        (b"\1\0\x10\x27" + b"-" * 10_000, "its header is damaged: "),
+        (
+            b"\1\0\x10\x27" + b"{'descr':'u1','fortran_order':False,'shape':(%s)}" % (b"1," * 99) + b" " * 9755,
+            "it has 99 dimensions, more than any array",
+        ),
+    ],
+)
+def test_a_header_has_to_be_short(header: bytes, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        array_header(Counts(b"\x93NUMPY" + header))
 
 
 # ---------------------------------------------------------------------- nothing is trusted

@@ -19,6 +19,19 @@ DATA = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
 TARGETS = np.arange(30) % 4 - (np.arange(30) % 10 == 0) * 9
 
 
+NESTED = b"U\x01k\x85" + 60 * b"2\x86"
+"""A tuple whose halves are one, 60 times: 122 bytes to whoever keeps it, 2^60 texts to whoever looks at all of it."""
+ENCODED = b"c_codecs\nencode\n" + NESTED + b"U\x06latin1\x86R"
+
+
+def entries(shape: bytes, kind: bytes = b"U\x02u1", order: bytes = b"U\x01|", values: bytes = b"U\x04aaaa") -> bytes:
+    """A pickle of a dictionary with an array of those parts and labels."""
+    labels = b"cnumpy.core.multiarray\n_reconstruct\n)R"
+    dtype = b"cnumpy\ndtype\n" + kind + b"\x85R(K\x03" + order + b"tb"
+    data = labels + b"(K\x01" + shape + dtype + b"\x89" + values + b"tb"
+    return b"\x80\x02}(U\x04data" + data + b"U\x14extrapolated_targets" + labels + b"u."
+
+
 class Runs:
     """Leaves a mark when it is unpickled."""
 
@@ -87,6 +100,17 @@ def test_anything_else_is_refused_and_not_run(
         (b"cnumpy\ndtype\nq\x00}X\x01\x00\x00\x00xK\x01sb.", "it is a Call"),
         (b"cnumpy\nndarray\n)\x81.", "it is damaged"),  # made without a call
         (b"", "it ends too soon"),
+        (b"\x80\x02}" + NESTED + b"K\x01s.", "it has a key that is no text"),  # each of these would take for ever
+        (b"\x80\x02}(" + NESTED + b"K\x01u.", "it has a key that is no text"),
+        (b"(" + NESTED + b"K\x01d.", "it has a key that is no text"),
+        (b"\x80\x04\x8f(" + NESTED + b"\x90.", "it has a set, which no array needs"),
+        (b"(" + NESTED + b"\x91.", "it has a set, which no array needs"),
+        (entries(NESTED), "data has no shape"),
+        (entries(b"(" + NESTED * 4 + b"t"), "data has no shape"),
+        (entries(b"(" + b"K\x01" * 65 + b"t"), "data has no shape"),
+        (entries(b"(K\x01K\x01K\x02K\x02t", kind=NESTED), "it has a tuple in the place of a text"),
+        (entries(b"(K\x01K\x01K\x02K\x02t", order=NESTED), "it has a tuple in the place of a text"),
+        (entries(b"(K\x01K\x01K\x02K\x02t", values=ENCODED), "it has a tuple in the place of a text"),
     ],
 )  # fmt: skip
 def test_what_no_pickle_module_writes(raw: bytes, sentence: str, tmp_path: Path) -> None:

@@ -385,3 +385,26 @@ def test_statistics_that_no_images_have_are_refused(name: str, value: float, why
     refused = pytest.raises(CheckpointError, match=f"^The weights of the file are damaged: {name} is {why}, which")
     with refused if why else nullcontext():
         put_weights(net, prefixed(MODEL, given), "the file")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "taken"),
+    [
+        *((name, torch.float8_e4m3fn, True) for name in ("0.mean", "1.running_var", "1.weight")),
+        ("1.num_batches_tracked", torch.uint64, True),
+        ("1.running_var", torch.uint16, False),
+        ("1.weight", torch.uint64, False),
+        ("1.weight", torch.float4_e2m1fn_x2, False),
+        ("1.num_batches_tracked", torch.bits8, False),
+    ],
+)
+def test_types_are_judged_before_their_numbers(name: str, dtype: torch.dtype, taken: bool) -> None:
+    net = nn.Sequential(advkit.Normalize((0.5,), (0.25,)), nn.BatchNorm2d(1))
+    own = net.state_dict()[name]
+    bits = {torch.float4_e2m1fn_x2: torch.uint8, torch.bits8: torch.uint8}.get(dtype, dtype)
+    given = torch.ones_like(own).to(bits)
+    given = given if bits == dtype else given.view(dtype)
+    refused = pytest.raises(CheckpointError, match=f"{name} is {str(dtype)[6:]} there and .* here; save the state_dict")
+    with nullcontext() if taken else refused:
+        put_weights(net, prefixed(MODEL, net.state_dict() | {name: given}), "the file")
+        assert net.state_dict()[name].eq(1).all()

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -31,6 +32,7 @@ from .transforms import TRANSFORMS
 
 MANIFEST, FORMAT = "manifest.json", 1
 MAX_BYTES = 64 << 20  # of a manifest: names of a million classes
+MAX_HEADER = 10_000  # bytes of a .npy header; numpy's own limit, which it applies to what it has read
 NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """mmap.MAP_NORESERVE, which Python names from 3.13 on: else Linux refuses a private map larger than its memory."""
 DTYPES: Mapping[str, tuple[np.dtype[Any], torch.dtype]] = {
@@ -188,8 +190,18 @@ def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its .npy version is {version}")
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = header(stream)
+    first, header = (
+        (2, np.lib.format.read_array_header_1_0) if version == (1, 0) else (4, np.lib.format.read_array_header_2_0)
+    )
+    size = int.from_bytes(length := stream.read(first), "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"its header claims {size} bytes, more than {MAX_HEADER}")
+    try:
+        shape, by_columns, dtype = header(BytesIO(length + stream.read(size)))
+    except Exception as error:  # of the parser, which may spell the header out
+        raise ValueError(f"its header is damaged: {str(error)[:200] or type(error).__name__}") from None
+    if len(shape) > 64:
+        raise ValueError(f"it has {len(shape)} dimensions, more than any array")
     if by_columns and len(shape) > 1:
         raise ValueError("it is stored by columns (Fortran order)")
     return shape, dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import AdvkitError, DataError, OptionError
 from ..reading import opened
-from .base import PIECE, shuffled
+from .base import PIECE, DataSource, shuffled
 from .mapped import array_header
 from .own import MOST
 from .pickled import read_pickle
@@ -27,6 +28,8 @@ KEYS = (("image", "label"), ("images", "labels"))
 """What the arrays of an npz are called: as DM-Improves-AT publishes them, or as here."""
 
 CHANNELS = (1, 3, 4)
+DEFLATED = 1032
+"""How many times smaller deflate, which numpy packs with, makes anything at most."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,9 @@ def of_npz(paths: Sequence[Path], hold_out: float, labelled: bool = True) -> Giv
     """The images of all files, in their order; the labels, at 8 bytes each, are read into memory, or are all 0."""
     shapes, labels = [], []
     for path in paths:
-        with _member(path, 0, labelled) as (_, shape, dtype):
+        with _member(path, 0, labelled) as (_, there, shape, dtype):
             shapes.append(_judged(path, shape, dtype))
+            _fit(path, "images", there, shape, dtype)
         labels.append(_labels(path, shapes[-1][0]) if labelled else np.zeros(shapes[-1][0], np.int64))
         if shapes[-1][1:] != shapes[0][1:]:
             raise DataError(f"{path} has images {shapes[-1][1:]}, {paths[0]} {shapes[0][1:]}; give one size.")
@@ -91,9 +95,10 @@ def of_pickle(path: Path, hold_out: float) -> Given:
 
 
 def _labels(path: Path, count: int) -> NDArray[np.int64]:
-    with _member(path, 1) as (stream, shape, dtype):
+    with _member(path, 1) as (stream, there, shape, dtype):
         if len(shape) != 1 or dtype.kind not in "iu" or shape[0] != count:
             raise DataError(f"{path}: labels are {dtype} {shape}; give whole numbers ({count},).")
+        _fit(path, "labels", there, shape, dtype)
         values = b"".join(guarded(path, iter(partial(stream.read, PIECE), b"")))
         if len(values) != count * dtype.itemsize:
             raise DataError(f"{path}: labels end too soon; replace it by an intact copy.")
@@ -129,7 +134,7 @@ def _judged(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[i
     if dtype == np.uint8 and len(shape) in (3, 4) and min(shape) > 0:
         n, first, second = shape[:3]
         if len(shape) == 3:
-            return n, 1, first, second
+            return _small(path, (n, 1, first, second))
         last = shape[3]
         by_first, by_last = first in CHANNELS, last in CHANNELS
         if by_first and by_last:
@@ -138,16 +143,28 @@ def _judged(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[i
                 "(N, H, W), others in the order that only one of them can be, or as an advkit.Dataset from Python."
             )
         if by_first or by_last:
-            return (n, first, second, last) if by_first else (n, last, first, second)
+            return _small(path, (n, first, second, last) if by_first else (n, last, first, second))
     raise DataError(f"{path}: images are {dtype} {shape}; give uint8 (N, H, W, C) with 1, 3 or 4 channels.")
+
+
+def _small(path: Path, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """The shape, if an image has as few pixels as a picture of a folder has to have."""
+    height, width = shape[2:]
+    if height * width > DataSource.max_pixels:
+        raise DataError(
+            f"{path}: images have {width}x{height} pixels, more than data.max_pixels = {DataSource.max_pixels}; "
+            "shrink them."
+        )
+    return shape
 
 
 def _rows(paths: Sequence[Path], labelled: bool, kept: NDArray[np.bool_]) -> Iterator[Images]:
     """The images that are kept, of all files."""
     before = 0
     for path in paths:
-        with _member(path, 0, labelled) as (stream, stored, dtype):
+        with _member(path, 0, labelled) as (stream, there, stored, dtype):
             n, channels, height, width = shape = _judged(path, stored, dtype)
+            _fit(path, "images", there, stored, dtype)
             row = channels * height * width
             rows = max(1, PIECE // row)
             for first in range(0, n, rows):
@@ -159,9 +176,19 @@ def _rows(paths: Sequence[Path], labelled: bool, kept: NDArray[np.bool_]) -> Ite
                 else:
                     images = images.reshape(count, height, width, channels).transpose(0, 3, 1, 2)
                 yield images[kept[before + first : before + first + count]]
-            if list(guarded(path, iter(partial(stream.read, PIECE), b""))):  # to the end, where a checksum is judged
-                raise DataError(f"{path}: there are more values than images; replace it by an intact copy.")
         before += n
+
+
+def _fit(path: Path, what: str, there: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """DataError if a header claims more or less than is there, or deflate can not have packed so much into the file."""
+    claimed, size = math.prod(shape) * dtype.itemsize, path.stat().st_size
+    problem = ""
+    if claimed != there:
+        problem = f"{what} end too soon" if claimed > there else f"there are more values than {what}"
+    elif there > DEFLATED * size:
+        problem = f"{what} would be {there} bytes, of a file of {size}"
+    if problem:
+        raise DataError(f"{path}: {problem}; replace it by an intact copy.")
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:
@@ -174,8 +201,11 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 @contextmanager
 def _member(
     path: Path, which: int, labelled: bool = True
-) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
-    """The images (0) or labels (1) of an npz: its stream, where the values begin, with their shape and dtype."""
+) -> Iterator[tuple[IO[bytes], int, tuple[int, ...], np.dtype[Any]]]:
+    """The images (0) or labels (1) of an npz: a stream where the values begin, their bytes, shape and dtype.
+
+    The bytes are those of the zip's directory, beyond which no stream reads; its checksum is judged where they end.
+    """
     with _opened_npz(path) as archive:
         names = set(archive.namelist())
         needed = [pair if labelled else pair[:1] for pair in KEYS]
@@ -187,10 +217,11 @@ def _member(
         try:
             stream = archive.open(f"{key}.npy")
             shape, dtype = array_header(stream)
+            there = archive.getinfo(f"{key}.npy").file_size - stream.tell()
         except Exception as error:  # archives raise almost anything
             raise DataError(f"{path} can not be read ({error}); replace it by an intact copy.") from None
         with stream:
-            yield stream, shape, dtype
+            yield stream, there, shape, dtype
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,33 @@ class Call:
         self.state = state
 
 
+def _of_texts(code: bytes, keys: slice) -> Callable[[Any], None]:
+    """What puts items into a dictionary, whose keys are `keys` of the stack, once these are known to be texts.
+
+    Hashing a tuple of a few bytes whose two halves are one takes for ever; numbers can be chosen to collide.
+    """
+
+    def load(reader: Any) -> None:
+        if not all(type(key) in (str, bytes) for key in reader.stack[keys]):
+            raise Unfit("it has a key that is no text")
+        pickle._Unpickler.dispatch[code[0]](reader)
+
+    return load
+
+
+def _no_set(reader: Any) -> None:
+    raise Unfit("it has a set, which no array needs")
+
+
 class Reader(pickle._Unpickler):
     """In Python, not in C, which takes memory for whatever numbers a pickle has."""
 
-    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]} | {
+        pickle.SETITEM[0]: _of_texts(pickle.SETITEM, slice(-2, -1)),
+        pickle.SETITEMS[0]: _of_texts(pickle.SETITEMS, slice(0, None, 2)),
+        pickle.DICT[0]: _of_texts(pickle.DICT, slice(0, None, 2)),
+        **{code[0]: _no_set for code in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)},
+    }
 
     def find_class(self, module: str, name: str) -> Call:
         if (module, name) not in NAMES:
@@ -114,14 +137,19 @@ def _array(key: str, made: Any, dimensions: int) -> NDArray[Any]:
     code, order = _text(dtype.given[0]), _text(dtype.state[1])
     if code not in ("u1", "i1", "i2", "i4", "i8") or order not in "|<":
         raise Unfit(f"{key} is of type {order}{code}")
-    if len(shape) != dimensions or by_columns or not all(type(size) is int and size >= 0 for size in shape):
+    # Before anything is written out: tuples of tuples may be endless.
+    if type(shape) is not tuple or len(shape) > 64 or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
+        raise Unfit(f"{key} has no shape")
+    if len(shape) != dimensions or by_columns:
         raise Unfit(f"{key} has the shape {shape}")
     if isinstance(values, Call) and values.given and values.given[1:] in (("latin1",), (b"latin1",)):
-        values = str(values.given[0]).encode("latin1")
+        values = _text(values.given[0]).encode("latin1")
     if not isinstance(values, bytes):
         raise Unfit(f"{key} holds no bytes")
     return np.frombuffer(values, order.replace("|", "<") + code).reshape(shape)
 
 
 def _text(value: Any) -> str:
+    if type(value) not in (str, bytes):
+        raise Unfit(f"it has a {type(value).__name__} in the place of a text")
     return value.decode() if isinstance(value, bytes) else str(value)

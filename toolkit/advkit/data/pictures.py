@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-import warnings
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -145,9 +144,7 @@ def decode(
         with files.open(name) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) <= MAX_BYTES:
-            with _limit_is_ours():
-                opened = Image.open(BytesIO(data), formats=FORMATS)
-            with opened as image:
+            with _open(data) as image:
                 if image.width * image.height > max_pixels:  # before a pixel is decoded
                     problem = (
                         f"has {image.width}x{image.height} pixels, more than data.max_pixels = {max_pixels}; shrink it"
@@ -156,7 +153,7 @@ def decode(
                     problem = f"has {image.n_frames} frames; keep one"  # type: ignore[attr-defined]
                 elif image.mode[0] not in "IF":  # 16 bits and more, which conversion would clip
                     if image.format == "PNG":  # its checksums, which decoding does not look at
-                        Image.open(BytesIO(data), formats=("PNG",)).verify()
+                        _open(data).verify()
                     if seen is not None:
                         seen.update(odd(image))
                     return take(image)
@@ -171,12 +168,15 @@ def decode(
     raise DataError(f"{files.root}: image {name} {problem}.")
 
 
-@contextmanager
-def _limit_is_ours() -> Iterator[None]:
-    """Without Pillow's warning of large pictures; filters are the whole process's, so threads leave them alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
+def _open(data: bytes) -> Image.Image:
+    """What `Image.open` does with FORMATS, without its own limit of pixels, which is one for all of the process."""
+    Image.preinit()
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        if name in Image.OPEN:
+            make, accepts = Image.OPEN[name]
+            if accepts is None or accepts(data[:16]) is True:
+                with suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format's
+                    return make(BytesIO(data), "")
+    raise UnidentifiedImageError

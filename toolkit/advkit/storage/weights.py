@@ -88,8 +88,9 @@ def put_weights(
             f"The weights of {where} do not fit this model (first difference: "
             f"{_both(different[0], weights, own, names)}); {advice}."
         )
+    rounded = _rounded(weights, own, where)  # first: what is compared below has to be numbers of a sort
     _refuse_impossible(model, weights, where)
-    sentences = _rounded(weights, own, where), _as_they_are(model, weights, where)
+    sentences = rounded, _as_they_are(model, weights, where)
     model.load_state_dict(weights | {name: own[name] for name in uncounted})
     return Placed(left, "; ".join(filter(None, sentences)))
 
@@ -102,7 +103,7 @@ def _refuse_impossible(model: nn.Module, weights: Mapping[str, Tensor], where: s
         if isinstance(layer, Normalize):
             below[f"{prefix}.std".removeprefix(".")] = "0 or below"
         for name, why in below.items():
-            value = weights.get(name)
+            value = _wide(weights[name]) if name in weights else None  # float8 and unsigned types do not compare
             if value is not None and bool(((value < 0) if why == "below 0" else (value <= 0)).any()):
                 raise CheckpointError(
                     f"The weights of {where} are damaged: {name} is {why}, which no training gives; take others."
@@ -120,7 +121,8 @@ def _as_they_are(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     """A sentence where the model is built to normalise and the weights do not, such as those under TRADES' names."""
     for name, layer in model.named_modules():
         if isinstance(layer, Normalize) and f"{name}.mean" in weights:
-            own, theirs = (layer.mean, layer.std), (weights[f"{name}.mean"], weights[f"{name}.std"])
+            own = _wide(layer.mean), _wide(layer.std)
+            theirs = _wide(weights[f"{name}.mean"]), _wide(weights[f"{name}.std"])
             nothing = not theirs[0].any() and theirs[1].eq(1).all()
             if nothing and not all(map(torch.equal, own, theirs)):
                 return (
@@ -139,7 +141,10 @@ def _rounded(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], where: st
             continue
         alike = _sort(value) == _sort(here)
         castable = alike or not (any(_sort(here)) or value.is_complex())
-        exact = castable and same_bits(_wide(value.to(here.dtype)), _wide(value))
+        try:
+            exact = castable and same_bits(_wide(value.to(here.dtype)), _wide(value))
+        except (NotImplementedError, RuntimeError):  # packed bits, which torch makes no numbers of
+            alike = exact = False
         if not exact and not (alike and any(_sort(here))):
             raise CheckpointError(
                 f"The weights of {where} do not fit this model: {name} is {named(value.dtype)} there and "
