@@ -127,7 +127,7 @@ def middle(image: Image.Image, side: int) -> Pixels:
         )
     left, top = (round((length - side) / 2) for length in size)
     whole = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    return np.array(whole.crop((left, top, left + side, top + side)))
+    return np.array(_cut(whole, (left, top, left + side, top + side)))
 
 
 def part(
@@ -135,8 +135,16 @@ def part(
 ) -> Pixels:
     """A part of a picture by numbers from (0, 1), `unit` (TRIES, 2) and `corner` (2,), as (side, side, 3)."""
     box = box_of(*image.size, unit, corner)
-    pixels = np.asarray(image.convert("RGB").crop(box).resize((side, side), Image.Resampling.BILINEAR))
+    pixels = np.asarray(_cut(image.convert("RGB"), box).resize((side, side), Image.Resampling.BILINEAR))
     return pixels[:, ::-1].copy() if mirrored else pixels.copy()
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A part that lies within a picture; by numpy where Pillow's limit, which crops have too, would speak."""
+    left, top, right, bottom = box
+    if (right - left) * (bottom - top) <= (Image.MAX_IMAGE_PIXELS or math.inf):
+        return image.crop(box)
+    return Image.fromarray(np.asarray(image)[top:bottom, left:right])
 
 
 def box_of(
