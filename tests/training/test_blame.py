@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -116,6 +117,9 @@ def test_teardown_never_replaces_the_true_error(tiny_net: Net) -> None:
         ("train_transform", lambda self, x: None, "images (4, 2, 4, 4) torch.float32 are expected, as they came"),
         ("train_sampler", lambda self, indices: [indices.float()], "every batch must be an int64 tensor (b,) of"),
         ("train_sampler", lambda self, indices: [], "every batch must be an int64 tensor (b,) of `indices`"),
+        ("train_sampler", lambda self, indices: itertools.count(), "every batch must be an int64 tensor (b,) of"),
+        ("train_sampler", lambda self, indices: ({}[i] for i in indices), "every batch must be an int64 tensor (b,)"),
+        ("train_sampler", lambda self, indices: indices[0], "every batch must be an int64 tensor (b,) of `indices`"),
         ("train_dataset", lambda self, dataset: None, "an advkit.Dataset of the same image shape is expected"),
         ("train_dataset", lambda self, dataset: dataset.take(slice(3)), "an advkit.Dataset of the same image shape"),
         ("evaluation_weights", lambda self: {"0.weigth": torch.zeros(1)}, "it has 0.weigth, which is no parameter"),
@@ -264,6 +268,34 @@ def test_what_the_loop_lends_is_given_back(tiny_net: Net, hook: str) -> None:
     answers = {f.__name__: f for f in (train_dataset, train_sampler, train_transform, evaluation_weights)}
     with pytest.raises(HookContract, match=f"Plugin bad broke the contract of {hook}: it changed .*, which it only"):
         trained(tiny_net(), bad(**{hook: answers[hook]}))
+
+
+@pytest.mark.parametrize("failure", [StopIteration(), StopAsyncIteration("oops"), GeneratorExit("oops")])
+@pytest.mark.parametrize("place", ["extra_regularizer", "active", "passes", "train_sampler"])
+def test_what_ends_a_generator_is_blamed_too(tiny_net: Net, place: str, failure: BaseException) -> None:
+    """Hooks and declarations are asked inside generators, which replace a StopIteration (PEP 479)."""
+
+    def ends(self, hook=None, costs=None):
+        raise failure
+
+    def answers_and_ends(self):
+        raise failure
+
+    declares = place in ("active", "passes")
+    answers = {
+        "extra_regularizer": lambda self, batch: torch.zeros(len(batch.y)),
+        place: ends if declares else answers_and_ends,
+    }
+    with pytest.raises(RuntimeError, match=type(failure).__name__) as raised:
+        trained(tiny_net(), bad(**answers))
+    assert f"in plugin bad, {'' if declares else 'hook '}{place}" in raised.value.__notes__[0]
+    assert type(raised.value.__cause__) is type(failure)
+
+
+@pytest.mark.parametrize("stated", [7, "x", None, ["awp"], {1: 2}])
+def test_companions_of_a_wrong_type_are_the_plugins(tiny_net: Net, stated: Any) -> None:
+    with pytest.raises(UnknownHook, match="Plugin bad: companions must be hooks and "):
+        trained(tiny_net(), bad(companions=stated))
 
 
 def test_a_property_that_raises_is_the_plugins(tiny_net: Net, tiny_batch: BatchOf) -> None:

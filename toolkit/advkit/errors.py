@@ -6,6 +6,7 @@ import difflib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from copy import copy
 from numbers import Number
 from pathlib import PurePath
 
@@ -119,15 +120,20 @@ class NoTemporaryFiles(DataError):
 
 @contextmanager
 def blamed(where: str) -> Iterator[None]:
-    """Whose code the scope runs, as a note on what it raises. SystemExit is an error there: nobody else ends a run."""
+    """Whose code the scope runs, as a note on what it raises.
+
+    SystemExit is an error there, for nobody else ends a run; so is what would end a generator around the scope.
+    """
     try:
         yield
     except AdvkitError:
         raise
-    except SystemExit as error:
-        failure = RuntimeError(f"SystemExit: {error}")
+    except (SystemExit, GeneratorExit, StopIteration, StopAsyncIteration) as error:
+        name = type(error).__name__
+        failure = RuntimeError(f"{name}: {error}" if str(error) else name)
         failure.add_note(where)
-        raise failure from error
+        # A copy: contextlib takes a RuntimeError from the StopIteration itself for its own, and raises the latter.
+        raise failure from copy(error).with_traceback(error.__traceback__)
     except Exception as error:
         error.add_note(where)
         raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import registry
 from ..compose.companions import loaded
 from ..compose.composition import Composition
-from ..compose.registration import HOOKS, hooks_of
+from ..compose.registration import HOOKS, check, hooks_of
 from ..compose.replaced import replaced
 from ..errors import OptionError, PluginLoad, spoken
 from ..optimizers import KNOWN, OptimizerSettings
@@ -126,7 +126,10 @@ class Request:
     def _types(self) -> list[type[Plugin]]:
         """The classes of the plugins."""
         plugins = [loaded(choice) if isinstance(choice, str) else choice for choice in self.plugins]
-        return [plugin if isinstance(plugin, type) else type(plugin) for plugin in plugins]
+        types = [plugin if isinstance(plugin, type) else type(plugin) for plugin in plugins]
+        for plugin in types:
+            check(plugin)  # its companions are read next
+        return types
 
 
 PGD_AT = ("at", "pgd", "pgd-at", "madry", "adversarial-training")

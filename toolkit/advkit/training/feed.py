@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -59,13 +59,12 @@ class Feed:
         if sampler := self.panel.composition.at(epoch).owner("train_sampler"):
             known = {"indices": self.training, "batch_size": size, "epoch": epoch}
             answer = self.panel.ask(sampler, known)
-            batches = list(answer) if isinstance(answer, Iterable) else []
+            batches = list(answer) if isinstance(answer, Sequence) else []  # an iterator may fail late, or never end
             allowed = torch.zeros(len(self.train_set), dtype=torch.bool)
             allowed[self.training] = True
             if not batches or not all(is_batch(batch, allowed) for batch in batches):
-                raise HookContract.broken(
-                    sampler.plugin.name, sampler.hook, "every batch must be an int64 tensor (b,) of `indices`"
-                )
+                what = "every batch must be an int64 tensor (b,) of `indices`, and all of them in a list"
+                raise HookContract.broken(sampler.plugin.name, sampler.hook, what)
             return batches
         order = permutation(derive_key(self.run.seed, CORE, "order", "train", epoch), len(self.training))
         *batches, last = torch.split(self.training[order], size)
