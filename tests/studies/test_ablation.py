@@ -192,10 +192,14 @@ def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFi
         tell=heard.append,
     )
     assert [row.as_dict() for row in rows] == json.loads(out) == json.loads((here / "b" / "table.json").read_text())
-    assert [row.notes for row in rows] == [[CHOSEN_ON_TEST]] * 2
+    on = "accuracies are on 20 of 60 images, chosen at random, seed 0, of data.limit=60, chosen at random, seed 0"
+    assert [row.notes for row in rows] == [[CHOSEN_ON_TEST, on]] * 2
     said = (here / "b/table.md").read_text()
-    assert said == (here / "a/table.md").read_text() and said.endswith(f"\n- {CHOSEN_ON_TEST}\n")
-    assert paired_tables.table([rows[0].model_copy(update={"notes": []}), rows[1]])[1][-1] == f"none: {CHOSEN_ON_TEST}"
+    assert said == (here / "a/table.md").read_text() and said.endswith(f"\n- {CHOSEN_ON_TEST}\n- {on}\n")
+    assert paired_tables.table([rows[0].model_copy(update={"notes": []}), rows[1]])[1][-2:] == [
+        f"none: {CHOSEN_ON_TEST}",
+        f"none: {on}",
+    ]
     assert len(heard) == 2 and heard[0].startswith("full, seed 3: clean ")
     assert rows[0]["accuracy"]["clean"]["seeds"] == rows[0].accuracy["clean"].seeds
 

@@ -47,7 +47,8 @@ _EXPLAINED = {
     ),
     "Expected more than 1 value per channel": (
         "BatchNorm of the model has one value a channel in a batch of one image, and takes no statistics of it; give "
-        "two images at least (run.batch_size, run.lone_image)."
+        "two images at least (run.batch_size, run.accumulate, run.lone_image; where it is judged another --n, "
+        "--batch-size or validation.fraction)."
     ),
     "donated buffers": (
         "The model is compiled by torch.compile, and one forward can not be differentiated twice then, as a plugin "

@@ -14,6 +14,7 @@ from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import HookContract, OptionError
+from ..explained import explained
 from ..fingerprint import Undescribed, fingerprint
 from ..judging import far_apart, judged, same_bits
 from ..modules import placement
@@ -78,7 +79,7 @@ def verdicts(
         if attack.name == "clean" and not isinstance(attack, Clean):
             named = type(attack).__name__
             raise OptionError(f"clean is the name of the images as they are; give the attack {named} another.")
-    with judged(model) as reseed:
+    with judged(model) as reseed, explained():
         described = [describe(attack, radii[attack.norm or norm], attack.norm or norm, seed) for attack in attacks]
         joined = {
             attack.name: Verdicts(settings, torch.zeros(0, dtype=torch.bool), access=attack.access)

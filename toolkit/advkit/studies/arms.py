@@ -204,7 +204,8 @@ def measure(
         else:
             start(resolved, splits, build_model(resolved, splits.train), out=path, progress=seen)
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
-    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), tuple(result.notes))
+    notes = (*result.notes, f"accuracies are on {result.images}")
+    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), notes)
 
 
 def refuse_failed(rows: Sequence[AblationRow]) -> None:

@@ -83,7 +83,7 @@ def accuracies(sources: Sequence[Source]) -> Html:
         lines = _lines(sources, groups[images], problems)
         rows = [[_named(line), *(_cell(line.cells.get(source.number)) for source in sources)] for line in lines]
         other = f", images {images.sha256[:8] or 'unknown'}" if names[str(images)] > 1 else ""
-        caption = f"Accuracy with 95 % interval: {images}{other}"
+        caption = f"Accuracy with 95 % interval: {images}{other}{_choice(sources, images)}"
         tables[images] = table(caption, ("attack", *(source.title for source in sources)), rows)
         if images == shared and any(len(line.cells) > 1 for line in lines):
             parts += [legend(sources), _chart(images, lines)]
@@ -170,6 +170,13 @@ def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Grou
                 if held is None or row.accuracy < held.row.accuracy:
                     runs[source.number] = Found(row, name)
     return groups
+
+
+def _choice(sources: Sequence[Source], images: Images) -> str:
+    """How the images of a table were chosen, as the first evaluation of so many says."""
+    evaluations = [found for source in sources for found in source.evaluations.values() if not isinstance(found, str)]
+    said = (found.images for found in evaluations if (found.split, found.n) == (images.split, images.n))
+    return next((f" ({words})" for words in said if words), "")
 
 
 def _weights(source: Source) -> list[str | None]:
