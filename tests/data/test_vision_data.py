@@ -466,7 +466,9 @@ def test_files_may_be_given_one_after_the_other(tmp_path: Path) -> None:
     assert copy.intact(root) == dict.fromkeys(copy.files, True)
 
 
-def test_prepare_tells_a_damaged_file_from_an_absent_one(copy: Copy, tmp_path: Path) -> None:
+def test_prepare_tells_a_damaged_file_from_an_absent_one(
+    copy: Copy, tmp_path: Path, denied: Callable[[Path], None]
+) -> None:
     files = flat(copy)
     last = list(files)[-1]
     files[last] = change(files[last])
@@ -483,6 +485,11 @@ def test_prepare_tells_a_damaged_file_from_an_absent_one(copy: Copy, tmp_path: P
     )
     intact = copy.intact(root)
     assert len(intact) == len(copy.files) - 1 and all(intact.values())
+    denied(given)
+    for words in (command, ("data", "prepare", "mapped", "--data-root", tmp_path / "new", "--from")):
+        assert sentence(advkit(*words, given)) == (
+            f"{given} can not be read (Permission denied); check its permissions."
+        ), "which is neither absent nor damaged"
 
 
 @pytest.mark.parametrize("give", [GIVEN["a tar.gz"], GIVEN["a zip of gz"], GIVEN["a folder of gz"]])

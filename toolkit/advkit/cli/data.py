@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,18 @@ def _facts(literals: Mapping[str, object], root: Path) -> dict[str, object]:
         "shape": _list(literals.get("shape")),
         "images": _list(literals.get("images")),
         "root": str(root) if named else None,
-        "present": all((root / file).is_file() for file in named) if named else None,
+        "present": _present([root / file for file in named]) if named else None,
     }
+
+
+def _present(files: Sequence[Path]) -> bool | None:
+    """Whether all are there; None where nobody may look."""
+    try:
+        return all(stat.S_ISREG(os.stat(file).st_mode) for file in files)
+    except PermissionError:
+        return None
+    except OSError:
+        return False
 
 
 def _list(value: object) -> list[int] | None:

@@ -119,6 +119,8 @@ def manifest_of(root: Path) -> Manifest:
             f"{root} is no folder of mapped images: {MANIFEST} is absent; make one with "
             "`advkit data prepare mapped --from PATH --data-root DIR`."
         ) from None
+    except PermissionError as error:
+        raise DataError(f"{path} can not be read ({error.strerror}); check its permissions.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, getattr(error, "strerror", None) or str(error)) from None
     if not isinstance(told, dict) or told.get("format") != FORMAT:

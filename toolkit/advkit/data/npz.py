@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -56,11 +57,14 @@ class Given:
 
 
 def npz_files(path: Path) -> list[Path]:
-    """The npz files that a path is: itself, or all that a folder of nothing else has."""
-    if path.is_dir():
-        inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-        return inside if all(one.suffix == ".npz" for one in inside) else []
-    return [path] if path.suffix == ".npz" else []
+    """The npz files that a path is: itself, or all that a folder of nothing else has. DataError where it is closed."""
+    try:
+        inside = sorted(path / name for name in os.listdir(path) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return [path] if path.suffix == ".npz" else []
+    except OSError as error:
+        raise DataError(f"{path} can not be read ({error.strerror}); check its permissions.") from None
+    return inside if all(one.suffix == ".npz" for one in inside) else []
 
 
 def of_npz(paths: Sequence[Path], hold_out: float, labelled: bool = True) -> Given:

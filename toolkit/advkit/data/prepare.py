@@ -37,8 +37,8 @@ def prepare(source: TorchvisionSource, root: Path, given: Path | None = None) ->
     wanted = {file: md5 for file, md5 in source.files.items() if md5_of(root / file) != md5}
     if not wanted:
         return []
-    if given is not None and not (os.path.isfile(given) or os.path.isdir(given)):
-        raise DataError(f"{given} is neither a file nor a folder; check --from.")
+    if given is not None:
+        _refuse_closed(given)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with workspace(root) as work:
@@ -50,6 +50,24 @@ def prepare(source: TorchvisionSource, root: Path, given: Path | None = None) ->
     except OSError as error:
         raise DataError(f"{root} can not be written ({error.strerror}); choose another --data-root.") from None
     return list(wanted)
+
+
+def _refuse_closed(given: Path) -> None:
+    """DataError for what is no file or folder, and for what holds something that may not be read."""
+
+    def closed(error: OSError) -> None:
+        raise DataError(f"{error.filename} can not be read ({error.strerror}); check its permissions.") from None
+
+    try:
+        os.stat(given)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        closed(error)
+    if not (os.path.isfile(given) or os.path.isdir(given)):
+        raise DataError(f"{given} is neither a file nor a folder; check --from.")
+    for _ in os.walk(given, onerror=closed) if os.path.isdir(given) else ():
+        pass
 
 
 def _download(source: TorchvisionSource, folder: Path) -> None:
