@@ -133,7 +133,8 @@ def standing_still(
 ) -> str:
     """A sentence where a gradient attack left half of the images in place that it might have moved, "" elsewhere.
 
-    Nearly all, where the objective may be `flat` at x, as a divergence from the logits there, and rounding moves some.
+    Nearly all, where the objective may be `flat` at x, as a divergence from the logits there, and rounding moves some;
+    and where a plugin attacks, which may leave images as they are on purpose.
 
     Half of the batch at least must be such: their `radius` (B,) is more than rounding, no plugin stopped them at once,
     and the model is not sure of them by its `logits` (B, K) at x_adv; where it is, a gradient is rightly 0. It
@@ -148,7 +149,8 @@ def standing_still(
     if logits is not None:
         might = might & (logits.softmax(1).gather(1, batch.y[:, None]).squeeze(1) < SURE)
     movable, stuck = int(might.sum()), int((still & might).sum())
-    share = NEARLY_ALL if flat and bool((at_x & might).any()) else MANY
+    own = attack.zero_gradients is None  # a plugin's: the core counts them
+    share = NEARLY_ALL if own or (flat and bool((at_x & might).any())) else MANY
     if 2 * movable < len(might) or stuck < share * movable:
         return ""
     zeros = "" if attack.zero_gradients is None else f" ({float(attack.zero_gradients.double().mean()) / steps:.0%})"
