@@ -193,7 +193,7 @@ def _other_classes(
     ours = "" if other == layer else f"{layer} "
     return (
         f"{other} has {there[0]} outputs there and {ours}{here[0]} here; if these are classes, bring that layer to the "
-        "data's before, or take data of as many."
+        "data's before (advkit train --init-from FILE --partial-head begins it anew), or take data of as many."
     )
 
 
