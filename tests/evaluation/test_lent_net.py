@@ -174,7 +174,7 @@ FOLLOWED: dict[str, Callable[[Victim], Any]] = {
     "net": lambda net: net.model,
     "its forward": lambda net: net.model.forward,
     "a copy": lambda net: copy.deepcopy(net.model),
-    "a wrapper": lambda net: Smooth(net.model),
+    "a wrapper": lambda net: nn.Sequential(net.model),
 }
 
 
@@ -196,6 +196,27 @@ def test_a_broken_gradient_is_seen_whatever_was_asked_for_it(way: str) -> None:
     assert advkit.evaluate(Net(), data, ["clean", attack], eps=0.05, audit=False)["n"] == 40  # the control
     with pytest.raises(NonFinite, match="follows met an input gradient that is NaN or Inf"):
         advkit.evaluate(Root(), data, ["clean", attack], eps=0.05, audit=False)
+
+
+class Edge(Net):
+    """Sound at the images of the tests, with a gradient that is NaN once they have moved."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if torch.allclose(255 * x, (255 * x).round(), atol=1e-3) else logits + (0 * x).sqrt().sum()
+
+
+@pytest.mark.parametrize("way", FOLLOWED)
+def test_a_gradient_that_breaks_on_the_way_is_seen_though_the_image_comes_back(way: str) -> None:
+    class Returns(Follows):
+        def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+            super().perturb(net, x, y, radius, index)
+            return x
+
+    attack, data = Returns(FOLLOWED[way]), images(Net())
+    assert advkit.evaluate(Net(), data, ["clean", attack], eps=0.05, audit=False)["n"] == 40  # the control
+    with pytest.raises(NonFinite, match="follows met an input gradient that is NaN or Inf"):
+        advkit.evaluate(Edge(), data, ["clean", attack], eps=0.05, audit=False)
 
 
 def test_an_attack_that_says_that_it_follows_no_gradient_is_judged_without_one() -> None:

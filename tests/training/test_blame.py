@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -268,6 +268,19 @@ def test_what_the_loop_lends_is_given_back(tiny_net: Net, hook: str) -> None:
     answers = {f.__name__: f for f in (train_dataset, train_sampler, train_transform, evaluation_weights)}
     with pytest.raises(HookContract, match=f"Plugin bad broke the contract of {hook}: it changed .*, which it only"):
         trained(tiny_net(), bad(**{hook: answers[hook]}))
+
+
+def test_batches_that_fail_when_they_are_read_are_blamed(tiny_net: Net) -> None:
+    class Late(Sequence[Tensor]):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, place):
+            raise RuntimeError("oops")
+
+    with pytest.raises(RuntimeError, match="oops") as failed:
+        trained(tiny_net(), bad(train_sampler=lambda self, indices: Late()))
+    assert failed.value.__notes__ == ["in plugin bad, hook train_sampler, epoch 0, step 0"]
 
 
 @pytest.mark.parametrize("failure", [StopIteration(), StopAsyncIteration("oops"), GeneratorExit("oops")])

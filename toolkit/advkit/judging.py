@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +183,8 @@ class GradientWatch:
     """Sees every gradient that reaches the images of a net, whoever attacks it.
 
     sign(NaN) is 0: without it an attack that follows a broken gradient would be none, and the net robust. What it saw
-    stays on the device, to be read once, when the attack is over; None where no gradient was asked for.
+    stays on the device, to be read once, when the attack is over; None where no gradient was asked for. A copy of a net
+    that it watches (copy.deepcopy) is watched by this very one.
     """
 
     def __init__(self) -> None:
@@ -190,6 +192,9 @@ class GradientWatch:
         """() bool: whether all were numbers."""
         self.still: Tensor | None = None
         """() int64: how many images had a gradient of zero."""
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
 
     def __call__(self, x: Tensor) -> Tensor:
         """The images to give to the net in place of x (B, C, H, W)."""

@@ -11,7 +11,7 @@ from ..config.resolve import Resolved
 from ..data.base import Dataset, Splits
 from ..data.decoded import Decoded
 from ..data.transforms import WHEN_DECODED, to_float
-from ..errors import HookContract, OptionError
+from ..errors import HookContract, OptionError, blamed
 from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
 from .ahead import ahead, near, transform_of
@@ -59,9 +59,9 @@ class Feed:
         if sampler := self.panel.composition.at(epoch).owner("train_sampler"):
             known = {"indices": self.training, "batch_size": size, "epoch": epoch}
             answer = self.panel.ask(sampler, known)
-            batches = list(answer) if isinstance(answer, Sequence) else []  # an iterator may fail late, or never end
-            allowed = torch.zeros(len(self.train_set), dtype=torch.bool)
-            allowed[self.training] = True
+            with blamed(f"in plugin {sampler.plugin.name}, hook {sampler.hook}, epoch {epoch}, step 0"):
+                batches = list(answer) if isinstance(answer, Sequence) else []  # an iterator may never end
+            allowed = torch.zeros(len(self.train_set), dtype=torch.bool).index_fill_(0, self.training, True)
             if not batches or not all(is_batch(batch, allowed) for batch in batches):
                 what = "every batch must be an int64 tensor (b,) of `indices`, and all of them in a list"
                 raise HookContract.broken(sampler.plugin.name, sampler.hook, what)

@@ -183,7 +183,7 @@ def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtyp
             "A step sets its precision by itself; call it outside torch.autocast, with the setting run.precision=bf16."
         )
     visits = torch.zeros_like(index) if occurrence is None else occurrence.clone()
-    return Batch(x.clone(), y.clone(), index.clone(), visits)  # the caller's own stay, whatever a plugin writes into
+    return Batch(x, y.clone(), index.clone(), visits)  # the caller's own stay, whatever a plugin writes into
 
 
 def an_epoch(epoch: object) -> int:

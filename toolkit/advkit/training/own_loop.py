@@ -140,7 +140,7 @@ class Step(TrainingStep):
             raise OptionError("This Step has no optimizer; pass one, or take step.loss(...) and update by yourself.")
         self._updates, self._found = (), None  # `again` is of a loss, and a call is none
         with self._counted(x, y, index, epoch, occurrence) as number:
-            return super().__call__(x, y, index, epoch=number, occurrence=occurrence)
+            return super().__call__(x.clone(), y, index, epoch=number, occurrence=occurrence)  # x is its caller's
 
     def loss(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Tensor:
         """The loss () after an attack on x; arguments as those of a call. Nothing is updated: that is yours.
@@ -172,7 +172,7 @@ class Step(TrainingStep):
             self._untold(number)
             self._updates, self._lending = (), True
             try:
-                with self.computed(x, y, index, number, occurrence) as (_, updates, _):
+                with self.computed(x.clone(), y, index, number, occurrence) as (_, updates, _):
                     pass
             finally:
                 self._lending = False

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...ascent import NORMS
 from ...errors import HookContract, NonFinite, OptionError
 from ...explained import NO_GRADIENT, explained
 from ...judging import GradientWatch, checked_logits, untouched
@@ -197,7 +198,9 @@ def attacked(attack: EvaluationAttack, net: Victim, x: Tensor, y: Tensor, radius
             answer = attack.perturb(net, x, y, radius, index)
         x_adv = refuse_outside(attack.name, x, answer, radius, norm)
         if strange and attack.access == "gradient":
-            net.ask_gradients((x, x_adv), y)
+            with torch.no_grad():
+                between = NORMS[norm](x, radius).uniform(net.draws("gradients", index))
+            net.ask_gradients((x, x_adv, between), y)  # it may have been where one breaks, and gone back
     finally:
         hook.remove()
     net.refuse_broken_gradients(attack.name)
