@@ -38,7 +38,8 @@ class CollapseGuard(Plugin):
         run.figure("robust", now)
         if collapsed(before, now, self.options.drop):
             run.stop(
-                f"accuracy under PGD-{self.options.steps} on its first batch fell from {before:.3f} to {now:.3f}",
+                f"accuracy under PGD-{self.options.steps} on the {len(batch.y)} images of its first batch "
+                f"fell from {before:.3f} to {now:.3f}",
                 keep=False,
             )
         self.robust.fill_(now)

@@ -232,11 +232,14 @@ def test_only_a_landscape_that_attacks_names_an_attack(folder: Path, tmp_path: P
     place = int(trained_on(folder)[5])
     cat = analyze("landscape", folder, "--points", 3, "--n", 2, "--out", tmp_path)
     assert "attack" not in json.loads((tmp_path / "landscape-cat.json").read_text())
-    assert "pgd" not in cat.out and cat.out.splitlines()[0].endswith("train split, n = 2")
+    assert "pgd" not in cat.out and cat.out.splitlines()[0].endswith(
+        "train split, 2 of 48 images, chosen at random, seed 0, of data.limit=60, chosen at random, seed 0"
+    )
     iseat = analyze("landscape", folder, "--kind", "iseat", "--points", 3, "--index", place, "--out", tmp_path)
     assert "pgd-50 at eps 0.15 (linf)" in iseat.out
     record = json.loads((tmp_path / f"landscape-iseat-{place}.json").read_text())
     assert record["attack"]["name"] == "pgd-50"
+    assert record["images"].startswith(f"1 of 48 images, that at place {place}, of data.limit=60"), "no random choice"
 
     def table(ran: Ran) -> dict[str, str]:
         rows = [line.partition("  ") for line in ran.out.splitlines()]
@@ -277,7 +280,8 @@ def test_people_get_a_table(folder: Path, tmp_path: Path) -> None:
     ran = analyze("margin", folder, *QUICK["margin"], "--out", tmp_path)
     assert ran.code == 0
     assert ran.out.splitlines()[0].startswith(f"{folder}  margin, checkpoint best (epoch ")
-    assert "train split, n = 12, pgd-2 at eps 0.15 (linf)" in ran.out
+    assert "train split, 12 of 48 images, chosen at random, seed 0, of data.limit=60, chosen" in ran.out
+    assert "seed 0, pgd-2 at eps 0.15 (linf)" in ran.out
     figures = json.loads((tmp_path / "margin.json").read_text())["figures"]
     assert f"mu mean                     {figures['mean']:.3f}" in ran.out
     assert f"never up to 5 (disordered)  {100 * figures['disordered']:.2f} %" in ran.out

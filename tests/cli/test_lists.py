@@ -52,6 +52,9 @@ def test_runs_are_listed_with_their_best_and_what_is_damaged(runs: Path, capsys:
     assert rows.keys() == {"first", "full", "broken"} and "damaged" in rows["broken"]
     assert rows["first"] | {"folder": ""} == rows["full"] | {"folder": ""}
     assert (rows["first"]["done"], rows["first"]["plugins"], rows["first"]["finished"]) == (2, ["cat-eps"], True)
+    assert rows["first"]["selected_of"] == 4
+    on = "Validation: 4 images, 0.1 of the training split, held out at random by run.seed."
+    assert on in out(capsys, "runs", "show", runs / "first")
     shown = out(capsys, "runs", "list", runs)
     assert "2 of 2" in shown and "is not valid TOML" in shown
     assert run(["runs", "list", str(runs / "nowhere")]) == 4

@@ -106,8 +106,8 @@ def test_the_inequality_of_the_code(before: float, now: float) -> None:
 
 
 SENTENCE = (
-    "collapse-guard stopped the run after epoch 2: accuracy under PGD-5 on its first batch fell from 0.500 to 0.250; "
-    "take its checkpoint best, of epoch 1"
+    "collapse-guard stopped the run after epoch 2: accuracy under PGD-5 on the 4 images of its first batch "
+    "fell from 0.500 to 0.250; take its checkpoint best, of epoch 1"
 )
 
 

@@ -200,7 +200,7 @@ def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFi
         f"none: {CHOSEN_ON_TEST}",
         f"none: {on}",
     ]
-    assert len(heard) == 2 and heard[0].startswith("full, seed 3: clean ")
+    assert len(heard) == 2 and heard[0].startswith("full, seed 3: clean ") and heard[0].endswith(f"; {on}")
     assert rows[0]["accuracy"]["clean"]["seeds"] == rows[0].accuracy["clean"].seeds
 
 

@@ -356,7 +356,9 @@ def test_gate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert command([*line, "--min-robust", "0.99"]) == 3
     said = capsys.readouterr()
-    assert said.err == f"Error: The robust accuracy {share:.3f} is below --min-robust 0.99.\n" and "pgd-3" in said.out
+    images = "test split, 50 of 330 images, chosen at random, seed 0, of data.limit=330, chosen at random, seed 0"
+    assert said.err == f"Error: The robust accuracy {share:.3f} ({images}) is below --min-robust 0.99.\n"
+    assert "pgd-3" in said.out and images in said.out
     assert command([*line, "--min-robust", str(share)]) == 0
 
 

@@ -177,6 +177,7 @@ EVALUATION: dict[str, Any] = {
     "audit": [{"name": "zero-gradients", "figure": 0.41, "threshold": 0.1, "alarm": True, "sentence": "Many are 0."}],
     "robustbench": None,
 }  # fmt: skip
+CHOSEN = "200 of 360 images, chosen at random, seed 0"
 AUDIT = {
     "run": "r", "checkpoint": "best", "split": "test", "n": 200, "norm": "linf", "eps": 0.15,
     "checks": [
@@ -329,8 +330,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs: Path) -> N
 
 
 def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
-    put(runs / "plain", "evaluations/one/n-9/evaluation.json", changed(selected_on="test"))
-    put(runs / "plain", "audit.json", AUDIT)
+    put(runs / "plain", "evaluations/one/n-9/evaluation.json", changed(selected_on="test", images=CHOSEN))
+    put(runs / "plain", "audit.json", AUDIT | {"images": CHOSEN})
     page = page_of("plain")
     assert rows(page, "run-1-evaluations", "Accuracy under each attack")[1:] == [
         ["clean", "", "", "0.910", "0.862 to 0.942", "1 + 0", "0.1"],
@@ -338,7 +339,8 @@ def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
         ["worst case", "", "", "0.500", "0.431 to 0.569", "", ""],
     ]
     said = text(page.id("run-1-evaluations"))
-    assert "Suspect:" in said and "figures on it are optimistic" in said and "test split, n = 200" in said
+    assert "Suspect:" in said and "figures on it are optimistic" in said and f"test split, {CHOSEN}" in said
+    assert f"test split, {CHOSEN}" in text(page.id("run-1-audit"))
     assert rows(page, "run-1-evaluations", "Short audit")[1] == [
         "zero-gradients",
         "ALARM",
@@ -366,15 +368,15 @@ def test_the_verdict_comes_first(runs: Path) -> None:
         return text(first), first.attributes.get("class")
 
     assert said() == ("Robustness unknown: no evaluation of these weights.", "missing")
-    put(runs / "plain", "evaluations/one/n-200/evaluation.json", changed(suspect=False, audit=[]))
+    put(runs / "plain", "evaluations/one/n-200/evaluation.json", changed(suspect=False, audit=[], images=CHOSEN))
     put(runs / "plain", "audit.json", AUDIT | {"sha256_of_weights": "0" * 64, "alarms": [], "checks": []})  # another's
     assert said() == (
-        "Worst case 0.500 (0.431 to 0.569) within linf 0.15 under pgd-20, on 200 images of the test split; not "
-        "audited. AutoAttack was not among the attacks, so the truth may be lower.",
+        "Worst case 0.500 (0.431 to 0.569) within linf 0.15 under pgd-20 (test split, 200 of 360 images, "
+        "chosen at random, seed 0); not audited. AutoAttack was not among the attacks, so the truth may be lower.",
         "verdict",
     )
     put(runs / "plain", "evaluations/three/n-300/evaluation.json", changed(n=300, eps=1e-3, suspect=False, audit=[]))
-    assert said()[0].startswith("Worst case 0.500 (0.431 to 0.569) within linf 0.15 under pgd-20, on 200 images")
+    assert said()[0].startswith("Worst case 0.500 (0.431 to 0.569) within linf 0.15 under pgd-20 (test split, 200 of")
     worst = {"accuracy": 0.46, "interval": [0.36, 0.56]}
     strong = [*EVALUATION["attacks"], {**EVALUATION["attacks"][1], "name": "autoattack", "accuracy": 0.46}]
     few = changed(n=100, attacks=strong, worst_case=worst, suspect=False, audit=[])
@@ -382,7 +384,7 @@ def test_the_verdict_comes_first(runs: Path) -> None:
     put(runs / "plain", "audit.json", AUDIT)
     verdict, kind = said()
     assert verdict.startswith(
-        "Worst case 0.460 (0.360 to 0.560) within linf 0.15 under pgd-20, autoattack, on 100 images"
+        "Worst case 0.460 (0.360 to 0.560) within linf 0.15 under pgd-20, autoattack (test split, n = 100)"
     )
     assert "; audit: alarms, black-box (audit.json, n = 200)." in verdict and kind == "caution"
     put(runs / "plain", "audit.json", {**AUDIT, "checks": AUDIT["checks"][::2], "alarms": []})
@@ -828,9 +830,12 @@ def test_runs_without_an_evaluation_are_named_and_validation_is_no_substitute(ru
         f"advkit evaluate {name} --attacks clean,pgd-20,cw-20" for name in ("plain", "cat")
     ]
     head, first, _ = rows(page, "comparison-validation", "Accuracy on the validation images")
-    assert head == ["run", "best epoch", "clean", "pgd-2", "cw-2"]
+    assert head == ["run", "best epoch", "images", "clean", "pgd-2", "cw-2"]
     best = [row for row in RunFolder.open(runs / "plain").history() if row["best"]][-1]
-    assert first[1] == str(best["epoch"] + 1) and first[3].startswith(f"{best['validation']['pgd-2']:.3f} ")
+    assert first[1] == str(best["epoch"] + 1) and first[2] == str(best["validation"]["n"])
+    assert first[4].startswith(f"{best['validation']['pgd-2']:.3f} ")
+    curves = text(page.id("run-1-curves"))
+    assert f"Validation: {first[2]} images, 0.1 of the training split, held out at random by run.seed." in curves
     assert "they are no evaluation" in text(page.id("comparison-validation"))
 
 

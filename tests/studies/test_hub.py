@@ -40,7 +40,9 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
         assert f"| {attack.accuracy:.4f} | {attack.interval[0]:.4f} to {attack.interval[1]:.4f} |" in card
     fields = json.loads(card.partition("```json\n")[2].partition("```")[0])
     assert fields["autoattack_acc"] is None and fields["clean_acc"] == f"{100 * judged.attacks[0].accuracy:.2f}"
-    assert "n = 20, worst case" in card and "at linf 0.001 under pgd-1." in card and "Trained against" not in card
+    on = "test split, 20 of 40 images, chosen at random, seed 0, of data.limit=40, chosen at random, seed 0"
+    assert card.count(f"On the {on}:") == 2 and f"Also evaluated: {on}, worst case" in card, "figures and audit"
+    assert "at linf 0.001 under pgd-1." in card and "Trained against" not in card
     assert "Not evaluated under AutoAttack yet" in card and all(f"| {check.name} |" in card for check in audit.checks)
     assert (home / "run.toml").read_text().strip() in card
     config = json.loads((tmp_path / "net" / "config.json").read_text())

@@ -53,6 +53,9 @@ def test_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], lr: s
     places = [place for place, text in enumerate(lines) if "no better than guessing" in text]
     last = next(place for place, text in enumerate(lines) if text.startswith("epoch 5/5"))
     assert [place < last for place in places] == ([True] if stuck else [])
+    images = "126 images, 0.1 of the training split, held out at random by run.seed."
+    assert f"Validation: {images}" in lines
+    assert any(line.startswith("Best epoch ") and line.endswith(f" under attack, of {images}") for line in lines)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])

@@ -168,7 +168,7 @@ def show(record: AnalysisRecord, drawn: bool) -> None:
     console.print(
         text(
             f"{record.run}  {name}, checkpoint {record.checkpoint} (epoch {(record.epoch or 0) + 1}), "
-            f"{record.split} split, n = {record.n}{by}"
+            f"{record.judged_on}{by}"
         )
     )
     table = table_of("figure", "value", wrap=("value",), header=False)

@@ -68,9 +68,7 @@ def show(record: AuditRecord) -> None:
 
     console = stdout()
     where = f"checkpoint {record.checkpoint}, " if record.checkpoint else ""
-    console.print(
-        text(f"{record.run}  {where}{record.split} split, {record.images}, {record.norm}, eps {record.eps:.4g}")
-    )
+    console.print(text(f"{record.run}  {where}{record.judged_on}, {record.norm}, eps {record.eps:.4g}"))
     table = table_of("", "check", ">figure", "95 % interval", ">images", ">alarm", "", wrap=("",))
     signs = {True: text("ALARM", "bold red"), False: text("ok"), None: text("-")}
     for check in record.checks:

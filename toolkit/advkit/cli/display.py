@@ -142,6 +142,7 @@ class Plain(Quiet):
 
     def begin(self, trainer: Trainer) -> None:
         self.epochs = trainer.resolved.run.epochs
+        _say_validation(trainer)
 
     def finished_epoch(self, row: Mapping[str, Any]) -> None:
         cells = " ".join(f"{name} {value}" for name, value in _cells(row).items() if value)
@@ -174,6 +175,7 @@ class Rich(Quiet):
             "run", total=self.epochs * self.steps, completed=at.epoch * self.steps + at.step, loss=""
         )
         self.now = self.bar.add_task(self._title(at.epoch), total=self.steps, completed=at.step, loss="")
+        _say_validation(trainer)
         self.live.start(refresh=True)  # at once: a short first epoch may be over before the next refresh
         for row in trainer.history[-SHOWN:]:
             self._line(row)
@@ -202,6 +204,15 @@ class Rich(Quiet):
     def _line(self, row: Mapping[str, Any]) -> None:
         for line, style in self.lines.of(row):
             self.console.print(Text(line, style=style, no_wrap=True, overflow="ignore"), crop=False)
+
+
+def _say_validation(trainer: Trainer) -> None:
+    """Of which images the accuracies in the lines of epochs are."""
+    from ..training.validation import judged_on  # which imports torch
+
+    if split := trainer.selecting_split():
+        n = len(trainer.splits.test if split == "test" else trainer.feed.validation)
+        say(f"Validation: {judged_on(split, n, trainer.resolved.validation.fraction)}.")
 
 
 class EpochLines:

@@ -140,7 +140,7 @@ def command(
         show(result)
     if gate is not None and result.worst_case and result.worst_case.accuracy < gate:
         share = result.worst_case.accuracy
-        raise GateMissed(f"The robust accuracy {share:.3f} is below --min-robust {gate:g}.")
+        raise GateMissed(f"The robust accuracy {share:.3f} ({result.judged_on}) is below --min-robust {gate:g}.")
     return 0
 
 
@@ -164,7 +164,7 @@ def show(result: Evaluation) -> None:
 
     console = stdout()
     where = f"checkpoint {result.checkpoint} (epoch {(result.epoch or 0) + 1}), " if result.checkpoint else ""
-    console.print(plain(f"{result.run}  {where}{result.split} split, {result.images}, {result.norm}"))
+    console.print(plain(f"{result.run}  {where}{result.judged_on}, {result.norm}"))
     table = table_of("attack", ">eps", ">step", ">accuracy", "95 % interval", ">passes an image", ">s")
     for row in result.attacks:
         eps = "" if row.eps is None else f"{row.eps:.4g}" + (" l2" if row.norm != result.norm else "")

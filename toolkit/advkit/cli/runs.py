@@ -39,15 +39,18 @@ def list_(folder: str, as_json: bool) -> None:
         return
     from .display import say, stdout, table_of, text
 
-    table = table_of("run", "plugins", "model", "data", ">epochs", ">best", ">under attack", wrap=("plugins",))
+    table = table_of(
+        "run", "plugins", "model", "data", ">epochs", ">best", ">under attack", ">images", wrap=("plugins",)
+    )
     for path, run in rows:
         if not isinstance(run, str):
             facts = _summary(run)
             best = "" if run.best is None else str(run.best["epoch"] + 1)
             share = "" if facts["selected"] is None else f"{facts['selected']:.3f}"
+            images = "" if facts["selected_of"] is None else str(facts["selected_of"])
             plugins = ",".join(run.plugins) or "none"
             done = f"{len(run.history)} of {run.epochs}"
-            table.add_row(str(path), plugins, str(facts["model"]), str(facts["data"]), done, best, share)
+            table.add_row(str(path), plugins, str(facts["model"]), str(facts["data"]), done, best, share, images)
     console = stdout()
     if rows:
         console.print(table)
@@ -64,6 +67,7 @@ def list_(folder: str, as_json: bool) -> None:
 
 def _summary(run: LoadedRun) -> dict[str, Any]:
     best = run.best or {}
+    validation = best.get("validation") or {}
     return {
         "plugins": list(run.plugins),
         "model": run.settings["model.name"],
@@ -72,7 +76,8 @@ def _summary(run: LoadedRun) -> dict[str, Any]:
         "done": len(run.history),
         "finished": run.finished,
         "best_epoch": best.get("epoch"),
-        "selected": (best.get("validation") or {}).get("selected"),
+        "selected": validation.get("selected"),
+        "selected_of": validation.get("n"),
         "notes": list(run.notes),
     }
 
@@ -111,6 +116,8 @@ def show(run: str, as_json: bool) -> None:
             ) from None
         for line, style in shown:
             console.print(text(line, style))
+    if loaded.validated_on:
+        console.print(text(f"\nValidation: {loaded.validated_on}."))
     if loaded.best:
         console.print(text(f"\n* the best so far; now epoch {loaded.best['epoch'] + 1}"))
     for note in loaded.notes:

@@ -199,17 +199,17 @@ def _announce(resolved: Resolved, shown_as: str) -> None:
 def _farewell(result: TrainResult, shown_as: str, resolved: Resolved) -> None:
     if shown_as == "none":
         return
+    from ..training.validation import judged_on
     from .display import stderr, text
 
     console, best = stderr(), result.best
     if best and best["selected"] is not None:
+        rows = [row["validation"] for row in result.history if row["epoch"] == best["epoch"]]
+        which = f"the {best['split']} split"  # the line of a resumed run may be lost
+        if rows and rows[0]:
+            which = judged_on(best["split"], rows[0]["n"], resolved.validation.fraction)
         note = " (chosen on the test split: test figures are optimistic)" if best["split"] == "test" else ""
-        console.print(
-            text(
-                f"Best epoch {best['epoch'] + 1}: {best['selected']:.3f} on the {best['split']} split "
-                f"under attack{note}."
-            )
-        )
+        console.print(text(f"Best epoch {best['epoch'] + 1}: {best['selected']:.3f} under attack, of {which}{note}."))
     judged = shlex.join(["advkit", "evaluate", str(result.folder), *words(resolved.files)])
     console.print(text(f"Run folder: {result.folder}\nNext: {judged}"))
 

@@ -149,7 +149,7 @@ class Study:
         outcome = measure(arm.resolved[seed], splits, path, self.judging, watching, self.trackers)
         shares = " ".join(f"{name} {share(withstood):.3f}" for name, withstood in outcome.verdicts.items())
         if self.tell is not None:
-            self.tell(f"{arm.name}, seed {seed}: {shares}")
+            self.tell(f"{arm.name}, seed {seed}: {'; '.join([shares, *outcome.notes[-1:]])}")
         return outcome
 
     def _refuse_other(self) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..config import runfile
-from ..evaluation.audit.checks import Check
 from ..storage.files import there
 from .kept import is_of, kept, most_telling
 from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
@@ -148,7 +147,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
         normalised=", normalised by the numbers of config.json" if timms else "",
         licence=LICENCE,
         accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, str(run)),
-        audit=_audited(audit.checks if isinstance(audit, AuditRecord) and fits else [], str(run)),
+        audit=_audited(audit if isinstance(audit, AuditRecord) and fits else None, str(run)),
         use=TIMM if timms else WEIGHTS if record.without_graph else GRAPH,
         notes="".join(f"\n- {note}." for note in record.notes) + ("\n" if record.notes else ""),
         settings=runfile.dump(subject.resolved).strip(),
@@ -171,7 +170,7 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str) ->
         interval = "{:.4f} to {:.4f}".format(*worst.interval)
         rows.append(["worst case", chosen.norm, _eps(chosen.eps or 0.0), f"{worst.accuracy:.4f}", interval])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    said = [f"On {chosen.images or 'images'} of the test split, n = {chosen.n}:", "", *lines]
+    said = [f"On the {chosen.judged_on}:", "", *lines]
     if chosen.alarms:
         said += ["", f"**Suspect**: the short audit raises {', '.join(chosen.alarms)}."]
     labelled = zip(chosen.labels, chosen.attacks, strict=True)
@@ -179,7 +178,7 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str) ->
     if not is_of(chosen, record.norm, record.eps):
         said += ["", f"Trained against {record.norm} {_eps(record.eps)}, where nothing is known of it yet: {command}."]
     said += [
-        f"\nAlso evaluated: n = {one.n}, worst case {worst.accuracy:.4f} at {norm} {_eps(one.eps or 0.0)} under "
+        f"\nAlso evaluated: {one.judged_on}, worst case {worst.accuracy:.4f} at {norm} {_eps(one.eps or 0.0)} under "
         f"{', '.join(row.name for row in one.attacks if row.name != 'clean')}."
         for one in others
         for norm, worst in one.worst.items()
@@ -190,14 +189,15 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str) ->
     return "\n".join([*said, "", "As RobustBench's model_info:", "", "```json", fields, "```"])
 
 
-def _audited(checks: Sequence[Check], run: str) -> str:
-    if not checks:
+def _audited(audit: AuditRecord | None, run: str) -> str:
+    if audit is None:
         return f"Not audited for masked gradients yet: `advkit audit {run}`."
     rows = [["check", "figure", "alarm"], ["---"] * 3]
-    for check in checks:
+    for check in audit.checks:
         figure = "" if check.figure is None else f"{check.figure:.4g}"
         rows.append([check.name, figure, {True: "**yes**", False: "no", None: "could not be run"}[check.alarm]])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"On the {audit.judged_on}:", "", *lines])
 
 
 def _eps(eps: float) -> str:

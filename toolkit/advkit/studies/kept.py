@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import OptionError
 from ..evaluation.statistics import wilson
 from ..storage.files import entries, there
-from .documents import content
+from ..training.validation import judged_on
+from .documents import content, number
 from .records import Accuracy, Evaluation, read_or_told
 
 
@@ -92,6 +93,16 @@ def _fits(figure: Accuracy, verdicts: Sequence[bool], n: int) -> bool:
     expected = (count / n, *wilson(count, n))
     told = (figure.accuracy, *figure.interval)
     return len(verdicts) == n and all(abs(a - b) < 1e-9 for a, b in zip(told, expected, strict=True))
+
+
+def validated_on(history: Sequence[Mapping[str, Any]], settings: Mapping[str, object]) -> str:
+    """The images of a run's validations, in words; "" where nothing tells."""
+    share = number(settings.get("validation.fraction"))
+    for found in (row.get("validation") for row in reversed(history)):
+        n = number(found.get("n")) if isinstance(found, dict) else None
+        if n is not None and share is not None:
+            return judged_on(str(found.get("split")), int(n), share)
+    return ""
 
 
 def shares(result: Mapping[str, Any] | Evaluation) -> dict[str, str | None]:

@@ -126,6 +126,12 @@ class Judged(Record):
     seed: int | None = None
     versions: dict[str, Any] | None = None
 
+    @property
+    def judged_on(self) -> str:
+        """For tables and sentences: "test split, 30 of 360 images, chosen at random, seed 0"; of before, "n = 30"."""
+        which = self.images or (self.n and f"n = {self.n}")
+        return ", ".join(str(each) for each in (self.split and f"{self.split} split", which) if each)
+
 
 class Evaluation(Judged):
     """Accuracies under attack: RUN/evaluations/NAME/n-N/evaluation.json, with the verdicts in verdicts.csv beside."""

@@ -10,6 +10,7 @@ from typing import Any
 from ..arguments import checked
 from ..errors import AdvkitError, CheckpointError
 from ..storage.files import entries, there
+from .kept import validated_on
 from .report.sources import Source
 
 DEPTH = 3
@@ -38,6 +39,8 @@ class LoadedRun:
     notes: tuple[str, ...] = ()
     """That `best` was chosen on the test split, and what is lost or is otherwise than the newest checkpoint says: such
     figures may be another run's."""
+    validated_on: str = ""
+    """The images of its validations, in words."""
 
     @property
     def epochs(self) -> int:
@@ -69,6 +72,7 @@ def load_run(run: str | Path) -> LoadedRun:
         best=source.best,
         finished=source.finished,
         environment=source.environment if isinstance(source.environment, dict) else {},
+        validated_on=validated_on(source.history, values),
         notes=(*source.doubts, *filter(None, [source.lost, source.optimistic])),
     )
 

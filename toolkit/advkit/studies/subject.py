@@ -84,11 +84,15 @@ class Subject:
             raise OptionError(f"--split {split} has no images: this run held none out (validation.fraction).")
         return self.splits.train.take(places).sample(count)
 
-    def described(self, split: str, count: int) -> str:
-        """What the `count` images of a split are, for tables: how many of how many, and how they were chosen."""
-        data = self.resolved.data
+    def described(self, split: str, count: int, place: int | None = None) -> str:
+        """What the `count` images of a split are, for tables: how many of how many, and how they were chosen.
+
+        `place`: in the split, of one that was named.
+        """
+        data, every = self.resolved.data, len(self.images(split))
         whole = self.splits.test if split == "test" else self.splits.train
-        return choice(count, len(self.images(split))) + population(len(whole), data.limit, data.balance)
+        which = choice(count, every) if place is None else f"1 of {every} images, that at place {place}"
+        return which + population(len(whole), data.limit, data.balance)
 
     def refuse_another(self) -> None:
         """CheckpointError where another folder has the name of the run by now."""

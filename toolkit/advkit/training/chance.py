@@ -40,8 +40,9 @@ class Chance:
         self.in_a_row = self.in_a_row + 1 if at_chance else 0
         if self.in_a_row == PATIENCE:
             progress.warn(
-                f"Accuracy under no attack is {accuracy:.3f}, no better than guessing ({guess:.3f}), in {PATIENCE} "
-                "validations in a row: the run learns nothing. Try a lower optimizer.lr or the plugin eps-ramp."
+                f"Accuracy under no attack is {accuracy:.3f} of {n} images, no better than guessing ({guess:.3f}), "
+                f"in {PATIENCE} validations in a row: the run learns nothing. Try a lower optimizer.lr or the plugin "
+                "eps-ramp."
             )
 
     def stood_still(self, progress: Progress, epoch: int, share: float | None) -> None:

@@ -35,6 +35,13 @@ def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> 
     return {"split": split, "n": len(dataset), **accuracy, "selected": min([*accuracy.values()][1:])}
 
 
+def judged_on(split: str, n: int, fraction: float) -> str:
+    """The images of a validation, as tables and sentences say it; `fraction` is validation.fraction."""
+    if split == "test":
+        return f"all {n} images of the test split"
+    return f"{n} images, {fraction:.3g} of the training split, held out at random by run.seed"
+
+
 def validate(
     model: nn.Module, weights: Mapping[str, Tensor], dataset: Dataset, resolved: Resolved
 ) -> dict[str, Verdicts]:

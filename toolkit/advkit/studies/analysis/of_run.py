@@ -241,6 +241,7 @@ class Study:
             model=net.resolved.model_name,
             split=self.split,
             n=n,
+            images=net.described(self.split, n, own.get("index")),
             norm=net.norm,
             eps=net.eps if attack is None else attack.eps,
             **{**net.record, **own},

@@ -9,7 +9,7 @@ from .samples import data_uri
 from .sources import ANALYSES, Analysis, Source
 
 HEAD = {"analysis", "run", "dataset", "model", "checkpoint", "weights", "epoch", "selected_on", "split", "n", "norm"}
-HEAD |= {"eps", "attack", "figures", "versions", "kind", "index", "sha256_of_weights", "notes"}
+HEAD |= {"eps", "attack", "figures", "versions", "kind", "index", "sha256_of_weights", "notes", "images"}
 """What title, caption and the rest of the page say."""
 
 
@@ -68,10 +68,8 @@ def _caption(found: Analysis) -> str:
         facts.append(f"checkpoint {record['checkpoint']}" + ("" if epoch is None else f" (epoch {epoch + 1:.0f})"))
     if record.get("weights") not in (None, "raw"):
         facts.append(f"{record['weights']} weights")
-    if record.get("split") is not None:
-        facts.append(f"{record['split']} split")
-    if record.get("n") is not None:
-        facts.append(f"n = {figure(record['n'])}")
+    if record.judged_on:
+        facts.append(record.judged_on)
     if attack := record.attack:
         facts.append(f"{attack.get('name')} at eps {figure(attack.get('eps'))} ({attack.get('norm')})")
     return f"{', '.join(facts)}."

@@ -113,19 +113,24 @@ def _validated(sources: Sequence[Source]) -> Html:
     rows = []
     for source, best in bests:
         validation = (best or {}).get("validation")
-        cells: list[object] = [source.title, "–" if best is None else str(best["epoch"] + 1)]
+        n = int(number(validation.get("n")) or 0) if isinstance(validation, dict) else 0
+        cells: list[object] = [source.title, "–" if best is None else str(best["epoch"] + 1), str(n or "–")]
         for kind in kinds:
             name = source.validated(kind)
             value = number(validation.get(name)) if isinstance(validation, dict) and name else None
-            n = number(validation.get("n")) if isinstance(validation, dict) else None
             if value is None:
                 cells.append("–")
             else:
-                interval = wilson(value * n, int(n)) if n else None
+                interval = wilson(value * n, n) if n else None
                 label = "" if len(names[kind]) == 1 else f"{name} "
                 cells.append(join([label, share(value), " ", tag("small", span(interval)) if interval else None]))
         rows.append(cells)
-    columns = ("run", ">best epoch", *(next(iter(each)) if len(each) == 1 else kind for kind, each in names.items()))
+    columns = (
+        "run",
+        ">best epoch",
+        ">images",
+        *(next(iter(each)) if len(each) == 1 else kind for kind, each in names.items()),
+    )
     note = "These images chose the epoch, so the figures are optimistic; they are no evaluation."
     return join([table("Accuracy on the validation images, with 95 % interval", columns, rows), paragraph(note)])
 

@@ -12,6 +12,7 @@ from ...errors import AdvkitError
 from ...evaluation.audit.checks import Check
 from ...training.plan import plan
 from ...types import Passes
+from ..kept import validated_on
 from ..records import CHOSEN_ON_TEST, AttackRow, Evaluation
 from . import charts
 from .alarms import short_alarms, told
@@ -126,7 +127,9 @@ def curves(source: Source) -> Html:
         for epoch in (row["epoch"] + 1 for row in source.history)
     ]
     figures = table("Figures of every epoch", [">epoch", *(f">{head}" for head in heads)], rows)
-    parts = [tag("div", *plots, class_="plots"), details(f"All {len(rows)} epochs as figures", figures)]
+    images = validated_on(source.history, source.values)
+    lead = join([tag("div", *plots, class_="plots"), paragraph(f"Validation: {images}.") if images else None])
+    parts = [lead, details(f"All {len(rows)} epochs as figures", figures)]
     parts += lost
     if source.cut_short:
         cut = "The last line of metrics.jsonl is unfinished and not shown; unless the run goes on now, "
@@ -155,7 +158,7 @@ def _evaluation(source: Source, key: str, found: Evaluation) -> Html:
         checkpoint += f" (epoch {found.epoch + 1})"
     facts = [
         f"checkpoint {checkpoint}" + (f", weights {found.weights}" if found.weights not in (None, "raw") else ""),
-        f"{found.dataset + ', ' if found.dataset else ''}{found.split} split, n = {found.n}",
+        f"{found.dataset + ', ' if found.dataset else ''}{found.judged_on}",
         f"{found.norm}, eps {figure(found.eps)}" + ("" if found.seed is None else f", seed {found.seed}"),
     ]
     parts = [paragraph("; ".join(facts), ".")]
@@ -228,7 +231,7 @@ def audit(source: Source) -> Html:
         return paragraph("Not audited yet; ", command, why, kind="missing")
     if isinstance(found, str):
         return paragraph(found, kind="missing")
-    where = [found.checkpoint, found.split, f"n = {figure(found.n)}", found.norm, f"eps {figure(found.eps)}"]
+    where = [found.checkpoint, found.judged_on, found.norm, f"eps {figure(found.eps)}"]
     parts = [paragraph("audit.json: ", ", ".join(each for each in where if each), ".")]
     if why := source.outdated(found):
         parts.append(caution(f"This audit is {why}."))

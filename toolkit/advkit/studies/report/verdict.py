@@ -32,8 +32,7 @@ def verdict(source: Source) -> Html:
     )
     content = [
         tag("strong", f"Worst case {share(worst.accuracy)}"),
-        f" ({span(worst.interval)}) within {norm} {figure(found.eps)} under {', '.join(attacks)}, on {found.n} images "
-        f"of the {found.split} split",
+        f" ({span(worst.interval)}) within {norm} {figure(found.eps)} under {', '.join(attacks)} ({found.judged_on})",
         *said,
         "." if _strong(found) else ". AutoAttack was not among the attacks, so the truth may be lower.",
         " The checkpoint was chosen on the test split: the figure is optimistic."
