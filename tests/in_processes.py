@@ -171,12 +171,15 @@ def train(
     dropout: float = 0.0,
     viewed: bool = False,
     for_gpus: bool = False,
+    flat: bool = False,
     **arguments: Any,
 ) -> Mapping[str, Any]:
     """Everything that must be equal: weights, state, the lines of metrics.jsonl without their seconds."""
     net = tiny_net(batch_norm=batch_norm, dropout=dropout, dtype=torch.float64)
     if viewed:
         net[4] = Viewed()
+    if flat:  # one value a channel
+        net = nn.Sequential(nn.Flatten(), nn.Linear(32, 3, dtype=torch.float64), nn.BatchNorm1d(3, dtype=torch.float64))
     if for_gpus:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     settings = {"attack.steps": 3, "attack.init": "uniform", "validation.fraction": 0} | arguments.pop("settings", {})
@@ -345,6 +348,8 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
         "apart": lambda: train(Apart),
         "weights of parts": lambda: train("mlcat", settings={"run.accumulate": 2}),
         "parts of all": lambda: train("awp", batch_norm=True, dropout=0.2, settings={"run.accumulate": 2}),
+        "a share of one image": lambda: train("awp", flat=True, batch_size=2, settings={"validation.fraction": 0.9}),
+        "one image by itself": lambda: train(flat=True, batch_size=3, settings={"run.batchnorm": "local"}),
         "for gpus": lambda: train(batch_norm=True, for_gpus=True),
         "small": lambda: train(batch_size=1, settings={"run.lone_image": "keep"}),
         "others": lambda: train(seed=here().rank),

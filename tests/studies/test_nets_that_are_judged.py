@@ -75,18 +75,3 @@ def test_statistics_that_no_checkpoint_holds_are_of_the_runs_own_images(tmp_path
     assert advkit.evaluate(tmp_path / "run", TOY, model=model, **given).notes == []  # type: ignore[arg-type]
     with pytest.raises(advkit.DataError, match="its net normalises by their mean and deviation, which are not among"):
         advkit.evaluate(tmp_path / "run", TOY.test, model=model, **given)  # type: ignore[arg-type]
-
-
-def test_one_image_left_over_for_batch_norm_without_statistics_is_told() -> None:
-    """Under which an accuracy of 8 images and then 1 has no value."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3))
-    net.eval()
-    for count, fine in ((10, True), (9, False)):
-        chosen = TOY.test.take(slice(count))
-        if fine:
-            assert advkit.evaluate(net, chosen, eps=0.1, attacks="clean", batch_size=8, audit=False).n == count
-        else:
-            with pytest.raises(
-                advkit.OptionError, match=r"has one value a channel in a batch of one image.*--batch-size"
-            ):
-                advkit.evaluate(net, chosen, eps=0.1, attacks="clean", batch_size=8, audit=False)

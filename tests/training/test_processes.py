@@ -20,7 +20,16 @@ from advkit.training.meeting import join
 from advkit.training.parts import build_model, data_of
 from advkit.training.ranks import ALONE
 
-REFUSED = ["one broken", "apart", "weights of parts", "for gpus", "small", "others", *sorted(WHOLE)]
+REFUSED = [
+    "one broken",
+    "apart",
+    "weights of parts",
+    "for gpus",
+    "small",
+    "others",
+    "one image by itself",
+    *sorted(WHOLE),
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,17 @@ def alone(out: Path) -> Alone:
 
 @pytest.fixture(scope="module")
 def two(out: Path) -> list[dict[str, Outcome]]:
-    others = ["visits", "local", "parts of all", "begin", "module", "audited", *REFUSED, "judged"]
+    others = [
+        "visits",
+        "local",
+        "a share of one image",
+        "parts of all",
+        "begin",
+        "module",
+        "audited",
+        *REFUSED,
+        "judged",
+    ]
     return outcomes(2, out / "two", [*JOBS, *others])
 
 
@@ -85,6 +104,7 @@ def close(value: Any) -> Any:
     ("size", "name"),
     [
         *(("two", name) for name in JOBS),
+        ("two", "a share of one image"),
         *(("three", name) for name in FEW),
         *(pytest.param("four", name, marks=pytest.mark.soak) for name in (*JOBS, *PAIRS)),
     ],
@@ -197,6 +217,12 @@ def test_what_is_not_finite_in_one_process_stops_all(alone: dict[str, Outcome], 
         (
             "small",
             "OptionError: A batch of 1 images is too small for 2 processes; raise run.batch_size, or start fewer.",
+        ),
+        (
+            "one image by itself",
+            "OptionError: BatchNorm of the model has one value a channel in a batch of one image, and takes no "
+            "statistics of it; one of 2 processes has one image of a batch of 3: take run.batchnorm=synchronised, "
+            "another run.batch_size, or another number of processes.",
         ),
         ("others", "OptionError: The processes were started with different settings; give all of them the same."),
     ],

@@ -14,7 +14,17 @@ NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it m
 TRAIN_ANOTHER = NO_GRADIENT + "train one that is differentiable, or set attack.steps=0."
 """The same of a net that is trained."""
 
+LONE = "BatchNorm of the model has one value a channel in a batch of one image, and takes no statistics of it; "
+"""Of one image by itself, and then what to do."""
+
+_SEVERAL = "Expected more than 1 value per channel"
+
 _UNUSED = "appears to not have been used in the graph"
+
+
+def wants_several(error: BaseException) -> bool:
+    """Whether a net has raised `error` because it was shown one image alone."""
+    return _SEVERAL in str(error)
 
 
 @contextmanager
@@ -45,11 +55,7 @@ _EXPLAINED = {
         "The model uses torch.utils.checkpoint in its reentrant form, which gives no gradient at the images; call it "
         "with use_reentrant=False."
     ),
-    "Expected more than 1 value per channel": (
-        "BatchNorm of the model has one value a channel in a batch of one image, and takes no statistics of it; give "
-        "two images at least (run.batch_size, run.accumulate, run.lone_image; where it is judged another --n, "
-        "--batch-size or validation.fraction)."
-    ),
+    _SEVERAL: LONE + "give two images at least.",
     "donated buffers": (
         "The model is compiled by torch.compile, and one forward can not be differentiated twice then, as a plugin "
         "does here; set run.compile=off, or pass the module itself."

@@ -21,11 +21,11 @@ DEFAULT = "default"
 def command(as_json: bool, defaults: bool, **typed: Any) -> None:
     """Show what a run would do and cost, without running it. No files of data are opened: a run judges those."""
     from ..config.resolve import Resolved
-    from ..training.plan import plan
+    from ..training.plan import own_net, plan
 
     resolved = Resolved.of(request(**typed))
     load_all(resolved.files)
-    planned = plan(resolved)
+    planned = plan(resolved, model=own_net(resolved))
     if as_json:
         print_json(planned)
     else:

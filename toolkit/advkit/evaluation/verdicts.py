@@ -20,7 +20,7 @@ from ..judging import far_apart, judged, same_bits
 from ..modules import placement
 from ..registry import by_advkit
 from ..rng import derive_seed
-from .attacks.base import EvaluationAttack, Victim, attacked
+from .attacks.base import EvaluationAttack, Victim, attacked, others
 from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
 from .soundness import classified_as, refuse_unsound, sound
@@ -85,13 +85,13 @@ def verdicts(
             attack.name: Verdicts(settings, torch.zeros(0, dtype=torch.bool), access=attack.access)
             for attack, settings in zip(attacks, described, strict=True)
         }
-        firsts = range(0, len(dataset), chunk)
+        firsts, beside = range(0, len(dataset), chunk), others(model, dataset)
         for turn in range(0, len(firsts), team.size):
             together = firsts[turn : turn + team.size]
             part = None
             if team.rank < len(together):
                 own = together[team.rank]
-                part = _Chunk(model, dataset.take(slice(own, own + chunk)), own, seed, batch_size, reseed)
+                part = _Chunk(model, dataset.take(slice(own, own + chunk)), own, seed, batch_size, reseed, beside)
             for attack, settings in zip(attacks, described, strict=True):
                 store = None if settings.get("code") == UNKNOWN else kept
                 said, is_new = None, False
@@ -126,7 +126,9 @@ class _Chunk:
         seed: int,
         batch_size: int | None,
         reseed: Callable[[int], None],
+        beside: Callable[[], Tensor] | None,
     ) -> None:
+        self.beside = beside
         self.part, self.first, self.seed, self.reseed = part, first, seed, reseed
         self.model, self.size, self.batch_size = model, len(self.part), batch_size
         self._clean: tuple[Tensor, Tensor, Tensor, int, list[str]] | None = None
@@ -160,8 +162,14 @@ class _Chunk:
         return Verdicts(settings, robust.cpu(), net.forwards, net.backwards, seconds, notes, attack.access, unsound)
 
     def _victim(self, norm: str) -> Victim:
-        classes = len(self.part.classes)
-        return Victim(self.model, classes=classes, norm=norm, seed=self.seed, batch_size=self.batch_size)
+        return Victim(
+            self.model,
+            classes=len(self.part.classes),
+            norm=norm,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            beside=self.beside,
+        )
 
     def _images(self) -> tuple[Tensor, Tensor, Tensor, int, list[str]]:
         if self._clean is None:

@@ -24,13 +24,18 @@ def built(builder: ModelBuilder, spec: DataSpec) -> nn.Module:
     return builder.build(spec)
 
 
+def weightless(builder: ModelBuilder, spec: DataSpec) -> nn.Module:
+    """The net on the meta device, whose weights have shapes and no values: nothing is drawn."""
+    with torch.device("meta"):
+        return builder.build(spec)
+
+
 def too_large(builder: ModelBuilder, spec: DataSpec) -> str:
     """Why the weights of one of advkit's own nets do not fit; "" where they do, or nobody knows. Nothing is drawn."""
     free = free_memory(torch.device("cpu"))
     if free is None or not isinstance(builder.options, Normalised):
         return ""
-    with torch.device("meta"):
-        net = builder.build(spec)
+    net = weightless(builder, spec)
     needed = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
     return f"its weights take {in_bytes(needed)}, and {in_bytes(free)} are free here" if needed > free else ""
 

@@ -16,7 +16,7 @@ from ..data.own import as_wide_as
 from ..own_file import load_all
 from ..training.objects import refuse_undone
 from ..training.parts import passed
-from ..training.plan import plan as planned
+from ..training.plan import own_net, plan as planned
 
 
 def requested(
@@ -65,4 +65,4 @@ def plan(
     resolved = Resolved.of(requested(plugins, recipe, config, options, settings, no_companion, **short))
     refuse_undone(resolved, settings or {}, own, model)
     load_all(resolved.files)
-    return planned(resolved, own, model if isinstance(model, nn.Module) else None)
+    return planned(resolved, own, model if isinstance(model, nn.Module) else own_net(resolved, own))

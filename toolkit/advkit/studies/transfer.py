@@ -69,10 +69,11 @@ class Transfer(EvaluationAttack):
         if self.shape not in (None, tuple(x.shape[1:])):
             raise OptionError(f"{self.name} takes images of shape {self.shape}, not {tuple(x.shape[1:])}.")
         with judged(self.source.to(x.device)):
-            classes = checked_logits(self.source(x[:1]), 1).shape[1] if len(x) else net.classes
+            some = x[:1] if net.beside is None else net.beside()  # some nets take none alone
+            classes = checked_logits(self.source(some), len(some)).shape[1] if len(x) else net.classes
             if classes != net.classes:
                 raise OptionError(f"{self.name} has {classes} classes, the net under test {net.classes}.")
-            source = Victim(self.source, classes=classes, norm=net.norm, seed=net.seed, batch_size=net.batch_size)
+            source = net.of(self.source)
             # Images that the source gets wrong are attacked too: their gradient is as good as any.
             x_adv = attacked(self.attack, source, x, y, radius, index)
         for note in self.notes:

@@ -25,13 +25,16 @@ def parts_of(batch: Batch, count: int, most: int | None = None) -> dict[str, Bat
     """
     if count == 1:
         return {"": batch}
+    rows = cut(torch.arange(len(batch.y), device=batch.y.device), count, most)
+    return _named(batch, rows, " part" if most is None else " piece")
+
+
+def cut(rows: Tensor, count: int, most: int | None = None) -> Sequence[Tensor]:
+    """The rows (b,) of a batch by the parts of `parts_of`."""
     if most is not None:
-        shared = torch.arange(len(batch.y), device=batch.y.device).tensor_split(max(1, min(count, most // 2)))
-        return _named(batch, shared, " piece")
-    rows = list(torch.split(torch.arange(len(batch.y), device=batch.y.device), -(-len(batch.y) // count)))
-    if len(rows) > 1 and len(rows[-1]) == 1:
-        rows[-2:] = [torch.cat(rows[-2:])]
-    return _named(batch, rows, " part")
+        return rows.tensor_split(max(1, min(count, most // 2)))
+    *parts, last = torch.split(rows, -(-len(rows) // count))
+    return [*parts[:-1], torch.cat([parts[-1], last])] if parts and len(last) == 1 else [*parts, last]
 
 
 def _named(batch: Batch, rows: Sequence[Tensor], word: str) -> dict[str, Batch]:

@@ -21,6 +21,7 @@ from .memory import Memory, by_batch
 from .objective import Update
 from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still
+from .ranks import here
 
 MANY = 100
 """Steps of an epoch: one that is looked at, of so many, adds a hundredth or two."""
@@ -93,7 +94,8 @@ class Care:
         shifted = {(id(stage), name) for name in shift}
         if shift and (not shifted <= self._shifted or self._again):
             with mode(self.model, training=True):
-                refuse_other_weights(self.model, known["x_train"], known["target"], shift, self.computing)
+                x = _several(known["x_train"])
+                refuse_other_weights(self.model, x, known["target"].expand(len(x), -1), shift, self.computing)
             self._shifted |= shifted
         if not first:
             return []
@@ -121,7 +123,7 @@ class Care:
             cautions += [
                 at_rest(self._idle),
                 unregistered(self.model, self.optimizer),
-                self.memory.first(x, self.computing),
+                self.memory.first(_several(x), self.computing),
                 by_batch(self.model, x, self.computing),
             ]
         return [caution for caution in cautions if caution]
@@ -146,7 +148,9 @@ class Care:
                 shift = {name: at[name] - p.detach() for name, p in self.model.named_parameters() if name in at}
                 who = f"the plugin {plugin}, which looks a step ahead"
                 with mode(self.model, training=self.state.attack.mode != "eval"):
-                    refuse_other_weights(self.model, known["x_train"], known["target"], shift, self.computing, who)
+                    x = _several(known["x_train"])
+                    target = known["target"].expand(len(x), -1)
+                    refuse_other_weights(self.model, x, target, shift, self.computing, who)
                 self._tried.add((id(stage), plugin))
 
     @contextmanager
@@ -166,6 +170,11 @@ class Care:
     def done(self, stage: Stage) -> None:
         """A step of this stage has happened."""
         self._seen.add(id(stage))
+
+
+def _several(x: Tensor) -> Tensor:
+    """Images (b, C, H, W); of a share that is one image its mirror image too, since no statistics of all are taken."""
+    return torch.cat([x, x.flip(-1)]) if len(x) == 1 and here().size > 1 else x
 
 
 def _moves(parameter: Tensor, rate: float | Tensor) -> bool:

@@ -15,6 +15,7 @@ from ..errors import HookContract, OptionError, blamed
 from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
 from .ahead import ahead, near, transform_of
+from .lone import batched
 from .panel import Panel
 from .ranks import here
 from .visits import is_batch
@@ -55,9 +56,8 @@ class Feed:
 
     def batches(self, epoch: int) -> list[Tensor]:
         """The index tensors of an epoch, each (b,) int64: a function of the seed and the epoch."""
-        size = self.run.batch_size
         if sampler := self.panel.composition.at(epoch).owner("train_sampler"):
-            known = {"indices": self.training, "batch_size": size, "epoch": epoch}
+            known = {"indices": self.training, "batch_size": self.run.batch_size, "epoch": epoch}
             answer = self.panel.ask(sampler, known)
             with blamed(f"in plugin {sampler.plugin.name}, hook {sampler.hook}, epoch {epoch}, step 0"):
                 batches = list(answer) if isinstance(answer, Sequence) else []  # an iterator may never end
@@ -67,10 +67,7 @@ class Feed:
                 raise HookContract.broken(sampler.plugin.name, sampler.hook, what)
             return batches
         order = permutation(derive_key(self.run.seed, CORE, "order", "train", epoch), len(self.training))
-        *batches, last = torch.split(self.training[order], size)
-        if len(last) > 1 or not batches or self.run.lone_image == "keep":
-            return [*batches, last]
-        return [*batches[:-1], torch.cat([batches[-1], last])] if self.run.lone_image == "merge" else batches
+        return batched(self.training[order], self.run)
 
     def begin(self, index: Tensor, occurrence: Tensor) -> None:
         """Say which batch is the next of this epoch: its images are gathered meanwhile where that takes time."""

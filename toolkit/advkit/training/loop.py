@@ -22,6 +22,7 @@ from .ending import break_off, farewell, tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
 from .given import refuse_unfit_net
+from .lone import refuse_lone_of
 from .meeting import met
 from .meter import Meter, quantiles_of
 from .panel import Panel
@@ -66,6 +67,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         state.building = Workshop(resolved, self.model, state, self.progress.warn, splits.train, self.feed.rows)
         self.panel.notify("setup", model=self.model)
+        refuse_lone_of(self)
 
     # ------------------------------------------------------------------ the run
 
@@ -102,6 +104,7 @@ class Trainer:
     def _epoch(self) -> None:
         state = self.panel.state
         batches = self.feed.batches(state.epoch)
+        refuse_lone_of(self, batches)
         state.epoch_steps = len(batches)
         if state.step == 0:
             self.panel.notify("epoch_start", epoch=state.epoch)

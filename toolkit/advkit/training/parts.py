@@ -111,7 +111,7 @@ def refuse_no_test(resolved: Resolved, splits: Splits) -> None:
         raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
 
 
-def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
+def build_model(resolved: Resolved, train: Dataset | DataSpec) -> nn.Module:
     """The model that the settings name, initialised from the seed."""
     name, file = resolved.model_name, resolved.files.get("model.name")
     if file is None and name.startswith(PASSED):
@@ -122,7 +122,7 @@ def build_model(resolved: Resolved, train: Dataset) -> nn.Module:
     build = partial(built, builder_of(resolved)) if file is None else _builder_of(file, resolved)
     with own_generator(torch.device("cpu")) as seed, fitting(name, resolved.model_options):
         seed(derive_seed(resolved.run.seed, CORE, "init"))
-        return build(DataSpec.of(train))
+        return build(DataSpec.of(train) if isinstance(train, Dataset) else train)
 
 
 def _builder_of(file: OwnFile, resolved: Resolved) -> Callable[[DataSpec], nn.Module]:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...ascent import NORMS
+from ...data.base import Dataset
+from ...data.transforms import to_float
 from ...errors import HookContract, NonFinite, OptionError
-from ...explained import NO_GRADIENT, explained
+from ...explained import NO_GRADIENT, explained, wants_several
 from ...judging import GradientWatch, checked_logits, untouched
-from ...modules import hook_before
+from ...modules import hook_before, placement
 from ...registry import by_advkit
 from ...rng import Draws, derive_key
 from ..soundness import classified_as
@@ -31,6 +33,8 @@ CAT_PACE = 0.2
 STILL = 0.02
 """The share of input gradients that may be zero before it is said."""
 
+BESIDE = "the net takes statistics of each batch, and of one image none: an image left alone is shown beside two others"
+
 
 class Victim:
     """The net under attack: in eval mode, its parameters frozen by the caller, every pass counted.
@@ -39,21 +43,42 @@ class Victim:
     `batch_size` images at most are computed at once, whatever the attack shows: those of a larger batch one part after
     the other, and where a gradient is asked for, each part once more. So memory is bounded, and the verdicts are the
     same up to the rounding of batches of different size.
+    Attacks drop images until one is left, of which some nets take no statistics: it is shown with those `beside` it.
     """
 
     def __init__(
-        self, model: nn.Module, *, classes: int, norm: str, seed: int = 0, batch_size: int | None = None
+        self,
+        model: nn.Module,
+        *,
+        classes: int,
+        norm: str,
+        seed: int = 0,
+        batch_size: int | None = None,
+        beside: Callable[[], Tensor] | None = None,
     ) -> None:
         self.model, self.classes, self.norm, self.seed, self.batch_size = model, classes, norm, seed, batch_size
         self.forwards = self.backwards = 0
         self.notes: list[str] = []
         """What an attack wants its reader to know, each once."""
+        self.beside = beside
+        """Images of the same set."""
         self.part = ""
         """Which part of an attack of several is running."""
         self.tell: Callable[[int], None] | None = None
         """Told of every pass, how many images are shown."""
         self._watch = GradientWatch()
         self._passing = False
+
+    def of(self, model: nn.Module) -> Victim:
+        """Another net of the same classes, with counters of its own."""
+        return Victim(
+            model,
+            classes=self.classes,
+            norm=self.norm,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            beside=self.beside,
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W); with a graph where x asks for a gradient."""
@@ -86,12 +111,21 @@ class Victim:
     def _parts(self, x: Tensor, followed: bool) -> Tensor:
         size = self.batch_size or len(x)
         if len(x) <= size:
-            return checked_logits(self.model(x), len(x), self.classes)
+            return self._logits(x)
         parts = []
         for part in torch.split(x, size):
-            logits = checkpoint(self.model, part, use_reentrant=False) if followed else self.model(part)
-            parts.append(checked_logits(logits, len(part), self.classes))
+            parts.append(checkpoint(self._logits, part, use_reentrant=False) if followed else self._logits(part))
         return torch.cat(parts)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        try:
+            return checked_logits(self.model(x), len(x), self.classes)
+        except (RuntimeError, ValueError) as error:
+            if len(x) != 1 or self.beside is None or not wants_several(error):
+                raise
+        shown = torch.cat([x, self.beside()])
+        self.note(BESIDE)
+        return checked_logits(self.model(shown), len(shown), self.classes)[:1]
 
     def watch_others(self, _: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """A forward pre-hook of the net: the gradients of those who call it past this Victim are seen too."""
@@ -119,7 +153,7 @@ class Victim:
             for x in images:
                 for part, labels in zip(torch.split(x, FEW), torch.split(y, FEW), strict=True):
                     point = part.detach().clone().requires_grad_()
-                    logits = self.model(point)
+                    logits = self._logits(point)
                     if logits.requires_grad:
                         torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), point)
 
@@ -138,6 +172,16 @@ class Victim:
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+
+def others(model: nn.Module, dataset: Dataset) -> Callable[[], Tensor] | None:
+    """Two images of a data set, as the model takes them, for `Victim`; None where there is one alone."""
+
+    def first() -> Tensor:
+        device, dtype = placement(model)
+        return to_float(dataset.take(slice(2)).images.to(device), dtype)
+
+    return first if len(dataset) > 1 else None
 
 
 @dataclass(frozen=True)

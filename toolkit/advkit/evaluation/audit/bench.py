@@ -17,7 +17,7 @@ from ...explained import explained
 from ...judging import judged
 from ...modules import placement
 from ...rng import derive_seed
-from ..attacks.base import EvaluationAttack, Victim, attacked
+from ..attacks.base import EvaluationAttack, Victim, attacked, others
 from ..attacks.gradient import OBJECTIVES, climb
 from ..figure import Figure, share
 from ..results import UNSOUND
@@ -63,7 +63,7 @@ class Bench:
         self.stood: dict[str, int] = {}
         """How many images withstand each attack that broke some which those before it had not."""
         self._model, self._classes, self.norm = Attached(model), len(dataset.classes), norm
-        self._seed, self._batch_size = seed, batch_size
+        self._seed, self._batch_size, self._beside = seed, batch_size, others(model, dataset)
         self.net = self._victim()
         self.eps, self.n, self.steps, self._reseed = eps, len(dataset), steps, reseed
         self.over, self.team = Turns(team or Team(), self._victim, self.seed, self.net), team or Team()
@@ -178,7 +178,14 @@ class Bench:
         return torch.cat([standing for (standing,) in self.over(attack.name, rows, judge)])
 
     def _victim(self) -> Victim:
-        return Victim(self._model, classes=self._classes, norm=self.norm, seed=self._seed, batch_size=self._batch_size)
+        return Victim(
+            self._model,
+            classes=self._classes,
+            norm=self.norm,
+            seed=self._seed,
+            batch_size=self._batch_size,
+            beside=self._beside,
+        )
 
     @cached_property
     def pgd(self) -> Trace:

@@ -56,7 +56,7 @@ class Imitated(EvaluationAttack):
         self.model = model
 
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
-        source = Victim(self.model, classes=net.classes, norm=net.norm, seed=net.seed, batch_size=net.batch_size)
+        source = net.of(self.model)
         best = attacked(Pgd("pgd-20", 20), source, x, y, radius, index)
         left = torch.nonzero(net.correct(best, y)).squeeze(1)
         if len(left):

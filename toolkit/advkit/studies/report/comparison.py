@@ -39,7 +39,7 @@ def _runs(sources: Sequence[Source]) -> Html:
     rows = []
     for source in sources:
         values, epochs = source.values, source.values.get("run.epochs")
-        cost = "–" if source.resolved is None else f"{plan(source.resolved)['relative_cost']:.2f}"
+        cost = "–" if source.resolved is None else f"{plan(source.resolved, past=True)['relative_cost']:.2f}"
         seconds = [number((row.get("seconds") or {}).get("wall")) for row in source.history]
         known = [each for each in seconds if each is not None]
         link = tag("a", source.title, href=f"#{source.key}")

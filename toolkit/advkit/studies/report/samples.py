@@ -14,7 +14,7 @@ from torch import Tensor
 from ...data.base import Splits
 from ...data.transforms import to_float
 from ...errors import CheckpointError, DataError
-from ...evaluation.attacks.base import Victim, attacked
+from ...evaluation.attacks.base import Victim, attacked, others
 from ...evaluation.attacks.gradient import Pgd
 from ...judging import judged
 from ...rng import derive_seed
@@ -69,7 +69,8 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
     x, y = to_float(test.images[:count]), test.labels[:count]
     with judged(model) as seed:
         seed(derive_seed(0, "core", "report"))  # for a model that draws in eval mode
-        net, radius = Victim(model, classes=len(test.classes), norm=norm), torch.full((len(x),), float(eps))
+        net = Victim(model, classes=len(test.classes), norm=norm, beside=others(model, test))
+        radius = torch.full((len(x),), float(eps))
         x_adv = attacked(Pgd(f"pgd-{STEPS}", STEPS, pace=PACE), net, x, y, radius, torch.arange(len(x)))
         with torch.no_grad():
             before, after = net(x).softmax(1), net(x_adv).softmax(1)

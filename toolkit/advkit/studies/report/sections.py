@@ -43,7 +43,7 @@ def settings(source: Source) -> Html:
     if source.resolved is None:
         parts.append(paragraph("The plan is not known: ", sentences(source.unresolved), kind="missing"))
     else:
-        parts += _plan(plan(source.resolved))
+        parts += _plan(plan(source.resolved, past=True))
     origins = source.origins
     rows = [(tag("code", key), figure(value, 6), origins.get(key, "run.toml")) for key, value in source.values.items()]
     notable = [row for row in rows if row[2] != "default"]
