@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..reach import short_of
 from .figure import above, gap
 from .statistics import bits, wilson
 
@@ -93,8 +94,8 @@ def summary(verdicts: Sequence[Verdicts], norm: str) -> dict[str, Any]:
         n = len(one.robust)
         row = {key: value for key, value in one.settings.items() if key != "eps_of_images"} | _accuracy(one.robust)
         row["passes"] = {"forward": one.forwards / n, "input_backward": one.backwards / n}
-        notes = [UNSOUND.format(one.unsound, n)] if one.unsound else []
-        row |= {"seconds": one.seconds} | ({"notes": notes + one.notes} if notes + one.notes else {})
+        notes = [*([UNSOUND.format(one.unsound, n)] if one.unsound else []), *one.notes, *filter(None, [_short(one)])]
+        row |= {"seconds": one.seconds} | ({"notes": notes} if notes else {})
         rows.append(row)
     by_norm = {name: _accuracy(kept) for name, kept in worst_cases(verdicts).items()}
     pair = widest_gap(verdicts)
@@ -131,6 +132,14 @@ def widest_gap(rows: Iterable[Verdicts]) -> tuple[Tensor, Tensor] | None:
             pairs.setdefault(alike, {})[settings["loss"]] = one.robust
     both = [(pair["cross-entropy"], pair["margin"]) for pair in pairs.values() if len(pair) == 2]
     return max(both, key=lambda pair: abs(int(pair[0].sum()) - int(pair[1].sum())), default=None)
+
+
+def _short(verdicts: Verdicts) -> str:
+    """A note where the attack's steps end before the edge of the ball; "" where they reach it."""
+    steps, restarts = verdicts.settings.get("steps"), verdicts.settings.get("restarts", 1)
+    if not isinstance(steps, int) or not steps:
+        return ""
+    return short_of(steps, reach(verdicts) / steps, "step", "the image" if restarts == 1 else "the start")
 
 
 def reach(verdicts: Verdicts) -> float:

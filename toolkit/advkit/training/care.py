@@ -100,7 +100,7 @@ class Care:
         if not first:
             return []
         final, steps = logits.get("adv_logits"), self.state.attack.steps
-        flat = stage.owner("attack_objective") is not None
+        flat = "" if (owner := stage.owner("attack_objective")) is None else owner.plugin.name
         still = standing_still(known["attack"], known["batch"], known["radius"], final, steps, flat)
         cautions = [still, doubts(logits)]
         if not self._seen:

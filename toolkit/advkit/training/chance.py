@@ -7,10 +7,12 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from ..compose.composition import Composition
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import NonFinite
 from ..modules import mode, own_generator, placement
+from ..plugin import CORE
 from .progress import Progress
 
 PATIENCE = 3
@@ -45,13 +47,20 @@ class Chance:
                 "eps-ramp."
             )
 
-    def stood_still(self, progress: Progress, epoch: int, share: float | None) -> None:
-        """Warn after the first epoch in which most of the attack's input gradients, a `share` of them, were zero."""
+    def stood_still(self, progress: Progress, epoch: int, share: float | None, run: Composition) -> None:
+        """Warn after the first epoch in which most of the attack's input gradients, a `share` of them, were zero.
+
+        An attack from x itself that climbs the objective of a plugin may have none there.
+        """
         if share is not None and share > MOST and not self.told:
             self.told = True
+            owner, cause = run.company.owner("attack_objective"), ""
+            if owner != CORE and run.company.attacks_from_x:
+                cause = f"the objective of {owner} has none at x, where attack.init=zero begins; or "
             progress.warn(
                 f"{share:.0%} of the attack's input gradients in epoch {epoch + 1} were zero, and there images are "
-                "trained on as they are: the model is sure of them beyond its precision, or lets no gradient through."
+                f"trained on as they are: {cause}the model is sure of them beyond its precision, or lets no gradient "
+                "through."
             )
 
 

@@ -150,7 +150,7 @@ class Trainer:
             "state": quantiles_of(self.panel.state.samples, self.feed.training),
             "validation": self.ranks.told(validated(self, epoch, evaluated)),
         }
-        self.chance.stood_still(self.progress, epoch, row["zero_gradient_share"])
+        self.chance.stood_still(self.progress, epoch, row["zero_gradient_share"], self.resolved.composition)
         chosen = row["validation"]["selected"] if row["validation"] else None
         if self.selecting_split() is None:
             row["best"] = True  # nothing chooses: the last epoch is the one to take

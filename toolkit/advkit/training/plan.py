@@ -30,6 +30,7 @@ from .feed import parted, refuse_no_rest
 from .lone import batched, lone, refuse_lone, refuses_one
 from .objects import refuse_net
 from .parts import build_model, builder_of, refuse_no_test, refused_here, source_of
+from .short import short_attack, short_validation
 
 
 def plan(
@@ -60,6 +61,8 @@ def plan(
         "cautions": [
             *resolved.cautions,
             *_balance(resolved),
+            *short_attack(resolved.composition),
+            *short_validation(resolved),
             *_lone_image(resolved, data),
             *alone,
             *_autotuned(resolved),

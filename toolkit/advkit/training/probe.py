@@ -129,12 +129,12 @@ def _holding(own: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Iterator
 
 
 def standing_still(
-    attack: AttackResult, batch: Batch, radius: Tensor, logits: Tensor | None, steps: int, flat: bool
+    attack: AttackResult, batch: Batch, radius: Tensor, logits: Tensor | None, steps: int, flat: str
 ) -> str:
     """A sentence where a gradient attack left half of the images in place that it might have moved, "" elsewhere.
 
-    Nearly all, where the objective may be `flat` at x, as a divergence from the logits there, and rounding moves some;
-    and where a plugin attacks, which may leave images as they are on purpose.
+    Nearly all, where the objective, of the plugin `flat`, may be that at x, as a divergence from the logits there, and
+    rounding moves some; and where a plugin attacks, which may leave images as they are on purpose.
 
     Half of the batch at least must be such: their `radius` (B,) is more than rounding, no plugin stopped them at once,
     and the model is not sure of them by its `logits` (B, K) at x_adv; where it is, a gradient is rightly 0. It
@@ -153,11 +153,12 @@ def standing_still(
     share = NEARLY_ALL if own or (flat and bool((at_x & might).any())) else MANY
     if 2 * movable < len(might) or stuck < share * movable:
         return ""
+    other = f"an attack that begins at x (attack.init), where the objective of {flat} has none, or for " if flat else ""
     zeros = "" if attack.zero_gradients is None else f" ({float(attack.zero_gradients.double().mean()) / steps:.0%})"
     return (
         f"The attack moved {movable - stuck} of {movable} images of a batch, though their radius is above 0 and the "
         f"model is not sure of them: its input gradients are 0{zeros} or its steps below rounding. The step trains on "
-        "the others as they are; look for rounding, argmax or detach in the model, or a last layer of zeros."
+        f"the others as they are; look for {other}rounding, argmax or detach in the model, or a last layer of zeros."
     )
 
 

@@ -44,7 +44,7 @@ class Report:
         cls, state: RunState, known: Mapping[str, Any], outcome: Outcome, ratio: Tensor | None, ledger: Ledger
     ) -> Self:
         """From what the step knew at its end; no synchronisation."""
-        batch, attack, logits = known["batch"], known["attack"], outcome.logits
+        batch, zeros, logits = known["batch"], known["attack"].zero_gradients, outcome.logits
 
         def correct(view: str) -> Tensor | None:
             return (logits[view].argmax(1) == batch.y).sum() if view in logits else None
@@ -59,7 +59,7 @@ class Report:
             adv_correct=correct("adv_logits"),
             clean_correct=correct("clean_logits" if "clean_logits" in logits else "clean_logits_base"),
             success=None if known["success"] is None else known["success"].sum(),
-            zero_gradients=None if attack.zero_gradients is None else attack.zero_gradients.sum(),
+            zero_gradients=None if zeros is None else (zeros * (known["radius"] > 0)).sum(),
             radius=known["radius"].sum(),
             shift_ratio=ratio,
             x_train=known["x_train"],

@@ -18,6 +18,9 @@ from ..modules import replaced
 if TYPE_CHECKING:
     from .loop import Trainer
 
+PACE = 0.25
+"""The step size of both attacks, in eps."""
+
 
 def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The figures on the images that choose `best`, with `evaluated` in place of weights; None where none are due."""
@@ -47,7 +50,7 @@ def validate(
 ) -> dict[str, Verdicts]:
     """Under no attack and under two, by the names of the attacks, with `weights` in place of the model's."""
     attack, steps = resolved.attack, resolved.validation.steps
-    attacks = parse_attacks(("clean", f"pgd-{steps}", f"cw-{steps}"), pace=0.25)
+    attacks = parse_attacks(("clean", f"pgd-{steps}", f"cw-{steps}"), pace=PACE)
     with replaced(model, weights):
         size = min(BATCH, resolved.run.batch_size)
         return verdicts(model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...data.base import Dataset
 from ...errors import OptionError
 from ...evaluation.verdicts import refuse_gray_levels
+from ...reach import short_of
 from ...storage.run_folder import RunFolder
 from ..evaluate import Watch
 from ..inputs import amount, pace, whole
@@ -232,8 +233,11 @@ class Study:
         net = self._net
         if not self.out:
             net.refuse_another()
+        short = "" if attack is None else short_of(attack.steps, pace("step", self.step), "step")
         folder = Path(self.out) if self.out else Path(net.name) / "analysis"
         own: dict[str, Any] = {**({} if attack is None else {"attack": attack.as_dict()}), **settings}
+        if short:
+            own["notes"] = [*net.record.get("notes", ()), short]
         record = AnalysisRecord(
             analysis=name,
             run=net.name,
