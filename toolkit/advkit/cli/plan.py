@@ -25,7 +25,7 @@ def command(as_json: bool, defaults: bool, **typed: Any) -> None:
 
     resolved = Resolved.of(request(**typed))
     load_all(resolved.files)
-    planned = plan(resolved, model=own_net(resolved))
+    planned = plan(resolved, None, own_net(resolved))
     if as_json:
         print_json(planned)
     else:

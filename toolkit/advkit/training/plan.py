@@ -88,6 +88,8 @@ def _refuse(resolved: Resolved, splits: Splits | None) -> None:
     """OptionError for settings that a run would refuse at its start, as far as that is known without the data."""
     if registered(resolved.model_name) and isinstance(builder := builder_of(resolved), Elsewhere):
         builder.library()
+        if spec := _spec(resolved, None if splits is None else splits.train):
+            _refuse_unfit(builder, spec)
     data, decoded = resolved.data, True  # where nobody knows, train says
     if splits is not None:
         refuse_no_test(resolved, splits)
@@ -100,6 +102,15 @@ def _refuse(resolved: Resolved, splits: Splits | None) -> None:
         refuse_undecoded()
     if parts := _parts(resolved, None if splits is None else splits.train):
         refuse_no_rest(parts[0])
+
+
+def _refuse_unfit(builder: Elsewhere, spec: DataSpec) -> None:
+    """OptionError for a library's net that can not be built for the images."""
+    try:
+        weightless(builder, spec)
+    except Exception:  # of what does not fit, or of a net that asks for a value, which tensors without memory lack
+        with own_generator(torch.device("cpu")), fitting(builder.name, builder.options.model_dump()):
+            builder.build(spec)
 
 
 def _too_large(resolved: Resolved, data: Dataset | None) -> list[str]:
