@@ -28,6 +28,7 @@ from hypothesis import given, settings, strategies as st
 from advkit import CheckpointError, DataError, evaluate, plan
 from advkit.cli.main import run
 from advkit.settings import SECTIONS
+from advkit.training.cost import cost_words
 
 SCRIPT = Path(sys.executable).with_name("advkit")
 
@@ -901,6 +902,14 @@ def test_plan_folds_what_nobody_has_changed() -> None:
     assert rows == ["run.seed", "attack.eps"] and "optimizer.momentum" in whole and "defaults" not in whole
     folded = len(json.loads(advkit("plan", "--json").out)["settings"]) - len(rows)
     assert f"\n{folded} settings are their defaults; `advkit plan --defaults` shows them.\n" in short
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [(10, "1.00 x PGD-AT with 10 steps"), (1, "1.00 x PGD-AT with 1 step"), (0, "1.00 x standard training")],
+)
+def test_a_cost_says_what_it_is_relative_to(steps: int, said: str) -> None:
+    assert cost_words(json.loads(advkit("plan", "--set", f"attack.steps={steps}", "--json").out)) == said
 
 
 PLAN_KEYS = {"hooks", "companions", "cautions", "settings", "state", "passes", "stages"}

@@ -10,14 +10,17 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from advkit import holding
+from advkit.cli.main import run as command
 from advkit.errors import AdvkitError, CheckpointError, OptionError
 from advkit.storage import checkpoint, files, lock, process
 from advkit.storage.run_folder import RunFolder, fresh
 from advkit.studies.export import _refuse_content
+from advkit.studies.report.page import Page, written
 
 
 def held(path: Path) -> None:
@@ -238,10 +241,10 @@ def test_a_new_folder_on_a_disk_that_takes_none(
         raise OSError(getattr(errno, disk), "It is so")
 
     monkeypatch.setattr(Path, "mkdir", full)
-    for start in (RunFolder.create, lambda path: fresh(path, ()), _refuse_content):
+    for start, code in ((RunFolder.create, exit_code), (lambda path: fresh(path, ()), 4), (_refuse_content, exit_code)):
         with pytest.raises(AdvkitError, match=f"(used|created) \\(It is so\\); {advice}") as refused:
             start(tmp_path / "new")
-        assert refused.value.exit_code == exit_code
+        assert refused.value.exit_code == code
 
 
 def test_a_place_that_nobody_typed_is_no_fault_of_what_was_typed() -> None:
@@ -250,10 +253,34 @@ def test_a_place_that_nobody_typed_is_no_fault_of_what_was_typed() -> None:
     assert codes == [2, 4]
 
 
+def test_a_default_place_that_can_not_be_written_is_no_fault_of_what_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_run() -> Page:
+        return Page("", ())
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    (tmp_path / "report.html").mkdir()
+    assert command(["train", "--epochs", "1"]) == 4
+    assert "runs/pgd-at-1 can not be created" in capsys.readouterr().err
+    for place, code in (("report.html", 4), ("absent/report.html", 4)):
+        with pytest.raises(AdvkitError, match=f"^{place} can not be written") as refused:
+            written(Path(place), no_run, typed=False)
+        assert refused.value.exit_code == code
+    with pytest.raises(OptionError, match=r"^--out report\.html can not be written"):
+        written(Path("report.html"), no_run)
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(os, "mkdir", Mock(side_effect=denied))
+    assert command(["plugins", "new", "acme-here"]) == 4
+    assert command(["plugins", "new", "acme-here", "--in", "."]) == 2
+    assert "acme-here can not be written (Permission denied)" in capsys.readouterr().err
+
+
 def test_what_a_killed_process_had_begun_goes_with_the_next(tmp_path: Path) -> None:
     dead = f"{process.HOST}@999999999@0.1@0"
-    for name in (f".tmp-a.json@{dead}", f".tmp-b.json@{dead}", f".tmp-a.json@{process.owner()}@7"):
+    for name in (f".tmp-a.json@{dead}", f".tmp-b.json@{dead}", f".tmp-a.json@{process.owner()}@7777777"):
         (tmp_path / name).touch()
     files.write_atomic(tmp_path / "a.json", b"new")
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"a.json", f".tmp-b.json@{dead}", f".tmp-a.json@{process.owner()}@7"}
+    assert left == {"a.json", f".tmp-b.json@{dead}", f".tmp-a.json@{process.owner()}@7777777"}

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ..errors import OptionError
 from .evaluate import DATA_ROOT, checked, own_options
-from .main import PLACE, print_json
+from .main import PLACE, is_typed, print_json
 
 if TYPE_CHECKING:
     from ..studies.analysis import Study
@@ -126,8 +125,7 @@ def landscape(
 
 def _unattacked(typed: dict[str, Any]) -> dict[str, Any]:
     """`typed` without the attack's options. Raises OptionError where one was given: it would change nothing."""
-    source = click.get_current_context().get_parameter_source
-    given = [f"--{name}" for name in ATTACK if source(name) is not ParameterSource.DEFAULT]
+    given = [f"--{name}" for name in ATTACK if is_typed(name)]
     if given:
         raise OptionError(f"{', '.join(given)}: --kind cat attacks nothing; leave it out, or choose --kind iseat.")
     return {name: value for name, value in typed.items() if name not in ATTACK}

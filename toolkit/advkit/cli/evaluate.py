@@ -185,8 +185,8 @@ def show(result: Evaluation) -> None:
     if alarms:
         further = f"advkit audit {shlex.quote(str(result.run))}"
         console.print(plain(f"The accuracies may be too high; see `{further}`.", "yellow"))
-    elif any("at chance" in check.sentence for check in checks):
-        console.print(plain("The net is at chance: there is nothing to be robust.", "yellow"))
+    elif hopeless := next((check.sentence for check in checks if "at chance" in check.sentence), ""):
+        console.print(plain(f"There is nothing to be robust: {hopeless.removeprefix('Not checked: ')}", "yellow"))
     elif ran:
         console.print(plain(f"Audit in short: {ran} checks, no alarm. `advkit audit` runs all.", "dim"))
     console.print(plain(f"Verdicts: {result.folder}", "dim"))

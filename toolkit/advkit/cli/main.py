@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from .. import __version__
 from ..errors import AdvkitError, CheckpointError, NotTyped, OptionError, did_you_mean, without_temporary_files
@@ -167,6 +168,11 @@ class Place(click.ParamType[str]):
 
 
 PLACE = Place()
+
+
+def is_typed(option: str) -> bool:
+    """Whether the command that runs was given the option, by its parameter's name."""
+    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def echo(line: str) -> None:

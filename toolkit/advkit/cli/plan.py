@@ -36,6 +36,7 @@ def command(as_json: bool, defaults: bool, **typed: Any) -> None:
 
 def show_plan(console: Any, plan: dict[str, Any], settings: bool = True, defaults: bool = False) -> None:
     """The plan as tables; of its settings those that are no defaults, unless `defaults`."""
+    from ..training.cost import cost_words
     from .display import table_of, text
 
     table = table_of("hook", "owner", "rule", wrap=("hook", "owner", "rule"))
@@ -53,9 +54,7 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True, default
     for stage in plan["stages"]:
         when = "per step" if len(plan["stages"]) == 1 else f"per step, from epoch {stage['from_epoch']}"
         facts.add_row(when, passes_text(stage["passes"]))
-    facts.add_row(
-        "cost", f"{plan['relative_cost']:.2f} x PGD-AT" + (" at its dearest" if len(plan["stages"]) > 1 else "")
-    )
+    facts.add_row("cost", cost_words(plan))
     for name, source in plan["modules"].items():
         facts.add_row("net beside", f"{name}: {source}; its forwards are auxiliary ones, and not in the cost")
     if plan["state"]:

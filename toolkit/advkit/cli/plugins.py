@@ -135,8 +135,9 @@ def new(name: str, into: str) -> None:
     import shlex
 
     from ..testing.package import new_package
+    from .main import is_typed
 
-    for path in new_package(name, Path(into)):
+    for path in new_package(name, Path(into), is_typed("into")):
         echo(f"wrote {path}")
     folder = shlex.quote(str(Path(into) / name))
     echo(f"Next: pip install -e {folder}, then pytest {folder} and advkit plugins check {name}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import click
 
 from .evaluate import DATA_ROOT, own_options
-from .main import PLACE, echo, print_json
+from .main import PLACE, echo, is_typed, print_json
 
 
 @click.command("report")
@@ -30,11 +31,11 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool, **wher
     first. What has not been made yet is named with the command that makes it.
     """
     begin = time.perf_counter()
-    from ..studies.report import report
+    from ..studies.report.page import report, written
     from .display import say
 
     with redirect_stdout(sys.stderr):  # whatever a net prints in its forward
-        page = report(runs, out, samples, **where)
+        page = written(Path(out), lambda: report(runs, None, samples, **where), is_typed("out"))
     seconds, size = round(time.perf_counter() - begin, 2), len(page.html.encode("utf-8"))
     if as_json:
         known = {"out": out, "bytes": size, "seconds": seconds, "runs": list(runs), "sections": list(page.sections)}

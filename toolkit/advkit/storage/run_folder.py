@@ -269,6 +269,6 @@ def fresh(root: Path, plugins: tuple[str, ...]) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise files.unwritable(path, error, "choose another --out", "created") from None
+            raise files.unwritable(path, error, "choose a place that can with --out", "created", typed=False) from None
         return path
     raise AssertionError

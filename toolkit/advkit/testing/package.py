@@ -19,10 +19,11 @@ TEMPLATES = Path(__file__).with_name("templates")
 LONGEST = 60
 
 
-def new_package(name: str, into: Path) -> list[Path]:
+def new_package(name: str, into: Path, typed: bool = True) -> list[Path]:
     """Writes the package `name` into a new folder of that name in `into`; the files that are in it.
 
-    Raises OptionError for a name that a plugin or its module can not have, or a folder that is there already.
+    Raises OptionError for a name that a plugin or its module can not have, a folder that is there already, or where
+    `into` was `typed` and can not be written; CheckpointError where it was not.
     """
     module, folder = _module(name), into / name
     if os.path.lexists(folder):
@@ -44,7 +45,7 @@ def new_package(name: str, into: Path) -> list[Path]:
             files.write_new(work / file, text.encode())
         os.rename(work, folder)
     except OSError as error:
-        raise files.unwritable(folder, error, "name a folder that is there with --in DIR") from error
+        raise files.unwritable(folder, error, "name a folder that is there with --in DIR", typed=typed) from error
     finally:
         files.delete(work)
     return sorted(folder.iterdir())

@@ -38,13 +38,14 @@ class Chance:
         """
         n = len(labels)
         guess = int(labels.bincount().max()) / n
-        at_chance = n >= ENOUGH and accuracy <= guess + 2 * sqrt(guess * (1 - guess) / n)
+        most = guess + 2 * sqrt(guess * (1 - guess) / n)
+        at_chance = n >= ENOUGH and accuracy <= most
         self.in_a_row = self.in_a_row + 1 if at_chance else 0
         if self.in_a_row == PATIENCE:
             progress.warn(
-                f"Accuracy under no attack is {accuracy:.3f} of {n} images, no better than guessing ({guess:.3f}), "
-                f"in {PATIENCE} validations in a row: the run learns nothing. Try a lower optimizer.lr or the plugin "
-                "eps-ramp."
+                f"Accuracy under no attack is {accuracy:.3f} of {n} images, no better than guessing, which gets up to "
+                f"{most:.3f} of so many, in {PATIENCE} validations in a row: the run learns nothing. Try a lower "
+                "optimizer.lr or the plugin eps-ramp."
             )
 
     def stood_still(self, progress: Progress, epoch: int, share: float | None, run: Composition) -> None:

@@ -26,6 +26,7 @@ from ..run import Run, RunState
 from ..services import NoNet
 from ..torchrun import processes
 from .ahead import refuse_undecoded
+from .cost import pgd_at_cost
 from .feed import parted, refuse_no_rest
 from .lone import batched, lone, refuse_lone, refuses_one
 from .objects import refuse_net
@@ -75,7 +76,7 @@ def plan(
         "state_bytes": claims,
         "modules": {name: str(source) for name, source in state.modules.items()},
         "passes": {phase: passes.as_dict() for phase, passes in dearest.passes.items()},
-        "relative_cost": round(dearest.cost / max(1, _pgd_at_cost(resolved.attack.steps)), 4),
+        "relative_cost": round(dearest.cost / max(1, pgd_at_cost(resolved.attack.steps)), 4),
         "at_epochs": at_epochs(resolved),
         "stages": [
             {"from_epoch": epoch, "passes": {phase: passes.as_dict() for phase, passes in stage.passes.items()}}
@@ -205,7 +206,7 @@ def at_epochs(resolved: Resolved) -> float:
     epochs, stages = resolved.run.epochs, resolved.composition.stages()
     ends = [first for first, _ in stages[1:]] + [epochs]
     cost = sum((end - first) * stage.cost for end, (first, stage) in zip(ends, stages, strict=True))
-    return round(cost / _pgd_at_cost(10), 1)
+    return round(cost / pgd_at_cost(10), 1)
 
 
 def _balance(resolved: Resolved) -> list[str]:
@@ -235,11 +236,6 @@ def _lone_image(resolved: Resolved, data: Dataset | None) -> list[str]:
         f"the last batch of an epoch has one image of {training}, which {does[run.lone_image]} (run.lone_image); "
         "another run.batch_size avoids it"
     ]
-
-
-def _pgd_at_cost(steps: int) -> int:
-    """PGD-AT in forwards: an input backward counts 1, a full backward 2."""
-    return 2 * steps + 3
 
 
 def _claims(resolved: Resolved, data: Dataset | None) -> tuple[RunState, dict[str, dict[str, int | None]]]:

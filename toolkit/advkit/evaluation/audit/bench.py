@@ -90,8 +90,12 @@ class Bench:
         right, chance = len(self.x), 1 / self._classes
         if not right:
             return "no image is classified correctly as it is"
-        if self.n >= FEWEST and right / self.n <= chance + Z * sqrt(chance * (1 - chance) / self.n):
-            return f"the net is at chance, {right} of {self.n} images right where there are {self._classes} classes"
+        guessed = chance + Z * sqrt(chance * (1 - chance) / self.n)
+        if self.n >= FEWEST and right / self.n <= guessed:
+            return (
+                f"the net is at chance, {right} of {self.n} images right ({right / self.n:.3f}) where guessing one of "
+                f"{self._classes} classes gets up to {guessed:.3f} of so many"
+            )
         return None
 
     def withstood(self) -> dict[str, float]:

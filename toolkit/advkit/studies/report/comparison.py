@@ -67,7 +67,7 @@ def _runs(sources: Sequence[Source]) -> Html:
         ">cost",
         ">seconds an epoch",
     )
-    return table("What was trained, and what it costs (PGD-AT: 1)", columns, rows)
+    return table("What was trained, and what it costs (1: PGD-AT with as many steps)", columns, rows)
 
 
 def _warnings(sources: Sequence[Source]) -> list[Html]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ... import __version__
 from ...arguments import checked
 from ...config.layer import Layer, with_files
 from ...data.base import Splits
-from ...errors import CheckpointError, OptionError
+from ...errors import AdvkitError, CheckpointError, OptionError
 from ...own_file import OwnFile
 from ...reading import opened
 from ...storage.files import unwritable, write_atomic
@@ -61,19 +63,22 @@ def report(
     """
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
     files = with_files(Layer("python", {"model.name": model, "data.name": dataset})).files
-    if out is None:
-        return build(folders, samples, data_root, files)
-    path = Path(out)
+    page = partial(build, folders, samples, data_root, files)
+    return page() if out is None else written(Path(out), page)
+
+
+def written(path: Path, make: Callable[[], Page], typed: bool = True) -> Page:
+    """The page that is made, in a file; CheckpointError in place of OptionError where nobody `typed` its path."""
     is_folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
     if is_folder or not os.path.isdir(path.absolute().parent):
         reason = "it is a folder" if is_folder else "its folder does not exist"
-        raise OptionError(f"--out {out} can not be written ({reason}); name another file.")
-    page = build(folders, samples, data_root, files)
-    _refuse_other(path)
+        raise _unwritable(path, OSError(errno.EISDIR, reason), typed)
+    page = make()
+    _refuse_other(path, typed)
     try:
         write_atomic(path, page.html.encode("utf-8"))
     except CheckpointError as error:
-        raise unwritable(f"--out {out}", error, "name another file") from None
+        raise _unwritable(path, error, typed) from None
     return page
 
 
@@ -168,7 +173,12 @@ def _document(
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _refuse_other(path: Path) -> None:
+def _unwritable(path: Path, error: OSError | CheckpointError, typed: bool) -> AdvkitError:
+    what, advice = (f"--out {path}", "name another file") if typed else (path, "name one that can with --out")
+    return unwritable(what, error, advice, typed=typed)
+
+
+def _refuse_other(path: Path, typed: bool) -> None:
     """Only an older report is replaced: not a file of a run, anybody's page or a device."""
     try:
         with opened(path) as file:
@@ -176,7 +186,7 @@ def _refuse_other(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise unwritable(f"--out {path}", error, "name another file") from None
+        raise _unwritable(path, error, typed) from None
     if head and not (head.startswith(b"<!doctype html>") and b'content="advkit ' in head):
         raise OptionError(f"--out {path} is there and is no report of advkit; name another file.")
 

@@ -10,6 +10,7 @@ from typing import Any
 from ...data.base import Splits
 from ...errors import AdvkitError
 from ...evaluation.audit.checks import Check
+from ...training.cost import cost_words
 from ...training.plan import plan
 from ...types import Passes
 from ..kept import validated_on
@@ -84,8 +85,7 @@ def _plan(plan: Mapping[str, Any]) -> list[Html]:
     ]
     columns = ("when", "phase", *(f">{kind.replace('_', ' ')}" for kind in kinds))
     parts.append(table("Passes per step", columns, steps))
-    dearest = " at its dearest" if len(plan["stages"]) > 1 else ""
-    facts = [f"Cost: {plan['relative_cost']:.2f} x PGD-AT{dearest}."]
+    facts = [f"Cost: {cost_words(plan)}."]
     facts += [
         f"Beside the model: {name}, from {source}, whose forwards are auxiliary ones, and not in the cost."
         for name, source in plan["modules"].items()
