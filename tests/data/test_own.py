@@ -129,6 +129,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "images of integers": ((GRAY.long(), Y), "The images are int64 (12, 1, 8, 8); give uint8, or floats in [0, 1]"),
     "one-hot": ((GRAY, nn.functional.one_hot(Y, 3)), "The labels are int64 (12, 3); give whole numbers"),
     "labels of floats": ((GRAY, Y.float()), "The labels are float32 (12,); give whole numbers"),
+    "names of classes": ((GRAY, ["cat"] * N), "The labels are texts, such as 'cat'; give whole numbers (N,), the posi"),
+    "floats that are black": (
+        (FLOATS / 300, Y),
+        "of which the 256 gray levels of advkit's images keep next",
+    ),
+    "a faint pattern": ((0.5 + FLOATS / 300, Y), "keep next to nothing; scale them to fill [0, 1]"),
     "labels of text": ((GRAY, np.array(["a"] * N)), "The labels are an array of <U1; give tensors or numpy arrays"),
     "a pair of data sets": (
         (TensorDataset(FLOATS, Y),) * 2,
@@ -165,6 +171,19 @@ def test_what_is_refused(what: str) -> None:
     with pytest.raises(DataError) as refused:
         as_dataset(data)
     assert sentence in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_floats_between_the_gray_levels_are_rounded_with_a_note() -> None:
+    between = FLOATS * 0.9 + 0.01
+    data = as_dataset((between, Y))
+    assert torch.equal(data.images, (between * 255).round().to(torch.uint8))
+    (note,) = data.notes
+    assert note.startswith("the images are floats between the 256 gray levels, and are rounded to them (by up to 0.")
+    assert as_splits((between, Y)).cautions[0] == f"own: {note}" and data.sample(3).notes == (note,)
+    assert not as_dataset((FLOATS.half(), Y)).notes and not as_dataset((torch.full_like(FLOATS, 0.2), Y)).notes
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    judged = advkit.evaluate(model, (between, Y), "clean", eps=0.1, audit=False)
+    assert judged.notes == [note]
 
 
 def test_one_set_or_two() -> None:

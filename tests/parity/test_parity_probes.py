@@ -260,7 +260,7 @@ def test_a_probe_is_booked_to_who_probes(net: nn.Module, data) -> None:
 
 
 def test_a_probe_that_is_not_declared_is_refused(net: nn.Module, data) -> None:
-    with pytest.raises(HookContract, match="The plugins prober ran other passes than declared"):
+    with pytest.raises(HookContract, match="Plugin prober ran other passes than declared"):
         probed(net, data, declared=Passes())
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import advkit
+from advkit import OptionError
 from advkit.cli.main import run as command
 from advkit.models.base import DataSpec
 from advkit.models.small_cnn import SmallCnn
@@ -97,3 +99,15 @@ def test_nothing_is_kept_in_a_folder_that_is_another_runs_by_now(tmp_path: Path)
     with pytest.raises(advkit.CheckpointError, match="nothing more is written there"):
         Study(run=str(tmp_path / "run"), n=4, watch=moved).vulnerability()
     assert not [*tmp_path.rglob("analysis")]
+
+
+@pytest.mark.parametrize("judge", [advkit.evaluate, advkit.audit])
+def test_what_a_file_of_weights_is_told_twice_is_refused(tmp_path: Path, judge: Any) -> None:
+    (tmp_path / "w.pt").touch()
+    known: dict[str, Any] = {"model": "small-cnn", "dataset": "digits", "eps": 0.1, "n": 20}
+    twice = {"attack.eps": 0.2, "data.name": "toy", "model.name": "toy"}
+    for key, value in twice.items():
+        with pytest.raises(
+            OptionError, match=f"and the setting {key} = {value} differ; they are the same setting, give"
+        ):
+            judge(tmp_path / "w.pt", settings={"model.width": 2, key: value}, **known)

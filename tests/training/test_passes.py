@@ -562,13 +562,34 @@ class Silent(Plugin):
         return (adv_logits - clean_logits.detach()).square().sum(1)
 
 
+class Silenced(Plugin):
+    """The same in a loss of its own."""
+
+    name = "silenced"
+
+    @hookimpl
+    def base_loss(self, batch, adv_logits, clean_logits):
+        return F.cross_entropy(adv_logits, batch.y, reduction="none") + (adv_logits - clean_logits.detach()).sum(1)
+
+
+@pytest.mark.parametrize("company", ["awp", "rwp", "lsiw"])
+def test_undeclared_passes_are_not_blamed_on_the_company(tiny_net: Net, tiny_batch: BatchOf, company: str) -> None:
+    for plugins, who in (
+        ([Silent], "Plugin silent"),
+        ([Silenced], "Plugin silenced"),
+        ([Silent, Silenced], "One of the plugins silenced, silent"),
+    ):
+        with pytest.raises(HookContract, match=f"^{who} ran other passes than declared"):
+            witnessed(tiny_net(), [*plugins, company], tiny_batch())[1](0)
+
+
 @pytest.mark.parametrize(
     ("plugin", "who", "ran", "phase", "plan"),
     [
         (Secretive, "Plugin secretive", updates(11), "update", updates(10)),
         (Boastful, "Plugin boastful", updates(11), "update", updates(12)),
         (Hungry, "Plugin hungry", Passes(2, 1), "attack", Passes(1, 1)),
-        (Silent, "The plugins silent", Passes(2, 0, 1), "update", updates(2)),
+        (Silent, "Plugin silent", Passes(2, 0, 1), "update", updates(2)),
     ],
 )
 def test_undeclared_passes_are_refused_before_the_update(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -340,6 +341,27 @@ def test_a_step_takes_no_setting_that_it_does_not_use(key: str, tiny_net: Net) -
     value = SECTIONS[section].model_fields[name].get_default(call_default_factory=True)
     with nullcontext() if used else pytest.raises(OptionError, match=rf"^A Step (takes|has no use for) .*{name}"):
         Step(net, torch.optim.SGD(net.parameters(), 0.1), num_samples=4, settings={key: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"attack.eps": 0.2}, "eps 0.1 and settings attack.eps = 0.2 differ; they are the same setting, give one."),
+        ({"attack.eps": "zz"}, "eps 0.1 and settings attack.eps = zz differ; they are the same setting, give one."),
+        ({"run.seed": 4}, "seed 3 and settings run.seed = 4 differ; they are the same setting, give one."),
+        (
+            {"model.width": 3},
+            "A Step has no use for model.width, since model, batches and loop are yours; leave it out.",
+        ),
+        ({"model.name": "small-cnn"}, "A Step has no use for model.name, since model, batches and loop are yours"),
+    ],
+)
+def test_what_a_step_is_told_twice_or_in_vain_is_refused(given: dict[str, Any], sentence: str, tiny_net: Net) -> None:
+    net = tiny_net(False)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(OptionError, match=re.escape(sentence)):
+        Step(net, optimizer, num_samples=4, eps=0.1, seed=3, settings=given)
+    Step(net, optimizer, num_samples=4, eps=0.1, seed=3, settings={"attack.eps": "0.10", "run.seed": 3})
 
 
 @pytest.mark.parametrize("option", ["te.start", "fosc.until", "gairat.burn_in"])

@@ -106,6 +106,6 @@ def show(rows: Sequence[AblationRow], layout: Layout) -> None:
     for line in cells:
         shown.add_row(*(text(cell) for cell in line))
     console.print(shown)
-    console.print(text(layout.legend, "dim"))
+    console.print(text(layout.legend(rows), "dim"))
     for note in notes:
         console.print(text(note, "yellow"))

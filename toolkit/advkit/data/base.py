@@ -18,6 +18,7 @@ from torch import Tensor
 from ..arguments import checked, fits
 from ..errors import DataError, OptionError, did_you_mean, shown
 from ..rng import Draws, derive_key
+from .arrays import channels_last
 from .by_row import ByRow, Chained
 from .repeats import repeats
 from .transforms import TRANSFORMS
@@ -45,6 +46,8 @@ class Dataset:
     index: Tensor = field(default=None)  # type: ignore[assignment]  # until __post_init__ counts
     counted: bool = False
     """Whether `classes` are as many as the labels name, because nobody said how many there are."""
+    notes: tuple[str, ...] = ()
+    """What whoever uses these images should know, such as that they were rounded."""
 
     def __post_init__(self) -> None:
         images, labels, classes = self.images, self.labels, self.classes
@@ -54,6 +57,8 @@ class Dataset:
             self._refuse(f"counted is {shown(self.counted)}; give True or False")
         if not fits(classes, Sequence[str]):
             self._refuse(f"classes are {shown(classes)}; give their names, two or more texts such as ('cat', 'dog')")
+        if not fits(self.notes, Sequence[str]):
+            self._refuse(f"notes are {shown(self.notes)}; give sentences, a tuple of texts")
         count = len(classes)
         if not _is(images, torch.uint8) or images.ndim != 4:
             self._refuse(f"images are {_described(images)}; give a uint8 tensor (N, C, H, W) on the CPU")
@@ -198,12 +203,6 @@ def _described(values: object) -> str:
     return f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)} on {values.device.type}"
 
 
-def channels_last(shape: Sequence[int]) -> bool:
-    """Whether (N, a, b, c) can only be (N, H, W, C): a last axis of 1, 3 or 4 beside two longer ones is no width."""
-    _, height, width, channels = shape
-    return channels in (1, 3, 4) and min(height, width) > 4
-
-
 @dataclass(frozen=True, eq=False)
 class Splits:
     """A training and a test set of the same classes and image shape; `transform` names the default one."""
@@ -239,7 +238,8 @@ class Splits:
         """The notes, and what looking at all images says of them; computed where it is asked for."""
         train, test = self.train, self.test
         said = repeats(train.images, train.labels, test.images, test.labels)
-        return (*self.notes, f"{train.name}: {said}") if said else self.notes
+        own = dict.fromkeys(f"{split.name}: {note}" for split in (train, test) for note in split.notes)
+        return (*self.notes, *own, *([f"{train.name}: {said}"] if said else []))
 
 
 class DataSource(ABC):

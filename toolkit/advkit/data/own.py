@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
-from ..errors import DataError, OptionError
+from ..errors import DataError, OptionError, shown
 from ..global_state import generators, put_back
 from ..hidden import without_trace
 from ..modules import mode, own_generator, placement
-from ..options import plain
 from ..own_file import OwnFile
-from .base import Dataset, DataSource, Splits, channels_last
+from .arrays import as_images, as_labels, dense
+from .base import Dataset, DataSource, Splits
 from .transforms import to_float
 
 KNOWN = (
@@ -38,10 +38,10 @@ MOST = 1_000_000
 def as_dataset(data: Any, name: str = "own") -> Dataset:
     """One set of images.
 
-    Images are uint8, or floats in [0, 1], which are rounded to the 256 gray levels; channels come first. Labels are
-    whole numbers from 0. Of a DataLoader the data set is taken, in its order; one that leaves samples out, repeats some
-    or makes something else of them is refused, and so are samples that are others when they are drawn again. Raises
-    DataError, one sentence, for anything else.
+    Images are uint8, or floats in [0, 1], which are rounded to the 256 gray levels, with a note where that moves them;
+    channels come first. Labels are whole numbers from 0. Of a DataLoader the data set is taken, in its order; one that
+    leaves samples out, repeats some or makes something else of them is refused, and so are samples that are others when
+    they are drawn again. Raises DataError, one sentence, for anything else.
     """
     if isinstance(data, Dataset):
         return data
@@ -51,13 +51,13 @@ def as_dataset(data: Any, name: str = "own") -> Dataset:
         return as_dataset(_whole(data), name)
     _refuse_apart(data)
     images, labels = _pair(data)
-    images, labels = _images(images), _labels(labels)
+    (images, note), labels = as_images(images), as_labels(labels)
     if len(images) != len(labels) or not len(labels):
         raise DataError(f"There are {len(images)} images and {len(labels)} labels; give one label an image.")
     if (highest := int(labels.max())) >= MOST:
         raise DataError(f"The labels run to {highest}, so there would be as many classes; number the classes from 0.")
     classes = _classes(data, highest + 1)
-    return Dataset(name, images, labels, classes, counted=not _named(data, len(classes)))
+    return Dataset(name, images, labels, classes, counted=not _named(data, len(classes)), notes=note)
 
 
 def as_wide_as(data: Splits, model: nn.Module) -> Splits:
@@ -129,7 +129,14 @@ def as_splits(data: Any, name: str = "own") -> Splits:
 
 
 def _refuse_apart(data: Any) -> None:
-    """DataError for (images, labels) whose images are a list of arrays, one each."""
+    """DataError for (images, labels) whose images are a list of arrays, one each, or whose labels are no numbers."""
+    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
+        labels = data[1]
+        if isinstance(labels, Sequence) and len(labels) == len(data[0]) and isinstance(labels[0], str):
+            raise DataError(
+                f"The labels are texts, such as {shown(labels[0])}; give whole numbers (N,), the positions of the "
+                "classes."
+            )
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], tuple | list) and _is_array(data[1]):
         images = [image for image in data[0] if isinstance(image, Tensor | np.ndarray)]
         if images and len(images) == len(data[0]):
@@ -183,7 +190,7 @@ def _refuse_random(data: Any, samples: list[Any]) -> None:
     before = generators()
     for place in range(0, len(samples), max(1, len(samples) // AGAIN)):
         (image, label), (was, of) = data[place], samples[place]
-        if not torch.equal(_array(image, "images"), _array(was, "images")) or not np.array_equal(label, of):
+        if not torch.equal(dense(image, "images"), dense(was, "images")) or not np.array_equal(label, of):
             raise DataError(
                 f"The samples of {type(data).__name__} are others when they are drawn again, as by random "
                 "augmentation, and advkit draws each once; pass the data set without it, in training with a transform "
@@ -213,7 +220,7 @@ def _pair(data: Any) -> tuple[Any, Any]:
             raise DataError(f"Here one data set is taken, and these are {what}; give one of them, or {KNOWN}.")
         raise DataError(f"The samples of {type(data).__name__} are no pairs (image, label); give {KNOWN}.")
     _refuse_random(data, samples)
-    images = [_array(image, "images") for image, _ in samples]
+    images = [dense(image, "images") for image, _ in samples]
     if len({image.shape for image in images}) > 1:
         raise DataError("The images differ in shape; resize all images to one size.")
     return torch.stack(images) if images else torch.zeros(0), [label for _, label in samples]
@@ -223,60 +230,6 @@ def _is_array(part: object) -> bool:
     return isinstance(part, Tensor | np.ndarray) or (
         isinstance(part, Sequence) and bool(part) and all(isinstance(value, int | np.integer) for value in part)
     )
-
-
-def _array(values: Any, what: str) -> Tensor:
-    if isinstance(values, Tensor):
-        if values.layout != torch.strided or values.is_meta:
-            raise DataError(f"The {what} are a {'meta' if values.is_meta else 'sparse'} tensor; give a dense one.")
-        return values.detach().cpu()
-    if np.ma.isMaskedArray(values):
-        raise DataError(f"The {what} are a masked array, whose mask nothing would heed; give array.filled(value).")
-    try:
-        array = np.array(values)
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-    except (TypeError, ValueError):
-        of = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"of type {type(values).__name__}"
-        raise DataError(f"The {what} are {of}; give tensors or numpy arrays of numbers.") from None
-
-
-def _images(values: Any) -> Tensor:
-    images = _array(values, "images")
-    form = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
-    if images.ndim != 4:
-        raise DataError(f"The images are {form}; give a tensor (N, C, H, W).")
-    if channels_last(images.shape):
-        raise DataError(f"The images are {form}, channels last; give images.permute(0, 3, 1, 2).")
-    if images.dtype == torch.uint8:
-        if images.numel() and int(images.max()) == 1:
-            raise DataError(
-                "The images are uint8 and none has a value above 1 of 255, so all would be black; give floats in "
-                "[0, 1], or images * 255."
-            )
-        return images.contiguous()
-    if not images.is_floating_point():
-        raise DataError(f"The images are {form}; give uint8, or floats in [0, 1].")
-    if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
-        low, high = float(images.min()), float(images.max())
-        digits = 3 if low <= -0.001 or high >= 1.001 else 9  # what rounding left of 0 and 1 is to be seen
-        raise DataError(
-            f"The images run from {low:.{digits}g} to {high:.{digits}g}; give uint8, or floats in [0, 1], and "
-            "normalise in the model."
-        )
-    return (images.double() * 255).round().to(torch.uint8).contiguous()
-
-
-def _labels(values: Any) -> Tensor:
-    if isinstance(values, Sequence):
-        values = [plain(value) for value in values]
-    labels = _array(values, "labels")
-    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if labels.ndim != 1 or not whole:
-        raise DataError(
-            f"The labels are {str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}; give whole numbers "
-            "(N,), the positions of the classes."
-        )
-    return labels.to(torch.int64)
 
 
 def _classes(data: Any, count: int) -> tuple[str, ...]:

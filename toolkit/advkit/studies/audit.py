@@ -78,7 +78,7 @@ def audit(
         every = as_wide_as(as_splits(as_dataset(dataset)), subject).test
         net, norm, examples = subject, norm or "linf", None
         images = every.sample(count or 0)
-        head: dict[str, Any] = {"images": choice(len(images), len(every))}
+        head: dict[str, Any] = {"images": choice(len(images), len(every)), "notes": [*every.notes]}
     else:
         chosen = subject_of(
             subject,

@@ -156,7 +156,7 @@ def evaluate_module(
     verdicts_by_name = _ask(model, images, request, radii, norm, None, team, watch)
     shared = radii.get(norm)
     eps = None if shared is None else _shared(budgets(request.attacks, radii, norm, len(images)).get(norm, shared))
-    said: dict[str, Any] = summary(list(verdicts_by_name.values()), norm)
+    said: dict[str, Any] = {"notes": [*every.notes], **summary(list(verdicts_by_name.values()), norm)}
     if audit:
         said["audit"] = _short_audit(model, images, eps, norm, request)(verdicts_by_name.values())
     return Evaluation(

@@ -13,9 +13,9 @@ FULL = "full"
 
 LEGEND = (
     "Means over seeds, with 95 % intervals. An accuracy's is Wilson's, over images. A difference is paired; its "
-    "intervals are over seeds (Student's t; of two seeds they say next to nothing) and over images (Bonett and Price). "
-    "Suspect: the short audit of the evaluation raises an alarm; the run's report says which."
+    "intervals are over seeds (Student's t; of two seeds they say next to nothing) and over images (Bonett and Price)."
 )
+SUSPECT = "Suspect: the short audit of the evaluation raises an alarm; the run's report says which."
 CHOSEN = (
     "All on the images that each run held out, other ones for other seeds. Best: in the worst case, the images that "
     "withstand every attack. It was chosen on them: judge it anew on the test images."
@@ -35,9 +35,10 @@ class Layout(NamedTuple):
     def header(self) -> tuple[str, ...]:
         return (self.arms, "attack", "accuracy", "over images", f"minus {self.first}", "over seeds", "over images", "")
 
-    @property
-    def legend(self) -> str:
-        return f"{LEGEND} {CHOSEN}" if self.chooses else LEGEND
+    def legend(self, rows: Sequence[AblationRow]) -> str:
+        """What the table's words mean, those that stand in it."""
+        suspect = SUSPECT if any(row.suspect for row in rows) else ""
+        return " ".join(filter(None, (LEGEND, suspect, CHOSEN if self.chooses else "")))
 
 
 ABLATION = Layout("an ablation", "plugins", FULL)
@@ -98,4 +99,4 @@ def markdown(rows: Sequence[AblationRow], layout: Layout = ABLATION) -> str:
     cells, notes = table(rows, layout)
     text = ["| " + " | ".join(line) + " |" for line in (layout.header, ["---"] * len(layout.header), *cells)]
     footnotes = ["", *(f"- {note}" for note in notes)] if notes else []
-    return "\n".join([*text, "", layout.legend, *footnotes]) + "\n"
+    return "\n".join([*text, "", layout.legend(rows), *footnotes]) + "\n"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import registry
 from ..arguments import refuse_unused
 from ..config.layer import Layer, with_files
-from ..config.request import registered
+from ..config.request import merged, registered
 from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits, choice, population
 from ..data.own import as_splits, as_wide
@@ -259,10 +259,14 @@ def subject_of(
         raise OptionError(f"{given} is a file of weights; say which net and data: --model NAME --dataset NAME.")
     if checkpoint is not None:
         raise OptionError(f"{given} is a file of weights, which has no checkpoints; leave --checkpoint out.")
-    settings |= named | ({"data.root": str(data_root)} if data_root is not None else {})
-    if eps is not None:
-        settings.setdefault("attack.eps", eps)
-    return of_weights(path, resolve((), [with_files(Layer("command line", settings))]), together=together)
+    short = {
+        "model.name": ("model", model),
+        "data.name": ("dataset", dataset),
+        "data.root": ("data_root", data_root and str(data_root)),
+        "attack.eps": ("eps", eps),
+    }
+    both = merged(settings, {k: v for k, v in short.items() if v[1] is not None}, "the setting {key} = {value}")
+    return of_weights(path, resolve((), [with_files(Layer("command line", both))]), together=together)
 
 
 def _of_run(

@@ -8,6 +8,7 @@ from ..compose.composition import Composition
 from ..compose.declarations import declared
 from ..compose.stage import Stage
 from ..errors import HookContract, shown
+from ..registry import by_advkit
 from ..types import Passes
 
 
@@ -43,10 +44,17 @@ def as_declared(stage: Stage, step: int, ran: Mapping[str, Passes], plugins: Ite
     planned = {**stage.passes, "update": stage.passes["update"] + spared * -1}
     for phase, passes in ran.items():
         if passes != planned[phase]:
-            owner = stage.owner("inner_attack" if phase == "attack" else "weight_perturbation")
-            who = f"Plugin {owner.plugin.name}" if owner else f"The plugins {', '.join(plugins)}"
             raise HookContract(
-                f"{who} ran other passes than declared: {passes.as_dict()} in the {phase} phase, where the plan says "
-                f"{planned[phase].as_dict()}. Declare them in Plugin.passes or Plugin.detached.",
+                f"{_suspects(stage, phase, plugins)} ran other passes than declared: {passes.as_dict()} in the {phase} "
+                f"phase, where the plan says {planned[phase].as_dict()}. Declare them in Plugin.passes or "
+                "Plugin.detached.",
                 "passes",
             )
+
+
+def _suspects(stage: Stage, phase: str, plugins: Iterable[str]) -> str:
+    """Who may have run them: those who answer hooks of the phase, without advkit's own where a stranger does."""
+    asked = {answer.plugin for answers in stage.answers.values() for answer in answers if answer.spec.phase == phase}
+    strangers = {plugin for plugin in asked if not by_advkit(type(plugin))}
+    first, *others = sorted(plugin.name for plugin in strangers or asked) or [*plugins]
+    return f"One of the plugins {', '.join([first, *others])}" if others else f"Plugin {first}"

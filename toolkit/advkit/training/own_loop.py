@@ -14,6 +14,7 @@ from ..arguments import a_whole_number, checked
 from ..claims import beyond
 from ..compose.registration import HOOKS
 from ..config.layer import Layer, PluginChoice
+from ..config.request import merged
 from ..config.resolve import resolve
 from ..errors import HookConflict, OptionError, ResumeMismatch
 from ..modules import own_generator, placement
@@ -38,6 +39,7 @@ USED = {
     "run": ("seed", "epochs", "precision", "matmul", "accumulate", "batchnorm", "check_hooks"),
     "checkpoint": ("max_bytes",),
     "data": (),
+    "model": (),
     "validation": (),
 }
 """Of the sections that a Step does not take as a whole, the settings that it uses."""
@@ -93,8 +95,9 @@ class Step(TrainingStep):
         seed: int | None = None,
         no_companion: Iterable[str] = (),
     ) -> None:
-        short = {"attack.eps": eps, "run.seed": seed}
-        given = dict(settings or {}) | {key: value for key, value in short.items() if value is not None}
+        short = {"attack.eps": ("eps", eps), "run.seed": ("seed", seed)}
+        typed = {key: value for key, value in short.items() if value[1] is not None}
+        given = merged(settings or {}, typed, "settings {key} = {value}")
         own = {"model.name": "python:model", "data.name": "python:data"}
         layer = Layer("python", own | given, options or {})
         long, decays = "run.epochs" in given, "optimizer.milestones" in given
