@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import NormalDist
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -20,16 +19,19 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 import advkit
+from advkit.cli import compare as cli_compare, evaluate as cli_evaluate
 from advkit.cli.main import run
 from advkit.errors import OptionError
 from advkit.evaluation.attacks import Pgd, parse_attack
 from advkit.evaluation.audit import RULES, AuditResult, Check, audit, figures, short
 from advkit.evaluation.audit.bench import Bench, Trace, bench
 from advkit.evaluation.audit.brief import from_verdicts
+from advkit.evaluation.audit.checks import hopeless
 from advkit.evaluation.figure import Figure, above, gap, jackknife, least, share
 from advkit.evaluation.results import Verdicts
 from advkit.evaluation.verdicts import verdicts
 from advkit.modules import mode
+from advkit.studies.paired_records import ComparedRun, Comparison
 from advkit.studies.transfer import Transfer
 
 EPS = 0.1
@@ -168,14 +170,72 @@ def test_randomness_at_test_time(masks: ModuleType, mask: str, amount: float) ->
 
 def test_a_net_at_chance_is_said_to_be_and_nothing_is_attacked(masks: ModuleType) -> None:
     found = audited(masks.shifted(linear(), 1))
-    most = 0.5 + NormalDist().inv_cdf(0.975) * math.sqrt(0.25 / 24)
-    assert found.hopeless == (
-        f"the net is at chance, 10 of 24 images right (0.417) where guessing one of 2 classes gets up to {most:.3f} of "
-        "so many"
-    )
+    said = "the net is at chance, 10 of 24 images right, 0.400 on average by class where guessing gets up to 0.693"
+    assert found.hopeless == said
     assert found.alarms == ["non-determinism"] and found.withstood == {}
     said = next(check for check in found.checks if check.name == "large-eps")
     assert said.alarm is None and said.sentence == f"Not checked: {found.hopeless}."
+
+
+class Collapsed(nn.Module):
+    """One class for every image, with a gradient that is right."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.inner = linear(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        return logits + 60 * torch.eye(logits.shape[1])[0]
+
+
+@pytest.mark.parametrize(("classes", "largest"), [(10, 12), (2, 54)])
+def test_one_class_for_all_withstands_the_whole_box_and_is_said(
+    classes: int, largest: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = labelled(linear(classes), 60)
+    labels = torch.where(torch.arange(60) < largest, 0, torch.arange(60) % (classes - 1) + 1)
+    data = advkit.Dataset("grey", grey.images, labels, grey.classes)
+    found = audited(Collapsed(classes), data)
+    said = f"the net answers 'class 0' to all 60 images, right for {largest} of them"
+    assert (found.hopeless, found.alarms, found.withstood) == (said, [], {})
+    checks = short(Collapsed(classes), data, judged(Collapsed(classes), data, "clean", "pgd-10", "cw-10"), eps=EPS)
+    assert hopeless(checks) == said and not any(check.alarm for check in checks)
+    record: dict[str, Any] = {"n": 60, "norm": "linf", "attacks": [], "audit": checks, "run": "r"}
+    evaluation = advkit.Evaluation(**record)
+    cli_evaluate.show(evaluation)
+    one = {"checkpoint": "best", "epoch": 0, "suspect": False, "alarms": [], "worst_case": None}
+    rows = [ComparedRun(**{**record, **one}), ComparedRun(**{**record, **one, "checkpoint": "last"})]
+    heads: dict[str, Any] = {
+        "split": "test",
+        "n": 60,
+        "images": "",
+        "norm": "linf",
+        "eps": EPS,
+        "seed": 0,
+        "versions": {},
+    }
+    cli_compare.show(Comparison(**heads, runs=rows, best_minus_last=[]))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"There is nothing to be robust: {said}." in shown
+    assert f"There is nothing to be robust in r best = last: {said}." in shown and "no alarm" not in shown
+    other = short(linear(classes), grey, {}, eps=EPS)  # the control: a net that knows its classes
+    assert hopeless(other) is None and hopeless([]) is None
+    assert next(check for check in other if check.name == "large-eps").alarm is False
+
+
+def test_images_of_one_class_do_not_tell_what_the_whole_box_holds() -> None:
+    grey = labelled(linear(), 60)
+    data = advkit.Dataset("grey", grey.images, torch.zeros(60).long(), grey.classes)
+    checks = {check.name: check for check in short(Collapsed(2), data, {}, eps=EPS)}
+    assert (
+        checks["large-eps"].sentence
+        == "Not checked: the net answers 'class 0' to all images, and may do so everywhere."
+    )
+    assert checks["zero-gradient"].alarm is False  # attacked all the same
+    kept = grey.labels == 0  # of one class, and answered so by a net that is masked: other checks see it
+    one = advkit.Dataset("grey", grey.images[kept], grey.labels[kept], grey.classes)
+    assert "zero-gradient" in [check.name for check in short(Cut(), one, {}, eps=EPS) if check.alarm]
 
 
 def test_a_fast_wave_shatters_the_gradient(masks: ModuleType) -> None:

@@ -389,6 +389,21 @@ def test_the_verdict_comes_first(runs: Path) -> None:
     assert "; audit: alarms, black-box (audit.json, n = 200)." in verdict and kind == "caution"
     put(runs / "plain", "audit.json", {**AUDIT, "checks": AUDIT["checks"][::2], "alarms": []})
     assert said()[0].endswith("; audit: no alarm.")
+    why = "the net answers '1' to all 100 images, right for 22 of them"
+    put(runs / "plain", "audit.json", AUDIT | {"checks": AUDIT["checks"][2:], "alarms": [], "hopeless": why})
+    assert said()[0].endswith(f"; there is nothing to be robust: {why}.") and said()[1] == "caution"
+    assert f"Caution. Nothing was attacked: {why}." in text(page_of("plain", samples=0).id("run-1-audit"))
+    asked = {
+        "name": "zero-gradient",
+        "figure": None,
+        "threshold": 0.02,
+        "alarm": None,
+        "sentence": f"Not checked: {why}.",
+    }
+    put(runs / "plain", "evaluations/two/n-100/evaluation.json", few | {"audit": [asked]})
+    (runs / "plain" / "audit.json").unlink()
+    assert said()[0].endswith(f"; there is nothing to be robust: {why}.") and said()[1] == "caution"
+    assert f"There is nothing to be robust: {why}." in text(page_of("plain", samples=0).id("run-1-evaluations"))
 
 
 def test_an_alarm_is_told_once_with_the_audits_that_raise_it(runs: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -12,16 +14,17 @@ from torch import Tensor, nn
 
 import advkit
 from advkit.cli.main import run
+from advkit.evaluation.statistics import guessing
 from advkit.training.chance import ENOUGH, PATIENCE, Chance
 
 LABELS = torch.arange(100) % 10
 
 
 def heard(accuracies: Iterable[float], labels: Tensor) -> list[int]:
-    """How many sentences there were after each validation."""
+    """How many sentences there were after each validation, in which the first images are right."""
     chance, progress, counts = Chance(), Heard(), []
     for accuracy in accuracies:
-        chance.tell(progress, accuracy, labels)
+        chance.tell(progress, torch.arange(len(labels)) < round(accuracy * len(labels)), labels)
         counts.append(len(progress.said))
     assert all(sentence.startswith("Accuracy under no attack is 0.") for sentence in progress.said)
     return counts
@@ -36,6 +39,23 @@ def test_guessing_the_largest_class_is_chance() -> None:
     most = (torch.arange(100) > 69).long()  # 70 of one class
     assert heard([0.7] * PATIENCE, most)[-1] == 1
     assert heard([0.9] * PATIENCE, most)[-1] == 0
+
+
+def test_chance_is_what_answers_give_that_do_not_depend_on_the_image() -> None:
+    """Of classes of any size; a net that knows the small class is none, though the largest alone has more right."""
+    labels = (torch.arange(200) >= 180).long()  # 180 of one class, 20 of another
+    draw = torch.Generator().manual_seed(0)
+    for answers in (torch.zeros(200), torch.ones(200), torch.arange(200) % 2, torch.rand(200, generator=draw) < 0.9):
+        found = guessing(answers.long() == labels, labels)
+        assert found and found[0] == pytest.approx(0.5, abs=0.1) and found[0] <= found[1] < 0.65
+    knowing = torch.where(torch.arange(200) % 5 == 0, 1 - labels, labels)  # 0.8 of either class, 0.9 by the largest
+    assert guessing(knowing == labels, labels) is None
+    assert guessing(torch.zeros(200).bool(), labels) == (0, 0.5)
+    even, most = torch.arange(100) % 10, 0.1 + NormalDist().inv_cdf(0.975) * math.sqrt(0.09 / 100)
+    assert guessing(torch.arange(100) < 10, even) == pytest.approx(
+        (0.1, most)
+    )  # as of the accuracy, where all are even
+    assert guessing(torch.ones(9).bool(), torch.ones(9).long()) is None  # images of one class
 
 
 def test_few_images_say_nothing() -> None:

@@ -70,7 +70,10 @@ def show(comparison: Comparison) -> None:
             if check.alarm:
                 where = f"{run.run} {run.checkpoint}"
                 console.print(text(f"Suspect, {where}, {check.name}: {check.sentence}", "yellow"))
-    if not any(run.alarms for run in rows):
+        if run.hopeless:
+            said = f"There is nothing to be robust in {run.run} {run.checkpoint}: {run.hopeless}."
+            console.print(text(said, "yellow"))
+    if not any(run.alarms or run.hopeless for run in rows):
         console.print(text("Audits in short: no alarm. `advkit audit` runs all checks.", "dim"))
 
 

@@ -185,8 +185,8 @@ def show(result: Evaluation) -> None:
     if alarms:
         further = f"advkit audit {shlex.quote(str(result.run))}"
         console.print(plain(f"The accuracies may be too high; see `{further}`.", "yellow"))
-    elif hopeless := next((check.sentence for check in checks if "at chance" in check.sentence), ""):
-        console.print(plain(f"There is nothing to be robust: {hopeless.removeprefix('Not checked: ')}", "yellow"))
+    elif result.hopeless:
+        console.print(plain(f"There is nothing to be robust: {result.hopeless}.", "yellow"))
     elif ran:
         console.print(plain(f"Audit in short: {ran} checks, no alarm. `advkit audit` runs all.", "dim"))
     console.print(plain(f"Verdicts: {result.folder}", "dim"))

@@ -77,6 +77,24 @@ def student(df: int) -> float:
     return Z + (Z**3 + Z) / (4 * df) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * df**2)
 
 
+def guessing(right: Tensor, labels: Tensor) -> tuple[float, float] | None:
+    """(mean accuracy by class, what guessing gets up to) where answers are no better than guessing by 95 %, else None.
+
+    `right` (n,) bool on images with `labels` (n,). Whoever does not look at the images, and always says the largest
+    class, say, has accuracies by class that sum to 1 at most. Images of one class tell nothing.
+    """
+    right, labels = right.cpu(), labels.cpu()
+    counts = labels.bincount().double()
+    present = counts > 0
+    classes, counts = int(present.sum()), counts[present]
+    if classes < 2:
+        return None
+    accuracies = labels[right].bincount(minlength=len(present))[present] / counts
+    answered = accuracies / accuracies.sum().clamp(min=1)
+    most = 1 + Z * (answered * (1 - answered) / counts).sum().sqrt()
+    return None if accuracies.sum() > most else (float(accuracies.mean()), float(most) / classes)
+
+
 def wilson(correct: float, n: int) -> list[float]:
     """95 % score interval of a share (Wilson 1927)."""
     share, spread = correct / n, Z * Z / n

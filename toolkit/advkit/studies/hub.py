@@ -173,6 +173,8 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str) ->
     said = [f"On the {chosen.judged_on}:", "", *lines]
     if chosen.alarms:
         said += ["", f"**Suspect**: the short audit raises {', '.join(chosen.alarms)}."]
+    if chosen.hopeless:
+        said += ["", f"There is nothing to be robust: {chosen.hopeless}."]
     labelled = zip(chosen.labels, chosen.attacks, strict=True)
     said += [f"\n{label}: {note.removesuffix('.')}." for label, row in labelled for note in row.notes]
     if not is_of(chosen, record.norm, record.eps):
@@ -197,7 +199,8 @@ def _audited(audit: AuditRecord | None, run: str) -> str:
         figure = "" if check.figure is None else f"{check.figure:.4g}"
         rows.append([check.name, figure, {True: "**yes**", False: "no", None: "could not be run"}[check.alarm]])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"On the {audit.judged_on}:", "", *lines])
+    nothing = [f"Nothing was attacked: {audit.hopeless}.", ""] if audit.hopeless else []
+    return "\n".join([f"On the {audit.judged_on}:", "", *nothing, *lines])
 
 
 def _eps(eps: float) -> str:

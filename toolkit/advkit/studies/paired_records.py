@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..evaluation.audit.checks import Check
+from ..evaluation.audit.checks import Check, hopeless
 from .records import Accuracy, Record
 
 
@@ -44,6 +44,11 @@ class ComparedRun(Record):
     notes: list[str] = []
     attacks: list[ComparedAttack]
     worst_case: ComparedAccuracy | None
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why the short audit attacked nothing."""
+        return hopeless(self.audit)
 
 
 class AttackDifference(Difference):

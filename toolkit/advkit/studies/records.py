@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import OptionError
-from ..evaluation.audit.checks import Check
+from ..evaluation.audit.checks import Check, hopeless
 from ..storage.files import write_atomic
 from .documents import document, members
 
@@ -166,6 +166,11 @@ class Evaluation(Judged):
         """Checks of the short audit that raise one; `suspect` is that of loss-gap."""
         raised = [check.name for check in self.audit or () if check.alarm]
         return raised if not self.suspect or "loss-gap" in raised else [*raised, "loss-gap"]
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why the short audit attacked nothing, such as that the net is at chance."""
+        return hopeless(self.audit or ())
 
     @property
     def labels(self) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import sqrt
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +9,7 @@ from ..compose.composition import Composition
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import NonFinite
+from ..evaluation.statistics import guessing
 from ..modules import mode, own_generator, placement
 from ..plugin import CORE
 from .progress import Progress
@@ -31,21 +30,16 @@ class Chance:
         self.in_a_row = 0
         self.told = False
 
-    def tell(self, progress: Progress, accuracy: float, labels: Tensor) -> None:
-        """Warn after one more validation on images with these labels (n,); once for each time the run gets stuck.
-
-        Guessing is the largest class for every image, and two standard deviations of its accuracy.
-        """
+    def tell(self, progress: Progress, right: Tensor, labels: Tensor) -> None:
+        """Warn after one more validation, `right` (n,) bool on these labels; once for each time the run gets stuck."""
         n = len(labels)
-        guess = int(labels.bincount().max()) / n
-        most = guess + 2 * sqrt(guess * (1 - guess) / n)
-        at_chance = n >= ENOUGH and accuracy <= most
-        self.in_a_row = self.in_a_row + 1 if at_chance else 0
-        if self.in_a_row == PATIENCE:
+        found = guessing(right, labels) if n >= ENOUGH else None
+        self.in_a_row = self.in_a_row + 1 if found else 0
+        if found and self.in_a_row == PATIENCE:
             progress.warn(
-                f"Accuracy under no attack is {accuracy:.3f} of {n} images, no better than guessing, which gets up to "
-                f"{most:.3f} of so many, in {PATIENCE} validations in a row: the run learns nothing. Try a lower "
-                "optimizer.lr or the plugin eps-ramp."
+                f"Accuracy under no attack is {float(right.double().mean()):.3f} of {n} images, {found[0]:.3f} on "
+                f"average by class, no better than guessing, which gets up to {found[1]:.3f} of so many, in {PATIENCE} "
+                "validations in a row: the run learns nothing. Try a lower optimizer.lr or the plugin eps-ramp."
             )
 
     def stood_still(self, progress: Progress, epoch: int, share: float | None, run: Composition) -> None:

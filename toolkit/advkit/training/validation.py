@@ -33,7 +33,7 @@ def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> 
     accuracy = {name: float(one.robust.double().mean()) for name, one in judged.items()}
     if unsound := judged["clean"].unsound:
         trainer.progress.warn(f"Validation of epoch {epoch + 1}: {UNSOUND.format(unsound, len(dataset))}.")
-    trainer.chance.tell(trainer.progress, accuracy["clean"], dataset.labels)
+    trainer.chance.tell(trainer.progress, judged["clean"].robust, dataset.labels)
     # Cross-entropy PGD alone would pick epochs whose gradients are masked.
     return {"split": split, "n": len(dataset), **accuracy, "selected": min([*accuracy.values()][1:])}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from ..attacks.gradient import OBJECTIVES, climb
 from ..figure import Figure, share
 from ..results import UNSOUND
 from ..soundness import classified_as, refuse_unsound, sound
-from ..statistics import Z
+from ..statistics import guessing
 from ..team import Team
 from .trace import Seen, Trace
 from .turns import Turns
@@ -35,7 +34,7 @@ SHORT = 20
 """Steps of PGD where it is run several times: restarts, and every eps."""
 RESTARTS = 4
 FEWEST = 10
-"""Images that tell a net at chance."""
+"""Images that tell a net at chance, or one that answers one class alone."""
 UNATTACKED = frozenset({"false-gradient", "grad-mode", "batch", "non-determinism", "probabilities"})
 """Checks that say something of a net at chance too."""
 EARLY = 10
@@ -75,6 +74,10 @@ class Bench:
         refuse_unsound(broken := int((~sound(logits)).sum()), self.n)
         self.notes = (UNSOUND.format(broken, self.n),) if broken else ()
         kept = classified_as(logits, self.y)
+        self.answers = [dataset.classes[place] for place in sorted({*logits[sound(logits)].argmax(1).tolist()})]
+        """The classes that the net answers to the images as they are."""
+        self.hopeless = self._hopeless(kept)
+        """Why there is nothing to attack; None where there is."""
         self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
 
     def answer(self, name: str, measure: Callable[[Bench], Figure | str]) -> Figure | str:
@@ -84,18 +87,17 @@ class Bench:
         with explained():
             return measure(self)
 
-    @cached_property
-    def hopeless(self) -> str | None:
-        """Why there is nothing to attack; None where there is."""
-        right, chance = len(self.x), 1 / self._classes
-        if not right:
+    def _hopeless(self, right: Tensor) -> str | None:
+        """Of the images (n,) that the net gets right; images of one class do not tell what it knows of the others."""
+        count = int(right.sum())
+        found = guessing(right, self.y) if self.n >= FEWEST else None
+        if found and len(self.answers) == 1:
+            return f"the net answers {self.answers[0]!r} to all {self.n} images, right for {count} of them"
+        if not count:
             return "no image is classified correctly as it is"
-        guessed = chance + Z * sqrt(chance * (1 - chance) / self.n)
-        if self.n >= FEWEST and right / self.n <= guessed:
-            return (
-                f"the net is at chance, {right} of {self.n} images right ({right / self.n:.3f}) where guessing one of "
-                f"{self._classes} classes gets up to {guessed:.3f} of so many"
-            )
+        if found:
+            by_class = f"{found[0]:.3f} on average by class where guessing gets up to {found[1]:.3f}"
+            return f"the net is at chance, {count} of {self.n} images right, {by_class}"
         return None
 
     def withstood(self) -> dict[str, float]:

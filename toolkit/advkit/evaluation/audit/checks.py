@@ -11,6 +11,8 @@ from ..results import SUSPECT_GAP
 
 FEWEST = 10
 """Images that the mean of a figure needs."""
+UNASKED = "Not checked: "
+"""Before the reason why a check has no figure."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Rule:
             elif figure.count is None and figure.of < FEWEST:
                 figure = f"of {figure.of} images no mean can be judged; {FEWEST} are needed"
         if isinstance(figure, str):
-            return Check(self.name, None, self.threshold, None, f"Not checked: {figure}.")
+            return Check(self.name, None, self.threshold, None, f"{UNASKED}{figure}.")
         alarm = above(figure, self.threshold)
         sentence = self.fact.format(figure.value) + (f": {self.meaning}." if alarm else ".")
         ends = figure.low, figure.high
@@ -199,6 +201,12 @@ _RULES = (
 )
 RULES = {rule.name: rule for rule in _RULES}
 """By name, in the order of the report."""
+
+
+def hopeless(checks: Sequence[Check]) -> str | None:
+    """Why a net was not attacked; None where it was, or nothing was checked. Any image has its gradient looked at."""
+    asked = next((one for one in checks if one.name == "zero-gradient"), None)
+    return None if asked is None or asked.alarm is not None else asked.sentence.removeprefix(UNASKED).rstrip(".")
 
 
 def told(outcomes: Sequence[Check], withstood: Mapping[str, float]) -> list[Check]:

@@ -169,6 +169,7 @@ def _evaluation(source: Source, key: str, found: Evaluation) -> Html:
     if found.alarms:
         raised = ", ".join(found.alarms)
         parts.append(caution(f"Suspect: the short audit of this evaluation (n = {found.n}) raises alarms: {raised}."))
+    parts += [caution(f"There is nothing to be robust: {found.hopeless}.")] if found.hopeless else []
     named = list(zip(found.labels, found.attacks, strict=True))
     rows = [_attack(name, row) for name, row in named]
     bars = [(name, [charts.Bar("", row.accuracy, row.interval, 0)]) for name, row in named]
@@ -236,6 +237,7 @@ def audit(source: Source) -> Html:
     if why := source.outdated(found):
         parts.append(caution(f"This audit is {why}."))
     parts += [listing(found.notes)] if found.notes else []
+    parts += [caution(f"Nothing was attacked: {found.hopeless}.")] if found.hopeless else []
     ran = sum(check.alarm is not None for check in found.checks)
     rest = f"; {len(found.checks) - ran} could not be run" if ran < len(found.checks) else ""
     if raised := found.raised:
@@ -244,8 +246,7 @@ def audit(source: Source) -> Html:
         parts.append(caution(sentence))
     else:
         parts.append(paragraph(f"None of the {ran} checks that ran raises an alarm{rest}."))
-    others = {name: by for name, by in short_alarms(source).items() if name not in found.raised}
-    if others:
+    if others := {name: by for name, by in short_alarms(source).items() if name not in found.raised}:
         parts.append(caution(f"Alarms raised elsewhere: {told(others)}."))
     return join([*parts, checks("Checks for masked gradients", found.checks)])
 

@@ -24,12 +24,14 @@ def verdict(source: Source) -> Html:
     worst = found.worst[norm]
     attacks = [row.name for row in found.attacks if row.name != "clean"]
     audited, audit = alarms(source), source.audit
-    silent = found.audit or (isinstance(audit, AuditRecord) and not source.outdated(audit))
-    said = (
-        ["; audit: ", tag("strong", f"alarms, {audited}", class_="alarm")]
-        if audited
-        else ["; audit: no alarm" if silent else "; not audited"]
-    )
+    whole = audit if isinstance(audit, AuditRecord) and not source.outdated(audit) else None
+    nothing = found.hopeless or (whole and whole.hopeless)
+    if audited:
+        said = ["; audit: ", tag("strong", f"alarms, {audited}", class_="alarm")]
+    elif nothing:
+        said = [f"; there is nothing to be robust: {nothing}"]
+    else:
+        said = ["; audit: no alarm" if found.audit or whole else "; not audited"]
     content = [
         tag("strong", f"Worst case {share(worst.accuracy)}"),
         f" ({span(worst.interval)}) within {norm} {figure(found.eps)} under {', '.join(attacks)} ({found.judged_on})",
@@ -42,7 +44,7 @@ def verdict(source: Source) -> Html:
         if is_of(found, *threat)
         else f" It was trained against {threat[0]} {figure(threat[1])}, where nothing is known.",
     ]
-    return paragraph(*content, kind="caution" if audited else "verdict")
+    return paragraph(*content, kind="caution" if audited or nothing else "verdict")
 
 
 def _strong(found: Evaluation) -> bool:
