@@ -662,7 +662,8 @@ def test_control_a_state_that_is_not_restored_shows(own: Path, splits: Splits, t
         tensors, state = checkpoint.load(newest)
         chosen = [name for name in tensors if name.startswith(part)]
         assert chosen
-        checkpoint.save(newest.parent, 6, tensors | {name: torch.zeros_like(tensors[name]) for name in chosen}, state)
+        zeroed = tensors | {name: torch.zeros_like(tensors[name]) for name in chosen}
+        checkpoint.save(newest.parent, 6, zeroed, state | {"net": None})  # whose answer is another at zero
         advkit.train(net(), splits, **OWN, resume_from=broken)
         assert ended(broken) != ended(own), part
 

@@ -60,7 +60,7 @@ class Hidden:
             if not isinstance(module, ScriptModule) and module not in but:
                 yield name, vars(module), _MODULE
                 yield name, module._buffers, _Way(dict, _refill)
-                own = [key for key, value in vars(module).items() if key not in TORCHS_OWN and not _fixed(value)]
+                own = [key for key, value in vars(module).items() if key not in TORCHS_OWN and not fixed(value)]
                 left += [(_at(name, key), vars(module)[key]) for key in own]
                 left += [
                     (f"a hook of {name or 'the model'}", h) for kind in places for h in vars(module)[kind].values()
@@ -205,7 +205,7 @@ _WAYS: dict[tuple[type, ...], _Way] = {
 }
 
 
-def _fixed(value: object) -> bool:
+def fixed(value: object) -> bool:
     """Whether nothing can be written into a value, which layers have dozens of."""
     return type(value) in _FIXED or (type(value) is tuple and all(type(one) in _FIXED for one in value))
 

@@ -68,6 +68,22 @@ class Meter(OptionModel):
     seconds: Seconds
 
 
+class Net(OptionModel):
+    """What tells a net that was passed from Python from others: how it is built, and what it answers."""
+
+    built: dict[str, str]
+    """A line for each submodule, by name."""
+    images: list[int] = Field(min_length=3, max_length=3)
+    """(C, H, W) of the two images that it is asked."""
+    logits: list[list[float | None]] | None = Field(min_length=2, max_length=2)
+    """(2, K), None where one is no number; None of a net that does not answer twice alike."""
+    code: str
+    """A digest of its code."""
+    torch: str
+    machine: str
+    """The version of torch, and the processor or GPU that it answered on."""
+
+
 class State(OptionModel):
     """state.json. A later advkit may add to it."""
 
@@ -82,6 +98,8 @@ class State(OptionModel):
     run: str
     evaluated: list[str] | None = None
     """Names of the averaged weights; None in checkpoints of before."""
+    net: Net | None = None
+    """Of a net that was passed; None of others, and in checkpoints of before."""
 
 
 def state_of(state: Mapping[str, Any]) -> State:

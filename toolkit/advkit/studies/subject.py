@@ -29,6 +29,7 @@ from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.feed import parted
 from ..training.parts import build_model, code_of, data_of, on_this_machine, prepared, put_file
+from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder
 from .records import CHOSEN_ON_TEST
 
@@ -148,14 +149,13 @@ def of_run(
     position, classes = state["position"], state.get("classes")
     if isinstance(classes, list):
         splits = as_wide(splits, len(classes))
-    present = list(splits.test.classes)
-    if isinstance(classes, list) and classes != present:
+    if isinstance(classes, list) and classes != (present := list(splits.test.classes)):
         raise DataError(
             f"{splits.test.name} has the classes {_listed(present)}, but {path} was trained on {_listed(classes)}, in "
             "that order; give them their names back."
         )
     net = (model or build_model(resolved, splits.train)).to(resolved.run.device)
-    said = put_weights(net, tensors, str(path), averaged=True).said
+    said = told_apart(net, tensors, state, str(path)), put_weights(net, tensors, str(path), averaged=True).said
     best = position["best"] or {}
     record = {
         "checkpoint": checkpoint,
@@ -176,7 +176,7 @@ def of_run(
     if own and splits.test is splits.train:
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
     chosen = CHOSEN_ON_TEST if record["selected_on"] == "test" else ""
-    record |= _notes(splits, note, said, chosen, naming.doubt(folder.checkpoints), *_changes(folder, resolved, net))
+    record |= _notes(splits, note, *said, chosen, naming.doubt(folder.checkpoints), *_changes(folder, resolved, net))
     return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 

@@ -26,6 +26,7 @@ from .lone import refuse_lone_of
 from .meeting import met
 from .meter import Meter, quantiles_of
 from .panel import Panel
+from .passed_net import PassedNet
 from .progress import Progress, Silent
 from .result import TrainResult
 from .saving import Position, Writer, save, unsaved
@@ -57,6 +58,7 @@ class Trainer:
         self.panel = Panel(resolved.composition, state)
         self.feed = Feed(resolved, splits, self.panel)
         self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run)
+        self.passed = PassedNet.of(resolved.model_name, self.model, splits.train.shape)
         self.step.warn, self.unsaved, self.ranks = self.progress.warn, unsaved(self.model), self.step.ranks
         met(self.ranks, resolved, splits, len(self.feed.training))
         self.global_step, self.metrics, self.stopped = 0, Mark(), ""

@@ -24,6 +24,8 @@ class Memory:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self._said = model, any(isinstance(module, ScriptModule) for module in model.modules())
+        self.remembers = False
+        """Whether it was found to."""
         stored = [m for m in model.modules() if type(m).get_extra_state is not nn.Module.get_extra_state]
         self._before = Hidden(model, but=stored)
         self._x: Tensor | None = None
@@ -47,6 +49,7 @@ class Memory:
             self._said = not _alike(logits, self._logits(self._x, stored))
         if not self._said:
             return ""
+        self.remembers = True
         where = f" ({', '.join(names[:3])})" if names else ""
         return (
             f"The model's logits depend on what it has seen before{where}, and no state_dict holds that: a resumed run "

@@ -33,6 +33,7 @@ from ..storage.run_folder import RunFolder
 from ..storage.weights import MODEL, Placed, prefixed, put_weights
 from .feed import parted
 from .meeting import join
+from .passed_net import code_of_net, told_apart
 
 
 @checked()
@@ -178,10 +179,7 @@ def builder_of(resolved: Resolved) -> ModelBuilder:
 
 def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
     """Digests, by whose it is, of the code of plugins and of the model that is neither advkit's nor torch's."""
-    nets: set[type] = {type(module) for module in model.modules()}
-    strange = [net for net in nets if not net.__module__.startswith("torch.")]
-    own = sorted({digest for net in strange for digest in code(net).values()})
-    known = {"model": "+".join(own)} if own else {}
+    known = {"model": own} if (own := code_of_net(model)) else {}
     known |= {file.short: fingerprint(file.load(), strict=False) for file in resolved.files.values()}
     plugins: dict[str, type] = {plugin.name: type(plugin) for plugin in resolved.composition.plugins}
     return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
@@ -292,6 +290,7 @@ def judged_weights(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]
 def _put_run(model: nn.Module, run: str | Path, checkpoint: str | None = None, partial_head: bool = False) -> Placed:
     """`load_weights`."""
     folder = RunFolder.open(Path(run))
-    tensors, _ = folder.load(checkpoint) if checkpoint else judged_weights(folder)
+    tensors, state = folder.load(checkpoint) if checkpoint else judged_weights(folder)
+    other = "" if partial_head else told_apart(model, tensors, state, str(run))
     placed = put_weights(model, tensors, str(run), averaged=True, partial_head=partial_head)
-    return placed._replace(said="; ".join(filter(None, [naming.doubt(folder.checkpoints), placed.said])))
+    return placed._replace(said="; ".join(filter(None, [naming.doubt(folder.checkpoints), other, placed.said])))

@@ -97,6 +97,8 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
         "run": runfile.dump(trainer.resolved),
         "evaluated": sorted(evaluated),
     }
+    if trainer.passed:
+        state["net"] = trainer.passed.record(trainer.step.care.memory.remembers)
     tensors = _tensors(trainer) | prefixed(EVALUATED, evaluated)
     folder, step = trainer.folder.checkpoints, trainer.global_step
     at, keep = trainer.position, trainer.resolved.checkpoint.keep
@@ -151,6 +153,8 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
         raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
     if changes := runfile.difference(state["run"], runfile.dump(trainer.resolved)):
         raise ResumeMismatch(f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it.")
+    if trainer.passed and known.net:
+        trainer.passed.refuse_other_form(known.net, trainer.progress.warn)
     _refuse_without_modules(trainer, tensors)
     parameters, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer
     kept = trainer.resolved.optimizer.keeps({name: p for name, p in parameters.items() if p.requires_grad})
@@ -165,6 +169,8 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
         classes=trainer.splits.train.classes,
     )
     put_weights(trainer.model, tensors, "the run's checkpoint")
+    if trainer.passed and known.net:
+        trainer.passed.refuse_other_answer(known.net, trainer.progress.warn)
     for name, numbers in state["optimizer"].items():
         optimizer.state[parameters[name]].update(numbers)
     for name, value in under(tensors, OPTIMIZER).items():
