@@ -1,4 +1,4 @@
-"""How often the audit is wrong: 40 masked and 40 honest nets, thresholds fixed on half, mistakes counted on the other.
+"""How often the audit is wrong: 40 masked and 46 honest nets, thresholds fixed on half, mistakes counted on the other.
 
     python results/audit_study.py            # writes audit.md and audit.json beside itself
 
@@ -90,6 +90,18 @@ def dense(activation: type[nn.Module]) -> nn.Module:
     )
 
 
+def kinked(kink: Callable[[torch.Tensor], torch.Tensor], inputs: int) -> nn.Module:
+    """A net behind a function of the pixels that has many gradients where some are equal, as on a black background."""
+    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Flatten()]
+    return masks.Masked(nn.Sequential(*layers, nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 10)), before=kink)
+
+
+def min_max(x: torch.Tensor) -> torch.Tensor:
+    """Each image from its darkest to its brightest pixel."""
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    return (x - low) / (high - low + 1e-6)
+
+
 def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
@@ -101,6 +113,9 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
     "ReLU MLP": partial(dense, nn.ReLU),
     "linear": linear,
     "softplus MLP": partial(dense, nn.Softplus),
+    "max-pool of the image": partial(kinked, nn.MaxPool2d(2), 128),
+    "min-max of the image": partial(kinked, min_max, 512),
+    "median of the image": partial(kinked, partial(masks.smoothed, size=3), 512),
 }
 
 
@@ -320,16 +335,19 @@ def page(nets: Sequence[Net], results: dict[str, Any]) -> None:
         "# The audit: false alarms and misses",
         "",
         f"UCI digits, eps {EPS}, {IMAGES} test images chosen at random. Honest nets are trained by eight methods on",
-        "small-cnn and on six other nets, two are not trained at all. Masked nets are honest ones in a wrapper that",
+        "small-cnn and on nine other nets, two are not trained at all. Masked nets are honest ones in a wrapper that",
         "harms their gradients or their outputs, or trained so that they mask (masked_nets.py beside this page):",
         "twenty kinds, each twice. A masked net counts as missed where no check raises an alarm, even if its mask",
         "hardly overstates anything: compare PGD-50 with what the strongest of all attacks leaves. An alarm is raised",
         "where the whole 95 % interval of a figure is above the threshold, and by three images or more; 100 images",
         "make a blunter instrument than the 200 that the command takes.",
         "",
-        "Thresholds were fixed looking at one half alone, and nothing was changed once the other was measured; of six",
-        "kinds of masks neither net is in the first. Nets, masks and checks are by the same authors, so that masks of",
-        "another mind may be missed more often.",
+        "Thresholds were fixed looking at one half alone, without the nets behind a max-pool, a min-max or a median",
+        "of the image; of six kinds of masks neither net is in that half. These nets had false alarms, so two checks",
+        "were changed later, and the page measured again: the points at which false-gradient takes its differences,",
+        "and what a step must gain for useless-gradient. That was done with the masks of both halves in view; no",
+        "threshold moved. Nets, masks and checks are by the same authors, so that masks of another mind may be missed",
+        "more often.",
         "",
         f"Silence is no bound: on honest nets without an alarm PGD-50 is up to {quiet(nets, results):.2f} above the",
         "strongest attack of the audit itself.",
@@ -378,7 +396,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     nets = [*honest_nets(), *masked_nets()]
-    assert len(nets) == 80 and sum(net.honest for net in nets) == 40 and len({net.name for net in nets}) == 80
+    assert len(nets) == len({net.name for net in nets}) == 86 and sum(net.honest for net in nets) == 46
     order = sorted(nets, key=lambda net: not net.fixes)
     results = {}
     wanted = [net for net in order if not ((chosen.half and not net.fixes) or (chosen.others and net.fixes))]

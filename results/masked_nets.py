@@ -164,14 +164,15 @@ def straight_through(net: nn.Module, levels: int) -> nn.Module:
     return Masked(net, before=lambda x: same((x * levels).round() / levels, x))
 
 
+def smoothed(x: Tensor, size: int) -> Tensor:
+    """By a median filter."""
+    around = F.pad(x, (size // 2,) * 4, mode="reflect").unfold(2, size, 1).unfold(3, size, 1)
+    return around.flatten(-2).median(-1).values
+
+
 def median(net: nn.Module, size: int) -> nn.Module:
     """A median filter, with the gradient of none."""
-
-    def smooth(x: Tensor) -> Tensor:
-        around = F.pad(x, (size // 2,) * 4, mode="reflect").unfold(2, size, 1).unfold(3, size, 1)
-        return same(around.flatten(-2).median(-1).values, x)
-
-    return Masked(net, before=smooth)
+    return Masked(net, before=lambda x: same(smoothed(x, size), x))
 
 
 def purified(net: nn.Module, radius: float, steps: int = 4) -> nn.Module:

@@ -30,6 +30,7 @@ from advkit.evaluation.audit.checks import hopeless
 from advkit.evaluation.figure import Figure, above, gap, jackknife, least, share
 from advkit.evaluation.results import Verdicts
 from advkit.evaluation.verdicts import verdicts
+from advkit.losses import margin
 from advkit.modules import mode
 from advkit.studies.paired_records import ComparedRun, Comparison
 from advkit.studies.transfer import Transfer
@@ -391,8 +392,8 @@ def test_what_square_finds_is_held_against_both_losses() -> None:
     walk = {"steps": 20, "step_size": EPS / 5}
     pgd = verdict("pgd-20", n < 9, loss="cross-entropy", **walk)
     square = dataclasses.replace(verdict("square", n < 6), access="scores")
-    for margin, expected in ((None, None), (n < 9, 0.3), (n < 6, 0.0)):
-        cw = [] if margin is None else [verdict("cw-20", margin, loss="margin", **walk)]
+    for other, expected in ((None, None), (n < 9, 0.3), (n < 6, 0.0)):
+        cw = [] if other is None else [verdict("cw-20", other, loss="margin", **walk)]
         found = from_verdicts([pgd, square, *cw])["black-box"]
         assert found.value == expected if isinstance(found, Figure) else expected is None
     apgd = verdict("apgd-t", n < 6, parts=["apgd-t"])
@@ -536,6 +537,73 @@ def test_an_honest_gradient_fits(activation: type[nn.Module]) -> None:
         for measure in (figures.false_gradient, figures.grad_mode, figures.by_batch):
             answer = measure(table)
             assert isinstance(answer, Figure) and answer.count == 0
+
+
+def min_max(x: Tensor) -> Tensor:
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    return (x - low) / (high - low)
+
+
+def median(x: Tensor) -> Tensor:
+    return nn.functional.pad(x, (1,) * 4, mode="reflect").unfold(2, 3, 1).unfold(3, 3, 1).flatten(-2).median(-1).values
+
+
+@pytest.mark.parametrize(
+    ("kinked", "single"),
+    [(nn.MaxPool2d(2), False), (nn.MaxPool2d(2), True), (min_max, False), (min_max, True), (median, False)],
+)
+def test_pixels_that_tie_are_no_false_gradient(
+    masks: ModuleType, kinked: Callable[[Tensor], Tensor], single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A black background: a kink of the net has many gradients there, of which autograd tells one."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    images[..., 2:] = 0
+    head = nn.Sequential(nn.Flatten(), nn.Linear(kinked(images / 255)[0].numel(), 4))
+    with torch.no_grad():
+        head[1].weight.copy_(torch.randn(head[1].weight.shape, generator=draw))
+    net = masks.Masked(head, before=(lambda x: kinked(x.float())) if single else kinked)
+    with torch.no_grad():
+        data = advkit.Dataset("black", images, net(images / 255).argmax(1), tuple("abcd"))
+    for cut in (False, True):
+        if cut:  # the control: cut off at the edge of the box half of them tie
+            monkeypatch.setattr(figures, "untied", lambda ball, draws: ball.uniform(draws))
+        with bench(net, data, eps=EPS, norm="linf", seed=0) as table:
+            found = figures.false_gradient(table)
+        assert isinstance(found, Figure) and above(found, RULES["false-gradient"].threshold) == cut, found
+
+
+def test_a_point_without_ties_lies_in_ball_and_box() -> None:
+    """As far from the image as one that is cut off, a pixel at 0 or 1 included."""
+    x = torch.tensor([0.0, 1.0, 0.5, 0.02]).repeat(2, 1, 4, 4)
+    for norm in ("linf", "l2"):
+        with bench(linear(), labelled(linear()), eps=EPS, norm=norm, seed=0) as table:
+            ball = type(table.ball(EPS))(x.view(2, 1, 8, 8), torch.tensor([0.05, 0.4]))
+            point = figures.untied(ball, table.net.draws("x", torch.arange(2)))
+        assert torch.equal(ball.project_(point.clone()), point) and len(point[0].unique()) == 64
+        assert torch.equal(point, figures.untied(ball, table.net.draws("x", torch.arange(2))))
+
+
+def test_a_step_that_raises_the_loss_need_not_raise_the_margin_most(
+    masks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where many classes are as likely; a loss that hides the margin is found out by it."""
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 60))
+    with torch.no_grad():
+        flat[1].weight.copy_(torch.randn(60, 16, generator=torch.Generator().manual_seed(0)) / 10)
+        flat[1].bias.zero_()
+
+    def alarm(net: nn.Module, data: advkit.Dataset) -> bool:
+        with bench(net, data, eps=EPS, norm="linf", seed=0) as table:
+            found = figures.useless(table)
+        assert isinstance(found, Figure)
+        return above(found, RULES["useless-gradient"].threshold)
+
+    assert not alarm(flat, labelled(flat, 100))
+    squashed = masks.squashed_logits(linear(4), 30)
+    assert alarm(squashed, labelled(squashed, 100))
+    monkeypatch.setattr(figures, "cross_entropy", margin)
+    assert alarm(flat, labelled(flat, 100))  # the control: by the margin alone
 
 
 @pytest.mark.usefixtures("quick_audit")

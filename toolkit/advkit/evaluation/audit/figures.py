@@ -14,6 +14,7 @@ from ...ascent import NORMS, Ball
 from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
 from ...losses import cross_entropy, margin
+from ...rng import Draws
 from ..attacks.base import EvaluationAttack, Victim
 from ..attacks.libraries import ApgdT
 from ..attacks.square import Square
@@ -41,12 +42,13 @@ def blind(bench: Bench) -> Answer:
 def false_gradient(bench: Bench) -> Answer:
     """Images where most differences of a margin, in float64, are not what the gradient says (within UNFIT).
 
-    Off the borders of the box and off the data, where clamps, thresholds and ties of equal pixels have their kinks.
-    In four directions: a normal one, one of signs, the gradient and its signs.
+    Off the borders of the box and off the data, where clamps, thresholds and ties of equal pixels have their kinks: a
+    max-pool, a median or a minimum of pixels has many gradients at a tie. In four directions: a normal one, one of
+    signs, the gradient and its signs.
     """
     net, dtype = _exact(bench.model, bench.x[:1])
     ball = bench.ball(bench.eps / 2, slice(FEW))
-    x = 0.05 + 0.9 * ball.uniform(bench.net.draws("differences", bench.index[:FEW])).to(dtype)
+    x = 0.05 + 0.9 * untied(ball, bench.net.draws("differences", bench.index[:FEW])).to(dtype)
     y = bench.y[:FEW]
 
     def values(points: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def false_gradient(bench: Bench) -> Answer:
         (gradient,) = torch.autograd.grad(height(point).sum(), point)
     draws = bench.net.draws("directions", bench.index[:FEW])
     noise = draws.normal(*x.shape[1:], dtype=x.dtype)
-    size = 1e-6 if dtype == torch.float64 else 1e-3
+    size = 1e-6 if dtype == torch.float64 else 1e-4
     wrong = torch.zeros(len(x), device=x.device)
     for way in (noise, draws.normal(*x.shape[1:], draw=1, dtype=x.dtype).sign(), gradient, gradient.sign()):
         peak = way.flatten(1).abs().amax(1).clamp(min=torch.finfo(dtype).tiny)
@@ -78,6 +80,14 @@ def false_gradient(bench: Bench) -> Answer:
         noise_floor = 64 * torch.finfo(dtype).eps * values(x).abs().amax(1).detach()
         wrong += (seen - said).abs() > UNFIT * (seen.abs() + said.abs()) + noise_floor
     return share(int((wrong >= 2).sum()), len(x))
+
+
+def untied(ball: Ball, draws: Draws) -> Tensor:
+    """A random point of the ball. What would leave the box goes the other way: pixels that are cut off at 0 tie."""
+    grey = torch.full_like(ball.x, 0.5)
+    move = type(ball)(grey, ball.radius).uniform(draws) - grey
+    there = ball.x + move
+    return torch.where((there < 0) | (there > 1), ball.x - move, there)
 
 
 def _exact(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
@@ -251,16 +261,26 @@ def one_step(bench: Bench) -> Answer:
 
 
 def useless(bench: Bench) -> Answer:
-    """Share of images where some random step of eps/2 gains more margin than the gradient's step of that length."""
-    ball, value = bench.ball(bench.eps), margin(bench.y)
-    base = value(bench.logits("base", bench.x))
-    guided = bench.ascend("half a step", steps=1, radius=bench.eps / 2, pace=1.0).x_adv
-    gain = value(bench.logits("guided", guided)) - base
-    beaten = torch.zeros_like(gain, dtype=torch.bool)
+    """Share of images where some random step of eps/2 does more than the gradient's step of that length.
+
+    It gains more margin, and either more of the loss, too, whose gradient it is, or twice the margin: where several
+    classes are as likely, a step that raises the loss need not raise the margin most.
+    """
+    ball, values = bench.ball(bench.eps), (margin(bench.y), cross_entropy(bench.y))
+    start = bench.logits("base", bench.x)
+
+    def gains(purpose: str, x: Tensor) -> list[Tensor]:
+        logits = bench.logits(purpose, x)
+        return [value(logits) - value(start) for value in values]
+
+    step = bench.ascend("half a step", steps=1, radius=bench.eps / 2, pace=1.0)
+    guided, beaten = gains("guided", step.x_adv), torch.zeros_like(step.blind[0])
     for number in range(DIRECTIONS):
         way = bench.net.draws("direction", bench.index, number).normal(*ball.x.shape[1:], dtype=ball.x.dtype)
-        tried = value(bench.logits(f"direction {number}", moved(ball, way, 0.5))) - base
-        beaten |= tried > gain + 0.01 * gain.abs()  # more than rounding, where both found the same corner
+        tried = gains(f"direction {number}", moved(ball, way, 0.5))
+        # More than rounding, where both found the same corner.
+        margins, losses = (one > other + 0.01 * other.abs() for one, other in zip(tried, guided, strict=True))
+        beaten |= margins & (losses | step.blind[0] | (tried[0] > 2 * guided[0].clamp(min=0)))
     return share(int(beaten.sum()), len(beaten))
 
 
