@@ -198,6 +198,41 @@ def test_a_broken_gradient_is_seen_whatever_was_asked_for_it(way: str) -> None:
         advkit.evaluate(Root(), data, ["clean", attack], eps=0.05, audit=False)
 
 
+TRANSFORMED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "grad": lambda f, x, y: torch.func.grad(lambda x: F.cross_entropy(f(x), y))(x),
+    "vmap": lambda f, x, y: torch.func.vmap(
+        torch.func.grad(lambda one, label: F.cross_entropy(f(one[None]), label[None]))
+    )(x, y),
+    "jacrev": lambda f, x, y: torch.func.jacrev(lambda x: F.cross_entropy(f(x), y))(x),
+}
+
+
+class Transforms(Follows):
+    """Asks for its gradient through torch.func."""
+
+    def __init__(self, way: Callable[[Victim], Any], kind: str) -> None:
+        super().__init__(way)
+        self.kind = kind
+
+    def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+        gradient = TRANSFORMED[self.kind](self.way(net), x, y)
+        return (x + radius.view(-1, 1, 1, 1) * gradient.sign()).clamp(0, 1).detach()
+
+
+@pytest.mark.parametrize("way", ["Victim", "net"])
+@pytest.mark.parametrize("kind", TRANSFORMED)
+def test_transforms_that_run_a_batch_at_once_are_refused_with_a_name(kind: str, way: str) -> None:
+    """One pass would stand for those of all images, so costs and broken gradients would be miscounted."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    attack, data = Transforms(FOLLOWED[way], kind), images(net)
+    if kind == "grad":
+        assert advkit.evaluate(net, data, ["clean", attack], eps=0.05, audit=False)["n"] == 40
+        return
+    with pytest.raises(RuntimeError, match=r"inside a transform of torch\.func \(vmap\)") as refused:
+        advkit.evaluate(net, data, ["clean", attack], eps=0.05, audit=False)
+    assert refused.value.__notes__ == ["in the attack follows"]
+
+
 class Edge(Net):
     """Sound at the images of the tests, with a gradient that is NaN once they have moved."""
 

@@ -270,6 +270,24 @@ def test_what_the_loop_lends_is_given_back(tiny_net: Net, hook: str) -> None:
         trained(tiny_net(), bad(**{hook: answers[hook]}))
 
 
+@pytest.mark.parametrize("kind", ["grad", "vmap", "jacrev"])
+def test_a_net_that_is_called_inside_a_transform_is_blamed_on_its_caller(
+    tiny_net: Net, tiny_batch: BatchOf, kind: str
+) -> None:
+    def inner_attack(self, model, batch):
+        f = {
+            "grad": lambda: torch.func.grad(lambda x: model(x).sum())(batch.x),
+            "vmap": lambda: torch.func.vmap(lambda one: model(one[None]))(batch.x),
+            "jacrev": lambda: torch.func.jacrev(lambda x: model(x).sum())(batch.x),
+        }[kind]
+        f()
+
+    sentence = r"inside a transform of torch\.func .* take torch\.autograd\.grad"
+    with pytest.raises(RuntimeError, match=sentence) as failed:
+        step_of(tiny_net(), bad(inner_attack=inner_attack))(*tiny_batch(), epoch=0)
+    assert failed.value.__notes__ == ["in plugin bad, hook inner_attack, epoch 0, step 0"]
+
+
 def test_batches_that_fail_when_they_are_read_are_blamed(tiny_net: Net) -> None:
     class Late(Sequence[Tensor]):
         def __len__(self) -> int:

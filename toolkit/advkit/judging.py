@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,18 @@ def untouched(x: Tensor, *, by_value: bool = False) -> Iterator[None]:
         raise OptionError(IN_PLACE)
 
 
+def refuse_transforms(*kinds: str) -> None:
+    """RuntimeError for whoever calls a net inside a transform of torch.func: of these kinds, such as Vmap; or any."""
+    # torch has no public name for what runs now. Where this one is gone, its own errors are what is seen.
+    stack: Sequence[Any] = getattr(torch._C._functorch, "get_interpreter_stack", list)() or ()
+    running = [one.key().name for one in stack]
+    if found := [name for name in running if name in kinds or not kinds]:
+        raise RuntimeError(
+            f"the net is called inside a transform of torch.func ({found[0].lower()}), where its passes are not "
+            "watched and counted image by image; take torch.autograd.grad of its logits"
+        )
+
+
 def writes(x: Tensor) -> int:
     """How often torch has seen somebody write into it."""
     return 0 if x.is_inference() else x._version
@@ -198,6 +210,7 @@ class GradientWatch:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The images to give to the net in place of x (B, C, H, W)."""
+        refuse_transforms("Vmap")
         if not (x.requires_grad and torch.is_grad_enabled()):
             return x
         x = x.view_as(x)  # every call watches its own gradient, whatever else x is used for
@@ -207,6 +220,7 @@ class GradientWatch:
     def _see(self, gradient: Tensor | None) -> None:
         if gradient is None:  # of a net that ends there, as quantized ones do; who asked for it is told by torch
             return
+        refuse_transforms("Vmap")
         peak = gradient.detach().flatten(1).abs().amax(1)  # keeps NaN
         finite, still = peak.isfinite().all(), (peak == 0).sum()
         self.finite = finite if self.finite is None else self.finite & finite
