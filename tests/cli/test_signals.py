@@ -111,6 +111,16 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_processes_stop_where_torchrun_has_died(processes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a run without torchrun goes on where its shell has."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    signals = Signals()
+    assert signals.requested is None
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert signals.requested is (Stopped if processes == "2" else None)
+
+
 @pytest.mark.parametrize(
     ("typed", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1h 30m 5s", 5405)]
 )

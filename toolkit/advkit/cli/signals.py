@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
 from threading import current_thread, main_thread
 from types import FrameType
 
+from .. import torchrun
 from ..errors import Interrupted, OptionError, Stopped
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
@@ -17,6 +19,7 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 class Signals:
     """The first of `STOPPING` stops a run after its step, with a checkpoint; so do `seconds`, where they are given.
 
+    So does the death of torchrun, whose processes nobody else would tell: signals that it does not know end it at once.
     A second Ctrl-C, or a second SIGTERM, stops it at once. A hang-up is sent twice by some shells, and a scheduler
     sends SIGTERM after SIGUSR1, so other pairs are one request.
     """
@@ -25,13 +28,14 @@ class Signals:
         self._requested: type[Stopped] | None = None
         self._first = 0
         self._end = None if seconds is None else time.monotonic() + seconds
+        self._torchrun = os.getppid() if torchrun.several() else None
 
     @property
     def requested(self) -> type[Stopped] | None:
         """How the run is to end; None while it may go on."""
-        if self._requested is None and self._end is not None and time.monotonic() >= self._end:
-            return Stopped
-        return self._requested
+        over = self._end is not None and time.monotonic() >= self._end
+        orphaned = self._torchrun is not None and os.getppid() != self._torchrun
+        return Stopped if self._requested is None and (over or orphaned) else self._requested
 
     def __enter__(self) -> Signals:
         # nohup ignores hang-ups: so do we then. Only the main thread may choose.

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from ..errors import OptionError
 from ..hidden import without_trace
-from ..judging import examined, same_bits, untouched
+from ..judging import examined, refuse_transforms, same_bits, untouched
 from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
 from .compiled import Compiled, another_gradient, compiled, eagerly, of_the_users
@@ -144,6 +144,7 @@ class Engine:
         It draws after `seed()`. `careful`: what it does to its images and in which precision it computes is watched.
         Of no image, as in a share of a batch that has none, it returns no row: many nets fail at such a tensor.
         """
+        refuse_transforms()
         self.running, self._empty = True, not len(x)
         before = self._values() if careful else ()
         modes = [(name, module, module.training) for name, module in self.model.named_modules()] if careful else ()

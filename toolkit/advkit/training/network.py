@@ -9,7 +9,6 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from ..judging import refuse_transforms
 from .engine import Engine
 from .given import an_answer
 from .ledger import Ledger
@@ -52,7 +51,6 @@ class Network:
 
         Buffers stay as they are unless `moves_statistics`. `turn` tells calls of one label apart.
         """
-        refuse_transforms()
         replaced = dict(params or {})
         if not moves_statistics and self.model.training:
             # Train mode updates buffers in place: on clones, which are dropped.
