@@ -38,7 +38,8 @@ class Calls(nn.Module):
 
 def step_of(net: nn.Module, plugins: Any = (), **settings: Any) -> Step:
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    return Step(net, optimizer, plugins, num_samples=16, eps=0.1, settings={"attack.steps": 2, **settings})
+    defaults = {"attack.eps": 0.1, "attack.steps": 2}
+    return Step(net, optimizer, plugins, num_samples=16, settings={**defaults, **settings})
 
 
 def autocast(dtype: torch.dtype, scale: float) -> Callable[[Calls, Tensor], Tensor]:
@@ -374,6 +375,48 @@ def test_a_run_says_both(tiny_batch: BatchOf) -> None:
     first, epoch = heard.said
     assert first.startswith("The attack moved 0 of 4 images")
     assert epoch.startswith("100% of the attack's input gradients in epoch 1 were zero")
+
+
+def at_edges(tiny_batch: BatchOf) -> tuple[Tensor, Tensor, Tensor]:
+    """Two thirds of the pixels are exactly 0 or 1."""
+    x, y, index = tiny_batch()
+    return (3 * x - 1).clamp(0, 1), y, index
+
+
+@pytest.mark.parametrize("init", ["zero", "uniform"])
+@pytest.mark.parametrize("clip", [lambda x: x.clamp(0, 1), nn.Hardtanh(0, 1), lambda x: 1 - (1 - x.relu()).relu()])
+def test_a_net_that_clips_its_images_is_told(tiny_batch: BatchOf, clip: Callable[[Tensor], Tensor], init: str) -> None:
+    step = step_of(Calls(lambda net, x: net.core(clip(x))), **{"attack.init": init})
+    with pytest.warns(UserWarning, match=r"^100% of the pixels at exactly 0 or 1 .* leave the clamp out\.$"):
+        step(*at_edges(tiny_batch), epoch=0)
+    step(*at_edges(tiny_batch), epoch=1)  # once; warnings are errors in these tests
+    step_of(Calls(lambda net, x: net.core(clip(x))), **{"attack.steps": 0})(*at_edges(tiny_batch), epoch=0)
+    step_of(Calls(lambda net, x: net.core(clip(x))))(*tiny_batch(), epoch=0)  # no pixel is there
+
+
+def framed(net: Calls, x: Tensor) -> Tensor:
+    """Sees the inner pixels alone."""
+    return net.core(nn.functional.pad(x[:, :, 1:-1, 1:-1], (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    "see",
+    [
+        lambda net, x: net.core(x),
+        framed,
+        lambda net, x: net.core(x.clamp(-1, 2)),
+        lambda net, x: net.core(nn.functional.max_pool2d(x, 2).repeat(1, 4, 1, 1).view_as(x)),
+        lambda net, x: net.core(nn.functional.conv2d(x, torch.eye(2).view(2, 2, 1, 1) - 0.5).relu()),  # at its kink
+        lambda net, x: net.core(x + (x.clamp(0, 1) - x).detach()),
+        lambda net, x: net.core((x - x.amin((1, 2, 3), True)) / (x.amax((1, 2, 3), True) - x.amin((1, 2, 3), True))),
+    ],
+)
+def test_pixels_without_a_gradient_elsewhere_are_no_clipping(
+    tiny_batch: BatchOf, see: Callable[[Calls, Tensor], Tensor]
+) -> None:
+    step_of(Calls(see))(*at_edges(tiny_batch), epoch=0)  # warnings are errors in these tests
+    x, y, index = at_edges(tiny_batch)
+    step_of(Calls(see))(x * (torch.arange(4) < 2), y, index, epoch=0)  # half of each image is black
 
 
 @pytest.mark.parametrize("plugins", [(), ("trades",), ("awp",)])

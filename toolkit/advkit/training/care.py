@@ -20,7 +20,7 @@ from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values
 from .memory import Memory, by_batch
 from .objective import Update
 from .panel import Panel
-from .probe import doubts, refuse_other_weights, standing_still
+from .probe import doubts, refuse_other_weights, standing_still, stuck_at_edges
 from .ranks import here
 
 MANY = 100
@@ -103,6 +103,8 @@ class Care:
         flat = "" if (owner := stage.owner("attack_objective")) is None else owner.plugin.name
         still = standing_still(known["attack"], known["batch"], known["radius"], final, steps, flat)
         cautions = [still, doubts(logits)]
+        if steps and known["attack"].finite is not None and bool((known["radius"] > 0).any()):
+            cautions.append(stuck_at_edges(self.model, known["batch"], self.computing))
         if not self._seen:
             if self.state.building is not None:
                 self.state.building.refuse_left_out(self.computing)

@@ -16,8 +16,8 @@ from torch.func import functional_call
 from ..errors import OptionError
 from ..hidden import without_trace
 from ..judging import probabilities, same_bits
-from ..losses import soft_cross_entropy
-from ..modules import own_generator, placement
+from ..losses import cross_entropy, soft_cross_entropy
+from ..modules import mode, own_generator, placement
 from ..types import AttackResult, Batch
 from .by_itself import by_itself
 from .compiled import eagerly
@@ -27,6 +27,9 @@ TOLERANCE = 1e-2
 
 NEGLIGIBLE = 1e-4
 """A gradient of so small a share of the whole may be rounding on an accelerator."""
+
+IMAGES, FEWEST = 16, 8
+"""Of a batch, whose pixels at 0 and 1 are looked at; so many pixels tell something."""
 
 SURE, MANY, NEARLY_ALL = 0.999, 0.5, 0.9
 """Above which probability of its label an image may have no gradient; which share of images may not stand still."""
@@ -159,6 +162,42 @@ def standing_still(
         f"The attack moved {movable - stuck} of {movable} images of a batch, though their radius is above 0 and the "
         f"model is not sure of them: its input gradients are 0{zeros} or its steps below rounding. The step trains on "
         f"the others as they are; look for {other}rounding, argmax or detach in the model, or a last layer of zeros."
+    )
+
+
+def stuck_at_edges(model: nn.Module, batch: Batch, computing: Container[object]) -> str:
+    """A sentence where pixels at 0 and 1 have no gradient that they have a step beside it, "" elsewhere.
+
+    Two input gradients of a few images, as a net is evaluated, at points that differ in half of these pixels alone: at
+    their edge, or by rounding's size inside. The others lie deeper inside, where nothing ties and no ReLU is at its
+    kink; a pixel that the net does not see has no gradient at either point. It synchronises.
+    """
+    x, y = batch.x[:IMAGES].detach(), batch.y[:IMAGES]
+    edge = (x == 0) | (x == 1)
+    device, inward = placement(model)[0], 1 - 2 * x
+    draws = torch.rand(2, *x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    kept = edge & (draws[0] < 0.5)
+    if int(kept.sum()) < FEWEST:
+        return ""
+    beside = torch.where(edge & ~kept, x + inward * (0.02 + 0.06 * draws[1]), x)
+
+    def moving(images: Tensor) -> Tensor:
+        with own_generator(device) as seed, without_trace(model, hooks=True), mode(model, training=False):
+            seed(0)
+            with torch.enable_grad():
+                loss = cross_entropy(y)(model(images.requires_grad_())).sum() + 0 * images.sum()  # it may be cut off
+                (gradient,) = torch.autograd.grad(loss, images)
+        return gradient != 0
+
+    with by_itself(model, computing), eagerly(model):
+        inside = moving(torch.where(kept, x + inward * 8 * torch.finfo(x.dtype).eps, beside)) & kept
+        seen, stuck = int(inside.sum()), int((inside & ~moving(beside)).sum())
+    if seen < FEWEST or stuck < NEARLY_ALL * seen:
+        return ""
+    return (
+        f"{stuck / seen:.0%} of the pixels at exactly 0 or 1 have no input gradient and get one just inside: the model "
+        "clips its images, as x.clamp(0, 1) does, which has none at its ends. Attacks by gradients leave them there, "
+        "and whatever else gets there, so they find less. Images are in [0, 1] already: leave the clamp out."
     )
 
 
