@@ -58,7 +58,7 @@ def test_training_images_of_another_order_are_not_told_from_those_held_out(tmp_p
     advkit.train(settings=TINY, epochs=1, out=run)
     file = run / "run.toml"
     file.write_text(file.read_text().replace("balance = false\n", "balance = true\n"))
-    with pytest.raises(DataError, match=r"are not those of .*run, or in another order, so --split train would mix"):
+    with pytest.raises(DataError, match=r"are not those of .*run, or in another order, so split train would mix"):
         advkit.evaluate(run, attacks="clean", split="train")
     assert json.loads(advkit.evaluate(run, attacks="clean", audit=False).model_dump_json())["n"] == 40
 

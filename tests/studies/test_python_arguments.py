@@ -176,8 +176,13 @@ ITSELF = "runs/r names its data and norm itself; pass a module to evaluate it on
         (lambda: advkit.audit(net(), TOY, eps=0.1, data_root="/nowhere"), f"data_root{AS_IT_IS}"),
         (lambda: advkit.audit(net(), TOY, eps=0.1, settings={"model.width": 9}), f"settings{AS_IT_IS}"),
         (
+            lambda: advkit.evaluate("net.pt", TOY, model=net()),
+            'net.pt is a file of weights; say which net and data: model="NAME" dataset="NAME", or load it into your '
+            "module and pass that in its place.",
+        ),
+        (
             lambda: advkit.evaluate("net.pt", "digits", model="small-cnn", checkpoint="best"),
-            "net.pt is a file of weights, which has no checkpoints; leave --checkpoint out.",
+            "net.pt is a file of weights, which has no checkpoints; leave checkpoint out.",
         ),
         (
             lambda: advkit.train(resume_from="runs/r", out="runs/s", init_from="runs/t"),

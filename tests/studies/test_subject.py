@@ -42,7 +42,7 @@ def test_weights_that_are_rounded_are_said_to_be(
         (
             "folder.pt",
             NET,
-            "folder.pt is a folder and no run (it has no run.toml); give a file of weights, or the --out",
+            "folder.pt is a folder without run.toml; give a run's, or a file of weights.",
         ),
         ("file", NET, "file can not be read as weights (its first bytes are not those of such a file)"),
         ("file", NET[:2], "file is a file of weights; say which net and data: --model NAME --dataset NAME."),

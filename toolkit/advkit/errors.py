@@ -6,9 +6,30 @@ import difflib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from numbers import Number
 from pathlib import PurePath
+
+_TYPED: ContextVar[bool] = ContextVar("typed", default=False)
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """The scope in which advice is given in the words of the command line; elsewhere it is in those of Python."""
+    token = _TYPED.set(True)
+    try:
+        yield
+    finally:
+        _TYPED.reset(token)
+
+
+def named(flag: str, value: str = "") -> str:
+    """An argument as whoever is told of it writes it: "--model NAME" on the command line, model="NAME" from Python."""
+    if _TYPED.get():
+        return f"{flag} {value}".rstrip()
+    name = "settings" if flag == "--set" else flag.removeprefix("--").replace("-", "_")
+    return f'{name}="{value}"' if value else name
 
 
 class AdvkitError(Exception):

@@ -13,7 +13,15 @@ import click
 from click.core import ParameterSource
 
 from .. import __version__
-from ..errors import AdvkitError, CheckpointError, NotTyped, OptionError, did_you_mean, without_temporary_files
+from ..errors import (
+    AdvkitError,
+    CheckpointError,
+    NotTyped,
+    OptionError,
+    command_line,
+    did_you_mean,
+    without_temporary_files,
+)
 from ..torchrun import rank, several
 from .signals import AtOnce, over
 from .streams import escaped, reopen_closed, usable
@@ -82,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; never a traceback."""
-    with usable():
+    with usable(), command_line():
         return _run(arguments)
 
 

@@ -13,7 +13,7 @@ from ..arguments import checked
 from ..ascent import NORMS
 from ..data.base import choice
 from ..data.own import as_dataset, as_splits, as_wide_as
-from ..errors import AdvkitError, OptionError, ProcessLost
+from ..errors import AdvkitError, OptionError, ProcessLost, named
 from ..evaluation import audit as checking
 from ..evaluation.attacks import EvaluationAttack, parse_attack
 from ..evaluation.verdicts import refuse_gray_levels
@@ -98,7 +98,7 @@ def audit(
         described = chosen.described(split, len(images))
         head = {"run": chosen.name, **chosen.record, "split": split, "images": described}
     if not radius:
-        raise OptionError("An audit needs a radius above 0; give --eps E.")
+        raise OptionError(f"An audit needs a radius above 0; give {named('--eps', 'E')}.")
     refuse_gray_levels(radius, norm)
     team, done = here() if together else ALONE, 0
     if team.size > 1:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..ascent import NORMS
-from ..errors import OptionError, shown
+from ..errors import OptionError, named, shown
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
 from ..evaluation.verdicts import Radius
 from .inputs import amount, listed, pace, whole
@@ -78,7 +78,9 @@ class EvaluationRequest:
         if any(isinstance(eps, torch.Tensor) for eps in given.values()):
             raise OptionError(f"{net.name} is judged at one eps; pass a module for one of each image.")
         if norm in self.by_norm:
-            raise OptionError(f"{net.name} is judged in {norm}, whose eps is --eps; leave --eps-{norm} out.")
+            raise OptionError(
+                f"{net.name} is judged in {norm}, whose eps is {named('--eps')}; leave {named(f'--eps-{norm}')} out."
+            )
         return {norm: net.eps} | {own: float(eps) for own, eps in given.items()} | dict(self.by_norm)
 
     def refuse_without_attack(self, norm: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..arguments import checked
 from ..data.transforms import to_float
-from ..errors import OptionError
+from ..errors import OptionError, named
 from ..models.base import Normalize
 from ..modules import mode, placement
 from ..storage.files import delete, sweep, unwritable, using, write_atomic
@@ -161,9 +161,9 @@ def _refuse_content(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         sweep(out)
         if {entry.name for entry in out.iterdir()} - {LOCK} and not (out / UNFINISHED).is_file():
-            raise OptionError(f"{out} holds files already; choose another --out.")
+            raise OptionError(f"{out} holds files already; choose another {named('--out')}.")
     except OSError as error:
-        raise unwritable(out, error, "choose another --out", "used") from None
+        raise unwritable(out, error, f"choose another {named('--out')}", "used") from None
 
 
 def _remove(out: Path, *names: str) -> None:

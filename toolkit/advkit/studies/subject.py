@@ -18,7 +18,7 @@ from ..config.request import merged, registered
 from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits, choice, population
 from ..data.own import as_splits, as_wide
-from ..errors import CheckpointError, DataError, OptionError
+from ..errors import CheckpointError, DataError, OptionError, named
 from ..fingerprint import code, fingerprint
 from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
@@ -78,18 +78,15 @@ class Subject:
         if not self.own_images:
             raise DataError(
                 f"The training images of {self.splits.train.name} are not those of {self.name}, or in another order, "
-                f"so --split {split} would mix what it was trained on with what was held out; restore them."
+                f"so {named('--split')} {split} would mix what it was trained on with what was held out; restore them."
             )
         places = self.parts[split == "validation"]
         if not len(places):
-            raise OptionError(f"--split {split} has no images: this run held none out (validation.fraction).")
+            raise OptionError(f"{named('--split')} {split} has no images: validation.fraction held none out.")
         return self.splits.train.take(places).sample(count)
 
     def described(self, split: str, count: int, place: int | None = None) -> str:
-        """What the `count` images of a split are, for tables: how many of how many, and how they were chosen.
-
-        `place`: in the split, of one that was named.
-        """
+        """How many of how many images of a split they are, and how they were chosen; `place` is that of a named one."""
         data, every = self.resolved.data, len(self.images(split))
         whole = self.splits.test if split == "test" else self.splits.train
         which = choice(count, every) if place is None else f"1 of {every} images, that at place {place}"
@@ -240,8 +237,8 @@ def subject_of(
     Of a run net and data are named, or passed as objects, where no name brings them back.
     """
     path, settings = Path(given), dict(settings or {})
-    named = {"model.name": model, "data.name": dataset}
-    texts = {key: text for key, text in named.items() if isinstance(text, str)}
+    asked = {"model.name": model, "data.name": dataset}
+    texts = {key: text for key, text in asked.items() if isinstance(text, str)}
     folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
     if texts and not there(path):
         raise CheckpointError(f"{given} does not exist; give a run folder or a file of weights.")
@@ -249,16 +246,19 @@ def subject_of(
         typed = with_files(Layer("command line", texts))
         if typed.files.keys() != texts.keys() or settings:
             if folder and not there(path / "run.toml"):
-                raise CheckpointError(
-                    f"{given} is a folder and no run (it has no run.toml); give a file of weights, or the --out of a "
-                    "run."
-                )
-            raise OptionError(f"{given} is a run: its own model and data are used; leave --model, --dataset and --set.")
-        return _of_run(path, checkpoint, data_root, named, typed.files, together)
-    if not all(texts.get(key) for key in named):
-        raise OptionError(f"{given} is a file of weights; say which net and data: --model NAME --dataset NAME.")
+                raise CheckpointError(f"{given} is a folder without run.toml; give a run's, or a file of weights.")
+            raise OptionError(
+                f"{given} is a run: its own model and data are used; leave "
+                f"{named('--model')}, {named('--dataset')} and {named('--set')}."
+            )
+        return _of_run(path, checkpoint, data_root, asked, typed.files, together)
+    if not all(texts.get(key) for key in asked):
+        own = any(not isinstance(value, str | None) for value in asked.values())
+        which = f"{named('--model', 'NAME')} {named('--dataset', 'NAME')}"
+        which += ", or load it into your module and pass that in its place" if own else ""
+        raise OptionError(f"{given} is a file of weights; say which net and data: {which}.")
     if checkpoint is not None:
-        raise OptionError(f"{given} is a file of weights, which has no checkpoints; leave --checkpoint out.")
+        raise OptionError(f"{given} is a file of weights, which has no checkpoints; leave {named('--checkpoint')} out.")
     short = {
         "model.name": ("model", model),
         "data.name": ("dataset", dataset),

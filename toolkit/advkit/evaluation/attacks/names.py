@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from ... import registry
-from ...errors import OptionError, did_you_mean
+from ...errors import OptionError, did_you_mean, named
 from .base import CAT_PACE, EvaluationAttack, Typed
 
 
@@ -29,7 +29,9 @@ def parse_attacks(names: Sequence[str], pace: float = CAT_PACE, root: str | None
     """One or more attacks, each once."""
     if not names or len(set(names)) != len(names):
         given = ",".join(names)
-        raise OptionError(f"--attacks {given!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20.")
+        raise OptionError(
+            f"{named('--attacks')} {given!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20."
+        )
     attacks = [parse_attack(name, pace, root) for name in names]
     if len({attack.name for attack in attacks}) != len(attacks):
         raise OptionError("Name one or more attacks, each once.")

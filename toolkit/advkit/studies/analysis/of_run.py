@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.base import Dataset
-from ...errors import OptionError
+from ...errors import OptionError, named
 from ...evaluation.verdicts import refuse_gray_levels
 from ...reach import short_of
 from ...storage.run_folder import RunFolder
@@ -203,8 +203,9 @@ class Study:
         known = self._net.images(self.split).index
         if not bool((known == place).any()):
             raise OptionError(
-                f"--index {place} is no image of --split {self.split}, which has {len(known)} images, from "
-                f"{int(known[0])} to {int(known[-1])}; train and validation share one numbering."
+                f"{named('--index')} {place} is no image of {named('--split')} {self.split}, which has "
+                f"{len(known)} images, from {int(known[0])} to {int(known[-1])}; train and "
+                "validation share one numbering."
             )
         return self._positions(torch.tensor([place]))
 
