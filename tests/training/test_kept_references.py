@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -266,6 +267,7 @@ def test_a_selection_changes_no_labels(tiny_net: Net, tiny_batch: BatchOf) -> No
     ("what", "deed", "read"),
     [
         ("the number of threads", lambda: torch.set_num_threads(3), torch.get_num_threads),
+        ("the working folder", lambda: os.chdir("/"), os.getcwd),
         ("the default device", lambda: torch.set_default_device("meta"), torch.get_default_device),
         ("anomaly detection", lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
         (

@@ -120,7 +120,7 @@ def test_what_a_tracker_changes_of_the_process_is_put_back_and_told_once(tmp_pat
         assert process() == before
     (said,) = listening.heard
     assert said.startswith("The tracker acme changed torch.inference_mode, the grad mode, the default dtype, the def")
-    assert all(name in said for name in [*switches(), *generators(), "the working folder, what SIGTERM does"])
+    assert all(name in said for name in [*switches(), *generators(), "what SIGTERM does"])
     assert said.endswith("; that was put back, as the run has to be the one without it.")
 
 

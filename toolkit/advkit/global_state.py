@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .own_file import working_folder
+from .own_file import back_to, working_folder
 
 _TINY = torch.tensor(1e-40, device="cpu", dtype=torch.float32)
 """Below the smallest normal number; 0 where those are flushed, which torch does not tell."""
@@ -41,11 +40,12 @@ _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         lambda: {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")},
         lambda states: [torch.set_autocast_enabled(*one) for one in states.items()],
     ),
+    "the working folder": (working_folder, back_to),
 }
 
 
 def switches() -> dict[str, Any]:
-    """What is global in torch and decides what a forward is, by what it is called in a sentence."""
+    """What is global and decides what a forward is or where files lie, by what it is called in a sentence."""
     return {name: read() for name, (read, _) in _SWITCHES.items()}
 
 
@@ -89,10 +89,9 @@ def _words(state: Any) -> list[Any]:
 def undone(told: Callable[[Sequence[str]], object]) -> Iterator[None]:
     """A scope for code that is no part of a run. What it leaves otherwise is put back, and `told` by name, if anything.
 
-    Beside switches and generators that is inference mode, the working folder and, where a thread may set them, who
-    handles signals.
+    Beside switches and generators that is inference mode and, where a thread may set them, who handles signals.
     """
-    switched, drawn, folder, handlers = switches(), generators(), working_folder(), _handlers()
+    switched, drawn, handlers = switches(), generators(), _handlers()
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     left = list[str]()
     try:
@@ -108,9 +107,6 @@ def undone(told: Callable[[Sequence[str]], object]) -> Iterator[None]:
         if moved := drawn_from(drawn):
             put_back(drawn)
             left += moved
-        if folder and working_folder() != folder:
-            os.chdir(folder)
-            left.append("the working folder")
         for number, handler in _handlers().items():
             if handler != handlers[number] and handlers[number] is not None:  # of C, which Python can not set
                 signal.signal(number, handlers[number])

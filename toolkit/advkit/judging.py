@@ -14,6 +14,7 @@ from .errors import NonFinite, OptionError
 from .global_state import drawn_from, generators, put_back
 from .inventory import statistics_of
 from .modules import frozen, kept_values, mode, own_generator, placement
+from .own_file import staying
 from .precision import EXACT, HalfPrecision, first_forward_watched, named, refuse_half
 
 IN_PLACE = (
@@ -123,10 +124,12 @@ def untouched(x: Tensor, *, by_value: bool = False) -> Iterator[None]:
     """OptionError where a forward in the scope writes into its images x.
 
     torch counts writes, but not those through `x.data` or a numpy view: `by_value` sees these too and puts x back.
+    A working folder that the forward goes to is left again: threads may open files meanwhile, and whoever called it.
     """
     before, kept = writes(x), x.detach().clone() if by_value else None
     try:
-        yield
+        with staying():
+            yield
     except RuntimeError as error:
         if "in-place" in str(error) and "leaf" in str(error):
             raise OptionError(IN_PLACE) from error

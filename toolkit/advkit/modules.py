@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .modes import exported, modes_back
+from .own_file import staying
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -87,15 +88,14 @@ def kept_values(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
-    """A scope in which models may draw (dropout), by a seeding function; global generators come back as they were."""
+    """A scope in which models may draw, by a seeding function; global generators and the working folder come back."""
     cuda = [torch.empty(0, device=device).device] if device.type == "cuda" else []  # with its number
 
     def seed(value: int) -> None:
-        torch.default_generator.manual_seed(value)
-        for gpu in cuda:
-            torch.cuda.default_generators[gpu.index or 0].manual_seed(value)
+        for one in (torch.default_generator, *(torch.cuda.default_generators[gpu.index or 0] for gpu in cuda)):
+            one.manual_seed(value)
 
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), staying():
         yield seed
 
 

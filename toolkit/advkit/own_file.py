@@ -232,6 +232,23 @@ def working_folder() -> str:
     return ""
 
 
+def back_to(folder: str) -> None:
+    """Go to a folder, if it is one; nobody can go to one that has been removed."""
+    with suppress(OSError):
+        if folder and working_folder() != folder:
+            os.chdir(folder)
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """A scope for code of others, after which the working folder is what it was: a run's own may be named from it."""
+    before = working_folder()
+    try:
+        yield
+    finally:
+        back_to(before)
+
+
 def _beside(name: str, folder: str) -> object:
     """What tells states of a module of `folder` apart, by the file of its top package; None where there is none."""
     top = Path(folder) / name.partition(".")[0]

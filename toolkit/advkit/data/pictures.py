@@ -49,8 +49,8 @@ class Files:
 def listed(root: Path) -> Iterator[Files]:
     """What lies in a folder or a zip, which stays open meanwhile."""
     if os.path.isdir(root):
-        names = tuple(_walk(root))
-        yield Files(root, names, partial(_opened, root), partial(_size, root))
+        names, place = tuple(_walk(root)), root.absolute()  # pictures are opened later, wherever the process is then
+        yield Files(root, names, partial(_opened, place), partial(_size, place))
         return
     try:
         archive = _Archive(root)

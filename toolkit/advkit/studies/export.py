@@ -15,6 +15,7 @@ from ..data.transforms import to_float
 from ..errors import OptionError, named
 from ..models.base import Normalize
 from ..modules import mode, placement
+from ..own_file import staying
 from ..storage.files import delete, sweep, unwritable, using, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
@@ -123,7 +124,7 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
         "eps": subject.eps,
     }
     images = subject.images("test").images[:EXAMPLES]
-    with mode(model, training=False), torch.no_grad():
+    with mode(model, training=False), torch.no_grad(), staying():
         x = to_float(images, placement(model)[1]).contiguous()
         example = {"images": x, "logits": model(x).contiguous()}
         graph, record["without_graph"] = _graph(model, x)

@@ -17,6 +17,7 @@ from ..evaluation.results import BATCH
 from ..evaluation.soundness import sound
 from ..judging import checked_logits, judged
 from ..modules import placement
+from ..own_file import staying
 from ..rng import derive_seed
 from .subject import subject_of
 
@@ -44,7 +45,7 @@ def pseudo_label(
     def ask(images: NDArray[np.uint8]) -> NDArray[np.int64]:
         rows = []
         for part in torch.from_numpy(images).split(BATCH):  # type: ignore[no-untyped-call]
-            with torch.no_grad():
+            with torch.no_grad(), staying():
                 logits = checked_logits(net.model(to_float(part.to(device), dtype)), len(part), len(seen.classes))
             if not bool(sound(logits).all()):
                 raise NonFinite(f"The net of {run} has logits of NaN or Inf on these images, so it gives no labels.")

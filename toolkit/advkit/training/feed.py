@@ -12,6 +12,7 @@ from ..data.base import Dataset, Splits
 from ..data.decoded import Decoded
 from ..data.transforms import WHEN_DECODED, to_float
 from ..errors import HookContract, OptionError, blamed
+from ..own_file import staying
 from ..plugin import CORE
 from ..rng import Draws, derive_key, permutation
 from .ahead import ahead, near, transform_of
@@ -91,9 +92,8 @@ class Feed:
         owner = self.panel.stage.owner("train_transform")
         if owner is None:  # a few numbers an image: a GPU takes longer to be told how than a CPU to do it
             return self.transform(x, self._draws(index.cpu(), occurrence.cpu(), state.epoch)), labels, here
-        draws = self._draws(here, occurrence.to(state.device), state.epoch)
-        with self.panel.watching(self.run.check_hooks or state.step == 0):
-            augmented = self.panel.ask(owner, {"x": x, "draws": draws})
+        with self.panel.watching(self.run.check_hooks or state.step == 0), staying():
+            augmented = self.panel.ask(owner, {"x": x, "draws": self._draws(here, occurrence.to(here), state.epoch)})
         if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (x.shape, x.dtype):
             what = f"images {tuple(x.shape)} {x.dtype} are expected, as they came"
             raise HookContract.broken(owner.plugin.name, owner.hook, what)

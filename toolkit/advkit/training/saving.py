@@ -100,7 +100,7 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
     if trainer.passed:
         state["net"] = trainer.passed.record(trainer.step.care.memory.remembers)
     tensors = _tensors(trainer) | prefixed(EVALUATED, evaluated)
-    folder, step = trainer.folder.checkpoints, trainer.global_step
+    folder, step = trainer.folder.checkpoints.absolute(), trainer.global_step  # a net may go elsewhere meanwhile
     at, keep = trainer.position, trainer.resolved.checkpoint.keep
     trainer.writer.write(lambda kept: publish(at, keep, checkpoint.save(folder, step, kept, state)), tensors)
 
