@@ -263,6 +263,73 @@ def test_a_selection_changes_no_labels(tiny_net: Net, tiny_batch: BatchOf) -> No
         step_of(tiny_net(), bad(weight_perturbation=weight_perturbation, passes=passes))(*tiny_batch(), epoch=0)
 
 
+class Scheduled(nn.Module):
+    """Sets the rate of its dropout, keeps an output and caches a function, in every forward."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.dropout, self.calls = net, nn.Dropout(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.dropout.p = 1 / (2 + self.calls)
+        self.cached = lambda values: values
+        return self.dropout(self.net(x))  # type: ignore[no-any-return]
+
+
+def doubled(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: type(net).forward(net, x) * 2
+
+
+@pytest.mark.parametrize(
+    ("what", "deed"),
+    [
+        ("momentum of 1 of the model", lambda net: setattr(net[1], "momentum", 0.9)),
+        ("p of 3 of the model", lambda net: setattr(net[3], "p", 0.5)),
+        ("padding of 0 of the model", lambda net: setattr(net[0], "padding", (0, 0))),
+        ("forward of the model", lambda net: setattr(net, "forward", doubled(net))),
+        ("forward of 5 of the model", lambda net: setattr(net[5], "forward", doubled(net[5]))),
+        ("the class of 2 of the model", lambda net: setattr(net[2], "__class__", nn.Tanh)),
+    ],
+)
+@pytest.mark.parametrize("hook", ["setup", "observe_update", "after_update"])
+def test_functions_of_a_net_and_settings_of_its_layers_are_left_alone(
+    tiny_net: Net, tiny_batch: BatchOf, what: str, deed: Callable[[Any], object], hook: str
+) -> None:
+    def does(self: Any, model: nn.Module) -> None:
+        self.model = model
+        if hook == "setup":
+            deed(model)
+
+    net = tiny_net(True, dropout=0.1)
+    before = [dict(vars(module)) for module in net.modules()], [type(module) for module in net.modules()]
+    later = {} if hook == "setup" else {hook: lambda self: deed(self.model)}
+    with pytest.raises(HookContract, match=f"Plugin bad .* {hook}: it changed {what}; leave it as it was"):
+        step_of(net, bad(setup=does, **later))(*tiny_batch(), epoch=0)
+    assert before == ([dict(vars(module)) for module in net.modules()], [type(module) for module in net.modules()])
+
+
+@pytest.mark.parametrize("checks", [False, True])
+def test_what_a_net_sets_by_itself_is_its_own(tiny_net: Net, tiny_batch: BatchOf, checks: bool) -> None:
+    """While plugins ask for its forwards; attributes of its own class anybody may set."""
+
+    def weight_perturbation(self: Any, params: Any, gradient_at: Any) -> Any:
+        return {name: 0 * value for name, value in gradient_at().items()}
+
+    def passes(self: Any, hook: str, costs: Any) -> Any:
+        return costs.adv_ce if hook == "weight_perturbation" else advkit.Passes()
+
+    def counts(self: Any) -> None:
+        self.model.calls += 1
+
+    net = Scheduled(tiny_net())
+    plugin = bad(setup=takes, weight_perturbation=weight_perturbation, passes=passes, observe_update=counts)
+    step = step_of(net, plugin, **{"run.check_hooks": checks})
+    with pytest.warns(UserWarning, match="depend on what it has seen"):  # which is true of it
+        step(*tiny_batch(), epoch=0)
+    step(*tiny_batch(), epoch=0)
+
+
 @pytest.mark.parametrize(
     ("what", "deed", "read"),
     [

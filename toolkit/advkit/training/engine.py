@@ -14,6 +14,7 @@ from ..hidden import without_trace
 from ..judging import examined, refuse_transforms, same_bits, untouched
 from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
+from ..spaces import layers, told
 from .compiled import Compiled, another_gradient, compiled, eagerly, of_the_users
 from .given import standing_in
 from .synchronised import Synchronised, Watch
@@ -47,8 +48,9 @@ class Engine:
         self._batch_norm = batch_norm
         self.running = False
         """Whether the model is called by the core now."""
-        self._empty, self.wrote = False, list[tuple[str, str]]()
-        """What forwards that were watched have done to the model, with what it should do instead."""
+        self._empty, self.wrote, self.by_itself = False, list[tuple[str, str]](), set[str]()
+        """What forwards that were watched have done to the model, with what it should do instead, and what they may set
+        in it: attributes of its modules."""
         if self.half and dtype != torch.float32:
             raise OptionError(
                 f"run.precision=bf16 computes in bfloat16 with weights in float32, and the model's are in "
@@ -145,13 +147,14 @@ class Engine:
         Of no image, as in a share of a batch that has none, it returns no row: many nets fail at such a tensor.
         """
         refuse_transforms()
-        self.running, self._empty = True, not len(x)
+        self.running, self._empty, attributes = True, not len(x), layers(self.model) if careful else []
         before = self._values() if careful else ()
         modes = [(name, module, module.training) for name, module in self.model.named_modules()] if careful else ()
         try:
             output = self._forward(replaced, standing_in(x) if self._empty else x, seed, careful)
         finally:
             self.running = False
+        self.by_itself |= {*told(attributes)}
         for name, value, was, version in before:
             if value._version != version or not same_bits(value.detach(), was):
                 self.wrote.append((f"writes into {name} in its forward (as nn.Embedding with max_norm does)", WRITING))

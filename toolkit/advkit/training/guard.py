@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import _HookMixin
-from torch.jit import ScriptModule
 
 from ..compose.stage import Answer
 from ..errors import HookContract, OptionError
 from ..global_state import drawn_from, generators, put_back, switch_back, switches
-from ..hidden import HOOKS
 from ..judging import same_bits, writes
-from ..modes import modes_back
 from ..modules import hook_before
 from ..plugin import Plugin
 from ..run import RunState
@@ -26,12 +23,19 @@ from ..types import Batch
 from .by_sample import Halved
 from .compiled import of_the_users
 from .engine import Engine
+from .form import Form
 
 
-def guarded(answer: Answer, arguments: Mapping[str, Any], step: Mapping[str, Any], model: nn.Module | None) -> Any:
+def guarded(
+    answer: Answer,
+    arguments: Mapping[str, Any],
+    step: Mapping[str, Any],
+    model: nn.Module | None,
+    by_itself: Set[str] = frozenset(),
+) -> Any:
     """The answer, of a plugin that is watched while it is asked: what it is given, all that the `step` knows, the net.
 
-    It may have kept a tensor or the net from an earlier hook.
+    It may have kept a tensor or the net from an earlier hook. `by_itself` is what forwards of the net set in it.
     """
     listed = {name: arguments[name] for name in answer.arguments}
     net = {name: _apart(listed[name]) for name in ("model", "gradient_at") if not isinstance(listed.get(name), _OWN)}
@@ -40,8 +44,8 @@ def guarded(answer: Answer, arguments: Mapping[str, Any], step: Mapping[str, Any
     values = values_of(model, parameters=not moving, buffers=not moving and not statistics)
     own = values_of(model) if moving else {}
     fine = [name for name, value in own.items() if bool(value.isfinite().all())]
-    halved = Halved(answer, arguments, arguments["run"]._state)
-    with unchanged(answer.plugin.name, answer.hook, {**listed, **step, **values}, model):
+    with unchanged(answer.plugin.name, answer.hook, {**listed, **step, **values}, model, by_itself):
+        halved = Halved(answer, arguments, arguments["run"]._state)
         whole = answer({**arguments, **net})
     halved.check(whole)
     if broken := [name for name in fine if not bool(own[name].isfinite().all())]:
@@ -94,11 +98,12 @@ class Strays:
 
     def __init__(self) -> None:
         self._calls, self._wrote = 0, list[tuple[str, str]]()
+        self._by_itself: Set[str] = frozenset()
 
     @contextmanager
     def counted(self, engine: Engine) -> Iterator[None]:
         """Of a model that is compiled none are: a hook would compile it anew."""
-        self._wrote = engine.wrote
+        self._wrote, self._by_itself = engine.wrote, engine.by_itself
         self._wrote.clear()
         if engine.compiled is not None or of_the_users(engine.model) is not None:
             yield
@@ -114,14 +119,15 @@ class Strays:
             hook.remove()
 
     @contextmanager
-    def refused(self, answer: Answer) -> Iterator[None]:
+    def refused(self, answer: Answer) -> Iterator[Set[str]]:
         """HookContract where an answer within a step makes one, whatever else it breaks thereby.
 
-        OptionError where what has changed meanwhile was changed by the model, in a forward of the engine's.
+        OptionError where what has changed meanwhile was changed by the model, in a forward of the engine's. Yielded are
+        attributes of it that such forwards set: those may change.
         """
         before, known = self._calls, len(self._wrote)
         try:
-            yield
+            yield self._by_itself
         except HookContract as error:
             if error.rule == "borrowed" and len(self._wrote) > known:
                 what, instead = self._wrote[-1]
@@ -142,8 +148,12 @@ class Strays:
 
 
 @contextmanager
-def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Module | None) -> Iterator[None]:
+def unchanged(
+    who: str, hook: str, borrowed: Mapping[str, object], model: nn.Module | None, by_itself: Set[str] = frozenset()
+) -> Iterator[None]:
     """HookContract where the scope changes a tensor in `borrowed`, the model, or what is global in torch.
+
+    Of the model that is what it is made of, but for what it sets `by_itself`.
 
     Everything is put back as it was, so that nobody else meets the damage.
     """
@@ -168,7 +178,7 @@ def unchanged(who: str, hook: str, borrowed: Mapping[str, object], model: nn.Mod
         if _hooks_of(tensor) > hooks:
             changed.append((f"the gradient of {name} by a hook", "return another term instead"))
     changed += [("a gradient by a hook on a node of its graph (grad_fn)", "return another term instead")] * bool(nodes)
-    changed += [(f"{name} of the model", "leave it as it was") for name in form.put_back()]
+    changed += [(name, "leave it as it was") for name in form.put_back(by_itself)]
     changed += [(name, "leave it as it was") for name, now in switches().items() if now != switched[name]]
     changed += [(name, "draw from run.draws(...)") for name in drawn_from(states)]
     if changed:
@@ -231,46 +241,6 @@ def _forwards() -> int:
     while frame := frame.f_back:  # type: ignore[assignment]
         count += frame.f_code is nn.Module._call_impl.__code__
     return count
-
-
-class Form:
-    """What a model is made of, its values aside: parts, hooks, modes, which weights ask for a gradient and have one."""
-
-    def __init__(self, model: nn.Module | None, hook: str) -> None:
-        self._modules = [*model.named_modules()] if model is not None else []
-        places = ("_modules", "_parameters", "_buffers", *(HOOKS if hook != "setup" else ()))  # to read features
-        self._held = [
-            (name, vars(module), place, dict(vars(module)[place]))
-            for name, module in self._modules
-            if not isinstance(module, ScriptModule)  # its parts are no dicts, and nobody binds them anew
-            for place in places
-        ]
-        self._modes = [(name, module, module.training) for name, module in self._modules]
-        own = [*model.named_parameters()] if model is not None else []
-        self._asking = [(name, p, p.requires_grad, p.grad) for name, p in own]
-
-    def put_back(self) -> list[str]:
-        """Names of what has changed since, which is undone."""
-        changed = []
-        for name, attributes, place, before in self._held:
-            now = attributes[place]
-            if now.keys() != before.keys() or any(now[key] is not value for key, value in before.items()):
-                names = [key for key in {**before, **now} if before.get(key) is not now.get(key)]
-                changed.append("a hook" if place in HOOKS else f"{name}.{names[0]}".lstrip("."))
-                now.clear()
-                now.update(before)
-        for name, module, training in self._modes:
-            if module.training != training:
-                changed.append("the mode" + (f" of {name}" if name else ""))
-        modes_back([(module, training) for _, module, training in self._modes])
-        for name, parameter, asks, gradient in self._asking:
-            if parameter.requires_grad != asks:
-                changed.append(f"requires_grad of {name}")
-                parameter.requires_grad_(asks)
-            if parameter.grad is not gradient:
-                changed.append(f"the gradient of {name}")
-                parameter.grad = gradient
-        return changed
 
 
 def values_of(model: nn.Module | None, *, parameters: bool = True, buffers: bool = True) -> dict[str, Tensor]:

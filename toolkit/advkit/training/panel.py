@@ -48,8 +48,8 @@ class Panel:
             arguments[name] = value.detach() if value is not None and name in detached else value
         rare = answer.spec.phase in ("data", "run") and answer.hook not in ("mix_batch", "train_transform")
         if self.guarded or rare:
-            with self._strays.refused(answer):
-                return guarded(answer, arguments, {} if answer.hook == "after_update" else everything, self.model)
+            with self._strays.refused(answer) as own:
+                return guarded(answer, arguments, {} if answer.hook == "after_update" else everything, self.model, own)
         return answer(arguments)
 
     def ask_of_all(self, answer: Answer, shares: Whole, known: Mapping[str, Any], **more: Any) -> Any:

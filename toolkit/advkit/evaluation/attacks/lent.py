@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ...global_state import drawn_from, generators, put_back, switch_back, switc
 from ...judging import far_apart, same_bits
 from ...modes import modes_back
 from ...modules import own_generator, placement
+from ...spaces import Space
 
 FEW = 8
 """Images that the net is asked before and after a stranger's attack."""
@@ -67,11 +67,11 @@ class _State:
         self.copies = [(name, value, value.detach().clone()) for name, value in named.items()]
         self.asking = [(value, value.requires_grad) for value in weights.values()]
         self.spaces = [
-            _Space(net, "net", lambda name: name not in OPEN),
-            *(_Space(module, f"the net's {name}".removesuffix("'s ")) for module, name in places.items()),
-            *(_Space(one, f"the class {one.__name__}", lambda name: name[:2] != "__") for one in classes),
-            _Space(nn.modules.module, "torch", lambda name: name.startswith("_global_")),
-            _Space(nn.functional, "torch.nn.functional", lambda name: name[:1] != "_"),
+            Space(net, "net", lambda name, _: name not in OPEN, whole=True),
+            *(Space(module, f"the net's {name}".removesuffix("'s ")) for module, name in places.items()),
+            *(Space(one, f"the class {one.__name__}", lambda name, _: name[:2] != "__") for one in classes),
+            Space(nn.modules.module, "torch", lambda name, _: name.startswith("_global_")),
+            Space(nn.functional, "torch.nn.functional", lambda name, _: name[:1] != "_"),
         ]
         self.modes = [(module, getattr(module, "training", None)) for module in places]
         own = [value for space in self.spaces for value, _ in space.held.values() if isinstance(value, Tensor)]
@@ -136,59 +136,3 @@ class _State:
             seed(0)
             logits: Tensor = self.model(x)
         return logits.detach()
-
-
-class _Space:
-    """The attributes of an object, a class or a Python module, and what stands in those that are containers."""
-
-    def __init__(self, owner: Any, called: str, watched: Any = lambda name: True) -> None:
-        self.owner, self.called, self.watched, self.kind = owner, called, watched, type(owner)
-        self.held = self._now()
-
-    def _now(self) -> dict[str, tuple[Any, Any]]:
-        return {
-            name: (value, copy(value) if isinstance(value, dict | list | set) else None)
-            for name, value in vars(self.owner).items()
-            if self.watched(name)
-        }
-
-    def changes(self) -> Iterator[str]:
-        """What makes a net: its parts, hooks and functions, and every attribute of a Victim."""
-        if type(self.owner) is not self.kind:
-            yield f"the class of {self.called}"
-        now, inside = self._now(), "." if "'s " in self.called else "'s "
-        for name in [*self.held, *(now.keys() - self.held.keys())]:
-            (was, inner), (value, content) = (space.get(name, (None, None)) for space in (self.held, now))
-            if name in ("_modules", "_parameters", "_buffers") and isinstance(inner, dict) and isinstance(value, dict):
-                yield from (
-                    f"{self.called}{inside}{key}"
-                    for key in [*inner, *(value.keys() - inner.keys())]
-                    if inner.get(key) is not value.get(key)
-                )
-            elif "_hooks" in name and _elements(content) != _elements(inner):
-                yield f"the hooks of {self.called}"
-            elif value is not was and (self.called == "net" or callable(value) or callable(was)):
-                yield f"{self.called}.{name}" if self.called == "net" else f"{name} of {self.called}"
-
-    def restore(self) -> None:
-        if type(self.owner) is not self.kind:
-            self.owner.__class__ = self.kind
-        now = vars(self.owner)
-        for name in [name for name in now if self.watched(name) and name not in self.held]:
-            type.__delattr__(self.owner, name) if isinstance(self.owner, type) else now.pop(name)
-        for name, (value, inner) in self.held.items():
-            if now.get(name, self) is not value:
-                if isinstance(self.owner, type):
-                    type.__setattr__(self.owner, name, value)
-                else:
-                    now[name] = value
-            if inner is not None and _elements(value) != _elements(inner):
-                value.clear()
-                value.extend(inner) if isinstance(value, list) else value.update(inner)
-
-
-def _elements(container: Any) -> list[Any]:
-    """What stands in it, by identity."""
-    if isinstance(container, Mapping):
-        return [(id(key), id(value)) for key, value in container.items()]
-    return sorted(map(id, container)) if isinstance(container, Set) else [id(value) for value in container or ()]
