@@ -83,7 +83,8 @@ class PassedNet:
         """
         if sentence := _otherwise(self.model, known, self.hooks):
             if self._alike(known) and known.machine == _machine(self.model):
-                raise ResumeMismatch(f"{sentence}. {AGAIN}")
+                lost = "What it keeps in plain attributes no checkpoint holds; keep that in buffers (register_buffer)."
+                raise ResumeMismatch(f"{sentence}. {AGAIN} {lost}")
             warn(sentence)
 
     def _alike(self, known: schema.Net) -> bool:
