@@ -324,6 +324,18 @@ REFUSALS = [
         "--set order.target_label=label-one,label-two or --set order.target_label=label-two,label-one.",
     ),
     (
+        "plan --plugins cat-eps --plugins awp",
+        "--plugins is given 2 times; give all in one, --plugins A,B. See `advkit plan --help`.",
+    ),
+    (
+        "ablate --plugins awp --seeds 1, --seeds 2,",
+        "--seeds is given 2 times; give all in one, --seeds A,B. See `advkit ablate --help`.",
+    ),
+    (
+        "evaluate @RUN --attacks clean --eps 0.1 --attacks pgd-2",
+        "--attacks is given 2 times; give all in one, --attacks A,B. See `advkit evaluate --help`.",
+    ),
+    (
         "plan --plugins misspelt",
         "Plugin misspelt marks base_los as a hook, but there is no such hook. Did you mean base_loss? "
         "docs/hooks.md lists them.",
@@ -342,6 +354,10 @@ REFUSALS = [
         "order.base_loss orders nothing; only chained hooks have an order: train_dataset, target_label, attack_move.",
     ),
     # evaluate
+    (
+        "evaluate @RUN --attacks clean,pgd-5 --eps-l2 0.3",
+        "No attack is in l2, so --eps-l2 would change nothing; leave it out, or add one such as pgd-20-l2.",
+    ),
     (
         "evaluate @RUN --attacks pgdd-20",
         "Unknown attack pgdd-20. Did you mean pgd-20? Known: clean, fgsm, pgd-K, pgd-KxR, pgd-K-l2, pgd-K-linf, cw-K, "
@@ -587,7 +603,10 @@ def test_no_run_folder(line: str, tmp_path: Path) -> None:
         if name == "file" and "--init-from" in line:  # which may be a file of weights
             assert ran.code == 4 and f"{folder} can not be read as weights" in ran.err
             continue
-        assert ran == (4, "", f"Error: {folder} is not a run folder: {why}. Give the --out of a run.\n")
+        said = f"is not a run folder: {why}. Give the --out of a run."
+        if name == "absent" and "--init-from" in line:  # likewise
+            said = "does not exist; give a file of weights, or the folder of a run."
+        assert ran == (4, "", f"Error: {folder} {said}\n")
 
 
 def copied(folder: Path, to: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -112,6 +113,8 @@ class Endless(IterableDataset[Any]):
         return iter(())
 
 
+PICTURE = Image.fromarray(GRAY[0, 0].numpy())
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "nothing": (None, "Data of type NoneType are none that advkit takes; give an advkit.Dataset, a pair"),
     "images alone": (FLOATS, "Data of type Tensor are none that advkit takes"),
@@ -135,6 +138,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "of which the 256 gray levels of advkit's images keep next",
     ),
     "a faint pattern": ((0.5 + FLOATS / 300, Y), "keep next to nothing; scale them to fill [0, 1]"),
+    "pictures of PIL": (
+        [(PICTURE, 0), (PICTURE, 1)],
+        "The images are pictures of PIL; give tensors, as with",
+    ),
+    "a list of pictures": (([PICTURE] * N, Y.tolist()), "The images are pictures of PIL; give tensors"),
     "labels of text": ((GRAY, np.array(["a"] * N)), "The labels are an array of <U1; give tensors or numpy arrays"),
     "a pair of data sets": (
         (TensorDataset(FLOATS, Y),) * 2,

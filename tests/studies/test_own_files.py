@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import advkit
-from advkit import OptionError
+from advkit import OptionError, own_file
 from advkit.cli.main import run
+from advkit.config.layer import Layer, with_files
+from advkit.config.resolve import resolve
 from advkit.own_file import OwnFile
 from advkit.studies.report import report
+from advkit.training.parts import prepared
 
 NET = """
 from torch import nn
@@ -221,3 +226,46 @@ def test_a_net_that_was_passed_is_a_source_of_transfer_once_code_is_named(tmp_pa
     with pytest.raises(OptionError, match=r"only where you name it: transfer:.*/run@FILE\.py:NAME@FILE\.py:NAME\.$"):
         advkit.evaluate(other, some, name, eps=0.1)
     assert [*advkit.evaluate(other, some, name + code, eps=0.1, audit=False).robust] == [name]
+
+
+DRAWS = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+AT_IMPORT = float(np.random.rand() + random.random() + torch.rand(()))
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        drawn = np.random.randn(64, classes) + random.random() + AT_IMPORT
+        self.w = nn.Parameter(torch.tensor(drawn).float() + torch.rand(64, classes))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.w
+
+def data():
+    images = torch.from_numpy(np.random.randint(0, 256, (20, 1, 8, 8), dtype=np.uint8))
+    return images, torch.tensor([random.randrange(3) for _ in range(20)])
+"""
+
+
+def test_what_a_file_draws_from_any_global_generator_is_the_same_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(DRAWS)
+
+    def drawn(seed: int) -> tuple[torch.Tensor, str]:
+        monkeypatch.setattr(own_file, "_LOADED", {})  # as in another process
+        named = {"model.name": f"{tmp_path}/mine.py:Net", "data.name": f"{tmp_path}/mine.py:data", "run.seed": seed}
+        before = random.getstate(), np.random.get_state(legacy=True)[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+        splits, net = prepared(resolve((), [with_files(Layer("command line", named))]))
+        now = random.getstate(), np.random.get_state(legacy=True)[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+        assert before[:2] == now[:2] and torch.equal(before[2], now[2])
+        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+        return next(net.parameters()).detach(), splits.train.fingerprint()
+
+    (first, data), (again, same), (other, still) = drawn(1), drawn(1), drawn(2)
+    assert torch.equal(first, again) and data == same == still
+    assert not torch.equal(first - first.mean(), other - other.mean())

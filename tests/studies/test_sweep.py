@@ -16,9 +16,10 @@ from advkit.cli.main import run
 from advkit.cli.sweep import apart
 from advkit.config.layer import Layer
 from advkit.config.request import Request
+from advkit.config.resolve import resolve
 from advkit.errors import NonFinite
 from advkit.studies import arms
-from advkit.studies.arms import Arm, Outcome
+from advkit.studies.arms import Arm, Outcome, changed
 from advkit.studies.paired_records import AblationRow
 from advkit.studies.paired_tables import SWEEP, markdown, table
 from advkit.studies.search import Range
@@ -131,6 +132,14 @@ def test_what_is_printed_while_runs_train_is_no_part_of_the_result(
 
 def grid_of(request: Request, **grid: list[object]) -> list[Arm]:
     return cells(request, {name.replace("_", "."): values for name, values in grid.items()}, [0])
+
+
+def test_arms_whose_sections_have_other_keys_are_held_against_each_other() -> None:
+    """Those of two optimizers: the table of all that was trained hangs on it."""
+    sgd, adamw = (resolve((), [Layer("python", {"optimizer.name": name})]) for name in ("sgd", "adamw"))
+    there, back = changed(adamw, sgd), changed(sgd, adamw)
+    assert there["optimizer.name"] == ("sgd", "adamw") and there["optimizer.momentum"] == (0.9, None)
+    assert back == {key: (now, before) for key, (before, now) in there.items()}
 
 
 def test_cells_are_all_combinations_in_the_order_given() -> None:

@@ -15,8 +15,8 @@ from broken import bad
 from torch import Tensor, nn
 
 import advkit
-from advkit import Dataset, HookContract, NonFinite, OptionError, Passes, Splits, Step
-from advkit.errors import UnknownHook
+from advkit import DataError, Dataset, HookContract, NonFinite, OptionError, Passes, Splits, Step
+from advkit.errors import AdvkitError, GateMissed, Stopped, UnknownHook
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -109,6 +109,9 @@ def test_teardown_never_replaces_the_true_error(tiny_net: Net) -> None:
     assert "in plugin bad, hook teardown" in late.value.__notes__[0]
 
 
+BEGINS = "an advkit.Dataset that begins with the samples of the given one is expected"
+
+
 @pytest.mark.parametrize(
     ("hook", "answer", "complaint"),
     [
@@ -120,8 +123,11 @@ def test_teardown_never_replaces_the_true_error(tiny_net: Net) -> None:
         ("train_sampler", lambda self, indices: itertools.count(), "every batch must be an int64 tensor (b,) of"),
         ("train_sampler", lambda self, indices: ({}[i] for i in indices), "every batch must be an int64 tensor (b,)"),
         ("train_sampler", lambda self, indices: indices[0], "every batch must be an int64 tensor (b,) of `indices`"),
-        ("train_dataset", lambda self, dataset: None, "an advkit.Dataset of the same image shape is expected"),
-        ("train_dataset", lambda self, dataset: dataset.take(slice(3)), "an advkit.Dataset of the same image shape"),
+        ("train_dataset", lambda self, dataset: None, BEGINS),
+        ("train_dataset", lambda self, dataset: dataset.take(slice(3)), BEGINS),
+        ("train_dataset", lambda self, dataset: replace(dataset, images=dataset.images.flip(0)), BEGINS),
+        ("train_dataset", lambda self, dataset: replace(dataset, labels=dataset.labels.flip(0)), BEGINS),
+        ("train_dataset", lambda self, dataset: replace(dataset, classes=dataset.classes[::-1]), BEGINS),
         ("evaluation_weights", lambda self: {"0.weigth": torch.zeros(1)}, "it has 0.weigth, which is no parameter"),
         ("evaluation_weights", lambda self: {"0.weight": torch.zeros(1)}, "it has 0.weight, which is no parameter"),
         ("evaluation_weights", lambda self: {"0.weight": 3}, "tensors by name are expected"),
@@ -286,6 +292,30 @@ def test_a_net_that_is_called_inside_a_transform_is_blamed_on_its_caller(
     with pytest.raises(RuntimeError, match=sentence) as failed:
         step_of(tiny_net(), bad(inner_attack=inner_attack))(*tiny_batch(), epoch=0)
     assert failed.value.__notes__ == ["in plugin bad, hook inner_attack, epoch 0, step 0"]
+
+
+@pytest.mark.parametrize("error", [DataError("mine"), NonFinite("mine"), Stopped("mine"), GateMissed("mine")])
+def test_an_error_of_advkits_own_that_a_plugin_raises_is_the_plugins(
+    tiny_net: Net, tiny_batch: BatchOf, error: AdvkitError
+) -> None:
+    """And none says that the run was saved, or a gate missed."""
+
+    def breaks(self, batch):
+        raise error
+
+    with pytest.raises((AdvkitError, RuntimeError), match="mine") as failed:
+        step_of(tiny_net(), bad(extra_regularizer=breaks))(*tiny_batch(), epoch=0)
+    assert failed.value.__notes__ == ["in plugin bad, hook extra_regularizer, epoch 0, step 0"]
+    assert isinstance(failed.value, RuntimeError) is isinstance(error, Stopped | GateMissed)
+
+
+def test_a_refusal_of_advkits_own_has_its_place_in_the_sentence(tiny_net: Net) -> None:
+    def setup(self, run):
+        run.sample_state("a", dtype="float32")
+
+    with pytest.raises(OptionError, match=r"^Plugin bad: dtype of the state a is") as refused:
+        step_of(tiny_net(), bad(setup=setup))
+    assert not getattr(refused.value, "__notes__", ())
 
 
 def test_batches_that_fail_when_they_are_read_are_blamed(tiny_net: Net) -> None:

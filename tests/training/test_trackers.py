@@ -22,7 +22,8 @@ from advkit import AdvkitError, CheckpointError, OptionError, PluginImport, Plug
 from advkit.cli.main import run
 from advkit.config.layer import Layer
 from advkit.config.request import Request
-from advkit.global_state import generators, switches
+from advkit.generators import generators
+from advkit.global_state import switches
 from advkit.training.progress import Silent, voice
 from advkit.training.trackers import MLflow, WandB
 from advkit.training.tracking import Tracked, of_epoch, tracked

@@ -143,21 +143,42 @@ class NoTemporaryFiles(DataError):
 def blamed(where: str) -> Iterator[None]:
     """Whose code the scope runs, as a note on what it raises.
 
-    SystemExit is an error there, for nobody else ends a run; so is what would end a generator around the scope.
+    SystemExit is an error there, for nobody else ends a run; so is what would end a generator around the scope, and
+    what says that a run was saved or a gate missed. Other errors of advkit's own have their place in the sentence,
+    unless it is that code which raises them.
     """
     try:
         yield
-    except AdvkitError:
-        raise
     except (SystemExit, GeneratorExit, StopIteration, StopAsyncIteration) as error:
-        name = type(error).__name__
-        failure = RuntimeError(f"{name}: {error}" if str(error) else name)
-        failure.add_note(where)
-        # A copy: contextlib takes a RuntimeError from the StopIteration itself for its own, and raises the latter.
-        raise failure from copy(error).with_traceback(error.__traceback__)
+        raise _failure(error, where) from copy(error).with_traceback(error.__traceback__)
     except Exception as error:
-        error.add_note(where)
+        if not isinstance(error, AdvkitError):
+            error.add_note(where)
+        elif _by_others(error):
+            if error.exit_code not in (1, 2, 4):
+                raise _failure(error, where) from error
+            error.add_note(where)
         raise
+
+
+def _failure(error: BaseException, where: str) -> RuntimeError:
+    """What ends a run in place of an exception that would say something else of it.
+
+    Raise it from a copy: contextlib takes a RuntimeError from the StopIteration itself for its own, and raises that.
+    """
+    name = type(error).__name__
+    failure = RuntimeError(f"{name}: {error}" if str(error) else name)
+    failure.add_note(where)
+    return failure
+
+
+def _by_others(error: BaseException) -> bool:
+    """Whether the frame that raised it is of somebody else's code."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] not in ("advkit", "advkit_plugins")
 
 
 class CheckpointError(AdvkitError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +10,9 @@ from itertools import starmap
 from threading import current_thread, main_thread
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from .generators import drawn_from, generators, put_back
 from .own_file import back_to, working_folder
 
 _TINY = torch.tensor(1e-40, device="cpu", dtype=torch.float32)
@@ -54,35 +52,6 @@ def switch_back(states: dict[str, Any]) -> None:
     for name, (read, write) in _SWITCHES.items():
         if read() != states[name]:
             write(states[name])
-
-
-def generators() -> dict[str, Any]:
-    """The states of the global generators, by what they are called in a sentence."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    return {
-        "torch's global generator": [torch.get_rng_state(), *cuda],
-        "numpy's global generator": np.random.get_state(legacy=True),  # noqa: NPY002
-        "Python's global generator": random.getstate(),
-    }
-
-
-def put_back(states: dict[str, Any]) -> None:
-    """The global generators as they were."""
-    own, *cuda = states["torch's global generator"]
-    torch.set_rng_state(own)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
-    np.random.set_state(states["numpy's global generator"])  # noqa: NPY002
-    random.setstate(states["Python's global generator"])
-
-
-def drawn_from(before: dict[str, Any]) -> list[str]:
-    """The global generators that have moved since, by name."""
-    return [name for name, state in generators().items() if _words(state) != _words(before[name])]
-
-
-def _words(state: Any) -> list[Any]:
-    return [bytes(np.asarray(part).data) if isinstance(part, Tensor | np.ndarray) else part for part in state]
 
 
 @contextmanager

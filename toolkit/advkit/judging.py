@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .errors import NonFinite, OptionError
-from .global_state import drawn_from, generators, put_back
+from .generators import drawn_from, generators, put_back
 from .inventory import statistics_of
 from .modules import frozen, kept_values, mode, own_generator, placement
 from .own_file import staying

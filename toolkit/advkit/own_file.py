@@ -177,12 +177,14 @@ class OwnFile:
 
     def _imported(self) -> ModuleType:
         """A new module, registered: dataclasses and inspect look for it there. Bytecode is not kept."""
+        from .generators import repeatable  # and torch with it
+
         name = f"own_file_{Path(self.path).stem}_{self.sha256[:8]}"
         module = ModuleType(name)
         module.__file__ = self.path
         sys.modules[name] = module
         try:
-            with self.running(), self._blamed("imported"), self._beside():
+            with repeatable(0), self.running(), self._blamed("imported"), self._beside():
                 exec(compile(self.content or b"", self.path, "exec", dont_inherit=True), vars(module))
         except BaseException:
             del sys.modules[name]

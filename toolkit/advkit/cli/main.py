@@ -23,6 +23,7 @@ from ..errors import (
     without_temporary_files,
 )
 from ..torchrun import rank, several
+from .repeated import refuse_repeated
 from .signals import AtOnce, over
 from .streams import escaped, reopen_closed, usable
 
@@ -67,7 +68,10 @@ class Group(click.Group):
             os.getcwd()
         except FileNotFoundError:
             raise CheckpointError("The working folder has been deleted; change to one that is there.") from None
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            refuse_repeated(command, click.Context(command, ctx, name), rest)
+        return name, command, rest
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -105,7 +109,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         words = arguments if arguments is not None else sys.argv[1:]
         return _complain(f"{error} That is: {shlex.join(['advkit', *words, *error.words])}", error.exit_code)
     except AdvkitError as error:
-        return _complain(str(error), error.exit_code)
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))  # of a plugin that raised it
+        return _complain(f"{error}{where}", error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2

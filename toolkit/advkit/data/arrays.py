@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
@@ -36,6 +37,8 @@ def dense(values: Any, what: str) -> Tensor:
         return values.detach().cpu()
     if np.ma.isMaskedArray(values):
         raise DataError(f"The {what} are a masked array, whose mask nothing would heed; give array.filled(value).")
+    if isinstance(values, Image.Image):
+        raise DataError("The images are pictures of PIL; give tensors, as with transform=ToTensor() of torchvision.")
     try:
         array = np.array(values)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))

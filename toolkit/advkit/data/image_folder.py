@@ -163,7 +163,7 @@ def _classes(root: Path, names: Iterable[str], prefix: str) -> Classes:
         classes.setdefault(label, []).extend([name] if image else [])
     for label, images in classes.items():
         if not images:
-            suffixes = ", ".join(SUFFIXES[:5])
+            suffixes = ", ".join(SUFFIXES)
             raise DataError(f"{root}: class folder {prefix}{label} has no images ({suffixes}); add some or remove it.")
     return dict(sorted(classes.items()))
 

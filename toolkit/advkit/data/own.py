@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
 from ..errors import DataError, OptionError, shown
-from ..global_state import generators, put_back
+from ..generators import generators, put_back, repeatable
 from ..hidden import without_trace
 from ..modules import mode, own_generator, placement
 from ..own_file import OwnFile
@@ -104,7 +105,8 @@ class OwnData(DataSource):
                 f"{self.file.short} takes no argument root, so --data-root (data.root) would change nothing; leave it "
                 "out, or let it take one."
             )
-        given = self.file.made({"root": root}, {})
+        with repeatable(0):
+            given = self.file.made({"root": root}, {})
         with self.file.running():  # samples are read here
             splits = as_splits(given, self.file.short)
         if limit is None:
@@ -138,6 +140,8 @@ def _refuse_apart(data: Any) -> None:
                 "classes."
             )
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], tuple | list) and _is_array(data[1]):
+        if data[0] and isinstance(data[0][0], Image.Image):
+            dense(data[0][0], "images")
         images = [image for image in data[0] if isinstance(image, Tensor | np.ndarray)]
         if images and len(images) == len(data[0]):
             if len({tuple(image.shape) for image in images}) > 1:

@@ -262,4 +262,5 @@ def changed(here: Resolved, first: Resolved) -> dict[str, tuple[object, object]]
         }
         for one in (first, here)
     )
-    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    every = (before | after).keys()  # sections may differ: those of two optimizers do
+    return {key: (before.get(key), after.get(key)) for key in every if before.get(key) != after.get(key)}

@@ -151,8 +151,7 @@ def evaluate_module(
         raise OptionError("A module has no eps of its own; give eps, such as eps=8/255.")
     every = as_wide_as(as_splits(as_dataset(dataset)), model).test
     images = every.sample(request.n or 0)
-    given = dict(request.eps if isinstance(request.eps, Mapping) else {norm: request.eps}) | dict(request.by_norm)
-    radii = {own: _of_these(eps, every, images) for own, eps in given.items()}
+    radii = {own: _of_these(eps, every, images) for own, eps in request.of_module(norm).items()}
     verdicts_by_name = _ask(model, images, request, radii, norm, None, team, watch)
     shared = radii.get(norm)
     eps = None if shared is None else _shared(budgets(request.attacks, radii, norm, len(images)).get(norm, shared))

@@ -81,7 +81,22 @@ class EvaluationRequest:
             raise OptionError(
                 f"{net.name} is judged in {norm}, whose eps is {named('--eps')}; leave {named(f'--eps-{norm}')} out."
             )
-        return {norm: net.eps} | {own: float(eps) for own, eps in given.items()} | dict(self.by_norm)
+        return {norm: net.eps} | {own: float(eps) for own, eps in given.items()} | self._others(norm)
+
+    def of_module(self, norm: str) -> dict[str, Radius]:
+        """By norm, for a module that is judged in `norm`."""
+        assert self.eps is not None
+        return dict(self.eps if isinstance(self.eps, Mapping) else {norm: self.eps}) | self._others(norm)
+
+    def _others(self, norm: str) -> dict[str, float]:
+        """`by_norm`; OptionError for a norm in which nothing is judged."""
+        for own in self.by_norm:
+            if own != norm and not any(attack.norm == own for attack in self.attacks):
+                raise OptionError(
+                    f"No attack is in {own}, so {named(f'--eps-{own}')} would change nothing; leave it out, or add one "
+                    f"such as pgd-20-{own}."
+                )
+        return dict(self.by_norm)
 
     def refuse_without_attack(self, norm: str) -> None:
         """OptionError where nothing attacks in `norm`, so that there will be no worst case to hold a gate against."""

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..global_state import generators, put_back
+from ..generators import generators, put_back
 from ..judging import checked_logits
 from ..modules import mode
 from ..run import RunState

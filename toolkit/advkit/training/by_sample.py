@@ -13,7 +13,8 @@ from ..compose.declarations import declared
 from ..compose.parts import WHOLE
 from ..compose.stage import Answer
 from ..errors import HookContract
-from ..global_state import generators, put_back, switch_back, switches
+from ..generators import generators, put_back
+from ..global_state import switch_back, switches
 from ..plugin import Plugin
 from ..run import RunState
 

@@ -19,7 +19,7 @@ from .ahead import ahead, near, transform_of
 from .lone import batched
 from .panel import Panel
 from .ranks import here
-from .visits import is_batch
+from .visits import begins_with, is_batch
 
 
 class Feed:
@@ -43,12 +43,11 @@ class Feed:
         """The training set after the chain of `train_dataset`."""
         for answer in self.panel.composition.answers["train_dataset"]:
             grown = self.panel.ask(answer, {"dataset": dataset})
-            fits = isinstance(grown, Dataset) and len(grown) >= len(dataset) and grown.shape == dataset.shape
-            if not fits or not torch.equal(grown.labels[: len(dataset)], dataset.labels):
+            if not isinstance(grown, Dataset) or not begins_with(grown, dataset):
                 raise HookContract.broken(
                     answer.plugin.name,
                     answer.hook,
-                    "an advkit.Dataset of the same image shape is expected, with added samples at its end",
+                    "an advkit.Dataset that begins with the samples of the given one is expected",
                 )
             dataset = grown
         state = self.panel.state

@@ -14,7 +14,8 @@ from torch.autograd.function import _HookMixin
 
 from ..compose.stage import Answer
 from ..errors import HookContract, OptionError
-from ..global_state import drawn_from, generators, put_back, switch_back, switches
+from ..generators import drawn_from, generators, put_back
+from ..global_state import switch_back, switches
 from ..judging import same_bits, writes
 from ..modules import hook_before
 from ..plugin import Plugin

@@ -21,13 +21,15 @@ from ..data.base import Dataset, DataSource, Splits
 from ..data.own import OwnData, as_splits, as_wide_as
 from ..errors import CheckpointError, DataError, OptionError, shown
 from ..fingerprint import code, fingerprint
+from ..generators import repeatable
 from ..models.base import DataSpec, ModelBuilder
 from ..models.sizes import built, fitting
-from ..modules import own_generator, placement
+from ..modules import placement
 from ..own_file import OwnFile, load_all
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..storage import naming
+from ..storage.files import there
 from ..storage.foreign import fitted, read_weights
 from ..storage.run_folder import RunFolder
 from ..storage.weights import MODEL, Placed, prefixed, put_weights
@@ -121,8 +123,7 @@ def build_model(resolved: Resolved, train: Dataset | DataSpec) -> nn.Module:
             "or advkit.export and, with resume_from, to advkit.train; or name what makes it with --model FILE.py:NAME."
         )
     build = partial(built, builder_of(resolved)) if file is None else _builder_of(file, resolved)
-    with own_generator(torch.device("cpu")) as seed, fitting(name, resolved.model_options):
-        seed(derive_seed(resolved.run.seed, CORE, "init"))
+    with repeatable(derive_seed(resolved.run.seed, CORE, "init")), fitting(name, resolved.model_options):
         return build(DataSpec.of(train) if isinstance(train, Dataset) else train)
 
 
@@ -212,6 +213,8 @@ def begin_from(
         return
     if os.path.isfile(path):
         left, said = put_file(model, path, resolved, partial_head)
+    elif not there(path):
+        raise CheckpointError(f"{path} does not exist; give a file of weights, or the folder of a run.")
     else:
         left, said = _put_run(model, path, partial_head=partial_head)
     if said:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config.request import PASSED
 from ..errors import ResumeMismatch
 from ..fingerprint import code
-from ..global_state import generators, put_back
+from ..generators import generators, put_back
 from ..hidden import HOOKS, TORCHS_OWN, fixed, without_trace
 from ..judging import far_apart
 from ..modules import mode, own_generator, placement

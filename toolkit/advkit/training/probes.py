@@ -14,7 +14,7 @@ from torch import Tensor
 from ..arguments import a_whole_number
 from ..ascent import NORMS, Ball, BoxFirstL2Ball, Init, pgd, start
 from ..errors import HookContract
-from ..global_state import generators, put_back
+from ..generators import generators, put_back
 from ..losses import soft_cross_entropy
 from ..modules import frozen, mode, own_generator
 from ..rng import Draws, derive_key

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HookContract, OptionError
-from ..global_state import generators, put_back
+from ..generators import generators, put_back
 from ..modules import mode
 from ..optimizers import OptimizerSettings
 from ..run import RunState

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HookContract
-from ..global_state import generators, put_back
+from ..generators import generators, put_back
 from ..modules import frozen
 from ..run import RunState
 from ..types import Objective

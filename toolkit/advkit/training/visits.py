@@ -7,6 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..data.base import Dataset
+from ..data.by_row import ByRow
+
+FEW = 256
+"""Images that are looked at where they are no tensor in memory."""
+
 
 class Visits:
     """Counts, by index, how often each sample came in this epoch."""
@@ -61,3 +67,18 @@ def is_batch(batch: object, allowed: Tensor) -> bool:
     if not isinstance(batch, Tensor) or batch.dtype != torch.int64 or batch.dim() != 1 or not len(batch):
         return False
     return bool(((batch >= 0) & (batch < len(allowed))).all()) and bool(allowed[batch].all())
+
+
+def begins_with(grown: Dataset, dataset: Dataset) -> bool:
+    """Whether the first samples of `grown` are those of a data set, with their classes: images, labels and order.
+
+    Of images that are read or decoded when they are asked for, a few are compared.
+    """
+    count = len(dataset)
+    if len(grown) < count or grown.shape != dataset.shape or grown.classes != dataset.classes:
+        return False
+    whole = not isinstance(dataset.images, ByRow)
+    places = torch.arange(count) if whole else torch.arange(0, count, -(-count // FEW))
+    return torch.equal(grown.labels[:count], dataset.labels) and all(
+        torch.equal(grown.images[part], dataset.images[part]) for part in torch.split(places, FEW)
+    )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import HookContract, blamed
-from ...global_state import drawn_from, generators, put_back, switch_back, switches
+from ...generators import drawn_from, generators, put_back
+from ...global_state import switch_back, switches
 from ...judging import far_apart, same_bits
 from ...modes import modes_back
 from ...modules import own_generator, placement
