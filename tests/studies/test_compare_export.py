@@ -187,6 +187,8 @@ def test_a_net_that_can_not_be_traced_is_exported_without_its_graph(
             return self.net(x) if x.sum() > 0 else self.net(-x)
 
     subject = of_run(Path(runs[0]))
+    with pytest.raises(advkit.OptionError, match=r"can not be called on images \(4, 1, 8, 8\): Runtime"):
+        export_subject(replace(subject, model=torch.nn.Linear(3, 3)), tmp_path / "net")
     record = export_subject(replace(subject, model=Deciding(subject.model)), tmp_path / "net")
     assert record.without_graph
     assert not (tmp_path / "net" / "model.pt2").exists()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from .errors import OptionError
+from .errors import AdvkitError, OptionError
 
 NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "
 """Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
@@ -25,6 +29,53 @@ _UNUSED = "appears to not have been used in the graph"
 def wants_several(error: BaseException) -> bool:
     """Whether a net has raised `error` because it was shown one image alone."""
     return _SEVERAL in str(error)
+
+
+_LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen", "<eval_with_key>")
+"""Where files begin that are nobody's own, but for those of installed packages."""
+
+_FLOAT = "(?i:float|double|half|bfloat16)"
+
+_MACHINE = ("out of memory", "allocate memory", "CUDA error")
+"""In what torch raises where the net can be called and the machine can not."""
+
+
+@contextmanager
+def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
+    """What a net raises that is called on images of this shape is `uncallable`, but for what `explained` knows."""
+    try:
+        yield
+    except AdvkitError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in (*_EXPLAINED, *_MACHINE)):
+            raise
+        raise uncallable(error, shape, net) from error
+
+
+def uncallable(error: Exception, shape: Sequence[int], net: str = "The model") -> OptionError:
+    """The refusal of a net that has raised `error` on images of this shape: what it says, and a remedy that fits it."""
+    lines = str(error).splitlines() or [""]
+    said = lines[-1 if "TorchScript" in lines[0] else 0].strip().rstrip(".")
+    what = f"{net} can not be called on images {tuple(shape)}: {type(error).__name__}: {said}"
+    if isinstance(error, ImportError):
+        remedy = "Install what it needs, or import it at the top of the model's file."
+    elif isinstance(error, RuntimeError | ValueError) and re.search(rf"\b{_FLOAT}\b.*\b{_FLOAT}\b", said):
+        remedy = "Give all of its layers one type, as its float() or double() does."
+    elif isinstance(error, RuntimeError | ValueError | AssertionError) and re.search(
+        r"size|shape|channel|dimension|height|width|elements not|\dD\b", said
+    ):  # asserted by torchvision and timm
+        remedy = "Give it images of the size that it was made for, or mend its layers."
+    else:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+        what += f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        remedy = "Mend its forward."
+    return OptionError(f"{what}. {remedy}")
+
+
+def _is_own(file: str) -> bool:
+    """Whether it is of somebody who writes a net, and no library's."""
+    return not file.startswith(_LIBRARIES) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
 
 
 @contextmanager

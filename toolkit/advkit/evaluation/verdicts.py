@@ -14,7 +14,7 @@ from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import HookContract, OptionError
-from ..explained import explained
+from ..explained import calling, explained
 from ..fingerprint import Undescribed, fingerprint
 from ..judging import far_apart, judged, same_bits
 from ..modules import placement
@@ -177,7 +177,7 @@ class _Chunk:
             x, y = to_float(self.part.images.to(device), dtype), self.part.labels.to(device)
             net = self._victim("linf")
             self._seed("clean")
-            with torch.no_grad():
+            with torch.no_grad(), calling(x.shape):
                 logits = net(x)
             broken = int((~sound(logits)).sum())
             if int((~logits.amax(1).isfinite()).sum()) > broken:
@@ -198,7 +198,7 @@ class _Chunk:
 
         def logits(images: Tensor, purpose: str = "clean") -> Tensor:
             self._seed(purpose)
-            with torch.no_grad():
+            with torch.no_grad(), calling(images.shape):
                 return net(images)
 
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}

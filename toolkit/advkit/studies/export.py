@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..arguments import checked
 from ..data.transforms import to_float
 from ..errors import OptionError, named
+from ..explained import calling
+from ..judging import checked_logits
 from ..models.base import Normalize
 from ..modules import mode, placement
 from ..own_file import staying
@@ -126,7 +128,9 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
     images = subject.images("test").images[:EXAMPLES]
     with mode(model, training=False), torch.no_grad(), staying():
         x = to_float(images, placement(model)[1]).contiguous()
-        example = {"images": x, "logits": model(x).contiguous()}
+        with calling(x.shape):
+            logits = checked_logits(model(x), len(x)).contiguous()
+        example = {"images": x, "logits": logits}
         graph, record["without_graph"] = _graph(model, x)
     write_atomic(out / "example.safetensors", safetensors.torch.save(example))
     if graph:

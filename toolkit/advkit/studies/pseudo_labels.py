@@ -15,6 +15,7 @@ from ..data.transforms import to_float
 from ..errors import NonFinite
 from ..evaluation.results import BATCH
 from ..evaluation.soundness import sound
+from ..explained import calling
 from ..judging import checked_logits, judged
 from ..modules import placement
 from ..own_file import staying
@@ -45,7 +46,7 @@ def pseudo_label(
     def ask(images: NDArray[np.uint8]) -> NDArray[np.int64]:
         rows = []
         for part in torch.from_numpy(images).split(BATCH):  # type: ignore[no-untyped-call]
-            with torch.no_grad(), staying():
+            with torch.no_grad(), staying(), calling(part.shape, f"The net of {run}"):
                 logits = checked_logits(net.model(to_float(part.to(device), dtype)), len(part), len(seen.classes))
             if not bool(sound(logits).all()):
                 raise NonFinite(f"The net of {run} has logits of NaN or Inf on these images, so it gives no labels.")

@@ -14,6 +14,7 @@ from ..config.request import registered
 from ..errors import OptionError
 from ..evaluation.attacks.base import EvaluationAttack, Typed, Victim, attacked
 from ..evaluation.attacks.gradient import Pgd
+from ..explained import calling
 from ..fingerprint import fingerprint
 from ..judging import checked_logits, judged
 from ..own_file import FLAGS, OwnFile
@@ -70,7 +71,8 @@ class Transfer(EvaluationAttack):
             raise OptionError(f"{self.name} takes images of shape {self.shape}, not {tuple(x.shape[1:])}.")
         with judged(self.source.to(x.device)):
             some = x[:1] if net.beside is None else net.beside()  # some nets take none alone
-            classes = checked_logits(self.source(some), len(some)).shape[1] if len(x) else net.classes
+            with calling(some.shape, self.name):
+                classes = checked_logits(self.source(some), len(some)).shape[1] if len(x) else net.classes
             if classes != net.classes:
                 raise OptionError(f"{self.name} has {classes} classes, the net under test {net.classes}.")
             source = net.of(self.source)

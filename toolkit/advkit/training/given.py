@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError
-from ..explained import TRAIN_ANOTHER
+from ..explained import TRAIN_ANOTHER, uncallable
 from ..hidden import without_trace
 from ..inventory import Inventory
 from ..judging import checked_logits, refuse_place, refuse_unready, untouched
@@ -250,13 +250,7 @@ def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[obje
             raise
         except Exception as error:
             failed.append(error)
-    said = (str(failed[0]).splitlines() or [""])[0].rstrip(".")
-    remedy = "Give it images of the size that it was made for."
-    if isinstance(failed[0], ImportError):
-        remedy = "Install what it needs, or import it at the top of the model's file."
-    raise OptionError(
-        f"The model can not be called on images {tuple(images.shape)}: {type(failed[0]).__name__}: {said}. {remedy}"
-    ) from failed[0]
+    raise uncallable(failed[0], images.shape) from failed[0]
 
 
 def _zeros(model: nn.Module, batch: Batch) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HookContract, OptionError
+from ..explained import uncallable
 from ..generators import generators, put_back
 from ..modules import mode
 from ..optimizers import OptimizerSettings
@@ -153,8 +154,4 @@ def blamed(name: str, source: str, x: Tensor) -> Iterator[None]:
     except OptionError as error:
         raise OptionError(f"{name}, {source}: {error}") from None
     except Exception as error:  # of somebody's net
-        said = str(error).splitlines()[0].rstrip(".") if str(error) else ""
-        raise OptionError(
-            f"{name}, {source}, can not be called on images {tuple(x.shape)}: {type(error).__name__}: {said}. Give "
-            "a net for images of that size."
-        ) from error
+        raise uncallable(error, x.shape, f"{name}, {source},") from error

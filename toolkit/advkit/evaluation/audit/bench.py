@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...ascent import NORMS, Ball
 from ...data.base import Dataset
 from ...data.transforms import to_float
-from ...explained import explained
+from ...explained import calling, explained
 from ...judging import judged
 from ...modules import placement
 from ...rng import derive_seed
@@ -117,7 +117,7 @@ class Bench:
         """(B, K) without gradient."""
 
         def forward(net: Victim, part: Tensor) -> list[Tensor]:
-            with torch.no_grad():
+            with torch.no_grad(), calling(part.shape):
                 return [net(part)]
 
         return torch.cat([logits for (logits,) in self.over(purpose, x, forward)])

@@ -17,6 +17,7 @@ from ...data.base import Dataset
 from ...data.transforms import to_float
 from ...errors import NonFinite, OptionError
 from ...evaluation.attacks.gradient import climb
+from ...explained import calling, explained
 from ...judging import checked_logits, judged
 from ...modules import placement
 from ...rng import derive_seed
@@ -96,9 +97,14 @@ def still(model: nn.Module) -> Iterator[Forward]:
 
     Nothing of it is changed afterwards.
     """
-    with judged(model) as seed:
+    with judged(model) as seed, explained():
         seed(derive_seed(0, "core", "analysis"))
-        yield lambda x: checked_logits(model(x), len(x))
+
+        def forward(x: Tensor) -> Tensor:
+            with calling(x.shape):
+                return checked_logits(model(x), len(x))
+
+        yield forward
 
 
 def device_of(model: nn.Module) -> torch.device:

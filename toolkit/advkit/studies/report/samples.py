@@ -16,6 +16,7 @@ from ...data.transforms import to_float
 from ...errors import CheckpointError, DataError
 from ...evaluation.attacks.base import Victim, attacked, others
 from ...evaluation.attacks.gradient import Pgd
+from ...explained import calling
 from ...judging import judged
 from ...rng import derive_seed
 from ...storage.weights import put_weights
@@ -71,7 +72,8 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
         seed(derive_seed(0, "core", "report"))  # for a model that draws in eval mode
         net = Victim(model, classes=len(test.classes), norm=norm, beside=others(model, test))
         radius = torch.full((len(x),), float(eps))
-        x_adv = attacked(Pgd(f"pgd-{STEPS}", STEPS, pace=PACE), net, x, y, radius, torch.arange(len(x)))
+        with calling(x.shape):
+            x_adv = attacked(Pgd(f"pgd-{STEPS}", STEPS, pace=PACE), net, x, y, radius, torch.arange(len(x)))
         with torch.no_grad():
             before, after = net(x).softmax(1), net(x_adv).softmax(1)
     change = x_adv - x
