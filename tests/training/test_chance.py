@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 import torch
 from heard import Heard
+from methods import pictures
 from torch import Tensor, nn
 
 import advkit
@@ -86,9 +88,48 @@ def test_weights_that_overflow_in_the_last_step_end_the_run(
     drawn = torch.randint(0, 256, (16, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     toy = advkit.Splits(*[advkit.Dataset("toy", drawn, torch.arange(16) % 3, ("a", "b", "c"))] * 2, "none")
     settings = {"optimizer.lr": "1e30", "validation.fraction": fraction, "attack.steps": 1}
-    with pytest.raises(advkit.NonFinite, match="NaN or Inf in the logits of the model after the last step"):
+    told = "NaN or Inf in the logits of the model after the last step: .* lower optimizer.lr .* a resume .* again"
+    with pytest.raises(advkit.NonFinite, match=told):
         advkit.train(tiny_net(True), toy, (), settings=settings, epochs=1, batch_size=16, out=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+class Fading(nn.Module):
+    """A net that computes nothing in eval mode after more than `bound` forwards in train mode, as if weights grew."""
+
+    def __init__(self, core: nn.Module, bound: float) -> None:
+        super().__init__()
+        self.core, self.bound = core, bound
+        self.register_buffer("grown", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.grown += 1
+        logits: Tensor = self.core(x)
+        return logits if self.training or self.grown <= self.bound else logits * torch.nan
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_validation_of_no_numbers_is_told_as_training_is(
+    tiny_net: Callable[..., nn.Module], done: int, tmp_path: Path
+) -> None:
+    """With the epoch, and that a resume meets it again."""
+    toy, out = advkit.Splits(pictures(12), pictures(12), "none"), tmp_path / "run"
+    settings = {"validation.split": "test", "validation.steps": 1, "attack.steps": 0, "run.check_hooks": False}
+    given: dict[str, Any] = {"settings": settings, "epochs": 3, "batch_size": 12}
+
+    def net() -> Fading:
+        return Fading(tiny_net(), done)
+
+    told = rf"^Validation of epoch {done + 1}: the net can not be judged: its logits are NaN or Inf on all 12 images .*"
+    told += r"The epoch was not stored; lower optimizer\.lr"
+    start = rf", or from the weights of epoch 1, the best, with init_from=\"{out}\"" if done else ""
+    with pytest.raises(advkit.NonFinite, match=rf"{told} or .* and start anew{start}: a resume .* the same again\.$"):
+        advkit.train(net(), toy, (), out=out, **given)
+    with pytest.raises(advkit.NonFinite, match=told):
+        advkit.train(net(), toy, resume_from=out)
+    with pytest.raises(advkit.NonFinite, match=rf"{told} .* and start anew\.$"):
+        advkit.train(net(), toy, (), **given)
 
 
 class Overflowing(nn.Module):

@@ -494,13 +494,25 @@ def test_a_default_dtype_is_told_of_and_a_default_device_decides_nothing() -> No
     assert any(said.startswith("small-cnn is built in float64, torch's default dtype in") for said in heard.said)
 
 
+MASK = torch.tensor([0, 0, 0, -torch.inf])
+
+
 @pytest.mark.parametrize(
-    ("masked", "advice"),
-    [(-torch.inf, "masks classes with -Inf that have a share of the target"), (-100.0, "")],
+    ("plugins", "forward", "advice"),
+    [
+        (["label-smoothing"], lambda net, x: net.core(x) + MASK, "masks classes .* share of the target .* leave out"),
+        ((), lambda net, x: net.core(x) + MASK.flip(0), "masks classes with -Inf that images of this batch are of"),
+        (["label-smoothing"], lambda net, x: net.core(x) * 1e9 + MASK, "applied; lower optimizer.lr"),
+        ((), lambda net, x: net.core(x) * 1e38 - (x[:, :1, 0, 0] > 0.5) / 0.0, "applied; lower optimizer.lr"),
+        (["label-smoothing"], lambda net, x: net.core(x) + MASK.clamp(min=-100), ""),
+        ((), lambda net, x: net.core(x) + MASK, ""),
+    ],
+    ids=["softened", "of images", "of a net that diverges", "overflow", "finite", "of no image"],
 )
-def test_labels_on_masked_classes_are_told_of(tiny_batch: BatchOf, masked: float, advice: str) -> None:
-    mask = torch.tensor([0, 0, 0, masked])
-    step = step_of(Calls(lambda net, x: net.core(x) + mask, classes=4), ["label-smoothing"])
+def test_labels_on_masked_classes_are_told_of_and_an_overflow_is_no_mask(
+    tiny_batch: BatchOf, plugins: Any, forward: Callable[..., Tensor], advice: str
+) -> None:
+    step = step_of(Calls(forward, classes=4), plugins)
     if advice:
         with pytest.raises(advkit.NonFinite, match=advice):
             step(*tiny_batch(), epoch=0)

@@ -22,6 +22,9 @@ IN_PLACE = (
     "compute a new tensor, x = (x - mean) / std instead of x.sub_(mean).div_(std)."
 )
 
+BEFORE = " Take weights from before that."
+"""What to do where a net is judged that computes no numbers."""
+
 ALONE = 1e-3
 """How far logits may move, as a share of the largest, with the batch they are in: rounding moves them by 1e-5."""
 
@@ -55,7 +58,7 @@ def refuse_unjudgeable(model: nn.Module) -> None:
     norms = {id(buffer) for module in model.modules() for buffer in statistics_of(module)}
     for name, tensor in (*model.named_parameters(), *(one for one in model.named_buffers() if id(one[1]) in norms)):
         if tensor.is_floating_point() and bool((tensor.isnan() | tensor.isposinf()).any()):
-            raise NonFinite(f"The net can not be judged: {name} holds NaN or Inf. Take weights from before that.")
+            raise NonFinite(f"The net can not be judged: {name} holds NaN or Inf.{BEFORE}")
 
 
 def refuse_place() -> None:

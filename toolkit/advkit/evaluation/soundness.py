@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFinite
+from ..judging import BEFORE
 
 
 def sound(logits: Tensor) -> Tensor:
@@ -22,4 +23,4 @@ def refuse_unsound(broken: int, images: int) -> None:
     """NonFinite where no image has logits that are `sound`, as of finite weights with a variance below 0."""
     if images and broken == images:
         where = f"its logits are NaN or Inf on all {images} images as they are"
-        raise NonFinite(f"The net can not be judged: {where}. Take weights from before that.")
+        raise NonFinite(f"The net can not be judged: {where}.{BEFORE}")

@@ -59,8 +59,9 @@ class Chance:
             )
 
 
-def refuse_broken_net(model: nn.Module, dataset: Dataset, index: Tensor, most: int) -> None:
-    """NonFinite where the net computes no logits any more, asked of `most` images after a run's last step."""
+def refuse_broken_net(model: nn.Module, dataset: Dataset, index: Tensor, most: int, remedy: str) -> None:
+    """NonFinite, with the remedy, where the net computes no logits any more, asked of `most` images after a run's last
+    step."""
     device, dtype = placement(model)
     x = to_float(dataset.images[index[: min(most, ENOUGH)]].to(device), dtype)
     with mode(model, training=False), own_generator(device), torch.no_grad():
@@ -68,5 +69,5 @@ def refuse_broken_net(model: nn.Module, dataset: Dataset, index: Tensor, most: i
     if bool((logits.isnan() | logits.isposinf()).any()):
         raise NonFinite(
             "NaN or Inf in the logits of the model after the last step: its weights are finite, but too large to "
-            "compute with. The epoch was not stored; lower optimizer.lr."
+            f"compute with. {remedy}"
         )

@@ -15,6 +15,12 @@ from ..run import RunState
 from .objective import Outcome, Update
 from .sums import finite, told
 
+REMEDY = "lower optimizer.lr or look at the options of the plugins in this run"
+"""For what is not finite where nobody else is to blame."""
+
+USUAL = 1e6
+"""More than the logits of any net that has not diverged."""
+
 ATTACK, LOSS, GRADIENT = "an input gradient of the attack", "the loss", "a parameter gradient"
 
 
@@ -113,9 +119,24 @@ def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[
 
 def _advice(target: Tensor, outcome: Outcome) -> str:
     """What to do where something is not finite, trained with labels `target` (B, K)."""
-    if any(bool(((rows == -torch.inf) & (target > 0)).any()) for rows in outcome.logits.values()):
+    shares = [target[:, _masked(rows)] for rows in outcome.logits.values()]
+    if any(bool(((share > 0) & (share < 1)).any()) for share in shares):
         return (
             "the model masks classes with -Inf that have a share of the target label, whose cross-entropy is infinite: "
             "leave out the plugin that softens labels, or mask with a finite number, such as -100."
         )
-    return "lower optimizer.lr or look at the options of the plugins in this run."
+    if any(bool((share == 1).any()) for share in shares):
+        return "the model masks classes with -Inf that images of this batch are of; mask those that have none."
+    return f"{REMEDY}."
+
+
+def _masked(logits: Tensor) -> Tensor:
+    """(K,) bool: classes that a net masks, all of whose logits (B, K) are -Inf beside others of the usual size.
+
+    Elsewhere -Inf is an overflow: a net that diverges has it on some images, or beside logits that are as large.
+    """
+    low = logits == -torch.inf
+    masked = low.all(0)
+    others = logits[:, ~masked]
+    usual = others.numel() and bool((others.abs() < USUAL).all())  # false of NaN
+    return masked if usual else torch.zeros_like(masked)

@@ -32,7 +32,7 @@ from .result import TrainResult
 from .saving import Position, Writer, save, unsaved
 from .step import TrainingStep
 from .step_report import Report
-from .validation import validated, weights_of
+from .validation import not_stored, validated, weights_of
 from .visits import occurrences
 from .workshop import Workshop
 
@@ -142,7 +142,8 @@ class Trainer:
     def _end_epoch(self) -> None:
         epoch = self.panel.state.epoch
         if epoch + 1 == self.resolved.run.epochs:
-            refuse_broken_net(self.model, self.feed.train_set, self.feed.training, self.resolved.run.batch_size)
+            most = self.resolved.run.batch_size
+            refuse_broken_net(self.model, self.feed.train_set, self.feed.training, most, not_stored(self))
         self.meter.lap()
         self._evaluated = evaluated = self.evaluated()
         row: dict[str, Any] = {

@@ -13,7 +13,7 @@ from ..errors import HookContract, NonFinite
 from ..inventory import Inventory, statistics_of
 from ..judging import same_bits
 from ..run import RunState
-from .finite import Judged
+from .finite import REMEDY, Judged
 from .given import refuse_late
 from .optimizer_state import Address, OptimizerState, begun_alike, moments
 from .sums import by_kind, finite, read, told
@@ -61,7 +61,7 @@ class Undo:
             if what := _not_finite(parts, earlier, optimizer, now, judged, state):
                 raise NonFinite(
                     f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was "
-                    "not applied; lower optimizer.lr or look at the options of the plugins in this run."
+                    f"not applied; {REMEDY}."
                 )
         except BaseException:
             with torch.no_grad():

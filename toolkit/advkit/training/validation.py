@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from ..config.resolve import Resolved
 from ..data.base import Dataset
-from ..errors import HookContract
+from ..errors import HookContract, NonFinite, named
 from ..evaluation.attacks.names import parse_attacks
 from ..evaluation.results import BATCH, UNSOUND, Verdicts
 from ..evaluation.verdicts import verdicts
+from ..judging import BEFORE
 from ..modules import replaced
+from .finite import REMEDY
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -29,13 +31,28 @@ def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> 
     if split is None or ((epoch + 1) % chosen.every_epochs and not last):
         return None
     dataset = trainer.splits.test if split == "test" else trainer.splits.train.take(trainer.feed.validation)
-    judged = validate(trainer.model, evaluated, dataset, trainer.resolved)
+    try:
+        judged = validate(trainer.model, evaluated, dataset, trainer.resolved)
+    except NonFinite as error:
+        what = str(error)[:1].lower() + str(error)[1:].removesuffix(BEFORE).rstrip(".")
+        raise NonFinite(f"Validation of epoch {epoch + 1}: {what}. {not_stored(trainer)}") from error
     accuracy = {name: float(one.robust.double().mean()) for name, one in judged.items()}
     if unsound := judged["clean"].unsound:
         trainer.progress.warn(f"Validation of epoch {epoch + 1}: {UNSOUND.format(unsound, len(dataset))}.")
     trainer.chance.tell(trainer.progress, judged["clean"].robust, dataset.labels)
     # Cross-entropy PGD alone would pick epochs whose gradients are masked.
     return {"split": split, "n": len(dataset), **accuracy, "selected": min([*accuracy.values()][1:])}
+
+
+def not_stored(trainer: Trainer) -> str:
+    """What to do where an epoch ends in a net that computes no numbers: what is stored before it leads there again."""
+    then = f"The epoch was not stored; {REMEDY}, and start anew"
+    if trainer.folder is None:
+        return f"{then}."
+    if trainer.best is not None:
+        start = named("--init-from", str(trainer.folder.path))
+        then += f", or from the weights of epoch {trainer.best['epoch'] + 1}, the best, with {start}"
+    return f"{then}: a resume goes on from before this and computes the same again."
 
 
 def judged_on(split: str, n: int, fraction: float) -> str:
