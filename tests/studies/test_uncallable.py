@@ -9,12 +9,11 @@ import pytest
 import torch
 from methods import pictures
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import advkit
 from advkit import OptionError, Splits
 from advkit.evaluation.attacks.gradient import Pgd
-from advkit.explained import calling
+from advkit.explained import calling, uncallable
 from advkit.studies.analysis.perturb import still
 from advkit.studies.transfer import Transfer
 
@@ -38,8 +37,13 @@ def divided(x: Tensor) -> Tensor:
     return x / (1 // 0)
 
 
-def of_chosen(x: Tensor) -> Tensor:
-    return checkpoint(lambda part: part[[1, 2, 99]], x, use_reentrant=False)  # a library calls it again
+def called_wrongly(x: Tensor) -> Tensor:
+    return nn.ReLU()(x, x)  # type: ignore[no-any-return]  # torch's own frames lie below
+
+
+def asserting(x: Tensor) -> Tensor:
+    torch._assert(x.shape[2] == 224, "Wrong image height!")
+    return x
 
 
 def at(code: Callable[[Tensor], Tensor]) -> str:
@@ -86,7 +90,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "dimensions": (lambda: Own(lambda x: nn.functional.batch_norm(x, torch.zeros(3), torch.ones(3))), SIZES),
     "types": (lambda: Own(lambda x: x.double()), TYPES),
     "own code": (lambda: Own(divided), rf"ZeroDivisionError: .* {at(divided)}"),
-    "below": (lambda: Own(of_chosen), rf"IndexError: .* {at(of_chosen)}"),
+    "one number of images": (lambda: Own(lambda x: x.view(12, 32)), SIZES),
+    "asserted": (lambda: Own(asserting), rf"AssertionError: Wrong image height. Give it {SIZES}"),
+    "below": (lambda: Own(called_wrongly), rf"TypeError: .* {at(called_wrongly)}"),
     "of torch": (lambda: nn.Sequential(nn.Flatten(), nn.Embedding(3, 3)), r"RuntimeError: .*\. Mend its forward\.$"),
 }
 
@@ -100,6 +106,26 @@ def test_it_is_one_sentence(caller: str) -> None:
             CALLERS[caller](make())
     if caller != "audit":  # which takes seconds
         CALLERS[caller](Own())
+
+
+def test_an_audit_calls_it_on_fewer_images_than_at_first() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Own()
+    labels = net(TOY.images / 255).argmax(1)
+    labels[0] = (labels[0] + 1) % 3
+    net.code = lambda x: x.view(12, 32)
+    with pytest.raises(OptionError, match=r"^The model can not be called on images \(11, 2, 4, 4\)"):
+        advkit.audit(net, advkit.Dataset("known", TOY.images, labels, TOY.classes), eps=0.1)
+
+
+def test_a_traceback_of_torch_jit_is_not_what_it_says() -> None:
+    head = "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript\n"
+    for text, said in (
+        (f"{head}RuntimeError: mat1 and mat2\n", "mat1 and mat2"),
+        (f"{head}RuntimeError: \n", head[:61]),
+    ):
+        assert str(uncallable(RuntimeError(text), (4, 2, 4, 4))).split(": ")[2].startswith(f"{said}. ")
 
 
 def test_what_the_machine_lacks_is_none_of_it() -> None:

@@ -36,8 +36,8 @@ _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen
 
 _FLOAT = "(?i:float|double|half|bfloat16)"
 
-_MACHINE = ("out of memory", "allocate memory", "CUDA error")
-"""In what torch raises where the net can be called and the machine can not."""
+_ELSEWHERE = ("out of memory", "allocate memory", "CUDA error", "leaf Variable")
+"""In what torch raises where the machine is at fault, or where an image is written into (`judging.untouched`)."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
     except AdvkitError:
         raise
     except Exception as error:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in (*_EXPLAINED, *_MACHINE)):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
             raise
         raise uncallable(error, shape, net) from error
 
@@ -56,14 +56,15 @@ def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
 def uncallable(error: Exception, shape: Sequence[int], net: str = "The model") -> OptionError:
     """The refusal of a net that has raised `error` on images of this shape: what it says, and a remedy that fits it."""
     lines = str(error).splitlines() or [""]
-    said = lines[-1 if "TorchScript" in lines[0] else 0].strip().rstrip(".")
+    cause = lines[-1].partition(": ")[2] if "TorchScript" in lines[0] else ""  # below a traceback of its own
+    said = (cause.strip() or lines[0]).rstrip(".! ")
     what = f"{net} can not be called on images {tuple(shape)}: {type(error).__name__}: {said}"
     if isinstance(error, ImportError):
         remedy = "Install what it needs, or import it at the top of the model's file."
     elif isinstance(error, RuntimeError | ValueError) and re.search(rf"\b{_FLOAT}\b.*\b{_FLOAT}\b", said):
         remedy = "Give all of its layers one type, as its float() or double() does."
     elif isinstance(error, RuntimeError | ValueError | AssertionError) and re.search(
-        r"size|shape|channel|dimension|height|width|elements not|\dD\b", said
+        r"size|shape|channel|dimension|height|width|elements not|TorchScript|\dD\b", said
     ):  # asserted by torchvision and timm
         remedy = "Give it images of the size that it was made for, or mend its layers."
     else:

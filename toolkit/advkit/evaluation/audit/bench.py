@@ -117,7 +117,7 @@ class Bench:
         """(B, K) without gradient."""
 
         def forward(net: Victim, part: Tensor) -> list[Tensor]:
-            with torch.no_grad(), calling(part.shape):
+            with torch.no_grad():
                 return [net(part)]
 
         return torch.cat([logits for (logits,) in self.over(purpose, x, forward)])
@@ -281,7 +281,8 @@ class Attached(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x)
+        with calling(x.shape):
+            logits: Tensor = self.model(x)
         if torch.is_grad_enabled() and x.requires_grad:  # a graph of logits need not lead to x
             return logits + (0 * x).flatten(1).sum(1, keepdim=True)
         return logits
