@@ -670,7 +670,7 @@ def test_a_zip_whose_names_are_no_text(pets: Path) -> None:
 
 def test_an_empty_class_is_refused(pets: Path) -> None:
     (pets / "train/bird").mkdir()
-    text = "class folder train/bird has no images (.jpg, .jpeg, .png, .bmp, .webp); add some or remove it."
+    text = f"class folder train/bird has no images ({', '.join(pictures.SUFFIXES)}); add some or remove it."
     assert refusal(pets) == text
     assert refusal(zipped(pets)) == text
 

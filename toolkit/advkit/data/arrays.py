@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
@@ -29,6 +28,11 @@ def channels_last(shape: Sequence[int]) -> bool:
     return channels in (1, 3, 4) and min(height, width) > 4
 
 
+def is_picture(value: object) -> bool:
+    """Whether it is one of PIL, which is not imported for that."""
+    return any(kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(value).__mro__)
+
+
 def dense(values: Any, what: str) -> Tensor:
     """A tensor on the CPU; DataError naming `what` it was to be."""
     if isinstance(values, Tensor):
@@ -37,7 +41,7 @@ def dense(values: Any, what: str) -> Tensor:
         return values.detach().cpu()
     if np.ma.isMaskedArray(values):
         raise DataError(f"The {what} are a masked array, whose mask nothing would heed; give array.filled(value).")
-    if isinstance(values, Image.Image):
+    if is_picture(values):
         raise DataError("The images are pictures of PIL; give tensors, as with transform=ToTensor() of torchvision.")
     try:
         array = np.array(values)

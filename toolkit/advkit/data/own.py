@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
@@ -20,7 +19,7 @@ from ..generators import generators, put_back, repeatable
 from ..hidden import without_trace
 from ..modules import mode, own_generator, placement
 from ..own_file import OwnFile
-from .arrays import as_images, as_labels, dense
+from .arrays import as_images, as_labels, dense, is_picture
 from .base import Dataset, DataSource, Splits
 from .transforms import to_float
 
@@ -140,7 +139,7 @@ def _refuse_apart(data: Any) -> None:
                 "classes."
             )
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], tuple | list) and _is_array(data[1]):
-        if data[0] and isinstance(data[0][0], Image.Image):
+        if data[0] and is_picture(data[0][0]):
             dense(data[0][0], "images")
         images = [image for image in data[0] if isinstance(image, Tensor | np.ndarray)]
         if images and len(images) == len(data[0]):
