@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from advkit import Company, Costs, Passes, Plugin, PluginOptions, Real, Run, Schedule, hookimpl, option
+from advkit import Company, Costs, OptionError, Passes, Plugin, PluginOptions, Real, Run, Schedule, hookimpl, option
 
 
 def layerwise(gradients: Mapping[str, Tensor], params: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
@@ -91,6 +91,15 @@ class Awp(Plugin):
                 "this run in eval mode"
             )
         return cautions
+
+    @hookimpl
+    def setup(self, model: nn.Module) -> None:
+        least = self.options.min_dim
+        if not any(p.requires_grad and p.dim() >= least for p in model.parameters()):
+            raise OptionError(
+                f"{self.name} perturbs parameters of {least} dimensions or more ({self.name}.min_dim), and the model "
+                f"trains none; lower it, or leave {self.name} out."
+            )
 
     def perturbed(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those that v moves."""

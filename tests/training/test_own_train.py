@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,11 @@ from methods import pictures
 from torch import Tensor, nn
 
 import advkit
-from advkit import Splits
+from advkit import OptionError, Splits
+from advkit.errors import Caution
 from advkit.modes import begin_training, modes_back
 from advkit.modules import mode
+from advkit.testing.small import Watch
 
 FEATURES, CLASSES, ROWS = 2 * 4 * 4, 3, 12
 
@@ -145,3 +148,31 @@ def test_what_an_owner_keeps_in_eval_mode_stays_there() -> None:
     model.eval()
     modes_back(before)
     assert [module.training for module, _ in before] == [was for _, was in before]
+
+
+def test_a_run_from_python_says_what_is_to_be_known_of_it() -> None:
+    """As a `Step` does; whoever passes `progress` is told there instead."""
+    x = torch.randint(0, 256, (12, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data, watch = (x, torch.arange(12) % 3), Watch()
+
+    def run(**how: Any) -> None:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(dim=1))
+        advkit.train(model, data, epochs=1, eps=0.1, settings={"attack.steps": 4, "validation.steps": 4}, **how)
+
+    with pytest.warns(Caution, match="The model returns probabilities"):
+        run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(progress=watch)
+    assert any(sentence.startswith("The model returns probabilities") for sentence in watch.cautions)
+
+
+@pytest.mark.parametrize("plugin", ["awp", "rwp"])
+def test_a_net_in_which_nothing_would_be_perturbed_is_refused(plugin: str) -> None:
+    """Nets whose norms and biases alone are trained, say."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    model[1].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(OptionError, match=rf"^{plugin} perturbs parameters of 2 dimensions or more"):
+        advkit.Step(model, optimizer, [plugin], num_samples=4, eps=0.1)
+    advkit.Step(model, optimizer, [plugin], num_samples=4, eps=0.1, options={plugin: {"min_dim": 1}})

@@ -32,6 +32,10 @@ def named(flag: str, value: str = "") -> str:
     return f'{name}="{value}"' if value else name
 
 
+class Caution(UserWarning):
+    """What is to be known of a run that goes on; `advkit.train(..., progress=...)` is told instead."""
+
+
 class AdvkitError(Exception):
     """Base of all errors whose text is meant for the user. `exit_code` is what the command line returns."""
 

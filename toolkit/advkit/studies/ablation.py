@@ -11,7 +11,7 @@ from ..config.request import Request
 from ..config.resolve import Resolved
 from ..errors import HookConflict, OptionError
 from ..evaluation.attacks.base import EvaluationAttack
-from ..training.progress import Progress, Silent
+from ..training.progress import Aloud, Progress
 from .arms import Arm, Study
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .inputs import seeds as parse_seeds
@@ -83,7 +83,7 @@ def ablate(
     epochs: int | None = None,
     batch_size: int | None = None,
     no_companion: Iterable[str] = (),
-    progress: Callable[[], Progress] = Silent,
+    progress: Callable[[], Progress] = Aloud,
     tell: Callable[[str], None] | None = None,
     task: int | None = None,
 ) -> list[AblationRow]:

@@ -22,7 +22,7 @@ from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from ..training.launch import resume, start
 from ..training.parts import build_model, data_of, on_this_machine
-from ..training.progress import Progress, Silent
+from ..training.progress import Aloud, Progress
 from ..training.same_run import refuse_difference, resolve_folder
 from ..training.tracking import tracked
 from .documents import document
@@ -82,7 +82,7 @@ class Study:
     judging: EvaluationRequest
     layout: Layout
     trackers: Sequence[str] = ()
-    progress: Callable[[], Progress] = Silent
+    progress: Callable[[], Progress] = Aloud
     tell: Callable[[str], None] | None = None
 
     def table(self, arms: Sequence[Arm], task: int | None = None) -> list[AblationRow]:

@@ -14,7 +14,7 @@ from ..config.resolve import Resolved
 from ..errors import OptionError, shown
 from ..evaluation.attacks.base import EvaluationAttack
 from ..settings import SECTIONS
-from ..training.progress import Progress, Silent
+from ..training.progress import Aloud, Progress
 from .arms import Arm, Study, distinct
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .inputs import seeds as parse_seeds
@@ -105,7 +105,7 @@ def sweep(
     epochs: int | None = None,
     batch_size: int | None = None,
     no_companion: Iterable[str] = (),
-    progress: Callable[[], Progress] = Silent,
+    progress: Callable[[], Progress] = Aloud,
     tell: Callable[[str], None] | None = None,
     task: int | None = None,
     trials: int | None = None,

@@ -37,7 +37,7 @@ from .parts import (
     refuse_no_test,
     unusual_type,
 )
-from .progress import Progress, Silent, voice
+from .progress import Aloud, Progress, voice
 from .ranks import here
 from .result import TrainResult
 from .same_run import on_top, refuse_changes, refuse_other_plugins
@@ -60,7 +60,7 @@ def start(
     That is the folder of a run, whose best weights are taken, the last of standard training, or a file of weights.
     """
     ranks = here()
-    seen = voice(ranks, progress or Silent())
+    seen = voice(ranks, progress or Aloud())
     with unchanged_if_refused(resolved, model, init_from is not None):
         begin_from(init_from, model, resolved, partial_head, seen.warn)
         if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):
@@ -96,7 +96,7 @@ def resume(
 ) -> TrainResult:
     """Go on from the newest checkpoint that verifies; from the beginning where there is none yet."""
     ranks = here()
-    seen = voice(ranks, progress or Silent())
+    seen = voice(ranks, progress or Aloud())
     with nullcontext() if ranks.rank else folder.lock:  # the first process alone writes
         for file in resolved.files.values():
             if file.changed:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..errors import Stopped
+from ..errors import Caution, Stopped
 from .ranks import Alone
 from .step_report import Report
 
@@ -40,6 +41,13 @@ class Silent:
     def warn(self, sentence: str) -> None: ...
     def stop_requested(self) -> type[Stopped] | None:
         return None
+
+
+class Aloud(Silent):
+    """Shows nothing and never stops; what is to be known of the run is a Python warning, a `Caution`."""
+
+    def warn(self, sentence: str) -> None:
+        warnings.warn(sentence, Caution, stacklevel=2)
 
 
 class Mute(Silent):

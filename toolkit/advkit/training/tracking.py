@@ -21,7 +21,7 @@ from .. import registry
 from ..errors import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Stopped, shown
 from ..global_state import undone
 from ..storage.files import read, there, write_atomic
-from .progress import Progress, Silent
+from .progress import Aloud, Progress
 from .step_report import Report
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def tracked(shown_by: Progress | None, names: Sequence[str], folder: Path | None
     """
     if names and folder is None:
         raise OptionError(f"{names[0]} keeps what it calls a run in the run's folder; name one, out=...")
-    seen = Tracked(shown_by or Silent(), {} if folder is None else _known(folder / FILE))
+    seen = Tracked(shown_by or Aloud(), {} if folder is None else _known(folder / FILE))
     for name in dict.fromkeys((*names, *seen.identities)):
         try:
             seen.trackers.append(_made(name, seen))
