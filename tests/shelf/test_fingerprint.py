@@ -106,6 +106,33 @@ def test_classes_their_attributes_and_globals_count(monkeypatch: pytest.MonkeyPa
     assert fingerprint(Box()) == before
 
 
+net: object = None
+
+
+class Owner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.net(x)
+        return y
+
+
+class Looks(Owner):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = globals()["net"](x)
+        return y
+
+
+@pytest.mark.parametrize("kind", [Owner, Looks])
+def test_an_attribute_is_no_global_of_its_name(kind: type[Owner], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that calls its net `net` has not edited the class that keeps one of that name."""
+    before = code(kind)
+    monkeypatch.setattr(sys.modules[__name__], "net", 3)
+    assert (code(kind) == before) is (kind is Owner)
+
+
 @pytest.mark.parametrize("hidden", [threading.Lock(), torch.Generator(), iter([1]), np.random.default_rng(0)])
 def test_what_hides_its_state_is_not_described(hidden: object) -> None:
     with pytest.raises(Undescribed):

@@ -408,3 +408,21 @@ def test_types_are_judged_before_their_numbers(name: str, dtype: torch.dtype, ta
     with nullcontext() if taken else refused:
         put_weights(net, prefixed(MODEL, net.state_dict() | {name: given}), "the file")
         assert net.state_dict()[name].eq(1).all()
+
+
+def test_names_that_others_stand_beside_are_told() -> None:
+    """Lightning's `model.` beside the weights of a loss; a student beside its teacher."""
+    own = nn.Linear(3, 2).state_dict()
+    cases = {
+        "its names stand below model., and criterion.weight stands beside them": ("model", "criterion"),
+        "its names stand below student. and below teacher., and teacher.weight stands beside them": (
+            "student",
+            "teacher",
+        ),
+    }
+    for sentence, heads in cases.items():
+        weights = {f"{head}.{name}": value for head in heads for name, value in own.items()}
+        if "criterion" in heads:
+            del weights["criterion.bias"]
+        with pytest.raises(CheckpointError, match=sentence):
+            put_weights(nn.Linear(3, 2), prefixed(MODEL, fitted(weights, own)), "the file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -490,3 +491,19 @@ def test_a_net_that_writes_into_its_weights_is_told_not_the_plugin_that_calls_it
     step = step_of(Renormed(), plugin)
     with pytest.raises(OptionError, match=r"^The model writes into head.weight in its forward"):
         step(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "sentence"),
+    [
+        (float("nan"), r"^Plugin bad: evaluation_weights has NaN or Inf in .*, which the model has not\."),
+        (3e38, r"^Validation of epoch 1, on the weights that bad gives: the net can not be judged: its logits"),
+        (1.0, ""),
+    ],
+)
+def test_weights_to_judge_that_compute_no_numbers_are_the_plugins(tiny_net: Net, scale: float, sentence: str) -> None:
+    def evaluation_weights(self, model):
+        return {name: torch.full_like(value, scale) for name, value in model.named_parameters()}
+
+    with pytest.raises(NonFinite, match=sentence) if sentence else nullcontext():
+        trained(tiny_net(), bad(evaluation_weights=evaluation_weights))

@@ -58,6 +58,12 @@ COMPUTING = (FunctionType, classmethod, staticmethod, property, functools.partia
 """Special attributes of a class that compute something; the others are made by Python and its decorators."""
 
 
+READING = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+"""Instructions that read a global by its name."""
+LOOKING = frozenset({"globals", "vars", "eval", "exec", "getattr", "__dict__", "__globals__", "modules", "attrgetter"})
+"""What code looks names up by that stand in texts, or in what is no text at all."""
+
+
 class Undescribed(Exception):
     """A value may hold more than can be seen of it."""
 
@@ -181,13 +187,17 @@ class _Walk:
             else:
                 self(sorted(held, key=repr) if isinstance(held, frozenset) else held)
         texts = [held for held in value.co_consts if isinstance(held, str)]
-        for name in sorted({*value.co_names, *texts} & names.keys()):
+        steps = [*dis.get_instructions(value)]
+        # An attribute may have the name of a global that nobody reads: self.net beside a script's net.
+        read = {step.argval for step in steps if step.opname in READING}
+        read |= {*value.co_names, *texts} if LOOKING & {*value.co_names} else set()
+        for name in sorted(read & names.keys()):
             self.say(name)
             if isinstance(names[name], ModuleType):
                 self.module(names[name], (*value.co_names, *texts))
             else:
                 self(names[name])
-        lazy = [step.argval for step in dis.get_instructions(value) if step.opname == "IMPORT_NAME"]
+        lazy = [step.argval for step in steps if step.opname == "IMPORT_NAME"]
         lazy += texts if {"import_module", "__import__"} & set(value.co_names) else []
         for name in dict.fromkeys(lazy):
             self.imported(name, value.co_names, str(names.get("__package__") or ""))

@@ -16,6 +16,7 @@ from ..evaluation.verdicts import verdicts
 from ..judging import BEFORE
 from ..modules import replaced
 from .finite import REMEDY
+from .undo import became_broken
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -35,7 +36,9 @@ def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> 
         judged = validate(trainer.model, evaluated, dataset, trainer.resolved)
     except NonFinite as error:
         what = str(error)[:1].lower() + str(error)[1:].removesuffix(BEFORE).rstrip(".")
-        raise NonFinite(f"Validation of epoch {epoch + 1}: {what}. {not_stored(trainer)}") from error
+        given = trainer.panel.stage.owner("evaluation_weights") if evaluated else None
+        whose = f", on the weights that {given.plugin.name} gives" if given else ""
+        raise NonFinite(f"Validation of epoch {epoch + 1}{whose}: {what}. {not_stored(trainer)}") from error
     accuracy = {name: float(one.robust.double().mean()) for name, one in judged.items()}
     if unsound := judged["clean"].unsound:
         trainer.progress.warn(f"Validation of epoch {epoch + 1}: {UNSOUND.format(unsound, len(dataset))}.")
@@ -82,6 +85,8 @@ def weights_of(plugin: str, answer: object, own: Mapping[str, Tensor]) -> Mappin
         if name not in own or value.shape != own[name].shape:
             what = f"it has {name}, which is no parameter or buffer of the model, or of another shape"
             raise HookContract.broken(plugin, hook, what)
+        if became_broken(own[name].to(value), value):
+            raise NonFinite(f"Plugin {plugin}: {hook} has NaN or Inf in {name}, which the model has not.")
     # A tensor of several names, such as that of tied layers, has its value under all of them.
     values = {_place(own[name]): value for name, value in answer.items()}
     return {**answer, **{name: values[_place(value)] for name, value in own.items() if _place(value) in values}}
