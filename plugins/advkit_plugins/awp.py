@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from advkit import Company, Costs, OptionError, Passes, Plugin, PluginOptions, Real, Run, Schedule, hookimpl, option
 
@@ -92,18 +92,15 @@ class Awp(Plugin):
             )
         return cautions
 
-    @hookimpl
-    def setup(self, model: nn.Module) -> None:
-        least = self.options.min_dim
-        if not any(p.requires_grad and p.dim() >= least for p in model.parameters()):
-            raise OptionError(
-                f"{self.name} perturbs parameters of {least} dimensions or more ({self.name}.min_dim), and the model "
-                f"trains none; lower it, or leave {self.name} out."
-            )
-
     def perturbed(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those that v moves."""
-        return {name: p for name, p in params.items() if p.dim() >= self.options.min_dim}
+        """Those that v moves. Raises OptionError where there are none."""
+        least = self.options.min_dim
+        if moving := {name: p for name, p in params.items() if p.dim() >= least}:
+            return moving
+        raise OptionError(
+            f"{self.name} perturbs parameters of {least} dimensions or more ({self.name}.min_dim), and the model "
+            f"trains none; lower it, or leave {self.name} out."
+        )
 
     @hookimpl
     def weight_perturbation(

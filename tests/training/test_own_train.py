@@ -173,6 +173,7 @@ def test_a_net_in_which_nothing_would_be_perturbed_is_refused(plugin: str) -> No
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     model[1].weight.requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    batch = torch.rand(4, 1, 2, 2), torch.arange(4) % 3, torch.arange(4)
     with pytest.raises(OptionError, match=rf"^{plugin} perturbs parameters of 2 dimensions or more"):
-        advkit.Step(model, optimizer, [plugin], num_samples=4, eps=0.1)
-    advkit.Step(model, optimizer, [plugin], num_samples=4, eps=0.1, options={plugin: {"min_dim": 1}})
+        advkit.Step(model, optimizer, [plugin], num_samples=4, eps=0.1)(*batch, epoch=0)
+    advkit.Step(model, optimizer, [plugin], num_samples=4, eps=0.1, options={plugin: {"min_dim": 1}})(*batch, epoch=0)
