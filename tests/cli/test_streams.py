@@ -99,6 +99,27 @@ def test_escapes_are_shown() -> None:
     assert "[red]1[/red]" in shown and "[bold]n[/bold]" in shown, "no markup either"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("where", ["a terminal", "a narrow one", "a file"])
+def test_a_table_never_cuts_a_figure(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setenv("COLUMNS", "40" if where == "a narrow one" else "80")
+    monkeypatch.setenv("TERM", "xterm")
+    table = table_of("attack", ">accuracy", "95 % interval", "", "what it says", wrap=("what it says",))
+    cells = ["pgd-20", "0.123", "0.1011 to 0.1213", "7" * (170 if where == "a file" else 5), "many words " * 9]
+    table.add_row(*cells)
+    table.add_row("clean", "0.5", "", "", "")
+    out = io.StringIO() if where == "a file" else Terminal()
+    with contextlib.redirect_stdout(out):
+        stdout().print(table)
+    shown = " ".join(out.getvalue().split())
+    assert all(cell in shown for cell in cells[:-1]) and shown.count("many words") == 9
+    assert ("accuracy 0.5" in shown) == (where == "a narrow one"), "rows that have no room are a list"
+
+
 @pytest.mark.usefixtures("quick_audit")
 def test_a_run_that_is_called_an_escape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

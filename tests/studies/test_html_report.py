@@ -182,7 +182,8 @@ AUDIT = {
     "run": "r", "checkpoint": "best", "split": "test", "n": 200, "norm": "linf", "eps": 0.15,
     "checks": [
         {"name": "large-eps", "figure": 0.0, "threshold": 0.0, "alarm": False, "sentence": "Nothing is left."},
-        {"name": "black-box", "figure": 0.09, "threshold": 0.02, "alarm": True, "sentence": "Square beats PGD."},
+        {"name": "black-box", "figure": 0.09, "threshold": 0.02, "alarm": True, "sentence": "Square beats PGD."}
+        | {"interval": [0.06, 0.14], "count": 18, "of": 200, "alarm_from": 9},
         {"name": "transfer", "figure": None, "threshold": 0.02, "alarm": None, "sentence": "No other run."},
     ],
     "alarms": ["black-box"],
@@ -345,14 +346,14 @@ def test_evaluations_and_audits_are_shown_as_they_are(runs: Path) -> None:
         "zero-gradients",
         "ALARM",
         "0.41",
-        "0.1",
+        "",
+        "",
+        "above 0.1",
         "Many are 0.",
     ]
-    assert [row[:2] for row in rows(page, "run-1-audit", "Checks")[1:]] == [
-        ["large-eps", "silent"],
-        ["black-box", "ALARM"],
-        ["transfer", "not run"],
-    ]
+    checks = rows(page, "run-1-audit", "Checks")[1:]
+    assert [row[:2] for row in checks] == [["large-eps", "silent"], ["black-box", "ALARM"], ["transfer", "not run"]]
+    assert checks[1][3:6] == ["0.060 to 0.140", "18 of 200", "from 9"]
     said = "1 of the 2 checks that ran raises an alarm: black-box; 1 could not be run."
     assert said in text(page.id("run-1-audit"))
     put(runs / "plain", "evaluations/one/n-9/evaluation.json", changed(suspect=False, audit=[]))

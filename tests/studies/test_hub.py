@@ -44,6 +44,7 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     assert card.count(f"On the {on}:") == 2 and f"Also evaluated: {on}, worst case" in card, "figures and audit"
     assert "at linf 0.001 under pgd-1." in card and "Trained against" not in card
     assert "Not evaluated under AutoAttack yet" in card and all(f"| {check.name} |" in card for check in audit.checks)
+    assert all(f" | {check.images} | " in card for check in audit.checks) and any(check.of for check in audit.checks)
     assert audit.hopeless and f"Nothing was attacked: {audit.hopeless}." in card  # a net of no training
     assert judged.hopeless and f"There is nothing to be robust: {judged.hopeless}." in card
     assert (home / "run.toml").read_text().strip() in card

@@ -47,6 +47,12 @@ def test_weights_that_are_rounded_are_said_to_be(
         ("file", NET, "file can not be read as weights (its first bytes are not those of such a file)"),
         ("file", NET[:2], "file is a file of weights; say which net and data: --model NAME --dataset NAME."),
         ("no", NET, "no does not exist; give a run folder or a file of weights."),
+        ("no.pt", [], "no.pt does not exist; give a run folder or a file of weights."),
+        ("/dev/zero", NET[:2], "/dev/zero can not be read as weights (it is no regular file); give"),
+        ("run/run.toml", [], "run/run.toml is a file of the run run; give the run's folder, or a file of weights."),
+        ("run/lock", NET, "run/lock is a file of the run run; give the run's folder, or a file of weights."),
+        ("run/checkpoints", [], "run/checkpoints is a part of the run run; give the run's folder."),
+        ("run/own.pt", [], "run/own.pt is a file of weights; say which net and data: --model NAME --dataset NAME."),
     ],
 )
 def test_folders_and_files_are_told_by_what_they_are(
@@ -60,6 +66,9 @@ def test_folders_and_files_are_told_by_what_they_are(
     """Whatever the name ends in."""
     monkeypatch.chdir(tmp_path)
     Path("folder.pt").mkdir()
+    Path("run/checkpoints").mkdir(parents=True)
+    for file in ("run.toml", "lock", "own.pt"):
+        Path("run", file).touch()
     Path("file").write_text("text")
     for judge in ("evaluate", "audit"):
         assert command([judge, name, *options]) == (2 if "say which" in sentence else 4)

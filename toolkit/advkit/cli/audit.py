@@ -74,9 +74,7 @@ def show(record: AuditRecord) -> None:
     for check in record.checks:
         figure = "" if check.figure is None else f"{check.figure:.3g}"
         ends = "{:.3f} to {:.3f}".format(*check.interval) if check.interval else ""
-        images = "" if check.of is None else f"{check.of}" if check.count is None else f"{check.count} of {check.of}"
-        threshold = f"above {check.threshold:g}" if check.alarm_from is None else f"from {check.alarm_from}"
-        table.add_row(signs[check.alarm], check.name, figure, ends, images, threshold, text(check.sentence))
+        table.add_row(signs[check.alarm], check.name, figure, ends, check.images, check.bound, text(check.sentence))
     console.print(table)
     for note in record.notes:
         console.print(text(note, "yellow"))

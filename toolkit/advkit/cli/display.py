@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import measure_renderables
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import Stopped
@@ -39,6 +40,8 @@ __all__ = [
 
 SHOWN = 12
 """Epochs shown of a run that goes on; metrics.jsonl has all."""
+GAP, LONGEST = 2, 20
+"""Characters between the columns of a table, and of a word that is not broken in those whose lines may break."""
 
 
 class _Printed(Console):
@@ -69,10 +72,32 @@ def text(content: object, style: str = "") -> Text:
 
 
 class _Rows(Table):
-    """Cells that are strings are text, never markup."""
+    """Cells that are strings are text, never markup. Nothing is cut: rows that have no room are a list."""
 
     def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
         super().add_row(*(text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        need = sum(self._least(console, column) for column in self.columns) + GAP * (len(self.columns) - 1)
+        if console.soft_wrap:  # no terminal: nobody cuts
+            options = options.update(width=max(need, options.max_width))
+        if need <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        heads = [str(column.header) if self.show_header else "" for column in self.columns]
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            said = [
+                Text(f"{head} " if number and head else "").append_text(cell if isinstance(cell, Text) else text(cell))
+                for number, (head, cell) in enumerate(zip(heads, cells, strict=True))
+                if str(cell)
+            ]
+            yield from console.render(Text(", ").join(said), options)
+
+    def _least(self, console: Console, column: Column) -> int:
+        """The width in which no line of a column is cut; where lines may break, none of its words."""
+        shown = [column.header] * self.show_header + [*column.cells]
+        found = measure_renderables(console, console.options.update(width=1 << 16), shown)
+        return found.maximum if column.no_wrap else min(found.minimum, LONGEST)
 
 
 def table_of(*heads: str, wrap: Sequence[str] = (), header: bool = True) -> Table:

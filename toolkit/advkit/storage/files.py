@@ -93,6 +93,16 @@ def _is_run(folder: Path) -> bool:
     return os.path.lexists(folder / "run.toml") and any(os.path.lexists(folder / name) for name in OF_A_RUN)
 
 
+def run_above(path: Path) -> Path | None:
+    """The run whose folder has `path` for a file of its own; None where it is no run's."""
+    inner = ""
+    for place in (path, *path.parents):
+        if inner in ("run.toml", *OF_A_RUN) and _is_run(place):
+            return place
+        inner = place.name
+    return None
+
+
 def make_folder(path: Path) -> Path:
     """A folder to write to, made if it is not there."""
     judge_place(path / "file")

@@ -91,6 +91,16 @@ def _others(path: Path, stored: Mapping[Any, Any], taken: str) -> str:
     return f"{path} has weights in {', '.join(others)}, too, and those in {taken} are taken; save alone what is meant"
 
 
+def refuse_others(path: Path) -> None:
+    """CheckpointError for what holds no weights, whatever net they would be of: nothing, a device, a run's own file."""
+    if not (files.there(path) and os.path.exists(path)):
+        raise CheckpointError(f"{path} does not exist; give a run folder or a file of weights.")
+    if run := files.run_above(path):
+        raise CheckpointError(f"{path} is a file of the run {run}; give the run's folder, or a file of weights.")
+    if not os.path.isfile(path):
+        raise _unreadable(path, "it is no regular file")
+
+
 def fitted(
     weights: Mapping[str, Tensor],
     own: Mapping[str, Tensor],

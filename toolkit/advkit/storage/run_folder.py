@@ -86,6 +86,8 @@ class RunFolder:
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 why = "it has no run.toml" if os.path.isdir(path) else "it is a file"
                 why = why if os.path.lexists(path) else "it does not exist"
+                if run := files.run_above(path):
+                    raise CheckpointError(f"{path} is a part of the run {run}; give the run's folder.") from None
             else:
                 why = getattr(error, "strerror", None) or str(error)
             raise CheckpointError(f"{path} is not a run folder: {why}. Give the --out of a run.") from None

@@ -194,10 +194,11 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str) ->
 def _audited(audit: AuditRecord | None, run: str) -> str:
     if audit is None:
         return f"Not audited for masked gradients yet: `advkit audit {run}`."
-    rows = [["check", "figure", "alarm"], ["---"] * 3]
+    rows = [["check", "figure", "images", "alarm"], ["---"] * 4]
+    words = {True: "**yes**", False: "no", None: "could not be run"}
     for check in audit.checks:
         figure = "" if check.figure is None else f"{check.figure:.4g}"
-        rows.append([check.name, figure, {True: "**yes**", False: "no", None: "could not be run"}[check.alarm]])
+        rows.append([check.name, figure, check.images, words[check.alarm]])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     nothing = [f"Nothing was attacked: {audit.hopeless}.", ""] if audit.hopeless else []
     return "\n".join([f"On the {audit.judged_on}:", "", *nothing, *lines])

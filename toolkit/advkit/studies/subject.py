@@ -24,6 +24,7 @@ from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
 from ..storage import naming
 from ..storage.files import refuse_another, there
+from ..storage.foreign import refuse_others
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
@@ -240,8 +241,6 @@ def subject_of(
     asked = {"model.name": model, "data.name": dataset}
     texts = {key: text for key, text in asked.items() if isinstance(text, str)}
     folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
-    if texts and not there(path):
-        raise CheckpointError(f"{given} does not exist; give a run folder or a file of weights.")
     if folder or not (path.suffix or texts):
         typed = with_files(Layer("command line", texts))
         if typed.files.keys() != texts.keys() or settings:
@@ -252,6 +251,7 @@ def subject_of(
                 f"{named('--model')}, {named('--dataset')} and {named('--set')}."
             )
         return _of_run(path, checkpoint, data_root, asked, typed.files, together)
+    refuse_others(path)
     if not all(texts.get(key) for key in asked):
         own = any(not isinstance(value, str | None) for value in asked.values())
         which = f"{named('--model', 'NAME')} {named('--dataset', 'NAME')}"

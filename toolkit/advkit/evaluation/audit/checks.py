@@ -33,6 +33,16 @@ class Check:
     alarm_from: int | None = None
     """The fewest of them that raise the alarm; None where the figure is no share, or so few images can raise none."""
 
+    @property
+    def images(self) -> str:
+        """Of how many images the figure is, and how many of them are behind it; "" where nobody looked."""
+        return "" if self.of is None else f"{self.of}" if self.count is None else f"{self.count} of {self.of}"
+
+    @property
+    def bound(self) -> str:
+        """What raises the alarm: a figure, or a number of images."""
+        return f"above {self.threshold:g}" if self.alarm_from is None else f"from {self.alarm_from}"
+
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)

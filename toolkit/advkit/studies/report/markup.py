@@ -111,6 +111,6 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def span(interval: Sequence[float]) -> str:
+def span(interval: Sequence[float] | None) -> str:
     """0.707 to 0.789"""
-    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

@@ -211,13 +211,10 @@ def caution(sentence: str) -> Html:
 
 def checks(caption: str, found: Sequence[Check]) -> Html:
     """Checks of an audit; an alarm is a word before it is a colour."""
-    words = {
-        True: tag("strong", "ALARM", class_="alarm"),
-        False: tag("span", "silent", class_="silent"),
-        None: "not run",
-    }
-    rows = [(c.name, words[c.alarm], figure(c.figure), figure(c.threshold), c.sentence) for c in found]
-    return table(caption, ("check", "verdict", ">figure", ">threshold", "what it says"), rows)
+    alarm, silent = tag("strong", "ALARM", class_="alarm"), tag("span", "silent", class_="silent")
+    words = {True: alarm, False: silent, None: "not run"}
+    rows = [(c.name, words[c.alarm], figure(c.figure), span(c.interval), c.images, c.bound, c.sentence) for c in found]
+    return table(caption, ("check", "verdict", ">figure", "95 % interval", ">images", ">alarm", "what it says"), rows)
 
 
 def audit(source: Source) -> Html:
