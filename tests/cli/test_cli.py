@@ -139,10 +139,19 @@ class Raises(Plugin):
 class Quits(Plugin):
     name = "quits"
     class Options(PluginOptions):
-        how: str = option("exit", help="exit or pipe")
+        how: str = option("SystemExit(0)", help="an exception")
     @hookimpl
     def after_update(self):
-        raise SystemExit(0) if self.options.how == "exit" else BrokenPipeError("gone")
+        class Mute(Exception):
+            def __str__(self):
+                raise ValueError
+        class Deaf(Exception):
+            def __str__(self):
+                return "gone"
+            def add_note(self, note):
+                raise ValueError
+        import asyncio, click
+        raise eval(self.options.how)
 
 class Unknowing(Plugin):
     name = "unknowing"
@@ -688,16 +697,22 @@ def test_a_broken_contract_names_the_plugin() -> None:
 
 
 @pytest.mark.usefixtures("strangers")
-def test_a_plugin_does_not_end_a_run_quietly() -> None:
-    """click would exit with 0 or 1 and say nothing."""
-    ran = advkit("train", "--plugins", "quits", *TINY)
-    assert (ran.code, ran.out) == (1, "") and ran.err.startswith(
-        "Error: RuntimeError in plugin quits, hook after_update, epoch 0, step 0: SystemExit: 0 (ADV"
-    )
-    ran = advkit("train", "--plugins", "quits", "-o", "quits.how=pipe", *TINY)
-    assert ran.code == 1 and ran.err.startswith(
-        "Error: RuntimeError in plugin quits, hook after_update, epoch 0, step "
-    )
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("SystemExit(0)", "RuntimeError{}: SystemExit: 0"),
+        ("BrokenPipeError(32, 'gone')", "BrokenPipeError{}: [Errno 32] gone"),
+        ("click.exceptions.Exit(0)", "Exit{}: 0"),
+        ("asyncio.CancelledError('gone')", "CancelledError{}: gone"),
+        ("Mute()", "RuntimeError{}: Mute"),
+        ("Deaf()", "RuntimeError{}: Deaf: gone"),
+    ],
+)
+def test_a_plugin_does_not_end_a_run_quietly(how: str, said: str) -> None:
+    """click would exit with 0, 1 or 2 for some, and say nothing; others can not be shown, or told whose they are."""
+    ran = advkit("train", "--plugins", "quits", "-o", f"quits.how={how}", *TINY)
+    what = said.format(" in plugin quits, hook after_update, epoch 0, step 0")
+    assert (ran.code, ran.out) == (1, "") and ran.err.startswith(f"Error: {what} (ADV")
 
 
 @pytest.mark.usefixtures("strangers")

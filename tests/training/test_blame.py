@@ -310,6 +310,19 @@ def test_an_error_of_advkits_own_that_a_plugin_raises_is_the_plugins(
     assert isinstance(failed.value, RuntimeError) is isinstance(error, Stopped | GateMissed)
 
 
+def test_what_torch_says_in_a_plugin_is_explained_with_its_name(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """It may be the net's or the plugin's: the sentence is the net's, and says who asked."""
+
+    def observe_update(self, batch):
+        with torch.enable_grad():
+            one, other = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+            torch.autograd.grad(one.sum(), other)
+
+    with pytest.raises(OptionError, match="no gradient at its input") as failed:
+        step_of(tiny_net(), bad(observe_update=observe_update))(*tiny_batch(), epoch=0)
+    assert failed.value.__notes__ == ["in plugin bad, hook observe_update, epoch 0, step 0"]
+
+
 def test_a_refusal_of_advkits_own_has_its_place_in_the_sentence(tiny_net: Net) -> None:
     def setup(self, run):
         run.sample_state("a", dtype="float32")

@@ -134,7 +134,7 @@ class DataError(AdvkitError):
 
 def without_temporary_files(error: BaseException) -> DataError | None:
     """What to say where tempfile has no folder, which torch asks for in its own time; None of other errors."""
-    if not isinstance(error, FileNotFoundError) or "temporary directory" not in str(error):
+    if not isinstance(error, FileNotFoundError) or "temporary directory" not in says(error):
         return None
     return NoTemporaryFiles("No folder for temporary files can be used; set TMPDIR to one that can be written.")
 
@@ -148,41 +148,62 @@ def blamed(where: str) -> Iterator[None]:
     """Whose code the scope runs, as a note on what it raises.
 
     SystemExit is an error there, for nobody else ends a run; so is what would end a generator around the scope, and
-    what says that a run was saved or a gate missed. Other errors of advkit's own have their place in the sentence,
-    unless it is that code which raises them.
+    what says that a run was saved or a gate missed; and what takes no note, or has no text that can be read. Other
+    errors of advkit's own have their place in the sentence, unless it is that code which raises them.
     """
     try:
         yield
     except (SystemExit, GeneratorExit, StopIteration, StopAsyncIteration) as error:
-        raise _failure(error, where) from copy(error).with_traceback(error.__traceback__)
-    except Exception as error:
-        if not isinstance(error, AdvkitError):
-            error.add_note(where)
-        elif _by_others(error):
-            if error.exit_code not in (1, 2, 4):
-                raise _failure(error, where) from error
-            error.add_note(where)
+        raise _failure(error, where) from _copied(error)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, AdvkitError) and not by_others(error)):
+            raise
+        if not _noted(error, where) or (isinstance(error, AdvkitError) and error.exit_code not in (1, 2, 4)):
+            raise _failure(error, where) from error
         raise
 
 
-def _failure(error: BaseException, where: str) -> RuntimeError:
-    """What ends a run in place of an exception that would say something else of it.
+def says(error: BaseException) -> str:
+    """The text of an error that may be of anybody's class; "" of one that fails at telling it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
-    Raise it from a copy: contextlib takes a RuntimeError from the StopIteration itself for its own, and raises that.
-    """
-    name = type(error).__name__
-    failure = RuntimeError(f"{name}: {error}" if str(error) else name)
+
+def _noted(error: BaseException, where: str) -> bool:
+    """Whether it could be told whose it is, and can be shown."""
+    try:
+        error.add_note(where)
+        str(error)
+    except Exception:
+        return False
+    return True
+
+
+def _copied(error: BaseException) -> BaseException:
+    """contextlib takes a RuntimeError from a StopIteration itself for its own, and raises that."""
+    try:
+        return copy(error).with_traceback(error.__traceback__)
+    except Exception:  # of a class that is built otherwise
+        return error
+
+
+def _failure(error: BaseException, where: str) -> RuntimeError:
+    """What ends a run in place of an exception that would say something else of it, or nothing."""
+    name, text = type(error).__name__, says(error)
+    failure = RuntimeError(f"{name}: {text}" if text else name)
     failure.add_note(where)
     return failure
 
 
-def _by_others(error: BaseException) -> bool:
+def by_others(error: BaseException) -> bool:
     """Whether the frame that raised it is of somebody else's code."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     module = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
-    return module.partition(".")[0] not in ("advkit", "advkit_plugins")
+    return module.partition(".")[0] not in ("advkit", "advkit_plugins", "click")
 
 
 class CheckpointError(AdvkitError):

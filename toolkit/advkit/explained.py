@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import AdvkitError, OptionError
+from .errors import AdvkitError, OptionError, says
 
 NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "
 """Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
@@ -28,7 +28,7 @@ _UNUSED = "appears to not have been used in the graph"
 
 def wants_several(error: BaseException) -> bool:
     """Whether a net has raised `error` because it was shown one image alone."""
-    return _SEVERAL in str(error)
+    return _SEVERAL in says(error)
 
 
 _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen", "<eval_with_key>")
@@ -48,14 +48,14 @@ def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
     except AdvkitError:
         raise
     except Exception as error:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
+        if isinstance(error, MemoryError) or any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
             raise
         raise uncallable(error, shape, net) from error
 
 
 def uncallable(error: Exception, shape: Sequence[int], net: str = "The model") -> OptionError:
     """The refusal of a net that has raised `error` on images of this shape: what it says, and a remedy that fits it."""
-    lines = str(error).splitlines() or [""]
+    lines = says(error).splitlines() or [""]
     cause = lines[-1].partition(": ")[2] if "TorchScript" in lines[0] else ""  # below a traceback of its own
     said = (cause.strip() or lines[0]).rstrip(".! ")
     what = f"{net} can not be called on images {tuple(shape)}: {type(error).__name__}: {said}"
@@ -85,12 +85,15 @@ def explained(*, training: bool = False) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        sentence = next((sentence for words, sentence in _EXPLAINED.items() if words in str(error)), None)
+        sentence = next((sentence for words, sentence in _EXPLAINED.items() if words in says(error)), None)
         if sentence is None:
             raise
-        if training and _UNUSED in str(error):
+        if training and _UNUSED in says(error):
             sentence = TRAIN_ANOTHER
-        raise OptionError(sentence) from error
+        refusal = OptionError(sentence)
+        for note in getattr(error, "__notes__", ()):  # of a plugin that called the net, or torch
+            refusal.add_note(note)
+        raise refusal from error
 
 
 _EXPLAINED = {

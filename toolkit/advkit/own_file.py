@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import NotTyped, OptionError, PluginImport, did_you_mean
+from .errors import NotTyped, OptionError, PluginImport, did_you_mean, says
 from .reading import read
 
 FLAGS = {"model.name": "--model", "data.name": "--dataset"}
@@ -217,7 +217,7 @@ class OwnFile:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit, and whatever else code may raise
-            said = next(iter(str(error).splitlines()), "")
+            said = next(iter(says(error).splitlines()), "")
             frames = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in frames if Path(frame.filename).parent == Path(self.path).parent]
             where = f"{own[-1].filename}, line {own[-1].lineno}" if own else self.path

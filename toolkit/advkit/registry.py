@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 
 from .api_version import unfit
-from .errors import PluginImport, PluginLoad, did_you_mean
+from .errors import PluginImport, PluginLoad, did_you_mean, says
 
 GROUPS = {
     "plugin": "advkit.plugins",
@@ -140,7 +140,7 @@ def load(group: str, name: str) -> type:
             raise PluginImport(sentence) from error
         raise PluginImport(
             f"The {group} {name} of distribution {distribution(claims[0])[0]} can not be imported "
-            f"({type(error).__name__}: {error}); reinstall or repair it."
+            f"({type(error).__name__}: {says(error)}); reinstall or repair it."
         ) from error
     if not fine:
         raise PluginImport(

@@ -18,8 +18,10 @@ from ..errors import (
     CheckpointError,
     NotTyped,
     OptionError,
+    by_others,
     command_line,
     did_you_mean,
+    says,
     without_temporary_files,
 )
 from ..torchrun import rank, several
@@ -54,7 +56,12 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         with AtOnce():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except BaseException as error:
+                if isinstance(error, AdvkitError | KeyboardInterrupt) or not _of_strangers(error):
+                    raise
+                raise _Strange(error) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -72,6 +79,19 @@ class Group(click.Group):
         if command is not None:
             refuse_repeated(command, click.Context(command, ctx, name), rest)
         return name, command, rest
+
+
+class _Strange(Exception):
+    """Around what code of others raised: click would take some for its own and end without a word, or with 0."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _of_strangers(error: BaseException) -> bool:
+    """Whether it came out of a plugin, a net or a data set. A pipe breaks where click or rich write, too."""
+    return hasattr(error, "__notes__") or (by_others(error) and not isinstance(error, OSError))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -118,6 +138,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         hint = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
         message = error.format_message() + _by_one_dash(error, arguments if arguments is not None else sys.argv[1:])
         return _complain(message + ("" if message.endswith((".", "?")) else ".") + hint, 2)
+    except _Strange as error:
+        return _unexpected(error.error)
     except (click.Abort, KeyboardInterrupt):
         return _complain("Interrupted.", 130)
     except click.ClickException as error:
@@ -149,13 +171,13 @@ def _by_one_dash(error: click.UsageError, words: Sequence[str]) -> str:
     return did_you_mean(f"-{typed}", options) if len(typed) > len(error.option_name) else ""
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: BaseException) -> int:
     if os.environ.get("ADVKIT_TRACEBACK"):
         raise error
     if known := without_temporary_files(error):
         return _complain(str(known), known.exit_code)
     where = " ".join((type(error).__name__, *getattr(error, "__notes__", ())))
-    what = next(iter(str(error).splitlines()), "no message")
+    what = next(iter(says(error).splitlines()), "no message")
     return _complain(f"{where}: {what} (ADVKIT_TRACEBACK=1 shows where)", 1)
 
 

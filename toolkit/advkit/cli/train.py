@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def _start(
     ranks = here()
     shown_as = "none" if ranks.rank else shown_as
     folder = Path(out or "runs") if out or ranks.rank else fresh(Path("runs"), resolved.chosen)
-    with Signals(seconds) as signals, _nothing_ends_quietly():
+    with Signals(seconds) as signals:
         shown = progress(shown_as, signals)
         _announce(resolved, shown_as)
         try:
@@ -148,7 +148,7 @@ def _resume(path: Path, wanted: Request, shown_as: str, seconds: float | None) -
     resolved = on_this_machine(resolved, resolved.run.timeout)
     splits, model = prepared(resolved, typed.settings.get("data.root"))
     shown_as = "none" if here().rank else shown_as
-    with Signals(seconds) as signals, _nothing_ends_quietly():
+    with Signals(seconds) as signals:
         shown = progress(shown_as, signals)
         try:
             with tracked(shown, wanted.trackers, folder.path) as seen:
@@ -171,18 +171,6 @@ def _attach_report(seen: Tracked, folder: Path, resolved: Resolved) -> None:
         seen.attach(folder / "report.html")
     except AdvkitError as error:
         seen.warn(f"No report for the trackers: {error}")
-
-
-@contextmanager
-def _nothing_ends_quietly() -> Iterator[None]:
-    """click exits without a word on these two, which it thinks its own; here they come out of a plugin."""
-    try:
-        yield
-    except (BrokenPipeError, SystemExit) as error:
-        failure = RuntimeError(f"{type(error).__name__}: {error}")
-        for note in getattr(error, "__notes__", ()):
-            failure.add_note(note)
-        raise failure from error
 
 
 def _announce(resolved: Resolved, shown_as: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
-from ..errors import DataError, OptionError, shown
+from ..errors import DataError, OptionError, says, shown
 from ..generators import generators, put_back, repeatable
 from ..hidden import without_trace
 from ..modules import mode, own_generator, placement
@@ -213,7 +213,7 @@ def _pair(data: Any) -> tuple[Any, Any]:
     try:
         samples = [data[place] for place in range(len(data))]
     except Exception as error:  # of a data set of one's own, whatever it is
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {' '.join(says(error).split())}"
         raise DataError(
             f"The samples of {type(data).__name__} can not be read ({reason}); mend the data set."
         ) from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..arguments import checked
 from ..data.transforms import to_float
-from ..errors import OptionError, named
+from ..errors import OptionError, named, says
 from ..explained import calling
 from ..judging import checked_logits
 from ..models.base import Normalize
@@ -183,7 +183,7 @@ def _graph(model: nn.Module, x: Tensor) -> tuple[bytes | None, str | None]:
     try:
         torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), buffer)
     except Exception as error:  # whatever a third party's net does that can not be traced
-        return None, (next(iter(str(error).splitlines()), "") or type(error).__name__)[:200]
+        return None, (next(iter(says(error).splitlines()), "") or type(error).__name__)[:200]
     return buffer.getvalue(), None
 
 

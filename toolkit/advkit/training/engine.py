@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import OptionError
+from ..errors import OptionError, says
 from ..hidden import without_trace
 from ..judging import examined, refuse_transforms, same_bits, untouched
 from ..modules import mode, own_generator, placement
@@ -75,7 +75,7 @@ class Engine:
             Exception
         ) as error:  # of dynamo, of a compiler that is absent, or of the model, which its first step tells
             cause = getattr(error, "inner_exception", error)
-            reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            reason = next((line for line in says(cause).splitlines() if line.strip()), type(cause).__name__)
             warn(
                 f"run.compile={self._how}: the model can not be compiled here ({reason.strip().rstrip('.')[:160]}); "
                 "it trains in eager mode, which computes the same, slower."

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arguments import a_whole_number
-from ..errors import NonFinite, OptionError
+from ..errors import NonFinite, OptionError, says
 from ..explained import TRAIN_ANOTHER, uncallable
 from ..hidden import without_trace
 from ..inventory import Inventory
@@ -124,9 +124,9 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
     except Exception as error:
         own = not type(optimizer).__module__.startswith("torch.")  # SAM and its kin call what they are not given
-        if "closure" in str(error) or (own and isinstance(error, AssertionError | TypeError)):
+        if "closure" in says(error) or (own and isinstance(error, AssertionError | TypeError)):
             raise OptionError(wants_closure(optimizer)) from error
-        if "without overflow" in str(error):
+        if "without overflow" in says(error):
             what = "The learning rate is beyond the range of the weights' type; lower optimizer.lr."
             raise NonFinite(what) from error
         raise

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..errors import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Stopped, shown
+from ..errors import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Stopped, says, shown
 from ..global_state import undone
 from ..storage.files import read, there, write_atomic
 from .progress import Aloud, Progress
@@ -258,7 +258,7 @@ def _begun(tracker: Tracker, folder: Path, settings: Mapping[str, object], known
 def _told(error: BaseException) -> str:
     if isinstance(error, AdvkitError):
         return str(error).removesuffix(".")
-    return f"{type(error).__name__}: {shown(next(iter(str(error).splitlines()), ''))}"
+    return f"{type(error).__name__}: {shown(next(iter(says(error).splitlines()), ''))}"
 
 
 def of_step(report: Report) -> dict[str, Tensor]:
