@@ -21,6 +21,7 @@ from advkit.storage import checkpoint, files, lock, process
 from advkit.storage.run_folder import RunFolder, fresh
 from advkit.studies.export import _refuse_content
 from advkit.studies.report.page import Page, written
+from advkit.studies.verdict_store import Store
 
 
 def held(path: Path) -> None:
@@ -284,3 +285,24 @@ def test_what_a_killed_process_had_begun_goes_with_the_next(tmp_path: Path) -> N
     files.write_atomic(tmp_path / "a.json", b"new")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"a.json", f".tmp-b.json@{dead}", f".tmp-a.json@{process.owner()}@7777777"}
+
+
+@pytest.mark.parametrize("what", ["file", "dangling", "loop", "long"])
+def test_a_named_place_that_is_no_folder_is_a_fault_of_what_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Path("o" * 300 if what == "long" else "o")
+    if what == "file":
+        place.touch()
+    elif what != "long":
+        place.symlink_to("absent" if what == "dangling" else "o")
+    assert not files.there(place / "tracking.json")
+    with pytest.raises(OptionError, match=r"^o+ can not be used \(.*\); choose another out\.$"):
+        Store(place / "best", {}, typed=True)
+    with pytest.raises(CheckpointError, match="can not be used"):  # in a run's folder, which nobody has named for it
+        Store(place / "best", {}).__enter__()
+    tiny = ["--set", "model.width=2", "--epochs", "1", "--out", str(place)]
+    for line in (["train", *tiny], ["ablate", "--plugins", "dirichlet-ls", *tiny]):
+        code, said = command(line), capsys.readouterr().err
+        assert code == 2 and said.count("Error: ") == 1 and str(place) in said and "another --out" in said, line

@@ -199,3 +199,20 @@ def test_what_nothing_would_use_is_refused(
     with pytest.raises(advkit.OptionError) as refusal:
         call()
     assert str(refusal.value) == sentence
+
+
+@pytest.mark.parametrize("place", [Path("a\0b"), Path("\ud800"), "a\0b", ""])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda place: advkit.evaluate("run", out=place),
+        lambda place: advkit.compare(["run", place]),
+        lambda place: advkit.export("run", place),
+        lambda place: advkit.train(out=place),
+        lambda place: advkit.load_run(place),
+        lambda place: advkit.mapped_images(place),
+    ],
+)
+def test_a_path_is_one_that_a_disk_could_hold(call: Any, place: Any) -> None:
+    with pytest.raises(advkit.OptionError, match="is no path that a disk could hold; name a file or folder"):
+        call(place)

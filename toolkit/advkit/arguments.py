@@ -139,14 +139,15 @@ def _an_argument(name: str, value: Any, hint: Any) -> Any:
 
 
 def _refuse_no_path(name: str, value: object) -> None:
-    if not isinstance(value, str):
+    if not isinstance(value, str | Path):
         return
+    text = str(value)
     try:
-        right = bool(value) and b"\0" not in os.fsencode(value)
+        right = bool(text) and b"\0" not in os.fsencode(text)
     except ValueError:
         right = False
     if not right:
-        raise OptionError(f"{name} = {value!r:.80} is no path that a disk could hold; name a file or folder.")
+        raise OptionError(f"{name} = {text!r:.80} is no path that a disk could hold; name a file or folder.")
 
 
 def _any(hint: Any, judge: Callable[[Any], bool]) -> bool:

@@ -7,6 +7,7 @@ conversion, the new folder is whole or absent.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -81,7 +82,9 @@ def convert(
         except OSError as error:
             if os.path.lexists(folder):  # another process was faster
                 raise OptionError(exists) from None
-            raise DataError(f"{folder} can not be written ({error.strerror}); choose another --data-root.") from None
+            typed = labeller is not None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+            kind = OptionError if typed else DataError
+            raise kind(f"{folder} can not be written ({error.strerror}); choose another {flag}.") from None
         for note in source.notes():
             tell(note)
     return manifest

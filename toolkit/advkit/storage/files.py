@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .. import reading
-from ..errors import AdvkitError, CheckpointError, OptionError
+from ..errors import AdvkitError, CheckpointError, OptionError, named
 from ..reading import Judge, opened, own_opener, regular
 from . import process
 
@@ -202,9 +202,13 @@ def delete(path: Path) -> None:
 
 def there(path: Path) -> bool:
     """Whether there is anything of that name, be it a broken link. Raises CheckpointError where nobody may look."""
-    with using(path), suppress(FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name of any disk
-        os.lstat(path)
-        return True
+    try:
+        with using(path), suppress(FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name of a disk
+            os.lstat(path)
+            return True
+    except CheckpointError as error:  # nothing is behind a link to itself, or has a name that no disk takes
+        if getattr(error.__cause__, "errno", None) not in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise
     return False
 
 
@@ -241,6 +245,14 @@ def unwritable(
     reason = "it is no folder" if isinstance(cause, FileExistsError) else cause.strerror
     kind = OptionError if typed and cause.errno != errno.EROFS else CheckpointError
     return kind(f"{what} can not be {done} ({reason}); {advice}.")
+
+
+def make_named(folder: Path) -> None:
+    """The folder that was named to write to, made if it is not there; OptionError where it can not be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error, f"choose another {named('--out')}", "used") from None
 
 
 @contextmanager

@@ -50,8 +50,8 @@ class RunFolder:
     def create(cls, path: Path) -> RunFolder:
         """A new folder, or an empty one; take its lock, then `describe` the run."""
         folder = cls(path)
+        files.make_named(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
             files.sweep(path)  # of a start that was killed
             folder._refuse_content()
         except OSError as error:
@@ -90,6 +90,8 @@ class RunFolder:
                     raise CheckpointError(f"{path} is a part of the run {run}; give the run's folder.") from None
             else:
                 why = getattr(error, "strerror", None) or str(error)
+            if isinstance(error, PermissionError):
+                raise CheckpointError(f"{path} can not be read ({why}); check path and permissions.") from None
             raise CheckpointError(f"{path} is not a run folder: {why}. Give the --out of a run.") from None
         return cls(path)
 

@@ -17,7 +17,7 @@ from ..data.base import Splits
 from ..errors import CheckpointError, NonFinite, OptionError, Stopped, shown
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..reading import opened
-from ..storage.files import there, unwritable, write_atomic
+from ..storage.files import make_named, there, unwritable, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from ..training.launch import resume, start
@@ -117,6 +117,7 @@ class Study:
         """The scope in which its folder is this study's alone; one that is stopped goes on when it is asked again."""
         with _stopping():
             self._refuse_other()
+            make_named(self.out)
             with RunLock(self.out / "lock"):
                 yield
 

@@ -190,7 +190,7 @@ def evaluate_subject(
     images, known = net.images(request.split, count), identity(net, request.split, eps, request.seed, count)
     home = Path(net.name) / "evaluations" if net.is_run else Path("runs/evaluations")
     folder = folder_of(out or home, net, known)
-    with Store(folder, known, request.fresh, writes=team.rank == 0) as kept:
+    with Store(folder, known, request.fresh, writes=team.rank == 0, typed=out is not None) as kept:
         try:
             asked_for = _ask(net.model, images, request, radii, norm, kept, team, watch)
         except (Stopped, KeyboardInterrupt) as stopped:

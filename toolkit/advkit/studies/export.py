@@ -18,7 +18,7 @@ from ..judging import checked_logits
 from ..models.base import Normalize
 from ..modules import mode, placement
 from ..own_file import staying
-from ..storage.files import delete, sweep, unwritable, using, write_atomic
+from ..storage.files import delete, make_named, sweep, unwritable, using, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from .documents import document
@@ -162,8 +162,8 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
 
 def _refuse_content(out: Path) -> None:
     """A folder that holds nothing, or what a killed export left, marked as unfinished."""
+    make_named(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         sweep(out)
         if {entry.name for entry in out.iterdir()} - {LOCK} and not (out / UNFINISHED).is_file():
             raise OptionError(f"{out} holds files already; choose another {named('--out')}.")

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ import torch
 
 from .. import __version__
 from ..data.base import CHOICE, Dataset
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..evaluation.results import BATCH, Verdicts
 from ..storage import files
 from ..storage.lock import RunLock
@@ -82,14 +83,18 @@ def folder_of(base: Path, subject: Subject, known: Mapping[str, Any]) -> Path:
 class Store:
     """`with Store(folder, identity) as kept:` verdicts of one identity; one process at a time `writes`, others read."""
 
-    def __init__(self, folder: Path, known: Mapping[str, Any], fresh: bool = False, *, writes: bool = True) -> None:
-        self.folder, self.known, self.fresh, self.writes = folder, known, fresh, writes
+    def __init__(
+        self, folder: Path, known: Mapping[str, Any], fresh: bool = False, *, writes: bool = True, typed: bool = False
+    ) -> None:
+        self.folder, self.known, self.fresh, self.writes, self.typed = folder, known, fresh, writes, typed
         self.progress = folder / "progress.jsonl"
         self._found: dict[tuple[str, int, int], Verdicts] = {}
         self._stale: set[tuple[str, int, int]] = set()
         """Known, but to be asked again."""
         self._denied: str | None = None
         """Why nothing can be written, of one that should."""
+        if writes and typed and not files.there(folder):  # what is known is shown wherever it lies
+            files.make_named(folder.parent)
 
     def __enter__(self) -> Self:
         with ExitStack() as held:
@@ -120,7 +125,8 @@ class Store:
 
     def _refuse_denied(self) -> None:
         if self._denied:
-            raise CheckpointError(
+            typed = self.typed and self._denied != os.strerror(errno.EROFS)
+            raise (OptionError if typed else CheckpointError)(
                 f"{self.folder} can not be written ({self._denied}), and not all verdicts asked for are in it; choose "
                 "a place that can with `evaluate --out`, or give a copy of the run."
             )
@@ -146,8 +152,7 @@ class Store:
         try:
             files.append(self.progress, b"%s %s\n" % (self._mark(text), text))
         except CheckpointError as error:
-            reason = getattr(error.__cause__, "strerror", None) or str(error)
-            raise CheckpointError(f"{self.progress} can not be written ({reason}); free some space.") from None
+            raise files.unwritable(self.progress, error, "check its permissions", typed=False) from None
 
     def complete(self, n: int) -> list[Verdicts]:
         """The attacks whose verdicts on the first `n` images are all known, joined."""
