@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import random
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from broken import bad
 from torch import Tensor, nn
 
 import advkit
 from advkit import DataError, Dataset, HookContract, NonFinite, OptionError, Passes, Splits, Step
 from advkit.errors import AdvkitError, GateMissed, Stopped, UnknownHook
+from advkit.global_state import switches
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -201,15 +206,35 @@ def test_weights_are_borrowed(tiny_net: Net, tiny_batch: BatchOf) -> None:
         ("Python's global generator", random.random),
         ("the grad mode", lambda: torch.set_grad_enabled(not torch.is_grad_enabled())),
         ("the default dtype", lambda: torch.set_default_dtype(torch.float64)),
+        ("the precision of products", lambda: setattr(torch.backends, "fp32_precision", "tf32")),
+        ("the flags of mkldnn", lambda: setattr(torch.backends.mkldnn, "enabled", False)),
+        ("the type of autocast", lambda: torch.set_autocast_dtype("cpu", torch.float16)),
+        ("the modes of torch", lambda: HELD[0].__enter__()),
+        ("torch.inference_mode", lambda: HELD[1].__enter__()),
+        ("what numpy does at errors", lambda: np.seterr(all="raise")),
+        ("what SIGTERM does", lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)),
+        ("sys.stdout or sys.stderr", lambda: setattr(sys, "stderr", io.StringIO())),
+        ("torch.nn.functional.cross_entropy", lambda: setattr(F, "cross_entropy", lambda *_: 0)),
+        ("torch.Tensor.sign", lambda: setattr(Tensor, "sign", lambda tensor: tensor)),
+        ("torch.optim.SGD.step", lambda: setattr(torch.optim.SGD, "step", lambda optimizer: None)),
+        ("forward of the class Linear", lambda: setattr(nn.Linear, "forward", lambda layer, x: x)),
+        ("the hooks of all modules", lambda: nn.modules.module.register_module_forward_hook(lambda *_: None)),
     ],
 )
 def test_global_state_is_left_alone(tiny_net: Net, tiny_batch: BatchOf, what: str, deed: Callable[[], Any]) -> None:
     def observe_update(self: Any) -> None:
         deed()
 
+    before, functions = switches(), (F.cross_entropy, Tensor.sign, torch.optim.SGD.step, nn.Linear.forward)
     with pytest.raises(HookContract, match=f"Plugin bad broke the contract of observe_update: it changed {what}"):
         step_of(tiny_net(), bad(observe_update=observe_update))(*tiny_batch(), epoch=0)
-    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    assert before == switches() and not torch.is_inference_mode_enabled()
+    assert functions == (F.cross_entropy, Tensor.sign, torch.optim.SGD.step, nn.Linear.forward)
+    assert not nn.modules.module._global_forward_hooks
+
+
+HELD = [torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value), torch.inference_mode()]
+"""Modes that are entered for good."""
 
 
 def test_later_steps_are_watched_on_request(tiny_net: Net, tiny_batch: BatchOf) -> None:

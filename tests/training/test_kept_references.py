@@ -141,6 +141,8 @@ def test_gradients_are_whole_when_they_are_shown(tiny_net: Net, tiny_batch: Batc
         ("requires_grad of 0.weight", lambda model: model[0].weight.requires_grad_(False)),
         ("0.weight", lambda model: setattr(model[0], "weight", nn.Parameter(torch.ones_like(model[0].weight)))),
         ("a hook", lambda model: model.register_forward_hook(lambda module, given, output: output * 0.5)),
+        ("a hook", lambda model: model.register_state_dict_post_hook(lambda *_: None)),
+        ("the gradient of 0.weight by a hook", lambda model: model[0].weight.register_hook(lambda gradient: 0)),
     ],
 )
 def test_after_an_update_values_may_move_and_nothing_else(

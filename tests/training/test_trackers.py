@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -101,9 +102,15 @@ def meddle() -> None:
     torch.set_float32_matmul_precision("medium"), torch.set_deterministic_debug_mode(1)
     torch.backends.cudnn.benchmark = True
     torch.set_flush_denormal(True), torch.autograd.set_detect_anomaly(True), torch.set_autocast_enabled("cpu", True)
+    torch.set_autocast_dtype("cpu", torch.float16)
     HELD.append(torch.inference_mode())
     HELD[-1].__enter__()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.backends.mkldnn.set_flags(False, _fp32_precision=None), np.seterr(all="call")
+    HELD.append(torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value))
+    HELD[-1].__enter__()
+    sys.stdout = io.StringIO()
 
 
 def process() -> tuple[object, ...]:
@@ -121,7 +128,7 @@ def test_what_a_tracker_changes_of_the_process_is_put_back_and_told_once(tmp_pat
         assert process() == before
     (said,) = listening.heard
     assert said.startswith("The tracker acme changed torch.inference_mode, the grad mode, the default dtype, the def")
-    assert all(name in said for name in [*switches(), *generators(), "what SIGTERM does"])
+    assert all(name in said for name in [*switches(), *generators()])
     assert said.endswith("; that was put back, as the run has to be the one without it.")
 
 

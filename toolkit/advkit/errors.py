@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -222,6 +223,10 @@ class Interrupted(Stopped):
     """As `Stopped`, by Ctrl-C."""
 
     exit_code = 130
+
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Signals that say so: Ctrl-C; what `kill`, Slurm and a dropped ssh send."""
 
 
 def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:

@@ -3,20 +3,76 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import starmap
 from threading import current_thread, main_thread
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils._python_dispatch import _pop_mode
 
+from .errors import STOPPING
 from .generators import drawn_from, generators, put_back
 from .own_file import back_to, working_folder
 
 _TINY = torch.tensor(1e-40, device="cpu", dtype=torch.float32)
 """Below the smallest normal number; 0 where those are flushed, which torch does not tell."""
+
+DEVICES = ("cpu", "cuda")
+
+_MKLDNN: Any = torch.backends.mkldnn
+_CUDNN: Any = torch.backends.cudnn
+
+BACKENDS: Sequence[Any] = (
+    *(torch.backends, _MKLDNN, _MKLDNN.matmul, _MKLDNN.conv, _MKLDNN.rnn),
+    *(_CUDNN.conv, _CUDNN.rnn, torch.backends.cuda.matmul),
+)
+"""Where torch has a precision of products, the general ones first, which set those within."""
+
+
+def _handled(number: signal.Signals, handler: Any) -> None:
+    if handler is not None and current_thread() is main_thread():  # None is of C, which Python can not set
+        signal.signal(number, handler)
+
+
+def _precisions() -> tuple[str | None, list[str]]:
+    """By torch's older way, which fails where somebody has used the newer one, and by that."""
+    older = None
+    with suppress(RuntimeError):
+        older = torch.get_float32_matmul_precision()
+    return older, [backend.fp32_precision for backend in BACKENDS]
+
+
+def _precise_as(older: str | None, newer: Sequence[str]) -> None:
+    def as_newer() -> None:
+        for backend, precision in zip(BACKENDS, newer, strict=True):
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
+
+    as_newer()
+    if older is not None:
+        torch.set_float32_matmul_precision(older)  # which fails where the newer ones differ, and changes some
+        as_newer()
+
+
+def _modes() -> list[Any]:
+    """How many modes see every call of torch's functions and operators, and who sees what is saved for a backward."""
+    depths = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+    return [*depths, torch._C._autograd._top_saved_tensors_default_hooks(True)]
+
+
+def _leave_modes(functions: int, operators: int, saved: object) -> None:
+    while torch._C._len_torch_function_stack() > functions:
+        torch._C._pop_torch_function_stack()
+    while torch._C._len_torch_dispatch_stack() > operators:
+        _pop_mode()
+    while torch._C._autograd._top_saved_tensors_default_hooks(True) not in (saved, None):
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+
 
 _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "the grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -25,7 +81,7 @@ _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         torch.get_default_device,
         lambda device: torch.set_default_device(None if device == torch.device("cpu") else device),
     ),
-    "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the precision of products": (_precisions, lambda states: _precise_as(*states)),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "whether numbers below the normal ones are 0": (lambda: not bool(_TINY * 1), torch.set_flush_denormal),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
@@ -34,11 +90,32 @@ _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         lambda: {flag: getattr(torch.backends.cudnn, flag) for flag in ("enabled", "benchmark", "deterministic")},
         lambda flags: [*starmap(partial(setattr, torch.backends.cudnn), flags.items())],
     ),
+    "the flags of mkldnn": (
+        lambda: [_MKLDNN.enabled, _MKLDNN.deterministic],
+        lambda flags: _MKLDNN.set_flags(*flags, _fp32_precision=None),
+    ),
     "autocast": (
-        lambda: {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")},
+        lambda: {device: torch.is_autocast_enabled(device) for device in DEVICES},
         lambda states: [torch.set_autocast_enabled(*one) for one in states.items()],
     ),
+    "the type of autocast": (
+        lambda: {device: torch.get_autocast_dtype(device) for device in DEVICES},
+        lambda states: [*starmap(torch.set_autocast_dtype, states.items())],
+    ),
+    "the modes of torch": (_modes, lambda states: _leave_modes(*states)),
+    "what numpy does at errors": (
+        lambda: (np.geterr(), np.geterrcall()),
+        lambda states: (np.seterr(**states[0]), np.seterrcall(states[1])),
+    ),
+    "sys.stdout or sys.stderr": (
+        lambda: [sys.stdout, sys.stderr],
+        lambda streams: [*map(partial(setattr, sys), ("stdout", "stderr"), streams)],
+    ),
     "the working folder": (working_folder, back_to),
+    **{
+        f"what {number.name} does": (partial(signal.getsignal, number), partial(_handled, number))
+        for number in STOPPING
+    },
 }
 
 

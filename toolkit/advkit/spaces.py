@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from copy import copy
 from typing import Any
 
+import torch
 from torch import nn
 from torch.jit import ScriptModule
 
@@ -85,6 +86,54 @@ def layers(model: nn.Module) -> list[Space]:
         for name, module in model.named_modules()
         if not isinstance(module, ScriptModule)
     ]
+
+
+class Patched:
+    """Functions of torch, of its optimizers and of the classes of a model's modules, which everybody calls by name.
+
+    One comparison of the whole of each, where nothing differs.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        kinds = {type(module) for module in model.modules()} if model is not None else set()
+        own = {one: f"the class {one.__name__}" for kind in kinds for one in kind.__mro__ if issubclass(one, nn.Module)}
+        for owner in _SHARED:
+            if vars(owner) != _SEEN.get(owner):
+                _SEEN[owner] = dict(vars(owner))
+        held = _SEEN | {owner: dict(vars(owner)) for owner in own}
+        self._held = [(owner, called, held[owner]) for owner, called in (_SHARED | own).items()]
+        everywhere = vars(nn.modules.module)
+        self._hooks = [(everywhere[name], dict(everywhere[name])) for name in everywhere if name in _EVERYWHERE]
+
+    def put_back(self) -> list[str]:
+        """What is another function now, in words; it is undone."""
+        changed = []
+        for owner, called, before in self._held:
+            if (now := vars(owner)) == before:
+                continue
+            for name in [*before, *(name for name in [*now] if name not in before)]:
+                value, was = now.get(name), before.get(name)
+                if value is not was and (callable(value) or callable(was)):
+                    changed.append(f"{called}.{name}" if called[:5] == "torch" else f"{name} of {called}")
+                    setattr(owner, name, was) if name in before else delattr(owner, name)
+        for hooks, before in self._hooks:
+            if hooks != before:
+                changed.append("the hooks of all modules")
+                hooks.clear()
+                hooks.update(before)
+        return changed
+
+
+_SHARED: dict[Any, str] = {
+    nn.functional: "torch.nn.functional",
+    torch: "torch",
+    torch.Tensor: "torch.Tensor",
+    **{one: f"torch.optim.{name}" for name, one in vars(torch.optim).items() if isinstance(one, type)},
+}
+_SEEN: dict[Any, dict[str, Any]] = {}
+"""As they were when they were last looked at: a copy of all of them takes ten times as long as a comparison."""
+
+_EVERYWHERE = {name for name, held in vars(nn.modules.module).items() if name[:8] == "_global_" and "hooks" in name}
 
 
 def told(spaces: Iterable[Space]) -> list[str]:

@@ -10,10 +10,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 
 from .. import torchrun
-from ..errors import Interrupted, OptionError, Stopped
-
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C; what `kill`, Slurm and a dropped ssh send."""
+from ..errors import STOPPING, Interrupted, OptionError, Stopped
 
 
 class Signals:

@@ -7,9 +7,12 @@ from collections.abc import Set
 from torch import nn
 from torch.jit import ScriptModule
 
-from ..hidden import HOOKS
+from ..hidden import HOOKS, STORED
 from ..modes import modes_back
 from ..spaces import layers, told
+
+BENDING = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Where a parameter has what sees its gradient, or changes it."""
 
 
 class Form:
@@ -20,7 +23,8 @@ class Form:
 
     def __init__(self, model: nn.Module | None, hook: str) -> None:
         self._modules = [*model.named_modules()] if model is not None else []
-        places = ("_modules", "_parameters", "_buffers", *(HOOKS if hook != "setup" else ()))  # to read features
+        seen = HOOKS if hook != "setup" else ()  # to read features
+        places = ("_modules", "_parameters", "_buffers", *STORED, *seen)
         self._held = [
             (name, vars(module), place, dict(vars(module)[place]))
             for name, module in self._modules
@@ -31,6 +35,7 @@ class Form:
         self._layers = layers(model) if model is not None else []
         own = [*model.named_parameters()] if model is not None else []
         self._asking = [(name, p, p.requires_grad, p.grad) for name, p in own]
+        self._bent = [(name, p, {place: dict(getattr(p, place) or ()) for place in BENDING}) for name, p in own]
 
     def put_back(self, by_itself: Set[str]) -> list[str]:
         """What has changed since, in words, but for attributes that the model sets `by_itself`; it is undone."""
@@ -39,7 +44,7 @@ class Form:
             now = attributes[place]
             if now.keys() != before.keys() or any(now[key] is not value for key, value in before.items()):
                 names = [key for key in {**before, **now} if before.get(key) is not now.get(key)]
-                changed.append("a hook" if place in HOOKS else f"{name}.{names[0]}".lstrip("."))
+                changed.append("a hook" if place in (*HOOKS, *STORED) else f"{name}.{names[0]}".lstrip("."))
                 now.clear()
                 now.update(before)
         for name, module, training in self._modes:
@@ -53,6 +58,12 @@ class Form:
             if parameter.grad is not gradient:
                 changed.append(f"the gradient of {name}")
                 parameter.grad = gradient
+        for name, parameter, before in self._bent:
+            for place, hooks in before.items():
+                if (now := getattr(parameter, place)) is not None and now.keys() - hooks.keys():
+                    changed.append(f"the gradient of {name} by a hook")
+                    for key in now.keys() - hooks.keys():
+                        del now[key]
         named = [f"{name} of the model" for name in changed]
         if others := [words for words in told(self._layers) if words not in by_itself]:
             for space in self._layers:

@@ -20,6 +20,7 @@ from ..judging import same_bits, writes
 from ..modules import hook_before
 from ..plugin import Plugin
 from ..run import RunState
+from ..spaces import Patched
 from ..types import Batch
 from .by_sample import Halved
 from .compiled import of_the_users
@@ -162,12 +163,20 @@ def unchanged(
     for name, tensor in _tensors(borrowed):
         lent.setdefault(id(tensor), (name, tensor))
     before = [(name, t, t.detach().clone(), writes(t), _hooks_of(t)) for name, t in lent.values()]
-    form, switched, states = Form(model, hook), switches(), generators()
+    form, patched, switched, states = Form(model, hook), Patched(model), switches(), generators()
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     try:
-        with hooked_nodes() as nodes:
+        # A scope alone puts the first one back, and it would follow gradients.
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(grad),
+            hooked_nodes() as nodes,
+        ):
             yield
+            left, after = torch.is_inference_mode_enabled() != inference, switches()
     except BaseException:
         switch_back(switched)
+        patched.put_back()
         put_back(states)
         raise
     changed = []
@@ -180,7 +189,9 @@ def unchanged(
             changed.append((f"the gradient of {name} by a hook", "return another term instead"))
     changed += [("a gradient by a hook on a node of its graph (grad_fn)", "return another term instead")] * bool(nodes)
     changed += [(name, "leave it as it was") for name in form.put_back(by_itself)]
-    changed += [(name, "leave it as it was") for name, now in switches().items() if now != switched[name]]
+    changed += [(name, "leave it as it was") for name, now in after.items() if now != switched[name]]
+    changed += [("torch.inference_mode", "leave it as it was")] * left
+    changed += [(name, "leave it as it was") for name in patched.put_back()]
     changed += [(name, "draw from run.draws(...)") for name in drawn_from(states)]
     if changed:
         switch_back(switched)
