@@ -667,7 +667,7 @@ def test_nan_stops_the_run_at_its_step(here: Path) -> None:
     assert ran == (
         1,
         "",
-        "Error: NaN or Inf in the loss (term base_loss) at epoch 0, step 1. The step was not applied; "
+        "Error: NaN or Inf in the loss (term base_loss) at epoch 1, step 2. The step was not applied; "
         "lower optimizer.lr or look at the options of the plugins in this run.\n",
     )
     assert advkit("train", "--plugins", "nan", "-o", "nan.step=99", *TINY, "--out", "fine").code == 0
@@ -679,7 +679,7 @@ def test_an_exception_in_a_hook_names_plugin_hook_epoch_and_step(monkeypatch: py
     assert ran == (
         1,
         "",
-        "Error: KeyError in plugin raises, hook extra_regularizer, epoch 0, step 1: 'what a third party forgot' "
+        "Error: KeyError in plugin raises, hook extra_regularizer, epoch 1, step 2: 'what a third party forgot' "
         "(ADVKIT_TRACEBACK=1 shows where)\n",
     )
     monkeypatch.setenv("ADVKIT_TRACEBACK", "1")
@@ -711,7 +711,7 @@ def test_a_broken_contract_names_the_plugin() -> None:
 def test_a_plugin_does_not_end_a_run_quietly(how: str, said: str) -> None:
     """click would exit with 0, 1 or 2 for some, and say nothing; others can not be shown, or told whose they are."""
     ran = advkit("train", "--plugins", "quits", "-o", f"quits.how={how}", *TINY)
-    what = said.format(" in plugin quits, hook after_update, epoch 0, step 0")
+    what = said.format(" in plugin quits, hook after_update, epoch 1, step 1")
     assert (ran.code, ran.out) == (1, "") and ran.err.startswith(f"Error: {what} (ADV")
 
 

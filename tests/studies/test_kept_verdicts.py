@@ -129,3 +129,22 @@ def test_a_source_of_transfer_that_nobody_named_is_told_by_its_weights() -> None
     pgd = advkit.evaluation.attacks.parse_attack("pgd-20")
     one, again, other = (Transfer("transfer:x", source, pgd).settings(0.1) for source in (*sources[:1] * 2, sources[1]))
     assert one == again != other
+
+
+def test_a_refused_evaluation_leaves_no_folder(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of one that failed later the verdicts stay, as does a folder that was there."""
+
+    class Refused(EvaluationAttack):
+        name = "refused"
+
+        def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+            raise ZeroDivisionError
+
+    for attacks, left in (([Refused()], []), (["clean", Refused()], ["progress.jsonl"])):
+        with pytest.raises(ZeroDivisionError):
+            advkit.evaluate(runs[0], attacks=attacks, n=10, out=tmp_path / "a/b", audit=False)
+        assert [path.name for path in tmp_path.rglob("progress.jsonl")] == left
+        assert (tmp_path / "a").exists() is bool(left)
+    with pytest.raises(ZeroDivisionError):
+        advkit.evaluate(runs[1], attacks=[Refused()], n=10, out=tmp_path / "a/b", audit=False)
+    assert len([*(tmp_path / "a/b").iterdir()]) == 1

@@ -367,7 +367,7 @@ def test_batches_that_fail_when_they_are_read_are_blamed(tiny_net: Net) -> None:
 
     with pytest.raises(RuntimeError, match="oops") as failed:
         trained(tiny_net(), bad(train_sampler=lambda self, indices: Late()))
-    assert failed.value.__notes__ == ["in plugin bad, hook train_sampler, epoch 0, step 0"]
+    assert failed.value.__notes__ == ["in plugin bad, hook train_sampler, epoch 1, step 1"]
 
 
 @pytest.mark.parametrize("failure", [StopIteration(), StopAsyncIteration("oops"), GeneratorExit("oops")])

@@ -922,7 +922,9 @@ def test_nan_leaves_the_last_good_checkpoint(
     given = OWN | {"plugins": ["cat-eps", NanAt], "options": {}}
     advkit.train(net(), splits, **given, out=tmp_path / "fine")
     monkeypatch.setattr(NanAt, "wanted", (epoch, step))
-    sentence = rf"NaN or Inf in the loss \(term base_loss\) at epoch {epoch}, step {step}\. The step was not applied"
+    sentence = (
+        rf"NaN or Inf in the loss \(term base_loss\) at epoch {epoch + 1}, step {step + 1}\. The step was not applied"
+    )
     with pytest.raises(NonFinite, match=sentence):
         advkit.train(net(), splits, **given, out=tmp_path / "run")
     good = checkpoint.newest(tmp_path / "run" / "checkpoints", pytest.fail)

@@ -32,6 +32,8 @@ class RunState:
         self.epoch_steps = 0
         self.epoch = self.step = 0
         """Where the run is; `step` counts within the epoch. Written by `TrainingStep.seek` alone."""
+        self.first = 0
+        """What people call the first epoch and step: 1 in a run, as its screen does; 0 in a `Step`, as its caller."""
         self.samples: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
         self.fixed: dict[str, str] = {}  # what a resume must find as it is, by stored name; the sentence if not
@@ -45,6 +47,11 @@ class RunState:
         self.trial: Trying | None = None  # and `Run.ahead`
         self.ending: Ending | None = None  # whether this epoch is to be the last
         self.settled = False  # setup is over: state claimed now no resume would find
+
+    @property
+    def place(self) -> str:
+        """Where the run is, for people."""
+        return f"epoch {self.epoch + self.first}, step {self.step + self.first}"
 
     def stored(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, by name."""

@@ -52,7 +52,7 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True, default
     console.print(table)
     facts = table_of("fact", "value", wrap=("fact", "value"), header=False)
     for stage in plan["stages"]:
-        when = "per step" if len(plan["stages"]) == 1 else f"per step, from epoch {stage['from_epoch']}"
+        when = "per step" if len(plan["stages"]) == 1 else f"per step, from epoch {stage['from_epoch'] + 1}"
         facts.add_row(when, passes_text(stage["passes"]))
     facts.add_row("cost", cost_words(plan))
     for name, source in plan["modules"].items():

@@ -35,8 +35,8 @@ class Answer:
         return self.hook, self.plugin.name
 
     def __call__(self, known: Mapping[str, Any]) -> Any:
-        run = known["run"]
-        with blamed(f"in plugin {self.plugin.name}, hook {self.hook}, epoch {run.epoch}, step {run.step}"):
+        place = known["run"]._state.place
+        with blamed(f"in plugin {self.plugin.name}, hook {self.hook}, {place}"):
             return self.function(**{name: known[name] for name in self.arguments})
 
     def demands(self, epoch: int) -> frozenset[str]:

@@ -17,7 +17,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,7 @@ import torch
 
 from .. import __version__
 from ..data.base import CHOICE, Dataset
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError, OptionError, ProcessLost, Stopped
 from ..evaluation.results import BATCH, Verdicts
 from ..storage import files
 from ..storage.lock import RunLock
@@ -91,6 +91,7 @@ class Store:
         self._found: dict[tuple[str, int, int], Verdicts] = {}
         self._stale: set[tuple[str, int, int]] = set()
         """Known, but to be asked again."""
+        self._made = [one for one in (folder, *folder.parents) if not os.path.lexists(one)] if writes else []
         self._denied: str | None = None
         """Why nothing can be written, of one that should."""
         if writes and typed and not files.there(folder):  # what is known is shown wherever it lies
@@ -109,8 +110,19 @@ class Store:
             self._held = held.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, Stopped | ProcessLost):
+            self._leave_nothing()
         self._held.close()
+
+    def _leave_nothing(self) -> None:
+        """Folders that were made for an evaluation which then has no verdict, as it was refused, go again."""
+        with suppress(OSError):
+            if self._made and {*os.listdir(self.folder)} <= {"lock", "identity.json"}:
+                for name in os.listdir(self.folder):
+                    os.unlink(self.folder / name)
+                for folder in self._made:
+                    folder.rmdir()
 
     @contextmanager
     def _unless_denied(self) -> Iterator[None]:

@@ -59,7 +59,7 @@ class Feed:
         if sampler := self.panel.composition.at(epoch).owner("train_sampler"):
             known = {"indices": self.training, "batch_size": self.run.batch_size, "epoch": epoch}
             answer = self.panel.ask(sampler, known)
-            with blamed(f"in plugin {sampler.plugin.name}, hook {sampler.hook}, epoch {epoch}, step 0"):
+            with blamed(f"in plugin {sampler.plugin.name}, hook {sampler.hook}, epoch {epoch + 1}, step 1"):
                 batches = list(answer) if isinstance(answer, Sequence) else []  # an iterator may never end
             allowed = torch.zeros(len(self.train_set), dtype=torch.bool).index_fill_(0, self.training, True)
             if not batches or not all(is_batch(batch, allowed) for batch in batches):

@@ -64,7 +64,7 @@ class Judged:
         if what == LOSS and (terms := [name for name, value in self.outcome.raw.items() if not finite(value)]):
             what += f" (term {', '.join(terms)})"
         what += _whose(what, self.known, self.updates, self.shift, self.outcome)
-        where = f"{what} at epoch {state.epoch}, step {state.step}"
+        where = f"{what} at {state.place}"
         advice = _advice(self.known["target"], self.outcome)
         raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {advice}")
 

@@ -55,6 +55,7 @@ class Trainer:
         self.model = model.to(self.device).to(memory_format=LAYOUTS[resolved.run.memory_format])
         self.optimizer = resolved.optimizer.build(self.model)
         state = RunState(resolved.run.seed, len(splits.train), resolved.attack, *placement(self.model))
+        state.first = 1
         self.panel = Panel(resolved.composition, state)
         self.feed = Feed(resolved, splits, self.panel)
         self.step = TrainingStep(self.model, self.optimizer, self.panel, resolved.run)

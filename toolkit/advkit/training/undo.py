@@ -60,8 +60,7 @@ class Undo:
             earlier = {address: was_of.get(id(tensor)) for address, tensor in kept.at.items()}
             if what := _not_finite(parts, earlier, optimizer, now, judged, state):
                 raise NonFinite(
-                    f"NaN or Inf in {what} after the update of epoch {state.epoch}, step {state.step}. The step was "
-                    f"not applied; {REMEDY}."
+                    f"NaN or Inf in {what} after the update of {state.place}. The step was not applied; {REMEDY}."
                 )
         except BaseException:
             with torch.no_grad():
