@@ -51,6 +51,50 @@ def trained(net: nn.Module, *plugins: Any) -> advkit.TrainResult:
 # ---------------------------------------------------------------------- exceptions and declarations
 
 
+@pytest.mark.parametrize(
+    ("hook", "made", "complaint"),
+    [
+        ("extra_regularizer", lambda term: term.detach().to_sparse(), "it gives a sparse, nested or quantized tensor"),
+        (
+            "extra_regularizer",
+            lambda term: torch.nested.nested_tensor([term.detach()], layout=torch.jagged),
+            "it gives a sparse, nested or",
+        ),
+        ("extra_regularizer", lambda term: term.to("meta"), "it gives a tensor without memory"),
+        ("extra_regularizer", lambda term: inferred(term), "it gives a tensor of torch.inference_mode"),
+        ("extra_regularizer", lambda term: nn.Parameter(term.detach()), "the term does not depend on the net"),
+        ("attack_objective", lambda loss: nn.Parameter(loss.detach()), "its values must depend on the logits"),
+        ("attack_objective", lambda loss: loss.to(torch.complex64), "its values must be real numbers"),
+        ("attack_objective", lambda loss: loss.to("meta"), "it gives a tensor without memory"),
+    ],
+)
+def test_tensors_that_nobody_could_compute_with(
+    tiny_net: Net, tiny_batch: BatchOf, hook: str, made: Any, complaint: str
+) -> None:
+    def extra_regularizer(self: Any, adv_logits: Tensor) -> Tensor:
+        return made(adv_logits.sum(1))
+
+    def attack_objective(self: Any) -> Any:
+        return lambda logits: made(logits.sum(1))
+
+    with pytest.raises(HookContract, match=f"Plugin bad broke the contract of {hook}: {complaint}"):
+        step_of(tiny_net(), bad(**{hook: locals()[hook]}))(*tiny_batch(), epoch=0)
+
+
+def inferred(tensor: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return tensor.detach().clone()
+
+
+def test_data_that_a_plugin_makes_wrong_are_its_own(tiny_net: Net) -> None:
+    def train_dataset(self, dataset):
+        return replace(dataset, images=dataset.images.half())
+
+    with pytest.raises(DataError, match="images are float16") as failed:
+        trained(tiny_net(), bad(train_dataset=train_dataset))
+    assert "in plugin bad, hook train_dataset" in failed.value.__notes__[0]
+
+
 @pytest.mark.parametrize("name", ["active", "demands", "detached", "passes", "join", "__init__"])
 def test_an_exception_beside_the_hooks_names_its_plugin(tiny_net: Net, tiny_batch: BatchOf, name: str) -> None:
     def regularizer(self: Any, adv_logits: Tensor) -> Tensor:

@@ -232,7 +232,7 @@ def test_a_loss_without_a_gradient_is_refused(tiny_net: Net, tiny_batch: BatchOf
     with pytest.raises(HookContract) as refused:
         step(*tiny_batch(), epoch=0)
     assert str(refused.value) == (
-        "The loss (base_loss) has no gradient, so nothing would be learnt; "
+        "The loss (base_loss of bad) has no gradient, so nothing would be learnt; "
         "return terms that depend on the logits, undetached."
     )
 

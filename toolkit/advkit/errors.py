@@ -150,14 +150,15 @@ def blamed(where: str) -> Iterator[None]:
 
     SystemExit is an error there, for nobody else ends a run; so is what would end a generator around the scope, and
     what says that a run was saved or a gate missed; and what takes no note, or has no text that can be read. Other
-    errors of advkit's own have their place in the sentence, unless it is that code which raises them.
+    errors of advkit's own have their place in the sentence, unless they are of data, or that code raises them.
     """
     try:
         yield
     except (SystemExit, GeneratorExit, StopIteration, StopAsyncIteration) as error:
         raise _failure(error, where) from _copied(error)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or (isinstance(error, AdvkitError) and not by_others(error)):
+        placed = isinstance(error, AdvkitError) and not isinstance(error, DataError) and not by_others(error)
+        if isinstance(error, KeyboardInterrupt) or placed:
             raise
         if not _noted(error, where) or (isinstance(error, AdvkitError) and error.exit_code not in (1, 2, 4)):
             raise _failure(error, where) from error

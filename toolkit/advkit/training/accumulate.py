@@ -86,8 +86,11 @@ def backward(
     for update in updates:
         outcome = objective(update, shift)
         if not outcome.loss.requires_grad:
+            owner = update.stage.owner("base_loss")
+            base, *others = update.stage.terms
+            named = ", ".join([f"{base} of {owner.plugin.name}" if owner else base, *others])
             raise HookContract(
-                f"The loss ({', '.join(update.stage.terms)}) has no gradient, so nothing would be learnt; "
+                f"The loss ({named}) has no gradient, so nothing would be learnt; "
                 "return terms that depend on the logits, undetached."
             )
         if not outcomes:

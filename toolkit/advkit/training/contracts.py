@@ -14,7 +14,7 @@ from ..ascent import per_sample
 from ..compose.composition import Composition
 from ..errors import HookContract, blamed
 from ..types import AttackResult, Batch, Budget, BudgetScale, Mix
-from .guard import Lent, unchanged, values_of
+from .guard import Lent, plain, unchanged, values_of
 
 LONG = torch.int64
 SLACK = 1e-6
@@ -106,10 +106,12 @@ class Contract:
             lent = {"logits": logits, **known, **values_of(self.model)}
             watch = unchanged(who, "attack_objective", lent, self.model) if self.values else nullcontext()
             with blamed(f"in plugin {who}, the objective of hook attack_objective"), watch:
-                loss: Tensor = goal(logits)
+                loss: Tensor = plain(who, "attack_objective", goal(logits))
             if not isinstance(loss, Tensor) or loss.shape != (self.rows,):
                 raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_described(loss)}")
-            if torch.is_grad_enabled() and logits.requires_grad and not loss.requires_grad:
+            if loss.is_complex():
+                raise _broken(who, "attack_objective", "its values must be real numbers")
+            if torch.is_grad_enabled() and logits.requires_grad and loss.grad_fn is None:
                 raise _broken(who, "attack_objective", "its values must depend on the logits, undetached")
             return loss
 
@@ -189,6 +191,8 @@ class Contract:
 
     def term(self, who: str, hook: str, term: Tensor) -> Tensor:
         self._per_sample(who, hook, "the term", term, finite=False)  # NaN here is the run's failure, named there
+        if term.requires_grad and term.is_leaf:
+            raise _broken(who, hook, "the term does not depend on the net; compute it from the logits")
         if hook == "extra_regularizer" and torch.is_grad_enabled() and not term.requires_grad:
             # Zeros are how a coefficient of 0 may say that it has nothing to add.
             self._true(

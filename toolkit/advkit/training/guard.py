@@ -271,3 +271,18 @@ def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _tensors(inner, f"{name}[{key}]" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner, name)
+
+
+def plain(who: str, hook: str, answer: Any) -> Any:
+    """The answer of a hook. HookContract for a tensor in it that nobody could compute with."""
+    for _, tensor in _tensors(answer):
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
+            raise HookContract.broken(who, hook, "it gives a sparse, nested or quantized tensor; give a dense one")
+        if tensor.is_meta:
+            raise HookContract.broken(who, hook, "it gives a tensor without memory, of the device meta")
+        if tensor.is_inference():
+            raise HookContract.broken(who, hook, "it gives a tensor of torch.inference_mode; compute it under no_grad")
+    return answer

@@ -14,7 +14,7 @@ from ..errors import OptionError
 from ..hookspec import VIEWS
 from ..run import Run, RunState
 from .engine import Engine
-from .guard import Bindings, Strays, guarded
+from .guard import Bindings, Strays, guarded, plain
 from .shares import Whole
 
 
@@ -49,8 +49,11 @@ class Panel:
         rare = answer.spec.phase in ("data", "run") and answer.hook not in ("mix_batch", "train_transform")
         if self.guarded or rare:
             with self._strays.refused(answer) as own:
-                return guarded(answer, arguments, {} if answer.hook == "after_update" else everything, self.model, own)
-        return answer(arguments)
+                step = {} if answer.hook == "after_update" else everything
+                given = guarded(answer, arguments, step, self.model, own)
+        else:
+            given = answer(arguments)
+        return plain(answer.plugin.name, answer.hook, given)
 
     def ask_of_all(self, answer: Answer, shares: Whole, known: Mapping[str, Any], **more: Any) -> Any:
         """One answer on the whole batch, of which this process may know but a share."""
