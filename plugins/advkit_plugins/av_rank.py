@@ -48,10 +48,15 @@ class AvRank(Plugin):
     class Options(PluginOptions):
         term: str = option("lsiw", help="the loss term to weigh: a plugin's name, or base_loss")
         scheme: Literal["linear", "top-k", "uniform"] = option("linear", help="Eq. 15, Eq. 9, or no weighing")
-        share: Real = option(0.1, gt=0, le=1, help="top-k: share of the batch that gets weight 1, rounded down")
-        target: Literal["hard", "soft"] = option("hard", help="labels of both cross-entropies in AV")
+        share: Real = option(
+            0.1, gt=0, le=1, under="scheme=top-k", help="top-k: share of the batch that gets weight 1, rounded down"
+        )
+        target: Literal["hard", "soft"] = option(
+            "hard", under="scheme=linear,top-k", help="labels of both cross-entropies in AV"
+        )
         normalise: Literal["auto", "none", "radius"] = option(
             "auto",
+            under="scheme=linear,top-k",
             help="rank AV_i or AV_i / radius_i; auto: by radius where a plugin sets budgets per sample",
         )
 
@@ -68,6 +73,10 @@ class AvRank(Plugin):
         cautions = []
         if self.options.normalise == "auto" and auto == "radius":
             cautions.append(f"av-rank ranks AV_i / radius_i, because {owner} sets a radius per sample")
+        if self.options.target == "soft" and not company.owners("target_label"):
+            cautions.append("av-rank.target=soft plays no part where no plugin makes soft labels")
+        if self.options.normalise == "radius" and auto == "none":
+            cautions.append("av-rank.normalise=radius plays no part where no plugin sets budgets per sample")
         if self.options.term == "base_loss":
             cautions.append("av-rank weighs the base loss: ISEAT argues against it, as it overfits the training attack")
         return cautions

@@ -26,7 +26,13 @@ class AverageOptions(PluginOptions):
         help="statistics of BatchNorm in the average: those of the net, averaged as the weights are, or measured anew "
         "at the averaged weights on images that were trained on last",
     )
-    images: int = option(1024, ge=2, le=1 << 20, help="how many of them are kept, where statistics are re-estimated")
+    images: int = option(
+        1024,
+        ge=2,
+        le=1 << 20,
+        under="buffers=re-estimated",
+        help="how many of them are kept, where statistics are re-estimated",
+    )
 
 
 class Average(Plugin, ABC):
@@ -35,15 +41,11 @@ class Average(Plugin, ABC):
     options: AverageOptions
 
     def join(self, company: Company) -> list[str]:
-        idle = self.options.images != type(self.options)().images and self.options.buffers != "re-estimated"
-        cautions = (
-            [f"{self.name}.images plays no part under {self.name}.buffers={self.options.buffers}"] if idle else []
-        )
         self.first = ceil(company.share_of_run(f"{self.name}.start", self.options.start) - 1e-9)
         if self.first < company.epochs:
-            return cautions
+            return []
         late = f"{self.name}.start = {self.options.start:g} of {company.epochs} epochs is after the last begins"
-        return [*cautions, f"{self.name} averages nothing: {late}; lower it, or train longer"]
+        return [f"{self.name} averages nothing: {late}; lower it, or train longer"]
 
     def active(self, hook: str, epoch: int) -> bool:
         return hook != "observe_update" or self.options.buffers == "re-estimated"

@@ -42,7 +42,9 @@ class Bilateral(Plugin):
 
     class Options(PluginOptions):
         factor: Real = option(9.0, symbol="M", ge=0, help="label over the largest other entry; 0: the label stays hard")
-        gamma: Real = option(0.01, symbol="γ", gt=0, help="what the most likely wrong class gets, before scaling")
+        gamma: Real = option(
+            0.01, symbol="γ", gt=0, under="factor", help="what the most likely wrong class gets, before scaling"
+        )
         target: Aim = option("likely", help="what the attack aims at: the likeliest wrong class, a random one, or none")
 
     options: Options

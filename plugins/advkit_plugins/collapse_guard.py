@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from advkit import Batch, Plugin, PluginOptions, Real, Run, hookimpl, option
+from advkit import Batch, Company, Plugin, PluginOptions, Real, Run, hookimpl, option
 
 
 def collapsed(before: float, now: float, drop: float) -> bool:
@@ -24,6 +24,11 @@ class CollapseGuard(Plugin):
         step_size: Real = option("eps/4", gt=0, unit="pixels in [0, 1]", help="its step; 2/255 at 8/255")
 
     options: Options
+
+    def join(self, company: Company) -> list[str]:
+        options = self.options
+        start = "the random start of the PGD that looks"
+        return company.attack.short(options.steps, options.step_size, "collapse-guard.step_size", start)
 
     @hookimpl
     def setup(self, run: Run) -> None:

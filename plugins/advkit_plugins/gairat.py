@@ -34,7 +34,9 @@ class Gairat(Plugin):
 
     class Options(PluginOptions):
         form: Form = option("tanh", help="of the weight: tanh (Eq. 6), sigmoid, or discrete, the paper's ablations")
-        lam: float = option(-1.0, symbol="λ", ge=-50, le=50, help="shift of tanh and sigmoid; 0 beside FAT in the code")
+        lam: float = option(
+            -1.0, symbol="λ", ge=-50, le=50, under="form=tanh,sigmoid", help="shift of both; 0 beside FAT in the code"
+        )
         burn_in: Real = option(0.5, ge=0, le=1, help="share of the epochs in which all weigh the same; 60 of 120")
         term: str = option("base_loss", help="the loss term to weigh: base_loss, or a plugin's name")
 

@@ -46,15 +46,22 @@ class Hat(Plugin):
 
     class Options(PluginOptions):
         helper: Place = option("", help="run of standard training, by its folder, or a file of weights; none: no help")
-        helper_model: str = option("", help="installed net that a file of weights is of; none: the run's own")
+        helper_model: str = option(
+            "", under="helper", help="installed net that a file of weights is of; none: the run's own"
+        )
         beta: Schedule = option(2.5, symbol="β", help="weight of the robust term, by epoch; 3.5 with averaged weights")
-        gamma: Schedule = option(0.5, symbol="γ", help="weight of the helper's term, by epoch; 0: TRADES")
-        s: Real = option(2.0, symbol="s", ge=0, help="how many times as far as x' the helper's images are from x")
+        gamma: Schedule = option(
+            0.5, symbol="γ", under="helper", help="weight of the helper's term, by epoch; 0: TRADES"
+        )
+        s: Real = option(
+            2.0, symbol="s", ge=0, under="helper", help="how many times as far as x' the helper's images are from x"
+        )
         robust: Literal["kl", "ce"] = option(
             "kl", help="robust term, which the attack increases: KL(p(x) || p(x')) or cross-entropy with the label"
         )
         batch_norm: Literal["all", "views"] = option(
             "all",
+            under="helper",
             help="whether x + s delta moves running statistics too, after the others, as in the official code, or "
             "those of update.batch_norm alone",
         )

@@ -87,7 +87,9 @@ class LasAt(Plugin):
         net: Literal["small", "model"] = option(
             "small", help="strategy net: three convolutions, or the model's own net with a linear layer on its logits"
         )
-        width: int = option(16, ge=1, le=4096, help="channels of the small net's first layer; the others have twice")
+        width: int = option(
+            16, ge=1, le=4096, under="net=small", help="channels of the small net's first layer; the others have twice"
+        )
         lr: Real = option(1e-4, gt=0, help="learning rate of the strategy net, by SGD without momentum")
         clip: Real = option(1.0, ge=0, help="largest norm of the strategy net's gradient; 0: any")
         every: int = option(20, ge=1, le=1_000_000, help="the strategy net learns at every so many steps of an epoch")
@@ -95,7 +97,9 @@ class LasAt(Plugin):
         robust: Real = option(4.0, ge=0, help="reward: times the accuracy under attack of the model one step ahead")
         clean: Real = option(2.0, ge=0, help="reward: times the clean accuracy of the model one step ahead")
         ahead_steps: int = option(10, ge=0, le=9999, help="steps of the attack on the model one step ahead")
-        ahead_step_size: Real = option("eps/4", ge=0, unit="pixels in [0, 1]", help="their size; its radius is eps")
+        ahead_step_size: Real = option(
+            "eps/4", ge=0, unit="pixels in [0, 1]", under="ahead_steps", help="their size; its radius is eps"
+        )
         restarts: int = option(2, ge=1, le=100, help="random starts of that attack")
 
     options: Options
@@ -139,7 +143,10 @@ class LasAt(Plugin):
             f"{owner} attacks by itself, and may not ask for the steps and step sizes that las-at draws"
             for owner in company.owners("inner_attack")
         ]
-        return said
+        short = company.attack.short(
+            options.ahead_steps, options.ahead_step_size, "las-at.ahead_step_size", "the random start of its look ahead"
+        )
+        return [*said, *short]
 
     @hookimpl
     def setup(self, run: Run) -> None:

@@ -47,7 +47,9 @@ class Rslad(Plugin):
         teacher: Place = option(
             "", help="run of robust training, by its folder, or a file of weights; none: the labels"
         )
-        teacher_model: str = option("", help="installed net that a file of weights is of; none: the run's own")
+        teacher_model: str = option(
+            "", under="teacher", help="installed net that a file of weights is of; none: the run's own"
+        )
         adv: Real = option("5/6", gt=0, help="weight of the teacher's term at x'; 1 in ARD's code, its alpha")
         clean: Real = option("1/6", ge=0, help="weight of the term at x; 1 - alpha in ARD")
         clean_term: Literal["teacher", "label"] = option(

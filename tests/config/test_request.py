@@ -218,12 +218,87 @@ def test_a_plugin_that_does_not_answer_stands_in_for_nothing() -> None:
     assert not [said for said in resolve("idbh", typed).cautions if "plays no part" in said]
 
 
-def test_averages_say_which_images_nobody_needs() -> None:
-    def said(**options: object) -> list[str]:
-        return [one for one in resolve("swa", [Layer("python", {}, {"swa": options})]).cautions if "no part" in one]
+@pytest.mark.parametrize(
+    ("plugin", "options", "under"),
+    [
+        ("swa", {"images": 50}, {"buffers": "re-estimated"}),
+        ("ema", {"images": 1024}, {"buffers": "re-estimated"}),  # the default, typed all the same
+        ("av-rank", {"share": 0.2}, {"scheme": "top-k"}),
+        ("av-rank", {"normalise": "none", "scheme": "uniform"}, {"scheme": "linear"}),
+        ("gairat", {"form": "discrete", "lam": 0.0}, {"form": "sigmoid"}),
+        ("bilateral", {"factor": 0, "gamma": 0.1}, {"factor": 9}),
+        ("las-at", {"net": "model", "width": 8}, {"net": "small"}),
+        ("las-at", {"ahead_steps": 0, "ahead_step_size": "eps"}, {"ahead_steps": 1}),
+        ("hat", {"gamma": 0.1, "s": 1}, {"helper": "run"}),
+        ("rslad", {"teacher_model": "small-cnn"}, {"teacher": "run"}),
+    ],
+)
+def test_an_option_that_another_one_leaves_no_part_is_said(
+    plugin: str, options: dict[str, object], under: dict[str, object]
+) -> None:
+    def said(origin: str, **options: object) -> list[str]:
+        run = resolve(("lsiw", "av-rank") if plugin == "av-rank" else plugin, [Layer(origin, {}, {plugin: options})])
+        return [one for one in run.cautions if "plays no part under" in one]
 
-    assert said(images=50) == ["swa.images plays no part under swa.buffers=copied"]
-    assert said(images=50, buffers="re-estimated") == said() == []
+    idle = [key for key in options if key not in under]
+    (decides,) = under
+    assert [one.partition(" ")[0] for one in said("python", **options)] == [f"{plugin}.{key}" for key in idle]
+    assert all(f" plays no part under {plugin}.{decides}=" in one for one in said("python", **options))
+    assert said("python", **options | under) == said("run.toml", **options) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "with_others", "sentence"),
+    [
+        ({"target": "soft"}, "dirichlet-ls", "av-rank.target=soft plays no part where no plugin makes soft labels"),
+        ({"normalise": "radius"}, "cat-eps", "av-rank.normalise=radius plays no part where no plugin sets budgets"),
+    ],
+)
+def test_an_option_that_needs_company_is_said(options: dict[str, object], with_others: str, sentence: str) -> None:
+    layers = [Layer("python", {}, {"av-rank": options})]
+    assert sentence in str(resolve(("lsiw", "av-rank"), layers).cautions)
+    assert sentence not in str(resolve(("lsiw", "av-rank", with_others), layers).cautions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "plugins"),
+    [
+        ({"attack.steps": 0, "attack.mode": "train"}, ["attack.mode plays no part under attack.steps=0"], ()),
+        ({"attack.steps": 0, "attack.init": "zero"}, ["attack.init plays no part under attack.steps=0"], ()),
+        ({"attack.eps": 0, "attack.step_size": 0.1}, ["attack.step_size plays no part under attack.eps=0"], ()),
+        ({"attack.eps": 0, "attack.mode": "train"}, [], ()),  # which moves statistics all the same
+        ({"attack.steps": 0, "attack.step_size": 0.1}, [], "ccat"),  # which attacks by itself
+        (
+            {"attack.norm": "l2", "attack.steps": 0, "attack.l2_projection": "box-ball"},
+            ["attack.l2_projection plays no part under attack.steps=0"],
+            (),
+        ),
+        (
+            {"validation.fraction": 0, "validation.steps": 5, "validation.every_epochs": 2},
+            [f"validation.{key} plays no part under validation.fraction=0" for key in ("every_epochs", "steps")],
+            (),
+        ),
+        ({"validation.fraction": 0, "validation.split": "test", "validation.steps": 5}, [], ()),
+        ({"run.batchnorm": "local"}, ["run.batchnorm plays no part in one process"], ()),
+        ({"run.timeout": 60}, ["run.timeout plays no part in one process"], ()),
+        ({"attack.steps": 1, "attack.mode": "train", "validation.steps": 5, "attack.step_size": "eps"}, [], ()),
+    ],
+)
+def test_a_setting_that_another_one_leaves_no_part_is_said(
+    settings: dict[str, object], said: list[str], plugins: str | tuple[str, ...]
+) -> None:
+    def cautions(origin: str) -> list[str]:
+        return [one for one in resolve(plugins, [Layer(origin, settings)]).cautions if "plays no part" in one]
+
+    assert cautions("command line") == said
+    assert cautions("run.toml") == []
+
+
+def test_in_several_processes_their_settings_play_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    layers = [Layer("command line", {"run.batchnorm": "local", "run.timeout": 60})]
+    assert "plays no part" not in str(resolve((), layers).cautions)
 
 
 def test_what_is_said_of_pictures_is_refused_where_there_are_none() -> None:

@@ -259,7 +259,10 @@ def test_the_run_file_brings_the_same_schedule_back() -> None:
             "lsiw.lam = 'much after decay 1' is not a number, a fraction such as 8/255, or a multiple of eps such as "
             "'eps/4'.",
         ),
-        ({"lam": "-0.1 after decay 1"}, "lsiw.lam = '-0.1 after decay 1' must have values that are finite and >= 0."),
+        (
+            {"lam": "-0.1 after decay 1"},
+            "lsiw.lam = '-0.1 after decay 1' must have values from 0 to 3.4e38, the largest number of float32.",
+        ),
     ],
 )
 def test_refusals(given: dict[str, object], sentence: str) -> None:

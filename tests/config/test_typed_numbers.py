@@ -53,6 +53,22 @@ def test_what_is_no_whole_number_stays_refused(wrong: Any) -> None:
         advkit.plan(settings={"run.epochs": wrong})
 
 
+@pytest.mark.parametrize(("plugin", "option"), [("las-at", "eps_max"), ("cat-margin", "kappa"), ("lsiw", "lam")])
+def test_what_no_float32_holds_is_no_option(plugin: str, option: str) -> None:
+    for large in (1e39, "1e308"):
+        with pytest.raises(
+            OptionError, match=rf"^{plugin}\.{option} = .* must .*3\.4e38, the largest number of float32"
+        ):
+            advkit.plan(plugin, options={plugin: {option: large}})
+    assert advkit.plan(plugin, options={plugin: {option: 3e38}})
+
+
+@pytest.mark.parametrize("name", [None, 3, ["digits"], object()])
+def test_a_data_set_has_a_name(name: object) -> None:
+    with pytest.raises(OptionError, match=r"^data\.name = .* must be a name; installed: cifar10, "):
+        advkit.plan(settings={"data.name": name})
+
+
 @pytest.mark.parametrize("digits", ["٣", "३", "３", "²", "1٣"])
 def test_digits_of_other_scripts_are_no_numbers(digits: str, capsys: pytest.CaptureFixture[str]) -> None:
     for read in (whole, amount, pace, duration):
@@ -84,10 +100,10 @@ def test_a_comma_names_no_plugin(typed: str) -> None:
     assert chosen("") == () and chosen(" a , b ") == ("a", "b") and chosen(None) is None
 
 
-@pytest.mark.parametrize("width", [10**6, 10**8, 10**12])  # the first convolution of some would fit
+@pytest.mark.parametrize("width", [10**6, 10**8, 10**12, 2**62, 10**30])  # the first convolution of some would fit
 def test_a_model_that_no_memory_holds_is_one_sentence(width: int) -> None:
     with pytest.raises(
-        OptionError, match=r"^small-cnn does not fit into memory with normalise=data, width=1000+, norm=batch; make it"
+        OptionError, match=r"^small-cnn does not fit into memory with normalise=data, width=\d+, norm=batch; make it"
     ):
         advkit.train(settings={"model.width": width, "data.limit": 40, "run.epochs": 1})
 

@@ -15,6 +15,7 @@ from advkit.reach import short_of
 from advkit.training.progress import Silent
 
 ONE = "1 step of 0.25 eps can end no further than 0.25 eps from "
+TEN = "choose attack.step_size=eps/10 or more, or more steps"
 CHOOSE = "; choose attack.step_size=eps or more, or more steps"
 
 
@@ -43,11 +44,27 @@ def cautions(plugins: str = "", **settings: object) -> list[str]:
         ("fgsm-rs", {}, []),  # the step is the method's
         ("mma", {"attack__steps": 1}, []),  # whose steps are the plugin's answer
         ("ccat", {"attack__steps": 1}, []),  # which attacks by itself
+        ("", {"attack__step_size": 0}, [f"10 steps of 0 eps can end no further than 0 eps from the image; {TEN}"]),
         ("lsiw", {"attack__steps": 1}, [f"{ONE}the image{CHOOSE}"]),
     ],
 )
 def test_a_plan_says_that_the_attack_is_short(plugins: str, settings: dict[str, object], said: list[str]) -> None:
     assert cautions(plugins, **settings) == said
+
+
+@pytest.mark.parametrize(
+    ("plugin", "steps", "size"),
+    [("collapse-guard", "steps", "step_size"), ("las-at", "ahead_steps", "ahead_step_size")],
+)
+def test_a_plan_says_that_the_attack_of_a_plugin_is_short(plugin: str, steps: str, size: str) -> None:
+    def said(**options: object) -> list[str]:
+        told = advkit.plan(plugin, options={plugin: options}, eps=options.pop("eps", 0.1))["cautions"]
+        return [one for one in told if "can end no further" in one]
+
+    start = {"las-at": "the random start of its look ahead"}.get(plugin, "the random start of the PGD that looks")
+    short = f"2 steps of 0.25 eps can end no further than 0.5 eps from {start}"
+    assert said(**{steps: 2}) == [f"{short}; choose {plugin}.{size}=eps/2 or more, or more steps"]
+    assert said() == said(**{steps: 2, size: "eps/2"}) == said(**{steps: 2, size: 0.1, "eps": 0}) == []
 
 
 def test_a_plan_says_that_the_attacks_that_choose_are_short() -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from importlib.metadata import distributions
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -63,10 +63,31 @@ def plain(value: Any) -> Any:
     return value.item() if is_number else value
 
 
-def option(default: Any, *, help: str, unit: str = "", symbol: str = "", **limits: Any) -> Any:
-    """One option with its default, meaning, unit, symbol in its paper, and limits (`ge`, `gt`, `le`, `lt`)."""
-    about: dict[str, Any] = {key: text for key, text in (("unit", unit), ("symbol", symbol)) if text}
+def option(default: Any, *, help: str, unit: str = "", symbol: str = "", under: str = "", **limits: Any) -> Any:
+    """One option with its default, meaning, unit, symbol in its paper, and limits (`ge`, `gt`, `le`, `lt`).
+
+    `under` says which other option it plays a part under: "scheme=top-k,linear", or "clip" for any but 0, "" and false.
+    """
+    known = (("unit", unit), ("symbol", symbol), ("under", under))
+    about: dict[str, Any] = {key: text for key, text in known if text}
     return Field(default, description=help, json_schema_extra=about or None, **limits)
+
+
+def under(options: type[OptionModel]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Options that play a part only under another one: its name, and its values where not all but none do."""
+    about: dict[str, Any] = {key: field.json_schema_extra or {} for key, field in options.model_fields.items()}
+    parts = {key: stated["under"].partition("=") for key, stated in about.items() if "under" in stated}
+    return {key: (name, tuple(values.split(",")) if values else ()) for key, (name, _, values) in parts.items()}
+
+
+def idle(options: OptionModel) -> dict[str, str]:
+    """Options that play no part as the others are: {"share": "scheme=linear"}."""
+    found = {}
+    for key, (name, values) in under(type(options)).items():
+        value = getattr(options, name)
+        if str(value) not in values if values else not value:
+            found[key] = f"{name}={shown(value) if value == '' else str(value).lower()}"
+    return found
 
 
 # Exponents have at most three digits: 1e999999999 is an integer that no memory holds.
@@ -145,8 +166,8 @@ def _points(value: object, info: ValidationInfo | None) -> tuple[tuple[int, floa
             raise ValueError("has an epoch that is not a whole number")
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError("has a value that is not a number")
-        if not 0 <= number <= sys.float_info.max:
-            raise ValueError("must have values that are finite and >= 0")
+        if not 0 <= number <= LARGEST:
+            raise ValueError("must have values from 0 to 3.4e38, the largest number of float32")
         points.append((start, float(number)))
     epochs = [start for start, _ in points]
     if not epochs or epochs[0] != 0 or epochs != sorted(set(epochs)):
@@ -154,8 +175,18 @@ def _points(value: object, info: ValidationInfo | None) -> tuple[tuple[int, floa
     return tuple(points)
 
 
-Real = Annotated[float, BeforeValidator(_number)]
-"""A finite float that may be written as a fraction or relative to eps."""
+LARGEST = 3.4028234663852886e38
+"""The largest number of float32, in which nets compute."""
+
+
+def _of_float32(value: float) -> float:
+    if abs(value) > LARGEST:
+        raise ValueError("must be at most 3.4e38, the largest number of float32")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_number), AfterValidator(_of_float32)]
+"""A float of float32's range that may be written as a fraction or relative to eps."""
 
 
 def _absolute(value: object) -> object:

@@ -8,7 +8,7 @@ def short_of(steps: int, pace: float, setting: str, start: str = "the image") ->
 
     Whoever is trained or judged by them alone is so at a smaller budget.
     """
-    if not 0 < steps * pace < 1 - 1e-6:  # three steps of eps/3 reach it
+    if not steps or steps * pace >= 1 - 1e-6:  # three steps of eps/3 reach it
         return ""
     many, enough = ("1 step", "eps") if steps == 1 else (f"{steps} steps", f"eps/{steps}")
     far = f"{many} of {pace:.4g} eps can end no further than {steps * pace:.4g} eps from {start}"

@@ -11,6 +11,7 @@ from .errors import OptionError, did_you_mean
 from .hookspec import VIEWS
 from .optimizers import KNOWN, OptimizerSettings
 from .options import OptionModel, Real, option
+from .reach import short_of
 from .types import Passes
 
 
@@ -147,6 +148,11 @@ class AttackSettings(OptionModel):
         """What the core's attack runs."""
         moves = self.restarts * self.steps
         return Passes(moves + self.judged, moves)
+
+    def short(self, steps: int, step_size: float, setting: str, start: str) -> list[str]:
+        """A caution where so many steps of a size, which a setting says, end before the edge of the ball, else none."""
+        said = short_of(steps, step_size / self.eps, setting, start) if self.eps else ""
+        return [said] if said else []
 
 
 class UpdateSettings(OptionModel):

@@ -9,6 +9,7 @@ from typing import Any
 from ..api_version import unfit
 from ..errors import HookContract, PluginImport, UnknownHook, blamed, did_you_mean
 from ..hookspec import VIEWS, HookSpec, Rule
+from ..options import under
 from ..plugin import Budgets, Order, Plugin, PluginOptions
 from ..settings import SECTIONS
 from ..types import Passes
@@ -58,6 +59,9 @@ def check_declarations(plugin_type: type[Plugin], name: str, hooks: Mapping[str,
             raise UnknownHook(f"Plugin {name}: order has {hook}, which is no chained hook.{near}")
     if not isinstance(plugin_type.Options, type) or not issubclass(plugin_type.Options, PluginOptions):
         raise UnknownHook(f"Plugin {name}: Options must be a class that derives from advkit.PluginOptions.")
+    for key, (other, _) in under(plugin_type.Options).items():
+        if other not in plugin_type.Options.model_fields:
+            raise UnknownHook(f"Plugin {name}: the option {key} is under {other}, which is no option of it.")
 
 
 def build(plugin_type: type[Plugin], options: PluginOptions) -> Plugin:

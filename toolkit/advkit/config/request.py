@@ -14,10 +14,8 @@ from pathlib import Path
 
 from .. import registry
 from ..compose.companions import loaded
-from ..compose.composition import Composition
 from ..compose.registration import HOOKS, check, hooks_of
-from ..compose.replaced import replaced
-from ..errors import OptionError, PluginLoad, spoken
+from ..errors import OptionError, PluginLoad, shown, spoken
 from ..optimizers import KNOWN, OptimizerSettings
 from ..options import parse_number
 from ..own_file import OwnFile
@@ -202,7 +200,11 @@ def settings_of(
             known_setting(key)
             given[key], origins[key] = value, layer.origin
     below: dict[str, object] = {}
-    name = str(given.get("data.name", DataSettings.model_fields["name"].default))
+    name = given.get("data.name", DataSettings.model_fields["name"].default)
+    if not isinstance(name, str):
+        raise OptionError(
+            f"data.name = {shown(name)} must be a name; installed: {', '.join(registry.names('data set'))}."
+        )
     if registered(name):
         for key, value in getattr(registry.load("data set", name), "defaults", {}).items():
             below[key] = value
@@ -217,18 +219,6 @@ def settings_of(
         if key not in given:
             del origins[key]
     return below | given, origins, cautions
-
-
-TYPED = ("command line", "python", "sweep")
-"""Origins of layers that hold what somebody has just said, and nothing that was resolved before."""
-
-
-def unused(layers: Sequence[Layer], composition: Composition) -> list[str]:
-    """Cautions for settings that were typed, and that a plugin stands in for."""
-    typed = {key for layer in layers if layer.origin in TYPED for key in layer.settings}
-    return [
-        f"{key} plays no part under {owner}" for key, owner in sorted(replaced(composition).items()) if key in typed
-    ]
 
 
 def _of_another_optimizer(settings: Mapping[str, object], below: Mapping[str, object]) -> list[str]:

@@ -29,8 +29,9 @@ from ..settings import (
     ValidationSettings,
 )
 from . import runfile
+from .idle import unused
 from .layer import Layer, PluginChoice, chosen, files_of
-from .request import MODEL, PASSED, Request, options_of, registered, settings_of, unused
+from .request import MODEL, PASSED, Request, options_of, registered, settings_of
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def resolve(
         chosen=tuple(sorted(types)),
         no_companion=declined,
         origins=draft.origins,
-        cautions=(*draft.cautions, *composition.cautions, *unused(layers, composition)),
+        cautions=(*draft.cautions, *composition.cautions, *unused(layers, composition, draft.sections)),
         files=files_of(layers),
     )
 
@@ -241,10 +242,9 @@ def _refuse_options_of_strangers(layers: Sequence[Layer], plugins: Mapping[str, 
 
 def _sections(raw: Mapping[str, object]) -> dict[str, OptionModel]:
     eps = raw.get("attack.eps", AttackSettings.model_fields["eps"].default)
-    known: float | None
     try:
         value = parse_number(eps) if isinstance(eps, str) else float(cast(Any, eps))
-        known = value if isfinite(value) else None
+        known: float | None = value if isfinite(value) else None
     except (ValueError, TypeError, OverflowError):
         known = None  # validation says what is wrong with it
     sections = {}

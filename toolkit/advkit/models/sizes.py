@@ -13,7 +13,7 @@ from ..claims import free_memory, in_bytes
 from ..errors import OptionError
 from .base import DataSpec, ModelBuilder, Normalised
 
-NO_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed", "overflow")
+NO_MEMORY = ("allocate memory", "out of memory", "verflow")
 """What torch says of tensors that are larger than memory, or than 64 bits can count."""
 
 
@@ -45,8 +45,8 @@ def fitting(name: str, options: Mapping[str, object]) -> Iterator[None]:
     """OptionError where the scope, which builds the net of that name, asks for more memory than there can be."""
     try:
         yield
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        if isinstance(error, RuntimeError | TypeError) and not any(words in str(error) for words in NO_MEMORY):
             raise
         told = ", ".join(f"{key}={value}" for key, value in options.items())
         raise OptionError(f"{name} does not fit into memory with {told}; make it smaller.") from None

@@ -14,12 +14,11 @@ def short_attack(composition: Composition) -> list[str]:
     """A caution where the core's steps end before the edge of the ball; their size may be a plugin's answer."""
     attack, always = composition.setting.attack, composition.always("attack_start")
     own = any("attack.step_size" in keys for plugin in composition.plugins for keys in plugin.replaces.values())
-    if own or composition.owners("inner_attack") or not attack.eps:
+    if own or composition.owners("inner_attack"):
         return []
     random = "a random start" if attack.init == "uniform" else "the image"
     start = f"the start of {composition.owners('attack_start')[0]}" if always else random
-    short = short_of(attack.steps, attack.step_size / attack.eps, "attack.step_size", start)
-    return [short] if short else []
+    return attack.short(attack.steps, attack.step_size, "attack.step_size", start)
 
 
 def short_validation(resolved: Resolved) -> list[str]:

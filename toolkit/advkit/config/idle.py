@@ -1,0 +1,52 @@
+"""What somebody has just said of a run and that plays no part in it, because of what else is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+from ..compose.composition import Composition
+from ..compose.replaced import replaced
+from ..options import OptionModel, idle
+from ..settings import AttackSettings, ValidationSettings
+from ..torchrun import processes
+from .layer import Layer
+
+TYPED = ("command line", "python", "sweep")
+"""Origins of layers that hold what somebody has just said, and nothing that was resolved before."""
+
+OF_SEVERAL = ("run.batchnorm", "run.timeout")
+"""Settings of several processes."""
+
+
+def unused(layers: Sequence[Layer], composition: Composition, sections: Mapping[str, OptionModel]) -> list[str]:
+    """A caution for each setting and option that was typed in vain, in the order of the alphabet."""
+    typed = {key for layer in layers if layer.origin in TYPED for key in layer.settings}
+    typed |= {
+        f"{plugin}.{key}"
+        for layer in layers
+        if layer.origin in TYPED
+        for plugin, own in layer.options.items()
+        for key in own
+    }
+    why = {key: f"under {owner}" for key, owner in replaced(composition).items()}
+    for plugin in composition.plugins:
+        why |= {f"{plugin.name}.{key}": f"under {plugin.name}.{it}" for key, it in idle(plugin.options).items()}
+    why |= dict(_of_settings(composition, sections))
+    return [f"{key} plays no part {why[key]}" for key in sorted(typed & why.keys())]
+
+
+def _of_settings(composition: Composition, sections: Mapping[str, OptionModel]) -> Iterator[tuple[str, str]]:
+    attack = cast(AttackSettings, sections["attack"])
+    validation = cast(ValidationSettings, sections["validation"])
+    if not composition.owners("inner_attack"):
+        if not attack.steps:
+            yield from ((f"attack.{key}", "under attack.steps=0") for key in ("step_size", "init", "mode"))
+        elif not attack.eps:
+            yield from ((f"attack.{key}", "under attack.eps=0") for key in ("step_size", "init"))
+        if attack.norm == "l2" and not (attack.steps and attack.eps):
+            yield "attack.l2_projection", f"under attack.{'eps' if attack.steps else 'steps'}=0"
+    if not validation.fraction and validation.split == "validation":
+        yield from ((f"validation.{key}", "under validation.fraction=0") for key in ("steps", "every_epochs"))
+    if processes() == 1:
+        yield from ((key, "in one process") for key in OF_SEVERAL)
