@@ -96,6 +96,16 @@ def test_compare_refuses_what_is_not_comparable(
     assert command(["compare", runs[2], *base]) == 2
     assert "say at which both are judged: --eps E." in capsys.readouterr().err
     assert command(["compare", runs[2], *base, "--eps", "0.1"]) == 0
+    for option, what in (("--model", "net"), ("--dataset", "data")):
+        for given in ("small-cnn", "own.py:thing"):
+            (tmp_path / "own.py").write_text("def thing(spec): ...")
+            given = given.replace("own", str(tmp_path / "own"))
+            for line in (["compare", runs[1], *base], ["report", runs[0], "--out", str(tmp_path / "page.html")]):
+                capsys.readouterr()
+                assert command([*line, option, given]) == 2
+                said = f"The {what} of every run is installed, so {option} would change nothing; leave it out."
+                assert said in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
     (tmp_path / "loop").symlink_to("loop")
     capsys.readouterr()
     assert command(["compare", str(tmp_path / "loop"), *base]) == 4

@@ -88,6 +88,26 @@ def test_no_attack_is_refused(attacks: Any) -> None:
         advkit.evaluate(net(), DATA, attacks, eps=0.1)
 
 
+@pytest.mark.parametrize(
+    ("attacks", "refused"),
+    [
+        ("clean,fgsm", True),
+        (["square", Pgd("mine", 3)], True),  # whose pace is its own
+        ("clean,pgd-2", False),
+        (["cw-2", Pgd("mine", 3)], False),
+    ],
+)
+def test_a_step_that_no_attack_takes_is_refused(attacks: Any, refused: bool) -> None:
+    EvaluationRequest.of(attacks, step="0.2 eps")  # the default
+    if not refused:
+        EvaluationRequest.of(attacks, step="eps/2")
+        return
+    with pytest.raises(
+        OptionError, match="No attack takes steps of a length that is said, so step would change nothing"
+    ):
+        EvaluationRequest.of(attacks, step="eps/2")
+
+
 def test_attacks_may_be_an_iterator() -> None:
     def some() -> Iterator[str]:
         yield from ("clean", "pgd-2")

@@ -24,7 +24,9 @@ CHECKPOINT = click.option(
 )
 
 
-DATA_ROOT = click.option("--data-root", metavar="DIR", help="Folder or zip of the data; the run's by default.")
+DATA_ROOT = click.option(
+    "--data-root", type=PLACE, metavar="DIR", help="Folder or zip of the data; the run's by default."
+)
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import checked
-from ..config.layer import Layer, with_files
 from ..config.resolve import Resolved
 from ..errors import OptionError
 from ..evaluation.attacks.base import EvaluationAttack
@@ -18,7 +17,7 @@ from ..evaluation.results import Verdicts, worst_cases
 from ..evaluation.statistics import image_interval
 from ..own_file import FLAGS
 from ..storage.run_folder import RunFolder
-from ..training.same_run import of_several
+from ..training.same_run import files_of_several, of_several
 from .evaluate import Watch, evaluate_subject
 from .evaluation_request import ATTACKS, EvaluationRequest
 from .paired_records import (
@@ -77,12 +76,13 @@ def compare(
         data_root=data_root,
     )
     names = [str(run) for run in runs]
-    named = with_files(Layer("python", {"model.name": model, "data.name": dataset})).files
-    first, *others = [of_several(RunFolder.open(Path(run)), {}) for run in runs]
+    folders = [RunFolder.open(Path(run)) for run in runs]
+    named = files_of_several(folders, model, dataset)
+    first, *others = [of_several(folder, {}) for folder in folders]
     for run, other in zip(names[1:], others, strict=True):
         if reason := incomparable(first, other, names[0], run, request.radius):
             raise OptionError(reason)
-    resolved = [of_several(RunFolder.open(Path(run)), named) for run in runs]
+    resolved = [of_several(folder, named) for folder in folders]
     pairs: list[tuple[Evaluation, dict[str, Verdicts]]] = []
     judged_on: str | None = None
     for run, own in zip(names, resolved, strict=True):

@@ -12,6 +12,7 @@ import torch
 from ..ascent import NORMS
 from ..errors import OptionError, named, shown
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
+from ..evaluation.attacks.base import CAT_PACE
 from ..evaluation.verdicts import Radius
 from .inputs import amount, listed, pace, whole
 from .subject import Subject
@@ -51,12 +52,21 @@ class EvaluationRequest:
     ) -> EvaluationRequest:
         """Of what people write."""
         eps = None if eps is None else _radius(eps)
-        radii = {norm: amount(f"eps_{norm}", given) for norm, given in (by_norm or {}).items() if given is not None}
+        radii = {
+            norm: amount(named(f"--eps-{norm}"), given) for norm, given in (by_norm or {}).items() if given is not None
+        }
         share = pace("step", step)
         if split not in ("test", "train"):
             raise OptionError(f"split = {split!r} must be test or train.")
+        chosen = _attacks(attacks, share, data_root)
+        again = isinstance(attacks, str | list | tuple) and share != CAT_PACE
+        if again and chosen == _attacks(attacks, CAT_PACE, data_root):
+            raise OptionError(
+                f"No attack takes steps of a length that is said, so {named('--step')} would change nothing; leave it "
+                "out, or add one such as pgd-20."
+            )
         return cls(
-            _attacks(attacks, share, data_root),
+            chosen,
             eps,
             radii,
             None if n is None else whole("n", n),

@@ -86,4 +86,4 @@ def seeds(name: str, given: int | str | Sequence[int]) -> list[int]:
 
 
 def _said(given: object) -> str:
-    return given if isinstance(given, str) else shown(given)
+    return given if isinstance(given, str) and given.strip() and len(given) <= 80 else shown(given)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..config import runfile
-from ..config.layer import Layer
+from ..config.layer import Layer, with_files
 from ..config.request import Request, registered
 from ..config.resolve import Resolved
-from ..errors import ResumeMismatch
-from ..own_file import OwnFile
+from ..errors import OptionError, ResumeMismatch, named
+from ..own_file import FLAGS, OwnFile
 from ..plugin import Plugin
 from ..storage.run_folder import RunFolder, of_a_run
 
@@ -32,6 +32,19 @@ def resolve_folder(folder: RunFolder, given: Layer | None = None) -> Resolved:
     if any(moved.values()):
         stored = Resolved.of(file.over(Layer(given.origin, options=moved)))
     return stored.with_files(given.files)
+
+
+def files_of_several(folders: Sequence[RunFolder], model: str | None, dataset: str | None) -> Mapping[str, OwnFile]:
+    """The FILE.py:NAME of the nets and data of several runs. OptionError for what is none, or what no run takes."""
+    typed = {key: text for key, text in (("model.name", model), ("data.name", dataset)) if text is not None}
+    files = with_files(Layer("python", typed)).files
+    for key, text in typed.items():
+        flag, what = named(FLAGS[key]), {"model.name": "net", "data.name": "data"}[key]
+        if all(registered(str(folder.file().settings.get(key, ""))) for folder in folders):
+            raise OptionError(f"The {what} of every run is installed, so {flag} would change nothing; leave it out.")
+        if key not in files:
+            raise OptionError(f"{flag} {text!r:.80} must be FILE.py:NAME, what gives the {what} of the runs.")
+    return files
 
 
 def of_several(folder: RunFolder, files: Mapping[str, OwnFile]) -> Resolved:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from ... import __version__
 from ...arguments import checked
-from ...config.layer import Layer, with_files
 from ...data.base import Splits
 from ...errors import AdvkitError, CheckpointError, OptionError
 from ...own_file import OwnFile
 from ...reading import opened
 from ...storage.files import unwritable, write_atomic
+from ...storage.run_folder import RunFolder
 from ...training.parts import data_of
+from ...training.same_run import files_of_several
 from . import sections
 from .analyses import analyses
 from .comparison import comparison
@@ -62,7 +63,8 @@ def report(
     written else.
     """
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
-    files = with_files(Layer("python", {"model.name": model, "data.name": dataset})).files
+    own = (model, dataset) != (None, None)
+    files = files_of_several([RunFolder.open(Path(run)) for run in folders], model, dataset) if own else {}
     page = partial(build, folders, samples, data_root, files)
     return page() if out is None else written(Path(out), page)
 
