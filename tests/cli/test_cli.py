@@ -1075,6 +1075,18 @@ def test_progress_goes_to_stderr_a_line_an_epoch(here: Path) -> None:
 # ---------------------------------------------------------------------- train without training
 
 
+def test_what_a_dry_run_does_not_do_is_said(here: Path) -> None:
+    beside = ("--init-from", "absent", "--max-time", "1s")
+    for mode in ("--dry-run", "--print-config"):
+        ran = advkit("train", *TINY, mode, *beside)
+        said = [line for line in ran.err.splitlines() if "plays no part" in line]
+        assert said == [f"{flag} plays no part in {mode}." for flag in ("--init-from", "--max-time")]
+        assert ran.code == 0 and "plays no part" not in advkit("train", *TINY, mode).err
+    both = advkit("train", *TINY, "--dry-run", "--print-config")
+    sentence = "Error: --dry-run runs a step, and --print-config stops before; give one of the two.\n"
+    assert both == (2, "", sentence)
+
+
 def test_dry_run_writes_nothing(here: Path) -> None:
     ran = advkit("train", "--plugins", "cat-eps,dirichlet-ls,lsiw", *TINY, "--dry-run", "--out", "run")
     assert ran.code == 0 and ran.err == ""

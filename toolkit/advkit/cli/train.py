@@ -76,11 +76,18 @@ def command(
         return
     if partial_head and not init_from:
         raise OptionError("--partial-head is about the weights of --init-from; give both, or leave it out.")
+    if dry_run and print_config:
+        raise OptionError("--dry-run runs a step, and --print-config stops before; give one of the two.")
     from ..config import runfile
     from ..config.resolve import Resolved
+    from .display import say
 
     wanted = request(**typed)
     resolved = Resolved.of(wanted)
+    if dry_run or print_config:
+        mode, beside = "--dry-run" if dry_run else "--print-config", {"--init-from": init_from, "--max-time": max_time}
+        for flag in (flag for flag, given in beside.items() if given):
+            say(f"{flag} plays no part in {mode}.")
     if print_config:
         click.echo(runfile.dump(resolved), nl=False)
     elif dry_run:
