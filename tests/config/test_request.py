@@ -230,7 +230,7 @@ def test_a_plugin_that_does_not_answer_stands_in_for_nothing() -> None:
         ("las-at", {"net": "model", "width": 8}, {"net": "small"}),
         ("las-at", {"ahead_steps": 0, "ahead_step_size": "eps"}, {"ahead_steps": 1}),
         ("hat", {"gamma": 0.1, "s": 1}, {"helper": "run"}),
-        ("rslad", {"teacher_model": "small-cnn"}, {"teacher": "run"}),
+        ("rslad", {"attack": "label", "teacher_model": "small-cnn", "temperature": 2.0}, {"teacher": "run"}),
     ],
 )
 def test_an_option_that_another_one_leaves_no_part_is_said(
