@@ -441,7 +441,9 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.Ca
             (tmp_path / name).write_bytes(content)
         assert command(["evaluate", str(tmp_path / name), *options]) == 4
         assert capsys.readouterr().err.count("\n") == 1
-    assert command(["evaluate", str(tmp_path / "absent.pt")]) == 2  # says which options are missing
+    assert command(["evaluate", str(tmp_path / "absent.pt")]) == 4  # the file first
+    assert command(["evaluate", str(tmp_path / "evil.pt")]) == 2  # says which options are missing
+    assert not Payload.where.exists()
 
 
 def test_a_checkpoint_is_no_file_of_weights(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
