@@ -502,8 +502,8 @@ MASK = torch.tensor([0, 0, 0, -torch.inf])
     [
         (["label-smoothing"], lambda net, x: net.core(x) + MASK, "masks classes .* share of the target .* leave out"),
         ((), lambda net, x: net.core(x) + MASK.flip(0), "masks classes with -Inf that images of this batch are of"),
-        (["label-smoothing"], lambda net, x: net.core(x) * 1e9 + MASK, "applied; lower optimizer.lr"),
-        ((), lambda net, x: net.core(x) * 1e38 - (x[:, :1, 0, 0] > 0.5) / 0.0, "applied; lower optimizer.lr"),
+        (["label-smoothing"], lambda net, x: net.core(x) * 1e9 + MASK, "applied; no update was made yet"),
+        ((), lambda net, x: net.core(x) * 1e38 - (x[:, :1, 0, 0] > 0.5) / 0.0, "applied; no update was made yet"),
         (["label-smoothing"], lambda net, x: net.core(x) + MASK.clamp(min=-100), ""),
         ((), lambda net, x: net.core(x) + MASK, ""),
     ],

@@ -27,7 +27,7 @@ class Ball(ABC):
     """The points within `radius` (B,) of x (B, C, H, W) that are images in [0, 1]."""
 
     def __init__(self, x: Tensor, radius: Tensor) -> None:
-        self.x, self.radius = x, radius
+        self.x, self.radius = x.detach(), radius
 
     @abstractmethod
     def project_(self, point: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class LinfBall(Ball):
     def __init__(self, x: Tensor, radius: Tensor) -> None:
         super().__init__(x, radius)
         wide = per_sample(radius, x)
-        self.lower, self.upper = (x - wide).clamp_(min=0), (x + wide).clamp_(max=1)
+        self.lower, self.upper = (self.x - wide).clamp_(min=0), (self.x + wide).clamp_(max=1)
 
     def project_(self, point: Tensor) -> Tensor:
         return torch.clamp(point, self.lower, self.upper, out=point)
@@ -143,8 +143,8 @@ def pgd(
     per sample, so splitting a batch splits the result: in L2 up to the rounding of the net's own gradient, 1e-7 in
     float32.
     """
-    first = begin.clone() if keep_start else None  # the moves are in place
-    x_adv, rows, peaks = begin, begin.shape[0], list[Tensor]()
+    x_adv, rows, peaks = begin.detach().clone(), begin.shape[0], list[Tensor]()  # the moves are in place
+    first = x_adv.clone() if keep_start else None
     active = torch.ones(rows, dtype=torch.bool, device=begin.device)
     moves = torch.full((rows,), steps, device=begin.device)
     stopped = torch.zeros_like(moves)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import AdvkitError, OptionError, says
+from .errors import AdvkitError, OptionError, named, says
 
 NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "
 """Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
@@ -18,12 +18,21 @@ NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it m
 TRAIN_ANOTHER = NO_GRADIENT + "train one that is differentiable, or set attack.steps=0."
 """The same of a net that is trained."""
 
+
+def attack_another() -> str:
+    """The same of a net that is attacked."""
+    return NO_GRADIENT + (
+        "attack a copy that is differentiable, as a net is before it is quantized; or use attacks without gradient: "
+        f"{named('--attacks', 'clean,square')}."
+    )
+
+
 LONE = "BatchNorm of the model has one value a channel in a batch of one image, and takes no statistics of it; "
 """Of one image by itself, and then what to do."""
 
 _SEVERAL = "Expected more than 1 value per channel"
 
-_UNUSED = "appears to not have been used in the graph"
+_UNUSED, _CUT = "appears to not have been used in the graph", "does not require grad and does not have a grad_fn"
 
 
 def wants_several(error: BaseException) -> bool:
@@ -47,18 +56,18 @@ def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
         yield
     except AdvkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # nobody but the command line ends a program
         if isinstance(error, MemoryError) or any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
             raise
         raise uncallable(error, shape, net) from error
 
 
-def uncallable(error: Exception, shape: Sequence[int], net: str = "The model") -> OptionError:
+def uncallable(error: BaseException, shape: Sequence[int], net: str = "The model") -> OptionError:
     """The refusal of a net that has raised `error` on images of this shape: what it says, and a remedy that fits it."""
     lines = says(error).splitlines() or [""]
     cause = lines[-1].partition(": ")[2] if "TorchScript" in lines[0] else ""  # below a traceback of its own
     said = (cause.strip() or lines[0]).rstrip(".! ")
-    what = f"{net} can not be called on images {tuple(shape)}: {type(error).__name__}: {said}"
+    what = f"{net} can not be called on images {tuple(shape)}: {': '.join(filter(None, [type(error).__name__, said]))}"
     if isinstance(error, ImportError):
         remedy = "Install what it needs, or import it at the top of the model's file."
     elif isinstance(error, RuntimeError | ValueError) and re.search(rf"\b{_FLOAT}\b.*\b{_FLOAT}\b", said):
@@ -68,10 +77,31 @@ def uncallable(error: Exception, shape: Sequence[int], net: str = "The model") -
     ):  # asserted by torchvision and timm
         remedy = "Give it images of the size that it was made for, or mend its layers."
     else:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-        what += f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        what += _where(traceback.extract_tb(error.__traceback__))
         remedy = "Mend its forward."
     return OptionError(f"{what}. {remedy}")
+
+
+def _where(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The last line of somebody who writes a net, in brackets; "" where there is none."""
+    own = [frame for frame in frames if _is_own(frame.filename)]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+def _in_a_backward(error: Exception) -> str:
+    """The sentence for what somebody's function or hook raises in a backward, "" of errors from elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    begun = next((n for n, frame in enumerate(frames) if frame.name == "_engine_run_backward"), None)
+    if begun is None or any(words in says(error) for words in _ELSEWHERE):
+        return ""
+    if frames[-1].filename.startswith(_LIBRARIES[0]):  # of advkit, which says by itself what is wrong
+        return ""
+    said = (says(error).splitlines() or [""])[0].rstrip(".! ")
+    what = ": ".join(filter(None, [type(error).__name__, said]))
+    return (
+        f"A backward through the model fails: {what}{_where(frames[begun + 1 :])}. Mend the function of autograd, or "
+        "the hook, that raises it."
+    )
 
 
 def _is_own(file: str) -> bool:
@@ -84,23 +114,26 @@ def explained(*, training: bool = False) -> Iterator[None]:
     """What torch raises of a net that it can not differentiate or call, as a sentence with the next step."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
-        sentence = next((sentence for words, sentence in _EXPLAINED.items() if words in says(error)), None)
-        if sentence is None:
+    except AdvkitError:
+        raise
+    except Exception as error:
+        torchs = _EXPLAINED if isinstance(error, RuntimeError | ValueError) else {}
+        sentence = next((sentence for words, sentence in torchs.items() if words in says(error)), "")
+        if torchs and (_UNUSED in says(error) or _CUT in says(error)):
+            sentence = TRAIN_ANOTHER if training else attack_another()
+        if not (sentence := sentence or _in_a_backward(error)):
             raise
-        if training and _UNUSED in says(error):
-            sentence = TRAIN_ANOTHER
-        refusal = OptionError(sentence)
-        for note in getattr(error, "__notes__", ()):  # of a plugin that called the net, or torch
-            refusal.add_note(note)
-        raise refusal from error
+        explanation = OptionError(sentence)
+        for note in getattr(error, "__notes__", ()):  # whose code it was
+            explanation.add_note(note)
+        raise explanation from error
 
 
 _EXPLAINED = {
-    _UNUSED: (
-        NO_GRADIENT
-        + "attack a copy that is differentiable, as a net is before it is quantized; or use attacks without "
-        "gradient: --attacks clean,square."
+    "through the graph a second time": (
+        "Something that an earlier forward has computed is used again with its graph, of which the gradient was taken "
+        "already: the model keeps it, such as a product of its weights or a running mean, or a plugin does. Detach "
+        "what is kept, or compute it in every forward."
     ),
     "One of the differentiated Tensors does not require grad": (
         "The model differentiates its own weights in a backward, as reversible nets do, and they ask for no gradient "

@@ -156,15 +156,17 @@ def unregistered(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     held = [
         name.replace("._parameters.", ".").replace("._modules.", ".")
         for name, thing, _ in _reached(left, [*_of(model), *trained])
-        if isinstance(thing, nn.Parameter) and thing.requires_grad
+        if isinstance(thing, Tensor) and thing.requires_grad and thing.is_leaf
     ]
+    known = {id(parameter) for parameter in trained}
+    held += [name for name, buffer in model.named_buffers() if buffer.requires_grad and id(buffer) not in known]
     if not held:
         return ""
     more = f" and {len(held) - 1} more" if len(held) > 1 else ""
     return (
-        f"self.{held[-1]} of the model{more} {'are parameters' if more else 'is a parameter'} in a plain list, dict or "
-        "object, which no optimizer and no checkpoint has, so they never change; hold them in nn.ModuleList or "
-        "nn.ParameterList, or say that it is meant with requires_grad_(False)."
+        f"self.{held[-1]} of the model{more} {'ask' if more else 'asks'} for a gradient in a plain attribute, list, "
+        "dict, object or buffer, which no optimizer learns, so they never change; hold them as nn.Parameter, in "
+        "nn.ModuleList or nn.ParameterList, or say that it is meant with requires_grad_(False)."
     )
 
 

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .errors import NonFinite, OptionError
 from .generators import drawn_from, generators, put_back
+from .global_state import switch_back, switches
 from .inventory import statistics_of
 from .modules import frozen, kept_values, mode, own_generator, placement
 from .own_file import staying
@@ -20,6 +21,11 @@ from .precision import EXACT, HalfPrecision, first_forward_watched, named, refus
 IN_PLACE = (
     "The model changes its input in place, so the images that are attacked would not be those that are judged; let it "
     "compute a new tensor, x = (x - mean) / std instead of x.sub_(mean).div_(std)."
+)
+
+IN_PLACE_WEIGHT = (
+    "The model changes a weight in place in its forward, of which no gradient can be taken; let it compute a new "
+    "tensor, such as weight * 2, or write under torch.no_grad()."
 )
 
 BEFORE = " Take weights from before that."
@@ -112,6 +118,8 @@ def checked_logits(logits: object, rows: int, classes: int | None = None) -> Ten
             f"The model returns {width} logits for each image, but the data has {classes} classes; "
             "give it one output a class."
         )
+    if logits.layout != torch.strided:
+        raise OptionError("The model returns sparse logits; let it return dense ones, as of logits.to_dense().")
     if not logits.is_floating_point():
         raise OptionError(f"The model returns logits in {named(logits.dtype)}; let it return real floats.")
     if logits.dtype not in EXACT:
@@ -126,17 +134,27 @@ def checked_logits(logits: object, rows: int, classes: int | None = None) -> Ten
 def untouched(x: Tensor, *, by_value: bool = False) -> Iterator[None]:
     """OptionError where a forward in the scope writes into its images x.
 
-    torch counts writes, but not those through `x.data` or a numpy view: `by_value` sees these too and puts x back.
+    torch counts writes, but not those through `x.data` or a numpy view: `by_value` sees these too and puts x back, and
+    what is global in the program, which no forward may change either. Whether x asks for a gradient stays.
     A working folder that the forward goes to is left again: threads may open files meanwhile, and whoever called it.
     """
-    before, kept = writes(x), x.detach().clone() if by_value else None
+    before, kept, asks = writes(x), x.detach().clone() if by_value else None, x.requires_grad
+    switched = switches() if by_value else {}
     try:
         with staying():
             yield
     except RuntimeError as error:
         if "in-place" in str(error) and "leaf" in str(error):
-            raise OptionError(IN_PLACE) from error
+            raise OptionError(IN_PLACE if asks else IN_PLACE_WEIGHT) from error
         raise
+    if x.requires_grad and not asks:
+        x.requires_grad_(False)  # of a net that looks at its own gradient; an attack moves x in place
+    if left := [name for name, value in (switches() if by_value else {}).items() if value != switched[name]]:
+        switch_back(switched)
+        raise OptionError(
+            f"The model changes {left[0]} of the whole program in its forward; leave that out, or put it back before "
+            "it returns."
+        )
     if kept is not None and not same_bits(x.detach(), kept):
         with torch.no_grad():
             x.detach().copy_(kept)

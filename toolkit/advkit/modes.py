@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 from torch.fx import GraphModule
 
+from .errors import AdvkitError, OptionError
+
 
 def exported(module: nn.Module) -> bool:
     """Whether a module is of torch.export: it computes in the mode of its export, and its `train` and `eval` raise."""
@@ -35,3 +37,17 @@ def modes_back(before: Sequence[tuple[nn.Module, bool]]) -> None:
         net.train(was)
     for module, was in before:
         module.training = was
+
+
+def put(model: nn.Module, training: bool, before: Sequence[tuple[nn.Module, bool]]) -> None:
+    """The model in train or eval mode by its own `train`, which may be anybody's."""
+    try:
+        model.train(training)
+    except AdvkitError:
+        raise
+    except Exception as error:
+        modes_back(before)
+        raise OptionError(
+            f"The model's own train({training}) raises {type(error).__name__}: {error}. Mend it: a net is trained in "
+            "one mode and judged in the other."
+        ) from error

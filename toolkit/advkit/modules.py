@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .modes import exported, modes_back
+from .modes import exported, modes_back, put
 from .own_file import staying
 
 
@@ -42,7 +42,7 @@ def mode(model: nn.Module, training: bool, modules: Iterable[nn.Module] | None =
         for module, _ in before:
             module.training = training
     else:
-        model.train(training)
+        put(model, training, before)
     try:
         yield
     finally:

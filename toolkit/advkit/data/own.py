@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDa
 from ..errors import DataError, OptionError, says, shown
 from ..generators import generators, put_back, repeatable
 from ..hidden import without_trace
+from ..judging import untouched
 from ..modules import mode, own_generator, placement
 from ..own_file import OwnFile
 from .arrays import as_images, as_labels, dense, is_picture
@@ -82,11 +83,18 @@ def _width(model: nn.Module, dataset: Dataset) -> int | None:
     if any(is_lazy(value) for value in model.parameters()):
         return None
     device, dtype = placement(model)
-    with own_generator(device), without_trace(model), mode(model, training=False), torch.no_grad():
-        try:
-            logits = model(to_float(dataset.images[:1].to(device), dtype))
-        except Exception:
-            return None
+    x = to_float(dataset.images[:1].to(device), dtype)
+    try:
+        with (
+            own_generator(device),
+            without_trace(model),
+            mode(model, training=False),
+            torch.no_grad(),
+            untouched(x, by_value=True),
+        ):
+            logits = model(x)
+    except (Exception, SystemExit):
+        return None
     return logits.shape[1] if isinstance(logits, Tensor) and logits.dim() == 2 else None
 
 

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from ..compose.stage import Stage
 from ..errors import OptionError
+from ..explained import calling
 from ..hidden import Counts, Generators, unregistered
 from ..judging import same_bits
 from ..modules import mode
 from ..types import Batch
 from .announced import refuse_changed
-from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values, refuse_unfit
+from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values
 from .memory import Memory, by_batch
 from .objective import Update
 from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still, stuck_at_edges
 from .ranks import here
+from .unfit import refuse_unfit
 
 MANY = 100
 """Steps of an epoch: one that is looked at, of so many, adds a hundredth or two."""
@@ -39,6 +41,8 @@ class Care:
         self.memory, self._idle, self._seen = Memory(model), idle(dict(model.named_parameters()), optimizer), set[int]()
         self._tried, self._shifted = set[tuple[int, str]](), set[tuple[int, str]]()
         """By stage: who looks a step ahead, and parameters that are shifted, which were looked at."""
+        self._unlearnt = ""
+        """What is said of tensors of the model that ask for a gradient and are no parameters, before its first step."""
         self.computing: Container[object] = ()
         """Of the model's hooks those that computed in the last step that was looked at."""
 
@@ -46,7 +50,7 @@ class Care:
         """Whether this step is looked at. Raises OptionError for a net, an optimizer or values that do not fit."""
         refuse_strangers(parameters, self.optimizer, self._idle)
         if not self._seen:
-            self.memory = Memory(self.model)
+            self.memory, self._unlearnt = Memory(self.model), unregistered(self.model, self.optimizer)
             self._generators = {plugin.name: Generators(plugin, self.model) for plugin in self._plugins}
             claimed = [*self.state.samples.values(), *self.state.tensors.values()]
             self._counts = {p.name: Counts(p, self.model, claimed, len(batch.x)) for p in self._plugins}
@@ -88,6 +92,16 @@ class Care:
         `shift` is v, and for parameters that it lacks what `gradient_at` was asked about. Raises OptionError where
         gradients are not those at theta + `shift`.
         """
+        with calling(known["batch"].x.shape):
+            return self._cautions(stage, known, logits, shift)
+
+    def _cautions(
+        self,
+        stage: Stage,
+        known: Mapping[str, Any],
+        logits: Mapping[str, Tensor],
+        shift: Mapping[str, Tensor],
+    ) -> list[str]:
         first = id(stage) not in self._seen
         if not len(known["batch"].x):  # the share of a batch that lies in other processes
             return []
@@ -124,7 +138,7 @@ class Care:
             self._generators, self._counts = {}, {}
             cautions += [
                 at_rest(self._idle),
-                unregistered(self.model, self.optimizer),
+                self._unlearnt,
                 self.memory.first(_several(x), self.computing),
                 by_batch(self.model, x, self.computing),
             ]

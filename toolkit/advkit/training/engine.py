@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import OptionError, says
+from ..explained import calling
 from ..hidden import without_trace
 from ..judging import examined, refuse_transforms, same_bits, untouched
 from ..modules import mode, own_generator, placement
@@ -46,6 +47,8 @@ class Engine:
         self._together = set[bool]()
         """The modes, training or not, in which BatchNorm takes the statistics of all processes."""
         self._batch_norm = batch_norm
+        self.shape: tuple[int, ...] | None = None
+        """Of the images that are trained on, (C, H, W): what the model raises on others is not its fault."""
         self.running = False
         """Whether the model is called by the core now."""
         self._empty, self.wrote, self.by_itself = False, list[tuple[str, str]](), set[str]()
@@ -148,13 +151,20 @@ class Engine:
         """
         refuse_transforms()
         self.running, self._empty, attributes = True, not len(x), layers(self.model) if careful else []
-        before = self._values() if careful else ()
+        before, grads = (self._values(), self._grads()) if careful else ((), {})
         modes = [(name, module, module.training) for name, module in self.model.named_modules()] if careful else ()
         try:
-            output = self._forward(replaced, standing_in(x) if self._empty else x, seed, careful)
+            with calling(x.shape) if x.shape[1:] == self.shape else nullcontext():
+                output = self._forward(replaced, standing_in(x) if self._empty else x, seed, careful)
         finally:
             self.running = False
         self.by_itself |= {*told(attributes)}
+        now = self._grads() if grads else {}
+        if added := [name for name, was in grads.items() if was != now.get(name, was)]:
+            raise OptionError(
+                f"The model's forward runs a backward of its own, which adds to the gradient of {added[0]}; let it "
+                "take torch.autograd.grad instead."
+            )
         for name, value, was, version in before:
             if value._version != version or not same_bits(value.detach(), was):
                 self.wrote.append((f"writes into {name} in its forward (as nn.Embedding with max_norm does)", WRITING))
@@ -169,6 +179,11 @@ class Engine:
         """What a forward may not write into: by name, with a copy and torch's count of writes."""
         own = [*self.model.named_parameters(), *(() if self.model.training else self.model.named_buffers())]
         return [(name, value, value.detach().clone(), value._version) for name, value in own]
+
+    def _grads(self) -> dict[str, tuple[int, int]]:
+        """By parameter, which gradient it has and torch's count of writes into that."""
+        grads = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        return {name: (0, 0) if grad is None else (id(grad), grad._version) for name, grad in grads.items()}
 
     def _forward(self, replaced: Mapping[str, Tensor], x: Tensor, seed: Callable[[], None], careful: bool) -> object:
         seed()

@@ -18,6 +18,9 @@ from .sums import finite, told
 REMEDY = "lower optimizer.lr or look at the options of the plugins in this run"
 """For what is not finite where nobody else is to blame."""
 
+EARLY = "no update was made yet, so look at what the model returns, or at the options of the plugins in this run"
+"""The same of the first step."""
+
 USUAL = 1e6
 """More than the logits of any net that has not diverged."""
 
@@ -65,7 +68,7 @@ class Judged:
             what += f" (term {', '.join(terms)})"
         what += _whose(what, self.known, self.updates, self.shift, self.outcome)
         where = f"{what} at {state.place}"
-        advice = _advice(self.known["target"], self.outcome)
+        advice = _advice(self.known["target"], self.outcome, EARLY if state.epoch == state.step == 0 else REMEDY)
         raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {advice}")
 
 
@@ -117,7 +120,7 @@ def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[
                 yield answer.hook, answer.plugin.name
 
 
-def _advice(target: Tensor, outcome: Outcome) -> str:
+def _advice(target: Tensor, outcome: Outcome, remedy: str) -> str:
     """What to do where something is not finite, trained with labels `target` (B, K)."""
     shares = [target[:, _masked(rows)] for rows in outcome.logits.values()]
     if any(bool(((share > 0) & (share < 1)).any()) for share in shares):
@@ -127,7 +130,7 @@ def _advice(target: Tensor, outcome: Outcome) -> str:
         )
     if any(bool((share == 1).any()) for share in shares):
         return "the model masks classes with -Inf that images of this batch are of; mask those that have none."
-    return f"{REMEDY}."
+    return f"{remedy}."
 
 
 def _masked(logits: Tensor) -> Tensor:

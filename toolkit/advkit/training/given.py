@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,70 +13,13 @@ from ..errors import NonFinite, OptionError, says
 from ..explained import TRAIN_ANOTHER, uncallable
 from ..hidden import without_trace
 from ..inventory import Inventory
-from ..judging import checked_logits, refuse_place, refuse_unready, untouched
-from ..modes import exported
-from ..modules import mode, own_generator
-from ..precision import HalfPrecision, refuse_half
+from ..judging import checked_logits, refuse_place, untouched
+from ..modules import mode, own_generator, placement
+from ..precision import HalfPrecision, named
 from ..run import RunState
 from ..types import Batch
-from .compiled import eagerly, optimized
-
-
-def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """OptionError for what no step can train."""
-    for name, value, wanted in (("model", model, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
-        if not isinstance(value, wanted):
-            what = value.__name__ if isinstance(value, type) else type(value).__name__
-            raise OptionError(f"The {name} is {what}; pass a {wanted.__module__.split('.')[0]} {wanted.__name__}.")
-        if value is model:
-            refuse_unfit_net(model)
-    own = {id(p) for p in model.parameters()}
-    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-        raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise OptionError(wants_closure(optimizer))
-
-
-def refuse_unfit_net(model: nn.Module) -> None:
-    """OptionError for a net that no step can train, whatever the optimizer."""
-    names: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        refuse_wrapped(name, module)
-        if module in names and (any(True for _ in module.parameters()) or any(True for _ in module.buffers())):
-            raise OptionError(
-                f"{names[module]} and {name} of the model are one module under two names, and torch can not put other "
-                "weights in its place; keep one name and call it twice."
-            )
-        names[module] = name
-    refuse_unready(model)
-    if any(exported(module) for module in model.modules()):
-        raise OptionError(
-            "The model is of torch.export, whose graph computes in one mode; train the module that it was made of."
-        )
-    dtypes = {p.dtype for p in model.parameters()}
-    if any(dtype.is_complex for dtype in dtypes):
-        raise OptionError(
-            "Complex weights are not supported; keep their real and imaginary parts as real parameters, and put them "
-            "together in the forward with torch.view_as_complex."
-        )
-    if not dtypes <= {torch.float32, torch.float64}:
-        raise OptionError(
-            "Weights in half precision are not supported; train in float32 or float64. For faster forwards set "
-            "run.precision=bf16."
-        )
-    refuse_half(model)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise OptionError("The model has no trainable parameter; nothing could be learnt.")
-
-
-def wants_closure(optimizer: torch.optim.Optimizer) -> str:
-    """The sentence for an optimizer that evaluates the loss by itself."""
-    return (
-        f"The optimizer {type(optimizer).__name__} steps with a closure that evaluates the loss again, which a step of "
-        "advkit has not; take one that steps on gradients, such as SGD or AdamW (for sharpness-aware training: awp); "
-        "or build Step(model, None, ...) and give step.again() as that loss."
-    )
+from .compiled import eagerly
+from .unfit import wants_closure
 
 
 def idle(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
@@ -132,32 +74,26 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         raise
 
 
-def refuse_wrapped(name: str, module: nn.Module) -> None:
-    """Wrappers that change what a forward is, at the top ("") or inside."""
-    wrappers: Sequence[tuple[bool, str]] = (
-        (
-            isinstance(module, nn.parallel.DistributedDataParallel),
-            "DistributedDataParallel is not supported: pass the module itself in every process; advkit adds up the "
-            "gradients of all.",
-        ),
-        (isinstance(module, nn.DataParallel), "DataParallel is not supported; pass the module itself."),
-        (
-            optimized(module),
-            f"{name} of the model is what torch.compile returned, under which weights have other names; compile it in "
-            f"place with {name}.compile(), or the whole model."
-            if name
-            else "advkit.train compiles by itself; pass the module that torch.compile was given, with "
-            "run.compile=default.",
-        ),
-    )
-    for wrapped, sentence in wrappers:
-        if wrapped:
-            raise OptionError(sentence)
+def a_batch(
+    x: Tensor,
+    y: Tensor,
+    index: Tensor,
+    occurrence: Tensor | None,
+    model: nn.Module,
+    state: RunState,
+    empty: bool,
+) -> Batch:
+    """Shapes and types of what a step is called with, which may be an `empty` share of a batch.
 
-
-def a_batch(x: Tensor, y: Tensor, index: Tensor, occurrence: Tensor | None, dtype: torch.dtype, empty: bool) -> Batch:
-    """Shapes and types of what a step is called with, which may be an `empty` share of a batch."""
+    `state` knows the type of the model when the run was set up.
+    """
     refuse_place()
+    dtype, now = state.dtype, placement(model)[1]
+    if now != dtype:
+        raise OptionError(
+            f"The model is {named(now)} now, and was {named(dtype)} when this was set up; convert it back, or build a "
+            "new optimizer and a new Step."
+        )
     for name, value in (("x", x), ("y", y), ("index", index), ("occurrence", occurrence)):
         if not isinstance(value, Tensor) and not (name == "occurrence" and value is None):
             raise OptionError(f"{name} is a {type(value).__name__}; pass a tensor, as of torch.as_tensor.")
@@ -240,15 +176,15 @@ def standing_in(x: Tensor) -> Tensor:
 
 def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[object, int]:
     """What the model returns for one image, or for two where one alone is none to it (BatchNorm of the batch)."""
-    failed: list[Exception] = []
+    failed: list[BaseException] = []
     for rows in (1, 2):
         x = images[:rows].clone()
         try:
             with torch.no_grad(), untouched(x, by_value=True), half:
                 return model(x), len(x)
-        except OptionError:
+        except (OptionError, MemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failed.append(error)
     raise uncallable(failed[0], images.shape) from failed[0]
 

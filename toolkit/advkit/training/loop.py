@@ -21,7 +21,6 @@ from .chance import Chance, refuse_broken_net
 from .ending import break_off, farewell, tell_plugins
 from .engine import LAYOUTS
 from .feed import Feed
-from .given import refuse_unfit_net
 from .lone import refuse_lone_of
 from .meeting import met
 from .meter import Meter, quantiles_of
@@ -32,6 +31,7 @@ from .result import TrainResult
 from .saving import Position, Writer, save, unsaved
 from .step import TrainingStep
 from .step_report import Report
+from .unfit import refuse_unfit_net
 from .validation import not_stored, validated, weights_of
 from .visits import occurrences
 from .workshop import Workshop

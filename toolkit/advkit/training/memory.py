@@ -34,7 +34,39 @@ class Memory:
     def first(self, x: Tensor, computing: Container[object]) -> str:
         """After the first step, on images x (B, C, H, W); of the model's hooks those run that are in `computing`."""
         self._x, self._computing = x[:IMAGES].detach().clone(), computing
-        return self.caution()
+        return self.caution() or self._lost()
+
+    def _lost(self) -> str:
+        """A sentence where weights have a gradient in a forward of their own, and none after one without gradients.
+
+        A net that keeps what it has computed of its weights, as a product of them, does not learn those.
+        """
+        if self._x is None or any(isinstance(module, ScriptModule) for module in self.model.modules()):
+            return ""
+        with by_itself(self.model, self._computing), eagerly(self.model):
+            now = self._learning(self._x)
+            kept = self._before.changed()
+            if not kept:
+                return ""
+            self._before.put_back()
+            lost = sorted(self._learning(self._x) - now)
+        if not lost:
+            return ""
+        return (
+            f"{lost[0]} of the model gets no gradient: the model keeps what it has computed of its weights in an "
+            f"earlier forward without one ({kept[0]}), and so they are not learnt. Compute it in every forward."
+        )
+
+    def _learning(self, x: Tensor) -> set[str]:
+        """The parameters that have a gradient, in train mode."""
+        own = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with own_generator(placement(self.model)[0]) as seed, without_trace(self.model, hooks=True):
+            seed(0)
+            with torch.enable_grad(), mode(self.model, training=True):
+                total = functional_call(self.model, buffers, (x,)).sum()
+            gradients = torch.autograd.grad(total, [*own.values()], allow_unused=True)
+        return {name for name, gradient in zip(own, gradients, strict=True) if gradient is not None}
 
     def caution(self) -> str:
         """A sentence, once, where what the net has moved since decides its logits, "" elsewhere. It stays as it is."""
@@ -58,13 +90,15 @@ class Memory:
         )
 
     def _logits(self, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
-        """As the update sees them, with those buffers that are `stored` as they are there."""
-        buffers = {name: stored.get(name, buffer).clone() for name, buffer in self.model.named_buffers()}
-        with own_generator(placement(self.model)[0]) as seed, without_trace(self.model, hooks=True):
-            seed(0)
-            with torch.no_grad(), mode(self.model, training=True):
-                logits: Tensor = functional_call(self.model, buffers, (x,))
-        return logits
+        """As updates and attacks see them, with those buffers that are `stored` as they are there."""
+        seen = []
+        for training in (True, False):
+            buffers = {name: stored.get(name, buffer).clone() for name, buffer in self.model.named_buffers()}
+            with own_generator(placement(self.model)[0]) as seed, without_trace(self.model, hooks=True):
+                seed(0)
+                with torch.no_grad(), mode(self.model, training):
+                    seen.append(functional_call(self.model, buffers, (x,)))
+        return torch.cat(seen)
 
 
 def by_batch(model: nn.Module, x: Tensor, computing: Container[object]) -> str:

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from ..config.resolve import Resolved
 from ..data.transforms import to_float
 from ..errors import OptionError
+from ..explained import calling
 from ..hidden import without_trace
 from ..judging import refuse_unjudgeable
-from ..modules import mode, own_generator, placement
+from ..modules import frozen, mode, own_generator, placement
 from ..run import RunState
 from ..types import Batch
 from .engine import Engine, refuse_compiled
-from .given import a_width, an_answer, refuse_unfit_net
+from .given import a_width, an_answer
+from .unfit import refuse_unfit_net
 
 
 def refuse_undone(resolved: Resolved, given: Mapping[str, object], own: object, model: object) -> None:
@@ -51,5 +53,12 @@ def refuse_net(resolved: Resolved, model: nn.Module, images: Tensor | None, clas
     state.num_classes = classes
     width = a_width(model, Batch(x, torch.zeros_like(places), places, torch.zeros_like(places)), state)
     if resolved.attack.steps and len(x) > 1:
-        with own_generator(device), without_trace(model), mode(model, training=False), torch.enable_grad():
+        with (
+            own_generator(device),
+            without_trace(model),
+            mode(model, training=False),
+            frozen(model),
+            torch.enable_grad(),
+            calling(x.shape),
+        ):
             an_answer(model(x.requires_grad_()), x, "the attack", width)

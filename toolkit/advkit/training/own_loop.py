@@ -22,7 +22,7 @@ from ..run import RunState
 from .accumulate import together
 from .compiled import of_the_users, without_wrapper
 from .finite import Judged
-from .given import a_batch, an_epoch, refuse_unfit
+from .given import a_batch, an_epoch
 from .lent_loss import gradients_apart, lent, refuse_no_grad, standing_in
 from .objective import Update
 from .panel import Panel
@@ -31,6 +31,7 @@ from .step import TrainingStep
 from .step_report import Report
 from .sums import read
 from .undo import Kept
+from .unfit import refuse_unfit
 from .visits import AGAIN, Visits
 from .workshop import Workshop
 
@@ -233,7 +234,8 @@ class Step(TrainingStep):
     @contextmanager
     def _counted(self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None) -> Iterator[int]:
         """The scope of a step, which counts its visits; the epoch's number."""
-        seen, visits = a_batch(x, y, index, occurrence, self.state.dtype, self.ranks.size > 1).occurrence, self._visits
+        batch = a_batch(x, y, index, occurrence, self.model, self.state, self.ranks.size > 1)
+        seen, visits = batch.occurrence, self._visits
         epoch = an_epoch(epoch)
         if epoch != visits.epoch:
             if self.state.samples and bool(visits.repeated):

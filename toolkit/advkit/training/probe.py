@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase as _Norm
 
 from ..errors import OptionError
 from ..hidden import without_trace
@@ -211,6 +212,10 @@ def doubts(logits: Mapping[str, Tensor]) -> str:
     )
 
 
+def _holder(model: nn.Module, buffer: str) -> nn.Module:
+    return model.get_submodule(buffer.rpartition(".")[0])
+
+
 @contextmanager
 def nothing_moves(model: nn.Module, when: str, watched: bool) -> Iterator[None]:
     """OptionError where the scope moves a buffer, as BatchNorm does when a backward computes its forward again."""
@@ -222,7 +227,12 @@ def nothing_moves(model: nn.Module, when: str, watched: bool) -> Iterator[None]:
         if not same_bits(buffer, before[name]):
             if buffer.dtype != before[name].dtype:
                 cause = "the model changes its own type in its forward. Convert the model once, before it is trained."
-            elif isinstance(model.get_submodule(name.rpartition(".")[0]), nn.modules.batchnorm._NormBase):
+            elif when == "the attack" and isinstance(norm := _holder(model, name), _Norm) and norm.training:
+                cause = (
+                    "it is in train mode where the model is to be in eval mode, by its forward or by a train() of its "
+                    "own. Leave modes to whoever calls the model."
+                )
+            elif isinstance(_holder(model, name), _Norm):
                 cause = (
                     "the model computes its forward again in the backward (torch.utils.checkpoint), so BatchNorm "
                     "counts images twice. Switch that off."

@@ -84,10 +84,10 @@ class TrainingStep:
         self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None
     ) -> Iterator[tuple[Stage, Sequence[Update], Mapping[str, Tensor]]]:
         """A scope in which attack and loss are done and gradients in `.grad`; what was asked, and v. Then `report`."""
-        some, epoch = a_batch(x, y, index, occurrence, self.state.dtype, self.ranks.size > 1), an_epoch(epoch)
+        some, epoch = a_batch(x, y, index, occurrence, self.model, self.state, self.ranks.size > 1), an_epoch(epoch)
         if epoch != self.state.epoch:
             self.seek(epoch)
-        stage = self.panel.stage
+        stage, self.engine.shape = self.panel.stage, some.x.shape[1:]
         held = Inventory.of(self.model)
         careful = self.care.begin(some, stage, held.parameters)
         batch = self.ranks.shares(some.index, some.occurrence, careful)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ...ascent import NORMS
 from ...data.base import Dataset
 from ...data.transforms import to_float
 from ...errors import HookContract, NonFinite, OptionError
-from ...explained import NO_GRADIENT, explained, wants_several
+from ...explained import attack_another, calling, explained, wants_several
 from ...judging import GradientWatch, checked_logits, untouched
 from ...modules import hook_before, placement
 from ...registry import by_advkit
@@ -62,6 +63,8 @@ class Victim:
         """What an attack wants its reader to know, each once."""
         self.beside = beside
         """Images of the same set."""
+        self.shape: tuple[int, ...] | None = None
+        """Of the images under attack, (C, H, W): what the net raises on others is not its fault."""
         self.part = ""
         """Which part of an attack of several is running."""
         self.tell: Callable[[int], None] | None = None
@@ -88,10 +91,7 @@ class Victim:
         if self.tell is not None:
             self.tell(rows)
         if followed and not logits.requires_grad:
-            raise OptionError(
-                NO_GRADIENT
-                + "attack a copy that is differentiable, or use attacks without gradient: --attacks clean,square."
-            )
+            raise OptionError(attack_another())
         if logits.requires_grad:
 
             def count(_: Tensor) -> None:
@@ -114,12 +114,17 @@ class Victim:
             return self._logits(x)
         parts = []
         for part in torch.split(x, size):
-            parts.append(checkpoint(self._logits, part, use_reentrant=False) if followed else self._logits(part))
+            with set_checkpoint_early_stop(
+                False
+            ):  # torch stops early by an error in the forward, as TorchScript can not
+                parts.append(checkpoint(self._logits, part, use_reentrant=False) if followed else self._logits(part))
         return torch.cat(parts)
 
     def _logits(self, x: Tensor) -> Tensor:
         try:
-            return checked_logits(self.model(x), len(x), self.classes)
+            with calling(x.shape) if self.shape in (None, x.shape[1:]) else nullcontext():
+                logits = self.model(x)
+            return checked_logits(logits, len(x), self.classes)
         except (RuntimeError, ValueError) as error:
             if len(x) != 1 or self.beside is None or not wants_several(error):
                 raise
@@ -236,7 +241,7 @@ def attacked(attack: EvaluationAttack, net: Victim, x: Tensor, y: Tensor, radius
     """What `attack.perturb` returns, once it is known to be what it promises: in ball and box, by sound gradients."""
     norm, borrowed = net.norm, {"x": x, "y": y, "radius": radius, "index": index}
     strange = not by_advkit(type(attack))
-    hook = hook_before(net.model, net.watch_others)
+    net.shape, hook = x.shape[1:], hook_before(net.model, net.watch_others)
     try:
         with explained(), lent(attack.name, net, borrowed, strange):
             answer = attack.perturb(net, x, y, radius, index)

@@ -18,7 +18,7 @@ from ...data.transforms import to_float
 from ...errors import NonFinite, OptionError
 from ...evaluation.attacks.gradient import climb
 from ...explained import calling, explained
-from ...judging import checked_logits, judged
+from ...judging import checked_logits, judged, untouched
 from ...modules import placement
 from ...rng import derive_seed
 
@@ -101,7 +101,7 @@ def still(model: nn.Module) -> Iterator[Forward]:
         seed(derive_seed(0, "core", "analysis"))
 
         def forward(x: Tensor) -> Tensor:
-            with calling(x.shape):
+            with untouched(x, by_value=True), calling(x.shape):
                 return checked_logits(model(x), len(x))
 
         yield forward

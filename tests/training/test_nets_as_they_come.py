@@ -1,0 +1,220 @@
+"""Nets as people have them: what they do wrong in any pass is one sentence, and nothing of it stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import advkit
+from advkit import AdvkitError, L2Ball, OptionError, Step
+
+X, Y, INDEX = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3, torch.arange(4)
+
+
+class Net(nn.Module):
+    """A core, and a forward that is a function of net and images."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any] = lambda net, x: net.core(x)) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.core = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.function, self.kept = forward, None
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def step_of(net: nn.Module, plugins: Any = ()) -> Step:
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    return Step(net, optimizer, plugins, num_samples=4, eps=0.1, settings={"attack.steps": 2, "attack.step_size": 0.1})
+
+
+def train(net: nn.Module, plugins: Any = ()) -> None:
+    step = step_of(net, plugins)
+    for epoch in range(2):
+        step(X, Y, INDEX, epoch=epoch)
+
+
+def judge(net: nn.Module) -> None:
+    advkit.evaluate(net, (X, Y), "clean,pgd-2", eps=0.1, step="eps/2")
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise KeyError("no gradient today")
+
+
+def raises(net: Any, x: Tensor) -> Any:
+    if x.requires_grad:
+        raise KeyError("no images today")
+    return net.core(x)
+
+
+def sums_up(net: Any, x: Tensor) -> Tensor:
+    logits: Tensor = net.core(x)
+    before, net.kept = net.kept, logits.mean()
+    return logits if before is None else logits + before
+
+
+def sets(switch: Callable[[], object]) -> Callable[[Any, Tensor], Tensor]:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        logits: Tensor = net.core(x)
+        switch()
+        return logits
+
+    return forward
+
+
+EVERYWHERE: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "sparse logits": (lambda net, x: net.core(x).to_sparse(), "sparse logits"),
+    "an error where there is a gradient": (raises, "can not be called on images .*no images today.*line"),
+    "an error in a backward": (lambda net, x: net.core(Broken.apply(x)), r"backward .* fails: KeyError.*line"),
+    "an end of the program": (lambda net, x: exit(3), "SystemExit: 3"),
+    "no gradients": (sets(lambda: torch.set_grad_enabled(False)), "changes the grad mode of the whole program"),
+    "a default type": (sets(lambda: torch.set_default_dtype(torch.float64)), "changes the default dtype"),
+}
+
+
+@pytest.mark.parametrize("use", [train, judge])
+@pytest.mark.parametrize("kind", EVERYWHERE)
+def test_what_a_net_does_wrong_is_one_sentence(kind: str, use: Callable[[nn.Module], None]) -> None:
+    forward, sentence = EVERYWHERE[kind]
+    with pytest.raises(OptionError, match=sentence):
+        use(Net(forward))
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    use(Net())
+
+
+def doubles(net: Any, x: Tensor) -> Any:
+    net.core[1].weight.mul_(1)
+    return net.core(x)
+
+
+def backward_inside(net: Any, x: Tensor) -> Any:
+    with torch.enable_grad():
+        net.core(x.detach().requires_grad_()).sum().backward()
+    return net.core(x)
+
+
+def in_train_mode_late(net: Any, x: Tensor) -> Any:
+    net.kept = (net.kept or 0) + net.training
+    if net.kept > 1 and net.training:
+        raise ValueError("late")
+    return net.core(x)
+
+
+IN_TRAINING: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "an error later": (in_train_mode_late, "can not be called on images .*ValueError: late"),
+    "a tensor kept with its graph": (sums_up, "is used again with its graph"),
+    "a weight in place": (doubles, "changes a weight in place"),
+    "a backward of its own": (backward_inside, "adds to the gradient of core.1.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", IN_TRAINING)
+def test_what_only_training_meets(kind: str) -> None:
+    forward, sentence = IN_TRAINING[kind]
+    with pytest.raises(OptionError, match=sentence):
+        train(Net(forward))
+
+
+def test_a_product_that_is_kept_is_told_or_refused() -> None:
+    """Kept until torch counts another version of its weight: of the attack's forward, in which nothing learns."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        weight = net.core[-1].weight
+        if net.kept is None or net.kept[0] != weight._version:
+            net.kept = weight._version, weight * 1
+        return F.linear(net.core[:-1](x), net.kept[1], net.core[-1].bias)
+
+    with pytest.warns(UserWarning, match=r"core.3.weight of the model gets no gradient: .*\(kept\)"):
+        step_of(Net(forward))(X, Y, INDEX, epoch=0)
+    for plugin in ("awp", "rwp", "lsiw", "trades,awp"):
+        with pytest.raises(AdvkitError, match=r"used again with its graph|at perturbed weights is off"):
+            train(Net(forward), plugin)
+
+
+@pytest.mark.parametrize("place", ["attribute", "buffer"])
+def test_what_asks_for_a_gradient_and_is_no_parameter_is_told(place: str) -> None:
+    net, scale = Net(lambda net, x: net.core(x) * net.scale), torch.ones(3, requires_grad=True)
+    if place == "buffer":
+        net.register_buffer("scale", scale)
+    else:
+        net.scale = scale
+    with pytest.warns(UserWarning, match=r"self.scale of the model asks for a gradient"):
+        step_of(net)(X, Y, INDEX, epoch=0)
+
+
+def test_a_model_of_another_type_in_the_middle_of_a_loop() -> None:
+    net = Net()
+    step = step_of(net)
+    step(X, Y, INDEX, epoch=0)
+    for x in (X, X.double()):
+        net.double()
+        with pytest.raises(OptionError, match=r"The model is float64 now, and was float32"):
+            step(x, Y, INDEX, epoch=1)
+    net.float()
+    step(X, Y, INDEX, epoch=1)
+
+
+class Stubborn(Net):
+    def train(self, mode: bool = True) -> Any:
+        raise NotImplementedError("one mode only")
+
+
+class Secret(Net):
+    def state_dict(self, *given: Any, **named: Any) -> Any:
+        raise NotImplementedError("nothing to see")
+
+
+def test_methods_of_the_net_itself_that_raise() -> None:
+    with pytest.raises(OptionError, match=r"own train\(False\) raises NotImplementedError: one mode only"):
+        judge(Stubborn())
+    with pytest.raises(OptionError, match=r"own state_dict\(\) raises NotImplementedError"):
+        train(Secret())
+    judge(Secret())
+
+
+def test_whole_numbers_as_parameters() -> None:
+    net = Net()
+    net.count = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+    with pytest.raises(OptionError, match="count of the model is a parameter of int64"):
+        train(net)
+    judge(net)
+
+
+def test_a_net_that_looks_at_its_own_gradient_is_judged() -> None:
+    """It asks for the gradient of the very images that it was given."""
+    judge(Net(lambda net, x: net.core(x.requires_grad_() if x.is_leaf else x)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is:FutureWarning")
+def test_a_jitted_net_is_judged_in_parts() -> None:
+    eager, scripted = Net().core, torch.jit.script(Net().core)
+    for size in (1, 3):
+        one, other = (
+            advkit.evaluate(net, (X, Y), "clean,pgd-3", eps=0.3, batch_size=size, audit=False).attacks
+            for net in (eager, scripted)
+        )
+        assert [each.accuracy for each in one] == [each.accuracy for each in other]
+
+
+def test_an_attack_leaves_its_start_where_it_is() -> None:
+    """From x itself, which the ball is around."""
+    net, x = Net(), X.clone()
+    found = advkit.pgd(
+        net, L2Ball(x, torch.full((4,), 0.2)), x, advkit.margin(Y), steps=5, step_size=torch.full((4,), 0.1)
+    )
+    assert torch.equal(x, X) and not x.requires_grad
+    assert 0.1 < float((found.x_adv - X).flatten(1).norm(dim=1).max()) < 0.2001

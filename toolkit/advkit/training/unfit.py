@@ -1,0 +1,108 @@
+"""Models and optimizers that no step can train, told before anything is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..errors import OptionError
+from ..judging import refuse_unready
+from ..modes import exported
+from ..precision import named, refuse_half
+from .compiled import optimized
+
+
+def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """OptionError for what no step can train."""
+    for name, value, wanted in (("model", model, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
+        if not isinstance(value, wanted):
+            what = value.__name__ if isinstance(value, type) else type(value).__name__
+            raise OptionError(f"The {name} is {what}; pass a {wanted.__module__.split('.')[0]} {wanted.__name__}.")
+        if value is model:
+            refuse_unfit_net(model)
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise OptionError(wants_closure(optimizer))
+
+
+def refuse_unfit_net(model: nn.Module) -> None:
+    """OptionError for a net that no step can train, whatever the optimizer."""
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        refuse_wrapped(name, module)
+        if module in names and (any(True for _ in module.parameters()) or any(True for _ in module.buffers())):
+            raise OptionError(
+                f"{names[module]} and {name} of the model are one module under two names, and torch can not put other "
+                "weights in its place; keep one name and call it twice."
+            )
+        names[module] = name
+    refuse_unready(model)
+    if any(exported(module) for module in model.modules()):
+        raise OptionError(
+            "The model is of torch.export, whose graph computes in one mode; train the module that it was made of."
+        )
+    dtypes = {p.dtype for p in model.parameters()}
+    if any(dtype.is_complex for dtype in dtypes):
+        raise OptionError(
+            "Complex weights are not supported; keep their real and imaginary parts as real parameters, and put them "
+            "together in the forward with torch.view_as_complex."
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise OptionError(
+                f"{name} of the model is a parameter of {named(parameter.dtype)}, which nothing can learn; hold it as "
+                "a buffer (register_buffer)."
+            )
+    if not dtypes <= {torch.float32, torch.float64}:
+        raise OptionError(
+            "Weights in half precision are not supported; train in float32 or float64. For faster forwards set "
+            "run.precision=bf16."
+        )
+    refuse_half(model)
+    try:
+        model.state_dict()
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise OptionError(
+            f"The model's own state_dict() raises {what}. Mend it: checkpoints are made of it."
+        ) from error
+    if not any(p.requires_grad for p in model.parameters()):
+        raise OptionError("The model has no trainable parameter; nothing could be learnt.")
+
+
+def refuse_wrapped(name: str, module: nn.Module) -> None:
+    """Wrappers that change what a forward is, at the top ("") or inside."""
+    wrappers: Sequence[tuple[bool, str]] = (
+        (
+            isinstance(module, nn.parallel.DistributedDataParallel),
+            "DistributedDataParallel is not supported: pass the module itself in every process; advkit adds up the "
+            "gradients of all.",
+        ),
+        (isinstance(module, nn.DataParallel), "DataParallel is not supported; pass the module itself."),
+        (
+            optimized(module),
+            f"{name} of the model is what torch.compile returned, under which weights have other names; compile it in "
+            f"place with {name}.compile(), or the whole model."
+            if name
+            else "advkit.train compiles by itself; pass the module that torch.compile was given, with "
+            "run.compile=default.",
+        ),
+    )
+    for wrapped, sentence in wrappers:
+        if wrapped:
+            raise OptionError(sentence)
+
+
+def wants_closure(optimizer: torch.optim.Optimizer) -> str:
+    """The sentence for an optimizer that evaluates the loss by itself."""
+    return (
+        f"The optimizer {type(optimizer).__name__} steps with a closure that evaluates the loss again, which a step of "
+        "advkit has not; take one that steps on gradients, such as SGD or AdamW (for sharpness-aware training: awp); "
+        "or build Step(model, None, ...) and give step.again() as that loss."
+    )
