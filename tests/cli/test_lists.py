@@ -83,16 +83,24 @@ def test_a_run_is_shown_with_every_epoch(runs: Path, capsys: pytest.CaptureFixtu
     assert [first.rstrip("*") for first, *_ in words if first.rstrip("*").isdecimal()] == ["1", "2"]
 
 
-@pytest.mark.parametrize("broken", [{"lr": None}, {"loss": "low"}, {"validation": 3}, {"seconds": {}}])
+ODD = [{"lr": None}, {"loss": "low"}, {"loss": 10**400}, {"seconds": {}}, {"validation": 3}, {"validation": {"n": "x"}}]
+
+
+@pytest.mark.parametrize(
+    "odd", [*ODD, {"validation": {"selected": "x"}}, {"validation": {"selected": 10**400}}], ids=str
+)
 def test_a_line_of_an_epoch_that_somebody_has_changed_is_damage(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: dict[str, object]
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: dict[str, object]
 ) -> None:
-    shutil.copytree(runs / "first", tmp_path / "run", symlinks=True)
-    first, second = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    (tmp_path / "run" / "metrics.jsonl").write_text(f"{first}\n{json.dumps(json.loads(second) | broken)}\n")
-    assert run(["runs", "show", str(tmp_path / "run")]) == 4
-    assert "metrics.jsonl is damaged in the line of epoch 2" in capsys.readouterr().err
-    assert run(["runs", "list", str(tmp_path)]) == 0
+    for name in ("odd", "right"):
+        shutil.copytree(runs / "first", tmp_path / name, symlinks=True)
+    lines = map(json.loads, (tmp_path / "odd" / "metrics.jsonl").read_text().splitlines())
+    (tmp_path / "odd" / "metrics.jsonl").write_text("".join(f"{json.dumps(line | odd)}\n" for line in lines))
+    assert run(["runs", "show", str(tmp_path / "odd")]) == 4
+    assert "metrics.jsonl is damaged in the line of epoch 1" in capsys.readouterr().err
+    rows = {Path(row["folder"]).name: row for row in json.loads(out(capsys, "runs", "list", tmp_path, "--json"))}
+    assert rows["right"]["done"] == 2 and ("damaged" in rows["odd"] or odd in ({"lr": None}, {"seconds": {}}))
+    assert "2 of 2" in out(capsys, "runs", "list", tmp_path)
 
 
 def test_nets_and_attacks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,7 +169,7 @@ def test_python_evaluates_and_audits_as_the_commands_do(
     )
     assert without_times(result.as_dict()) == without_times(printed)
     assert [done for done, *_ in seen] == sorted(done for done, *_ in seen) and seen[-1][:2] == (150, 150)
-    assert advkit.Evaluation.read(Path(result.folder or "") / "evaluation.json").attacks == result.attacks
+    assert advkit.Evaluation.read(f"{result.folder}/evaluation.json").attacks == result.attacks
     assert result["attacks"][1]["accuracy"] == sum(result.robust["pgd-3"]) / 50 and len(result.index) == 50
     assert "robust" in dict(result) and "robust" not in result.as_dict()
     # the same images of the same net as a module: the same accuracies, with the short audit

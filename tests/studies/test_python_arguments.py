@@ -211,6 +211,7 @@ def test_what_nothing_would_use_is_refused(
         lambda place: advkit.train(out=place),
         lambda place: advkit.load_run(place),
         lambda place: advkit.mapped_images(place),
+        lambda place: advkit.Evaluation.read(place),
     ],
 )
 def test_a_path_is_one_that_a_disk_could_hold(call: Any, place: Any) -> None:

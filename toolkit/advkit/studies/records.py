@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..arguments import checked
 from ..errors import OptionError
 from ..evaluation.audit.checks import Check, hopeless
 from ..storage.files import write_atomic
@@ -28,15 +29,17 @@ class Record(BaseModel):
         """As JSON has it."""
         return self.model_dump(mode="json", exclude_unset=True)
 
-    def write(self, file: Path) -> None:
+    @checked()
+    def write(self, file: str | Path) -> None:
         """At once or not at all."""
-        write_atomic(file, document(self.as_dict()))
+        write_atomic(Path(file), document(self.as_dict()))
 
     @classmethod
-    def read(cls, file: Path) -> Self:
+    @checked()
+    def read(cls, file: str | Path) -> Self:
         """Raises OptionError, with the key that is wrong."""
         try:
-            return cls.model_validate(members(file))
+            return cls.model_validate(members(Path(file)))
         except ValidationError as error:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise OptionError(f"{file} is damaged ({where}); make it again.") from None

@@ -10,8 +10,12 @@ from typing import Any
 from ..arguments import checked
 from ..errors import AdvkitError, CheckpointError
 from ..storage.files import entries, there
+from .documents import number
 from .kept import validated_on
 from .report.sources import Source
+
+FIGURES = ("lr", "loss", "train_adversarial_accuracy", "attack_success", "mean_radius")
+"""Of an epoch, as far as it has them."""
 
 DEPTH = 3
 """Folders below the one that is searched: an ablation has its runs in OUT/runs."""
@@ -62,6 +66,10 @@ def load_run(run: str | Path) -> LoadedRun:
     source = Source(1, str(run))
     if source.resolved is None:
         raise CheckpointError(source.unresolved)
+    if odd := [row["epoch"] + 1 for row in source.history if not _is_shown(row)]:
+        raise CheckpointError(
+            f"{run}/metrics.jsonl is damaged in the line of epoch {odd[0]}; restore it, or remove it to go on without."
+        )
     values = source.values
     return LoadedRun(
         folder=Path(run),
@@ -75,6 +83,15 @@ def load_run(run: str | Path) -> LoadedRun:
         validated_on=validated_on(source.history, values),
         notes=(*source.doubts, *filter(None, [source.lost, source.optimistic])),
     )
+
+
+def _is_shown(row: Mapping[str, Any]) -> bool:
+    """Whether the figures of an epoch are such, and not what somebody made of them."""
+    parts = [row.get("validation") or {}, row.get("seconds") or {}]
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    nested = [value for part in parts for key, value in part.items() if key != "split"]
+    return all(value is None or number(value) is not None for value in (*map(row.get, FIGURES), *nested))
 
 
 def runs_below(folder: Path, depth: int = DEPTH) -> Iterator[tuple[Path, LoadedRun | str]]:
