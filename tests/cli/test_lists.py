@@ -87,7 +87,9 @@ ODD = [{"lr": None}, {"loss": "low"}, {"loss": 10**400}, {"seconds": {}}, {"vali
 
 
 @pytest.mark.parametrize(
-    "odd", [*ODD, {"validation": {"selected": "x"}}, {"validation": {"selected": 10**400}}], ids=str
+    "odd",
+    [*ODD, {"validation": {"selected": "x"}}, {"validation": {"selected": 10**400}}],
+    ids=lambda odd: str(odd)[:30],
 )
 def test_a_line_of_an_epoch_that_somebody_has_changed_is_damage(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: dict[str, object]

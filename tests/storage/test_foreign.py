@@ -426,3 +426,19 @@ def test_names_that_others_stand_beside_are_told() -> None:
             del weights["criterion.bias"]
         with pytest.raises(CheckpointError, match=sentence):
             put_weights(nn.Linear(3, 2), prefixed(MODEL, fitted(weights, own)), "the file")
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_flipped_bit_is_told_where_the_file_has_a_checksum(tmp_path: Path, checksums: bool) -> None:
+    weights, file = net().state_dict(), tmp_path / "net.pt"
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        torch.save(weights, file)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_weights(file)[0]["3.weight"], weights["3.weight"])
+    content = bytearray(file.read_bytes())
+    content[content.index(weights["3.weight"].numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="it is damaged or cut short") if checksums else nullcontext():
+        read_weights(file)
