@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     card = (tmp_path / "empty" / "README.md").read_text()
     assert f"Nothing is known of these weights: `advkit evaluate {home} --attacks clean,autoattack`" in card
     assert "Not audited for masked gradients yet" in card and "in\nlinf of 8/255" in card
+    odd = home.rename(os.fsdecode(os.fsencode(home) + b"\xff"))  # a name that is no UTF-8
+    advkit.export(odd, tmp_path / "odd", hub=True)
+    assert "run\\udcff" in (tmp_path / "odd" / "README.md").read_text()
+    odd.rename(home)
     advkit.evaluate(home, attacks="clean,pgd-1", n=20, eps=1e-3, audit=False)
     (small,) = home.glob("evaluations/*")
     advkit.export(home, tmp_path / "small", hub=True)

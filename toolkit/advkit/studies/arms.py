@@ -25,7 +25,7 @@ from ..training.parts import build_model, data_of, on_this_machine
 from ..training.progress import Aloud, Progress
 from ..training.same_run import refuse_difference, resolve_folder
 from ..training.tracking import tracked
-from .documents import document
+from .documents import document, prose
 from .evaluate import evaluate_subject
 from .evaluation_request import EvaluationRequest
 from .paired_records import AblationRow, SeedAccuracy, SeedDifference
@@ -135,7 +135,7 @@ class Study:
         first = arms[0]
         rows = [_row(arm, found[arm.name], first, found[first.name]) for arm in arms]
         write_atomic(self.out / "table.json", document([row.as_dict() for row in rows]))
-        write_atomic(self.out / "table.md", markdown(rows, self.layout).encode())
+        write_atomic(self.out / "table.md", prose(markdown(rows, self.layout)))
         return rows
 
     def _measured(self, arm: Arm, seed: int, splits: Splits) -> Outcome:

@@ -18,6 +18,11 @@ def document(value: object) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
+def prose(text: str) -> bytes:
+    """Text for a file, in UTF-8; what of a path is none is spelled out."""
+    return text.encode(errors="backslashreplace")
+
+
 def content(file: Path) -> bytes:
     """A file of at most `CAP` bytes."""
     try:

@@ -21,7 +21,7 @@ from ..own_file import staying
 from ..storage.files import delete, make_named, sweep, unwritable, using, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
-from .documents import document
+from .documents import document, prose
 from .hub import card, config, left_out, weights_of
 from .records import ExportRecord
 from .subject import Subject, subject_of
@@ -141,7 +141,7 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
         result = ExportRecord(**record)
         write_atomic(out / "model.safetensors", safetensors.torch.save(weights_of(subject, full)))
         write_atomic(out / "config.json", document(config(subject, result)))
-        write_atomic(out / "README.md", card(subject, result).encode())
+        write_atomic(out / "README.md", prose(card(subject, result)))
         result.write(out / "export.json")
         return result
     for name, weights in {"model": full, **({"model-without-normalisation": bare} if means else {})}.items():
@@ -154,7 +154,7 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
     text = README.format(architecture=subject.resolved.model_name, normalised=normalised, graph=GRAPH if graph else "")
     if notes := subject.record.get("notes"):
         text += NOTES.format(notes="\n".join(f"- {note}." for note in notes))
-    write_atomic(out / "README.txt", text.encode())
+    write_atomic(out / "README.txt", prose(text))
     result = ExportRecord(**record)
     result.write(out / "export.json")
     return result
