@@ -38,9 +38,6 @@ _FIXED = (bool, int, float, str, NoneType)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module has what others put on it."""
 
-STORED = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
-"""Where it has what changes its state_dict, which checkpoints hold."""
-
 
 class Hidden:
     """What a net has now beside parameters and buffers, wherever its attributes, hooks and their closures lead to it.

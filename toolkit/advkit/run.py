@@ -11,6 +11,7 @@ from torch import Tensor
 from .arguments import a_number
 from .claims import Claims
 from .errors import OptionError, ResumeMismatch
+from .place import Place
 from .plugin import Company
 from .rng import Draws, derive_key
 from .services import Auxiliary, Building, Ending, Probing, Services, Trying, Viewing
@@ -18,22 +19,18 @@ from .settings import AttackSettings
 from .types import Batch
 
 
-class RunState:
+class RunState(Place):
     """The run's own facts and tensors; one for all plugins. Everything in `samples` and `tensors` is checkpointed."""
 
     def __init__(
         self, seed: int, num_samples: int, attack: AttackSettings, device: torch.device, dtype: torch.dtype
     ) -> None:
+        super().__init__()
         self.seed, self.num_samples, self.attack = seed, num_samples, attack
         self.device, self.dtype = device, dtype
         self.num_classes = 0
         """0 until the first batch has been seen, in a `Step` that was not told."""
         self.image_shape: tuple[int, ...] = ()
-        self.epoch_steps = 0
-        self.epoch = self.step = 0
-        """Where the run is; `step` counts within the epoch. Written by `TrainingStep.seek` alone."""
-        self.first = 0
-        """What people call the first epoch and step: 1 in a run, as its screen does; 0 in a `Step`, as its caller."""
         self.samples: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
         self.fixed: dict[str, str] = {}  # what a resume must find as it is, by stored name; the sentence if not
@@ -47,11 +44,6 @@ class RunState:
         self.trial: Trying | None = None  # and `Run.ahead`
         self.ending: Ending | None = None  # whether this epoch is to be the last
         self.settled = False  # setup is over: state claimed now no resume would find
-
-    @property
-    def place(self) -> str:
-        """Where the run is, for people."""
-        return f"epoch {self.epoch + self.first}, step {self.step + self.first}"
 
     def stored(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, by name."""

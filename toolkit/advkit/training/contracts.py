@@ -106,7 +106,7 @@ class Contract:
             lent = {"logits": logits, **known, **values_of(self.model)}
             watch = unchanged(who, "attack_objective", lent, self.model) if self.values else nullcontext()
             with blamed(f"in plugin {who}, the objective of hook attack_objective"), watch:
-                loss: Tensor = plain(who, "attack_objective", goal(logits))
+                loss: Tensor = plain(("attack_objective", who), goal(logits))
             if not isinstance(loss, Tensor) or loss.shape != (self.rows,):
                 raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_described(loss)}")
             if loss.is_complex():

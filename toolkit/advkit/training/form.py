@@ -7,9 +7,12 @@ from collections.abc import Set
 from torch import nn
 from torch.jit import ScriptModule
 
-from ..hidden import HOOKS, STORED
+from ..hidden import HOOKS
 from ..modes import modes_back
 from ..spaces import layers, told
+
+STORED = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+"""Where a module has what changes its state_dict, which checkpoints hold."""
 
 BENDING = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """Where a parameter has what sees its gradient, or changes it."""

@@ -48,7 +48,7 @@ def guarded(
     fine = [name for name, value in own.items() if bool(value.isfinite().all())]
     with unchanged(answer.plugin.name, answer.hook, {**listed, **step, **values}, model, by_itself):
         halved = Halved(answer, arguments, arguments["run"]._state)
-        whole = answer({**arguments, **net})
+        whole = plain(answer.key, answer({**arguments, **net}))
     halved.check(whole)
     if broken := [name for name in fine if not bool(own[name].isfinite().all())]:
         raise HookContract.broken(answer.plugin.name, answer.hook, f"it leaves NaN or Inf in {broken[0]} of the model")
@@ -276,8 +276,9 @@ def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, name)
 
 
-def plain(who: str, hook: str, answer: Any) -> Any:
-    """The answer of a hook. HookContract for a tensor in it that nobody could compute with."""
+def plain(key: tuple[str, str], answer: Any) -> Any:
+    """The answer of (hook, plugin). HookContract for a tensor in it that nobody could compute with."""
+    hook, who = key
     for _, tensor in _tensors(answer):
         if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
             raise HookContract.broken(who, hook, "it gives a sparse, nested or quantized tensor; give a dense one")

@@ -49,11 +49,8 @@ class Panel:
         rare = answer.spec.phase in ("data", "run") and answer.hook not in ("mix_batch", "train_transform")
         if self.guarded or rare:
             with self._strays.refused(answer) as own:
-                step = {} if answer.hook == "after_update" else everything
-                given = guarded(answer, arguments, step, self.model, own)
-        else:
-            given = answer(arguments)
-        return plain(answer.plugin.name, answer.hook, given)
+                return guarded(answer, arguments, {} if answer.hook == "after_update" else everything, self.model, own)
+        return plain(answer.key, answer(arguments))
 
     def ask_of_all(self, answer: Answer, shares: Whole, known: Mapping[str, Any], **more: Any) -> Any:
         """One answer on the whole batch, of which this process may know but a share."""
