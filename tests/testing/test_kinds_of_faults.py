@@ -137,7 +137,7 @@ KINDS: dict[str, tuple[str, Any, str]] = {
     "another device": (
         "step",
         bad(extra_regularizer=lambda self, adv_logits: term(self, adv_logits).to("meta")),
-        "not (4,) float32 on meta",
+        "a tensor without memory, of the device meta",
     ),
     "NaN": (
         "step",
@@ -147,7 +147,7 @@ KINDS: dict[str, tuple[str, Any, str]] = {
     "no gradient": (
         "step",
         bad(base_loss=lambda self, adv_logits: term(self, adv_logits).detach()),
-        "The loss (base_loss) has no gradient",
+        "The loss (base_loss of bad) has no gradient",
     ),
     "labels that are no distribution": (
         "step",

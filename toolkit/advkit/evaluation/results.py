@@ -136,10 +136,10 @@ def widest_gap(rows: Iterable[Verdicts]) -> tuple[Tensor, Tensor] | None:
 
 def _short(verdicts: Verdicts) -> str:
     """A note where the attack's steps end before the edge of the ball; "" where they reach it."""
-    steps, restarts = verdicts.settings.get("steps"), verdicts.settings.get("restarts", 1)
-    if not isinstance(steps, int) or not steps:
+    if not (far := reach(verdicts)):
         return ""
-    return short_of(steps, reach(verdicts) / steps, "step", "the image" if restarts == 1 else "the start")
+    steps, restarts = verdicts.settings["steps"], verdicts.settings.get("restarts", 1)
+    return short_of(steps, far / steps, "step", "the image" if restarts == 1 else "the start")
 
 
 def reach(verdicts: Verdicts) -> float:
