@@ -339,3 +339,6 @@ def test_no_run_and_no_place(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ran = analyze("vulnerability", folder, *QUICK["vulnerability"], "--out", tmp_path / "file")
     assert ran.code == 2 and "can not be written" in ran.err and "choose another --out" in ran.err
+    (taken := tmp_path / "taken" / "vulnerability.npz").mkdir(parents=True)
+    ran = analyze("vulnerability", folder, *QUICK["vulnerability"], "--out", taken.parent)
+    assert ran.err.splitlines()[-1] == f"Error: {taken} can not be written (Is a directory); choose another --out."

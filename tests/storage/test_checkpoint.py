@@ -587,6 +587,14 @@ def test_a_failing_delete_is_no_failure(tmp_path: Path, monkeypatch: pytest.Monk
         assert name.startswith(".trash-step-")
 
 
+def test_a_step_whose_folder_is_only_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be a hidden folder that nobody can delete."""
+    kept, *_ = (save(tmp_path, step) for step in (1, 2, 3))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != kept or mode != os.W_OK)
+    cp.prune(tmp_path, 1)
+    assert (names(tmp_path), hidden(tmp_path)) == ([1, 3], [])
+
+
 def test_prune_and_sweep_of_no_folder(tmp_path: Path) -> None:
     cp.prune(tmp_path / "absent", 2)
     files.sweep(tmp_path / "absent")

@@ -19,7 +19,7 @@ import advkit
 from advkit.cli.display import Quiet
 from advkit.cli.main import run
 from advkit.errors import CheckpointError, Stopped
-from advkit.storage import checkpoint
+from advkit.storage import checkpoint, files
 from advkit.storage.run_folder import RunFolder
 from advkit.studies.report import report
 from advkit.studies.runs import load_run
@@ -305,6 +305,60 @@ def test_a_run_file_that_is_none(tmp_path: Path, advkit_: Callable[..., Ran], od
     ODD[odd](tmp_path / "a.toml")
     code, _, err = advkit_("plan", "--config", tmp_path / "a.toml")
     assert code == 2 and err.startswith(f"Error: {tmp_path}/a.toml ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("behind", ["nothing", "an empty folder", "a file"])
+def test_nothing_is_changed_before_checkpoints_behind_a_link_are_refused(
+    stopped: Path, tmp_path: Path, resume: Callable[[Path], Ran], behind: str
+) -> None:
+    shutil.rmtree(place := stopped / "checkpoints")
+    {"nothing": Path, "an empty folder": Path.mkdir, "a file": Path.touch}[behind](outside := tmp_path / "outside")
+    place.symlink_to(outside)
+    assert (before := everything_in(stopped))[str(stopped / "metrics.jsonl")]
+    ran = resume(stopped)
+    assert (ran.code, ran.err.count("\n"), everything_in(stopped)) == (4, 1, before) and str(place) in ran.err
+
+
+def test_what_a_checkpoint_does_not_know_of_goes_with_the_next_line(stopped: Path, short: Path) -> None:
+    """What may still be refused then has changed nothing."""
+    folder = RunFolder.open(stopped)
+    line = (metrics := folder.metrics).read_bytes()
+    metrics.write_bytes(line + (behind := b'{"epoch": 1, "loss": 7}\n{"epo'))
+    mark = folder.mark(len(line))
+    assert [row["epoch"] for row in folder.history_to(mark)] == [0]
+    folder.refuse_unwritable_metrics()
+    assert metrics.read_bytes() == line + behind
+    after = folder.append_metrics({"epoch": 1}, mark)
+    assert metrics.read_bytes() == line + b'{"epoch": 1}\n' and folder.mark(after.size) == after
+
+
+def test_a_finished_run_writes_no_metrics(
+    short: Path, stopped: Path, tmp_path: Path, resume: Callable[[Path], Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be on a disk, or of a mode, that is only read."""
+
+    def denied(path: Path, *_: object) -> int:
+        raise CheckpointError(f"{path} is only read.")
+
+    monkeypatch.setattr(files, "append", denied)
+    monkeypatch.setattr(files, "truncate", denied)
+    done = Path(shutil.copytree(short, tmp_path / "done", symlinks=True))
+    assert resume(done) == (0, "", f"The run in {done} is finished; nothing is left to do.\n")
+    ran = resume(stopped)  # one that goes on is refused before a step
+    assert (ran.code, ran.err) == (4, f"Error: {stopped}/metrics.jsonl is only read.\n")
+
+
+@pytest.mark.parametrize("lost", ["all", "the model"])
+def test_a_run_file_that_is_cut_short_is_damage(stopped: Path, advkit_: Callable[..., Ran], lost: str) -> None:
+    text = (file := stopped / "run.toml").read_text()
+    file.write_text("" if lost == "all" else text[: text.index("[model]")])
+    sentence = f"Error: {file} is cut short: it has no {'plugins' if lost == 'all' else 'model'}. Restore it, or start"
+    for line in (["train", "--resume"], ["train", "--plugins", "lsiw", "--resume"], ["evaluate"], ["report"]):
+        ran = advkit_(*line, stopped)
+        assert ran.code == 4 and ran.err.startswith(sentence)
+    file.unlink()
+    ran = advkit_(*LINE, "--out", stopped)
+    assert ran.code == 4 and ran.err.startswith(f"Error: {stopped} is a run whose run.toml is gone; restore that")
 
 
 @pytest.mark.parametrize("part", ["checkpoints", "metrics.jsonl", "lock"])

@@ -212,7 +212,8 @@ def _linked(folder: Path) -> dict[str, str]:
 def prune(folder: Path, keep: int) -> None:
     """Remove what is older than the newest `keep` (>= 1) steps that verify, except what has a name.
 
-    Damaged steps do not count, so the last good one stays. A delete that fails is left to a later `sweep`.
+    Damaged steps do not count, so the last good one stays, and so does one whose folder is only read, for nothing in it
+    could be removed. A delete that fails is left to a later `sweep`.
     """
     good = 0
     with suppress(OSError, CheckpointError):
@@ -221,7 +222,7 @@ def prune(folder: Path, keep: int) -> None:
         for path in steps(folder):
             if good < max(keep, 1):
                 good += verified(path)
-            elif path.name not in named:
+            elif path.name not in named and os.access(path, os.W_OK):
                 trash = folder / files.hidden("trash", path.name)  # half a step must not look like a damaged one
                 with suppress(OSError):
                     os.rename(path, trash)

@@ -72,6 +72,11 @@ class RunFolder:
     def _refuse_content(self) -> None:
         content = {entry.name for entry in self.path.iterdir()} - {self.lock.path.name}
         killed = content == {"environment.json"} and "advkit" in (self._environment() or {})  # before it was a run
+        trained = content & {"metrics.jsonl", "checkpoints"} and not files.there(self.path / "run.toml")
+        if trained and "advkit" in (self._environment() or {}):
+            raise CheckpointError(
+                f"{self.path} is a run whose run.toml is gone; restore that, or choose another --out for a new run."
+            )
         if content and not killed:
             resumed = f"continue it with `advkit train --resume {shlex.quote(str(self.path))}`, or "
             hint = resumed if "run.toml" in content else ""
@@ -95,10 +100,21 @@ class RunFolder:
             raise CheckpointError(f"{path} is not a run folder: {why}. Give the --out of a run.") from None
         return cls(path)
 
+    def sweep(self) -> None:
+        """Remove what dead processes left. CheckpointError, before that, where the checkpoints are behind a link."""
+        files.judge_place(self.checkpoints / "step")
+        files.sweep(self.path)
+        files.sweep(self.checkpoints)
+
     def file(self) -> Layer:
         """The run's own settings."""
         with of_a_run():
             layer = runfile.load(self.path / "run.toml")
+        if layer.plugins is None or "model.name" not in layer.settings:  # `dump` writes both, whatever they are
+            lost = "plugins" if layer.plugins is None else "model"
+            raise CheckpointError(
+                f"{self.path}/run.toml is cut short: it has no {lost}. Restore it, or start a new run."
+            )
         if layer.settings.get("data.limit") and "data.balance" not in layer.settings:  # of 0.1.0, which always did
             return replace(layer, settings={**layer.settings, "data.balance": True})
         return layer
@@ -170,7 +186,7 @@ class RunFolder:
             return self._rows(content[: content.rfind(b"\n") + 1]), True
 
     def history_to(self, mark: Mark) -> list[dict[str, Any]]:
-        """The lines that a checkpoint knows of. What was written after it is dropped.
+        """The lines that a checkpoint knows of. What was written after it goes with the next `append_metrics`.
 
         Raises CheckpointError where the file is not the one the checkpoint was made with.
         """
@@ -181,8 +197,6 @@ class RunFolder:
                 f"{self.metrics} is not what the checkpoint was made with ({mark.size} bytes of it); restore it, or "
                 "remove it to go on without."
             )
-        if content:
-            files.truncate(self.metrics, mark.size)
         return rows
 
     def mark(self, size: int) -> Mark:
@@ -199,8 +213,15 @@ class RunFolder:
             raise CheckpointError(f"{self.metrics} is damaged; restore it, or remove it to go on without.")
         return rows
 
+    def refuse_unwritable_metrics(self) -> None:
+        """CheckpointError, before an epoch is trained, where no line can be added. No byte of it is changed."""
+        if files.there(self.metrics):
+            files.append(self.metrics, b"")
+
     def append_metrics(self, row: Mapping[str, object], mark: Mark) -> Mark:
-        """Write one line after `mark`; the new mark. Once it returns, the line survives a crash."""
+        """Write one line after `mark`, in place of what is there; the new mark. Then the line survives a crash."""
+        if files.there(self.metrics):
+            files.truncate(self.metrics, mark.size)
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         return Mark(files.append(self.metrics, line), zlib.crc32(line, mark.crc))
 

@@ -104,14 +104,15 @@ def resume(
         for sentence in folder.drift(resolved, code_of(resolved, model)):
             seen.warn(f"environment.json differs: {sentence}; bits may differ too")
         if not ranks.rank:
-            files.sweep(folder.path)
-            files.sweep(folder.checkpoints)
+            folder.sweep()
         with unchanged_if_refused(resolved, model, True):
             trainer = _restored(resolved, splits, model, folder, seen)
         if trainer.finished:
             why = f" ({trainer.stopped})" if trainer.stopped else ""
             seen.warn(f"The run in {folder.path} is finished{why}; nothing is left to do.")
             return trainer.result()
+        if trainer.folder:
+            trainer.folder.refuse_unwritable_metrics()
         return trainer.run()
 
 
@@ -142,7 +143,6 @@ def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunF
             )
         if lost := len(folder.history()):
             seen.warn(f"The checkpoints of {folder.path} are gone, after {lost} epochs: the run begins anew")
-        trainer.history = folder.history_to(Mark())
     return trainer
 
 

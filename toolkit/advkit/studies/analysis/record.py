@@ -42,12 +42,13 @@ def write(
     stored = io.BytesIO()
     np.savez(stored, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    place = folder
     try:
         make_folder(folder)
         for suffix in ("png", "svg"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
-        write_atomic(folder / f"{name}.npz", stored.getvalue())
-        write_atomic(folder / f"{name}.json", text.encode())
+            (place := folder / f"{name}.{suffix}").unlink(missing_ok=True)
+        write_atomic(place := folder / f"{name}.npz", stored.getvalue())
+        write_atomic(place := folder / f"{name}.json", text.encode())
         try:
             from .plotting import rendered
 
@@ -57,8 +58,8 @@ def write(
                 raise
             return False
         for suffix, data in pictures.items():
-            write_atomic(folder / f"{name}.{suffix}", data)
+            write_atomic(place := folder / f"{name}.{suffix}", data)
     except (OSError, CheckpointError) as error:
         advice = "choose another --out" if typed else "choose a place that can with --out"
-        raise unwritable(folder, error, advice, typed=typed) from None
+        raise unwritable(place, error, advice, typed=typed) from None
     return True
