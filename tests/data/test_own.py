@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -113,6 +115,28 @@ class Endless(IterableDataset[Any]):
         return iter(())
 
 
+class Leaves(Samples):
+    """Ends the program, after some samples."""
+
+    def __init__(self, after: int = 0) -> None:
+        super().__init__()
+        self.left = after
+
+    def __getitem__(self, place: int) -> Any:
+        self.left -= 1
+        return super().__getitem__(place) if self.left >= 0 else sys.exit(3)
+
+
+class Leaving(RandomSampler):
+    def __iter__(self) -> Any:
+        sys.exit(4)
+
+
+def nested(*parts: Tensor, layout: Any = torch.strided) -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # that it is a prototype
+        return torch.nested.nested_tensor([*parts], layout=layout)
+
+
 PICTURE = Image.fromarray(GRAY[0, 0].numpy())
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -150,6 +174,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "labels in the millions": ((GRAY, Y + 10**12), "The labels run to 1000000000002, so there would be as many"),
     "images without values": ((GRAY.to("meta"), Y), "The images are a meta tensor; give a dense one"),
+    "nested images with labels": ((nested(*FLOATS), Y), "The images are a nested tensor; give a dense one"),
+    "jagged labels": (
+        (GRAY, nested(Y[:5], Y[5:], layout=torch.jagged)),
+        "The labels are a nested tensor; give a dense one",
+    ),
+    "a set that leaves": (Leaves(), "The samples of Leaves can not be read (SystemExit: 3); mend the data set."),
+    "a loader of such": (
+        DataLoader(Leaves(), 4, collate_fn=inverted),
+        "The samples of Leaves can not be read (System",
+    ),
+    "a set that leaves at the second time": (Leaves(N), "The samples of Leaves can not be read (SystemExit: 3)"),
+    "a sampler that leaves": (loaded(sampler=Leaving(PAIRS)), "The samples of Leaving can not be read (SystemExit: 4)"),
     "sparse images": (((GRAY / 255).to_sparse(), Y), "The images are a sparse tensor; give a dense one"),
     "labels below 0": ((GRAY, Y - 1), "labels run from -1 to 1"),
     "a label too few": ((GRAY, Y[1:]), "There are 12 images and 11 labels"),

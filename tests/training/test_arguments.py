@@ -53,6 +53,24 @@ def test_the_number_of_samples(tiny_net: Net, number: Any) -> None:
     step_of(tiny_net(), num_samples=np.int64(16))
 
 
+@pytest.mark.parametrize("rate", ["fast", -0.1, float("nan"), float("inf"), True, [0.1]])
+def test_a_rate_that_is_none(tiny_net: Net, tiny_batch: BatchOf, rate: Any) -> None:
+    """Of whichever group, when the step is built and when a loop has set it."""
+    sentence = r"^The optimizer's lr is .*; give each of its param_groups a number from 0\.$"
+    net = tiny_net()
+    groups = [{"params": [parameter]} for parameter in net.parameters()]
+    step = step_of(net, optimizer=(optimizer := torch.optim.SGD(groups, 0.1)))
+    optimizer.param_groups[-1]["lr"], before = rate, [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(OptionError, match=sentence):
+        step(*tiny_batch(4), epoch=0)
+    assert all(map(torch.equal, before, net.parameters()))
+    with pytest.raises(OptionError, match=sentence):
+        step_of(net, optimizer=optimizer)
+    for fine in (0, np.float64(0.1), torch.tensor(0.1)):
+        optimizer.param_groups[-1]["lr"] = fine
+        step_of(net, optimizer=optimizer)(*tiny_batch(4), epoch=0)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

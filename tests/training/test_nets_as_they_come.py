@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,27 @@ def test_a_jitted_net_is_judged_in_parts() -> None:
             for net in (eager, scripted)
         )
         assert [each.accuracy for each in one] == [each.accuracy for each in other]
+
+
+UNFIT: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "raises": (raises, r"^The model can not be called on images \(4, 1, 4, 4\): KeyError: 'no images today'"),
+    "leaves": (lambda net, x: sys.exit(3), r"can not be called on images \(4, 1, 4, 4\): SystemExit: 3"),
+    "has no gradient": (lambda net, x: net.core(x.detach()), "^The net has no gradient at its input"),
+    "has none at all": (lambda net, x: net.core(x).detach(), "^The net has no gradient at its input"),
+    "gives no logits": (lambda net, x: net.core(x)[0], r"^The model must return logits of shape .*it returned \(3,\)"),
+    "gives a pair": (lambda net, x: (net.core(x), x), "^The model must return logits of shape .*it returned tuple"),
+    "fails in its backward": (lambda net, x: net.core(Broken.apply(x)), "^A backward through the model fails: KeyErr"),
+}
+
+
+@pytest.mark.parametrize("how", UNFIT)
+def test_an_attack_by_hand_says_what_is_wrong_with_its_net(how: str) -> None:
+    forward, sentence = UNFIT[how]
+    size = torch.full((4,), 0.2)
+    with pytest.raises(OptionError, match=sentence):
+        advkit.pgd(Net(forward), L2Ball(X, size), X, advkit.margin(Y), steps=1, step_size=size)
+    with pytest.raises(OptionError, match=r"^steps must be a whole number, not 1\.5"):
+        advkit.pgd(Net(), L2Ball(X, size), X, advkit.margin(Y), steps=1.5, step_size=size)  # type: ignore[arg-type]
 
 
 def test_an_attack_leaves_its_start_where_it_is() -> None:

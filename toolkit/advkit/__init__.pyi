@@ -6,8 +6,8 @@ from .ascent import (
     LinfBall as LinfBall,
     Observer as Observer,
     per_sample as per_sample,
-    pgd as pgd,
 )
+from .by_hand import pgd as pgd
 from .data.base import Dataset as Dataset, DataSource as DataSource, Splits as Splits
 from .data.mapped import mapped_images as mapped_images
 from .errors import (

@@ -33,11 +33,17 @@ def is_picture(value: object) -> bool:
     return any(kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(value).__mro__)
 
 
+def is_dense(values: Tensor) -> bool:
+    """Whether its values lie in one strided piece of memory."""
+    return values.layout == torch.strided and not values.is_nested
+
+
 def dense(values: Any, what: str) -> Tensor:
     """A tensor on the CPU; DataError naming `what` it was to be."""
     if isinstance(values, Tensor):
-        if values.layout != torch.strided or values.is_meta:
-            raise DataError(f"The {what} are a {'meta' if values.is_meta else 'sparse'} tensor; give a dense one.")
+        if values.is_meta or not is_dense(values):
+            kind = "nested" if values.is_nested else "meta" if values.is_meta else "sparse"
+            raise DataError(f"The {what} are a {kind} tensor; give a dense one.")
         return values.detach().cpu()
     if np.ma.isMaskedArray(values):
         raise DataError(f"The {what} are a masked array, whose mask nothing would heed; give array.filled(value).")

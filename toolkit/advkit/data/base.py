@@ -18,7 +18,7 @@ from torch import Tensor
 from ..arguments import checked, fits
 from ..errors import DataError, OptionError, did_you_mean, shown
 from ..rng import Draws, derive_key
-from .arrays import channels_last
+from .arrays import channels_last, is_dense
 from .by_row import ByRow, Chained
 from .repeats import repeats
 from .transforms import TRANSFORMS
@@ -193,13 +193,13 @@ def population(whole: int, limit: int, balance: bool) -> str:
 
 
 def _is(values: object, dtype: torch.dtype) -> bool:
-    return isinstance(values, Tensor) and values.dtype == dtype and values.device.type == "cpu"
+    return isinstance(values, Tensor) and values.dtype == dtype and values.device.type == "cpu" and is_dense(values)
 
 
 def _described(values: object) -> str:
     """ "int32 (8,) on cpu", or the type of what is no tensor."""
-    if not isinstance(values, Tensor):
-        return f"of type {type(values).__name__}"
+    if not isinstance(values, Tensor) or not is_dense(values):
+        return f"of type {type(values).__name__}{', not dense' if isinstance(values, Tensor) else ''}"
     return f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)} on {values.device.type}"
 
 

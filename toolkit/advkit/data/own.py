@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -158,16 +159,33 @@ def _refuse_apart(data: Any) -> None:
             )
 
 
+@contextmanager
+def _reading(data: Any) -> Iterator[None]:
+    """DataError for whatever a stranger's class raises in the scope, or SystemExit, which ends no program here."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {' '.join(says(error).split())}"
+        raise DataError(
+            f"The samples of {type(data).__name__} can not be read ({reason}); mend the data set."
+        ) from error
+
+
 def _whole(loader: DataLoader[Any]) -> Any:
     """The data set of a loader that draws each of its samples once, as it is; DataError for another loader."""
     data = loader.dataset
     if isinstance(data, IterableDataset):
         return data
-    batches, count = loader.batch_sampler, len(data)  # type: ignore[arg-type]
+    batches = loader.batch_sampler
     plain = batches is None or type(batches) is BatchSampler
     sampler: Any = getattr(batches, "sampler", loader.sampler) if plain else batches
     before = generators()
-    order = list(islice(sampler if plain else chain.from_iterable(sampler), count + 1))
+    with _reading(data):
+        count = len(data)  # type: ignore[arg-type]
+    with _reading(sampler):
+        order = list(islice(sampler if plain else chain.from_iterable(sampler), count + 1))
     put_back(before)
     if sorted(order) != list(range(count)):
         raise DataError(
@@ -185,12 +203,13 @@ def _whole(loader: DataLoader[Any]) -> Any:
 
 def _only_stacks(collate: Callable[[list[Any]], Any], data: Any) -> bool:
     """Whether it makes of two samples what torch's own makes of them."""
-    samples = [data[place] for place in range(min(2, len(data)))]
+    with _reading(data):
+        samples = [data[place] for place in range(min(2, len(data)))]
     before = generators()
     try:
         pairs = zip(default_collate(samples), collate(samples), strict=True)
         return all(torch.equal(own, torch.as_tensor(made)) for own, made in pairs)
-    except Exception:  # whatever a stranger's function raises or returns
+    except (Exception, SystemExit):  # whatever a stranger's function raises or returns
         return False
     finally:
         put_back(before)
@@ -200,8 +219,10 @@ def _refuse_random(data: Any, samples: list[Any]) -> None:
     """DataError where some of them are others when they are drawn again: what is drawn once would stay so."""
     before = generators()
     for place in range(0, len(samples), max(1, len(samples) // AGAIN)):
-        (image, label), (was, of) = data[place], samples[place]
-        if not torch.equal(dense(image, "images"), dense(was, "images")) or not np.array_equal(label, of):
+        with _reading(data):
+            (image, label), (was, of) = data[place], samples[place]
+            same = torch.equal(dense(image, "images"), dense(was, "images")) and np.array_equal(label, of)
+        if not same:
             raise DataError(
                 f"The samples of {type(data).__name__} are others when they are drawn again, as by random "
                 "augmentation, and advkit draws each once; pass the data set without it, in training with a transform "
@@ -218,13 +239,8 @@ def _pair(data: Any) -> tuple[Any, Any]:
         return data[0], data[1]
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, str | bytes | dict | Tensor):
         raise DataError(f"Data of type {type(data).__name__} are none that advkit takes; give {KNOWN}.")
-    try:
+    with _reading(data):
         samples = [data[place] for place in range(len(data))]
-    except Exception as error:  # of a data set of one's own, whatever it is
-        reason = f"{type(error).__name__}: {' '.join(says(error).split())}"
-        raise DataError(
-            f"The samples of {type(data).__name__} can not be read ({reason}); mend the data set."
-        ) from error
     if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
         if isinstance(data, tuple | list):
             what = f"{len(data)} of type {type(data[0]).__name__}"

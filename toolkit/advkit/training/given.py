@@ -19,7 +19,7 @@ from ..precision import HalfPrecision, named
 from ..run import RunState
 from ..types import Batch
 from .compiled import eagerly
-from .unfit import wants_closure
+from .unfit import refuse_rates, wants_closure
 
 
 def idle(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
@@ -61,7 +61,8 @@ def refuse_late(now: Inventory, before: Inventory) -> None:
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """OptionError where its step wants a closure, NonFinite where its rate is beyond the weights' type."""
+    """OptionError where its step wants a closure or a rate is none, NonFinite where one is beyond the weights' type."""
+    refuse_rates(optimizer)
     try:
         optimizer.step()
     except Exception as error:
@@ -97,6 +98,8 @@ def a_batch(
     for name, value in (("x", x), ("y", y), ("index", index), ("occurrence", occurrence)):
         if not isinstance(value, Tensor) and not (name == "occurrence" and value is None):
             raise OptionError(f"{name} is a {type(value).__name__}; pass a tensor, as of torch.as_tensor.")
+        if value is not None and value.is_nested:
+            raise OptionError(f"{name} is a nested tensor; pass a dense one, as of torch.stack({name}.unbind()).")
         if value is not None and value.layout != torch.strided:
             raise OptionError(f"{name} is a sparse tensor; pass a dense one, as of {name}.to_dense().")
     rows = len(x) if x.dim() else 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from math import inf
+from numbers import Real
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..errors import OptionError, shown
 from ..judging import refuse_unready
 from ..modes import exported
 from ..precision import named, refuse_half
@@ -26,9 +28,20 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
+    refuse_rates(optimizer)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise OptionError(wants_closure(optimizer))
+
+
+def refuse_rates(optimizer: torch.optim.Optimizer) -> None:
+    """OptionError for a learning rate that is no number from 0; no value on a device is read."""
+    for group in optimizer.param_groups:
+        rate = group.get("lr")
+        if rate is None or (isinstance(rate, Tensor) and rate.numel() == 1):
+            continue
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= float(rate) < inf:
+            raise OptionError(f"The optimizer's lr is {shown(rate)}; give each of its param_groups a number from 0.")
 
 
 def refuse_unfit_net(model: nn.Module) -> None:
