@@ -60,7 +60,7 @@ class Cure(Plugin):
     def join(self, company: Company) -> list[str]:
         if not company.attack.steps:
             return []
-        return ["CURE trains without an attack: --set attack.steps=0; this run attacks, and regularizes beside it"]
+        return ["CURE trains without an attack, attack.steps=0; this run attacks, and regularizes beside it"]
 
     @hookimpl
     def extra_regularizer(self, batch: Batch, target: Tensor, run: Run) -> Tensor:

@@ -94,7 +94,7 @@ class ExtraData(Plugin):
         if not self.options.root:
             raise OptionError(
                 "extra-data reads a folder of mapped images; make one with `advkit data prepare mapped --from PATH "
-                "--data-root DIR`, and name it with -o extra-data.root=DIR."
+                "--data-root DIR`, and set extra-data.root=DIR."
             )
         extra = mapped_images(self.options.root)
         if extra.shape != dataset.shape:

@@ -74,7 +74,7 @@ class FgsmRs(Plugin):
         if attack.steps != 1:
             cautions.append(f"fgsm-rs is a method of one step, and attack.steps is {attack.steps}")
         if self.options.noise and attack.step_size != attack.eps:
-            cautions.append("N-FGSM steps by eps (--set attack.step_size=eps); this run by another length")
+            cautions.append("N-FGSM steps by eps (attack.step_size=eps); this run by another length")
         return cautions
 
     @hookimpl

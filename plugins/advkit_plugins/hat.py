@@ -91,13 +91,13 @@ class Hat(Plugin):
         said = []
         if self.passed is None and not self.options.helper:
             said.append(
-                "hat.helper names no net, so nothing helps and hat is TRADES; give a run of standard training, -o "
+                "hat.helper names no net, so nothing helps and hat is TRADES; give a run of standard training: "
                 "hat.helper=RUN"
             )
         if company.attacks_from_x and self.options.robust == "kl":
             said.append(
                 "attack.init is zero, where the KL of hat has no gradient beyond rounding, so some samples may never "
-                "be attacked; choose --set attack.init=normal"
+                "be attacked; set attack.init=normal"
             )
         return said
 

@@ -67,7 +67,7 @@ class Ikl(Plugin):
         if company.attacks_from_x and self.options.attack != "label":
             return [
                 "attack.init is zero, where what the attack of ikl increases has no gradient beyond rounding, so some "
-                "samples may never be attacked; choose --set attack.init=normal"
+                "samples may never be attacked; set attack.init=normal"
             ]
         return []
 

@@ -58,7 +58,7 @@ class Lsiw(Plugin):
         if (lam := self.options.lam.at(0)) > 0:
             cautions.append(
                 f"lsiw.lam is {lam:g} from epoch 0 on; ISEAT on CIFAR has 0 until the first decay of the learning "
-                f"rate, as -o 'lsiw.lam={lam:g} after decay 1'"
+                f"rate, as lsiw.lam='{lam:g} after decay 1'"
             )
         return cautions
 

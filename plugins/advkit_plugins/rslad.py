@@ -93,7 +93,7 @@ class Rslad(Plugin):
         if self.taught:
             return []
         return [
-            "rslad.teacher names no net, so the labels teach in its place; give a run of robust training, -o "
+            "rslad.teacher names no net, so the labels teach in its place; give a run of robust training: "
             "rslad.teacher=RUN"
         ]
 

@@ -40,7 +40,7 @@ class Score(Plugin):
         if company.attacks_from_x:
             raise OptionError(
                 "attack.init is zero, where the squared error of score has no gradient, so nothing would ever be "
-                "attacked; choose --set attack.init=normal"
+                "attacked; set attack.init=normal"
             )
         return []
 

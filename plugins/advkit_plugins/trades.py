@@ -55,7 +55,7 @@ class Trades(Plugin):
         if company.attacks_from_x and self.options.attack == "kl":
             return [
                 "attack.init is zero, where the KL of trades has no gradient beyond rounding, so some samples may "
-                "never be attacked; choose --set attack.init=normal"
+                "never be attacked; set attack.init=normal"
             ]
         return []
 

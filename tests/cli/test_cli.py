@@ -251,7 +251,7 @@ REFUSALS = [
         "No such option '--epocs'. (Did you mean one of: '--epochs', '--eps', '--help'?). See `advkit plan --help`.",
     ),
     ("train anything", "Got unexpected extra argument (anything). See `advkit train --help`."),
-    ("plan --plugins awp,awp", "Plugin awp is named twice in --plugins; name it once."),
+    ("plan --plugins awp,awp", "Plugin awp is named twice; name it once."),
     # options and settings: unknown
     (
         "plan --plugins strict -o strict.cuont=1",
@@ -324,13 +324,12 @@ REFUSALS = [
     # plugins that do not go together
     (
         "plan --plugins cat-eps,other-eps",
-        "Plugins cat-eps and other-eps both own perturbation_budget, which takes one owner; "
-        "leave one of them out of --plugins.",
+        "Plugins cat-eps and other-eps both own perturbation_budget, which takes one owner; leave one of them out.",
     ),
     (
         "plan --plugins label-two,label-one",
-        "Plugins label-one and label-two both change target_label and neither declares its place; choose one: "
-        "--set order.target_label=label-one,label-two or --set order.target_label=label-two,label-one.",
+        "Plugins label-one and label-two both change target_label and neither declares its place; "
+        "set order.target_label=label-one,label-two or order.target_label=label-two,label-one.",
     ),
     (
         "plan --plugins cat-eps --plugins awp",
@@ -352,7 +351,7 @@ REFUSALS = [
     (
         "plan --plugins deaf,watcher",
         "Plugin watcher observes attack steps, but the inner attack deaf declares that it asks no observers; "
-        "leave one of them out of --plugins.",
+        "leave one of them out.",
     ),
     (
         "plan --plugins av-rank",
@@ -544,7 +543,7 @@ def test_only_allowed_plugins_are_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_absent_data(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     ran = advkit("train", "--dataset", "image-folder", "--data-root", absent, *TINY)
-    assert ran == (4, "", f"Error: {absent} does not exist; check --data-root.\n")
+    assert ran == (4, "", f"Error: {absent} does not exist; check the path.\n")
 
 
 @pytest.mark.parametrize(
@@ -612,7 +611,7 @@ def test_no_run_folder(line: str, tmp_path: Path) -> None:
         if name == "file" and "--init-from" in line:  # which may be a file of weights
             assert ran.code == 4 and f"{folder} can not be read as weights" in ran.err
             continue
-        said = f"is not a run folder: {why}. Give the --out of a run."
+        said = f"is not a run folder: {why}. Give the folder of a run."
         if name == "absent" and "--init-from" in line:  # likewise
             said = "does not exist; give a file of weights, or the folder of a run."
         assert ran == (4, "", f"Error: {folder} {said}\n")
@@ -632,8 +631,8 @@ def test_a_damaged_checkpoint(finished: Path, tmp_path: Path) -> None:
     file.write_bytes(blob)
     sentence = (
         f"{folder}/checkpoints/{file.parent.name}/tensors.safetensors is damaged (its size or SHA-256 is not that of "
-        f"manifest.json); remove {file.parent.name} to resume from an earlier one, or read another: "
-        "--checkpoint best or last."
+        f"manifest.json); remove {file.parent.name} to resume from an earlier one, or read another "
+        "checkpoint, best or last."
     )
     assert advkit("evaluate", folder, "--json") == (4, "", f"Error: {sentence}\n")
     ran = advkit("train", "--init-from", folder, *TINY)

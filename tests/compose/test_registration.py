@@ -257,15 +257,12 @@ def owns_budget(name: str, **members: Any) -> type[Plugin]:
 def test_two_owners_of_an_exclusive_hook(compose: Compose) -> None:
     for pair in (("cat-eps", owns_budget("iaat")), (owns_budget("iaat"), "cat-eps")):
         assert sentence(HookConflict, lambda pair=pair: compose(*pair)) == (
-            "Plugins cat-eps and iaat both own perturbation_budget, which takes one owner; "
-            "leave one of them out of --plugins."
+            "Plugins cat-eps and iaat both own perturbation_budget, which takes one owner; leave one of them out."
         )
 
 
 def test_the_same_plugin_twice(compose: Compose) -> None:
-    assert sentence(OptionError, lambda: compose("awp", "awp")) == (
-        "Plugin awp is named twice in --plugins; name it once."
-    )
+    assert sentence(OptionError, lambda: compose("awp", "awp")) == ("Plugin awp is named twice; name it once.")
 
 
 def labels(name: str, log: list[str], before: set[str] = frozenset(), after: set[str] = frozenset()) -> type[Plugin]:
@@ -281,8 +278,8 @@ def test_an_ambiguous_chain_prints_lines_that_work(compose: Compose, tiny_batch:
     log: list[str] = []
     pair = labels("soften", log), labels("bilateral", log)
     assert sentence(AmbiguousOrder, lambda: compose(*pair)) == (
-        "Plugins bilateral and soften both change target_label and neither declares its place; choose one: "
-        "--set order.target_label=bilateral,soften or --set order.target_label=soften,bilateral."
+        "Plugins bilateral and soften both change target_label and neither declares its place; "
+        "set order.target_label=bilateral,soften or order.target_label=soften,bilateral."
     )
     for line in ("bilateral,soften", "soften,bilateral"):
         for chosen in (pair, pair[::-1]):
@@ -308,8 +305,8 @@ def test_among_three_each_printed_line_keeps_what_was_chosen(compose: Compose) -
     assert settle(None, 0, 0) == "a,b,c"
     assert settle(None, 1, 0) == "b,a,c"
     assert sentence(AmbiguousOrder, lambda: compose(*trio, settings={"order.target_label": "c,b"})) == (
-        "Plugins a and c both change target_label and neither declares its place; choose one: "
-        "--set order.target_label=a,c,b or --set order.target_label=c,a,b."
+        "Plugins a and c both change target_label and neither declares its place; "
+        "set order.target_label=a,c,b or order.target_label=c,a,b."
     )
 
 
@@ -328,13 +325,11 @@ def test_declared_places(compose: Compose, first: dict[str, Any], second: dict[s
 def test_places_that_contradict_each_other(compose: Compose) -> None:
     pair = labels("a", [], before={"b"}), labels("b", [], before={"a"})
     assert sentence(AmbiguousOrder, lambda: compose(*pair)) == (
-        "Plugins a and b declare places on target_label that contradict each other; "
-        "choose with --set order.target_label=a,b."
+        "Plugins a and b declare places on target_label that contradict each other; set order.target_label=a,b."
     )
     trio = labels("a", [], before={"b"}), labels("b", [], before={"c"}), labels("c", [], before={"a"})
     assert sentence(AmbiguousOrder, lambda: compose(*trio)) == (
-        "Plugins a and b and c declare places on target_label that contradict each other; "
-        "choose with --set order.target_label=a,b,c."
+        "Plugins a and b and c declare places on target_label that contradict each other; set order.target_label=a,b,c."
     )
     for chosen, line in ((pair, "a,b"), (pair, "b,a"), (trio, "a,b,c"), (trio, "c,b,a")):
         step = compose(*chosen, settings={"order.target_label": line})
@@ -390,7 +385,7 @@ OBJECTIVE = plugin("goal", attack_objective=lambda self, target: lambda logits: 
 def test_an_observer_beside_an_attack_that_asks_none(compose: Compose) -> None:
     assert sentence(HookConflict, lambda: compose(WATCHER, attack("fgsm"))) == (
         "Plugin watcher observes attack steps, but the inner attack fgsm declares that it asks no observers; "
-        "leave one of them out of --plugins."
+        "leave one of them out."
     )
 
 
@@ -435,7 +430,7 @@ def test_an_attack_that_lists_observe_really_asks_observers(compose: Compose, ti
 def test_an_attack_that_ignores_the_answer(compose: Compose, ignored: type[Plugin], hook: str, argument: str) -> None:
     assert sentence(HookConflict, lambda: compose(ignored, attack("fgsm"))) == (
         f"Plugin ours answers {hook}, but the inner attack fgsm does not use `{argument}`, "
-        "so nothing would come of it; leave one of them out of --plugins."
+        "so nothing would come of it; leave one of them out."
     )
     compose(ignored, attack("fgsm", f"batch, {argument}"))
 
@@ -445,7 +440,7 @@ def test_soft_labels_that_nobody_or_one_phase_uses(compose: Compose) -> None:
     hard_goal = plugin("hard-goal", attack_objective=lambda self, batch: None)
     assert sentence(HookConflict, lambda: compose("dirichlet-ls", hard_loss, hard_goal)) == (
         "Plugin dirichlet-ls changes the target label, but neither the attack objective of hard-goal nor the loss "
-        "of hard-loss uses it; leave one of them out of --plugins."
+        "of hard-loss uses it; leave one of them out."
     )
 
     def cautions(*plugins: Any) -> list[str]:
@@ -460,7 +455,7 @@ def test_soft_labels_that_nobody_or_one_phase_uses(compose: Compose) -> None:
 def test_answers_about_an_attack_that_there_is_not(compose: Compose, idle: type[Plugin], hook: str) -> None:
     assert sentence(HookConflict, lambda: compose(idle, settings={"attack.steps": 0})) == (
         f"Plugin {idle.name} answers {hook}, but attack.steps is 0, so there is no attack; "
-        "leave it out of --plugins or set attack.steps."
+        "leave it out, or set attack.steps."
     )
     compose(idle, settings={"attack.steps": 1})
     cautions = compose("cat-eps", settings={"attack.steps": 0}).composition.cautions
@@ -504,7 +499,7 @@ def test_companions_asked_for_differently(compose: Compose) -> None:
     pair = asks("first", "awp", {}), asks("second", "lsiw", {})
     assert sentence(HookConflict, lambda: compose(*pair)) == (
         "Plugins first and second ask for different companions on weight_perturbation (awp and lsiw); "
-        "name the one you want in --plugins."
+        "name the one you want among the plugins."
     )
     assert compose(*pair, "awp").composition.company.owner("weight_perturbation") == "awp"
     assert (
@@ -517,7 +512,7 @@ def test_one_companion_with_different_options(compose: Compose) -> None:
     for chosen in (pair, (*pair, "awp")):
         assert sentence(HookConflict, lambda chosen=chosen: compose(*chosen)) == (
             "Plugins first and second give awp different options; decline one with "
-            "--no-companion weight_perturbation and set -o awp.KEY=VALUE."
+            "no_companion weight_perturbation and set awp.KEY=VALUE."
         )
     agreed = compose("awp", *pair, no_companion=["weight_perturbation"], options={"awp": {"gamma": 0.003}})
     assert agreed.composition.plugins[0].options.gamma.at(0) == 0.003
@@ -571,8 +566,7 @@ def test_preferences_that_disagree_keep_the_default_with_a_caution() -> None:
         prefers("two", "base_loss", attack__init="normal"),
     ]
     caution = (
-        "one prefers attack.init=uniform and two attack.init=normal; "
-        "the default stands, choose with --set attack.init=..."
+        "one prefers attack.init=uniform and two attack.init=normal; the default stands, unless you set attack.init"
     )
     resolved = resolve(pair, [Layer("python", own)])
     assert resolved.attack.init == "zero"

@@ -127,7 +127,7 @@ def test_a_plan_says_what_this_machine_can_not(settings: dict[str, object], sent
         ({"settings": {"run.device": "meta"}}, "run.device = 'meta' is a device whose tensors hold no values"),
         (
             {"settings": {"data.root": "/here"}},
-            "digits is part of advkit and reads no files; leave --data-root /here out.",
+            'digits is part of advkit and reads no files; leave data.root="/here" out.',
         ),
         (
             {"settings": {"model.normalise": "0.5,0.5,0.2,0.2"}},

@@ -257,7 +257,7 @@ def test_balanced_digits_are_a_prefix() -> None:
 def test_digits_take_no_root() -> None:
     with pytest.raises(OptionError) as error:
         advkit.load_data("digits", "folder")
-    assert message(error) == "digits is part of advkit and reads no files; leave --data-root folder out."
+    assert message(error) == 'digits is part of advkit and reads no files; leave data.root="folder" out.'
 
 
 @pytest.mark.parametrize(
@@ -496,11 +496,11 @@ def test_only_what_the_limit_selects_is_decoded(pets: Path, pack) -> None:  # ty
 def test_a_root_is_needed_and_must_exist(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as error:
         ImageFolder().load(None, None)
-    assert message(error) == "image-folder reads your files; name the folder or zip with --data-root DIR."
-    assert refusal(tmp_path / "nowhere") == "does not exist; check --data-root."
+    assert message(error) == 'image-folder reads your files; name the folder or zip with data.root="DIR".'
+    assert refusal(tmp_path / "nowhere") == "does not exist; check the path."
     (tmp_path / "text.zip").write_text("not a zip")
     assert refusal(tmp_path / "text.zip") == (
-        "is neither a folder nor a readable zip (File is not a zip file); check --data-root."
+        "is neither a folder nor a readable zip (File is not a zip file); check the path."
     )
 
 
@@ -636,7 +636,7 @@ def test_a_root_that_is_no_file(tmp_path: Path, root: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError) as refused:
         ImageFolder().load(tmp_path / root, None)
-    assert "check --data-root" in str(refused.value) and refused.value.exit_code == 4
+    assert "check the path" in str(refused.value) and refused.value.exit_code == 4
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,8 @@ def test_the_command_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{tmp_path}/m holds 120 images to train on, of 4 classes." in capsys.readouterr().out
     assert manifest_of(tmp_path / "m").source == "g.npz"
     assert run(["train", "--dataset", "mapped", "--data-root", str(tmp_path / "m")]) == 4
-    assert "m has no test images; prepare it again with --hold-out 0.1, or name it as" in capsys.readouterr().err
+    again = "`advkit data prepare mapped --from PATH --data-root NEW --hold-out 0.1`"
+    assert f"m has no test images; make it again with {again}, or name it as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,7 @@ def test_names() -> None:
 
 def test_an_attack_in_another_norm_asks_for_its_eps() -> None:
     net = smooth_net()
-    with pytest.raises(OptionError, match="pgd-3-l2 attacks in l2, but eps is in linf; give --eps-l2 E too"):
+    with pytest.raises(OptionError, match=r"pgd-3-l2 attacks in l2, but eps is in linf; give eps_l2=\"E\" too"):
         robust(net, spread(net, 4, 10), "pgd-3-l2")
     with pytest.raises(OptionError, match="eps must be a finite number >= 0, or one for each of the 4 images"):
         robust(net, spread(net, 4, 10), "pgd-3", eps=torch.ones(3))

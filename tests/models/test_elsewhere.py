@@ -61,13 +61,13 @@ def test_a_transformer_is_built_for_the_images_or_they_for_it(kind: type[Timm | 
     if kind is Timm:  # torchvision's smallest has 86 million parameters: only its refusal below
         assert built(kind, name, COLOUR)(torch.rand(2, 3, 32, 32)).shape == (2, 7)
         assert built(kind, name, GRAY, resize=224)(torch.rand(2, 1, 28, 28)).shape == (2, 5)
-    with pytest.raises(OptionError, match=r"can not be built for images of 3 x 28 x 28 .* --set model.resize=224"):
+    with pytest.raises(OptionError, match=r"can not be built for images of 3 x 28 x 28 .* model.resize=224"):
         built(kind, name, GRAY)
 
 
 def test_a_plan_builds_a_net_of_a_library_without_its_weights() -> None:
     """And says what a run would of images that it is not made for. The control: images that it takes."""
-    with pytest.raises(OptionError, match=r"can not be built for images of 3 x 8 x 8 .* --set model.resize=224"):
+    with pytest.raises(OptionError, match=r"can not be built for images of 3 x 8 x 8 .* model.resize=224"):
         advkit.plan((), model="timm:vit_tiny_patch16_224", dataset="digits")
     advkit.plan((), model="timm:vit_tiny_patch16_224", dataset="digits", settings={"model.resize": 32})
 

@@ -121,9 +121,9 @@ def test_a_file_says_whose_net_it_is_and_how_it_normalises() -> None:
         for name, value in official(iseat).items()
         if "sub_block1" not in name
     }
-    with pytest.raises(advkit.CheckpointError, match=r"TRADES' code.* give --set model.variant=trades"):
+    with pytest.raises(advkit.CheckpointError, match=r"TRADES' code.* set model.variant=trades"):
         loaded(theirs, variant="iseat")
-    with pytest.raises(advkit.CheckpointError, match=r"ISEAT's code.* give --set model.variant=iseat"):
+    with pytest.raises(advkit.CheckpointError, match=r"ISEAT's code.* set model.variant=iseat"):
         loaded(own)
     with pytest.raises(advkit.CheckpointError, match=r"no sub_block1.* leave model.dead_block out"):
         loaded({name: value for name, value in theirs.items() if "sub" not in name}, dead_block=True)

@@ -173,7 +173,7 @@ def test_who_judges_success_is_refused_and_who_is_given_one_label_is_told() -> N
         resolve(["cutmix", "cat-eps"], [Layer("test")])
     assert str(refused.value) == (
         "Plugin cat-eps asks whether an attack succeeds, which is judged by one label, but cutmix gives images two; "
-        "leave one of them out of --plugins."
+        "leave one of them out."
     )
     cautions = resolve(["cutmix", "mart", "gairat"], [Layer("test")]).cautions
     assert [caution for caution in cautions if "batch.y" in caution] == [

@@ -206,7 +206,7 @@ def test_what_the_plan_says() -> None:
     assert cautions({"attack.steps": 2}) == ("fgsm-rs is a method of one step, and attack.steps is 2",)
     far = "fgsm-rs attacks up to 3 times as far as the budget allows"
     assert cautions({"attack.step_size": "eps"}, noise=2) == (far,)
-    other = "N-FGSM steps by eps (--set attack.step_size=eps); this run by another length"
+    other = "N-FGSM steps by eps (attack.step_size=eps); this run by another length"
     assert cautions(noise=2) == (other, far.replace("3", "3.25"))
     with pytest.raises(OptionError) as refused:
         cautions({"attack.norm": "l2", "attack.eps": 0.5}, noise=2)
@@ -265,7 +265,7 @@ def test_an_inner_attack_of_its_own_asks_neither(net: nn.Module, hook: str, does
     with pytest.raises(HookConflict) as refused:
         resolve([own, plugin])
     assert str(refused.value) == (
-        f"Plugin odd answers {hook}, but the inner attack own {does} as it likes; leave one of them out of --plugins."
+        f"Plugin odd answers {hook}, but the inner attack own {does} as it likes; leave one of them out."
     )
 
 

@@ -95,9 +95,9 @@ def test_a_helper_that_has_moved_and_one_that_is_another(tmp_path: Path, capsys:
 
 def test_what_is_said_without_a_net() -> None:
     for name, sentence in (
-        ("hat", "hat.helper names no net, so nothing helps and hat is TRADES; give a run of standard training, -o "
+        ("hat", "hat.helper names no net, so nothing helps and hat is TRADES; give a run of standard training: "
                 "hat.helper=RUN"),
-        ("rslad", "rslad.teacher names no net, so the labels teach in its place; give a run of robust training, -o "
+        ("rslad", "rslad.teacher names no net, so the labels teach in its place; give a run of robust training: "
                   "rslad.teacher=RUN"),
     ):  # fmt: skip
         assert sentence in advkit.plan(name)["cautions"]

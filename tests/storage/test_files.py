@@ -269,7 +269,7 @@ def test_a_default_place_that_can_not_be_written_is_no_fault_of_what_was_typed(
         with pytest.raises(AdvkitError, match=f"^{place} can not be written") as refused:
             written(Path(place), no_run, typed=False)
         assert refused.value.exit_code == code
-    with pytest.raises(OptionError, match=r"^--out report\.html can not be written"):
+    with pytest.raises(OptionError, match=r"^out report\.html can not be written"):
         written(Path("report.html"), no_run)
     denied = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(os, "mkdir", Mock(side_effect=denied))

@@ -271,8 +271,8 @@ def test_seeds_are_how_many_or_which(asked: Any, numbers: list[int]) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("--plugins awp --seed 1", "An ablation takes its seeds from --seeds; leave run.seed and --seed out."),
-        ("--plugins awp --set run.seed=1", "An ablation takes its seeds from --seeds; leave run.seed and --seed out."),
+        ("--plugins awp --seed 1", "An ablation takes its seeds from --seeds; leave --seed (run.seed) out."),
+        ("--plugins awp --set run.seed=1", "An ablation takes its seeds from --seeds; leave --seed (run.seed) out."),
         *((f"--plugins awp --seeds {given}", f"--seeds {given} {SEEDS}") for given in ("0,0", "x", ",", "0", "12345")),
         ("", "There is nothing to leave out; name plugins: --plugins cat-eps,lsiw."),
     ],

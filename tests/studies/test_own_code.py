@@ -331,9 +331,9 @@ def test_a_run_of_objects_takes_one_call_each(pair: Any, tmp_path: Path, capsys:
     assert torch.equal(resumed.model[0].weight, net[0].weight)  # type: ignore[index]
     record = Study(tmp_path / "run", n=4, attack="pgd-1", model=module(), dataset=pair, out=tmp_path).vulnerability()
     assert record.n == 4
-    for flag, what in (("--dataset", "images"), ("--model", "model")):
+    for flag, what in (("dataset", "images"), ("model", "model")):
         given = {"images": {"model": module()}, "model": {"dataset": pair}}[what]
-        with pytest.raises(advkit.AdvkitError, match=rf"passed from Python: pass .* with {flag} FILE\.py:NAME\."):
+        with pytest.raises(advkit.AdvkitError, match=rf'passed from Python: pass .* with {flag}="FILE\.py:NAME"\.'):
             advkit.evaluate(tmp_path / "run", **given)
     assert said(capsys, "evaluate", tmp_path / "run")[0] == 4
 

@@ -38,7 +38,7 @@ def test_weights_that_are_rounded_are_said_to_be(
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("folder.pt", [], "folder.pt is not a run folder: it has no run.toml. Give the --out of a run."),
+        ("folder.pt", [], "folder.pt is not a run folder: it has no run.toml. Give the folder of a run."),
         (
             "folder.pt",
             NET,

@@ -170,7 +170,7 @@ def test_values_are_told_apart_by_commas_outside_of_lists_and_quotes() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("-o cat-eps.eta=0.1", "There is nothing to sweep; give an option several values: -o lsiw.lam=0.03,0.1."),
+        ("-o cat-eps.eta=0.1", "There is nothing to sweep; give an option several values: lsiw.lam=0.03,0.1."),
         ("-o cat-eps.eta=0.1,0.10", "cat-eps.eta=0.1 and cat-eps.eta=0.1 are the same run; give each value once."),
         ("-o cat-eps.eta=0.1,", "'cat-eps.eta=0.1,' is not of the form plugin.key=value,value, each key once."),
         (
@@ -194,7 +194,7 @@ def test_values_are_told_apart_by_commas_outside_of_lists_and_quotes() -> None:
             "cat-eps.eta is given twice, 0.1 and as values to sweep; give it once.",
         ),
         ("-o run.epochs=1,2 --set run.epochs=3,4", "-o and --set both give run.epochs; give it once."),
-        ("--set attack.steps=1,2 --seed 1", "A sweep takes its seeds from --seeds; leave run.seed and --seed out."),
+        ("--set attack.steps=1,2 --seed 1", "A sweep takes its seeds from --seeds; leave --seed (run.seed) out."),
         (
             "--set attack.steps=1,2 --set validation.split=test",
             "A sweep chooses on images that its runs hold out; leave validation.split=test and "

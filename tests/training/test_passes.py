@@ -41,10 +41,7 @@ def refusal(chosen: Collection[str]) -> str | None:
     """The sentence with which a set of the eight is refused, companions being granted."""
     for first, second, hook in (("cat-margin", "trades", "attack_objective"), ("mart", "trades", "base_loss")):
         if first in chosen and second in chosen:
-            return (
-                f"Plugins {first} and {second} both own {hook}, which takes one owner; "
-                "leave one of them out of --plugins."
-            )
+            return f"Plugins {first} and {second} both own {hook}, which takes one owner; leave one of them out."
     if "av-rank" in chosen and "lsiw" not in chosen:
         terms = ["base_loss", *sorted({"cat-margin", "mart", "trades"} & set(chosen))]
         return ALONE_REFUSED.replace("are base_loss.", f"are {', '.join(terms)}.")
@@ -168,7 +165,7 @@ def test_every_subset_with_companions_declined(
 def test_without_lsiw_there_is_no_companion_to_decline(tiny_net: Net, tiny_batch: BatchOf) -> None:
     with pytest.raises(OptionError) as refused:
         witnessed(tiny_net(), ["cat-eps"], tiny_batch(), no_companion=["weight_perturbation"])
-    assert str(refused.value) == "--no-companion weight_perturbation declines nothing: no plugin asks for one."
+    assert str(refused.value) == "no_companion weight_perturbation declines nothing: no plugin asks for one."
 
 
 @pytest.mark.parametrize(
@@ -248,7 +245,7 @@ def test_two_losses_are_refused_word_for_word(tiny_net: Net) -> None:
     with pytest.raises(HookConflict) as refused:
         cautions(tiny_net(), "trades", "mart")
     assert str(refused.value) == (
-        "Plugins mart and trades both own base_loss, which takes one owner; leave one of them out of --plugins."
+        "Plugins mart and trades both own base_loss, which takes one owner; leave one of them out."
     )
 
 
@@ -282,7 +279,7 @@ def test_lsiw_lets_v_increase_another_loss_than_the_runs(tiny_net: Net, owner: s
     iseat = "the official ISEAT code attacks in train mode; this run attacks in eval mode"
     early = (
         "lsiw.lam is 0.1 from epoch 0 on; ISEAT on CIFAR has 0 until the first decay of the learning rate, "
-        "as -o 'lsiw.lam=0.1 after decay 1'"
+        "as lsiw.lam='0.1 after decay 1'"
     )
     assert cautions(tiny_net(), owner, "lsiw") == [other, iseat, early]
     late = {"lsiw": {"lam": [[0, 0.0], [1, 0.1]]}}
@@ -305,7 +302,7 @@ class OwnAttack(Plugin):
 
 START = (
     "attack.init is zero, where the KL of trades has no gradient beyond rounding, so some samples may never be "
-    "attacked; choose --set attack.init=normal"
+    "attacked; set attack.init=normal"
 )
 
 

@@ -813,8 +813,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_one_line(copy: Path, wh
         0,
         "",
         f"Skipped a checkpoint: {newest}/tensors.safetensors is damaged (its size or SHA-256 is not that of "
-        f"manifest.json); remove {newest.name} to resume from an earlier one, or read another: "
-        "--checkpoint best or last.\n",
+        f"manifest.json); remove {newest.name} to resume from an earlier one, or read another "
+        "checkpoint, best or last.\n",
     )
     assert ended(copy) == ended(whole)
     assert older.exists()

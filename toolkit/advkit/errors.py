@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
@@ -28,9 +28,23 @@ def command_line() -> Iterator[None]:
 def named(flag: str, value: str = "") -> str:
     """An argument as whoever is told of it writes it: "--model NAME" on the command line, model="NAME" from Python."""
     if _TYPED.get():
-        return f"{flag} {value}".rstrip()
-    name = "settings" if flag == "--set" else flag.removeprefix("--").replace("-", "_")
+        return f"{flag} {shlex.quote(value)}" if value else flag
+    name = _OTHERWISE.get(flag) or flag.removeprefix("--").replace("-", "_")
     return f'{name}="{value}"' if value else name
+
+
+_OTHERWISE = {"--set": "settings", "--resume": "resume_from", "--data-root": "data.root", "--limit": "data.limit"}
+"""What Python calls otherwise; a setting where functions differ in what they call it."""
+
+
+def arguments(words: Sequence[str]) -> str:
+    """Several, given as ["--model", "NAME", "--out", "DIR"]."""
+    return (" " if _TYPED.get() else ", ").join(map(named, words[::2], words[1::2]))
+
+
+def called(function: str, words: Sequence[str]) -> str:
+    """A command with its arguments, as whoever is told of it writes it: `advkit train ...`, `advkit.train(...)`."""
+    return f"advkit {function} {arguments(words)}" if _TYPED.get() else f"advkit.{function}({arguments(words)})"
 
 
 class Caution(UserWarning):
@@ -57,9 +71,7 @@ class NotTyped(OptionError):
 
     def __init__(self, names: Iterable[str], words: Iterable[str]) -> None:
         self.words = list(words)
-        super().__init__(
-            f"The code of {' and '.join(names)} runs only where you name it: add {shlex.join(self.words)}."
-        )
+        super().__init__(f"The code of {' and '.join(names)} runs only where you name it: add {arguments(self.words)}.")
 
 
 class HookConflict(AdvkitError):

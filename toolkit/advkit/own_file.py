@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import NotTyped, OptionError, PluginImport, did_you_mean, says
+from .errors import NotTyped, OptionError, PluginImport, did_you_mean, named, says
 from .reading import read
 
 FLAGS = {"model.name": "--model", "data.name": "--dataset"}
@@ -57,7 +57,7 @@ class OwnFile:
     @classmethod
     def typed(cls, key: str, text: object) -> OwnFile | None:
         """As `written`, of what a person names: read, and free to run. OptionError, or PluginImport without a file."""
-        flag = FLAGS[key]
+        flag = named(FLAGS[key])
         if isinstance(text, str) and text.endswith((".py", ".py:")):
             raise OptionError(f"{flag} {text} is a file; say which class or function of it: {text.rstrip(':')}:NAME.")
         file = cls.written(key, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .. import registry
-from ..errors import HookConflict, OptionError, did_you_mean
+from ..errors import HookConflict, OptionError, did_you_mean, named
 from ..plugin import Plugin
 from .registration import check, hooks_of
 
@@ -33,7 +33,7 @@ def add_companions(plugins: Mapping[str, Plugin], declined: Sequence[str]) -> di
     unknown = [wish for wish in declined if wish not in wishes]
     if unknown:
         raise OptionError(
-            f"--no-companion {unknown[0]} declines nothing: "
+            f"{named('--no-companion')} {unknown[0]} declines nothing: "
             + (
                 f"the companions of this run answer {', '.join(sorted(wishes))}."
                 if wishes
@@ -52,7 +52,7 @@ def add_companions(plugins: Mapping[str, Plugin], declined: Sequence[str]) -> di
             if another != name:  # the same one with other options: `companion_options` says so
                 raise HookConflict(
                     f"Plugins {asker} and {other} ask for different companions on {wish} "
-                    f"({name} and {another}); name the one you want in --plugins."
+                    f"({name} and {another}); name the one you want among the plugins."
                 )
         added[name] = (wish, asker)
     return added
@@ -70,7 +70,7 @@ def companion_options(
             if name in options_given and options_given[name][0] != options:
                 raise HookConflict(
                     f"Plugins {options_given[name][1]} and {asker} give {name} different options; "
-                    f"decline one with --no-companion {wish} and set -o {name}.KEY=VALUE."
+                    f"decline one with {named('--no-companion')} {wish} and set {name}.KEY=VALUE."
                 )
             options_given[name] = (options, asker)
     return options_given

@@ -45,8 +45,7 @@ class Composition:
             if spec.rule is Rule.EXCLUSIVE and len(self.answers[hook]) > 1:
                 first, second = (answer.plugin.name for answer in self.answers[hook][:2])
                 raise HookConflict(
-                    f"Plugins {first} and {second} both own {hook}, which takes one owner; "
-                    "leave one of them out of --plugins."
+                    f"Plugins {first} and {second} both own {hook}, which takes one owner; leave one of them out."
                 )
             if spec.rule is Rule.CHAIN:
                 self.answers[hook] = self._chained(hook)
@@ -164,7 +163,7 @@ class Composition:
             circle = sorted(error.args[1][1:])
             raise AmbiguousOrder(
                 f"Plugins {' and '.join(circle)} declare places on {hook} that contradict each other; "
-                f"choose with --set order.{hook}={','.join(circle)}."
+                f"set order.{hook}={','.join(circle)}."
             ) from None
         for position, (first, second) in enumerate(pairwise(order)):
             if first not in earlier[second]:
@@ -173,7 +172,7 @@ class Composition:
                 one, other = sorted((",".join(order), ",".join(swapped)))
                 raise AmbiguousOrder(
                     f"Plugins {' and '.join(sorted((first, second)))} both change {hook} and neither declares its "
-                    f"place; choose one: --set order.{hook}={one} or --set order.{hook}={other}."
+                    f"place; set order.{hook}={one} or order.{hook}={other}."
                 )
         return tuple(answers[name] for name in order)
 

@@ -13,7 +13,7 @@ from .stage import Answer, readers
 Answers = Mapping[str, tuple[Answer, ...]]
 
 NEEDS = {"perturbation_budget": "radius", "budget_scale": "radius", "attack_objective": "objective"}
-LEAVE = "leave one of them out of --plugins."
+LEAVE = "leave one of them out."
 
 
 def unconsumed(answers: Answers, steps: int) -> list[str]:
@@ -104,7 +104,7 @@ def _idle_attack(answers: Answers, steps: int) -> list[str]:
         for answer in answers[hook]:
             raise HookConflict(
                 f"Plugin {answer.plugin.name} answers {hook}, but attack.steps is 0, so there is no attack; "
-                "leave it out of --plugins or set attack.steps."
+                "leave it out, or set attack.steps."
             )
     budgets = _names(answers, "perturbation_budget")
     return [f"attack.steps is 0, so the budgets of {name} bound nothing" for name in budgets]

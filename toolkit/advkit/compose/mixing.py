@@ -19,7 +19,7 @@ def of_one_label(answers: Mapping[str, tuple[Answer, ...]]) -> list[str]:
             if "success" in answer.arguments:
                 raise HookConflict(
                     f"Plugin {answer.plugin.name} asks whether an attack succeeds, which is judged by one label, but "
-                    f"{mixer.plugin.name} gives images two; leave one of them out of --plugins."
+                    f"{mixer.plugin.name} gives images two; leave one of them out."
                 )
             if answer.spec.phase in ("attack", "update") and "batch" in answer.arguments and answer.hook not in PLACES:
                 told.add(answer.plugin.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import registry
-from ..errors import OptionError
+from ..errors import OptionError, named
 from ..own_file import FLAGS, OwnFile, over
 from ..plugin import Plugin
 
@@ -48,7 +48,9 @@ def chosen(plugins: str | Iterable[PluginChoice] | None) -> tuple[PluginChoice, 
     if isinstance(plugins, str):
         names = tuple(part.strip() for part in plugins.split(",") if part.strip())
         if plugins.strip() and not names:
-            raise OptionError(f"--plugins {plugins!r} names no plugin; leave it out for PGD-AT, or name some: a,b.")
+            raise OptionError(
+                f"{named('--plugins')} {plugins!r} names no plugin; leave it out for PGD-AT, or name some: a,b."
+            )
         return names
     return None if plugins is None else tuple(plugins)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
-from ..errors import PluginImport, PluginLoad, did_you_mean, spoken
+from ..errors import PluginImport, PluginLoad, did_you_mean, named, spoken
 from ..reading import read
 
 GROUP = "advkit.recipes"
@@ -59,7 +59,7 @@ def load(name: str) -> Recipe:
     if whole not in files or (name != whole and "mini" not in table):
         hint = did_you_mean(name, names())
         if spoken(name) in registry.names("plugin") and spoken(name) not in files:
-            hint = f" {spoken(name)} is a plugin: --plugins {spoken(name)}."
+            hint = f" {spoken(name)} is a plugin: {named('--plugins', spoken(name))}."
         raise PluginLoad(f"Unknown recipe {name}.{hint} `advkit recipes list` shows them all.")
     path, distribution = files[whole]
     about, mini = table.pop("recipe", {}), table.pop("mini", None)

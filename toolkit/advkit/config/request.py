@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import registry
 from ..compose.companions import loaded
 from ..compose.registration import HOOKS, check, hooks_of
-from ..errors import OptionError, PluginLoad, shown, spoken
+from ..errors import OptionError, PluginLoad, named, shown, spoken
 from ..optimizers import KNOWN, OptimizerSettings
 from ..options import parse_number
 from ..own_file import OwnFile
@@ -144,7 +144,8 @@ def _refuse_methods(plugins: Sequence[PluginChoice]) -> None:
         if spoken(name) not in registry.names("plugin") and (methods := recipes.called(name)):
             others = f", or {', '.join(methods[1:])}" if methods[1:] else ""
             raise PluginLoad(
-                f"{name} is no plugin but a recipe, which has plugins and settings: --recipe {methods[0]}{others}."
+                f"{name} is no plugin but a recipe, which has plugins and settings: "
+                f"{named('--recipe', methods[0])}{others}."
             )
 
 
@@ -251,7 +252,6 @@ def _preferences(
         elif key not in given:
             (one, first), (other, second) = wishes[0], different
             cautions.append(
-                f"{first} prefers {key}={one} and {second} {key}={other}; "
-                f"the default stands, choose with --set {key}=..."
+                f"{first} prefers {key}={one} and {second} {key}={other}; the default stands, unless you set {key}"
             )
     return agreed, cautions

@@ -14,7 +14,7 @@ from ..compose.declarations import build
 from ..compose.parts import WHOLE, refuse_parts
 from ..compose.registration import check
 from ..compose.stage import Setting
-from ..errors import OptionError, did_you_mean, shown
+from ..errors import OptionError, did_you_mean, named, shown
 from ..optimizers import OptimizerSettings
 from ..options import OptionModel, parse_number, validate
 from ..own_file import FLAGS, OwnFile, over
@@ -89,12 +89,11 @@ class Resolved:
             name, known = str(self.values()[key]), self.files.get(key)
             what = {"model.name": "net", "data.name": "data"}[key]
             if registered(name):
-                raise OptionError(
-                    f"The run's {what} is {name}, which is installed; leave {FLAGS[key]} {file.short} out."
-                )
+                raise OptionError(f"The run's {what} is {name}, which is installed; leave {named(FLAGS[key])} out.")
             if known is not None and known.name != file.name:
                 raise OptionError(
-                    f"The run's {what} is {name}, not {file.short}; name that, {FLAGS[key]} {known.path}:{known.name}."
+                    f"The run's {what} is {name}, not {file.short}; name that, "
+                    f"{named(FLAGS[key], f'{known.path}:{known.name}')}."
                 )
         return replace(self, files=over(self.files, files))
 
@@ -135,7 +134,7 @@ def resolve(
         if not isinstance(choice, str):
             check(plugin)
         if plugin.name in types:
-            raise OptionError(f"Plugin {plugin.name} is named twice in --plugins; name it once.")
+            raise OptionError(f"Plugin {plugin.name} is named twice; name it once.")
         types[plugin.name] = plugin
         if isinstance(choice, Plugin):
             passed[plugin.name] = choice

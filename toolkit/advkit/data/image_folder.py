@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, OptionError
+from ..errors import DataError, OptionError, named
 from .base import Dataset, DataSource, Splits
 from .decoded import Decoded
 from .notes import Notes, hidden, way
@@ -44,7 +44,9 @@ class ImageFolder(DataSource):
 
     def load(self, root: Path | None, limit: int | None) -> Splits:
         if root is None:
-            raise OptionError("image-folder reads your files; name the folder or zip with --data-root DIR.")
+            raise OptionError(
+                f"image-folder reads your files; name the folder or zip with {named('--data-root', 'DIR')}."
+            )
         with ExitStack() as stack:
             files = stack.enter_context(listed(root))
             splits = self._read(files, limit)
@@ -194,7 +196,7 @@ def _decode_all(files: Files, names: list[str], max_pixels: int, seen: Counter[s
     except MemoryError:
         raise DataError(
             f"{files.root}: {len(names)} images of {width}x{height} pixels do not fit into memory; take fewer with "
-            "--limit, or smaller ones."
+            f"{named('--limit')}, or smaller ones."
         ) from None
     pixels = torch.from_numpy(images)
     return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()

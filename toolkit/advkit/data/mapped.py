@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import checked, fits
-from ..errors import DataError, OptionError
+from ..errors import DataError, OptionError, named
 from ..reading import opened, read
 from .base import Dataset, DataSource, Splits
 from .transforms import TRANSFORMS
@@ -85,12 +85,13 @@ class Mapped(DataSource):
     def load(self, root: Path | None, limit: int | None) -> Splits:
         """See `DataSource.load`. The images of a `limit` are copied into memory."""
         if root is None:
-            raise OptionError("mapped reads a folder that `advkit data prepare` made; name it with --data-root DIR.")
+            where = named("--data-root", "DIR")
+            raise OptionError(f"mapped reads a folder that `advkit data prepare` made; name it with {where}.")
         manifest = manifest_of(root)
         if "test" not in manifest.splits:
             raise DataError(
-                f"{root} has no test images; prepare it again with --hold-out 0.1, or name it as extra data of a set "
-                "that has some (plugin extra-data)."
+                f"{root} has no test images; make it again with `advkit data prepare mapped --from PATH --data-root "
+                "NEW --hold-out 0.1`, or name it as extra data of a set that has some (plugin extra-data)."
             )
         train, test = (self._kept(split_of(root, manifest, split), limit) for split in ("train", "test"))
         return Splits(train, test, manifest.transform)

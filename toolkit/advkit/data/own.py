@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
-from ..errors import DataError, OptionError, says, shown
+from ..errors import DataError, OptionError, named, says, shown
 from ..generators import generators, put_back, repeatable
 from ..hidden import without_trace
 from ..judging import untouched
@@ -110,7 +110,7 @@ class OwnData(DataSource):
     def load(self, root: Path | None, limit: int | None) -> Splits:
         if root is not None and not self.file.takes("root"):
             raise OptionError(
-                f"{self.file.short} takes no argument root, so --data-root (data.root) would change nothing; leave it "
+                f"{self.file.short} takes no argument root, so {named('--data-root')} would change nothing; leave it "
                 "out, or let it take one."
             )
         with repeatable(0):

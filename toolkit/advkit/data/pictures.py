@@ -55,10 +55,10 @@ def listed(root: Path) -> Iterator[Files]:
     try:
         archive = _Archive(root)
     except FileNotFoundError:
-        raise DataError(f"{root} does not exist; check --data-root.") from None
+        raise DataError(f"{root} does not exist; check the path.") from None
     except Exception as error:  # a damaged zip makes zipfile raise almost anything
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{root} is neither a folder nor a readable zip ({reason}); check --data-root.") from None
+        raise DataError(f"{root} is neither a folder nor a readable zip ({reason}); check the path.") from None
     with closing(archive):
         yield Files(root, tuple(archive.here().namelist()), archive.open, archive.size)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
-from ..errors import HookContract, OptionError
+from ..errors import HookContract, OptionError, named
 from ..explained import calling, explained
 from ..fingerprint import Undescribed, fingerprint
 from ..judging import far_apart, judged, same_bits
@@ -279,8 +279,8 @@ def budgets(
                     f"{attack.name} attacks in {own}, but eps {has}; give eps={{'{own}': E}}, or a number."
                 )
             raise OptionError(
-                f"{attack.name} attacks in {own}, but eps is in {norm}; give --eps-{own} E too, from Python "
-                f"eps={{'{norm}': ..., '{own}': E}} (RobustBench has 0.5 in l2 beside 8/255 in linf on CIFAR-10)."
+                f"{attack.name} attacks in {own}, but eps is in {norm}; give {named(f'--eps-{own}', 'E')} too "
+                f"(RobustBench has 0.5 in l2 beside 8/255 in linf on CIFAR-10)."
             )
         radius = torch.as_tensor(given[own], dtype=torch.float64).cpu()
         if radius.numel():

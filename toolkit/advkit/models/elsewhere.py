@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from ..errors import OptionError, did_you_mean
+from ..errors import OptionError, did_you_mean, named
 from ..options import option
 from .base import DataSpec, ModelBuilder, Normalize, statistics as numbers
 
@@ -90,7 +90,7 @@ class Elsewhere(ModelBuilder):
         if name not in known:
             raise OptionError(
                 f"model.architecture = {name!r} is none of {self.name}'s {len(known)} nets.{did_you_mean(name, known)} "
-                f"Give one as --model {self.name}:NAME."
+                f"Give one as {named('--model', f'{self.name}:NAME')}."
             )
         return library
 
@@ -106,7 +106,7 @@ class Elsewhere(ModelBuilder):
             raise OptionError(
                 f"{self.name}:{name} can not be built for images of {channels} x {height} x {width} "
                 f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-                "--set model.resize=224 brings them to another size inside the net."
+                "model.resize=224 brings them to another size inside the net."
             ) from None
         if shape != (2, spec.classes):
             raise OptionError(f"{self.name}:{name} is no classifier: it returns {shape}, not (2, {spec.classes}).")

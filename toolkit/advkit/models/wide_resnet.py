@@ -168,7 +168,7 @@ def _refuse_other(net: dict[str, Tensor], variant: Variant, options: WideOptions
         whose, sign = ("ISEAT's", "layer1.block0") if variant == "iseat" else ("TRADES'", "block1.layer.0")
         raise CheckpointError(
             f"it has the names of {whose} code, such as {sign}, and model.variant = {options.variant} is another net; "
-            f"give --set model.variant={variant}."
+            f"set model.variant={variant}."
         )
     if options.dead_block and not any(name.startswith("sub_block1.") for name in net):
         raise CheckpointError("it has no sub_block1, which model.dead_block adds; leave model.dead_block out.")
@@ -184,7 +184,7 @@ def _refuse_other_normalisation(
     if not fits:
         raise CheckpointError(
             f"{here}, which is not for images of {channels} channels in [0, 1] ({numbers[:60]}); save the net alone, "
-            "and give its numbers: --set model.normalise=MEANS,DEVIATIONS."
+            "and give its numbers, model.normalise=MEANS,DEVIATIONS."
         )
     if given != "data" and (
         given == "none"

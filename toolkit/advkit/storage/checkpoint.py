@@ -292,6 +292,6 @@ def _publish(work: Path, final: Path) -> None:
 
 def _damaged(file: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{file} {why}; remove {file.parent.name} to resume from an earlier one, or read another: "
-        "--checkpoint best or last."
+        f"{file} {why}; remove {file.parent.name} to resume from an earlier one, or read another "
+        "checkpoint, best or last."
     )

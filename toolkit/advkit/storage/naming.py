@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, named
 from . import checkpoint, schema
 from .files import past_damage
 
@@ -39,7 +39,7 @@ def found(folder: Path, name: str) -> Path | None:
     if right is None and told and checkpoint.verified(told):
         raise CheckpointError(
             f"{folder}: the best checkpoint, of epoch {best.epoch + 1}, is lost or damaged; restore it, or read "
-            "another: --checkpoint last."
+            f"another: {named('--checkpoint', 'last')}."
         )
     return right or told
 

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from .. import registry, torchrun
 from ..config import runfile
 from ..config.layer import Layer
 from ..config.resolve import Resolved
-from ..errors import CheckpointError, HookConflict, OptionError, PluginImport, PluginLoad
+from ..errors import CheckpointError, HookConflict, OptionError, PluginImport, PluginLoad, called, named
 from . import checkpoint, files, machine, naming, schema
 from .lock import RunLock
 
@@ -55,7 +54,7 @@ class RunFolder:
             files.sweep(path)  # of a start that was killed
             folder._refuse_content()
         except OSError as error:
-            raise files.unwritable(path, error, "choose another --out", "used") from None
+            raise files.unwritable(path, error, f"choose another {named('--out')}", "used") from None
         return folder
 
     def describe(self, resolved: Resolved, code: Mapping[str, str], init_from: Path | None) -> None:
@@ -74,13 +73,12 @@ class RunFolder:
         killed = content == {"environment.json"} and "advkit" in (self._environment() or {})  # before it was a run
         trained = content & {"metrics.jsonl", "checkpoints"} and not files.there(self.path / "run.toml")
         if trained and "advkit" in (self._environment() or {}):
-            raise CheckpointError(
-                f"{self.path} is a run whose run.toml is gone; restore that, or choose another --out for a new run."
-            )
+            other = f"choose another {named('--out')} for a new run"
+            raise CheckpointError(f"{self.path} is a run whose run.toml is gone; restore that, or {other}.")
         if content and not killed:
-            resumed = f"continue it with `advkit train --resume {shlex.quote(str(self.path))}`, or "
+            resumed = f"continue it with `{called('train', ['--resume', str(self.path)])}`, or "
             hint = resumed if "run.toml" in content else ""
-            raise OptionError(f"{self.path} holds files already; {hint}choose another --out.")
+            raise OptionError(f"{self.path} holds files already; {hint}choose another {named('--out')}.")
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -97,7 +95,7 @@ class RunFolder:
                 why = getattr(error, "strerror", None) or str(error)
             if isinstance(error, PermissionError):
                 raise CheckpointError(f"{path} can not be read ({why}); check path and permissions.") from None
-            raise CheckpointError(f"{path} is not a run folder: {why}. Give the --out of a run.") from None
+            raise CheckpointError(f"{path} is not a run folder: {why}. Give the folder of a run.") from None
         return cls(path)
 
     def sweep(self) -> None:
@@ -294,6 +292,7 @@ def fresh(root: Path, plugins: tuple[str, ...]) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise files.unwritable(path, error, "choose a place that can with --out", "created", typed=False) from None
+            advice = f"choose a place that can with {named('--out')}"
+            raise files.unwritable(path, error, advice, "created", typed=False) from None
         return path
     raise AssertionError

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, called, named as argument
 from ..judging import same_bits
 from ..models.base import Normalize
 from ..precision import named
@@ -140,7 +140,7 @@ def _as_they_are(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
             if nothing and not all(map(torch.equal, own, theirs)):
                 return (
                     f"{where} has no normalisation, so images enter its net as they are; if its code normalises "
-                    "outside the net, give the numbers: --set model.normalise=MEANS,DEVIATIONS"
+                    "outside the net, give the numbers: model.normalise=MEANS,DEVIATIONS"
                 )
     return ""
 
@@ -204,9 +204,10 @@ def _other_classes(
         return ""
     layer, other = (name.rpartition(".")[0] for name in (different[0], names.get(different[0], different[0])))
     ours = "" if other == layer else f"{layer} "
+    anew = f"{called('train', ['--init-from', 'FILE'])} with {argument('--partial-head')}"
     return (
         f"{other} has {there[0]} outputs there and {ours}{here[0]} here; if these are classes, bring that layer to the "
-        "data's before (advkit train --init-from FILE --partial-head begins it anew), or take data of as many."
+        f"data's before ({anew} begins it anew), or take data of as many."
     )
 
 

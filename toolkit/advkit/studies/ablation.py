@@ -9,7 +9,7 @@ from ..arguments import checked
 from ..config.layer import Layer
 from ..config.request import Request
 from ..config.resolve import Resolved
-from ..errors import HookConflict, OptionError
+from ..errors import HookConflict, OptionError, named
 from ..evaluation.attacks.base import EvaluationAttack
 from ..training.progress import Aloud, Progress
 from .arms import Arm, Study
@@ -26,7 +26,7 @@ def arms(request: Request, seeds: Sequence[int]) -> list[Arm]:
     A plugin left out comes not back as a companion.
     """
     if not request.plugins:
-        raise OptionError("There is nothing to leave out; name plugins: --plugins cat-eps,lsiw.")
+        raise OptionError(f"There is nothing to leave out; name plugins: {named('--plugins', 'cat-eps,lsiw')}.")
     chosen = tuple(sorted(str(plugin) for plugin in request.plugins))
     full = _arm_or_refusal(FULL, request, chosen, set(), seeds)
     rows = [full]
@@ -104,5 +104,7 @@ def ablate(
 def ablate_request(request: Request, seeds: Sequence[int], study: Study, task: int | None = None) -> list[AblationRow]:
     """As `ablate`."""
     if any("run.seed" in layer.settings for layer in request.layers):
-        raise OptionError("An ablation takes its seeds from --seeds; leave run.seed and --seed out.")
+        raise OptionError(
+            f"An ablation takes its seeds from {named('--seeds')}; leave {named('--seed')} (run.seed) out."
+        )
     return study.table(arms(request, seeds), task)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..config import runfile
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import CheckpointError, NonFinite, OptionError, Stopped, shown
+from ..errors import CheckpointError, NonFinite, OptionError, Stopped, named, shown
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..reading import opened
 from ..storage.files import make_named, there, unwritable, write_atomic
@@ -163,10 +163,10 @@ class Study:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise unwritable(self.out / name, error, "name another --out") from None
+                raise unwritable(self.out / name, error, f"name another {named('--out')}") from None
             if head and head != mine:
                 raise OptionError(
-                    f"{self.out / name} is there and is no table of {self.layout.what}; name another --out."
+                    f"{self.out / name} is there and is no table of {self.layout.what}; name another {named('--out')}."
                 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..config.resolve import Resolved
-from ..errors import OptionError
+from ..errors import OptionError, named
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.results import Verdicts, worst_cases
 from ..evaluation.statistics import image_interval
@@ -111,13 +111,13 @@ def incomparable(first: Resolved, other: Resolved, name: str, run: str, eps: flo
         one, another = first.files[key], other.files[key]
         if one.path != another.path and one.recorded != another.recorded:
             return (
-                f"{run} is of {another.path}, {name} of {one.path}, and one {FLAGS[key]} is for all runs; judge each "
-                "with `advkit evaluate`, and see them side by side with `advkit report`."
+                f"{run} is of {another.path}, {name} of {one.path}, and one {named(FLAGS[key])} is for all runs; judge "
+                "each with `advkit evaluate`, and see them side by side with `advkit report`."
             )
     if eps is None and first.attack.eps != other.attack.eps:
         return (
             f"{run} was trained at eps {other.attack.eps:g}, {name} at {first.attack.eps:g}; "
-            "say at which both are judged: --eps E."
+            f"say at which both are judged: {named('--eps', 'E')}."
         )
     return ""
 

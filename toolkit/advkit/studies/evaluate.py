@@ -13,7 +13,7 @@ from ..arguments import checked
 from ..ascent import NORMS
 from ..data.base import Dataset, choice, shuffled
 from ..data.own import as_dataset, as_splits, as_wide_as
-from ..errors import OptionError, ProcessLost, Stopped
+from ..errors import OptionError, ProcessLost, Stopped, named
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.audit.brief import judged, measured
 from ..evaluation.audit.checks import Check
@@ -194,7 +194,7 @@ def evaluate_subject(
         try:
             asked_for = _ask(net.model, images, request, radii, norm, kept, team, watch)
         except (Stopped, KeyboardInterrupt) as stopped:
-            again = "the same command again, without --fresh," if request.fresh else "the same command again"
+            again = "the same command again" + request.fresh * f", without {named('--fresh')},"
             raise type(stopped)(f"Stopped; the verdicts so far are in {folder}. Give {again} to go on.") from None
         except ProcessLost as lost:
             raise ProcessLost(

@@ -8,7 +8,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import OptionError, named
 from ..evaluation.statistics import wilson
 from ..storage.files import entries, there
 from ..training.validation import judged_on
@@ -69,12 +69,12 @@ def withstood(file: Path, result: Evaluation) -> dict[str, list[bool]]:
             if name not in ("index", "label")
         }
         fits = all(_fits(figure, verdicts, result.n) for figure, verdicts in _figures(result, robust))
-        named = {"n": result.n, **shares(result)}
-        fits &= all(named.get(key, told) == told for key, told in (result.robustbench or {}).items())
+        whole = {"n": result.n, **shares(result)}
+        fits &= all(whole.get(key, told) == told for key, told in (result.robustbench or {}).items())
     except (ValueError, KeyError, csv.Error):
         fits = False
     if not fits:
-        raise OptionError(f"{file} does not fit its evaluation.json; make both again with --fresh.")
+        raise OptionError(f"{file} does not fit its evaluation.json; make both again with {named('--fresh')}.")
     return robust
 
 

@@ -11,7 +11,7 @@ from ..arguments import checked
 from ..config.layer import Layer
 from ..config.request import Request
 from ..config.resolve import Resolved
-from ..errors import OptionError, shown
+from ..errors import OptionError, named, shown
 from ..evaluation.attacks.base import EvaluationAttack
 from ..settings import SECTIONS
 from ..training.progress import Aloud, Progress
@@ -27,7 +27,7 @@ Grid = Mapping[str, str | Sequence[object]]
 """The values of each option or setting: {"lsiw.lam": [0.03, 0.1]}."""
 
 FIXED = {
-    "run.seed": "a sweep takes its seeds from --seeds",
+    "run.seed": "each cell of a sweep is trained with the same seeds",
     "data": "all cells of a sweep train on the same images",
     "validation": "all cells of a sweep are judged on the same images",
     "attack.eps": "cells would be judged at different budgets",
@@ -68,9 +68,9 @@ def _refuse_grid(request: Request, grid: Grid) -> None:
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise OptionError(f"The values of {key} are {shown(values)}; give a list.")
     if all(len(values) < 2 for values in grid.values()):
-        raise OptionError("There is nothing to sweep; give an option several values: -o lsiw.lam=0.03,0.1.")
+        raise OptionError("There is nothing to sweep; give an option several values: lsiw.lam=0.03,0.1.")
     if any("run.seed" in layer.settings for layer in request.layers):
-        raise OptionError("A sweep takes its seeds from --seeds; leave run.seed and --seed out.")
+        raise OptionError(f"A sweep takes its seeds from {named('--seeds')}; leave {named('--seed')} (run.seed) out.")
 
 
 def _layer(cell: Mapping[str, object]) -> Layer:
@@ -137,11 +137,13 @@ def sweep_request(
     space = {key: Range.written(values) or values for key, values in grid.items()}
     if trials is None:
         if ranges := [key for key, values in space.items() if isinstance(values, Range)]:
-            raise OptionError(f"{ranges[0]} has a range, {grid[ranges[0]]}; say how many are tried: --trials N.")
+            many = named("--trials", "N")
+            raise OptionError(f"{ranges[0]} has a range, {grid[ranges[0]]}; say how many are tried: {many}.")
         return held_out.table(cells(request, grid, seeds), task)
     if task is not None:
-        raise OptionError("What a search proposes follows from the runs before, so it has no tasks; leave --task out.")
+        without = f"leave {named('--task')} out"
+        raise OptionError(f"What a search proposes follows from the runs before, so it has no tasks; {without}.")
     if trials < 1:
-        raise OptionError(f"--trials {trials} tries nothing; give 1 or more.")
+        raise OptionError(f"{named('--trials')} {trials} tries nothing; give 1 or more.")
     _refuse_grid(request, space)
     return search(held_out, space, trials, lambda cell: _arm(request, cell, seeds))

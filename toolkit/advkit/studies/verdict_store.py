@@ -26,7 +26,7 @@ import torch
 
 from .. import __version__
 from ..data.base import CHOICE, Dataset
-from ..errors import CheckpointError, OptionError, ProcessLost, Stopped
+from ..errors import CheckpointError, OptionError, ProcessLost, Stopped, named
 from ..evaluation.results import BATCH, Verdicts
 from ..storage import files
 from ..storage.lock import RunLock
@@ -140,7 +140,7 @@ class Store:
             typed = self.typed and self._denied != os.strerror(errno.EROFS)
             raise (OptionError if typed else CheckpointError)(
                 f"{self.folder} can not be written ({self._denied}), and not all verdicts asked for are in it; choose "
-                "a place that can with `evaluate --out`, or give a copy of the run."
+                f"a place that can with {named('--out')} of evaluate, or give a copy of the run."
             )
 
     def get(self, key: str, first: int, count: int) -> Verdicts | None:

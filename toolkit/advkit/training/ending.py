@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from copy import deepcopy
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import says
+from ..errors import called, says
 from ..own_file import words
 from ..types import Batch
 from .probes import between_steps
@@ -56,8 +55,8 @@ def farewell(trainer: Trainer) -> str:
     trainer.writer.wait()
     kept = ""
     if trainer.folder:
-        again = ["advkit", "train", "--resume", str(trainer.folder.path), *words(trainer.resolved.files)]
-        kept = f" Continue with: {shlex.join(again)}"
+        again = called("train", ["--resume", str(trainer.folder.path), *words(trainer.resolved.files)])
+        kept = f" Continue with: {again}"
     return f"Stopped in epoch {at.epoch + 1} after step {at.step}; everything is saved.{kept}"
 
 

@@ -214,6 +214,4 @@ class Engine:
 def refuse_compiled(model: nn.Module) -> None:
     """OptionError for a net that its owner has compiled in place, where the run compiles."""
     if of_the_users(model) is not None:
-        raise OptionError(
-            "advkit.train compiles by itself; pass a module that is not compiled, with run.compile=default."
-        )
+        raise OptionError("advkit compiles by itself; pass a module that is not compiled, with run.compile=default.")

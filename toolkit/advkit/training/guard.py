@@ -214,7 +214,7 @@ class Lent:
             if writes(tensor) != before or getattr(self._batch, name) is not tensor:
                 raise HookContract(
                     f"A plugin wrote into batch.{name}, which it only borrows, so this step is not applied; work on a "
-                    'copy. Which one it is, run.check_hooks says (--check-hooks, settings={"run.check_hooks": True}).',
+                    "copy. Which one it is, run.check_hooks=true says.",
                     "borrowed",
                 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..data.transforms import to_float
-from ..errors import CheckpointError
+from ..errors import CheckpointError, called, named
 from ..modules import placement
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
@@ -133,13 +132,13 @@ def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunF
     elif checkpoint.steps(folder.checkpoints):
         raise CheckpointError(
             f"No checkpoint of {folder.path} is intact; restore one, or start again with "
-            f"`advkit train --config {shlex.quote(f'{folder.path}/run.toml')}`."
+            f"`{called('train', ['--config', f'{folder.path}/run.toml'])}`."
         )
     elif trainer.folder:
         if weights := folder.init_from():
             raise CheckpointError(
                 f"{folder.path} has no checkpoint, and its first one had the weights of {weights}, with which the run "
-                "began: restore its checkpoints, or start it again with them and another --out."
+                f"began: restore its checkpoints, or start it again with them and another {named('--out')}."
             )
         if lost := len(folder.history()):
             seen.warn(f"The checkpoints of {folder.path} are gone, after {lost} epochs: the run begins anew")
@@ -204,7 +203,7 @@ def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:
     else:
         seen.warn(
             f"The best checkpoint of {folder.path}, of epoch {at.best['epoch'] + 1}, is lost or damaged; until an "
-            "epoch is better, take --checkpoint last"
+            f"epoch is better, take {named('--checkpoint', 'last')}"
         )
 
 

@@ -19,7 +19,7 @@ from ..config.request import PASSED, registered
 from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
 from ..data.own import OwnData, as_splits, as_wide_as
-from ..errors import CheckpointError, DataError, OptionError, shown
+from ..errors import CheckpointError, DataError, OptionError, named, shown
 from ..fingerprint import code, fingerprint
 from ..generators import repeatable
 from ..models.base import DataSpec, ModelBuilder
@@ -64,7 +64,7 @@ def source_of(name: str, size: int = 0, max_pixels: int | None = None, root: obj
     """What loads a registered data set. Raises PluginLoad; OptionError for what is said of files that it has not."""
     source = cast(type[DataSource], registry.load("data set", name))
     if root and not source.reads:
-        raise OptionError(f"{name} is part of advkit and reads no files; leave --data-root {root} out.")
+        raise OptionError(f"{name} is part of advkit and reads no files; leave {named('--data-root', str(root))} out.")
     if size and source.size is None:
         raise OptionError(f"data.size is of pictures that image-folder decodes, and {name} has images; leave it at 0.")
     if max_pixels not in (None, DataSource.max_pixels) and not source.decodes:
@@ -95,7 +95,7 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
         raise DataError(
             "This run was trained on images passed from Python: pass them again, as `dataset` to advkit.evaluate, "
             "advkit.audit or advkit.export and, with resume_from, to advkit.train; or name what makes them with "
-            "--dataset FILE.py:NAME."
+            f"{named('--dataset', 'FILE.py:NAME')}."
         )
     else:
         splits = load_data(data.name, where, data.limit, data.max_pixels, data.balance, data.size)
@@ -120,7 +120,8 @@ def build_model(resolved: Resolved, train: Dataset | DataSpec) -> nn.Module:
     if file is None and name.startswith(PASSED):
         raise CheckpointError(
             "This run trained a model passed from Python: pass it again, as `model` to advkit.evaluate, advkit.audit "
-            "or advkit.export and, with resume_from, to advkit.train; or name what makes it with --model FILE.py:NAME."
+            "or advkit.export and, with resume_from, to advkit.train; or name what makes it with "
+            f"{named('--model', 'FILE.py:NAME')}."
         )
     build = partial(built, builder_of(resolved)) if file is None else _builder_of(file, resolved)
     with repeatable(derive_seed(resolved.run.seed, CORE, "init")), fitting(name, resolved.model_options):

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import HookContract, Interrupted, OptionError, ProcessLost, Stopped
+from ..errors import HookContract, Interrupted, OptionError, ProcessLost, Stopped, named
 from ..evaluation.team import Team
 from .shares import Shares, Whole
 from .step_report import Report
@@ -216,7 +216,7 @@ def answered() -> Iterator[None]:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise ProcessLost(
             f"Another process of the run has ended, or has not answered within run.timeout ({reason}); what was saved "
-            "is intact: start all of them again with --resume."
+            f"is intact: start all of them again with {named('--resume')}."
         ) from error
 
 

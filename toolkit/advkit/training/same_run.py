@@ -70,7 +70,7 @@ def refuse_other_plugins(stored: Sequence[str], wanted: Sequence[str]) -> None:
     if list(stored) != list(wanted):
         raise ResumeMismatch(
             f"The run was started with the plugins {', '.join(stored) or 'none'}, not {', '.join(wanted) or 'none'}; "
-            "start a new run with another --out."
+            f"start a new run with another {named('--out')}."
         )
 
 
@@ -78,7 +78,7 @@ def refuse_changes(changes: Sequence[str]) -> None:
     if changes:
         raise ResumeMismatch(
             f"A run can not change its settings: {'; '.join(changes)}. Leave them out, or start a new run "
-            "with another --out."
+            f"with another {named('--out')}."
         )
 
 

@@ -7,7 +7,6 @@ comparison. RUN/tracking.json says which trackers a run has and what they call i
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..errors import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Stopped, says, shown
+from ..errors import AdvkitError, CheckpointError, OptionError, PluginImport, PluginLoad, Stopped, called, says, shown
 from ..global_state import undone
 from ..storage.files import read, there, write_atomic
 from .progress import Aloud, Progress
@@ -166,7 +165,7 @@ class Tracked:
                     name = _begun(tracker, folder, dict(settings), known_as, trainer.global_step)
             except AdvkitError as refused:
                 if known_as is None:
-                    again = f"advkit train --resume {shlex.quote(str(folder))}"
+                    again = called("train", ["--resume", str(folder)])
                     raise type(refused)(f"{refused}; leave it out, as `{again}` does.") from refused.__cause__
                 self.warn(f"{refused}; the run goes on without it.")  # FILE names it, so it can not be left out
                 continue

@@ -103,8 +103,7 @@ def refuse_wrapped(name: str, module: nn.Module) -> None:
             f"{name} of the model is what torch.compile returned, under which weights have other names; compile it in "
             f"place with {name}.compile(), or the whole model."
             if name
-            else "advkit.train compiles by itself; pass the module that torch.compile was given, with "
-            "run.compile=default.",
+            else "advkit compiles by itself; pass the module that torch.compile was given, with run.compile=default.",
         ),
     )
     for wrapped, sentence in wrappers:

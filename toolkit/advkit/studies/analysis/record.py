@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, named
 from ...storage.files import make_folder, unwritable, write_atomic
 
 if TYPE_CHECKING:
@@ -60,6 +60,6 @@ def write(
         for suffix, data in pictures.items():
             write_atomic(place := folder / f"{name}.{suffix}", data)
     except (OSError, CheckpointError) as error:
-        advice = "choose another --out" if typed else "choose a place that can with --out"
+        advice = f"choose {'another' if typed else 'a place that can with'} {named('--out')}"
         raise unwritable(place, error, advice, typed=typed) from None
     return True

@@ -12,7 +12,7 @@ from pathlib import Path
 from ... import __version__
 from ...arguments import checked
 from ...data.base import Splits
-from ...errors import AdvkitError, CheckpointError, OptionError
+from ...errors import AdvkitError, CheckpointError, OptionError, named
 from ...own_file import OwnFile
 from ...reading import opened
 from ...storage.files import unwritable, write_atomic
@@ -176,7 +176,8 @@ def _document(
 
 
 def _unwritable(path: Path, error: OSError | CheckpointError, typed: bool) -> AdvkitError:
-    what, advice = (f"--out {path}", "name another file") if typed else (path, "name one that can with --out")
+    out = named("--out")
+    what, advice = (f"{out} {path}", "name another file") if typed else (path, f"name one that can with {out}")
     return unwritable(what, error, advice, typed=typed)
 
 
@@ -190,7 +191,7 @@ def _refuse_other(path: Path, typed: bool) -> None:
     except OSError as error:
         raise _unwritable(path, error, typed) from None
     if head and not (head.startswith(b"<!doctype html>") and b'content="advkit ' in head):
-        raise OptionError(f"--out {path} is there and is no report of advkit; name another file.")
+        raise OptionError(f"{named('--out')} {path} is there and is no report of advkit; name another file.")
 
 
 def _links(inner: Sequence[tuple[str, str]]) -> Html:
