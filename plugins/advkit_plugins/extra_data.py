@@ -82,7 +82,9 @@ class ExtraData(Plugin):
             return ["extra-data.share is 0, so nothing is added; set it and extra-data.root"]
         cautions = []
         if not self.options.root:
-            cautions.append("extra-data.root is not set: a run needs the folder of extra images that it names")
+            cautions.append(
+                "extra-data.root is not set, and a run is refused then; set it to a folder of mapped images"
+            )
         if (owner := company.owner("perturbation_budget")) != "core":
             cautions.append(f"{owner} keeps a budget a sample, and an extra image comes again only after many epochs")
         return cautions

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import advkit
-from advkit import OptionError, Plugin, Splits, hookimpl
+from advkit import CheckpointError, OptionError, Plugin, PluginLoad, Splits, hookimpl
 from advkit.cli.main import run
 from advkit.config.layer import Layer
 from advkit.config.request import Request
 from advkit.config.resolve import Resolved, resolve
 from advkit.config.runfile import dump
+from advkit.errors import Caution
 from advkit.studies import ablation
 
 FILE = """
@@ -280,6 +281,20 @@ def test_an_option_that_needs_company_is_said(options: dict[str, object], with_o
         ),
         ({"validation.fraction": 0, "validation.split": "test", "validation.steps": 5}, [], ()),
         ({"run.batchnorm": "local"}, ["run.batchnorm plays no part in one process"], ()),
+        (
+            {"run.epochs": 1, "optimizer.decay": 0.5, "optimizer.milestones": [0.5]},
+            [
+                f"optimizer.{key} plays no part before a milestone, and 1 epochs have none"
+                for key in ("decay", "milestones")
+            ],
+            (),
+        ),
+        (
+            {"run.epochs": 2, "optimizer.decay": 0.5, "optimizer.milestones": [2]},
+            ["optimizer.decay plays no part before a milestone, and 2 epochs have none"],
+            (),
+        ),
+        ({"run.epochs": 2, "optimizer.decay": 0.5}, [], ()),
         ({"run.timeout": 60}, ["run.timeout plays no part in one process"], ()),
         ({"attack.steps": 1, "attack.mode": "train", "validation.steps": 5, "attack.step_size": "eps"}, [], ()),
     ],
@@ -304,3 +319,41 @@ def test_in_several_processes_their_settings_play_a_part(monkeypatch: pytest.Mon
 def test_what_is_said_of_pictures_is_refused_where_there_are_none() -> None:
     with pytest.raises(OptionError, match=r"data.max_pixels is of pictures that are decoded, and digits has images"):
         advkit.plan(settings={"data.max_pixels": 5})
+    own = (torch.rand(8, 1, 8, 8), torch.arange(8) % 2)
+    for do in (advkit.plan, advkit.train):
+        with pytest.raises(OptionError, match=r"^data\.max_pixels = 5 is of a data set that is named, and images were"):
+            do(dataset=own, settings={"data.max_pixels": 5})
+
+
+def test_a_typed_text_of_any_length_is_told_in_short() -> None:
+    long = "abc\n" * 1000
+    for act, what in (
+        (lambda: advkit.plan(long), "plugin"),
+        (lambda: advkit.plan(dataset=long), "data set"),
+        (lambda: advkit.plan(model=long), "model"),
+        (lambda: advkit.plan(recipe=long), "recipe"),
+        (lambda: advkit.plan(settings={long: 1}), "setting"),
+        (lambda: advkit.plan("lsiw", options={"lsiw": {long: 1}}), "option"),
+        (lambda: advkit.evaluate(torch.nn.Flatten(), dataset=None, attacks=long), "attack"),
+    ):
+        with pytest.raises((OptionError, PluginLoad), match=f"^Unknown {what} ") as refused:
+            act()
+        assert len(str(refused.value).partition(" Known")[0]) < 300 and "\n" not in str(refused.value)
+
+
+def test_a_net_beside_the_model_that_is_absent_is_refused_by_a_plan(tmp_path: Path) -> None:
+    for plugin, option in (("hat", "helper"), ("rslad", "teacher")):
+        options = {plugin: {option: str(tmp_path / "gone")}}
+        for do in (advkit.plan, advkit.train):
+            with pytest.raises(CheckpointError, match=r"gone does not exist; give a run folder or a file of weights"):
+                do(plugins=plugin, options=options)
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match="folder is not a run folder"):
+            advkit.plan(plugin, options={plugin: {option: str(tmp_path / "folder")}})
+
+
+def test_settings_of_checkpoints_are_said_to_play_no_part_without_a_folder(tmp_path: Path) -> None:
+    tiny = {"model.width": 2, "attack.steps": 0, "validation.fraction": 0, "data.limit": 20, "checkpoint.keep": 1}
+    with pytest.warns(Caution, match="^checkpoint.keep plays no part without out, for no checkpoint is written$"):
+        advkit.train(settings=tiny, epochs=1)
+    advkit.train(settings=tiny, epochs=1, out=tmp_path / "run")

@@ -182,7 +182,9 @@ def test_milestones_beyond_the_run_are_a_caution() -> None:
     said = "optimizer.milestones start at 75, so in 20 epochs nothing decays"
     beyond = resolve((), [Layer("test", {"optimizer.milestones": [75, 90]})])
     assert said in beyond.cautions
-    within = resolve((), [Layer("test", {"optimizer.milestones": [75, 90], "run.epochs": 76})])
+    late = resolve((), [Layer("test", {"optimizer.milestones": [75, 90, 95], "run.epochs": 76})])
+    assert late.cautions == ("optimizer.milestones 90, 95 are beyond the 76 epochs of the run",)
+    within = resolve((), [Layer("test", {"optimizer.milestones": [75, 90], "run.epochs": 91})])
     one_epoch = resolve((), [Layer("test", {"run.epochs": 1})])  # shares are meant for any length
     assert not within.cautions and not one_epoch.cautions
 

@@ -263,6 +263,11 @@ def spoken(name: str) -> str:
     return name.casefold().replace("_", "-")
 
 
+def cut(text: str) -> str:
+    """A name as somebody has typed it, as far as a sentence can hold it."""
+    return text if len(text) <= 80 and text.isprintable() else shown(text)
+
+
 def shown(value: object) -> str:
     """A value for people; of what has no short one, its type."""
     if isinstance(value, type):

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from .errors import OptionError, did_you_mean, shown
+from .errors import OptionError, cut, did_you_mean, shown
 
 
 def _readable() -> bool:
@@ -288,7 +288,7 @@ def _sentence(model: type[OptionModel], where: str, error: ValidationError) -> s
     name = f"{where}.{key}" if key else where
     if first["type"] == "extra_forbidden":
         known = ", ".join(model.model_fields) or "it has none"
-        return f"Unknown option {name}.{did_you_mean(key, model.model_fields)} Known: {known}."
+        return f"Unknown option {cut(name)}.{did_you_mean(key, model.model_fields)} Known: {known}."
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if not key:  # about options together: the message names them
         return f"{where}.{message}."

@@ -87,14 +87,22 @@ class RateSettings(OptionModel):
             raise ValueError(f"schedule = {self.schedule} changes the rate after every step; leave out per=epoch")
         return self
 
-    def cautions(self) -> list[str]:
-        """What was chosen of another schedule's shape."""
+    def cautions(self, epochs: int | None = None) -> list[str]:
+        """What was chosen of another schedule's shape, or for later than the `epochs` of the run, if they are known."""
         of_others = [key for key, schedules in SHAPES.items() if self.schedule not in schedules]
         if self.schedule in ("piecewise", "constant") and not self.warmup:
             of_others.append("per")
         standard = type(self)()
         chosen = [key for key in of_others if getattr(self, key) != getattr(standard, key)]
-        return [f"optimizer.{key} plays no part under optimizer.schedule={self.schedule}" for key in chosen]
+        said = [f"optimizer.{key} plays no part under optimizer.schedule={self.schedule}" for key in chosen]
+        if epochs is None or self.schedule != "piecewise":
+            return said
+        late = [one for one in self.milestones if isinstance(one, int) and one >= epochs]
+        if late and late == self.milestones:
+            said.append(f"optimizer.milestones start at {late[0]}, so in {epochs} epochs nothing decays")
+        elif late:
+            said.append(f"optimizer.milestones {', '.join(map(str, late))} are beyond the {epochs} epochs of the run")
+        return said
 
     def decays(self, epochs: int) -> tuple[int, ...]:
         """The first epoch (0-based) after each decay; none where the schedule has no stages."""

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 
 from .api_version import unfit
-from .errors import PluginImport, PluginLoad, did_you_mean, says
+from .errors import PluginImport, PluginLoad, cut, did_you_mean, says
 
 GROUPS = {
     "plugin": "advkit.plugins",
@@ -122,7 +122,7 @@ def load(group: str, name: str) -> type:
         trackers = names("tracker") if group == "plugin" else []
         if name in trackers:
             raise PluginLoad(f"{name} is a tracker and no plugin: `advkit train` and `advkit.train` take it, no other.")
-        raise PluginLoad(f"Unknown {group} {name}.{did_you_mean(name, [*names(group), *trackers])} {hint}")
+        raise PluginLoad(f"Unknown {group} {cut(name)}.{did_you_mean(name, [*names(group), *trackers])} {hint}")
     if len(claims) > 1:
         owners = " and ".join(sorted(distribution(point)[0] for point in claims))
         raise PluginLoad(f"The {group} name {name} is registered by {owners}; uninstall one of them.")

@@ -7,7 +7,7 @@ from typing import Literal, Self
 import torch
 from pydantic import field_validator, model_validator
 
-from .errors import OptionError, did_you_mean
+from .errors import OptionError, cut, did_you_mean
 from .hookspec import VIEWS
 from .optimizers import KNOWN, OptimizerSettings
 from .options import OptionModel, Real, option
@@ -232,4 +232,4 @@ def known_setting(key: str) -> None:
         near = near.replace("mean ", f"mean {section}.")
     else:
         near = did_you_mean(key, [*known, "model.name"])
-    raise OptionError(f"Unknown setting {key}.{near} `advkit plan` lists them all.")
+    raise OptionError(f"Unknown setting {cut(key)}.{near} `advkit plan` lists them all.")

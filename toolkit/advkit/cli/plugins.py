@@ -144,9 +144,9 @@ def new(name: str, into: str) -> None:
 
 
 def _known_hook(hook: str) -> None:
-    from ..errors import OptionError, did_you_mean
+    from ..errors import OptionError, cut, did_you_mean
     from ..hooks import Hooks
 
     known = [name for name in vars(Hooks) if not name.startswith("_")]
     if hook not in known:
-        raise OptionError(f"Unknown hook {hook}.{did_you_mean(hook, known)} Known: {', '.join(known)}.")
+        raise OptionError(f"Unknown hook {cut(hook)}.{did_you_mean(hook, known)} Known: {', '.join(known)}.")

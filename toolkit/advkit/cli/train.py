@@ -120,8 +120,8 @@ def _start(
     folder = Path(out or "runs") if out or ranks.rank else fresh(Path("runs"), resolved.chosen)
     with Signals(seconds) as signals:
         shown = progress(shown_as, signals)
-        _announce(resolved, shown_as)
         try:
+            _announce(resolved, shown_as)
             with tracked(shown, trackers, folder) as seen:
                 result = start(
                     resolved,

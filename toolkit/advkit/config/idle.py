@@ -7,8 +7,9 @@ from typing import cast
 
 from ..compose.composition import Composition
 from ..compose.replaced import replaced
+from ..optimizers import OptimizerSettings
 from ..options import OptionModel, idle
-from ..settings import AttackSettings, ValidationSettings
+from ..settings import AttackSettings, RunSettings, ValidationSettings
 from ..torchrun import processes
 from .layer import Layer
 
@@ -39,6 +40,12 @@ def unused(layers: Sequence[Layer], composition: Composition, sections: Mapping[
 def _of_settings(composition: Composition, sections: Mapping[str, OptionModel]) -> Iterator[tuple[str, str]]:
     attack = cast(AttackSettings, sections["attack"])
     validation = cast(ValidationSettings, sections["validation"])
+    rates, epochs = cast(OptimizerSettings, sections["optimizer"]), cast(RunSettings, sections["run"]).epochs
+    never = rates.schedule == "piecewise" and all(decay >= epochs for decay in rates.decays(epochs))
+    if never and composition.setting.epochs_known:
+        yield "optimizer.decay", f"before a milestone, and {epochs} epochs have none"
+        if all(isinstance(one, float) for one in rates.milestones):  # of epochs `RateSettings` tells
+            yield "optimizer.milestones", f"before a milestone, and {epochs} epochs have none"
     if not composition.owners("inner_attack"):
         if not attack.steps:
             yield from ((f"attack.{key}", "under attack.steps=0") for key in ("step_size", "init", "mode"))

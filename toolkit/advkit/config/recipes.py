@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
-from ..errors import PluginImport, PluginLoad, did_you_mean, named, spoken
+from ..errors import PluginImport, PluginLoad, cut, did_you_mean, named, spoken
 from ..reading import read
 
 GROUP = "advkit.recipes"
@@ -60,7 +60,7 @@ def load(name: str) -> Recipe:
         hint = did_you_mean(name, names())
         if spoken(name) in registry.names("plugin") and spoken(name) not in files:
             hint = f" {spoken(name)} is a plugin: {named('--plugins', spoken(name))}."
-        raise PluginLoad(f"Unknown recipe {name}.{hint} `advkit recipes list` shows them all.")
+        raise PluginLoad(f"Unknown recipe {cut(name)}.{hint} `advkit recipes list` shows them all.")
     path, distribution = files[whole]
     about, mini = table.pop("recipe", {}), table.pop("mini", None)
     _check(about, path)

@@ -208,9 +208,7 @@ def _draft(
         cautions.append(
             f"optimizer.warmup is {rates.warmup:g} epochs long: a run of {epochs} never trains with the whole rate"
         )
-    cautions += rates.cautions()
-    if decays and decays[0] >= epochs and isinstance(rates.milestones[0], int):
-        cautions.append(f"optimizer.milestones start at {decays[0]}, so in {epochs} epochs nothing decays")
+    cautions += rates.cautions(epochs if decays_known else None)
     raw, option_origins = options_of(layers)
     asked_for = companion_options(types, declined)
     plugins = {}

@@ -25,7 +25,7 @@ from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .given import a_width
 from .loop import Trainer
-from .objects import refuse_undone
+from .objects import refuse_undone, tell_undone
 from .parts import (
     begin_from,
     code_of,
@@ -295,4 +295,5 @@ def train(
     refuse_no_test(resolved, splits)
     into, begin = (Path(path) if path else None for path in (out, init_from))
     with tracked(progress, wanted.trackers, into) as seen:
+        tell_undone(seen.warn, given, out)
         return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=seen)

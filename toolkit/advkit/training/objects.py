@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from .unfit import refuse_unfit_net
 def refuse_undone(resolved: Resolved, given: Mapping[str, object], own: object, model: object) -> None:
     """OptionError for settings that make data or a net of a name, where an object is passed: nobody would do them."""
     data = resolved.data
-    undone = {"limit": data.limit, "balance": data.balance, "size": data.size, "root": data.root} if own else {}
-    for key, value in undone.items():
+    undone = {"limit": data.limit, "balance": data.balance, "size": data.size, "root": data.root}
+    undone["max_pixels"] = data.max_pixels if data.max_pixels != type(data)().max_pixels else 0
+    for key, value in undone.items() if own else ():
         if value:
             raise OptionError(
                 f"data.{key} = {value} is of a data set that is named, and images were passed; leave it out, and pass "
@@ -34,6 +35,13 @@ def refuse_undone(resolved: Resolved, given: Mapping[str, object], own: object, 
     for key in sorted(given) if isinstance(model, nn.Module) else ():
         if key.startswith("model.") and key != "model.name":
             raise OptionError(f"{key} is of a net that is named, and one was passed; leave it out, and build that so.")
+
+
+def tell_undone(tell: Callable[[str], None], given: Mapping[str, object], out: object) -> None:
+    """What is said of checkpoints, where none is written."""
+    for key in sorted(given) if out is None else ():
+        if key.startswith("checkpoint.") and key != "checkpoint.max_bytes":  # which is of files that are read
+            tell(f"{key} plays no part without out, for no checkpoint is written")
 
 
 def refuse_net(resolved: Resolved, model: nn.Module, images: Tensor | None, classes: int) -> None:

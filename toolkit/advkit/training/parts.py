@@ -88,8 +88,8 @@ def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
     if file is not None:
         source = OwnData(file)
         source.balance = data.balance
-        if data.size:
-            raise OptionError("data.size is of pictures that image-folder decodes, not of a FILE.py; leave it at 0.")
+        if key := "size" if data.size else "max_pixels" if data.max_pixels != DataSource.max_pixels else "":
+            raise OptionError(f"data.{key} is of pictures that advkit decodes, not of a FILE.py; leave it out.")
         splits = source.load(Path(where) if where else None, data.limit or None)
     elif data.name.startswith(PASSED):
         raise DataError(

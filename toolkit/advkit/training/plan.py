@@ -32,6 +32,7 @@ from .lone import batched, lone, refuse_lone, refuses_one
 from .objects import refuse_net
 from .parts import build_model, builder_of, refuse_no_test, refused_here, source_of
 from .short import short_attack, short_validation
+from .workshop import refuse_absent
 
 
 def plan(
@@ -50,6 +51,8 @@ def plan(
     if unusable := refused_here(resolved):
         here.append(f"{unusable}; a run needs a machine where it can")
     composition, (state, claims) = resolved.composition, _claims(resolved, data)
+    if not past:
+        refuse_absent(resolved, state.modules.values())
     alone = [] if past else _refuse_lone(resolved, splits, model, state)
     stages = composition.stages()
     dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from ..judging import refuse_unjudgeable, refuse_unready
 from ..models.base import Normalize
 from ..modules import own_generator
 from ..optimizers import OptimizerSettings
-from ..options import validate
+from ..options import PLACE, validate
 from ..rates import SHAPES
 from ..rng import derive_seed
 from ..run import RunState
+from ..storage.foreign import refuse_others
 from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
 from .auxiliary import FrozenNet
@@ -229,6 +230,18 @@ class Workshop:
     def _tell(self, sentence: str) -> None:
         if sentence:
             self.warn(sentence)
+
+
+def refuse_absent(resolved: Resolved, sources: Iterable[object]) -> None:
+    """CheckpointError, as a run has it, where nets beside the model do not lie where an option of a plugin says."""
+    places = {
+        getattr(plugin.options, key)
+        for plugin in resolved.composition.plugins
+        for key, known in type(plugin.options).model_fields.items()
+        if PLACE in known.metadata
+    }
+    for source in sorted(places & {*map(str, sources)}):
+        RunFolder.open(Path(source)) if os.path.isdir(source) else refuse_others(Path(source))
 
 
 def _named(hook: object) -> str:

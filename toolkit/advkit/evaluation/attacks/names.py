@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from ... import registry
-from ...errors import OptionError, did_you_mean, named
+from ...errors import OptionError, cut, did_you_mean, named, shown
 from .base import CAT_PACE, EvaluationAttack, Typed
 
 
@@ -22,15 +22,15 @@ def parse_attack(name: str, pace: float = CAT_PACE, root: str | None = None) -> 
             return attack
     known = registry.spellings()
     near = did_you_mean(name, [text.replace("-K", "-20").replace("xR", "x5") for text in known])
-    raise OptionError(f"Unknown attack {name}.{near} Known: {', '.join(known)}.")
+    raise OptionError(f"Unknown attack {cut(name)}.{near} Known: {', '.join(known)}.")
 
 
 def parse_attacks(names: Sequence[str], pace: float = CAT_PACE, root: str | None = None) -> list[EvaluationAttack]:
     """One or more attacks, each once."""
     if not names or len(set(names)) != len(names):
-        given = ",".join(names)
+        given = shown(",".join(names))
         raise OptionError(
-            f"{named('--attacks')} {given!r} must name one or more attacks, each once, such as clean,pgd-20,cw-20."
+            f"{named('--attacks')} {given} must name one or more attacks, each once, such as clean,pgd-20,cw-20."
         )
     attacks = [parse_attack(name, pace, root) for name in names]
     if len({attack.name for attack in attacks}) != len(attacks):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...ascent import NORMS, per_sample
 from ...data.base import Dataset
 from ...data.transforms import to_float
-from ...errors import NonFinite, OptionError
+from ...errors import NonFinite, OptionError, cut
 from ...evaluation.attacks.gradient import climb
 from ...explained import calling, explained
 from ...judging import checked_logits, judged, untouched
@@ -63,7 +63,7 @@ class Ascent:
         typed = re.fullmatch(r"pgd-([1-9][0-9]{0,3})", name)
         if not typed:
             raise OptionError(
-                f"Unknown attack {name}; an analysis takes pgd-K, K steps from the image, such as pgd-50."
+                f"Unknown attack {cut(name)}; an analysis takes pgd-K, K steps from the image, such as pgd-50."
             )
         return cls(eps, int(typed[1]), step_size, norm)
 
