@@ -449,7 +449,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_a_checkpoint_is_no_file_of_weights(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = trained / "checkpoints" / "best" / "tensors.safetensors"
     assert command(["evaluate", str(path), "--model", "small-cnn", "--dataset", "digits"]) == 4
-    assert "is part of a run's checkpoint; give the run's folder" in capsys.readouterr().err
+    assert "give the run's folder, or a file of weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["audit @RUN", "analyze vulnerability @RUN", "compare @RUN @OTHER"])

@@ -774,7 +774,7 @@ def test_verdicts_that_do_not_fit_are_named(runs: Path, content: str | None) -> 
         assert text(page.id("run-2-evaluations")).endswith(f"one/n-200{NOT_ITS}")
 
 
-NOT_ITS = "cat/evaluations/one/n-200/verdicts.csv does not fit its evaluation.json; make both again with --fresh."
+NOT_ITS = "cat/evaluations/one/n-200/verdicts.csv does not fit its evaluation.json; make both again with fresh."
 FORGED = {
     "accuracy": (("attacks", 0), {"accuracy": 0.96}),
     "interval": (("attacks", 0), {"interval": [0.95, 0.97]}),
