@@ -191,7 +191,7 @@ def test_who_needs_the_whole_batch_is_refused(name: str, two: list[dict[str, Out
 
 def test_what_is_not_finite_in_one_process_stops_all(alone: dict[str, Outcome], two: list[dict[str, Outcome]]) -> None:
     """With the sentence of one process."""
-    assert "the loss (term one-broken) at epoch 0, step" in str(alone["one broken"])
+    assert "the loss (term one-broken) at epoch 1, step" in str(alone["one broken"])
     assert [process["one broken"] for process in two] == [alone["one broken"]] * 2
 
 
