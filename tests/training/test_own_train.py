@@ -167,6 +167,23 @@ def test_a_run_from_python_says_what_is_to_be_known_of_it() -> None:
     assert any(sentence.startswith("The model returns probabilities") for sentence in watch.cautions)
 
 
+def test_what_a_plan_says_of_settings_is_a_warning_too() -> None:
+    x = torch.randint(0, 256, (12, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = {"attack.steps": 1, "attack.step_size": "eps/2", "validation.fraction": 0, "run.timeout": 5}
+
+    def run(**how: Any) -> None:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        advkit.train(model, (x, torch.arange(12) % 3), epochs=1, eps=0.1, settings=settings, **how)
+
+    with pytest.warns(Caution) as said:
+        run()
+    cautions = [str(one.message) for one in said]
+    assert cautions == advkit.plan(settings=settings, eps=0.1)["cautions"] and len(cautions) == 2
+    watch = Watch()
+    run(progress=watch)
+    assert not watch.cautions  # the command line shows the plan
+
+
 @pytest.mark.parametrize("plugin", ["awp", "rwp"])
 def test_a_net_in_which_nothing_would_be_perturbed_is_refused(plugin: str) -> None:
     """Nets whose norms and biases alone are trained, say."""

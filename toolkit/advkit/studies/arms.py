@@ -24,6 +24,7 @@ from ..training.launch import resume, start
 from ..training.parts import build_model, data_of, on_this_machine
 from ..training.progress import Aloud, Progress
 from ..training.same_run import refuse_difference, resolve_folder
+from ..training.short import cautions
 from ..training.tracking import tracked
 from .documents import document, prose
 from .evaluate import evaluate_subject
@@ -84,6 +85,8 @@ class Study:
     trackers: Sequence[str] = ()
     progress: Callable[[], Progress] = Aloud
     tell: Callable[[str], None] | None = None
+    said: set[str] = field(default_factory=set, init=False)
+    """Cautions on settings, each once."""
 
     def table(self, arms: Sequence[Arm], task: int | None = None) -> list[AblationRow]:
         """The rows, which are written to table.json and table.md; runs that are finished are not run again.
@@ -147,6 +150,9 @@ class Study:
                 raise CheckpointError(
                     f"{place} is a link, and nothing is written through one; put a copy in its place."
                 )
+        for caution in (told for told in cautions(arm.resolved[seed]) if told not in self.said):
+            watching.warn(caution)
+            self.said.add(caution)
         outcome = measure(arm.resolved[seed], splits, path, self.judging, watching, self.trackers)
         shares = " ".join(f"{name} {share(withstood):.3f}" for name, withstood in outcome.verdicts.items())
         if self.tell is not None:

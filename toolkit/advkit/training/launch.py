@@ -295,5 +295,5 @@ def train(
     refuse_no_test(resolved, splits)
     into, begin = (Path(path) if path else None for path in (out, init_from))
     with tracked(progress, wanted.trackers, into) as seen:
-        tell_undone(seen.warn, given, out)
+        tell_undone(seen.warn, None if progress else resolved, given, out)
         return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=seen)

@@ -18,6 +18,7 @@ from ..run import RunState
 from ..types import Batch
 from .engine import Engine, refuse_compiled
 from .given import a_width, an_answer
+from .short import cautions
 from .unfit import refuse_unfit_net
 
 
@@ -37,8 +38,12 @@ def refuse_undone(resolved: Resolved, given: Mapping[str, object], own: object, 
             raise OptionError(f"{key} is of a net that is named, and one was passed; leave it out, and build that so.")
 
 
-def tell_undone(tell: Callable[[str], None], given: Mapping[str, object], out: object) -> None:
-    """What is said of checkpoints, where none is written."""
+def tell_undone(
+    tell: Callable[[str], None], shown_by_nobody: Resolved | None, given: Mapping[str, object], out: object
+) -> None:
+    """What is said of checkpoints, where none is written; and what a plan says of the settings, which nobody shows."""
+    for caution in cautions(shown_by_nobody) if shown_by_nobody else ():
+        tell(caution)
     for key in sorted(given) if out is None else ():
         if key.startswith("checkpoint.") and key != "checkpoint.max_bytes":  # which is of files that are read
             tell(f"{key} plays no part without out, for no checkpoint is written")

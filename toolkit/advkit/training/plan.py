@@ -31,7 +31,7 @@ from .feed import parted, refuse_no_rest
 from .lone import batched, lone, refuse_lone, refuses_one
 from .objects import refuse_net
 from .parts import build_model, builder_of, refuse_no_test, refused_here, source_of
-from .short import short_attack, short_validation
+from .short import cautions
 from .workshop import refuse_absent
 
 
@@ -63,13 +63,9 @@ def plan(
         "rules": {hook: HOOKS[hook].rule.value for hook, answers in composition.answers.items() if answers},
         "companions": companions(resolved),
         "cautions": [
-            *resolved.cautions,
-            *_balance(resolved),
-            *short_attack(resolved.composition),
-            *short_validation(resolved),
+            *cautions(resolved),
             *_lone_image(resolved, data),
             *alone,
-            *_autotuned(resolved),
             *here,
         ],
         "settings": {
@@ -210,20 +206,6 @@ def at_epochs(resolved: Resolved) -> float:
     ends = [first for first, _ in stages[1:]] + [epochs]
     cost = sum((end - first) * stage.cost for end, (first, stage) in zip(ends, stages, strict=True))
     return round(cost / pgd_at_cost(10), 1)
-
-
-def _balance(resolved: Resolved) -> list[str]:
-    """A caution where the classes of the images are made even."""
-    if not resolved.data.balance:
-        return []
-    return ["data.balance: where a data set's classes are uneven, accuracies on its images are of another population"]
-
-
-def _autotuned(resolved: Resolved) -> list[str]:
-    """A caution where kernels are chosen by the clock."""
-    if resolved.run.compile != "max-autotune":
-        return []
-    return ["run.compile=max-autotune chooses kernels by their time: a repetition or resume may differ in last bits"]
 
 
 def _lone_image(resolved: Resolved, data: Dataset | None) -> list[str]:

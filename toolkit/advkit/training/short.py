@@ -1,4 +1,4 @@
-"""Cautions on attacks of a run whose steps end before the edge of the ball."""
+"""Cautions that the settings of a run alone give, such as on attacks whose steps end before the edge of the ball."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from ..compose.composition import Composition
 from ..config.resolve import Resolved
 from ..reach import short_of
 from .validation import PACE
+
+
+def cautions(resolved: Resolved) -> list[str]:
+    """What a plan and a run from Python say of the settings."""
+    attacks = (*short_attack(resolved.composition), *short_validation(resolved))
+    return [*resolved.cautions, *_balance(resolved), *attacks, *_autotuned(resolved)]
 
 
 def short_attack(composition: Composition) -> list[str]:
@@ -28,3 +34,17 @@ def short_validation(resolved: Resolved) -> list[str]:
         return []
     short, _, _ = short_of(chosen.steps, PACE, "").partition(";")
     return [f"validation: {short}; choose validation.steps={ceil(1 / PACE)} or more"] if short else []
+
+
+def _balance(resolved: Resolved) -> list[str]:
+    """A caution where the classes of the images are made even."""
+    if not resolved.data.balance:
+        return []
+    return ["data.balance: where a data set's classes are uneven, accuracies on its images are of another population"]
+
+
+def _autotuned(resolved: Resolved) -> list[str]:
+    """A caution where kernels are chosen by the clock."""
+    if resolved.run.compile != "max-autotune":
+        return []
+    return ["run.compile=max-autotune chooses kernels by their time: a repetition or resume may differ in last bits"]
