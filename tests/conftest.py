@@ -6,6 +6,7 @@ import errno
 import gc
 import operator
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from torch import Tensor, nn
 # Where a container forbids byte code, each process that a test starts would compile advkit anew: a third of a second.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A shell ignores Ctrl-C for what it starts in the background, and advkit obeys: the tests interrupt it all the same.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is there before the first test is not garbage: a quarter of the collection would go into looking for some in it,
 # and half a second into each later look.

@@ -101,14 +101,18 @@ def test_two_hang_ups_are_one_request_and_two_interrupts_are_not() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_nohup_is_respected() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("name", CODES)
+def test_signals_that_were_ignored_at_the_start_are_ignored(name: str) -> None:
+    """Hang-ups by nohup, Ctrl-C by a shell that starts something in the background."""
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with Signals() as signals:
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), number)
             assert signals.requested is None
+        assert signal.getsignal(number) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

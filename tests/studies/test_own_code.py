@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -53,12 +54,16 @@ from torch import nn
 
 def body(channels, wide):
     return nn.Sequential(nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU())
+
+def few():
+    return 40
 """
 DATA = """
 import advkit
+from beside import few
 
 def some(root=None):
-    splits = advkit.load_data("digits", limit=40)
+    splits = advkit.load_data("digits", limit=few())
     if root:
         (root / "seen").touch()
     return (splits.train.images, splits.train.labels), (splits.test.images, splits.test.labels)
@@ -163,6 +168,31 @@ def test_code_that_is_named_again_serves_every_command(
     assert record.n == 10 and record["model"] == "net.py:Net"
 
 
+def test_every_verb_takes_at_most_a_batch_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A net that refuses more than a batch and the sample that is merged into it, as where memory ends."""
+    guarded = NET.replace("    def forward(self, x):", "    def forward(self, x):\n        assert len(x) <= 7, len(x)")
+    (tmp_path / "net.py").write_text(guarded)
+    (tmp_path / "beside.py").write_text(BESIDE)
+    (tmp_path / "mine.py").write_text(DATA)
+    net = ["--model", f"{tmp_path}/net.py:Net", "--dataset", f"{tmp_path}/mine.py:some"]
+    numpy.savez(tmp_path / "some.npz", image=numpy.zeros((9, 8, 8, 1), numpy.uint8))
+    out, small = tmp_path / "study", [*QUICK, "--batch-size", 6, "--seeds", 1, "--attacks", "clean,pgd-1", "--n", 9]
+    code, error = said(capsys, "ablate", "--plugins", "cat-eps", *net, *small, "--out", out)
+    assert code == 0, error
+    trained = next(out.glob("**/run.toml")).parent
+    for verb in (
+        ["evaluate", trained, "--attacks", "clean,pgd-1", "--n", 9],
+        ["analyze", "vulnerability", trained, "--attack", "pgd-1", "--n", 9],
+        ["analyze", "margin", trained, "--attack", "pgd-1", "--n", 9, "--cap", 1],
+        ["analyze", "landscape", trained, "--points", 3, "--n", 9],
+        ["data", "pseudo-label", tmp_path / "some.npz", "--with", trained, "--out", tmp_path / "labels"],
+    ):
+        code, error = said(capsys, *verb, *net)
+        assert code == 0, error
+    code, error = said(capsys, *verb[:-1], tmp_path / "more", *net, "--batch-size", 8)
+    assert code != 0 and "8" in error, "the control"
+
+
 def test_a_changed_file_is_named(
     trained: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,10 +205,15 @@ def test_a_changed_file_is_named(
     assert sentence in error and "mine.py is another" not in error
     record = advkit.evaluate(trained, moved[3], "clean", model=moved[1], n=4, audit=False)
     assert [note for note in record.notes or () if note.startswith(sentence)]
+    other = "The code of the {}, is another than that the run was started with"
+    net, data = other.format("net, Net"), other.format("data, mine.py:some")
+    assert not {net, data} & {*(record.notes or ())}, "the control: a remark is no other code"
     (tmp_path / "net.py").write_text(NET)
-    (tmp_path / "beside.py").write_text(BESIDE.replace("ReLU", "Sigmoid"))
+    (tmp_path / "beside.py").write_text(BESIDE.replace("ReLU", "Sigmoid").replace("40", "int(40)"))
+    (tmp_path / "mine.py").write_text(DATA + "# more\n")
     record = advkit.evaluate(trained, moved[3], "clean", model=moved[1], n=4, audit=False)
-    assert "The code of the net, Net, is another than that the run was started with" in (record.notes or ())
+    notes = record.notes or []
+    assert net in notes and data in notes and any("mine.py is another file" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
-from .evaluate import DATA_ROOT, checked, own_options
+from .evaluate import BATCH_SIZE, DATA_ROOT, checked, own_options
 from .main import PLACE, is_typed, print_json
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def options(
     shared = [
         click.option("--checkpoint", default=checkpoint, show_default=True, type=click.Choice(["best", "last"])),
         DATA_ROOT,
+        BATCH_SIZE,
         click.option("--out", type=PLACE, metavar="DIR", help="Where the files go; RUN/analysis by default."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ]

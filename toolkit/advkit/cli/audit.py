@@ -8,7 +8,7 @@ import click
 
 from ..errors import GateMissed
 from ..torchrun import rank
-from .evaluate import CHECKPOINT, checked, weights_options
+from .evaluate import BATCH_SIZE, CHECKPOINT, checked, weights_options
 from .main import PLACE, assignments, print_json
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"]))
 @click.option("--eps", metavar="E", help="Perturbation budget; the run's by default.")
 @click.option("--transfer", metavar="RUN", help="Try examples made on this run's net as well.")
-@click.option("--batch-size", default="100", show_default=True, metavar="B", help="Images at once.")
+@BATCH_SIZE
 @click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches.")
 @CHECKPOINT
 @weights_options

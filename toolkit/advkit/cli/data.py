@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .evaluate import CHECKPOINT, DATA_ROOT
+from .evaluate import BATCH_SIZE, CHECKPOINT, DATA_ROOT, checked, own_options
 from .main import PLACE, echo, print_json
 
 
@@ -120,8 +120,10 @@ def _map(given: str | None, data_root: str | None, hold_out: float) -> None:
 @click.option("--with", "run", required=True, metavar="RUN", type=PLACE, help="The run whose net gives the labels.")
 @click.option("--out", required=True, metavar="DIR", help="The new folder of mapped images.")
 @CHECKPOINT
+@own_options
 @DATA_ROOT
-def pseudo_label(data: str, run: str, out: str, checkpoint: str | None, data_root: str | None) -> None:
+@BATCH_SIZE
+def pseudo_label(data: str, run: str, out: str, **typed: Any) -> None:
     """Put every image of DATA into the class that the net of a run puts it in, as robust self-training does.
 
     DATA is an npz, whose labels are not looked at, a folder of several, a pickle of RST, a folder of mapped images, or
@@ -133,7 +135,7 @@ def pseudo_label(data: str, run: str, out: str, checkpoint: str | None, data_roo
     from ..studies.pseudo_labels import pseudo_label as label
 
     folder = _absolute(out)
-    manifest = label(data, run, folder, checkpoint=checkpoint, data_root=data_root, tell=echo)
+    manifest = label(data, run, folder, **checked(typed), tell=echo)
     count = manifest.splits["train"].shape[0]
     echo(f"{folder} holds {count:,} images of {len(manifest.classes)} classes. {_labelled_by(manifest.labelled_by)}")
     extra = f"-o extra-data.root={shlex.quote(str(folder))} -o extra-data.share=0.5"

@@ -28,6 +28,10 @@ DATA_ROOT = click.option(
     "--data-root", type=PLACE, metavar="DIR", help="Folder or zip of the data; the run's by default."
 )
 
+BATCH_SIZE = click.option(
+    "--batch-size", metavar="B", help="Images at once; the run's batch size, 100 at most, by default."
+)
+
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `evaluate` and `compare` share."""
@@ -43,7 +47,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--n", default="1000", show_default=True, metavar="N", help="N images at random; 0: all."),
             click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"])),
             click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches."),
-            click.option("--batch-size", default="100", show_default=True, metavar="B", help="Images at once."),
+            BATCH_SIZE,
             click.option("--fresh", is_flag=True, help="Forget the verdicts that are known; ask all again."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         )

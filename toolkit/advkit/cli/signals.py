@@ -35,12 +35,12 @@ class Signals:
         return Stopped if self._requested is None and (over or orphaned) else self._requested
 
     def __enter__(self) -> Signals:
-        # nohup ignores hang-ups: so do we then. Only the main thread may choose.
+        # Whoever started us may have ignored some: nohup hang-ups, a script Ctrl-C for what it runs in the background.
+        # So do we then. Only the main thread may choose.
         chosen = [
             number
             for number in STOPPING
-            if current_thread() is main_thread()
-            and (number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN)
+            if current_thread() is main_thread() and signal.getsignal(number) != signal.SIG_IGN
         ]
         self._before = {number: signal.signal(number, self._note) for number in chosen}
         return self

@@ -20,7 +20,7 @@ from ..evaluation.verdicts import refuse_gray_levels
 from ..storage.weights import digest
 from ..training.ranks import ALONE, here
 from .evaluate import Watch
-from .inputs import amount, whole
+from .inputs import amount, at_once, whole
 from .records import AuditRecord
 from .subject import Subject, refuse_dropped, subject_of
 from .transfer import refuse_itself
@@ -38,7 +38,7 @@ def audit(
     eps: float | str | None = None,
     norm: str | None = None,
     seed: int | str = 0,
-    batch_size: int | str = 100,
+    batch_size: int | str | None = None,
     n: int | str | None = None,
     split: str = "test",
     transfer: str | Path | EvaluationAttack | None = None,
@@ -59,7 +59,7 @@ def audit(
     """
     radius = None if eps is None else amount("eps", eps)
     count, start = None if n is None else whole("n", n), whole("seed", seed)
-    size = whole("batch_size", batch_size) or None
+    size = at_once(batch_size)
     refuse_dropped(
         subject,
         dataset,
@@ -92,6 +92,7 @@ def audit(
         )
         if other is not None:
             refuse_itself(other, chosen.identity())
+        size = at_once(batch_size, chosen.resolved.run.batch_size)
         radius, norm = chosen.eps if radius is None else radius, chosen.norm
         net, every, examples = chosen.model, chosen.images(split), chosen.splits.train.sample(EXAMPLES)
         images = every.sample(200 if count is None else count)
@@ -120,7 +121,7 @@ def audit(
             seed=start,
             transfer=other,
             examples=examples,
-            batch_size=size,
+            batch_size=size or None,
             team=team,
             tick=tick,
         )

@@ -48,7 +48,7 @@ def compare(
     n: int | str | None = None,
     split: str = "test",
     seed: int | str = 0,
-    batch_size: int | str = 100,
+    batch_size: int | str | None = None,
     fresh: bool = False,
     data_root: str | Path | None = None,
     model: str | None = None,

@@ -40,7 +40,7 @@ def evaluate(
     eps: Radius | str | Mapping[str, Radius] | None = None,
     norm: str | None = None,
     seed: int = 0,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     n: int | None = None,
     split: str = "test",
     step: str = "eps/5",
@@ -74,7 +74,7 @@ def evaluate(
             has its own.
         norm: "linf" or "l2", for a module; "linf" if it is left out.
         seed: of random starts and searches.
-        batch_size: images computed at once, 0: as many as an attack shows.
+        batch_size: images computed at once, 0: as many as an attack shows; 100, or a run's batch size if that is less.
         n: how many images; 0 is all. Of a run 1000 unless said, of a module all.
         split, checkpoint, data_root: of a run: "test" or "train"; "best" or "last"; where its data lies now.
         step: of PGD, a share of eps.
@@ -144,7 +144,7 @@ def evaluate_module(
     watch: Watch | None = None,
 ) -> Evaluation:
     """A module on images; nothing is kept on disk."""
-    norm = norm or "linf"
+    request, norm = request.bounded(), norm or "linf"
     if norm not in NORMS:
         raise OptionError(f"norm = {norm!r} must be one of {', '.join(NORMS)}.")
     if request.eps is None:
@@ -183,7 +183,7 @@ def evaluate_subject(
     """The result, which is kept on disk too, and the verdicts by attack."""
     for attack in request.attacks:
         refuse_itself(attack, net.identity())
-    norm, radii = net.norm, request.radii(net)
+    request, norm, radii = request.bounded(net.resolved.run.batch_size), net.norm, request.radii(net)
     eps = radii[norm]
     budgets(request.attacks, radii, norm, 1)  # refused before anything is written
     count = 1000 if request.n is None else request.n
@@ -265,7 +265,7 @@ def _ask(
         norm=norm,
         seed=request.seed,
         kept=kept,
-        batch_size=request.batch_size,
+        batch_size=request.batch_size or None,
         team=team,
         tick=tick,
         tell=None if watch is None else lambda what: watch(done, total, what),
@@ -278,7 +278,7 @@ def _short_audit(
     """Asks the net once; what it returns judges that beside some verdicts. Nothing where there is no one radius."""
     if not eps:
         return lambda of: []
-    asked = measured(model, images, eps=eps, norm=norm, seed=request.seed, batch_size=request.batch_size)
+    asked = measured(model, images, eps=eps, norm=norm, seed=request.seed, batch_size=request.batch_size or None)
     return lambda of: judged(asked, of, norm)
 
 

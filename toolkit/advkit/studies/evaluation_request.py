@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from ..ascent import NORMS
 from ..errors import OptionError, named, shown
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
 from ..evaluation.attacks.base import CAT_PACE
+from ..evaluation.results import BATCH
 from ..evaluation.verdicts import Radius
-from .inputs import amount, listed, pace, whole
+from .inputs import amount, at_once, listed, pace, whole
 from .subject import Subject
 
 ATTACKS = "clean,pgd-20,cw-20"
@@ -32,7 +34,7 @@ class EvaluationRequest:
     split: str = "test"
     seed: int = 0
     batch_size: int | None = None
-    """Images computed at once; None: as many as an attack shows."""
+    """Images computed at once, 0: as many as an attack shows; None: what `at_once` says of the net."""
     fresh: bool = False
 
     @classmethod
@@ -46,7 +48,7 @@ class EvaluationRequest:
         n: int | str | None = None,
         split: str = "test",
         seed: int | str = 0,
-        batch_size: int | str = 100,
+        batch_size: int | str | None = None,
         fresh: bool = False,
         data_root: str | Path | None = None,
     ) -> EvaluationRequest:
@@ -72,9 +74,13 @@ class EvaluationRequest:
             None if n is None else whole("n", n),
             split,
             whole("seed", seed),
-            whole("batch_size", batch_size) or None,
+            None if batch_size is None else whole("batch_size", batch_size),
             fresh,
         )
+
+    def bounded(self, own: int = BATCH) -> Self:
+        """The same of a net whose run has the batch size `own`: `batch_size` is no longer None."""
+        return replace(self, batch_size=at_once(self.batch_size, own))
 
     @property
     def radius(self) -> float | None:

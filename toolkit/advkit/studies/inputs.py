@@ -11,6 +11,7 @@ from operator import index
 
 from ..arguments import a_number
 from ..errors import OptionError, shown
+from ..evaluation.results import BATCH
 from ..options import parse_number
 
 
@@ -54,6 +55,14 @@ def whole(name: str, given: int | str) -> int:
     if isinstance(given, bool) or value < 0:
         raise OptionError(f"{name} {_said(given)} must be a whole number >= 0.")
     return value
+
+
+def at_once(given: int | str | None, own: int = BATCH) -> int:
+    """How many images are computed at once: `given`, 0 for no bound; unless said `own`, a run's batch size, or BATCH.
+
+    A run's never are more than BATCH, as in its validation.
+    """
+    return min(BATCH, own) if given is None else whole("batch_size", given)
 
 
 def listed(given: str | Iterable[str]) -> tuple[str, ...]:

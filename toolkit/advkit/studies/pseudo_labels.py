@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ..data.convert import Labeller, convert
 from ..data.mapped import Manifest
@@ -20,6 +22,7 @@ from ..judging import checked_logits, judged
 from ..modules import placement
 from ..own_file import staying
 from ..rng import derive_seed
+from .inputs import at_once
 from .subject import subject_of
 
 RECORDED = ("checkpoint", "weights", "epoch", "sha256_of_weights")
@@ -32,20 +35,27 @@ def pseudo_label(
     *,
     checkpoint: str | None = None,
     data_root: str | Path | None = None,
+    model: str | nn.Module | None = None,
+    dataset: Any = None,
+    batch_size: int | str | None = None,
     tell: Callable[[str], None] = print,
 ) -> Manifest:
     """The new folder `folder` of mapped images: those of `given`, each in the class that the net of `run` puts it in.
 
     `given` is an npz, whose labels are not looked at, a folder of several, a pickle of RST, a folder of mapped images
-    or the name of a data set. The manifest says whose labels they are. Raises AdvkitError's subclasses.
+    or the name of a data set. The manifest says whose labels they are.
+    `checkpoint`, `data_root`, `model`, `dataset` and `batch_size` are as those of `evaluate`. Raises AdvkitError's
+    subclasses.
     """
-    net = subject_of(run, checkpoint, data_root=data_root)
+    at_once(batch_size)
+    net = subject_of(run, checkpoint, model=model, dataset=dataset, data_root=data_root)
+    size = at_once(batch_size, net.resolved.run.batch_size) or BATCH
     seen = net.splits.train
     device, dtype = placement(net.model)
 
     def ask(images: NDArray[np.uint8]) -> NDArray[np.int64]:
         rows = []
-        for part in torch.from_numpy(images).split(BATCH):  # type: ignore[no-untyped-call]
+        for part in torch.from_numpy(images).split(size):  # type: ignore[no-untyped-call]
             with torch.no_grad(), staying(), calling(part.shape, f"The net of {run}"):
                 logits = checked_logits(net.model(to_float(part.to(device), dtype)), len(part), len(seen.classes))
             if not bool(sound(logits).all()):

@@ -185,12 +185,12 @@ def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:
 
 def _changes(folder: RunFolder, resolved: Resolved, model: nn.Module) -> list[str]:
     """Sentences where the code of a net or of data that is nobody's package is another than that of the run."""
-    if changed := [file.changed for file in resolved.files.values() if file.changed]:
-        return changed
     then, now = folder.code(), code_of(resolved, model)
-    if registered(resolved.model_name) or then.get("model") in (None, now.get("model")):
-        return []
-    return [f"The code of the net, {type(model).__name__}, is another than that the run was started with"]
+    owners = {} if registered(resolved.model_name) else {"model": f"net, {type(model).__name__}"}
+    owners |= {file.short: f"data, {file.short}" for key, file in resolved.files.items() if key == "data.name"}
+    other = [whose for key, whose in owners.items() if then.get(key) not in (None, now.get(key))]
+    changed = [file.changed for file in resolved.files.values() if file.changed]
+    return changed + [f"The code of the {whose}, is another than that the run was started with" for whose in other]
 
 
 def _listed(classes: Sequence[object]) -> str:

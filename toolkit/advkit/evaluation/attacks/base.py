@@ -156,7 +156,8 @@ class Victim:
             return
         with torch.enable_grad():
             for x in images:
-                for part, labels in zip(torch.split(x, FEW), torch.split(y, FEW), strict=True):
+                few = min(FEW, self.batch_size or FEW)
+                for part, labels in zip(torch.split(x, few), torch.split(y, few), strict=True):
                     point = part.detach().clone().requires_grad_()
                     logits = self._logits(point)
                     if logits.requires_grad:

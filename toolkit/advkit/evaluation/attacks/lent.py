@@ -58,7 +58,7 @@ class _State:
 
     def __init__(self, net: Any, tensors: Mapping[str, Tensor]) -> None:
         self.model: nn.Module = net.model
-        self.images = tensors["x"]
+        self.images = tensors["x"][: min(FEW, net.batch_size or FEW)]
         weights = dict(self.model.named_parameters())
         named = {f"its {name}": value for name, value in tensors.items()}
         named |= {f"the net's {name}": value for name, value in (weights | dict(self.model.named_buffers())).items()}
@@ -123,7 +123,7 @@ class _State:
     def answer(self) -> Tensor:
         """Logits (B, K) of a few of the images; nothing of it stays."""
         with torch.no_grad():
-            logits = self._forward(self.images[:FEW].detach().clone())
+            logits = self._forward(self.images.detach().clone())
         self.restore()
         return logits
 

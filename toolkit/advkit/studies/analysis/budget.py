@@ -17,7 +17,7 @@ from ...plugin import CORE
 from ...storage.run_folder import RunFolder
 from ...training.feed import parted
 from ...training.meter import quantiles
-from .perturb import batches, cross_entropies, still
+from .perturb import BATCH, batches, cross_entropies, still
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,12 @@ def budget_state(resolved: Resolved, tensors: Mapping[str, Tensor]) -> str:
 
 
 def sample_budgets(
-    folder: RunFolder, resolved: Resolved, train: Dataset, model: nn.Module, checkpoint: str = "last"
+    folder: RunFolder,
+    resolved: Resolved,
+    train: Dataset,
+    model: nn.Module,
+    checkpoint: str = "last",
+    batch_size: int = BATCH,
 ) -> SampleBudgets:
     """Of a run's folder; `model` has the weights of the same `checkpoint` ("last", "best").
 
@@ -114,7 +119,7 @@ def sample_budgets(
     index, _ = parted(resolved, len(train))
     losses = []
     with still(model) as forward, torch.no_grad():
-        for x, y in batches(model, train, index):
+        for x, y in batches(model, train, index, batch_size):
             losses.append(cross_entropies(forward(x), y).cpu())
     history = [
         {"epoch": row["epoch"], **row["state"][state], "mean_radius": row["mean_radius"]}

@@ -74,6 +74,7 @@ def loss_landscape(
     *,
     kind: Kind = "cat",
     index: Tensor | None = None,
+    batch_size: int = BATCH,
     points: int = 41,
     extent: float | None = None,
     clip: bool | None = None,
@@ -88,7 +89,7 @@ def loss_landscape(
     beta u / ||u||_2, delta by `attack`, u uniform in [-eps, eps]^d; an image with delta = 0 is skipped. The random
     direction depends on `seed` and the image's place alone. `points` (odd) a side, from -`extent` to `extent`;
     `clip` keeps the images in [0, 1]; None: for "iseat", whose paper does (footnote 2), and not for "cat", whose paper
-    does not say. Raises OptionError where no image has a direction.
+    does not say. `batch_size` images are computed at once. Raises OptionError where no image has a direction.
     """
     if kind not in ("cat", "iseat"):
         raise OptionError(f"kind = {kind!r} must be cat or iseat.")
@@ -108,7 +109,7 @@ def loss_landscape(
     total = torch.zeros(points, points, dtype=torch.float64)
     kept, skipped, predictions, done, broken = [], [], [], 0, 0
     with still(model) as forward:
-        for x, y in batches(model, dataset, index):
+        for x, y in batches(model, dataset, index, batch_size):
             rows = dataset.index[index[done : done + len(x)]]
             done += len(x)
             first, second = _directions(forward, x, y, rows, attack, seed)
@@ -120,7 +121,7 @@ def loss_landscape(
             skipped.append(rows[~good.cpu()])
             predictions.append(logits.argmax(1)[good].cpu())
             for one in good.nonzero().flatten().tolist():
-                total += _surface(forward, x[one], y[one], first[one], second[one], axis, clip)
+                total += _surface(forward, x[one], y[one], first[one], second[one], axis, clip, batch_size)
                 tick(1)
     refuse_unsound(broken, len(index))
     found = torch.cat(kept)
@@ -147,11 +148,13 @@ def _directions(
 
 
 @torch.no_grad()
-def _surface(forward: Forward, x: Tensor, y: Tensor, first: Tensor, second: Tensor, axis: Tensor, clip: bool) -> Tensor:
-    """(P, P) float64 on the CPU: the loss of one image (C, H, W) on the grid."""
+def _surface(
+    forward: Forward, x: Tensor, y: Tensor, first: Tensor, second: Tensor, axis: Tensor, clip: bool, batch_size: int
+) -> Tensor:
+    """(P, P) float64 on the CPU: the loss of one image (C, H, W) on the grid, `batch_size` points at once."""
     grid = torch.cartesian_prod(axis, axis).to(x.device, x.dtype)
     losses = []
-    for part in torch.split(grid, BATCH):
+    for part in torch.split(grid, batch_size):
         a, b = (per_sample(column, x.unsqueeze(0)) for column in part.unbind(1))
         images = x + a * first + b * second
         losses.append(cross_entropies(forward(images.clamp_(0, 1) if clip else images), y.expand(len(part))).cpu())

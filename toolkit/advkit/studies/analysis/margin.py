@@ -69,6 +69,7 @@ def margins(
     attack: Ascent,
     *,
     index: Tensor | None = None,
+    batch_size: int = BATCH,
     cap: float = 50.0,
     precision: float = 0.1,
     clip: bool = True,
@@ -78,7 +79,8 @@ def margins(
 
     mu = precision, 2 precision, ..., cap are scanned one after the other, so the first flip is found however often
     the prediction changes along the ray; mu is at most one `precision` too large, provided that the prediction does
-    not change twice between two neighbours. `clip`: images are clipped to [0, 1], as in ISEAT.
+    not change twice between two neighbours. `clip`: images are clipped to [0, 1], as in ISEAT. `batch_size` images
+    are computed at once.
     """
     steps = round(cap / precision) if 0 < precision <= cap < float("inf") else 0
     if not steps or abs(steps * precision - cap) > 1e-9 * cap:
@@ -88,10 +90,10 @@ def margins(
     scan = torch.arange(1, steps + 1, dtype=torch.float64) * (cap / steps)
     mus, reached = [], []
     with still(model) as forward:
-        for x, y in batches(model, dataset, index):
+        for x, y in batches(model, dataset, index, batch_size):
             delta = attack(forward, x, y) - x
             length = lengths(delta)
-            mu = first_flip(forward, x, unit(delta), scan, clip=clip)
+            mu = first_flip(forward, x, unit(delta), scan, clip=clip, batch_size=batch_size)
             mus.append(mu.masked_fill(length == 0, nan).cpu())
             reached.append(length.cpu())
             tick(len(y))
@@ -103,10 +105,13 @@ def margins(
 
 
 @torch.no_grad()
-def first_flip(forward: Forward, x: Tensor, way: Tensor, scan: Tensor, *, clip: bool = True) -> Tensor:
+def first_flip(
+    forward: Forward, x: Tensor, way: Tensor, scan: Tensor, *, clip: bool = True, batch_size: int = BATCH
+) -> Tensor:
     """(B,) float64: the first mu of the rising `scan` (S,) with argmax f(x + mu way) != argmax f(x), else Inf.
 
-    `x` and `way` are (B, C, H, W). Samples leave the scan when they flip, and the others get more mu a forward.
+    `x` and `way` are (B, C, H, W). Samples leave the scan when they flip, and the others get more mu a forward,
+    of `batch_size` images at most, or B.
     """
     before = forward(x).argmax(1)
     found = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
@@ -115,7 +120,7 @@ def first_flip(forward: Forward, x: Tensor, way: Tensor, scan: Tensor, *, clip: 
         left = found.isinf().nonzero().flatten()
         if not len(left):
             break
-        mu = scan[done : done + max(1, BATCH // len(left))].to(x.device)
+        mu = scan[done : done + max(1, batch_size // len(left))].to(x.device)
         shifts = mu.to(x.dtype).view(1, -1, *[1] * (x.dim() - 1)) * way[left].unsqueeze(1)
         points = (x[left].unsqueeze(1) + shifts).flatten(0, 1)
         after = forward(points.clamp_(0, 1) if clip else points).argmax(1).view(len(left), -1)

@@ -17,14 +17,14 @@ from ...evaluation.verdicts import refuse_gray_levels
 from ...reach import short_of
 from ...storage.run_folder import RunFolder
 from ..evaluate import Watch
-from ..inputs import amount, pace, whole
+from ..inputs import amount, at_once, pace, whole
 from ..records import AnalysisRecord
 from ..subject import Subject, subject_of
 from ..verdict_store import versions
 from .budget import sample_budgets
 from .landscape import loss_landscape
 from .margin import margins
-from .perturb import Ascent
+from .perturb import BATCH, Ascent
 from .record import tensors, write
 from .vulnerability import adversarial_vulnerability
 
@@ -37,8 +37,8 @@ class Study:
 
     `split` is "train" (without the held-out images), "validation" or "test"; `n` the number of images, 0: all;
     `attack` a pgd-K from the image, `step` its step as a share of eps; `eps` the run's by default; `out` where the
-    files go, RUN/analysis by default; `model` and `dataset` are as those of `evaluate`. The four methods write
-    NAME.json, NAME.npz and, with matplotlib, pictures.
+    files go, RUN/analysis by default; `model`, `dataset` and `batch_size` are as those of `evaluate`. The
+    four methods write NAME.json, NAME.npz and, with matplotlib, pictures.
     """
 
     run: str | Path
@@ -51,12 +51,14 @@ class Study:
     data_root: str | Path | None = None
     model: str | nn.Module | None = None
     dataset: Any = None
+    batch_size: int | str | None = None
     out: str | Path | None = None
     watch: Watch | None = None
 
     def __post_init__(self) -> None:
         self._count(0)
         self._budget(0.0)
+        at_once(self.batch_size)
         pace("step", self.step)
         Ascent.parse(self.attack, eps=0.0)
 
@@ -64,7 +66,12 @@ class Study:
         """How much the attack raises each sample's loss: AV_i = CE(x_i + delta_i) - CE(x_i) (ISEAT, Eq. 3)."""
         index = self._images(0)
         result = adversarial_vulnerability(
-            self._net.model, self._dataset, self._pgd, index=index, tick=self._tick(len(index))
+            self._net.model,
+            self._dataset,
+            self._pgd,
+            index=index,
+            batch_size=self._at_once,
+            tick=self._tick(len(index)),
         )
 
         def draw() -> Any:
@@ -84,6 +91,7 @@ class Study:
             self._dataset,
             self._pgd,
             index=index,
+            batch_size=self._at_once,
             cap=end,
             precision=pitch,
             clip=clip,
@@ -122,6 +130,7 @@ class Study:
             attack,
             kind=kind,
             index=chosen,
+            batch_size=self._at_once,
             points=size,
             extent=far,
             clip=clip,
@@ -148,7 +157,7 @@ class Study:
     def budget(self) -> AnalysisRecord:
         """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
         net, which, folder = self._net, self.checkpoint or "last", RunFolder.open(Path(self.run))
-        result = sample_budgets(folder, net.resolved, net.splits.train, net.model, which)
+        result = sample_budgets(folder, net.resolved, net.splits.train, net.model, which, self._at_once)
 
         def draw() -> Any:
             from .pictures import budget_picture
@@ -183,6 +192,10 @@ class Study:
         eps = self._budget(net.eps)
         refuse_gray_levels(eps, net.norm)
         return Ascent.parse(self.attack, eps=eps, step_size=pace("step", self.step) * eps, norm=net.norm)
+
+    @property
+    def _at_once(self) -> int:
+        return at_once(self.batch_size, self._net.resolved.run.batch_size) or BATCH
 
     def _count(self, usual: int) -> int:
         return usual if self.n is None else whole("n", self.n)

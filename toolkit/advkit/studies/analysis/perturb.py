@@ -23,7 +23,7 @@ from ...modules import placement
 from ...rng import derive_seed
 
 BATCH = 250
-"""Images a forward; every analysis is per sample, so this decides about memory and time alone."""
+"""Images a forward at most; every analysis is per sample, so this decides about memory and time alone."""
 
 Forward = Callable[[Tensor], Tensor]
 """From images (B, C, H, W) to logits (B, K)."""
@@ -112,11 +112,15 @@ def device_of(model: nn.Module) -> torch.device:
     return placement(model)[0]
 
 
-def batches(model: nn.Module, dataset: Dataset, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    model: nn.Module, dataset: Dataset, index: Tensor | None = None, batch_size: int = BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
     """x (B, C, H, W) in [0, 1] and y (B,) where the model is, of the images at `index` (n,), or of all."""
+    if batch_size < 1:
+        raise OptionError(f"batch_size = {batch_size} must be 1 or more.")
     device, dtype = placement(model)
     rows = torch.arange(len(dataset)) if index is None else index
-    for part in torch.split(rows, BATCH):
+    for part in torch.split(rows, batch_size):
         x = to_float(dataset.images[part].to(device), dtype)
         yield x, dataset.labels[part].to(device)
 

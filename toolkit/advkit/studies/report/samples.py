@@ -21,6 +21,7 @@ from ...judging import judged
 from ...rng import derive_seed
 from ...storage.weights import put_weights
 from ...training.parts import build_model
+from ..inputs import at_once
 from .sources import Source
 
 STEPS, PACE = 20, 0.2
@@ -70,7 +71,13 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
     x, y = to_float(test.images[:count]), test.labels[:count]
     with judged(model) as seed:
         seed(derive_seed(0, "core", "report"))  # for a model that draws in eval mode
-        net = Victim(model, classes=len(test.classes), norm=norm, beside=others(model, test))
+        net = Victim(
+            model,
+            classes=len(test.classes),
+            norm=norm,
+            batch_size=at_once(None, resolved.run.batch_size),
+            beside=others(model, test),
+        )
         radius = torch.full((len(x),), float(eps))
         with calling(x.shape):
             x_adv = attacked(Pgd(f"pgd-{STEPS}", STEPS, pace=PACE), net, x, y, radius, torch.arange(len(x)))
