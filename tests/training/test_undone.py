@@ -118,8 +118,10 @@ def test_a_failed_step_is_undone_beside_a_buffer_that_lies_on_itself() -> None:
 class Counting(torch.optim.SGD):
     """Keeps something of all parameters together."""
 
+    kept = 0.1
+
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        self.state["all"] = torch.ones(()) * float(self.param_groups[0]["lr"])  # type: ignore[index]
+        self.state["all"] = torch.ones(()) * self.kept  # type: ignore[index]
         return super().step(closure)
 
 
@@ -127,7 +129,7 @@ def test_an_optimizer_may_keep_what_is_of_no_parameter() -> None:
     model = net()
     optimizer = Counting(model.parameters(), 0.1)
     step_of(model, optimizer)(*BATCH, epoch=0)
-    optimizer.param_groups[0]["lr"] = torch.inf
+    optimizer.kept = torch.inf
     with pytest.raises(advkit.NonFinite):
         step_of(model, optimizer)(*BATCH, epoch=0)
     assert optimizer.state["all"] == 0.1  # type: ignore[index]
@@ -179,6 +181,33 @@ def test_an_optimizers_state_may_begin_at_inf(born: str) -> None:
     model = net()
     with pytest.raises(advkit.NonFinite, match="the optimizer's state after the update of epoch 0, step 0"):
         step_of(model, Least(model.parameters(), bad=1e-12))(*BATCH, epoch=0)
+
+
+class Large(Plugin):
+    """Gradients whose squares overflow, of every weight of a linear net."""
+
+    name = "large"
+
+    @hookimpl
+    def extra_regularizer(self, adv_logits: Tensor) -> Tensor:
+        return 1e27 * adv_logits.square().sum(1)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop])
+def test_an_overflow_of_every_entry_is_no_beginning(kind: type[torch.optim.Optimizer]) -> None:
+    """Of Adam's second moments, after which no weight would move. The control: no weight has another one."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(BATCH[0][0].numel(), 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.linspace(0.01, 0.1, 96)[torch.arange(96) * 7 % 96].view(3, 32))
+    optimizer = kind(model.parameters())  # type: ignore[call-arg]
+    x, before = BATCH[0].clamp(0.2, 0.8), model[1].weight.detach().clone()
+    refused = pytest.raises(NonFinite, match="the optimizer's state after the update of epoch 0, step 0")
+    with refused, pytest.warns(match="changed no weight in its first step"):
+        step_of(model, optimizer, Large)(x, *BATCH[1:], epoch=0)
+    assert not optimizer.state and torch.equal(model[1].weight, before)
+    (model(x).square().sum() * 1e27).backward()
+    optimizer.step()
+    assert all(value.isinf().all() for state in optimizer.state.values() for value in [*state.values()][-1:])
 
 
 class Masked(nn.Module):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import advkit
-from advkit import HookContract, Passes, Plugin, Step, hookimpl
+from advkit import HookContract, OptionError, Passes, Plugin, Step, hookimpl
+from advkit.training import twice
+from advkit.training.twice import refuse_once_differentiable
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -147,3 +149,103 @@ def test_a_net_that_computes_again_in_the_backward_has_the_same_gradients(plugin
         step(x, index % 3, index, epoch=0)
         weights.append(net.first.weight.detach())
     assert torch.equal(*weights)
+
+
+class Detached(torch.autograd.Function):
+    """tanh, whose backward has the output as a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.y = x.tanh().detach()
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * (1 - ctx.y**2)
+
+
+class Saved(Detached):
+    """And as it is to be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * (1 - ctx.saved_tensors[0] ** 2)
+
+
+class Remade(Detached):
+    """Its gradient is computed anew in the backward, as hand-written checkpointing does, and has none itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            return torch.autograd.grad(x.tanh(), x, gradient)[0]
+
+
+class Rounds(torch.autograd.Function):
+    """Straight through a rounding: no gradient of it is that of its values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class Bends(nn.Module):
+    def __init__(self, bent: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.second, self.last = nn.Linear(36, 20), nn.Linear(20, 20), nn.Linear(20, 3)
+        self.bent = bent
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.second(self.bent(self.first(x.flatten(1)))).tanh())
+        return logits
+
+
+SMALL = torch.rand(12, 1, 6, 6, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3, torch.arange(12)
+
+
+def gradient_of(bent: Any, plugins: str) -> Tensor:
+    net = Bends(bent)
+    settings = {"attack.steps": 2, "run.check_hooks": True}
+    Step(net, None, plugins, num_samples=12, eps=0.1, settings=settings).loss(*SMALL, epoch=0).backward()
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("plugin", ["cure", "gradalign"])
+def test_a_net_that_is_differentiable_once_is_refused_where_twice_is_needed(plugin: str) -> None:
+    """The net is named, and not the plugin. The controls: nobody needs it, a right Function, straight through."""
+    for bent in (Detached.apply, Remade.apply):
+        with pytest.raises(OptionError, match=f"^The model is differentiable once only: .* the plugin {plugin} needs"):
+            gradient_of(bent, plugin)
+        assert torch.allclose(gradient_of(bent, ""), gradient_of(torch.tanh, ""), rtol=1e-4, atol=1e-7)
+    assert torch.allclose(gradient_of(Saved.apply, plugin), gradient_of(torch.tanh, plugin), rtol=1e-4, atol=1e-7)
+    gradient_of(Rounds.apply, plugin)
+
+
+@pytest.mark.parametrize("bent", [nn.ReLU(), nn.GELU(), nn.ELU(), nn.Softplus(), nn.BatchNorm1d(20), nn.Dropout(0.3)])
+def test_honest_nets_are_far_from_being_refused(bent: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By more than a hundredth of what is tolerated, so that no rounding is taken for a fault."""
+    monkeypatch.setattr(twice, "TOLERANCE", twice.TOLERANCE / 100)
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 36)
+    )
+    whole = nn.Sequential(net, Bends(bent))
+    for training in (True, False):
+        refuse_once_differentiable(whole.train(training), SMALL[0], "any")

@@ -54,6 +54,8 @@ class Engine:
         self._empty, self.wrote, self.by_itself = False, list[tuple[str, str]](), set[str]()
         """What forwards that were watched have done to the model, with what it should do instead, and what they may set
         in it: attributes of its modules."""
+        self.twice = set[tuple[int, str]]()
+        """By stage, plugins that take the gradient of an input gradient, for which the model was looked at."""
         if self.half and dtype != torch.float32:
             raise OptionError(
                 f"run.precision=bf16 computes in bfloat16 with weights in float32, and the model's are in "

@@ -104,7 +104,7 @@ class Update:
             if answer is None:
                 terms[name] = soft_cross_entropy(logits["adv_logits"], self.known["target"])
             else:
-                with viewed(self.panel.state, self.network, moved, minimised):
+                with viewed(self.panel.state, self.network, moved, minimised, id(self.stage)):
                     values = self.panel.ask(answer, self.known, **logits)
                 terms[name] = self.contract.term(answer.plugin.name, answer.hook, values)
         return terms

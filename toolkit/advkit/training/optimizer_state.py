@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -75,22 +76,38 @@ def moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Address, object,
                     yield (number, id(owner) if isinstance(owner, Tensor) else owner, key), owner, leaf
 
 
-def begun_alike(optimizer: torch.optim.Optimizer, earlier: Container[Address]) -> list[Tensor]:
-    """Tensors of its state that were not there `earlier` and all hold one value under their key: how it begins.
+def begun_so(optimizer: torch.optim.Optimizer, before: Callable[[], None], tensors: Sequence[Tensor]) -> set[int]:
+    """The ids of tensors of its state, after a step, that the signs of the gradients alone leave the same in its place.
 
-    An overflow is not in every entry of all parameters.
+    So it begins, and that is no overflow. That step is tried from what `before` puts back, and nothing of it stays: it
+    writes to `tensors` and to what the optimizer keeps. None are known where it fails.
     """
-    born: dict[object, list[Tensor]] = {}
-    for (number, owner, key), _, tensor in moments(optimizer):
-        if (number, owner, key) not in earlier and tensor.numel():
-            born.setdefault((number, key), []).append(tensor)
-    same = (found for found in born.values() if all(same_bits(one, _filled(one, found[0])) for one in found))
-    return [tensor for found in same for tensor in found]
+    after, made = OptimizerState(optimizer), {place: one for place, _, one in moments(optimizer)}
+    held = [*tensors, *made.values(), *after.tensors]
+    values = [one.detach().clone() for one in held]
+    was = {place: one.detach().clone() for place, one in made.items()}
+    trained = [(p, p.grad) for group in optimizer.param_groups for p in group["params"]]
+    begun = set[int]()
+    try:
+        before()
+        for parameter, gradient in trained:
+            parameter.grad = None if gradient is None else gradient.sign()
+        with suppress(Exception):  # the step that was meant has told what is wrong with it
+            optimizer.step()
+            begun = {id(made[at]) for at, _, one in moments(optimizer) if at in made and same_bits(one, was[at])}
+    finally:
+        after.put_back()
+        for tensor, value in zip(held, values, strict=True):
+            put_back(tensor, value)
+        for parameter, gradient in trained:
+            parameter.grad = gradient
+    return begun
 
 
-def _filled(like: Tensor, first: Tensor) -> Tensor:
-    """`like`, but every entry is the first one of `first`."""
-    return first.flatten()[0].to(like).expand_as(like)
+def put_back(tensor: Tensor, was: Tensor) -> None:
+    """In place. What lies on top of itself, as after `expand`, is as it was: torch writes into none of it."""
+    if not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        tensor.copy_(was)
 
 
 def _with_inner(optimizer: torch.optim.Optimizer, seen: set[int]) -> Iterator[torch.optim.Optimizer]:

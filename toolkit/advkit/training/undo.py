@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..judging import same_bits
 from ..run import RunState
 from .finite import REMEDY, Judged
 from .given import refuse_late
-from .optimizer_state import Address, OptimizerState, begun_alike, moments
+from .optimizer_state import Address, OptimizerState, begun_so, moments, put_back
 from .sums import by_kind, finite, read, told
 
 
@@ -58,14 +59,14 @@ class Undo:
             parts += [(f"the per-sample state {name}", values[index], was) for name, values, was in samples]
             was_of = {id(tensor): copy for tensor, copy in zip(tensors, copies, strict=True)}
             earlier = {address: was_of.get(id(tensor)) for address, tensor in kept.at.items()}
-            if what := _not_finite(parts, earlier, optimizer, now, judged, state):
+            begun = partial(begun_so, optimizer, lambda: _as_before(kept, tensors, copies), tensors)
+            if what := _not_finite(parts, earlier, optimizer, begun, now, judged, state):
                 raise NonFinite(
                     f"NaN or Inf in {what} after the update of {state.place}. The step was not applied; {REMEDY}."
                 )
         except BaseException:
             with torch.no_grad():
-                for tensor, was in zip(tensors, copies, strict=True):
-                    _put_back(tensor, was)
+                _as_before(kept, tensors, copies)
             for module, buffers in bound:  # some bind theirs anew: self.m = 0.9 * self.m
                 module._buffers.clear()
                 module._buffers.update(buffers)
@@ -73,11 +74,16 @@ class Undo:
                 values[index] = was
                 if name in whole:
                     values.copy_(whole[name])
-            kept.put_back()
             for parameter, gradient in gradients:
                 if parameter.grad is not gradient:  # this step's own, which nobody may step on
                     parameter.grad = None
             raise
+
+
+def _as_before(kept: OptimizerState, tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    kept.put_back()
+    for tensor, was in zip(tensors, copies, strict=True):
+        put_back(tensor, was)
 
 
 @contextmanager
@@ -128,7 +134,7 @@ class Kept:
     def put_back(self) -> None:
         """Everything as it was, in place."""
         for name, value in self._named():
-            _put_back(value.data, self._whole[name])  # unseen, as BatchNorm itself: graphs of the loop may be alive
+            put_back(value.data, self._whole[name])  # unseen, as BatchNorm itself: graphs of the loop may be alive
         for name, rows in self._rows.items():
             self._state.samples[name][self._index] = rows
 
@@ -150,12 +156,6 @@ def _refuse_other_rows(state: RunState, before: Mapping[str, Tensor], index: Ten
             )
 
 
-def _put_back(tensor: Tensor, was: Tensor) -> None:
-    """In place. What lies on top of itself, as after `expand`, is as it was: torch writes into none of it."""
-    if not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        tensor.copy_(was)
-
-
 def _named(held: Inventory, state: RunState) -> dict[str, Tensor]:
     return {**held.parameters, **held.buffers, **state.tensors}
 
@@ -172,6 +172,7 @@ def _not_finite(
     parts: Sequence[tuple[str, Tensor, Tensor | None]],
     earlier: Mapping[Address, Tensor | None],
     optimizer: torch.optim.Optimizer,
+    begun: Callable[[], set[int]],
     now: Inventory,
     judged: Sequence[Judged],
     state: RunState,
@@ -179,7 +180,7 @@ def _not_finite(
     """What is not finite and was, by name: a mask of -inf, or NaN for what is absent, may stay. One synchronisation.
 
     Statistics of a norm may not: they never come back, and train mode does not look at them. `earlier` are the tensors
-    of the optimizer's state before the step; what it has made in this step may begin at inf, as a least value does.
+    of the optimizer's state before the step; what it has made in this step may have `begun` so, as a least value does.
     """
     own = [
         ("the optimizer's state", value, earlier.get(address))
@@ -194,10 +195,12 @@ def _not_finite(
         one.refuse(state, fine)
     groups = zip(left, values[len(judged) :], strict=True)
     broken = [place for (places, _), fine in groups for place, good in zip(places, fine, strict=True) if not good]
-    begun = {id(tensor) for tensor in begun_alike(optimizer, earlier)} if broken else set()
-    for place in sorted(broken):
+    broken = [place for place in sorted(broken) if not finite(every[place][1])]
+    made = any(place >= len(parts) and every[place][2] is None for place in broken)
+    begins = begun() if made else set()
+    for place in broken:
         name, tensor, was = every[place]
-        if id(tensor) in begun or finite(tensor):
+        if id(tensor) in begins:
             continue
         if was is None or was.shape != tensor.shape or became_broken(was, tensor):
             return name

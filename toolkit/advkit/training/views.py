@@ -17,6 +17,7 @@ from ..run import RunState
 from ..types import Objective
 from .auxiliary import auxiliary_logits
 from .network import Network
+from .twice import refuse_once_differentiable
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Views:
     network: Network
     moved: Mapping[str, Tensor]
     minimised: bool
+    stage: int
+    """Its id."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """Buffers as forwards have moved them; the model gets them when the term is known, as hooks only borrow it."""
     turns: Counter[str] = field(default_factory=Counter)
@@ -58,6 +61,9 @@ class Views:
             if not isinstance(values, Tensor) or values.shape != (len(x),):
                 raise HookContract(f"Plugin {plugin}: the loss of run.input_gradient must return ({len(x)},).")
             (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=create_graph)
+            if create_graph and self.network.careful and (self.stage, plugin) not in self.network.engine.twice:
+                self.network.engine.twice.add((self.stage, plugin))
+                refuse_once_differentiable(self.network.model, x, plugin)
         ledger.backward("update", "input_backward")
         if gradient.requires_grad:
             gradient.register_hook(lambda _: ledger.backward("update", "full_backward"))  # type: ignore[no-untyped-call]
@@ -79,9 +85,11 @@ class Views:
 
 
 @contextmanager
-def viewed(state: RunState, network: Network, moved: Mapping[str, Tensor], minimised: bool) -> Iterator[None]:
+def viewed(
+    state: RunState, network: Network, moved: Mapping[str, Tensor], minimised: bool, stage: int
+) -> Iterator[None]:
     """The scope in which loss terms may look at the net."""
-    before, views = state.viewing, Views(state, network, moved, minimised)
+    before, views = state.viewing, Views(state, network, moved, minimised, stage)
     state.viewing = views
     try:
         yield
