@@ -505,6 +505,29 @@ def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path, to: str) -> No
         cp.resolve(tmp_path / "in", "best")
 
 
+@pytest.mark.parametrize("to", ["../out/step-00000001", "/etc", "step-00000009"])
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_the_record_counts_whatever_a_link_says(tmp_path: Path, name: str, to: str) -> None:
+    first, out = save(tmp_path / "in", 1), save(tmp_path / "out", 1)
+    for both in ("best", "last"):
+        cp.point(tmp_path / "in", both, first)
+    link = tmp_path / "in" / name
+    for stray in (link, tmp_path / "in" / "kept"):
+        stray.unlink(missing_ok=True)
+        stray.symlink_to(to)
+    assert cp.resolve(tmp_path / "in", name) == first
+    cp.point(tmp_path / "in", "last" if name == "best" else "best", first)
+    assert os.readlink(link) == to and cp.resolve(tmp_path / "in", name) == first
+    (tmp_path / "in" / "names.json").unlink()  # the links alone
+    with pytest.raises(CheckpointError, match=r"does not name a step of .*; remove that link\."):
+        cp.resolve(tmp_path / "in", name)
+    second = save(tmp_path / "in", 2)
+    cp.point(tmp_path / "in", name, second)
+    assert json.loads((tmp_path / "in" / "names.json").read_text())[name] == second.name
+    assert os.readlink(link) == second.name and cp.resolve(tmp_path / "in", name) == second
+    assert [step.name for step in out.parent.iterdir()] == [out.name]
+
+
 @pytest.mark.parametrize("name", ["last", "step-00000001", "../in/best", ""])
 def test_what_is_no_link_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     cp.point(tmp_path / "in", "best", save(tmp_path / "in", 1))

@@ -139,13 +139,14 @@ def point(folder: Path, name: str, target: Path) -> None:
 
     The record is names.json. The link of that name, relative, is for people: some file systems have none.
     """
-    if target not in steps(folder):
+    known = steps(folder)
+    if target not in known:
         raise CheckpointError(f"{target} is not a step of {folder}: save it before {name!r} names it.")
     files.judge_place(target)
-    named: dict[str, str] = {}
+    named = {link: Path(step).name for link, step in _linked(folder).items() if folder / step in known}
     with files.past_damage():
-        named = _recorded(folder)
-    files.write_atomic(folder / NAMES, _encode({**_linked(folder), **named, name: target.name}))
+        named |= _recorded(folder)
+    files.write_atomic(folder / NAMES, _encode({**named, name: target.name}))
     work = folder / files.hidden("tmp", name)
     with suppress(OSError):
         try:
@@ -161,16 +162,16 @@ def resolve(folder: Path, name: str) -> Path:
 
     Raises CheckpointError where neither names a step of `folder`.
     """
-    link, linked, known = folder / name, _linked(folder), steps(folder)
-    stray = name in linked and folder / linked[name] not in known
-    if Path(name).name != name or _STEP.fullmatch(name) or stray:
-        raise CheckpointError(f"{link} does not name a step of {folder}; remove that link.")
+    link, linked, known, step = folder / name, _linked(folder), steps(folder), None
     try:
-        step = _recorded(folder).get(name) or linked.get(name)
+        step = _recorded(folder).get(name)
     except CheckpointError:
         if name not in linked:
             raise
-        step = linked[name]
+    stray = step is None and name in linked and folder / linked[name] not in known
+    if Path(name).name != name or _STEP.fullmatch(name) or stray:
+        raise CheckpointError(f"{link} does not name a step of {folder}; remove that link.")
+    step = step or linked.get(name)
     if step is None and link.is_dir():  # a copy of before there was a record, with links made folders
         step = f"step-{_parse(link / MANIFEST, _read(link / MANIFEST, MANIFEST_CAP)).get('step'):08}"
     if step is None:
