@@ -29,7 +29,7 @@ from advkit.evaluation.audit.brief import from_verdicts
 from advkit.evaluation.audit.checks import hopeless
 from advkit.evaluation.figure import Figure, above, gap, jackknife, least, share
 from advkit.evaluation.results import Verdicts
-from advkit.evaluation.verdicts import verdicts
+from advkit.evaluation.verdicts import BY_BATCH, verdicts
 from advkit.losses import margin
 from advkit.modules import mode
 from advkit.studies.paired_records import ComparedRun, Comparison
@@ -524,6 +524,58 @@ def test_a_gradient_of_something_else_is_found(
     assert checks[figure_of].alarm is True
     full = audited(net, data)
     assert figure_of in full.alarms
+
+
+def tail(z: Tensor) -> Tensor:
+    """The images behind the fortieth less their mean."""
+    return torch.cat([z[:40], z[40:] - z[40:].mean(0)]) if len(z) > 40 else z
+
+
+def refusing(after: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Of a lone image not of the shape of logits."""
+    return lambda z: after(z).squeeze()
+
+
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "before": lambda z: z + 0.5 * z.roll(1, 0),
+    "behind": lambda z: z + 0.5 * z.roll(-1, 0),
+    "half a batch away": lambda z: z + 0.5 * z.roll(len(z) // 2, 0),
+    "tail": tail,
+}
+
+
+@pytest.mark.parametrize("mixed", MIXED.values(), ids=MIXED)
+@pytest.mark.parametrize("takes", [lambda after: after, refusing])
+def test_a_net_that_mixes_images_is_found_whichever_they_are(
+    masks: ModuleType, mixed: Callable[[Tensor], Tensor], takes: Callable[[Any], Callable[[Tensor], Tensor]]
+) -> None:
+    """By the audit, and as evaluate says; a net that draws is not, which differs from call to call by itself."""
+    honest = masks.Masked(linear(4), after=takes(lambda z: z))
+    drawing = masks.Masked(linear(4), before=lambda x: x + 0.1 * torch.randn_like(x), after=takes(lambda z: z))
+    for net, share_of, noted in ((masks.Masked(linear(4), after=takes(mixed)), 1, True), (honest, 0, False)):
+        data = labelled(linear(4), 60)
+        data = dataclasses.replace(data, labels=net(data.images / 255).argmax(1))
+        with bench(net, data, eps=EPS, norm="linf", seed=0) as table:
+            found = figures.by_batch(table)
+        assert isinstance(found, Figure) and found.of == figures.FEW
+        assert found.value == share_of or (mixed is tail and 0.2 < found.value < 0.5 and noted), found
+        row = advkit.evaluate(net, data, "clean", eps=EPS, audit=False).attacks[0]
+        assert (BY_BATCH in row.notes) == noted
+    with bench(drawing, data, eps=EPS, norm="linf", seed=0) as table:
+        assert figures.by_batch(table) == "the net draws in eval mode"
+
+
+def test_a_net_that_draws_seldom_is_not_blamed_on_the_batch(masks: ModuleType) -> None:
+    """One of two nets answers: two forwards of all images may be of the same one."""
+    net = masks.OneOfTwo(linear(4), masks.scaled(linear(4), 1.5))
+    data = labelled(linear(4), 60)
+    same = 0
+    for seed in range(8):
+        with bench(net, data, eps=EPS, norm="linf", seed=seed) as table:
+            one, other = (table.logits(f"forward {turn}", table.x) for turn in (1, 2))
+            same += torch.equal(one, other)
+            assert figures.by_batch(table) == "the net draws in eval mode"
+    assert 0 < same < 8
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.Tanh, nn.Softplus])

@@ -190,9 +190,14 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 def far_apart(one: Tensor, other: Tensor) -> bool:
     """Whether logits (B, K) of the same images differ by more than rounding; those that are not finite do not count."""
+    return bool(apart(one, other).any())
+
+
+def apart(one: Tensor, other: Tensor) -> Tensor:
+    """(B,) bool: of which images they do."""
     both = one.isfinite() & other.isfinite()
     scale = one[both].abs().amax() if bool(both.any()) else 0
-    return bool(((one - other).abs()[both] > ALONE * scale).any())
+    return (both & ((one - other).abs() > ALONE * scale)).any(1)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked, others
 from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
-from .soundness import classified_as, refuse_unsound, sound
+from .soundness import classified_as, one_by_one, refuse_unsound, sound
 from .team import Team
 
 BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
@@ -190,27 +190,30 @@ class _Chunk:
     def _unsteady(self, net: Victim, x: Tensor) -> str:
         """Whether logits depend on more than their image, of a net that draws nothing: a sentence, "" elsewhere.
 
-        A few images by themselves are held against them among the others, and before and after that all against all.
-        The middle, the last and the first: where a net measures all by one of these places, another image stands there.
+        The first, the middle and the last, each by itself, are held against them among all, and all against all.
         """
-        last = len(x) - 1
-        rows = torch.tensor([len(x) // 2, last, 0] if last > 2 else [last, 0][: len(x)])
+        rows, lone = torch.tensor([0, len(x) // 2, len(x) - 1]), self._victim("linf")
 
         def logits(images: Tensor, purpose: str = "clean") -> Tensor:
             self._seed(purpose)
             with torch.no_grad(), calling(images.shape):
                 return net(images)
 
+        def alone(purpose: str) -> Tensor:
+            self._seed(purpose)
+            return one_by_one(lone, x, rows)
+
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         together, again = logits(x), logits(x)
         moved = [name for name, buffer in self.model.named_buffers() if not same_bits(buffer, before.get(name, buffer))]
         if far_apart(together, again) or (moved and not torch.equal(together, again)):
             return BY_CALL + (f" (it moves {moved[0]} in eval mode)" if moved else "")
-        if not far_apart(together[rows], logits(x[rows])):
+        if not far_apart(together[rows], once := alone("clean")):
             return ""
-        if far_apart(together, logits(x)):
+        if far_apart(together, logits(x)) or far_apart(together, logits(x)):
             return BY_CALL
-        return "" if far_apart(together, logits(x, "once more")) else BY_BATCH
+        draws = far_apart(once, alone("once more")) or far_apart(together, logits(x, "once more"))
+        return "" if draws else BY_BATCH
 
     def _seed(self, purpose: str) -> None:
         self.reseed(derive_seed(self.seed, "core", "evaluation", f"{purpose} {self.first}"))

@@ -19,6 +19,7 @@ from ..attacks.base import EvaluationAttack, Victim
 from ..attacks.libraries import ApgdT
 from ..attacks.square import Square
 from ..figure import Figure, gap, jackknife, share
+from ..soundness import one_by_one
 from .bench import EARLY, RUNGS, SHORT, Attached, Bench
 from .surrogate import IMAGES, Imitated, imitator
 
@@ -109,27 +110,25 @@ def grad_mode(bench: Bench) -> Answer:
     bench.seed("grad mode")
     with torch.no_grad():
         plain = bench.net(bench.x[:FEW])
-    return share(_moved(followed, plain), len(plain))
+    return share(int(judging.apart(followed, plain).sum()), len(plain))
 
 
 def by_batch(bench: Bench) -> Answer:
-    """Images whose logits differ between pairs and a whole batch."""
-    if len(bench.x) < 3:
-        return "three images are needed"
-    if _moved(bench.logits("forward 1", bench.x), bench.logits("forward 2", bench.x)):
+    """Images, spread over all, whose logits by themselves differ from those among as many as are attacked together."""
+    count = len(bench.x)
+    if count < 2:
+        return "two images are needed"
+    together, again = (bench.logits(f"forward {turn}", bench.x) for turn in (1, 2))
+    rows = torch.linspace(0, count - 1, min(FEW, count)).round().long()
+
+    def alone(purpose: str) -> Tensor:
+        bench.seed(purpose)
+        return one_by_one(bench.net, bench.x, rows)
+
+    found = judging.apart(together[rows], once := alone("forward 1"))
+    if judging.far_apart(together, again) or (bool(found.any()) and judging.far_apart(once, alone("forward 2"))):
         return "the net draws in eval mode"
-    x = bench.x[:FEW]
-    with torch.no_grad():
-        whole, pairs = bench.net(x), torch.cat([bench.net(x[[place, place - 1]])[:1] for place in range(len(x))])
-    return share(_moved(whole, pairs), len(x))
-
-
-def _moved(one: Tensor, other: Tensor) -> int:
-    """How many images have logits (B, K) that are further apart than rounding."""
-    both = one.isfinite() & other.isfinite()
-    apart = torch.where(both, (one - other).abs(), torch.zeros_like(one)).amax(1)
-    scale = torch.where(both, one.abs(), torch.zeros_like(one)).amax().clamp(min=torch.finfo(one.dtype).tiny)
-    return int((apart > judging.ALONE * scale).sum())
+    return share(int(found.sum()), len(rows))
 
 
 def steps_accuracy(bench: Bench) -> Answer:
@@ -291,7 +290,7 @@ def moved(ball: Ball, way: Tensor, part: float) -> Tensor:
 def varying(bench: Bench) -> Answer:
     """Images whose logits differ between two forwards that draw differently."""
     once, again = (bench.logits(f"forward {turn}", bench.x) for turn in (1, 2))
-    return share(_moved(once, again), len(once))
+    return share(int(judging.apart(once, again).sum()), len(once))
 
 
 def probabilities(bench: Bench) -> Answer:
