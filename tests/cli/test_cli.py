@@ -27,6 +27,7 @@ from hypothesis import given, settings, strategies as st
 
 from advkit import CheckpointError, DataError, evaluate, plan
 from advkit.cli.main import run
+from advkit.options import VANISHES
 from advkit.settings import SECTIONS
 from advkit.training.cost import cost_words
 
@@ -284,6 +285,19 @@ REFUSALS = [
     ("plan --eps=-0.1", "attack.eps = -0.1 must be greater than or equal to 0."),
     ("plan --eps 8/0", "attack.eps = '8/0' divides by zero."),
     ("plan --eps 1e999/1", "attack.eps = '1e999/1' is too large."),
+    *(
+        (f"plan {typed}", f"{key} = '{number}' {VANISHES}.")
+        for typed, key, number in (
+            ("--eps 8/1e500", "attack.eps", "8/1e500"),
+            ("--eps 1e-400", "attack.eps", "1e-400"),
+            ("--set attack.eps=-1e-400", "attack.eps", "-1e-400"),
+            ("--set optimizer.lr=1e-400", "optimizer.lr", "1e-400"),
+            ("--plugins cat-eps -o cat-eps.eta=0.001e-400", "cat-eps.eta", "0.001e-400"),
+        )
+    ),
+    ("plan --plugins lsiw -o lsiw.lam=[[0,1e-400]]", f"lsiw.lam = [[0, '1e-400']] {VANISHES}."),
+    ("evaluate @RUN --eps 8/1e500", f"--eps 8/1e500 {VANISHES}."),
+    ("evaluate @RUN --min-robust 1e-400", f"--min-robust 1e-400 {VANISHES}."),
     (
         "plan --eps 1e999999999/1",
         "attack.eps = '1e999999999/1' is not a number, a fraction such as 8/255, or a multiple of eps such as 'eps/4'.",

@@ -92,6 +92,7 @@ def idle(options: OptionModel) -> dict[str, str]:
 
 # Exponents have at most three digits: 1e999999999 is an integer that no memory holds.
 _TOKEN = re.compile(r"\s*(?:((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?![\d.]|[eE][-+\d])|(eps)|([*/]))", re.ASCII)
+VANISHES = "is not 0, but closer to it than any number of float64; give 0, or 5e-324 and more"
 
 
 def parse_number(text: str, eps: float | None = None) -> float:
@@ -127,6 +128,8 @@ def parse_number(text: str, eps: float | None = None) -> float:
     if expect_operand:
         raise ValueError("is not a number")
     try:
+        if value and not float(value):
+            raise ValueError(VANISHES)
         return sign * float(value)
     except OverflowError:
         raise ValueError("is too large") from None

@@ -217,10 +217,10 @@ def echo(line: str) -> None:
 
 def parse_value(text: str) -> object:
     """A value as TOML would read it, else the text itself: `0.1`, `true`, `[[0, 0.0], [10, 0.1]]`, `8/255`."""
-    import tomllib
+    from ..config.runfile import parsed
 
     try:
-        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+        return parsed(f"value = {text}")["value"] if "\n" not in text else text
     except (ValueError, RecursionError):
         return text
 

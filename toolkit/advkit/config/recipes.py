@@ -7,7 +7,6 @@ here imports torch: a recipe becomes a layer of a run in `Request.of`.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from .. import registry
 from ..errors import PluginImport, PluginLoad, cut, did_you_mean, named, spoken
 from ..reading import read
+from .runfile import parsed
 
 GROUP = "advkit.recipes"
 MINI = "-mini"
@@ -98,7 +98,7 @@ def _files() -> dict[str, tuple[Path, str]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read(path, 1 << 20).decode())
+        return parsed(read(path, 1 << 20).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, next(iter(str(error).splitlines()), type(error).__name__)) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Mapping
@@ -48,10 +49,19 @@ def text(path: Path) -> str:
 def load(path: Path) -> Layer:
     """Read a run file. Raises OptionError, one sentence, for whatever is wrong with it."""
     try:
-        table = tomllib.loads(text(path))
+        table = parsed(text(path))
     except (ValueError, RecursionError) as error:
         raise _no_toml(path, error) from None
     return parse(table, path.name)
+
+
+def parsed(toml: str) -> dict[str, Any]:
+    """A table as `tomllib.loads` reads it, but for a number that float64 takes for 0: its text, which is refused."""
+
+    def number(written: str) -> float | str:
+        return float(written) or (written if re.match(r"[^eE]*[1-9]", written) else 0.0)
+
+    return tomllib.loads(toml, parse_float=number)
 
 
 def _no_toml(path: Path, error: Exception) -> OptionError:

@@ -12,14 +12,16 @@ from operator import index
 from ..arguments import a_number
 from ..errors import OptionError, shown
 from ..evaluation.results import BATCH
-from ..options import parse_number
+from ..options import VANISHES, parse_number
 
 
 def amount(name: str, given: float | str) -> float:
     """A finite number >= 0: 0.15, "0.15" or "8/255"."""
     try:
         value = parse_number(given) if isinstance(given, str) else a_number(name, given)
-    except (ValueError, OptionError):
+    except (ValueError, OptionError) as error:
+        if VANISHES in str(error):
+            raise OptionError(f"{name} {_said(given)} {VANISHES}.") from None
         value = -1.0
     if not isfinite(value) or value < 0:
         raise OptionError(f"{name} {_said(given)} must be a finite number >= 0, or a fraction such as 8/255.")
