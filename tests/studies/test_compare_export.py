@@ -78,7 +78,9 @@ def test_python_compares_and_exports_as_the_commands_do(
     assert command(["compare", *runs[:2], "--attacks", "clean,pgd-3", "--n", "90", "--eps", "8/255", "--json"]) == 0
     comparison = advkit.compare(runs[:2], "clean,pgd-3", n=90, eps="8/255")
     assert comparison.as_dict() == json.loads(capsys.readouterr().out)
-    assert comparison["runs"][0]["attacks"][1]["name"] == "pgd-3" and comparison.runs[0].alarms is not None
+    first = comparison["runs"][0]
+    assert first["attacks"][1]["name"] == "pgd-3" and comparison.runs[0].alarms is not None
+    assert first["audit"][0]["name"] == comparison.runs[0].audit[0].name
     best = comparison.runs[0].model_copy(update={"epoch": 1})
     for epoch, shown in ((1, ["best = last"]), (2, ["best", "last"])):
         last = best.model_copy(update={"checkpoint": "last", "epoch": epoch})

@@ -152,6 +152,13 @@ class Corner(EvaluationAttack):
     assert [row["code"] for row in stored["attacks"]] == [minus["code"]]  # what the old code found is not shown
 
 
+def by_key(value: Any) -> Any:
+    """A result as one reads it who uses keys alone, down to its last field."""
+    if hasattr(value, "keys"):
+        return {key: by_key(value[key]) for key in value}
+    return [by_key(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 @pytest.mark.usefixtures("quick_audit")
 def test_python_evaluates_and_audits_as_the_commands_do(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -180,7 +187,11 @@ def test_python_evaluates_and_audits_as_the_commands_do(
     assert advkit.evaluate(of_run(trained).model, images, "clean", eps=0.1, audit=False).audit is None
 
     assert command(["audit", str(trained), "--n", "20", "--json"]) in (0, 3)
-    assert advkit.audit(trained, n=20).as_dict() == json.loads(capsys.readouterr().out)
+    audit = advkit.audit(trained, n=20)
+    assert audit.as_dict() == by_key(audit) == json.loads(capsys.readouterr().out)
+    assert "alarm" in audit.checks[0] and "images" not in audit["checks"][0]  # which is no field
+    kept = by_key(result)
+    assert {key: kept[key] for key in result.as_dict()} == result.as_dict() and kept["audit"]
     assert advkit.AuditRecord.read(trained / "audit.json").n == 20
     (trained / "audit.json").unlink()
     mine = advkit.audit(of_run(trained).model, images, eps="0.15")

@@ -7,20 +7,20 @@ A field is read as an attribute or, as in the JSON, by key: `result.worst_case.a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..arguments import checked
+from ..by_key import ByKey
 from ..errors import OptionError
 from ..evaluation.audit.checks import Check, hopeless
 from ..storage.files import write_atomic
 from .documents import document, members
 
 
-class Record(BaseModel):
+class Record(ByKey, BaseModel):  # type: ignore[misc]  # which iterates otherwise
     """The base: frozen, finite, lenient to keys of other versions, and a mapping for who prefers that."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -47,28 +47,6 @@ class Record(BaseModel):
     def keys(self) -> list[str]:
         """Of what was given."""
         return [*(name for name in type(self).model_fields if name in self.model_fields_set), *(self.model_extra or {})]
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.keys():
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
-
-    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
-        return iter(self.keys())
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """As a dictionary's."""
-        return getattr(self, key) if key in self.keys() else default
-
-    def items(self) -> list[tuple[str, Any]]:
-        """Of what was given."""
-        return [(key, self[key]) for key in self.keys()]
 
 
 R = TypeVar("R", bound=Record)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 
+from ...by_key import ByKey
 from ..figure import Figure, above, least
 from ..results import SUSPECT_GAP
 
@@ -16,7 +17,7 @@ UNASKED = "Not checked: "
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(ByKey):
     """One check's outcome. `alarm` is None where it could not be run; then `sentence` says why."""
 
     name: str
