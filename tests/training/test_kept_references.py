@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import HookContract, Plugin, Step
+from advkit.spaces import Patched
 from advkit.training.guard import hooked_nodes
+from advkit.training.probe import refuse_other_weights
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -477,3 +480,23 @@ def test_an_edit_that_changes_no_value_is_one(tiny_net: Net, tiny_batch: BatchOf
 
     with pytest.raises(HookContract, match=r"of attack_objective: it changed target, which it only borrows"):
         step_of(tiny_net(), bad(attack_objective=attack_objective))(*tiny_batch(), epoch=0)
+
+
+def test_what_torch_wraps_by_itself_is_nobodys_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = torch.optim.Adadelta
+    bare = inspect.unwrap(vars(kind)["step"])
+    monkeypatch.setattr(kind, "step", bare)  # as in a process that has made none yet
+    patched = Patched(None)
+    kind([nn.Parameter(torch.ones(1))])
+    assert kind.step is not bare and patched.put_back() == [] and kind.step is not bare
+    monkeypatch.setattr(kind, "step", lambda self, closure=None: None)
+    assert patched.put_back() == ["torch.optim.Adadelta.step"] and kind.step is bare
+
+
+def test_nan_at_perturbed_weights_is_none_of_the_models_draws() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with torch.no_grad():
+        model[1].weight.fill_(1e30)
+    x, target = torch.rand(4, 1, 4, 4), torch.eye(3)[[0, 1, 2, 0]]
+    shift = {name: 1e38 * torch.ones_like(value) for name, value in model.named_parameters()}
+    refuse_other_weights(model, x, target, shift, ())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from copy import copy
+from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import nn
 from torch.jit import ScriptModule
+from torch.optim import optimizer
 
 from .hidden import TORCHS_OWN, fixed
 
@@ -113,7 +116,7 @@ class Patched:
                 continue
             for name in [*before, *(name for name in [*now] if name not in before)]:
                 value, was = now.get(name), before.get(name)
-                if value is not was and (callable(value) or callable(was)):
+                if value is not was and (callable(value) or callable(was)) and not _wrapped_by_torch(owner, name, was):
                     changed.append(f"{called}.{name}" if called[:5] == "torch" else f"{name} of {called}")
                     setattr(owner, name, was) if name in before else delattr(owner, name)
         for hooks, before in self._hooks:
@@ -123,6 +126,21 @@ class Patched:
                 hooks.update(before)
         return changed
 
+
+def _wrapped_by_torch(owner: Any, name: str, was: object) -> bool:
+    """Whether torch itself has put another function there.
+
+    It wraps `step` when the first optimizer of a class is made, and others when something is compiled.
+    """
+    value = vars(owner).get(name)
+    made_in = getattr(getattr(value, "__code__", None), "co_filename", "")
+    if was is None and isinstance(owner, type):
+        was = next((vars(base)[name] for base in owner.__mro__[1:] if name in vars(base)), None)
+    wraps = callable(value) and callable(was) and unwrap(value) is unwrap(was)
+    return made_in.startswith(_COMPILING) or (made_in == optimizer.__file__ and wraps)
+
+
+_COMPILING = os.path.join(os.path.dirname(torch.__file__), "_dynamo", "")
 
 _SHARED: dict[Any, str] = {
     nn.functional: "torch.nn.functional",

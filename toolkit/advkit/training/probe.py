@@ -22,6 +22,7 @@ from ..modules import mode, own_generator, placement
 from ..types import AttackResult, Batch
 from .by_itself import by_itself
 from .compiled import eagerly
+from .sums import finite
 
 TOLERANCE = 1e-2
 """Of the relative difference of two gradients: rounding stays far below, one forgotten weight far above."""
@@ -82,6 +83,8 @@ def refuse_other_weights(
                 break
         distance = apart(substituted, held)
         again = substituted if distance <= TOLERANCE else gradient({n: own[n] + v for n, v in moved.items()})
+    if not all(finite(value) for value in (*held.values(), *substituted.values())):
+        return  # NaN or Inf at perturbed weights, which the step tells as such
     if not apart(again, substituted) <= TOLERANCE:
         raise OptionError(
             "The model answers differently from one call to the next, with its random numbers seeded alike, so whether "
