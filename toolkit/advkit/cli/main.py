@@ -217,7 +217,7 @@ def echo(line: str) -> None:
 
 def parse_value(text: str) -> object:
     """A value as TOML would read it, else the text itself: `0.1`, `true`, `[[0, 0.0], [10, 0.1]]`, `8/255`."""
-    from ..config.runfile import parsed
+    from ..config.toml import parsed
 
     try:
         return parsed(f"value = {text}")["value"] if "\n" not in text else text

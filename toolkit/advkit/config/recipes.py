@@ -15,7 +15,7 @@ from typing import Any
 from .. import registry
 from ..errors import PluginImport, PluginLoad, cut, did_you_mean, named, spoken
 from ..reading import read
-from .runfile import parsed
+from .toml import parsed
 
 GROUP = "advkit.recipes"
 MINI = "-mini"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
-import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +17,7 @@ from ..options import PLACE
 from ..own_file import FLAGS, OwnFile
 from ..settings import SECTIONS
 from .layer import Layer
+from .toml import parsed
 
 if TYPE_CHECKING:
     from .resolve import Resolved
@@ -53,15 +52,6 @@ def load(path: Path) -> Layer:
     except (ValueError, RecursionError) as error:
         raise _no_toml(path, error) from None
     return parse(table, path.name)
-
-
-def parsed(toml: str) -> dict[str, Any]:
-    """A table as `tomllib.loads` reads it, but for a number that float64 takes for 0: its text, which is refused."""
-
-    def number(written: str) -> float | str:
-        return float(written) or (written if re.match(r"[^eE]*[1-9]", written) else 0.0)
-
-    return tomllib.loads(toml, parse_float=number)
 
 
 def _no_toml(path: Path, error: Exception) -> OptionError:
