@@ -29,7 +29,8 @@ from advkit.evaluation.audit.brief import from_verdicts
 from advkit.evaluation.audit.checks import hopeless
 from advkit.evaluation.figure import Figure, above, gap, jackknife, least, share
 from advkit.evaluation.results import Verdicts
-from advkit.evaluation.verdicts import BY_BATCH, verdicts
+from advkit.evaluation.soundness import BY_BATCH
+from advkit.evaluation.verdicts import verdicts
 from advkit.losses import margin
 from advkit.modules import mode
 from advkit.studies.paired_records import ComparedRun, Comparison

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import advkit
 from advkit import Dataset, OptionError, load_data
 from advkit.evaluation.attacks import Square
-from advkit.evaluation.verdicts import BY_BATCH, BY_CALL
+from advkit.evaluation.soundness import BY_BATCH, BY_CALL
 from advkit.studies.analysis.margin import margins
 from advkit.studies.analysis.perturb import Ascent
 

@@ -13,7 +13,8 @@ import advkit
 from advkit.errors import NonFinite, OptionError
 from advkit.evaluation.attacks import EvaluationAttack, Square, Victim, parse_attacks
 from advkit.evaluation.attacks.libraries import ApgdCe
-from advkit.evaluation.verdicts import BY_BATCH, verdicts
+from advkit.evaluation.soundness import BY_BATCH
+from advkit.evaluation.verdicts import verdicts
 
 
 def images(count: int = 12, classes: int = 3) -> advkit.Dataset:

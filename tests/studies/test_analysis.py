@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import isnan, nan, sqrt
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from advkit import Dataset, OptionError, Unevenness
+from advkit import Dataset, OptionError, Unevenness, train
+from advkit.cli.main import run
 from advkit.errors import NonFinite
-from advkit.studies.analysis import Ascent, adversarial_vulnerability, loss_landscape, margins
+from advkit.evaluation.soundness import BY_BATCH, doubt
+from advkit.studies.analysis import Ascent, Study, adversarial_vulnerability, loss_landscape, margins
 from advkit.studies.analysis.margin import first_flip
 from advkit.studies.analysis.perturb import BATCH, still
 
@@ -402,3 +406,42 @@ def test_the_model_stays_as_it_is() -> None:
     with still(model) as forward:  # the control: dropout is off
         x = images(3).images.float() / 255
         assert torch.equal(forward(x), forward(x))
+
+
+@pytest.mark.parametrize("width", [2, 3, 5])
+@pytest.mark.parametrize("call", [adversarial_vulnerability, margins, loss_landscape])
+def test_logits_of_another_width_than_the_classes_are_refused(call: Callable[..., object], width: int) -> None:
+    toy = Dataset("toy", images(6).images, torch.arange(6) % 3, ("a", "b", "c"))
+    model, sentence = nn.Sequential(nn.Flatten(), nn.Linear(D, width)), f"returns {width} logits .* has 3 classes"
+    with nullcontext() if width == 3 else pytest.raises(OptionError, match=sentence):
+        call(model, toy, Ascent(0.05, steps=1))
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_net_that_looks_at_the_batch_is_told(
+    tracked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("advkit.studies.analysis.of_run.write", lambda *_, **__: None)  # pictures take seconds
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        f"    norm = nn.BatchNorm2d(2, track_running_stats={tracked})\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))\n"
+    )
+    model, folder = f"{tmp_path / 'own.py'}:net", tmp_path / "run"
+    train(model, "digits", epochs=1, settings={"attack.steps": 0, "data.limit": 40}, out=folder)
+    study, noted = Study(folder, n=4, attack="pgd-1", model=model, out=tmp_path / "out"), not tracked
+    records = study.vulnerability(), study.margin(cap=1), study.landscape(points=3), study.landscape(index=5, points=3)
+    for record in records:
+        assert (BY_BATCH.replace("verdicts", "figures") in record.notes) == noted, record.analysis
+    capsys.readouterr()
+    sentence, named = BY_BATCH.removesuffix(" verdicts"), ["--model", model]
+    for arguments in (
+        ["analyze", "margin", str(folder), "--n", "2", "--attack", "pgd-1", "--out", str(tmp_path / "out"), *named],
+        ["data", "pseudo-label", "digits", "--with", str(folder), "--out", str(tmp_path / "labelled"), *named],
+        ["data", "check", str(tmp_path / "labelled")],
+    ):
+        assert run(arguments) == 0
+        assert (sentence in " ".join(capsys.readouterr().out.split())) == noted, arguments
+    refuses_one = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(D, track_running_stats=tracked), nn.Linear(D, 2))
+    assert bool(doubt(refuses_one, images(8).images / 255, "figures")) == noted

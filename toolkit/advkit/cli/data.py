@@ -145,7 +145,8 @@ def pseudo_label(data: str, run: str, out: str, **typed: Any) -> None:
 def _labelled_by(record: Mapping[str, object]) -> str:
     """A sentence on the net whose answers the labels are; "" where they are no net's."""
     told = f"{record.get('run')} (checkpoint {record.get('checkpoint')}, weights {record.get('sha256_of_weights')})"
-    return f"Their labels are those of {told}." if record else ""
+    doubt = f" Note: {said}." if (said := record.get("doubt")) else ""
+    return f"Their labels are those of {told}.{doubt}" if record else ""
 
 
 @command.command("check")

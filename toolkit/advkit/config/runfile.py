@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import replace

@@ -16,21 +16,15 @@ from ..data.transforms import to_float
 from ..errors import HookContract, OptionError, named
 from ..explained import calling, explained
 from ..fingerprint import Undescribed, fingerprint
-from ..judging import far_apart, judged, same_bits
+from ..judging import judged
 from ..modules import placement
 from ..registry import by_advkit
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked, others
 from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
-from .soundness import classified_as, one_by_one, refuse_unsound, sound
+from .soundness import classified_as, refuse_unsound, sound, unsteady
 from .team import Team
-
-BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
-"""Said of a net that normalises by the batch, or attends over it."""
-
-BY_CALL = "the net answers the same images otherwise from call to call, and so would verdicts be"
-"""Said of a net that draws from a generator which nobody seeds, or keeps something of what it has seen."""
 
 UNKNOWN = "unknown"
 """In place of the fingerprint of an attack whose fields hide their state: its verdicts are never kept."""
@@ -182,38 +176,10 @@ class _Chunk:
             broken = int((~sound(logits)).sum())
             if int((~logits.amax(1).isfinite()).sum()) > broken:
                 net.note("all classes of some images are masked by logits of -Inf; those images count as broken")
-            if self.first == 0 and (sentence := self._unsteady(net, x)):
+            if self.first == 0 and (sentence := unsteady(self.model, net, self._victim("linf"), x, self._seed)):
                 net.note(sentence)
             self._clean = x, y, classified_as(logits, y), broken, net.notes
         return self._clean
-
-    def _unsteady(self, net: Victim, x: Tensor) -> str:
-        """Whether logits depend on more than their image, of a net that draws nothing: a sentence, "" elsewhere.
-
-        The first, the middle and the last, each by itself, are held against them among all, and all against all.
-        """
-        rows, lone = torch.tensor([0, len(x) // 2, len(x) - 1]), self._victim("linf")
-
-        def logits(images: Tensor, purpose: str = "clean") -> Tensor:
-            self._seed(purpose)
-            with torch.no_grad(), calling(images.shape):
-                return net(images)
-
-        def alone(purpose: str) -> Tensor:
-            self._seed(purpose)
-            return one_by_one(lone, x, rows)
-
-        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        together, again = logits(x), logits(x)
-        moved = [name for name, buffer in self.model.named_buffers() if not same_bits(buffer, before.get(name, buffer))]
-        if far_apart(together, again) or (moved and not torch.equal(together, again)):
-            return BY_CALL + (f" (it moves {moved[0]} in eval mode)" if moved else "")
-        if not far_apart(together[rows], once := alone("clean")):
-            return ""
-        if far_apart(together, logits(x)) or far_apart(together, logits(x)):
-            return BY_CALL
-        draws = far_apart(once, alone("once more")) or far_apart(together, logits(x, "once more"))
-        return "" if draws else BY_BATCH
 
     def _seed(self, purpose: str) -> None:
         self.reseed(derive_seed(self.seed, "core", "evaluation", f"{purpose} {self.first}"))

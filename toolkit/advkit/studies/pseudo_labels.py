@@ -16,7 +16,7 @@ from ..data.mapped import Manifest
 from ..data.transforms import to_float
 from ..errors import NonFinite
 from ..evaluation.results import BATCH
-from ..evaluation.soundness import sound
+from ..evaluation.soundness import doubt, sound
 from ..explained import calling
 from ..judging import checked_logits, judged
 from ..modules import placement
@@ -52,8 +52,10 @@ def pseudo_label(
     size = at_once(batch_size, net.resolved.run.batch_size) or BATCH
     seen = net.splits.train
     device, dtype = placement(net.model)
+    first = True
 
     def ask(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        nonlocal first
         rows = []
         for part in torch.from_numpy(images).split(size):  # type: ignore[no-untyped-call]
             with torch.no_grad(), staying(), calling(part.shape, f"The net of {run}"):
@@ -61,6 +63,9 @@ def pseudo_label(
             if not bool(sound(logits).all()):
                 raise NonFinite(f"The net of {run} has logits of NaN or Inf on these images, so it gives no labels.")
             rows.append(logits.argmax(1).cpu())
+            if first and (said := doubt(net.model, to_float(part.to(device), dtype), "labels")):
+                record["doubt"] = said
+            first = False
         return torch.cat(rows).numpy()
 
     record = {"run": net.name, **{key: net.record[key] for key in RECORDED}}

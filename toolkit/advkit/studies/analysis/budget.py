@@ -118,7 +118,7 @@ def sample_budgets(
     eps_max = resolved.values().get(f"{state.partition('/')[0]}.eps_max")
     index, _ = parted(resolved, len(train))
     losses = []
-    with still(model) as forward, torch.no_grad():
+    with still(model, len(train.classes) or None) as forward, torch.no_grad():
         for x, y in batches(model, train, index, batch_size):
             losses.append(cross_entropies(forward(x), y).cpu())
     history = [

@@ -108,7 +108,7 @@ def loss_landscape(
     axis = torch.arange(-half, half + 1, dtype=torch.float64) * (extent / half)
     total = torch.zeros(points, points, dtype=torch.float64)
     kept, skipped, predictions, done, broken = [], [], [], 0, 0
-    with still(model) as forward:
+    with still(model, len(dataset.classes) or None) as forward:
         for x, y in batches(model, dataset, index, batch_size):
             rows = dataset.index[index[done : done + len(x)]]
             done += len(x)

@@ -89,7 +89,7 @@ def margins(
     # Of whole numbers: 0.1 added up 500 times is not 50.
     scan = torch.arange(1, steps + 1, dtype=torch.float64) * (cap / steps)
     mus, reached = [], []
-    with still(model) as forward:
+    with still(model, len(dataset.classes) or None) as forward:
         for x, y in batches(model, dataset, index, batch_size):
             delta = attack(forward, x, y) - x
             length = lengths(delta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...data.base import Dataset
 from ...errors import OptionError, named
+from ...evaluation.soundness import doubt
 from ...evaluation.verdicts import refuse_gray_levels
 from ...reach import short_of
 from ...storage.run_folder import RunFolder
@@ -24,7 +25,7 @@ from ..verdict_store import versions
 from .budget import sample_budgets
 from .landscape import loss_landscape
 from .margin import margins
-from .perturb import BATCH, Ascent
+from .perturb import BATCH, Ascent, batches
 from .record import tensors, write
 from .vulnerability import adversarial_vulnerability
 
@@ -80,7 +81,7 @@ class Study:
             return vulnerability_picture(result)
 
         arrays = tensors(result) | {"av": result.av}
-        return self._finish("vulnerability", len(index), {}, result.unevenness.as_dict(), arrays, draw, self._pgd)
+        return self._finish("vulnerability", index, {}, result.unevenness.as_dict(), arrays, draw, self._pgd)
 
     def margin(self, cap: float | str = 50, precision: float | str = 0.1, clip: bool = True) -> AnalysisRecord:
         """How far along the adversarial direction each prediction holds: the first flip mu (ISEAT, Eq. 7)."""
@@ -104,7 +105,7 @@ class Study:
             return margin_picture(result)
 
         settings = {"cap": end, "precision": pitch, "clip": clip}
-        return self._finish("margin", len(index), settings, result.as_dict(), tensors(result), draw, self._pgd)
+        return self._finish("margin", index, settings, result.as_dict(), tensors(result), draw, self._pgd)
 
     def landscape(
         self,
@@ -152,7 +153,7 @@ class Study:
             "seed": start,
         }
         name = f"landscape-{kind}" if place is None else f"landscape-{kind}-{place}"
-        return self._finish(name, len(chosen), settings, result.as_dict(), tensors(result), draw, attack)
+        return self._finish(name, chosen, settings, result.as_dict(), tensors(result), draw, attack)
 
     def budget(self) -> AnalysisRecord:
         """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
@@ -169,10 +170,9 @@ class Study:
             "eps_max": result.eps_max,
             "largest_radius": result.largest_radius,
         }
-        count = len(self._images(0))
-        notes = [*dict.fromkeys([*net.record.get("notes", ()), *folder.doubts()])]  # its curve is of metrics.jsonl
-        settings |= {"notes": notes} if notes else {}
-        return self._finish("budget", count, settings, result.as_dict(), tensors(result), draw, None)
+        doubts = folder.doubts()  # its curve is of metrics.jsonl
+        arrays = tensors(result)
+        return self._finish("budget", self._images(0), settings, result.as_dict(), arrays, draw, None, doubts)
 
     # ------------------------------------------------------------------ parts
 
@@ -236,22 +236,26 @@ class Study:
     def _finish(
         self,
         name: str,
-        n: int,
+        index: Tensor,
         settings: Mapping[str, object],
         figures: Mapping[str, Any],
         arrays: Mapping[str, Tensor],
         draw: Drawing,
         attack: Ascent | None,
+        doubts: Sequence[str] = (),
     ) -> AnalysisRecord:
         """Write the files."""
-        net = self._net
+        net, n = self._net, len(index)
         if not self.out:
             net.refuse_another()
         short = "" if attack is None else short_of(attack.steps, pace("step", self.step), "step")
         folder = Path(self.out) if self.out else Path(net.name) / "analysis"
         own: dict[str, Any] = {**({} if attack is None else {"attack": attack.as_dict()}), **settings}
-        if short:
-            own["notes"] = [*net.record.get("notes", ()), short]
+        among = index if n > 1 else torch.arange(len(self._dataset))  # a lone image's are no batch
+        x, _ = next(batches(net.model, self._dataset, among, self._at_once))
+        said = [*net.record.get("notes", ()), *doubts, short, doubt(net.model, x, "figures")]
+        if notes := [*dict.fromkeys(filter(None, said))]:
+            own["notes"] = notes
         record = AnalysisRecord(
             analysis=name,
             run=net.name,

@@ -92,17 +92,17 @@ class Ascent:
 
 
 @contextmanager
-def still(model: nn.Module) -> Iterator[Forward]:
+def still(model: nn.Module, classes: int | None = None) -> Iterator[Forward]:
     """The model as a function from images to logits: eval mode, frozen, drawing from a generator of its own.
 
-    Nothing of it is changed afterwards.
+    Nothing of it is changed afterwards. Logits of another width than `classes`, where they are known, are refused.
     """
     with judged(model) as seed, explained():
         seed(derive_seed(0, "core", "analysis"))
 
         def forward(x: Tensor) -> Tensor:
             with untouched(x, by_value=True), calling(x.shape):
-                return checked_logits(model(x), len(x))
+                return checked_logits(model(x), len(x), classes)
 
         yield forward
 
