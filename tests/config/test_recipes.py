@@ -124,7 +124,8 @@ PUBLISHED = {
     "las-awp": {"attack.steps": 16, "las-at.eps_min": 7 / 255, "las-at.eps_count": 9, "las-at.train_eps": 8 / 255}
     | {"las-at.step_count": 4, "las-at.every": 1, "las-at.clean": 1.0, "awp.gamma": 0.01, "awp.loss": "adv_ce"},
     "cat-adv-train": VGG,
-    "cat-trades": VGG | {"trades.beta": 6.0, "attack.init": "normal", "update.batch_norm": "adv_logits,clean_logits"},
+    "cat-trades": VGG
+    | {"trades.beta": 6.0, "attack.init": "normal", "update.batch_norm": "clean_logits,adv_logits,clean_logits"},
     "cat-adv-ls": VGG | {"dirichlet-ls.c": 10.0},
     "cat-adp-adv": VGG | {"cat-eps.eta": 0.005, "cat-eps.eps_max": 8 / 255, "cat-eps.cap": "after"},
     "dynamic-at": {"fosc.c_max": 0.5, "fosc.until": 5 / 6, "attack.eps": 0.031, "attack.step_size": 0.031 / 4}
