@@ -216,8 +216,13 @@ def test_a_landscape_of_one_image(folder: Path, tmp_path: Path) -> None:
 
 def test_a_landscape_leaves_the_others(folder: Path, tmp_path: Path) -> None:
     one, two = trained_on(folder)[:2].tolist()
-    for arguments in ([], ["--index", one], ["--index", two], ["--kind", "iseat", "--index", one, "--attack", "pgd-2"]):
-        ran = analyze("landscape", folder, "--n", 2, "--points", 3, *arguments, "--out", tmp_path)
+    for arguments in (
+        ["--n", 2],
+        ["--index", one],
+        ["--index", two],
+        ["--kind", "iseat", "--index", one, "--attack", "pgd-2"],
+    ):
+        ran = analyze("landscape", folder, "--points", 3, *arguments, "--out", tmp_path)
         assert ran.code == 0
     names = ("landscape-cat", f"landscape-cat-{one}", f"landscape-cat-{two}", f"landscape-iseat-{one}")
     assert {path.stem for path in tmp_path.iterdir()} == set(names)
@@ -255,8 +260,8 @@ def test_the_report_finds_every_landscape(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'advkit[plot]'")
     run_folder = tmp_path / "run"
     shutil.copytree(folder, run_folder, symlinks=True)
-    for arguments in ([], ["--kind", "iseat", "--index", int(trained_on(folder)[0]), "--attack", "pgd-2"]):
-        assert analyze("landscape", run_folder, "--n", 2, "--points", 3, *arguments).code == 0
+    for arguments in (["--n", 2], ["--kind", "iseat", "--index", int(trained_on(folder)[0]), "--attack", "pgd-2"]):
+        assert analyze("landscape", run_folder, "--points", 3, *arguments).code == 0
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert run(["report", str(run_folder), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
@@ -304,6 +309,7 @@ def test_people_get_a_table(folder: Path, tmp_path: Path) -> None:
         ("landscape --index 60", "--index 60 is no image of --split train, which has 48 images"),
         ("landscape --kind iseat --eps 0 --n 2 --extent 1", "The attack moves none of these images"),
         ("landscape --eps 0.1 --step eps/4", "--eps, --step: --kind cat attacks nothing"),
+        ("landscape --index 0 --n 7", "--n: --index is of one image; leave one of the two out."),
         ("landscape --kind cut", "Invalid value for '--kind'"),
     ],
 )

@@ -119,6 +119,8 @@ def landscape(
     size, start = whole("--points", points), whole("--seed", seed)
     far = None if extent is None else amount("--extent", extent)
     one = None if place is None else whole("--index", place)
+    if one is not None and is_typed("n"):
+        raise OptionError("--n: --index is of one image; leave one of the two out.")
     if kind == "cat":
         typed = _unattacked(typed)
     _run(typed, as_json, lambda study: study.landscape(kind, one, size, far, clip, start))
