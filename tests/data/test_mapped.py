@@ -414,6 +414,14 @@ def test_the_command_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFi
         (("mapped",), 2, "mapped makes a new folder of images: say of what with --from PATH, and name it with"),
         (("mapped", "--from", "cifra10", "--data-root", "m"), 4, "cifra10 is neither an npz, nor a folder or zip of"),
         (("mapped", "--from", "digits", "--data-root", "m", "--hold-out", "0.1"), 2, "digits is no npz, so its test"),
+        *(
+            (
+                ("mapped", "--from", "a.npz", "--data-root", "m", "--hold-out", share),
+                2,
+                f"Error: --hold-out {float(share)} must be a share: a number from 0 to below 1.",
+            )
+            for share in ("nan", "1", "-0.1", "inf")
+        ),
         (("cifar10", "--hold-out", "0.1"), 2, "--hold-out is for `advkit data prepare mapped`; cifar10 has test"),
     ],
 )

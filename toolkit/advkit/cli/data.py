@@ -61,7 +61,7 @@ def list_(data_root: str | None, as_json: bool) -> None:
 @click.option("--from", "given", metavar="PATH", help="Take them from a file, folder or archive, without a network.")
 @click.option(
     "--hold-out",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=float,
     default=0.0,
     metavar="SHARE",
     help="mapped: the share of an npz to test on; 0, the default, for images that are only trained on.",

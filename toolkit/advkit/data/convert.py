@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from .. import registry
-from ..errors import DataError, OptionError
+from ..arguments import a_number
+from ..errors import DataError, OptionError, named
 from .base import Dataset, DataSource, fingerprint_of, gray_levels, pieces
 from .image_folder import sort_files, split_files
 from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name, manifest_of, split_of
@@ -64,6 +65,8 @@ def convert(
     `hold_out` is the share of an npz that becomes the test images, chosen by a fixed seed. With a `labeller` all images
     are trained on, those of a set its training images. Raises DataError, OptionError.
     """
+    if not 0 <= a_number(named("--hold-out"), hold_out) < 1:  # so NaN, too
+        raise OptionError(f"{named('--hold-out')} {hold_out} must be a share: a number from 0 to below 1.")
     flag = "--data-root" if labeller is None else "--out"
     exists = f"{folder} exists; name a new folder with {flag}, or remove it."
     if os.path.lexists(folder):
