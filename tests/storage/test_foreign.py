@@ -231,6 +231,16 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: torch.save({"w": torch.eye(2).to_sparse()}, path),
         "is a sparse_coo tensor",
     ),
+    **{
+        f"a {layout} nested tensor": (
+            "w.pt",
+            lambda path, layout=layout: torch.save(
+                {"w": torch.nested.nested_tensor([torch.ones(2)], layout=layout)}, path
+            ),
+            "w is a nested tensor",
+        )
+        for layout in (torch.strided, torch.jagged)
+    },
     "a quantized tensor": (
         "w.pt",
         lambda path: torch.save({"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path),

@@ -133,8 +133,13 @@ def test_a_stored_state_that_is_none(tiny_net: Net, stored: Any) -> None:
         (lambda run: run.tensor_state("a", 3.0), "initial of the state a is a float; pass a tensor"),
         (lambda run: run.tensor_state("a", torch.zeros(2) + 0j), "initial of the state a is torch.complex64"),
         (lambda run: run.tensor_state("a", torch.zeros(3).to_sparse()), "torch.sparse_coo; pass a dense tensor"),
+        (
+            lambda run: run.tensor_state("a", torch.nested.nested_tensor([torch.zeros(3)])),
+            "torch.float32, nested; pass a dense tensor",
+        ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_claims(tiny_net: Net, claim: Callable[[advkit.Run], Any], sentence: str) -> None:
     def setup(self: Any, run: advkit.Run) -> None:
         claim(run)

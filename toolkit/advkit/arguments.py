@@ -44,8 +44,9 @@ def a_dense_tensor(what: str, value: object) -> Tensor:
     """`value` if a checkpoint can hold it: a dense tensor of real numbers, integers or truth values."""
     if not isinstance(value, Tensor):
         raise OptionError(f"{what} is a {type(value).__name__}; pass a tensor, such as torch.zeros(3).")
-    if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_meta:
-        raise OptionError(f"{what} is {value.dtype}, {value.layout}; pass a dense tensor of real numbers.")
+    layout = "nested" if value.is_nested else str(value.layout)  # a nested tensor may be strided
+    if layout != str(torch.strided) or value.is_complex() or value.is_quantized or value.is_meta:
+        raise OptionError(f"{what} is {value.dtype}, {layout}; pass a dense tensor of real numbers.")
     return value
 
 

@@ -226,4 +226,6 @@ def _form(value: Tensor) -> str:
         return "meta"
     if value.is_quantized:
         return "quantized"
+    if value.is_nested:  # of whatever layout: a strided one passes for dense
+        return "nested"
     return "" if value.layout == torch.strided else str(value.layout).removeprefix("torch.")
