@@ -180,7 +180,9 @@ def test_what_can_not_start_is_refused(tmp_path: Path, wandb: Wandb, monkeypatch
         advkit.train(plugins="wandb", out=tmp_path / "run", **TINY)
     with pytest.raises(OptionError, match=r"wandb keeps what it calls a run in the run's folder; name one, out="):
         advkit.train(plugins="wandb", **TINY)
-    with pytest.raises(PluginLoad, match="wandb is a tracker and no plugin"):
+    with pytest.raises(
+        PluginLoad, match="wandb is a tracker and no plugin: train, plan, ablate and sweep take it, no other"
+    ):
         Step(advkit.train(**TINY | {"epochs": 1}).model, None, ["wandb"], num_samples=4)
     assert len(advkit.train(resume_from=tmp_path / "run").history) == 2  # as the sentence says
     (tmp_path / "run" / "tracking.json").write_text("[1]")

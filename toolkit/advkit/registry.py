@@ -121,7 +121,7 @@ def load(group: str, name: str) -> type:
                 hint = "It is code of your own, which plan, train and evaluate take; this one is of what is installed."
         trackers = names("tracker") if group == "plugin" else []
         if name in trackers:
-            raise PluginLoad(f"{name} is a tracker and no plugin: `advkit train` and `advkit.train` take it, no other.")
+            raise PluginLoad(f"{name} is a tracker and no plugin: train, plan, ablate and sweep take it, no other.")
         raise PluginLoad(f"Unknown {group} {cut(name)}.{did_you_mean(name, [*names(group), *trackers])} {hint}")
     if len(claims) > 1:
         owners = " and ".join(sorted(distribution(point)[0] for point in claims))
