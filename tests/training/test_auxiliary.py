@@ -445,9 +445,13 @@ def test_a_loop_of_ones_own_finds_another_net_too(tiny_batch: BatchOf) -> None:
         step_of(of(net(8))).load_state_dict(saved)
 
 
-def test_the_plan_tells_of_it_without_looking_for_it() -> None:
-    planned = advkit.plan([of("/nowhere/run")], dataset="digits")
-    assert planned["modules"] == {"taught/teacher": "/nowhere/run"} and planned["state"] == []
+def test_the_plan_tells_of_it_and_refuses_one_that_is_not_there(tmp_path: Path) -> None:
+    weights = tmp_path / "any.safetensors"
+    weights.write_bytes(b"not looked into")
+    planned = advkit.plan([of(str(weights))], dataset="digits")
+    assert planned["modules"] == {"taught/teacher": str(weights)} and planned["state"] == []
+    with pytest.raises(CheckpointError, match=r"/nowhere/run does not exist; give a run folder or a file of weights"):
+        advkit.plan([of("/nowhere/run")], dataset="digits")
     assert planned["passes"]["update"]["auxiliary_forward"] == 1
     without = advkit.plan([], dataset="digits", settings={})
     assert without["modules"] == {} and "auxiliary_forward" not in without["passes"]["update"]

@@ -184,7 +184,7 @@ def test_it_computes_as_the_model_does(settings: dict[str, object]) -> None:
 
 
 def test_a_step_that_leaves_it_not_finite_did_not_happen() -> None:
-    learner, plugin = model(True), twin(optimizer={"lr": 1e308}, times=1e5)
+    learner, plugin = model(True), twin(optimizer={"lr": 3e38}, times=1e300)
     step = step_of(learner, [plugin], settings=WATCHED)
     before, kept = copies(learner.state_dict()), copies(step.state.stored())
     with pytest.raises(NonFinite, match=r"^NaN or Inf in twin/net/weights/.* after the update of epoch 0, step 0"):

@@ -221,7 +221,7 @@ def test_a_weight_by_another_name_is_the_weight(keep: Callable[[Tensor], Any], t
     """No memory of its own, and no way past a perturbation while the forward does not read it."""
     heard = Heard()
     kept = trained(Aliased(keep), plugins=("awp",), out=tmp_path / "run", progress=heard)
-    plain = trained(Aliased(lambda w: None), plugins=("awp",))
+    plain = trained(Aliased(lambda w: None), plugins=("awp",), progress=Heard())
     assert not heard.said and torch.equal(kept.model.core.weight, plain.model.core.weight)  # type: ignore[union-attr]
 
 
@@ -331,7 +331,9 @@ class Centred(nn.Module):
 
 @pytest.mark.filterwarnings("error")
 def test_a_buffer_may_be_bound_anew(tiny_net: Net, tmp_path: Path) -> None:
-    trained(Centred(tiny_net()), out=tmp_path / "run")
+    heard = Heard()
+    trained(Centred(tiny_net()), out=tmp_path / "run", progress=heard)
+    assert not heard.said
     fresh = Centred(tiny_net())
     advkit.load_weights(fresh, tmp_path / "run", "last")
     assert not fresh.mean.eq(0.25).any()
