@@ -17,8 +17,9 @@ from broken import bad
 from torch import Tensor, nn
 
 import advkit
-from advkit import HookContract, Plugin, Step
+from advkit import HookContract, OptionError, Plugin, Step
 from advkit.spaces import Patched
+from advkit.training import probe
 from advkit.training.guard import hooked_nodes
 from advkit.training.probe import refuse_other_weights
 
@@ -493,10 +494,13 @@ def test_what_torch_wraps_by_itself_is_nobodys_patch(monkeypatch: pytest.MonkeyP
     assert patched.put_back() == ["torch.optim.Adadelta.step"] and kind.step is bare
 
 
-def test_nan_at_perturbed_weights_is_none_of_the_models_draws() -> None:
+def test_nan_at_perturbed_weights_is_none_of_the_models_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with torch.no_grad():
         model[1].weight.fill_(1e30)
     x, target = torch.rand(4, 1, 4, 4), torch.eye(3)[[0, 1, 2, 0]]
     shift = {name: 1e38 * torch.ones_like(value) for name, value in model.named_parameters()}
     refuse_other_weights(model, x, target, shift, ())
+    monkeypatch.setattr(probe, "finite", lambda values: True)  # control: what it would be taken for
+    with pytest.raises(OptionError, match="answers differently from one call to the next"):
+        refuse_other_weights(model, x, target, shift, ())
