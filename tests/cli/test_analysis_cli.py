@@ -44,6 +44,11 @@ def analyze(*arguments: object) -> Ran:
     return Ran(code, out.getvalue(), err.getvalue())
 
 
+def stored(file: Path | io.BytesIO) -> dict[str, Any]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run of cat-eps on the digits."""
@@ -98,7 +103,7 @@ def test_figures_arrays_and_pictures(folder: Path, tmp_path: Path, kind: str) ->
         printed
     )
     assert written[f"{name}.png"].startswith(b"\x89PNG") and b"<svg" in written[f"{name}.svg"]
-    arrays = np.load(io.BytesIO(written[f"{name}.npz"]), allow_pickle=False)
+    arrays = stored(io.BytesIO(written[f"{name}.npz"]))
     assert set(arrays["index"].tolist()) <= set(trained_on(folder).tolist())
     again = analyze(kind, folder, *QUICK[kind], "--json", "--out", tmp_path / "again")
     assert again.code == 0
@@ -157,7 +162,7 @@ def test_they_lie_in_the_run_unless_told_otherwise(plain: Path) -> None:
 
 def test_vulnerability_is_that_of_the_samples_trained_on(folder: Path, tmp_path: Path) -> None:
     printed = json.loads(analyze("vulnerability", folder, "--attack", "pgd-3", "--json", "--out", tmp_path).out)
-    arrays = np.load(tmp_path / "vulnerability.npz")
+    arrays = stored(tmp_path / "vulnerability.npz")
     assert arrays["index"].tolist() == trained_on(folder).tolist() and printed["n"] == 48
     av = np.sort(arrays["adversarial_loss"] - arrays["clean_loss"])
     assert printed["figures"] == {
@@ -179,7 +184,7 @@ def test_the_splits_part_the_images(folder: Path, tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         ran = analyze("vulnerability", folder, "--attack", "pgd-1", "--split", split, "--out", tmp_path / split)
         assert ran.code == 0
-        seen[split] = set(np.load(tmp_path / split / "vulnerability.npz")["index"].tolist())
+        seen[split] = set(stored(tmp_path / split / "vulnerability.npz")["index"].tolist())
     assert (
         seen["train"] | seen["validation"] == set(places("train").tolist()) and not seen["train"] & seen["validation"]
     )
@@ -188,7 +193,7 @@ def test_the_splits_part_the_images(folder: Path, tmp_path: Path) -> None:
 
 def test_the_figures_of_a_budget_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
     printed = json.loads(analyze("budget", folder, "--json", "--out", tmp_path).out)
-    figures, arrays = printed["figures"], np.load(tmp_path / "budget.npz")
+    figures, arrays = printed["figures"], stored(tmp_path / "budget.npz")
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     recorded = last["state"]["cat-eps/eps"]
     assert {key: figures[key] for key in recorded} == recorded and printed["state"] == "cat-eps/eps"
@@ -209,7 +214,7 @@ def test_a_landscape_of_one_image(folder: Path, tmp_path: Path) -> None:
     printed = json.loads(analyze(*arguments, "--index", place, "--out", tmp_path).out)
     assert (printed["index"], printed["n"], printed["clip"], printed["kind"]) == (place, 1, True, "iseat")
     assert printed["extent"] == pytest.approx(2 * 0.15 * 8)
-    assert np.load(tmp_path / f"landscape-iseat-{place}.npz")["index"].tolist() == [place]
+    assert stored(tmp_path / f"landscape-iseat-{place}.npz")["index"].tolist() == [place]
     other = json.loads(analyze(*arguments, "--index", place, "--seed", 1, "--out", tmp_path).out)
     assert other["figures"]["loss_at_x"] == printed["figures"]["loss_at_x"] and other["figures"] != printed["figures"]
 
@@ -272,7 +277,7 @@ def test_the_report_finds_every_landscape(folder: Path, tmp_path: Path) -> None:
 def test_a_budget_tells_the_largest_there_is_from_the_largest_possible(folder: Path, tmp_path: Path) -> None:
     ran = analyze("budget", folder, "--out", tmp_path)
     record = json.loads((tmp_path / "budget.json").read_text())
-    figures, eps = record["figures"], np.load(tmp_path / "budget.npz")["eps"]
+    figures, eps = record["figures"], stored(tmp_path / "budget.npz")["eps"]
     assert record["eps_max"] == 0.15 and record["largest_radius"] == pytest.approx(1.159375 * 0.15)
     assert figures["at_q100"] == (eps == eps.max()).mean() and eps.max() == figures["q100"] < record["eps_max"]
     assert f"{100 * figures['at_q100']:.2f} % (eps_i = {figures['q100']:.4f})" in ran.out
@@ -306,6 +311,8 @@ def test_people_get_a_table(folder: Path, tmp_path: Path) -> None:
         ("margin --cap 0", "the cap must be a positive multiple of it"),
         ("landscape --points 4", "points = 4 must be odd and at least 3"),
         ("landscape --extent 0", "extent = 0.0 must be a finite number > 0"),
+        (f"landscape --index {10**30}", f"--index {10**30} is no image of --split train, which has 48 images"),
+        ("vulnerability --step 1e300eps", "must be a finite number >= 0, and at most 3.4e38."),
         ("landscape --index 60", "--index 60 is no image of --split train, which has 48 images"),
         ("landscape --kind iseat --eps 0 --n 2 --extent 1", "The attack moves none of these images"),
         ("landscape --eps 0.1 --step eps/4", "--eps, --step: --kind cat attacks nothing"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advkit import Dataset, OptionError, Unevenness, train
 from advkit.cli.main import run
-from advkit.errors import NonFinite
+from advkit.errors import Caution, NonFinite
 from advkit.evaluation.soundness import BY_BATCH, doubt
 from advkit.studies.analysis import Ascent, Study, adversarial_vulnerability, loss_landscape, margins
 from advkit.studies.analysis.margin import first_flip
@@ -349,6 +349,8 @@ def test_images_without_logits_are_left_out_of_a_landscape() -> None:
     [
         ({"points": 40}, "points = 40 must be odd and at least 3"),
         ({"points": 1}, "points = 1 must be odd"),
+        ({"points": 200001}, "so that x itself is on the grid, and at most 1001."),
+        ({"extent": 1e308}, "extent = 1e+308 must be a finite number > 0, and at most 1e+06."),
         ({"extent": 0.0}, "extent = 0.0 must be a finite number > 0"),
         ({"extent": nan}, "extent = nan must be"),
         ({"kind": "trades"}, "kind = 'trades' must be cat or iseat"),
@@ -361,16 +363,31 @@ def test_impossible_grids_are_refused(wrong: dict[str, Any], sentence: str) -> N
     assert sentence in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("cap", "precision"), [(50.0, 1e-12), (50.0, 5e-324), (1e308, 1e307), (1.0, 0.3), (0.0, 0.1), (1.0, nan)]
+)
+def test_impossible_scans_are_refused(cap: float, precision: float) -> None:
+    with pytest.raises(OptionError, match="the cap must be a positive multiple of it, at most 100,000 times it"):
+        margins(Linear(), images(1), Ascent(0.1), cap=cap, precision=precision)
+
+
 # ---------------------------------------------------------------------- the attack, and the model that stays
 
 
 @pytest.mark.parametrize(
-    ("name", "eps", "sentence"),
-    [("pgd-0", 0.1, "Unknown attack pgd-0"), ("cw-20", 0.1, "takes pgd-K"), ("pgd-5", nan, "eps = nan must be")],
+    ("name", "eps", "norm", "sentence"),
+    [
+        ("pgd-0", 0.1, "linf", "Unknown attack pgd-0"),
+        ("cw-20", 0.1, "linf", "takes pgd-K"),
+        ("pgd-5", nan, "linf", "eps = nan must be"),
+        ("pgd-5", 8, "linf", "eps = 8 is above 1, but images lie in [0, 1]"),
+        ("pgd-5", 1e20, "l2", "eps = 1e+20 is above 1e+06, but images lie in [0, 1]; give a smaller one."),
+        ("pgd-5", "8/255", "linf", "eps is '8/255'; pass a number."),
+    ],
 )
-def test_attacks_that_are_none_are_refused(name: str, eps: float, sentence: str) -> None:
+def test_attacks_that_are_none_are_refused(name: str, eps: Any, norm: str, sentence: str) -> None:
     with pytest.raises(OptionError) as refused:
-        Ascent.parse(name, eps=eps)
+        Ascent.parse(name, eps=eps, norm=norm)
     assert sentence in str(refused.value)
 
 
@@ -445,3 +462,7 @@ def test_a_net_that_looks_at_the_batch_is_told(
         assert (sentence in " ".join(capsys.readouterr().out.split())) == noted, arguments
     refuses_one = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(D, track_running_stats=tracked), nn.Linear(D, 2))
     assert bool(doubt(refuses_one, images(8).images / 255, "figures")) == noted
+    for call in (adversarial_vulnerability, margins, loss_landscape):
+        with pytest.warns(Caution, match="and so do these figures") if noted else nullcontext([]) as warned:
+            call(refuses_one, images(8), Ascent(0.05, steps=1))
+        assert all(one.filename == __file__ for one in warned)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,9 @@ from .attacks.gradient import Clean
 from .results import BATCH, Verdicts
 from .soundness import classified_as, refuse_unsound, sound, unsteady
 from .team import Team
+
+FARTHEST = 1e6
+"""How far from an image, which lies in [0, 1], anything is looked for: float32 can still tell points apart."""
 
 UNKNOWN = "unknown"
 """In place of the fingerprint of an attack whose fields hide their state: its verdicts are never kept."""
@@ -261,6 +265,8 @@ def budgets(
 
 
 def refuse_gray_levels(eps: float, norm: str) -> None:
-    """OptionError for an eps that was meant in gray levels."""
+    """OptionError for an eps that was meant in gray levels, or in whose steps float32 loses its way."""
+    if FARTHEST < eps < inf:
+        raise OptionError(f"eps = {eps:g} is above {FARTHEST:g}, but images lie in [0, 1]; give a smaller one.")
     if norm == "linf" and eps > 1:
         raise OptionError(f"eps = {eps:g} is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255.")

@@ -64,7 +64,7 @@ def at_once(given: int | str | None, own: int = BATCH) -> int:
 
     A run's never are more than BATCH, as in its validation.
     """
-    return min(BATCH, own) if given is None else whole("batch_size", given)
+    return min(BATCH, own) if given is None else min(whole("batch_size", given), 2**31)
 
 
 def listed(given: str | Iterable[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -17,7 +17,7 @@ from ...plugin import CORE
 from ...storage.run_folder import RunFolder
 from ...training.feed import parted
 from ...training.meter import quantiles
-from .perturb import BATCH, batches, cross_entropies, still
+from .perturb import BATCH, batches, caution, cross_entropies, still, tell_doubt
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,7 @@ def sample_budgets(
     model: nn.Module,
     checkpoint: str = "last",
     batch_size: int = BATCH,
+    tell: Callable[[str], None] = caution,
 ) -> SampleBudgets:
     """Of a run's folder; `model` has the weights of the same `checkpoint` ("last", "best").
 
@@ -121,6 +122,7 @@ def sample_budgets(
     with still(model, len(train.classes) or None) as forward, torch.no_grad():
         for x, y in batches(model, train, index, batch_size):
             losses.append(cross_entropies(forward(x), y).cpu())
+    tell_doubt(model, train, index, batch_size, tell)
     history = [
         {"epoch": row["epoch"], **row["state"][state], "mean_radius": row["mean_radius"]}
         for row in folder.history()

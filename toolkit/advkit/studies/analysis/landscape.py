@@ -14,10 +14,13 @@ from ...ascent import per_sample
 from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
 from ...evaluation.soundness import refuse_unsound, sound
+from ...evaluation.verdicts import FARTHEST
 from ...rng import Draws, derive_key
-from .perturb import BATCH, Ascent, Forward, batches, cross_entropies, still, unit
+from .perturb import BATCH, Ascent, Forward, batches, caution, cross_entropies, still, tell_doubt, unit
 
 Kind = Literal["cat", "iseat"]
+MOST = 1001
+"""Points a side: their square is a forward of every image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,7 @@ def loss_landscape(
     clip: bool | None = None,
     seed: int = 0,
     tick: Callable[[int], None] = lambda done: None,
+    tell: Callable[[str], None] = caution,
 ) -> Landscape:
     """The mean loss with the true labels around the images of `dataset` at `index` (n,), all by default.
 
@@ -99,10 +103,12 @@ def loss_landscape(
         raise OptionError("kind = 'iseat' needs an attack, whose delta is the adversarial direction.")
     clip = kind == "iseat" if clip is None else clip
     extent = default_extent(attack, dataset) if extent is None else extent
-    if points < 3 or points % 2 == 0:
-        raise OptionError(f"points = {points} must be odd and at least 3, so that x itself is on the grid.")
-    if not (isfinite(extent) and extent > 0):
-        raise OptionError(f"extent = {extent} must be a finite number > 0.")
+    if not 3 <= points <= MOST or points % 2 == 0:
+        raise OptionError(
+            f"points = {points} must be odd and at least 3, so that x itself is on the grid, and at most {MOST}."
+        )
+    if not 0 < extent <= FARTHEST:
+        raise OptionError(f"extent = {extent} must be a finite number > 0, and at most {FARTHEST:g}.")
     index = torch.arange(len(dataset)) if index is None else index
     half = points // 2
     axis = torch.arange(-half, half + 1, dtype=torch.float64) * (extent / half)
@@ -127,6 +133,7 @@ def loss_landscape(
     found = torch.cat(kept)
     if not len(found):
         raise OptionError("The attack moves none of these images, so there is no adversarial direction; choose others.")
+    tell_doubt(model, dataset, index, batch_size, tell)
     return Landscape(kind, found, torch.cat(skipped), axis, axis, total / len(found), torch.cat(predictions), clip)
 
 

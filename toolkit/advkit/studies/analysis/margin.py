@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from ...data.base import Dataset
 from ...errors import OptionError
-from .perturb import BATCH, Ascent, Forward, batches, lengths, still, unit
+from ...evaluation.verdicts import FARTHEST
+from .perturb import BATCH, Ascent, Forward, batches, caution, lengths, still, tell_doubt, unit
 
 QUANTILES = (0.1, 0.5, 0.9)
+MOST = 100_000
+"""Points of a scan: each is a forward of every image that has not flipped before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,7 @@ def margins(
     precision: float = 0.1,
     clip: bool = True,
     tick: Callable[[int], None] = lambda done: None,
+    tell: Callable[[str], None] = caution,
 ) -> Margins:
     """mu of the images of `dataset` at `index` (n,), all by default; delta by `attack` on the same model.
 
@@ -82,9 +86,12 @@ def margins(
     not change twice between two neighbours. `clip`: images are clipped to [0, 1], as in ISEAT. `batch_size` images
     are computed at once.
     """
-    steps = round(cap / precision) if 0 < precision <= cap < float("inf") else 0
+    steps = round(cap / precision) if 0 < precision <= cap <= FARTHEST and cap / precision <= MOST else 0
     if not steps or abs(steps * precision - cap) > 1e-9 * cap:
-        raise OptionError(f"cap = {cap} and precision = {precision}: the cap must be a positive multiple of it.")
+        raise OptionError(
+            f"cap = {cap} and precision = {precision}: the cap must be a positive multiple of it, at most {MOST:,} "
+            f"times it and {FARTHEST:g}."
+        )
     index = torch.arange(len(dataset)) if index is None else index
     # Of whole numbers: 0.1 added up 500 times is not 50.
     scan = torch.arange(1, steps + 1, dtype=torch.float64) * (cap / steps)
@@ -97,6 +104,7 @@ def margins(
             mus.append(mu.masked_fill(length == 0, nan).cpu())
             reached.append(length.cpu())
             tick(len(y))
+    tell_doubt(model, dataset, index, batch_size, tell)
     mu = torch.cat(mus)
     flipped = mu.isfinite()
     return Margins(

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from ...data.base import Dataset
 from ...errors import OptionError, named
-from ...evaluation.soundness import doubt
-from ...evaluation.verdicts import refuse_gray_levels
 from ...reach import short_of
 from ...storage.run_folder import RunFolder
 from ..evaluate import Watch
@@ -25,7 +23,7 @@ from ..verdict_store import versions
 from .budget import sample_budgets
 from .landscape import loss_landscape
 from .margin import margins
-from .perturb import BATCH, Ascent, batches
+from .perturb import BATCH, Ascent
 from .record import tensors, write
 from .vulnerability import adversarial_vulnerability
 
@@ -65,7 +63,7 @@ class Study:
 
     def vulnerability(self) -> AnalysisRecord:
         """How much the attack raises each sample's loss: AV_i = CE(x_i + delta_i) - CE(x_i) (ISEAT, Eq. 3)."""
-        index = self._images(0)
+        index, said = self._images(0), list[str]()
         result = adversarial_vulnerability(
             self._net.model,
             self._dataset,
@@ -73,6 +71,7 @@ class Study:
             index=index,
             batch_size=self._at_once,
             tick=self._tick(len(index)),
+            tell=said.append,
         )
 
         def draw() -> Any:
@@ -81,12 +80,12 @@ class Study:
             return vulnerability_picture(result)
 
         arrays = tensors(result) | {"av": result.av}
-        return self._finish("vulnerability", index, {}, result.unevenness.as_dict(), arrays, draw, self._pgd)
+        return self._finish("vulnerability", index, {}, result.unevenness.as_dict(), arrays, draw, self._pgd, said)
 
     def margin(self, cap: float | str = 50, precision: float | str = 0.1, clip: bool = True) -> AnalysisRecord:
         """How far along the adversarial direction each prediction holds: the first flip mu (ISEAT, Eq. 7)."""
         end, pitch = amount("cap", cap), amount("precision", precision)
-        index = self._images(1000)
+        index, said = self._images(1000), list[str]()
         result = margins(
             self._net.model,
             self._dataset,
@@ -97,6 +96,7 @@ class Study:
             precision=pitch,
             clip=clip,
             tick=self._tick(len(index)),
+            tell=said.append,
         )
 
         def draw() -> Any:
@@ -105,7 +105,7 @@ class Study:
             return margin_picture(result)
 
         settings = {"cap": end, "precision": pitch, "clip": clip}
-        return self._finish("margin", index, settings, result.as_dict(), tensors(result), draw, self._pgd)
+        return self._finish("margin", index, settings, result.as_dict(), tensors(result), draw, self._pgd, said)
 
     def landscape(
         self,
@@ -123,7 +123,7 @@ class Study:
         size, start = whole("points", points), whole("seed", seed)
         far = None if extent is None else amount("extent", extent)
         place = None if index is None else whole("index", index)
-        chosen = self._images(16) if place is None else self._image(place)
+        chosen, said = self._images(16) if place is None else self._image(place), list[str]()
         attack = self._pgd if kind == "iseat" else None
         result = loss_landscape(
             self._net.model,
@@ -137,6 +137,7 @@ class Study:
             clip=clip,
             seed=start,
             tick=self._tick(len(chosen)),
+            tell=said.append,
         )
 
         def draw() -> Any:
@@ -153,12 +154,13 @@ class Study:
             "seed": start,
         }
         name = f"landscape-{kind}" if place is None else f"landscape-{kind}-{place}"
-        return self._finish(name, chosen, settings, result.as_dict(), tensors(result), draw, attack)
+        return self._finish(name, chosen, settings, result.as_dict(), tensors(result), draw, attack, said)
 
     def budget(self) -> AnalysisRecord:
         """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
         net, which, folder = self._net, self.checkpoint or "last", RunFolder.open(Path(self.run))
-        result = sample_budgets(folder, net.resolved, net.splits.train, net.model, which, self._at_once)
+        said = folder.doubts()  # its curve is of metrics.jsonl
+        result = sample_budgets(folder, net.resolved, net.splits.train, net.model, which, self._at_once, said.append)
 
         def draw() -> Any:
             from .pictures import budget_picture
@@ -170,9 +172,8 @@ class Study:
             "eps_max": result.eps_max,
             "largest_radius": result.largest_radius,
         }
-        doubts = folder.doubts()  # its curve is of metrics.jsonl
         arrays = tensors(result)
-        return self._finish("budget", self._images(0), settings, result.as_dict(), arrays, draw, None, doubts)
+        return self._finish("budget", self._images(0), settings, result.as_dict(), arrays, draw, None, said)
 
     # ------------------------------------------------------------------ parts
 
@@ -190,7 +191,6 @@ class Study:
     def _pgd(self) -> Ascent:
         net = self._net
         eps = self._budget(net.eps)
-        refuse_gray_levels(eps, net.norm)
         return Ascent.parse(self.attack, eps=eps, step_size=pace("step", self.step) * eps, norm=net.norm)
 
     @property
@@ -214,7 +214,7 @@ class Study:
     def _image(self, place: int) -> Tensor:
         """The position in `_dataset` of the image at a place in the split, (1,) int64."""
         known = self._net.images(self.split).index
-        if not bool((known == place).any()):
+        if place > int(known[-1]) or not bool((known == place).any()):
             raise OptionError(
                 f"{named('--index')} {place} is no image of {named('--split')} {self.split}, which has "
                 f"{len(known)} images, from {int(known[0])} to {int(known[-1])}; train and "
@@ -242,7 +242,7 @@ class Study:
         arrays: Mapping[str, Tensor],
         draw: Drawing,
         attack: Ascent | None,
-        doubts: Sequence[str] = (),
+        said: Sequence[str],
     ) -> AnalysisRecord:
         """Write the files."""
         net, n = self._net, len(index)
@@ -251,10 +251,7 @@ class Study:
         short = "" if attack is None else short_of(attack.steps, pace("step", self.step), "step")
         folder = Path(self.out) if self.out else Path(net.name) / "analysis"
         own: dict[str, Any] = {**({} if attack is None else {"attack": attack.as_dict()}), **settings}
-        among = index if n > 1 else torch.arange(len(self._dataset))  # a lone image's are no batch
-        x, _ = next(batches(net.model, self._dataset, among, self._at_once))
-        said = [*net.record.get("notes", ()), *doubts, short, doubt(net.model, x, "figures")]
-        if notes := [*dict.fromkeys(filter(None, said))]:
+        if notes := [*dict.fromkeys(filter(None, [*net.record.get("notes", ()), short, *said]))]:
             own["notes"] = notes
         record = AnalysisRecord(
             analysis=name,

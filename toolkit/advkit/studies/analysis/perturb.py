@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...arguments import a_number
 from ...ascent import NORMS, per_sample
 from ...data.base import Dataset
 from ...data.transforms import to_float
-from ...errors import NonFinite, OptionError, cut
+from ...errors import Caution, NonFinite, OptionError, cut
 from ...evaluation.attacks.gradient import climb
+from ...evaluation.soundness import doubt
+from ...evaluation.verdicts import refuse_gray_levels
 from ...explained import calling, explained
 from ...judging import checked_logits, judged, untouched
 from ...modules import placement
+from ...options import LARGEST
 from ...rng import derive_seed
 
 BATCH = 250
@@ -48,9 +52,13 @@ class Ascent:
             raise OptionError(f"norm = {self.norm!r} must be one of {', '.join(NORMS)}.")
         if self.steps < 1:
             raise OptionError(f"steps = {self.steps} must be 1 or more.")
-        for name, value in (("eps", self.eps), ("step_size", self.pace)):
-            if not (isfinite(value) and value >= 0):
-                raise OptionError(f"{name} = {value} must be a finite number >= 0.")
+        for name in ("eps", "step_size"):
+            if (given := getattr(self, name)) is not None:
+                value = a_number(name, given)
+                if not 0 <= value <= LARGEST:
+                    raise OptionError(f"{name} = {given} must be a finite number >= 0, and at most 3.4e38.")
+                object.__setattr__(self, name, value)  # a frozen one's
+        refuse_gray_levels(self.eps, self.norm)
 
     @property
     def pace(self) -> float:
@@ -123,6 +131,22 @@ def batches(
     for part in torch.split(rows, batch_size):
         x = to_float(dataset.images[part].to(device), dtype)
         yield x, dataset.labels[part].to(device)
+
+
+def caution(sentence: str) -> None:
+    """What is to be known of the figures, to whoever calls an analysis from Python."""
+    warnings.warn(sentence, Caution, stacklevel=4)
+
+
+def tell_doubt(model: nn.Module, dataset: Dataset, index: Tensor, batch_size: int, tell: Callable[[str], None]) -> None:
+    """`tell` where the logits of the images at `index` (n,) depend on more than their image.
+
+    A lone one, which is no batch, is asked among all of the data set.
+    """
+    among = index if len(index) > 1 else torch.arange(len(dataset))
+    x, _ = next(batches(model, dataset, among, batch_size))
+    if sentence := doubt(model, x, "figures"):
+        tell(sentence)
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
