@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 import advkit
 from advkit import OptionError
 from advkit.evaluation.attacks import Pgd
+from advkit.options import VANISHES
 from advkit.studies.evaluation_request import EvaluationRequest
 
 
@@ -36,6 +38,9 @@ DATA = advkit.load_data("digits", limit=40).test
         (["a"] * 40, "eps must be a number, or one for each image: a tensor, an array or a list."),
         (torch.ones(3), "eps must be a finite number >= 0, or one for each of the 40 images."),
         (b"1", "eps b'1' must be a finite number >= 0, or a fraction such as 8/255."),
+        (Decimal("1e-400"), f"eps Decimal('1E-400') {VANISHES}."),
+        ({"linf": Decimal("-1e-400")}, f"eps Decimal('-1E-400') {VANISHES}."),
+        (np.longdouble("1e-400"), f"eps np.longdouble('1e-400') {VANISHES}."),
         (True, "eps True must be a finite number >= 0, or a fraction such as 8/255."),
     ],
 )

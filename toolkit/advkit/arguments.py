@@ -17,16 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from .errors import OptionError, shown, without_temporary_files
-from .options import plain
+from .options import VANISHES, plain
 
 
 def a_number(what: str, value: object) -> float:
-    """`value` as a float: a number, or a tensor or array of one."""
+    """`value` as a float: a number, or a tensor or array of one. None that float64 makes 0."""
     try:
         number = plain(value)
-        return float(number if not isinstance(number, str | bytes | bool) else "no")
+        found = float(number if not isinstance(number, str | bytes | bool) else "no")
+        vanishes = not found and bool(number)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         raise OptionError(f"{what} is {shown(value)}; pass a number.") from None
+    if vanishes:
+        raise OptionError(f"{what} = {shown(value)} {VANISHES}.")
+    return found
 
 
 def a_whole_number(what: str, value: object, least: int, most: int) -> int:
