@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import OptionError, Splits
+from advkit.errors import OutOfMemory
 from advkit.evaluation.attacks.gradient import Pgd
-from advkit.explained import calling, uncallable
+from advkit.explained import calling, explained, uncallable
 from advkit.studies.analysis.perturb import still
 from advkit.studies.transfer import Transfer
 
@@ -128,9 +130,18 @@ def test_a_traceback_of_torch_jit_is_not_what_it_says() -> None:
         assert str(uncallable(RuntimeError(text), (4, 2, 4, 4))).split(": ")[2].startswith(f"{said}. ")
 
 
-def test_what_the_machine_lacks_is_none_of_it() -> None:
-    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), advkit.Stopped("stop")):
-        with pytest.raises(type(error)), calling((4, 2, 4, 4)):
+def test_memory_that_is_at_its_end_is_one_sentence() -> None:
+    lacking = MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+    for error, asked in zip((*lacking, RuntimeError("can't allocate memory: you tried to allocate 40 bytes.")),
+                            ("", ", by 2.00 GiB", ", by 40 bytes"), strict=True):  # fmt: skip
+        remedy = f"needs more memory than there is{asked}; let it compute fewer images at once (batch_size,"
+        named = re.escape(f"The model, on images (4, 2, 4, 4), {remedy}")
+        with pytest.raises(OutOfMemory, match=named), calling((4, 2, 4, 4)):
+            raise error
+        with pytest.raises(OutOfMemory, match=re.escape(f"A pass of the model {remedy}")), explained():
+            raise error
+    for error in (advkit.Stopped("stop"), RuntimeError("CUDA error: device-side assert triggered")):  # the control
+        with pytest.raises(type(error)), explained(), calling((4, 2, 4, 4)):
             raise error
 
 

@@ -129,6 +129,10 @@ class NonFinite(AdvkitError):
     """NaN or Inf appeared in a loss, an input gradient or a parameter gradient. The step was not applied."""
 
 
+class OutOfMemory(AdvkitError, MemoryError):
+    """A net asks for more memory than there is, in a forward or a backward."""
+
+
 class ProcessLost(AdvkitError):
     """Another process of a run has ended, or has not answered in time. What was saved is intact."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import AdvkitError, OptionError, named, says
+from .errors import AdvkitError, OptionError, OutOfMemory, named, says
 
 NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "
 """Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
@@ -45,7 +45,10 @@ _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen
 
 _FLOAT = "(?i:float|double|half|bfloat16)"
 
-_ELSEWHERE = ("out of memory", "allocate memory", "CUDA error", "leaf Variable")
+_NO_MEMORY = ("out of memory", "allocate memory")
+"""In what torch raises where memory is at its end."""
+
+_ELSEWHERE = ("CUDA error", "leaf Variable")
 """In what torch raises where the machine is at fault, or where an image is written into (`judging.untouched`)."""
 
 
@@ -57,13 +60,15 @@ def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
     except AdvkitError:
         raise
     except (Exception, SystemExit) as error:  # nobody but the command line ends a program
-        if isinstance(error, MemoryError) or any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
+        if any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
             raise
         raise uncallable(error, shape, net) from error
 
 
-def uncallable(error: BaseException, shape: Sequence[int], net: str = "The model") -> OptionError:
+def uncallable(error: BaseException, shape: Sequence[int], net: str = "The model") -> AdvkitError:
     """The refusal of a net that has raised `error` on images of this shape: what it says, and a remedy that fits it."""
+    if lacking := _without_memory(error, f"{net}, on images {tuple(shape)},"):
+        return lacking
     lines = says(error).splitlines() or [""]
     cause = lines[-1].partition(": ")[2] if "TorchScript" in lines[0] else ""  # below a traceback of its own
     said = (cause.strip() or lines[0]).rstrip(".! ")
@@ -80,6 +85,18 @@ def uncallable(error: BaseException, shape: Sequence[int], net: str = "The model
         what += _where(traceback.extract_tb(error.__traceback__))
         remedy = "Mend its forward."
     return OptionError(f"{what}. {remedy}")
+
+
+def _without_memory(error: BaseException, what: str) -> OutOfMemory | None:
+    """What to say where memory is at its end; None of other errors."""
+    if not isinstance(error, MemoryError) and not any(words in says(error) for words in _NO_MEMORY):
+        return None
+    tried = re.search(r"tried to allocate ([\d.]+ \w+)", says(error), re.IGNORECASE)
+    asked = f", by {tried[1]}" if tried else ""
+    return OutOfMemory(
+        f"{what} needs more memory than there is{asked}; let it compute fewer images at once ({named('--batch-size')}, "
+        "and in training run.accumulate), or take a smaller net."
+    )
 
 
 def _where(frames: Sequence[traceback.FrameSummary]) -> str:
@@ -121,9 +138,9 @@ def explained(*, training: bool = False) -> Iterator[None]:
         sentence = next((sentence for words, sentence in torchs.items() if words in says(error)), "")
         if torchs and (_UNUSED in says(error) or _CUT in says(error)):
             sentence = TRAIN_ANOTHER if training else attack_another()
-        if not (sentence := sentence or _in_a_backward(error)):
+        explanation = _without_memory(error, "A pass of the model") or OptionError(sentence or _in_a_backward(error))
+        if not str(explanation):
             raise
-        explanation = OptionError(sentence)
         for note in getattr(error, "__notes__", ()):  # whose code it was
             explanation.add_note(note)
         raise explanation from error
