@@ -16,6 +16,7 @@ import torch
 
 import advkit
 from advkit.cli.main import run as command
+from advkit.evaluation.soundness import BY_BATCH, BY_CALL
 from advkit.evaluation.statistics import image_interval
 from advkit.models.base import Normalize
 from advkit.storage.files import write_atomic
@@ -187,16 +188,24 @@ def test_an_export_gives_the_same_logits_without_advkit(
     assert command(["export", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 4
 
 
+class Around(torch.nn.Module):
+    """A run's net, and code of somebody's own."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
 def test_a_net_that_can_not_be_traced_is_exported_without_its_graph(
     runs: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Deciding(torch.nn.Module):
-        def __init__(self, net: torch.nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
+    class Deciding(Around):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.net(x) if x.sum() > 0 else self.net(-x)
+
+    class Traced(Around):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(-x if torch.compiler.is_compiling() else x)
 
     subject = of_run(Path(runs[0]))
     with pytest.raises(advkit.OptionError, match=r"can not be called on images \(4, 1, 8, 8\): Runtime"):
@@ -205,6 +214,34 @@ def test_a_net_that_can_not_be_traced_is_exported_without_its_graph(
     assert record.without_graph
     assert not (tmp_path / "net" / "model.pt2").exists()
     assert "torch.export.load" not in (tmp_path / "net" / "README.txt").read_text()
+    record = export_subject(replace(subject, model=Traced(subject.model)), tmp_path / "other")
+    assert record.without_graph == "what it traces gives other logits" and not (tmp_path / "other/model.pt2").exists()
+
+
+def test_an_export_says_what_its_examples_can_not_show(
+    runs: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Centred(Around):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x) - self.net(x).mean(0)
+
+    class Drawing(Around):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x + torch.rand_like(x))
+
+    class Late(Around):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x**2)  # so that its normalisation is no first layer
+
+    monkeypatch.setattr("advkit.studies.export._graph", lambda *_: (None, "none"))
+    subject = of_run(Path(runs[0]))
+    for number, (net, doubt, bare) in enumerate(
+        ((Centred, BY_BATCH, True), (Drawing, BY_CALL, True), (Late, "", False), (torch.nn.Sequential, "", True))
+    ):
+        record = export_subject(replace(subject, model=net(subject.model)), out := tmp_path / str(number))
+        assert record.notes == ([doubt.replace("verdicts", "logits of example.safetensors")] if doubt else [])
+        assert all(note in " ".join((out / "README.txt").read_text().split()) for note in record.notes)
+        assert (out / "model-without-normalisation.pt").exists() == bare
 
 
 def test_an_export_that_was_killed_can_be_repeated(
@@ -217,6 +254,7 @@ def test_an_export_that_was_killed_can_be_repeated(
         pass
 
     whole = tmp_path / "whole"
+    monkeypatch.setattr(module, "_graph", lambda *_: (b"a graph", None))  # to trace one takes time
     advkit.export(runs[0], whole)
     files = sorted(path.name for path in whole.iterdir())
     assert module.UNFINISHED not in files
@@ -263,7 +301,7 @@ def test_of_two_exports_into_a_folder_one_is_refused(
             advkit.export(runs[0], out)
     assert refused == [".unfinished", "example.safetensors", "model.pt2"] and (out / "model.pt2").exists()
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_graph", lambda model, x: (None, "it can not be traced"))
+        patched.setattr(module, "_graph", lambda *_: (None, "it can not be traced"))
         record = advkit.export(runs[1], out)
     assert not (out / "model.pt2").exists() and record.run == runs[1]
     assert not any(path.name.startswith(".") for path in out.iterdir())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from torch import Tensor, nn
 from ..arguments import checked
 from ..data.transforms import to_float
 from ..errors import OptionError, named, says
+from ..evaluation.soundness import BY_BATCH, BY_CALL, one_by_one
 from ..explained import calling
-from ..judging import checked_logits
+from ..judging import checked_logits, far_apart
 from ..models.base import Normalize
-from ..modules import mode, placement
+from ..modules import kept_values, mode, placement
 from ..own_file import staying
 from ..storage.files import delete, make_named, sweep, unwritable, using, write_atomic
 from ..storage.lock import RunLock
@@ -126,12 +129,16 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
         "eps": subject.eps,
     }
     images = subject.images("test").images[:EXAMPLES]
-    with mode(model, training=False), torch.no_grad(), staying():
+    with mode(model, training=False), kept_values(model), torch.no_grad(), staying():
         x = to_float(images, placement(model)[1]).contiguous()
-        with calling(x.shape):
-            logits = checked_logits(model(x), len(x)).contiguous()
-        example = {"images": x, "logits": logits}
-        graph, record["without_graph"] = _graph(model, x)
+        logits = _logits(model, x).contiguous()
+        doubt = _doubt(model, x, logits)
+        known = None if doubt == BY_CALL else logits
+        leading = bool(means) and (known is None or _leading(model, means, x, known))
+        graph, record["without_graph"] = _graph(model, x, known)
+    if doubt:
+        record["notes"] = [*record.get("notes", ()), doubt.replace("verdicts", "logits of example.safetensors")]
+    example = {"images": x, "logits": logits}
     write_atomic(out / "example.safetensors", safetensors.torch.save(example))
     if graph:
         write_atomic(out / "model.pt2", graph)
@@ -144,15 +151,15 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
         write_atomic(out / "README.md", prose(card(subject, result)))
         result.write(out / "export.json")
         return result
-    for name, weights in {"model": full, **({"model-without-normalisation": bare} if means else {})}.items():
+    for name, weights in {"model": full, **({"model-without-normalisation": bare} if leading else {})}.items():
         write_atomic(out / f"{name}.safetensors", safetensors.torch.save(weights))
         buffer = io.BytesIO()
         torch.save(weights, buffer)
         write_atomic(out / f"{name}.pt", buffer.getvalue())
     shift = ", and the names of the others count one less" if shifted else ""
-    normalised = NORMALISED.format(shift=shift) if means else "."
+    normalised = NORMALISED.format(shift=shift) if leading else "."
     text = README.format(architecture=subject.resolved.model_name, normalised=normalised, graph=GRAPH if graph else "")
-    if notes := subject.record.get("notes"):
+    if notes := record.get("notes"):
         text += NOTES.format(notes="\n".join(f"- {note}." for note in notes))
     write_atomic(out / "README.txt", prose(text))
     result = ExportRecord(**record)
@@ -177,11 +184,43 @@ def _remove(out: Path, *names: str) -> None:
             (out / name).unlink(missing_ok=True)
 
 
-def _graph(model: nn.Module, x: Tensor) -> tuple[bytes | None, str | None]:
-    """What torch.export makes of the net, for any number of images; else None and why not."""
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    with calling(x.shape):
+        return checked_logits(model(x), len(x))
+
+
+def _doubt(model: nn.Module, x: Tensor, logits: Tensor) -> str:
+    """Whether these logits of images x depend on more than their image, as a sentence; "" where they do not."""
+    if far_apart(logits, _logits(model, x)):
+        return BY_CALL
+    alone = one_by_one(lambda images: _logits(model, images), x, torch.arange(len(x)))
+    return BY_BATCH if far_apart(logits, alone) else ""
+
+
+def _leading(model: nn.Module, layers: Sequence[Normalize], x: Tensor, logits: Tensor) -> bool:
+    """Whether the net without its layers of normalisation gives the logits of x for images that are normalised."""
+    with ExitStack() as scope:
+        for layer in layers:
+            scope.callback(layer.register_forward_hook(lambda _, given, __: given[0]).remove)
+        try:
+            with calling(x.shape):
+                normalised = (x - layers[0].mean) / layers[0].std
+            return not far_apart(logits, _logits(model, normalised))
+        except OptionError:
+            return False
+
+
+def _graph(model: nn.Module, x: Tensor, logits: Tensor | None) -> tuple[bytes | None, str | None]:
+    """What torch.export makes of the net, for any number of images; else None and why not.
+
+    Read back it has to give the `logits` of x, where these are the same whenever they are asked for.
+    """
     buffer = io.BytesIO()
     try:
         torch.export.save(torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), buffer)
+        buffer.seek(0)
+        if logits is not None and far_apart(logits, torch.export.load(buffer).module()(x)):
+            return None, "what it traces gives other logits"
     except Exception as error:  # whatever a third party's net does that can not be traced
         return None, (next(iter(says(error).splitlines()), "") or type(error).__name__)[:200]
     return buffer.getvalue(), None
