@@ -406,6 +406,9 @@ def test_the_command_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["train", "--dataset", "mapped", "--data-root", str(tmp_path / "m")]) == 4
     again = "`advkit data prepare mapped --from PATH --data-root NEW --hold-out 0.1`"
     assert f"m has no test images; make it again with {again}, or name it as" in capsys.readouterr().err
+    more = ["--from", str(tmp_path / "m"), "--data-root", str(tmp_path / "n"), "--hold-out", "0.1"]
+    assert run(["data", "prepare", "mapped", *more]) == 2 and not (tmp_path / "n").exists()
+    assert f"Error: {tmp_path}/m is a folder of mapped images already; give it as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

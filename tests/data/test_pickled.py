@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from advkit import DataError, mapped_images
-from advkit.data.convert import convert
+from advkit.data.convert import Labeller, convert
 from advkit.data.pickled import Stream, Unfit, read_pickle
 
 DATA = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
@@ -58,6 +58,17 @@ def test_its_labelled_images_become_mapped_ones(protocol: int, dtype: str, tmp_p
     assert torch.equal(images.images, torch.from_numpy(DATA[kept]).permute(0, 3, 1, 2))
     assert images.labels.tolist() == TARGETS[kept].tolist()
     assert told == [f"{(~kept).sum()} of 30 images have no label (-1) and are left out"]
+
+
+def test_a_net_gives_all_of_them_labels(tmp_path: Path) -> None:
+    told: list[str] = []
+    net = Labeller(lambda images: images[:, 0, 0, 0] % np.int64(4), (3, 8, 8), tuple("abcd"), True, {})
+    given = written(tmp_path / "ti.pickle", {"data": DATA, "extrapolated_targets": TARGETS})
+    convert(str(given), tmp_path / "m", tell=told.append, labeller=net)
+    images = mapped_images(tmp_path / "m")
+    assert torch.equal(images.images, torch.from_numpy(DATA).permute(0, 3, 1, 2))
+    assert images.labels.tolist() == (DATA[:, 0, 0, 0] % 4).tolist()
+    assert told == ["27 of 30 images have a label already, which is not looked at"]
 
 
 def test_some_can_be_held_out(tmp_path: Path) -> None:

@@ -126,8 +126,9 @@ def _map(given: str | None, data_root: str | None, hold_out: float) -> None:
 def pseudo_label(data: str, run: str, out: str, **typed: Any) -> None:
     """Put every image of DATA into the class that the net of a run puts it in, as robust self-training does.
 
-    DATA is an npz, whose labels are not looked at, a folder of several, a pickle of RST, a folder of mapped images, or
-    the name of a data set, of which the training images are taken. The new folder says whose labels they are.
+    DATA is an npz, a folder of several, a pickle of RST, a folder of mapped images, or the name of a data set, of which
+    the training images are taken. Labels that it has are not looked at: all its images get new ones. The new folder
+    says whose they are.
 
     \b
     advkit data pseudo-label generated.npz --with runs/standard --out extra

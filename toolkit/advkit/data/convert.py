@@ -97,6 +97,11 @@ def convert(
 def _given(given: str, hold_out: float) -> Iterator[Given]:
     path = Path(os.path.expanduser(given)).absolute()
     arrays = npz_files(path)
+    if os.path.lexists(path / MANIFEST) and os.path.lexists(path / file_name("train", "images")):
+        raise OptionError(
+            f"{given} is a folder of mapped images already; give it as it is, as --data-root of --dataset mapped or as "
+            "extra-data.root, or name with --from what it was made of."
+        )
     if path.suffix in PICKLES and os.path.isfile(path):
         yield of_pickle(path, hold_out)
         return
@@ -122,6 +127,8 @@ def _unlabelled(given: str, labeller: Labeller) -> Iterator[Given]:
     path = Path(os.path.expanduser(given)).absolute()
     if arrays := npz_files(path):
         source = of_npz(arrays, 0.0, labelled=False)
+    elif path.suffix in PICKLES and os.path.isfile(path):
+        source = of_pickle(path, 0.0, labelled=False)
     elif os.path.lexists(path / MANIFEST):
         manifest = manifest_of(path)
         source = _of_loaded({"train": split_of(path, manifest, "train")}, manifest.transform)

@@ -80,9 +80,12 @@ def of_npz(paths: Sequence[Path], hold_out: float, labelled: bool = True) -> Giv
     return _parted(paths[0], shapes[0][1:], np.concatenate(labels), partial(_rows, paths, labelled), hold_out)
 
 
-def of_pickle(path: Path, hold_out: float) -> Given:
-    """The labelled images of a pickle as RST's."""
+def of_pickle(path: Path, hold_out: float, labelled: bool = True) -> Given:
+    """The labelled images of a pickle as RST's; unless they are to be `labelled`, all of them with labels of 0."""
     images, label = read_pickle(path)
+    known = int((label >= 0).sum())
+    if not labelled:
+        label = np.zeros_like(label)
     (there,) = np.nonzero(label >= 0)
     shape = _judged(path, images.shape, images.dtype)
 
@@ -94,6 +97,8 @@ def of_pickle(path: Path, hold_out: float) -> Given:
 
     without = len(label) - len(there)
     note = f"{without:,} of {len(label):,} images have no label (-1) and are left out" if without else ""
+    if known and not labelled:
+        note = f"{known:,} of {len(label):,} images have a label already, which is not looked at"
     whole = _parted(path, shape[1:], label[there], rows, hold_out)
     return replace(whole, notes=lambda: [note] if note else [])
 

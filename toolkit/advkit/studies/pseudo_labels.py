@@ -42,8 +42,8 @@ def pseudo_label(
 ) -> Manifest:
     """The new folder `folder` of mapped images: those of `given`, each in the class that the net of `run` puts it in.
 
-    `given` is an npz, whose labels are not looked at, a folder of several, a pickle of RST, a folder of mapped images
-    or the name of a data set. The manifest says whose labels they are.
+    `given` is an npz, a folder of several, a pickle of RST, a folder of mapped images or the name of a data set; labels
+    that it has are not looked at. The manifest says whose labels they are.
     `checkpoint`, `data_root`, `model`, `dataset` and `batch_size` are as those of `evaluate`. Raises AdvkitError's
     subclasses.
     """
