@@ -71,6 +71,17 @@ def test_other_weights_in_a_file_and_averages_of_torch_are_said(tmp_path: Path) 
     taken, said = read_weights(file)
     assert torch.equal(taken["weight"], weights["weight"])
     assert f"{file} has weights in ema_state_dict, too, and those in state_dict are taken" in said
+    below: list[Any] = [{f"net.{name}": value for name, value in other.items()}, [*other.values()]]
+    endless: dict[str, Any] = {}
+    endless["again"] = endless
+    for held in below:
+        torch.save({"model": weights, "ema": {"decay": 0.9, "shadow": held}, "args": endless}, file)
+        assert f"{file} has weights in ema.shadow, too, and those in model are taken" in read_weights(file)[1]
+        torch.save({"model": weights, "optimizer": {"exp_avg": held}, "scale": torch.ones(2), "args": endless}, file)
+        assert not read_weights(file)[1]  # the control
+    torch.save({"ema": other}, file)
+    with pytest.raises(CheckpointError, match="by name; there are tensors in ema: save alone what is meant"):
+        read_weights(file)
     averaged = torch.optim.swa_utils.AveragedModel(net)
     averaged.update_parameters(net)
     torch.save(averaged.state_dict(), file)

@@ -8,7 +8,8 @@ import os
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, cut
 from . import files
 from .weights import MODEL
 
@@ -64,7 +65,9 @@ def read_weights(path: Path, cap: int = CAP) -> tuple[dict[str, Tensor], str]:
             stored = stored[key]
             break
     if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise CheckpointError(f"{path} holds no state dict, a dictionary of tensors by name; save model.state_dict().")
+        below = _listed(key for key, held in _sets(stored) if key and sum(isinstance(one, Tensor) for one in held) > 1)
+        advice = f"there are tensors in {below}: save alone what is meant" if below else "save model.state_dict()"
+        raise CheckpointError(f"{path} holds no state dict, a dictionary of tensors by name; {advice}.")
     for name, value in stored.items():
         if form := _form(value):
             raise CheckpointError(f"{path}: {name} is a {form} tensor; save dense ones, of a float model.")
@@ -79,16 +82,36 @@ def read_weights(path: Path, cap: int = CAP) -> tuple[dict[str, Tensor], str]:
 
 
 def _others(path: Path, stored: Mapping[Any, Any], taken: str) -> str:
-    """Whether a file has more state dicts of such names than the one that is `taken`: averages beside raw weights."""
-    names = {_plain(str(name)) for name in stored[taken]}
-    others = [
-        str(key)
-        for key, value in stored.items()
-        if key != taken and isinstance(value, dict) and names & {_plain(str(name)) for name in value}
-    ]
+    """Whether a file has more weights of such shapes than those that are `taken`: averages beside raw ones."""
+
+    def shapes(tensors: Iterable[object]) -> Counter[torch.Size]:
+        dense = (value for value in tensors if isinstance(value, Tensor) and not value.is_nested)
+        return Counter(value.shape for value in dense if value.dim())
+
+    own = shapes(stored[taken].values())
+    beside = {key: value for key, value in stored.items() if key != taken and "optim" not in str(key)}
+    others = _listed(key for key, held in _sets(beside) if 2 * (own & shapes(held)).total() > own.total())
     if not others:
         return ""
-    return f"{path} has weights in {', '.join(others)}, too, and those in {taken} are taken; save alone what is meant"
+    return f"{path} has weights in {others}, too, and those in {taken} are taken; save alone what is meant"
+
+
+def _sets(stored: object, where: tuple[str, ...] = (), seen: set[int] | None = None) -> Iterator[tuple[str, list[Any]]]:
+    """The dictionaries and lists of a file, each once, and what they hold, by the keys that lead to them."""
+    seen = set() if seen is None else seen
+    if not isinstance(stored, dict | list | tuple) or id(stored) in seen or len(where) > 4:
+        return
+    seen.add(id(stored))
+    parts = dict(stored if isinstance(stored, dict) else enumerate(stored))
+    yield ".".join(where), [*parts.values()]
+    for key, value in parts.items():
+        yield from _sets(value, (*where, cut(str(key))), seen)
+
+
+def _listed(keys: Iterable[str]) -> str:
+    """The first three."""
+    first = list(islice(keys, 4))
+    return ", ".join(first[:3]) + " and more" * (len(first) > 3)
 
 
 def refuse_others(path: Path) -> None:
