@@ -352,7 +352,7 @@ def told(folder: Path, **changes: Any) -> None:
     [
         (
             lambda f: (f / "manifest.json").unlink(),
-            r"is no folder of mapped images: manifest\.json is absent; make one",
+            r"is no folder of mapped images: manifest\.json is absent; name where it lies, or make one",
         ),
         (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json is damaged \(its format is not 1\)"),
         (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json is damaged \(Expecting"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import advkit
 from advkit import Batch, DataError, Dataset, OptionError, Plugin, ResumeMismatch, Splits, Stopped, hookimpl
 from advkit.data.convert import convert
 from advkit.data.own import as_splits
+from advkit.errors import Caution
 
 EXTRA = "extra-data"
 
@@ -133,8 +135,13 @@ def test_it_is_resumed_bit_for_bit_and_on_the_same_images_only(root: Path, tmp_p
         go(resume_from=tmp_path / "run")
     (tmp_path / "m").rename(tmp_path / "wrong")
     (tmp_path / "right").rename(tmp_path / "m")
-    weights, whole = go(resume_from=tmp_path / "run").model.state_dict(), go().model.state_dict()
-    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+    result, whole = go(resume_from=tmp_path / "run"), go().model.state_dict()
+    assert all(torch.equal(result.model.state_dict()[name], whole[name]) for name in whole)
+    (tmp_path / "m").rename(tmp_path / "right")  # what is finished needs them no more
+    with pytest.warns(Caution, match="is finished; nothing is left to do"):
+        again = go(resume_from=tmp_path / "run")
+    assert all(torch.equal(again.model.state_dict()[name], whole[name]) for name in whole)
+    assert replace(again, model=result.model) == result
 
 
 def test_parts_of_a_batch_are_mixed_as_it_is(root: Path) -> None:

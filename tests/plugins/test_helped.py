@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,11 @@ def test_a_helper_that_has_moved_and_one_that_is_another(tmp_path: Path, capsys:
     assert row["passes"]["update"]["auxiliary_forward"] == row["steps"]
 
     std.rename(tmp_path / "moved")
-    code, said = advkit_("train", "--resume", str(hat))
+    assert advkit_("train", "--resume", str(hat), "--progress=none") == (
+        0, f"The run in {hat} is finished; nothing is left to do.\n"
+    )  # fmt: skip
+    shutil.copytree(hat, tmp_path / "anew", ignore=shutil.ignore_patterns("checkpoints"))
+    code, said = advkit_("train", "--resume", str(tmp_path / "anew"))
     assert code == 4 and f"{std} does not exist; give a run folder or a file of weights." in said
     code, said = advkit_("train", "--resume", str(hat), "-o", f"hat.helper={tmp_path / 'other'}")
     assert code == 2 and said == (

@@ -78,6 +78,9 @@ def test_every_command_takes_the_new_place(
     if words[0] == "train":
         again = advkit.train(resume_from=tmp_path / "copy", settings={"data.root": str(now)})
         assert len(again.history) == 2
+        capsys.readouterr()
+        sentence = f"The run in {tmp_path}/copy is finished; nothing is left to do.\n"
+        assert run(line) == 0 and capsys.readouterr().err == sentence  # which needs no data any more
 
 
 def test_other_images_are_told(moved: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

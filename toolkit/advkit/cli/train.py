@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import AdvkitError, OptionError
+from ..errors import AdvkitError, DataError, OptionError
 from ..own_file import words
 from ..torchrun import several
 from .main import PLACE
@@ -146,14 +146,22 @@ def _resume(path: Path, wanted: Request, shown_as: str, seconds: float | None) -
     from ..training.launch import resume
     from ..training.parts import on_this_machine, prepared
     from ..training.ranks import here
+    from ..training.result import finished
     from ..training.same_run import resolve_folder
     from ..training.tracking import tracked
-    from .display import Signals, progress
+    from .display import Signals, progress, say
 
     folder, typed = RunFolder.open(path), wanted.top
     resolved = resolve_folder(folder, typed)
     resolved = on_this_machine(resolved, resolved.run.timeout)
-    splits, model = prepared(resolved, typed.settings.get("data.root"))
+    try:
+        splits, model = prepared(resolved, typed.settings.get("data.root"))
+    except DataError:  # which a finished run needs no more
+        if not (over := finished(folder, resolved)):
+            raise
+        if not here().rank:
+            say(over)
+        return
     shown_as = "none" if here().rank else shown_as
     with Signals(seconds) as signals:
         shown = progress(shown_as, signals)

@@ -117,8 +117,8 @@ def manifest_of(root: Path) -> Manifest:
         told = json.loads(read(path, MAX_BYTES, links=False))
     except FileNotFoundError:
         raise DataError(
-            f"{root} is no folder of mapped images: {MANIFEST} is absent; make one with "
-            "`advkit data prepare mapped --from PATH --data-root DIR`."
+            f"{root} is no folder of mapped images: {MANIFEST} is absent; name where it lies, or make "
+            "one with `advkit data prepare mapped --from PATH --data-root DIR`."
         ) from None
     except PermissionError as error:
         raise DataError(f"{path} can not be read ({error.strerror}); check its permissions.") from None

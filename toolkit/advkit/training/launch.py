@@ -18,14 +18,13 @@ from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..data.transforms import to_float
-from ..errors import CheckpointError, called, named
-from ..modules import placement
+from ..errors import CheckpointError, DataError, called, named
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .given import a_width
 from .loop import Trainer
-from .objects import refuse_undone, tell_undone
+from .objects import refuse_undone, tell_undone, unchanged_if_refused
 from .parts import (
     begin_from,
     code_of,
@@ -38,7 +37,7 @@ from .parts import (
 )
 from .progress import Aloud, Progress, voice
 from .ranks import here
-from .result import TrainResult
+from .result import TrainResult, ended, finished, left_by
 from .same_run import on_top, refuse_changes, refuse_other_plugins
 from .saving import Position, publish, refuse_unsavable, restore, save
 from .tracking import tracked
@@ -105,20 +104,25 @@ def resume(
         if not ranks.rank:
             folder.sweep()
         with unchanged_if_refused(resolved, model, True):
-            trainer = _restored(resolved, splits, model, folder, seen)
+            try:
+                trainer = Trainer(resolved, splits, model, None if ranks.rank else folder, seen)
+            except (CheckpointError, DataError):  # of images or nets beside, which a finished run needs no more
+                if not (over := finished(folder, resolved)):
+                    raise
+                seen.warn(over)
+                return left_by(folder, model)
+            _restore(trainer, folder, seen)
         if trainer.finished:
-            why = f" ({trainer.stopped})" if trainer.stopped else ""
-            seen.warn(f"The run in {folder.path} is finished{why}; nothing is left to do.")
+            seen.warn(ended(folder.path, trainer.stopped))
             return trainer.result()
         if trainer.folder:
             trainer.folder.refuse_unwritable_metrics()
         return trainer.run()
 
 
-def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunFolder, seen: Progress) -> Trainer:
-    """A trainer at the newest checkpoint of the folder, or at the beginning."""
+def _restore(trainer: Trainer, folder: RunFolder, seen: Progress) -> None:
+    """Put a trainer to the newest checkpoint of the folder, or to the beginning."""
     ranks = here()
-    trainer = Trainer(resolved, splits, model, None if ranks.rank else folder, seen)
     newest = None if ranks.rank else checkpoint.newest(folder.checkpoints, seen.warn)
     if told := ranks.told(newest and newest.name):
         tensors, state = checkpoint.load(folder.checkpoints / told)
@@ -127,7 +131,7 @@ def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunF
         if newest:
             trainer.metrics, trainer.history = _history(folder, trainer.position, state["position"], seen)
             _mend_best(folder, trainer.position, seen)
-            publish(trainer.position, resolved.checkpoint.keep, newest)
+            publish(trainer.position, trainer.resolved.checkpoint.keep, newest)
         trainer.history = ranks.told(trainer.history)
     elif checkpoint.steps(folder.checkpoints):
         raise CheckpointError(
@@ -142,27 +146,6 @@ def _restored(resolved: Resolved, splits: Splits, model: nn.Module, folder: RunF
             )
         if lost := len(folder.history()):
             seen.warn(f"The checkpoints of {folder.path} are gone, after {lost} epochs: the run begins anew")
-    return trainer
-
-
-@contextmanager
-def unchanged_if_refused(resolved: Resolved, model: nn.Module, loads: bool) -> Iterator[None]:
-    """What is passed to a run that is refused stays its owner's: weights, device, and plugin objects, free again.
-
-    `loads`: whether other weights are put into the model before all that can be refused is.
-    """
-    device = placement(model)[0]
-    weights = {name: value.clone() for name, value in model.state_dict().items()} if loads else {}
-    free = [plugin for plugin in resolved.composition.plugins if not plugin.taken]
-    try:
-        yield
-    except BaseException:
-        model.to(device)
-        if weights:
-            model.load_state_dict(weights)
-        for plugin in free:
-            plugin.taken = False
-        raise
 
 
 def _history(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -75,3 +76,23 @@ def refuse_net(resolved: Resolved, model: nn.Module, images: Tensor | None, clas
             calling(x.shape),
         ):
             an_answer(model(x.requires_grad_()), x, "the attack", width)
+
+
+@contextmanager
+def unchanged_if_refused(resolved: Resolved, model: nn.Module, loads: bool) -> Iterator[None]:
+    """What is passed to a run that is refused stays its owner's: weights, device, and plugin objects, free again.
+
+    `loads`: whether other weights are put into the model before all that can be refused is.
+    """
+    device = placement(model)[0]
+    weights = {name: value.clone() for name, value in model.state_dict().items()} if loads else {}
+    free = [plugin for plugin in resolved.composition.plugins if not plugin.taken]
+    try:
+        yield
+    except BaseException:
+        model.to(device)
+        if weights:
+            model.load_state_dict(weights)
+        for plugin in free:
+            plugin.taken = False
+        raise
