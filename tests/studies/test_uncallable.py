@@ -130,10 +130,20 @@ def test_a_traceback_of_torch_jit_is_not_what_it_says() -> None:
         assert str(uncallable(RuntimeError(text), (4, 2, 4, 4))).split(": ")[2].startswith(f"{said}. ")
 
 
-def test_memory_that_is_at_its_end_is_one_sentence() -> None:
+def exhausted(x: Tensor) -> Tensor:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_net_for_which_memory_is_too_small_is_one_sentence(caller: str) -> None:
+    with pytest.raises(OutOfMemory, match=r", on images \(\d+, 2, 4, 4\), needs more memory than there is; let it"):
+        CALLERS[caller](Own(exhausted))
+
+
+def test_memory_that_is_at_its_end_is_told_from_other_errors() -> None:
     lacking = MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
     for error, asked in zip((*lacking, RuntimeError("can't allocate memory: you tried to allocate 40 bytes.")),
-                            ("", ", by 2.00 GiB", ", by 40 bytes"), strict=True):  # fmt: skip
+                            ("", " (it asks for 2.00 GiB)", " (it asks for 40 bytes)"), strict=True):  # fmt: skip
         remedy = f"needs more memory than there is{asked}; let it compute fewer images at once (batch_size,"
         named = re.escape(f"The model, on images (4, 2, 4, 4), {remedy}")
         with pytest.raises(OutOfMemory, match=named), calling((4, 2, 4, 4)):

@@ -92,7 +92,7 @@ def _without_memory(error: BaseException, what: str) -> OutOfMemory | None:
     if not isinstance(error, MemoryError) and not any(words in says(error) for words in _NO_MEMORY):
         return None
     tried = re.search(r"tried to allocate ([\d.]+ \w+)", says(error), re.IGNORECASE)
-    asked = f", by {tried[1]}" if tried else ""
+    asked = f" (it asks for {tried[1]})" if tried else ""
     return OutOfMemory(
         f"{what} needs more memory than there is{asked}; let it compute fewer images at once ({named('--batch-size')}, "
         "and in training run.accumulate), or take a smaller net."

@@ -185,7 +185,7 @@ def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[obje
         try:
             with torch.no_grad(), untouched(x, by_value=True), half:
                 return model(x), len(x)
-        except (OptionError, MemoryError):
+        except OptionError:
             raise
         except (Exception, SystemExit) as error:
             failed.append(error)
