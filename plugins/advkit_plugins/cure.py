@@ -30,7 +30,7 @@ def of_unit_length(direction: Tensor) -> Tensor:
 
 
 class Cure(Plugin):
-    """Curvature regularization: the input gradient shall not change along the sign of itself (CURE)."""
+    """Curvature regularization: penalizes changes of the input gradient along its own sign (CURE)."""
 
     name = "cure"
 

@@ -33,7 +33,7 @@ def beyond(x: Tensor, x_adv: Tensor, s: float) -> Tensor:
 
 
 class Hat(Plugin):
-    """TRADES, and what a helper calls x' as the label of x + s delta, against excessive margins (HAT)."""
+    """TRADES, and a helper's class of x' as the label of x + s delta, against excessive margins (HAT)."""
 
     name = "hat"
     # Of the official code: all three forwards move running statistics, that of x + s delta the last.

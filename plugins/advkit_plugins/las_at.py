@@ -67,7 +67,7 @@ def nearest(values: Tensor, choices: Tensor) -> Tensor:
 
 
 class LasAt(Plugin):
-    """A strategy net draws each sample's eps, steps and step size, and learns which help the model (LAS-AT)."""
+    """A strategy net draws each sample's eps, steps and step size, and learns which of them help the model (LAS-AT)."""
 
     name = "las-at"
     replaces = {"perturbation_budget": ("attack.step_size",)}

@@ -23,7 +23,7 @@ def largest_shifts(clean_logits: Tensor, adv_logits: Tensor, share: float) -> Te
 
 
 class Lsr(Plugin):
-    """Keeps near the clean logits those of a batch that an attack moves most: lam |f(x') - f(x)| (LSR)."""
+    """Keeps the logits that an attack moves most in a batch near the clean ones: lam |f(x') - f(x)| (LSR)."""
 
     name = "lsr"
 

@@ -18,7 +18,7 @@ def raised(losses: Tensor, least: float) -> Tensor:
 
 
 class Mlcat(Plugin):
-    """Scales small adversarial losses up to a least one, so that no sample is fitted to the last (MLCAT)."""
+    """Scales small adversarial losses up to a minimum, so that no sample is fitted completely (MLCAT)."""
 
     name = "mlcat"
     terms = ("base_loss",)

@@ -95,15 +95,15 @@ class Hooks:
     ) -> AttackResult:
         """Adversarial examples inside ball and box, detached. `model` is frozen; `Plugin.passes` declares its passes.
 
-        Who lists `observe` asks it at every iterate, before the move, which samples go on:
-        `observe(x_adv=, logits=, loss=, gradient=, step=)` is (B,) bool, None where nobody observes.
+        An owner that lists `observe` calls it at every iterate, before the move, to learn which samples go on:
+        `observe(x_adv=, logits=, loss=, gradient=, step=)` is (B,) bool; `observe` is None where no plugin observes.
         """
 
     @hookspec(Rule.EXCLUSIVE, "attack", prefers=True, default="by attack.init")
     def attack_start(self, batch: Batch, radius: Tensor, restart: int, run: Run) -> Tensor:
         """Where the core's attack begins: images as `batch.x`, inside ball and box, detached.
 
-        Asked once for each of `attack.restarts`, `restart` counting from 0; a `draw` of that number keeps them apart.
+        Asked once for each of `attack.restarts`, `restart` counting from 0; take it as the `draw` of random numbers.
         """
 
     @hookspec(Rule.AND, "attack", default="all go on")
@@ -119,9 +119,9 @@ class Hooks:
         restart: int,
         run: Run,
     ) -> Tensor:
-        """(B,) bool: which samples go on. Called at every iterate, before its move; `step` counts from 0 a restart.
+        """(B,) bool: which samples go on. Called at every iterate, before its move; `step` restarts at 0.
 
-        Later hooks know by `attack.restart` (B,) which restart a sample keeps. Who has stopped stays where it is.
+        In later hooks `attack.restart` (B,) is the restart that a sample keeps. A stopped sample does not move.
         Tensors are detached and borrowed: read them, keep none, change nothing.
         """
 
@@ -139,7 +139,7 @@ class Hooks:
     ) -> Tensor:
         """The move (B, C, H, W) in pixels that the core's attack makes from an iterate, before it is projected.
 
-        `move` is the step along `gradient` by the norm, or a neighbour's answer; a stopped sample's is not made.
+        `move` is the step along `gradient` by the norm, or a neighbour's answer; a stopped sample does not move.
         """
 
     @hookspec(Rule.EXCLUSIVE, "attack", default="both unchanged")
@@ -148,7 +148,7 @@ class Hooks:
     ) -> tuple[Budget, Tensor | None]:
         """The budgets from here on, and the images to train on (None: `attack.x_adv`).
 
-        The only place that writes per-sample budgets, for who owns `perturbation_budget`. Images are checked again,
+        The only place that writes per-sample budgets, by the owner of `perturbation_budget`. Images are checked again,
         within the attack's radius or a larger budget that it returns, up to `Plugin.largest_budget`.
         """
 
@@ -179,7 +179,7 @@ class Hooks:
         clean_logits_base: Tensor,
         run: Run,
     ) -> Tensor:
-        """(B,), minimised in the mean. Its forwards move BatchNorm's running statistics; nobody else's do."""
+        """(B,), minimised in the mean. Its forwards move BatchNorm's running statistics; no others do."""
 
     @hookspec(Rule.SUM, "update")
     def extra_regularizer(
@@ -196,7 +196,7 @@ class Hooks:
         clean_logits_base: Tensor,
         run: Run,
     ) -> Tensor:
-        """(B,), its coefficient included; added to the base loss in the mean, a term by the plugin's name."""
+        """(B,), its coefficient included; added to the base loss in the mean, as a term with the plugin's name."""
 
     @hookspec(Rule.PRODUCT, "update", detached=True, default="1")
     def instance_weight(
@@ -244,7 +244,7 @@ class Hooks:
     def setup(self, model: nn.Module, run: Run) -> None:
         """Once, before the first step or a resume: claim per-sample state and tensors here.
 
-        `advkit plan` tells it too, on a run without samples, unless it takes `model`; `run.num_classes` may be 0 there.
+        `advkit plan` calls it too, on a run without samples, unless it takes `model`; `run.num_classes` may be 0 there.
         """
 
     @hookspec(Rule.NOTIFY, "run", asked_by="loop")
@@ -261,7 +261,7 @@ class Hooks:
 
     @hookspec(Rule.NOTIFY, "run")
     def teardown(self, run: Run) -> None:
-        """Once, after the run, also when it failed or was stopped; a `Step` in a loop of one's own tells none."""
+        """Once, after the run, also when it failed or was stopped; `Step.close` calls it in a loop of your own."""
 
     @hookspec(Rule.EXCLUSIVE, "run", asked_by="loop", default="none")
     def evaluation_weights(self, model: nn.Module, run: Run) -> Mapping[str, Tensor]:
