@@ -106,7 +106,7 @@ def meddle() -> None:
     HELD.append(torch.inference_mode())
     HELD[-1].__enter__()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)  # what nohup ignores is ignored before
     torch.backends.mkldnn.set_flags(False, _fp32_precision=None), np.seterr(all="call")
     HELD.append(torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value))
     HELD[-1].__enter__()
