@@ -11,10 +11,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advkit import Company, OptionError, Plugin, PluginOptions, Real, Run, hookimpl, option
+from advkit import Company, OptionError, Plugin, PluginOptions, Real, Run, call_at, hookimpl, option
 
 
 class AverageOptions(PluginOptions):
@@ -119,7 +118,7 @@ class Average(Plugin, ABC):
         with torch.no_grad(), _only_these_train(model, norms.values()):
             for chunk in torch.split(self.images[:count], int(self.batch_size)):
                 if len(chunk) > 1 or count == 1:
-                    functional_call(model, {**self.average, **buffers}, (chunk,))
+                    call_at(model, {**self.average, **buffers}, chunk)
         return own
 
 

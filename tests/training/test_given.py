@@ -325,16 +325,6 @@ def test_a_loop_of_unknown_length_is_looked_at_beyond_the_default() -> None:
         step_of(net(), ["score", StartsFor], settings=settings)
 
 
-def test_one_module_under_two_names_is_refused() -> None:
-    """torch's functional_call does not put it back."""
-    model = Around(net(nn.BatchNorm2d(2)))
-    model.again = model.core[0]
-    with pytest.raises(OptionError, match=r"again and core.0 of the model|core.0 and again of the model"):
-        step_of(model)
-    shared = nn.ReLU()
-    step_of(nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 3)))
-
-
 def test_the_probe_is_nobodys_pass(tiny_batch: BatchOf) -> None:
     """It runs without hooks, so counts and plan agree."""
     model, calls = net(), []

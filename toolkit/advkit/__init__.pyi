@@ -59,6 +59,7 @@ from .studies.records import AuditRecord as AuditRecord, Evaluation as Evaluatio
 from .studies.report import Page as Page, report as report
 from .studies.runs import LoadedRun as LoadedRun, load_run as load_run
 from .studies.sweep import sweep as sweep
+from .substituted import call_at as call_at
 from .training.launch import train as train
 from .training.own_loop import Step as Step
 from .training.parts import load_data as load_data, load_weights as load_weights

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import OptionError
 from ..hidden import without_trace
 from ..modules import frozen, mode, own_generator, placement
+from ..substituted import call_at
 
 MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """CUDA graphs write every output to one place, and an attack holds several logits at once."""
@@ -48,13 +48,13 @@ class Compiled:
         return self.rows is None or len(x) == self.rows
 
     def __call__(self, replaced: Mapping[str, Tensor], x: Tensor) -> object:
-        # The net is compiled and functional_call is not: a graph of the latter would keep the weights of its making.
+        # The net is compiled and call_at is not: a graph of the latter would keep the weights of its making.
         if not replaced:
             return self.net(x)
         with warnings.catch_warnings():  # dynamo looks at the .grad of theta+v, which is no leaf and has none
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             own = {f"{self._prefix}{name}": value for name, value in replaced.items()}
-            return functional_call(self.net, own, (x,))
+            return call_at(self.net, own, x)
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
@@ -172,7 +172,7 @@ def _another(
 
     def eager(held: dict[str, Tensor], images: Tensor) -> object:
         with eagerly(model):
-            return functional_call(model, held, (images,))
+            return call_at(model, held, images)
 
     with mode(model, training), nullcontext() if training else frozen(model):
         ours = _gradient(model, eager, x, parameters, lambda: seed(0))

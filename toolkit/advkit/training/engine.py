@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import OptionError, says
 from ..explained import calling
@@ -16,6 +15,7 @@ from ..judging import examined, refuse_transforms, same_bits, untouched
 from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
 from ..spaces import layers, told
+from ..substituted import call_at
 from .compiled import Compiled, another_gradient, compiled, eagerly, of_the_users
 from .given import standing_in
 from .synchronised import Synchronised, Watch
@@ -109,7 +109,7 @@ class Engine:
         for training in (False, True) if isinstance(self._batch_norm(False), Synchronised) else ():
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             with own_generator(self.device), without_trace(self.model), mode(self.model, training), Watch() as seen:
-                functional_call(self.model, buffers, (x,))
+                call_at(self.model, buffers, x)
             found |= {training} if seen.took else set()
         return found
 
@@ -202,7 +202,7 @@ class Engine:
 
     def _eager(self, replaced: Mapping[str, Tensor], x: Tensor) -> object:
         with self._precision(), self._batch_norm(self._empty):
-            return self._float(functional_call(self.model, dict(replaced), (x,)) if replaced else self.model(x), x)
+            return self._float(call_at(self.model, replaced, x) if replaced else self.model(x), x)
 
     def _precision(self) -> AbstractContextManager[object]:
         if not self.half and not torch.is_autocast_enabled(self.device.type):

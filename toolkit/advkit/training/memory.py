@@ -6,12 +6,12 @@ from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.jit import ScriptModule
 
 from ..hidden import Hidden, without_trace
 from ..judging import far_apart, same_bits
 from ..modules import mode, own_generator, placement
+from ..substituted import call_at
 from .by_itself import by_itself
 from .compiled import eagerly
 
@@ -64,7 +64,7 @@ class Memory:
         with own_generator(placement(self.model)[0]) as seed, without_trace(self.model, hooks=True):
             seed(0)
             with torch.enable_grad(), mode(self.model, training=True):
-                total = functional_call(self.model, buffers, (x,)).sum()
+                total = call_at(self.model, buffers, x).sum()
             gradients = torch.autograd.grad(total, [*own.values()], allow_unused=True)
         return {name for name, gradient in zip(own, gradients, strict=True) if gradient is not None}
 
@@ -97,7 +97,7 @@ class Memory:
             with own_generator(placement(self.model)[0]) as seed, without_trace(self.model, hooks=True):
                 seed(0)
                 with torch.no_grad(), mode(self.model, training):
-                    seen.append(functional_call(self.model, buffers, (x,)))
+                    seen.append(call_at(self.model, buffers, x))
         return torch.cat(seen)
 
 

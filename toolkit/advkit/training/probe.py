@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase as _Norm
 
 from ..errors import OptionError
@@ -19,6 +18,7 @@ from ..hidden import without_trace
 from ..judging import probabilities, same_bits
 from ..losses import cross_entropy, soft_cross_entropy
 from ..modules import mode, own_generator, placement
+from ..substituted import call_at
 from ..types import AttackResult, Batch
 from .by_itself import by_itself
 from .compiled import eagerly
@@ -62,7 +62,7 @@ def refuse_other_weights(
             for at in (theta, weights):
                 seed(0)
                 buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-                logits = functional_call(model, {**at, **buffers}, (x,))
+                logits = call_at(model, {**at, **buffers}, x)
             loss = soft_cross_entropy(logits, target).sum()
             inputs = [{**own, **weights}[name] for name in own]
             gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)

@@ -46,15 +46,8 @@ def refuse_rates(optimizer: torch.optim.Optimizer) -> None:
 
 def refuse_unfit_net(model: nn.Module) -> None:
     """OptionError for a net that no step can train, whatever the optimizer."""
-    names: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules():
         refuse_wrapped(name, module)
-        if module in names and (any(True for _ in module.parameters()) or any(True for _ in module.buffers())):
-            raise OptionError(
-                f"{names[module]} and {name} of the model are one module under two names, and torch can not put other "
-                "weights in its place; keep one name and call it twice."
-            )
-        names[module] = name
     refuse_unready(model)
     if any(exported(module) for module in model.modules()):
         raise OptionError(

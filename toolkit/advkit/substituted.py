@@ -1,0 +1,37 @@
+"""A net's answer at other weights than its own, whose modules and tensors may have several names."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def call_at(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Any:
+    """What the model answers on images x (B, C, H, W) with `tensors`, by name, in the place of parameters and buffers.
+
+    Under one of its names a tensor is another wherever the model has it. `torch.func.functional_call` with tied weights
+    does the same, but leaves other weights behind in a module that has two names.
+    """
+    return functional_call(model, _in_each_place(model, tensors), (x,), tie_weights=False)
+
+
+def _in_each_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by one name for each module that has what is named, and not for each name of that module."""
+    owners = {name for name, _ in model.named_modules()}
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    places: defaultdict[int, list[str]] = defaultdict(list)
+    for name, own in named.items():
+        if name.rpartition(".")[0] in owners:
+            places[id(own)].append(name)
+    return {
+        place: value
+        for name, value in tensors.items()
+        for place in (places[id(named[name])] if name in named else [name])
+    }
