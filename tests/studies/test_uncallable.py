@@ -148,8 +148,9 @@ def test_memory_that_is_at_its_end_is_told_from_other_errors() -> None:
         named = re.escape(f"The model, on images (4, 2, 4, 4), {remedy}")
         with pytest.raises(OutOfMemory, match=named), calling((4, 2, 4, 4)):
             raise error
-        with pytest.raises(OutOfMemory, match=re.escape(f"A pass of the model {remedy}")), explained():
-            raise error
+        for training, what in ((False, "A pass of the model"), (True, "A step of the run")):
+            with pytest.raises(OutOfMemory, match=re.escape(f"{what} {remedy}")), explained(training=training):
+                raise error
     for error in (advkit.Stopped("stop"), RuntimeError("CUDA error: device-side assert triggered")):  # the control
         with pytest.raises(type(error)), explained(), calling((4, 2, 4, 4)):
             raise error

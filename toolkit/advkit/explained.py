@@ -138,7 +138,8 @@ def explained(*, training: bool = False) -> Iterator[None]:
         sentence = next((sentence for words, sentence in torchs.items() if words in says(error)), "")
         if torchs and (_UNUSED in says(error) or _CUT in says(error)):
             sentence = TRAIN_ANOTHER if training else attack_another()
-        explanation = _without_memory(error, "A pass of the model") or OptionError(sentence or _in_a_backward(error))
+        lacking = _without_memory(error, "A step of the run" if training else "A pass of the model")
+        explanation = lacking or OptionError(sentence or _in_a_backward(error))
         if not str(explanation):
             raise
         for note in getattr(error, "__notes__", ()):  # whose code it was
