@@ -37,11 +37,9 @@ def study_options(function: F) -> F:
                 metavar="DIR",
                 type=PLACE,
                 required=True,
-                help="Folder of all runs and the table; give it again to go on.",
+                help="Folder of all runs and the table; give it again to continue.",
             ),
-            click.option(
-                "--task", metavar="K", help="Only the K-th run, from 1, and no table: a task of a cluster's array."
-            ),
+            click.option("--task", metavar="K", help="Only the K-th run, from 1, and no table: a task of a job array."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         )
     ):
@@ -58,7 +56,7 @@ def command(seeds: str, task: str | None, as_json: bool, **typed: Any) -> None:
     \b
     advkit ablate --plugins cat-eps,dirichlet-ls,lsiw --eps 0.15 --out ablation
 
-    Runs are paired: the same seeds, images and random numbers. A stopped ablation goes on where it was when the
+    Runs are paired: the same seeds, images and random numbers. A stopped ablation continues where it was when the
     same command is given again; finished runs are kept. The table is also written to DIR/table.json and table.md.
     """
     from ..studies.ablation import ablate_request

@@ -99,7 +99,7 @@ def margin(cap: str, precision: str, clip: bool, as_json: bool, **typed: Any) ->
     "--extent", metavar="E", help="The axes end at +-E; 0.1 (cat), twice the budget in L2 (iseat) by default."
 )
 @click.option("--clip/--no-clip", default=None, help="Keep the images in [0, 1]; by default for iseat alone.")
-@click.option("--seed", default="0", show_default=True, metavar="N", help="Of the random direction.")
+@click.option("--seed", default="0", show_default=True, metavar="N", help="Seed of the random direction.")
 def landscape(
     kind: Any,
     place: str | None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--eps", metavar="E", help="Perturbation budget; the run's by default.")
 @click.option("--transfer", metavar="RUN", help="Try examples made on this run's net as well.")
 @BATCH_SIZE
-@click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches.")
+@click.option("--seed", default="0", show_default=True, metavar="N", help="Seed of random starts and searches.")
 @CHECKPOINT
 @weights_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -33,8 +33,8 @@ def command(subject: str, settings: tuple[str, ...], as_json: bool, **typed: Any
     advkit audit runs/lsiw-1
     advkit audit runs/lsiw-1 --transfer runs/pgd-at-1
 
-    Exits with 3 where a check raises an alarm. The result is kept in RUN/audit.json. Silence proves nothing: it says
-    that no known symptom was found.
+    Exits with 3 where a check raises an alarm. The result is stored in RUN/audit.json. No alarm proves nothing: it
+    means only that no known symptom was found.
     """
     from ..studies.audit import audit
     from .display import bar, say

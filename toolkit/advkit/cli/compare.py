@@ -24,9 +24,9 @@ def command(runs: tuple[str, ...], as_json: bool, **typed: Any) -> None:
     \b
     advkit compare runs/pgd-at-1 runs/awp-1 --attacks clean,pgd-20,cw-20
 
-    Both checkpoints of every run are evaluated, as `advkit evaluate` does; verdicts that are known are not asked
-    again. How far `last` falls behind `best` is robust overfitting. Intervals are over images (Bonett and Price);
-    they say nothing about other seeds: `advkit ablate` trains those.
+    Both checkpoints of every run are evaluated, as `advkit evaluate` does; known verdicts are reused. How far `last`
+    falls behind `best` is robust overfitting. Intervals are over images (Bonett and Price); they say nothing about
+    other seeds: `advkit ablate` trains those.
     """
     from ..studies.compare import compare
     from .display import bar

@@ -64,7 +64,7 @@ def list_(data_root: str | None, as_json: bool) -> None:
     type=float,
     default=0.0,
     metavar="SHARE",
-    help="mapped: the share of an npz to test on; 0, the default, for images that are only trained on.",
+    help="mapped: the share of an npz held out for testing; 0, the default, for images used only in training.",
 )
 def prepare(name: str, data_root: str | None, given: str | None, hold_out: float) -> None:
     """Get the files of a data set, from local copies or by download; files that are intact stay.
@@ -124,11 +124,11 @@ def _map(given: str | None, data_root: str | None, hold_out: float) -> None:
 @DATA_ROOT
 @BATCH_SIZE
 def pseudo_label(data: str, run: str, out: str, **typed: Any) -> None:
-    """Put every image of DATA into the class that the net of a run puts it in, as robust self-training does.
+    """Label every image of DATA with the class that the net of a run predicts, as robust self-training does.
 
     DATA is an npz, a folder of several, a pickle of RST, a folder of mapped images, or the name of a data set, of which
-    the training images are taken. Labels that it has are not looked at: all its images get new ones. The new folder
-    says whose they are.
+    the training images are taken. Existing labels are ignored: all images get new ones. The new folder records the
+    run that gave them.
 
     \b
     advkit data pseudo-label generated.npz --with runs/standard --out extra
@@ -153,7 +153,7 @@ def _labelled_by(record: Mapping[str, object]) -> str:
 @command.command("check")
 @click.argument("folder", type=PLACE)
 def check(folder: str) -> None:
-    """Read a folder of mapped images through, and compare it with what is written down of it."""
+    """Read a folder of mapped images through, and compare it with its recorded fingerprint."""
     from ..data.mapped import check as through
 
     manifest = through(_absolute(folder))

@@ -20,7 +20,7 @@ ATTACKS = f"{', '.join(registry.spellings())}."
 CHECKPOINT = click.option(
     "--checkpoint",
     type=click.Choice(["best", "last"]),
-    help="best, where training attacked nothing last, by default.",
+    help="By default best, or last where training attacked nothing.",
 )
 
 
@@ -39,16 +39,20 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--attacks", default="clean,pgd-20,cw-20", show_default=True, metavar="A,B", help=ATTACKS),
             click.option("--eps", metavar="E", help="Perturbation budget; the run's by default."),
-            click.option("--eps-l2", metavar="E", help="That of attacks that end in -l2, where the run's is linf."),
-            click.option("--eps-linf", metavar="E", help="That of linf attacks, where the run's is l2."),
+            click.option(
+                "--eps-l2", metavar="E", help="Budget of attacks that end in -l2, where the run's norm is linf."
+            ),
+            click.option("--eps-linf", metavar="E", help="Budget of linf attacks, where the run's norm is l2."),
             click.option(
                 "--step", default="eps/5", show_default=True, metavar="S", help="Step of PGD: eps/N or SHARE eps."
             ),
             click.option("--n", default="1000", show_default=True, metavar="N", help="N images at random; 0: all."),
             click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"])),
-            click.option("--seed", default="0", show_default=True, metavar="N", help="Of random starts and searches."),
+            click.option(
+                "--seed", default="0", show_default=True, metavar="N", help="Seed of random starts and searches."
+            ),
             BATCH_SIZE,
-            click.option("--fresh", is_flag=True, help="Forget the verdicts that are known; ask all again."),
+            click.option("--fresh", is_flag=True, help="Ignore stored verdicts; run all attacks again."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         )
     ):
@@ -59,7 +63,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def own_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What names the code that a run was trained on again."""
     for flag, what in (("--dataset", "data"), ("--model", "net")):
-        help = f"Of a run whose {what} came from a file or from Python: what gives it."
+        help = f"The file of the run's {what}, where it came from a file or from Python."
         command = click.option(flag, metavar="FILE.py:NAME", help=help)(command)
     return command
 
@@ -68,7 +72,9 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `evaluate` and `audit` need to know of a file of weights."""
     for option in reversed(
         (
-            click.option("--model", metavar="NAME", help="WEIGHTS: the model they fit. RUN: FILE.py:NAME, if it was."),
+            click.option(
+                "--model", metavar="NAME", help="WEIGHTS: the model they fit. RUN: its FILE.py:NAME, if it has one."
+            ),
             click.option("--dataset", metavar="NAME", help="WEIGHTS: the data to judge on. RUN: as --model."),
             DATA_ROOT,
             click.option(
@@ -84,9 +90,12 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("subject", metavar="RUN|WEIGHTS", type=PLACE)
 @evaluation_options
 @CHECKPOINT
-@click.option("--min-robust", metavar="SHARE", help="Exit with 3 where the worst case is below.")
+@click.option("--min-robust", metavar="SHARE", help="Exit with 3 where the worst case is below SHARE.")
 @click.option(
-    "--out", type=PLACE, metavar="DIR", help="For the verdicts; RUN/evaluations, for WEIGHTS runs/evaluations."
+    "--out",
+    type=PLACE,
+    metavar="DIR",
+    help="Where verdicts go; by default RUN/evaluations, for WEIGHTS runs/evaluations.",
 )
 @weights_options
 def command(
@@ -107,8 +116,8 @@ def command(
     advkit evaluate runs/lsiw-1 --attacks clean,pgd-20,cw-20,apgd-t,square --n 200
     advkit evaluate net.safetensors --model small-cnn --dataset digits --eps 0.15
 
-    Every verdict is kept at once: killed and started again, an evaluation goes on where it was. An image that is
-    misclassified as it is counts as broken under every attack. Attacks start from the image itself.
+    Verdicts are stored as they come: an evaluation that was killed continues where it was. An image that is
+    misclassified without an attack counts as broken under every attack. Attacks start from the image itself.
     """
     from ..studies.evaluate import evaluate_subject
     from ..studies.evaluation_request import EvaluationRequest

@@ -19,7 +19,7 @@ DEFAULT = "default"
 @click.option("--defaults", is_flag=True, help="Show the settings that are their defaults, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool, defaults: bool, **typed: Any) -> None:
-    """Show what a run would do and cost, without running it. No files of data are opened: a run judges those."""
+    """Show what a run would do and cost, without running it. No data files are opened; a run checks those."""
     from ..config.resolve import Resolved
     from ..training.plan import own_net, plan
 

@@ -86,10 +86,10 @@ def show(name: str, as_json: bool) -> None:
 
 @command.command("check")
 @click.argument("name", shell_complete=complete("plugin"))
-@click.option("-o", "options", metavar="NAME.KEY=VALUE", multiple=True, help="An option to try it with.")
+@click.option("-o", "options", metavar="NAME.KEY=VALUE", multiple=True, help="An option to check it with.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(name: str, options: Sequence[str], as_json: bool) -> int:
-    """Whether a plugin behaves: small trainings, seconds. Exit code 1 where a check fails.
+    """Check a plugin by small trainings, a minute at most. Exit code 1 where a check fails.
 
     \b
     advkit plugins check cat-eps
@@ -125,7 +125,14 @@ SIGNS = {"holds": "ok", "fails": "FAIL", "not run": "-"}
 
 @command.command("new")
 @click.argument("name")
-@click.option("--in", "into", metavar="DIR", type=PLACE, default=".", help="Where to; the current folder by default.")
+@click.option(
+    "--in",
+    "into",
+    metavar="DIR",
+    type=PLACE,
+    default=".",
+    help="Where the package goes; the current folder by default.",
+)
 def new(name: str, into: str) -> None:
     """A new plugin as a package that passes its tests: a module, its entry point, tests, a README.
 

@@ -48,7 +48,7 @@ def run_options(function: F) -> F:
                 help="small-cnn (default), preact-resnet18, timm:NAME, an installed one, or FILE.py:NAME.",
             ),
             click.option("--epochs", metavar="N", help="Passes over the training set."),
-            click.option("--batch-size", metavar="N", help="Samples a step."),
+            click.option("--batch-size", metavar="N", help="Samples per step."),
             click.option("--eps", metavar="E", help="Perturbation budget in [0, 1] pixels, such as 8/255."),
             click.option("--seed", metavar="N", help="Every random number derives from it."),
             click.option("-o", "options", metavar="PLUGIN.KEY=VALUE", multiple=True, help="A plugin's option."),

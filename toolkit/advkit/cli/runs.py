@@ -86,7 +86,7 @@ def _summary(run: LoadedRun) -> dict[str, Any]:
 @click.argument("run", metavar="RUN", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: every setting, every epoch.")
 def show(run: str, as_json: bool) -> None:
-    """A run's settings, its best epoch and all that are done."""
+    """A run's settings, its best epoch and all finished epochs."""
     from ..studies.runs import load_run
 
     loaded = load_run(run)

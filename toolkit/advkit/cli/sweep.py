@@ -31,15 +31,15 @@ def command(
     \b
     advkit sweep --plugins lsiw -o lsiw.lam=0.03,0.1,0.3 --out sweep
 
-    Values are told apart by commas; a list is written in brackets, a text with commas in quotes. Runs are paired: the
-    same seeds, images and random numbers. The test images are never looked at. A stopped sweep goes on when the same
+    Values are separated by commas; a list is written in brackets, a text with commas in quotes. Runs are paired: the
+    same seeds, images and random numbers. The test images are never used. A stopped sweep continues when the same
     command is given again. The table is also written to DIR/table.json and table.md.
 
     \b
     advkit sweep --plugins lsiw -o 'lsiw.lam=0.01..0.3 log' --trials 20 --out search
 
-    With --trials values are proposed one after the other, by how the best runs so far were set. Ranges are of whole
-    numbers where the option is, and even in the logarithm with `log`.
+    With --trials, values are proposed one after the other, from those of the best runs so far. Ranges are of integers
+    where the option is an integer, and uniform in the logarithm with `log`.
     """
     from ..studies.inputs import seeds as parse_seeds, whole
     from ..studies.paired_tables import SWEEP
