@@ -102,6 +102,40 @@ def test_the_precision_of_products_is_that_of_the_run_and_goes_with_it() -> None
         inside.clear()
 
 
+class Exact(nn.Module):
+    """A net that notes in which precision its forwards find products and convolutions, by mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.found = tiny_net(True, 0.0, torch.float32), dict[bool, set[tuple[str, str]]]()
+
+    def forward(self, x: Tensor) -> Any:
+        cudnn: Any = torch.backends.cudnn
+        found = torch.get_float32_matmul_precision(), cudnn.conv.fp32_precision
+        self.found.setdefault(self.training, set()).add(found)
+        return self.net(x)
+
+
+@pytest.mark.parametrize(("matmul", "steps"), [("highest", "ieee"), ("high", "tf32")])
+def test_whatever_is_judged_is_exact(matmul: str, steps: str) -> None:
+    """torch's own convolutions have TF32 on a GPU, which a run has where it says so, and its figures never."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    net, data = Exact(), Splits(pictures(16), pictures(), "none")
+    settings = {"attack.steps": 1, "attack.mode": "train", "run.matmul": matmul}
+    try:
+        cudnn.conv.fp32_precision = "tf32"
+        advkit.train(net, data, epochs=1, batch_size=6, eps=0.1, settings=settings)
+        trained = dict(net.found)
+        advkit.evaluate(net, data.test, "clean,pgd-1", eps=0.1)
+        assert cudnn.conv.fp32_precision == "tf32"
+    finally:
+        cudnn.conv.fp32_precision = before
+    exact = ("highest", "ieee")
+    assert trained[True] == {(matmul, steps)} and exact in trained[False]
+    assert net.found == {True: {(matmul, steps)}, False: {exact} | ({(matmul, steps)} & trained[False])}
+
+
 @pytest.mark.parametrize("settings", [{"run.memory_format": "channels_last"}, {"run.precision": "bf16"}])
 def test_stopped_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(
     settings: dict[str, object], tmp_path: Path

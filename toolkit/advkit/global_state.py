@@ -59,6 +59,22 @@ def _precise_as(older: str | None, newer: Sequence[str]) -> None:
         as_newer()
 
 
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """A scope in which products and convolutions of float32 are exact, "highest", or take TF32, "high".
+
+    Afterwards they are what they were; torch's own have TF32 in convolutions on a GPU.
+    """
+    before = _precisions()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        for backend in (_MKLDNN.conv, _MKLDNN.rnn, _CUDNN.conv, _CUDNN.rnn):
+            backend.fp32_precision = "tf32" if precision == "high" else "ieee"
+        yield
+    finally:
+        _precise_as(*before)
+
+
 def _modes() -> list[Any]:
     """How many modes see every call of torch's functions and operators, and who sees what is saved for a backward."""
     depths = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .errors import NonFinite, OptionError
 from .generators import drawn_from, generators, put_back
-from .global_state import switch_back, switches
+from .global_state import products, switch_back, switches
 from .inventory import statistics_of
 from .modules import frozen, kept_values, mode, own_generator, placement
 from .own_file import staying
@@ -39,9 +39,9 @@ ALONE = 1e-3
 def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
     """The model as it is judged: in eval mode, frozen, drawing from a generator of its own, which is yielded to seed.
 
-    Nothing of it is changed afterwards, and an autocast around the scope is none in it. Raises OptionError for a net in
-    half precision, whose input gradients round to 0 and let every attack stand still: of one that computes so inside,
-    at its first forward. Raises NonFinite where the weights are no numbers.
+    Nothing of it is changed afterwards. Neither an autocast around the scope nor TF32 is in force in it. Raises
+    OptionError for a net in half precision, whose input gradients round to 0 and let every attack stand still: of one
+    that computes so inside, at its first forward. Raises NonFinite where the weights are no numbers.
     """
     refuse_unjudgeable(model)
     device = placement(model)[0]
@@ -50,6 +50,7 @@ def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
         scope.enter_context(frozen(model))
         scope.enter_context(kept_values(model))
         scope.enter_context(torch.autocast(device.type, enabled=False))
+        scope.enter_context(products("highest"))
         scope.enter_context(first_forward_watched(model))
         yield scope.enter_context(own_generator(device))
 

@@ -114,7 +114,10 @@ class RateSettings(OptionModel):
     def lr_at(self, epoch: int, epochs: int, step: int = 0, steps: int = 1) -> float:
         """The learning rate of step `step` of `steps` of an epoch (both 0-based)."""
         after_step = epoch + (step + 1) / steps  # as the codes of Rice et al. and of AWP: their first rate is not 0
-        lr = self._scheduled(epoch, epochs, after_step if self._by_step else float(epoch))
+        if self.schedule == "one-cycle":
+            lr = self.lr * self._one_cycle(epoch * steps + step, epochs * steps)
+        else:
+            lr = self._scheduled(epoch, epochs, after_step if self._by_step else float(epoch))
         if self.warmup:
             lr *= min(1.0, (epoch + 1 if self.per == "epoch" else after_step) / self.warmup)
         return lr
@@ -144,15 +147,17 @@ class RateSettings(OptionModel):
             return lr * _between(self.points, at / epochs)
         if self.schedule == "cyclic":
             return lr * _between(((0, 0), (self.peak, 1), (1, 0)), self.cycles * at / epochs % 1)
-        if self.schedule == "one-cycle":
-            share = at / epochs
-            if share < self.peak:
-                return lr * _eased(FIRST, 1, share / self.peak)
-            return lr * _eased(1, LAST, (share - self.peak) / (1 - self.peak))
         for start in self.decays(epochs):  # whole epochs, which schedules of plugins are relative to
             if epoch >= start:
                 lr *= self.decay
         return lr
+
+    def _one_cycle(self, step: int, steps: int) -> float:
+        """Of step `step` of the run's `steps`, as a share of the highest rate; torch's ends with the last step."""
+        top, last = self.peak * steps - 1, steps - 1
+        if step < top:
+            return _eased(FIRST, 1, step / top)
+        return _eased(1, LAST, (step - top) / (last - top))
 
 
 def _between(points: Sequence[Sequence[float]], share: float) -> float:

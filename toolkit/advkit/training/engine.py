@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError, says
 from ..explained import calling
+from ..global_state import products
 from ..hidden import without_trace
 from ..judging import examined, refuse_transforms, same_bits, untouched
 from ..modules import mode, own_generator, placement
@@ -121,15 +122,8 @@ class Engine:
     @contextmanager
     def numbers(self) -> Iterator[None]:
         """A scope in which products of matrices have the precision of `run.matmul`; afterwards what they had."""
-        before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-        torch.set_float32_matmul_precision(self.matmul)
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if self.matmul == "high" else "ieee"  # type: ignore[attr-defined]
-        try:
-            with nullcontext() if self.compiled is None else self.compiled.compiling():
-                yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-            torch.backends.cudnn.conv.fp32_precision = cudnn  # type: ignore[attr-defined]
+        with products(self.matmul), nullcontext() if self.compiled is None else self.compiled.compiling():
+            yield
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in the memory format of the run."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError, says
 from ..explained import TRAIN_ANOTHER, uncallable
+from ..global_state import products
 from ..hidden import without_trace
 from ..inventory import Inventory
 from ..judging import checked_logits, refuse_place, untouched
@@ -155,7 +156,13 @@ def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
     """
     half, before = HalfPrecision(), Inventory.of(model)  # type: ignore[no-untyped-call]
     shapes = {name: buffer.shape for name, buffer in before.buffers.items()}
-    with own_generator(state.device), mode(model, training=False), eagerly(model), without_trace(model):
+    with (
+        products("highest"),
+        own_generator(state.device),
+        mode(model, training=False),
+        eagerly(model),
+        without_trace(model),
+    ):
         logits, rows = _of_one(model, batch.x if len(batch.x) else standing_in(batch.x), half)
         if half.seen:
             half.refuse(_zeros(model, batch))

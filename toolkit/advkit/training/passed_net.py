@@ -20,6 +20,7 @@ from ..config.request import PASSED
 from ..errors import ResumeMismatch
 from ..fingerprint import code
 from ..generators import generators, put_back
+from ..global_state import products
 from ..hidden import HOOKS, TORCHS_OWN, fixed, without_trace
 from ..judging import far_apart
 from ..modules import mode, own_generator, placement
@@ -195,6 +196,7 @@ def _answers(
             scope.enter_context(mode(model, training=False))
             scope.enter_context(torch.no_grad())
             scope.enter_context(torch.autocast(device.type, enabled=False))
+            scope.enter_context(products("highest"))
             seed = scope.enter_context(own_generator(device))
             for number in range(2):
                 seed(number)
