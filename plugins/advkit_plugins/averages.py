@@ -30,7 +30,7 @@ class AverageOptions(PluginOptions):
         ge=2,
         le=1 << 20,
         under="buffers=re-estimated",
-        help="how many of them are kept, where statistics are re-estimated",
+        help="number of images kept, where statistics are re-estimated",
     )
 
 
@@ -149,7 +149,7 @@ class Swa(Average):
 
     class Options(AverageOptions):
         start: Real = option(0.75, ge=0, lt=1, help="share of the run's epochs after which the average begins")
-        every: int = option(1, ge=1, le=10_000, help="epochs between two of the averaged weights")
+        every: int = option(1, ge=1, le=10_000, help="epochs between averaged weights")
 
     options: Options
 

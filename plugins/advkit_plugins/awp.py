@@ -43,14 +43,16 @@ class Awp(Plugin):
             help="what v increases: cross-entropy on x_adv, or base loss and regularizers; auto: objective where a "
             "plugin owns base_loss (TRADES-AWP), else adv_ce",
         )
-        min_dim: int = option(2, ge=1, le=4, help="perturb tensors of so many dimensions; 2 spares biases and norms")
+        min_dim: int = option(
+            2, ge=1, le=4, help="perturb tensors of at least so many dimensions; 2 spares biases and norms"
+        )
         steps: int = option(
             1, ge=1, le=100, help="ascent steps of gamma / steps each, as a second file of the official code has them"
         )
         step_at: Literal["theta", "theta+v"] = option(
             "theta",
-            help="weights the optimizer steps at: theta, or theta+v and back as the official code, where weight decay "
-            "acts on theta+v",
+            help="weights the optimizer steps at: theta, or theta+v and back as in the official code, where weight "
+            "decay acts on theta+v",
         )
 
     options: Options
@@ -132,7 +134,7 @@ class Rwp(Awp):
             1.7,
             ge=0,
             symbol="c_min",
-            help="v increases the loss of samples whose cross-entropy with y is below; 4 on CIFAR-100",
+            help="v increases the loss of samples whose cross-entropy with y is below this; 4 on CIFAR-100",
         )
 
     options: Options

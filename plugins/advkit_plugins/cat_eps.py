@@ -53,7 +53,7 @@ class CatEps(Plugin):
             "0, or distance, the size of the perturbation found. Code: reset (Feb 2020), distance (Jun v1), keep (v2)",
         )
         on_failure: Action = option(
-            "keep", help="eps_i after a failed one. Code: distance (Feb 2020), reset (Jun v1), roll-back (Jun v2)"
+            "keep", help="eps_i after a failed attack. Code: distance (Feb 2020), reset (Jun v1), roll-back (Jun v2)"
         )
         cap: Literal["after", "before"] = option(
             "after", help="cap after the attack, as printed, or before, as the code"

@@ -33,7 +33,7 @@ class CatMargin(Plugin):
         )
         weight: Literal["one", "eps", "eps-sum"] = option(
             "one",
-            help="of the margin against cross-entropy: 1 as printed, eps_i, or batch size times eps_i as the code",
+            help="weight of the margin: 1 as printed, eps_i, or batch size times eps_i as in the code",
         )
 
     options: Options

@@ -78,13 +78,13 @@ class Ccat(Plugin):
     prefers = {"attack.steps": 40, "attack.step_size": "eps/6", "attack.mode": "eval"}
 
     class Options(PluginOptions):
-        rho: Real = option(10.0, symbol="ρ", gt=0, help="power of the transition from the label to the even one")
+        rho: Real = option(10.0, symbol="ρ", gt=0, help="power of the transition from the label to the uniform one")
         clean: Real = option(0.5, ge=0, le=1, help="share of each batch that is not attacked")
         objective: Literal["confidence", "cross-entropy"] = option(
             "confidence", help="what the attack raises: the largest probability of a wrong class, or cross-entropy"
         )
-        momentum: Real = option(0.9, ge=0, lt=1, help="of the signs of gradients")
-        shrink: Real = option(1.5, gt=1, help="what a step size is divided by where a step would not help")
+        momentum: Real = option(0.9, ge=0, lt=1, help="momentum of the gradient signs")
+        shrink: Real = option(1.5, gt=1, help="divisor of the step size where a step would not help")
 
     options: Options
 

@@ -20,8 +20,10 @@ class CollapseGuard(Plugin):
 
     class Options(PluginOptions):
         drop: Real = option(0.2, gt=0, le=1, help="the run ends where accuracy falls by more than this; 1: never")
-        steps: int = option(5, ge=1, le=9999, help="of the PGD that looks, from a random start")
-        step_size: Real = option("eps/4", gt=0, unit="pixels in [0, 1]", help="its step; 2/255 at 8/255")
+        steps: int = option(5, ge=1, le=9999, help="steps of the guard's PGD, from a random start")
+        step_size: Real = option(
+            "eps/4", gt=0, unit="pixels in [0, 1]", help="step size of the guard's PGD; 2/255 at 8/255"
+        )
 
     options: Options
 

@@ -33,12 +33,14 @@ class CutMix(Plugin):
     order = {"target_label": Order(before=frozenset({"bilateral", "ccat", "dirichlet-ls", "label-smoothing"}))}
 
     class Options(PluginOptions):
-        probability: Real = option(1.0, ge=0, le=1, help="that a group is mixed; 0.5 in the code of CutMix for CIFAR")
+        probability: Real = option(
+            1.0, ge=0, le=1, help="probability that a group is mixed; 0.5 in CutMix's code for CIFAR"
+        )
         group: int = option(
             0, ge=0, le=1 << 20, help="images that share a box and are mixed with each other; 0 is the batch; DM: 128"
         )
         window: int = option(
-            0, ge=0, le=1 << 12, unit="pixels", help="side of a box of fixed size; 0 draws its area evenly"
+            0, ge=0, le=1 << 12, unit="pixels", help="side of a box of fixed size; 0 draws its area uniformly"
         )
 
     options: Options

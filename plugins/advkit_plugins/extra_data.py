@@ -61,7 +61,7 @@ class ExtraData(Plugin):
     class Options(PluginOptions):
         root: Place = option("", help="folder of the extra images, made by `advkit data prepare mapped`")
         share: Real = option(
-            0.0, ge=0, le=1, help="of every batch that is extra: 0.5 in RST, 0.7 to 0.8 in DM; 0: none"
+            0.0, ge=0, le=1, help="share of every batch that is extra: 0.5 in RST, 0.7 to 0.8 in DM; 0: none"
         )
 
     options: Options

@@ -29,7 +29,12 @@ class Fat(Plugin):
             0.0, symbol="τ", help="steps that a misclassified sample may still take, by epoch; [[0,0],[50,1],[90,2]]"
         )
         noise: Real = option(
-            0.0, symbol="ω", ge=0, le=1, unit="pixels in [0, 1]", help="times N(0, 1), added to every step; code: 0.001"
+            0.0,
+            symbol="ω",
+            ge=0,
+            le=1,
+            unit="pixels in [0, 1]",
+            help="factor of N(0, 1) noise added to every step; code: 0.001",
         )
 
     options: Options

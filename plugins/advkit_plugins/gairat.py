@@ -33,7 +33,9 @@ class Gairat(Plugin):
     name = "gairat"
 
     class Options(PluginOptions):
-        form: Form = option("tanh", help="of the weight: tanh (Eq. 6), sigmoid, or discrete, the paper's ablations")
+        form: Form = option(
+            "tanh", help="form of the weight: tanh (Eq. 6), sigmoid, or discrete, the paper's ablations"
+        )
         lam: float = option(
             -1.0, symbol="λ", ge=-50, le=50, under="form=tanh,sigmoid", help="shift of both; 0 beside FAT in the code"
         )

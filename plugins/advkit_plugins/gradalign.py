@@ -46,7 +46,7 @@ class GradAlign(Plugin):
         growth: Real = option(
             10.0,
             gt=0,
-            help="lambda grows by this factor for 8/255 of eps, up to 16/255; 10 on CIFAR-10, 1.6 on SVHN; 1: not",
+            help="lambda grows by this factor for 8/255 of eps, up to 16/255; 10 on CIFAR-10, 1.6 on SVHN; 1: none",
         )
 
     options: Options

@@ -217,7 +217,9 @@ class Idbh(Plugin):
         variant: Literal["weak", "strong", "svhn"] = option(
             "weak", help="weak for wide nets and ISEAT, strong for PRN-18, or that for SVHN"
         )
-        share: Real = option(1.0, ge=0, le=1, help="of the images that are augmented at a visit; 0: data.transform")
+        share: Real = option(
+            1.0, ge=0, le=1, help="share of the images that are augmented at a visit; 0: data.transform"
+        )
 
     options: Options
 

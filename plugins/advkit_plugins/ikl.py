@@ -41,14 +41,18 @@ class Ikl(Plugin):
         beta: Schedule = option(20.0, symbol="β", help="weight of the differences of logits, by epoch")
         gamma: Real = option(1.0, ge=0, symbol="γ", help="power of the class weights; 0 weighs all classes alike")
         temperature: Real = option(
-            4.0, gt=0, symbol="T", help="of the softmax whose mean by class weighs the next epoch; 4 or 1 in the code"
+            4.0,
+            gt=0,
+            symbol="T",
+            help="softmax temperature of the class means that weigh the next epoch; 4 or 1 in the code",
         )
         base: Literal["clean", "adversarial"] = option(
             "clean", help="images of the cross-entropy with the label: as TRADES, or as PGD-AT"
         )
         attack: Literal["cross-entropy", "whole", "label"] = option(
             "cross-entropy",
-            help="what the attack increases: that with p(x), it and the differences (code of 2023), or with the label",
+            help="what the attack increases: cross-entropy with p(x), that plus differences (code of 2023), "
+            "or with the label",
         )
 
     options: Options

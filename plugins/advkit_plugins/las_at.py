@@ -75,14 +75,14 @@ class LasAt(Plugin):
 
     class Options(PluginOptions):
         eps_min: Real = option("0.375 eps", ge=0, unit="pixels in [0, 1]", help="smallest budget that can be drawn")
-        eps_max: Real = option("1.875 eps", ge=0, unit="pixels in [0, 1]", help="largest")
-        eps_count: int = option(13, ge=1, le=1000, help="how many, evenly from the smallest to the largest")
+        eps_max: Real = option("1.875 eps", ge=0, unit="pixels in [0, 1]", help="largest budget that can be drawn")
+        eps_count: int = option(13, ge=1, le=1000, help="number of budgets, evenly from the smallest to the largest")
         steps_min: int = option(3, ge=1, le=9999, help="fewest steps of an attack; the most are attack.steps")
         step_min: Real = option("0.125 eps", ge=0, unit="pixels in [0, 1]", help="smallest step size")
-        step_max: Real = option("0.625 eps", ge=0, unit="pixels in [0, 1]", help="largest")
-        step_count: int = option(5, ge=1, le=1000, help="how many")
+        step_max: Real = option("0.625 eps", ge=0, unit="pixels in [0, 1]", help="largest step size")
+        step_count: int = option(5, ge=1, le=1000, help="number of step sizes")
         train_eps: Real = option(
-            0.0, ge=0, unit="pixels in [0, 1]", help="images are trained on within this of x; 0: as attacked"
+            0.0, ge=0, unit="pixels in [0, 1]", help="training images lie within this of x; 0: as attacked"
         )
         net: Literal["small", "model"] = option(
             "small", help="strategy net: three convolutions, or the model's own net with a linear layer on its logits"
@@ -91,14 +91,18 @@ class LasAt(Plugin):
             16, ge=1, le=4096, under="net=small", help="channels of the small net's first layer; the others have twice"
         )
         lr: Real = option(1e-4, gt=0, help="learning rate of the strategy net, by SGD without momentum")
-        clip: Real = option(1.0, ge=0, help="largest norm of the strategy net's gradient; 0: any")
-        every: int = option(20, ge=1, le=1_000_000, help="the strategy net learns at every so many steps of an epoch")
-        adv: Real = option(1.0, ge=0, help="reward: times the cross-entropy at x', 10 at most")
-        robust: Real = option(4.0, ge=0, help="reward: times the accuracy under attack of the model one step ahead")
-        clean: Real = option(2.0, ge=0, help="reward: times the clean accuracy of the model one step ahead")
+        clip: Real = option(1.0, ge=0, help="largest norm of the strategy net's gradient; 0: no limit")
+        every: int = option(20, ge=1, le=1_000_000, help="the strategy net learns once in this many steps of an epoch")
+        adv: Real = option(1.0, ge=0, help="reward: factor of the cross-entropy at x', 10 at most")
+        robust: Real = option(4.0, ge=0, help="reward: factor of the model's accuracy under attack one step ahead")
+        clean: Real = option(2.0, ge=0, help="reward: factor of the model's clean accuracy one step ahead")
         ahead_steps: int = option(10, ge=0, le=9999, help="steps of the attack on the model one step ahead")
         ahead_step_size: Real = option(
-            "eps/4", ge=0, unit="pixels in [0, 1]", under="ahead_steps", help="their size; its radius is eps"
+            "eps/4",
+            ge=0,
+            unit="pixels in [0, 1]",
+            under="ahead_steps",
+            help="step size of that attack; its radius is eps",
         )
         restarts: int = option(2, ge=1, le=100, help="random starts of that attack")
 

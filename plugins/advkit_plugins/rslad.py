@@ -53,7 +53,7 @@ class Rslad(Plugin):
         adv: Real = option("5/6", gt=0, help="weight of the teacher's term at x'; 1 in ARD's code, its alpha")
         clean: Real = option("1/6", ge=0, help="weight of the term at x; 1 - alpha in ARD")
         clean_term: Literal["teacher", "label"] = option(
-            "teacher", under="teacher", help="what the output at x is to be: the teacher's, or as in ARD the label's"
+            "teacher", under="teacher", help="target of the output at x: the teacher's, or as in ARD the label's"
         )
         attack: Literal["teacher", "label"] = option(
             "teacher",
@@ -64,7 +64,7 @@ class Rslad(Plugin):
             1.0, gt=0, symbol="t", under="teacher", help="of both softmaxes in the loss; 30 in ARD's code"
         )
         reduction: Literal["sum", "mean"] = option(
-            "sum", under="teacher", help="over classes: the divergence, or as in both official codes a Kth of it"
+            "sum", under="teacher", help="over classes: the divergence, or as in both official codes 1/K of it"
         )
 
     options: Options

@@ -42,7 +42,9 @@ class Te(Plugin):
     first, last = 0, 0.0  # epochs, known to `join`
 
     class Options(PluginOptions):
-        weight: Real = option(300.0, ge=0, symbol="w", help="of the mean over classes: the paper's w is this / K")
+        weight: Real = option(
+            300.0, ge=0, symbol="w", help="weight of the mean over classes: the paper's w is this / K"
+        )
         momentum: Real = option(0.9, ge=0, lt=1, symbol="η", help="share of a sample's average that stays at a visit")
         start: Real = option(
             0.445, ge=0, lt=1, help="share of the run's epochs before the average begins; the code: epoch 90 of 200"

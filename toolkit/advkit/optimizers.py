@@ -61,10 +61,8 @@ class OptimizerSettings(RateSettings):
     momentum: Real = option(0.9, ge=0, lt=1, help="momentum")
     weight_decay: Real = option(5e-4, ge=0, help="weight decay")
     nesterov: bool = option(False, help="Nesterov momentum")
-    decay_norms_and_biases: bool = option(True, help="whether weight decay takes them too; false: they have a group")
-    clip_norm: Real = option(
-        0.0, ge=0, help="largest norm of the gradient of all weights, which is scaled down to it; 0: any"
-    )
+    decay_norms_and_biases: bool = option(True, help="whether weight decay applies to them; false: it does not")
+    clip_norm: Real = option(0.0, ge=0, help="the gradient of all weights is scaled down to this norm; 0: no limit")
 
     @model_validator(mode="before")
     @classmethod

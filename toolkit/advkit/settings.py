@@ -20,7 +20,7 @@ class RunSettings(OptionModel):
 
     seed: int = option(0, ge=0, lt=2**63, help="all random numbers derive from it")
     epochs: int = option(20, ge=1, le=10_000, help="passes over the training set")
-    batch_size: int = option(64, ge=1, lt=2**31, help="samples a step; the last batch of an epoch may be smaller")
+    batch_size: int = option(64, ge=1, lt=2**31, help="samples per step; the last batch of an epoch may be smaller")
     lone_image: Literal["merge", "drop", "keep"] = option(
         "merge",
         help="a last batch of one image joins the batch before it, is left out of the epoch, or is kept, which "
@@ -29,10 +29,10 @@ class RunSettings(OptionModel):
     device: str = option("cpu", help="a torch device, such as cpu or cuda:0")
     threads: int = option(0, ge=0, le=1024, help="intra-op threads; 0: as torch chooses, then recorded")
     precision: Literal["float32", "bf16"] = option(
-        "float32", help="of the forwards of training; bf16: autocast, with weights, losses and state in float32"
+        "float32", help="of the training forwards; bf16: autocast, with weights, losses and state in float32"
     )
     matmul: Literal["highest", "high"] = option(
-        "highest", help="products of float32 matrices and convolutions in training: exact, or with TF32 where there is"
+        "highest", help="float32 matrix products and convolutions in training: exact, or with TF32 if the device has it"
     )
     memory_format: Literal["contiguous", "channels_last"] = option(
         "contiguous", help="how images and the weights of convolutions lie in memory"
@@ -49,7 +49,7 @@ class RunSettings(OptionModel):
         "statistics of the first",
     )
     timeout: int = option(
-        600, ge=1, lt=10**9, unit="seconds", help="a process that does not answer the others for so long ends the run"
+        600, ge=1, lt=10**9, unit="seconds", help="a process that does not answer the others for this long ends the run"
     )
     check_hooks: bool = option(False, help="check the values of every hook's answer at every step")
 
@@ -75,13 +75,13 @@ class DataSettings(OptionModel):
 
     name: str = option("digits", help="a registered data set")
     root: str = option("", help="folder or file of the data, where the data set needs one")
-    limit: int = option(0, ge=0, lt=2**31, help="at most so many images a split, chosen by a fixed seed; 0: all")
+    limit: int = option(0, ge=0, lt=2**31, help="at most this many images per split, chosen by a fixed seed; 0: all")
     balance: bool = option(
         False,
         help="as many images of each class in `limit`, in place of images at random: another population where the "
         "classes are uneven",
     )
-    max_pixels: int = option(1 << 24, ge=1, lt=2**53, help="most pixels of an image that is decoded from a file")
+    max_pixels: int = option(1 << 24, ge=1, lt=2**53, help="most pixels of an image that may be decoded from a file")
     size: int = option(
         0, ge=0, lt=2**14, help="side of the images that image-folder makes of pictures on demand; 0: all as they are"
     )
@@ -109,11 +109,11 @@ class AttackSettings(OptionModel):
         help="the model's mode in the attack; train moves BatchNorm's running statistics, train-frozen not",
     )
     restarts: int = option(
-        1, ge=1, le=1000, help="attacks from random starts; of each image the one with the largest loss counts"
+        1, ge=1, le=1000, help="attacks from random starts; for each image the one with the largest loss counts"
     )
     final_loss: bool = option(
         False,
-        help="the loss of the last iterate too, a forward more in the attack's mode, as the code of Rice et al.; "
+        help="also the loss of the last iterate, one more forward in the attack's mode, as in Rice et al.'s code; "
         "several restarts always take it",
     )
     l2_projection: Literal["ball-box", "box-ball"] = option(
@@ -187,7 +187,7 @@ class UpdateSettings(OptionModel):
 class ValidationSettings(OptionModel):
     """How the best checkpoint is chosen: by the lower of its PGD and margin-PGD accuracies at the run's eps."""
 
-    fraction: Real = option(0.1, ge=0, lt=1, help="share of the training split held out; 0: nothing is")
+    fraction: Real = option(0.1, ge=0, lt=1, help="share of the training split held out; 0: none")
     split: Literal["validation", "test"] = option(
         "validation",
         help="the images that choose; test makes every later test figure optimistic, and is reported",
@@ -202,7 +202,7 @@ class CheckpointSettings(OptionModel):
     every_steps: int = option(50, ge=1, lt=2**31, help="a checkpoint every so many steps; also at every epoch's end")
     keep: int = option(2, ge=1, lt=2**31, help="newest checkpoints kept, beside the best")
     max_bytes: int = option(
-        2 << 30, ge=1, lt=2**53, help="most bytes of a file of weights that is read, packed or unpacked"
+        2 << 30, ge=1, lt=2**53, help="largest size of a file of weights in bytes, packed or unpacked"
     )
 
 
