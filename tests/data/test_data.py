@@ -130,6 +130,8 @@ def test_splits_must_agree() -> None:
         "Data set toy: training and test images differ in shape or classes, (2, 2, 2) with 2 classes and "
         "(2, 2, 2) with 3; make them equal."
     )
+    with pytest.raises(DataError, match="differ in order or names of classes; make them equal"):
+        Splits(dataset(classes=("dog", "cat")), dataset(classes=("cat", "dog")), "none")
     with pytest.raises(DataError) as error:
         Splits(dataset(), dataset(), "crop-flop")
     assert message(error) == (
@@ -685,6 +687,10 @@ def test_a_lone_split_is_refused(pets: Path) -> None:
     assert refusal(pets) == "has a folder train but no test; add it, or leave both out."
     (pets / "train").rename(pets / "test")
     assert refusal(pets) == "has a folder test but no train; add it, or leave both out."
+    (pets / "test").rename(pets / "Test")
+    (pets / "rest").rename(pets / "Training")
+    halves = "has the folders Test, Training, which are no classes; the two halves of a data set are read from"
+    assert halves in refusal(pets)
 
 
 def test_one_class_or_one_image_is_refused(tmp_path: Path) -> None:

@@ -489,6 +489,19 @@ def test_links_are_relative_and_followed(tmp_path: Path) -> None:
     assert hidden(tmp_path / "b") == []
 
 
+def test_a_folder_that_a_copy_has_made_of_a_link_gives_way(tmp_path: Path) -> None:
+    """cp -rL, scp -r: it would stay the step that it was. A folder that holds anything else is somebody's."""
+    cp.point(tmp_path / "a", "last", save(tmp_path / "a", 1))
+    cp.point(tmp_path / "a", "best", tmp_path / "a" / "step-00000001")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "best" / "mine").touch()
+    for name in ("last", "best"):
+        cp.point(tmp_path / "b", name, save(tmp_path / "b", 2))
+        assert step_of(cp.resolve(tmp_path / "b", name)) == 2
+    assert os.readlink(tmp_path / "b" / "last") == "step-00000002"
+    assert (tmp_path / "b" / "best" / "mine").exists() and hidden(tmp_path / "b") == []
+
+
 @pytest.mark.parametrize(
     "to",
     ["../out/step-00000001", "/etc", "..", ".", "step-00000009", "best", "./step-00000001", "step-00000002"],

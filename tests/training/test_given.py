@@ -680,3 +680,11 @@ def test_a_missing_library_is_no_matter_of_sizes() -> None:
     )
     with pytest.raises(OptionError, match=r"No module named 'advkit_needs_this'\. Install what it needs"):
         step(torch.rand(8, 1, 8, 8), torch.arange(8), torch.arange(8), epoch=0)
+
+
+@pytest.mark.parametrize("label", [-1, -100, 3])
+def test_a_label_of_no_class_in_any_batch(label: int, tiny_batch: BatchOf) -> None:
+    step, (x, y, index) = step_of(net()), tiny_batch()
+    step(x, y, index, epoch=0)
+    with pytest.raises(OptionError, match=r"y leaves 0\.\.2, the classes of the model's 3 logits"):
+        step(x, torch.full_like(y, label), index, epoch=0)

@@ -219,11 +219,9 @@ class Splits:
             if not isinstance(split, Dataset):
                 raise DataError(f"Splits are two of advkit.Dataset, to train and to test on; {shown(split)} is none.")
         if train.shape != test.shape or train.classes != test.classes:
-            raise DataError(
-                f"Data set {train.name}: training and test images differ in shape or classes, "
-                f"{train.shape} with {len(train.classes)} classes and {test.shape} with {len(test.classes)}; "
-                "make them equal."
-            )
+            one, other = (f"{split.shape} with {len(split.classes)}" for split in (train, test))
+            what = f"shape or classes, {one} classes and {other}" if one != other else "order or names of classes"
+            raise DataError(f"Data set {train.name}: training and test images differ in {what}; make them equal.")
         if not isinstance(self.transform, str) or self.transform not in TRANSFORMS:
             given = shown(self.transform)
             raise DataError(

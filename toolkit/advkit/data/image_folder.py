@@ -30,6 +30,8 @@ from .pictures import FORMATS, MAGIC, OTHERS, SUFFIXES, Files, decode, listed
 from .transforms import WHEN_DECODED
 
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation")
+HALVES = {TRAIN, *TESTS, "training", "testing"}
+"""Names of folders, in any case, of which two are no classes."""
 
 Classes = dict[str, list[str]]
 """The names of the images of each class, all sorted."""
@@ -123,6 +125,11 @@ def split_files(files: Files, notes: Notes) -> tuple[Classes, Classes]:
     if (TRAIN in tops) != (held_out is not None):
         there, absent = (TRAIN, "test") if held_out is None else (held_out, TRAIN)
         raise DataError(f"{root} has a folder {prefix}{there} but no {prefix}{absent}; add it, or leave both out.")
+    if held_out is None and len(halves := sorted(name for name in tops if name.lower() in HALVES)) > 1:
+        raise DataError(
+            f"{root} has the folders {', '.join(halves)}, which are no classes; the two halves of a data set are read "
+            f"from {TRAIN} and {' or '.join(TESTS)}: rename them."
+        )
     if held_out is None:
         train, test = _hold_out(root, _classes(root, names, prefix), prefix)
     else:

@@ -147,14 +147,7 @@ def point(folder: Path, name: str, target: Path) -> None:
     with files.past_damage():
         named |= _recorded(folder)
     files.write_atomic(folder / NAMES, _encode({**named, name: target.name}))
-    work = folder / files.hidden("tmp", name)
-    with suppress(OSError):
-        try:
-            os.symlink(target.name, work)
-            os.replace(work, folder / name)
-            files.sync_folder(folder)
-        finally:
-            files.delete(work)
+    files.link(folder / name, target.name, {TENSORS, STATE, MANIFEST})
 
 
 def resolve(folder: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -192,6 +192,25 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def link(place: Path, to: str, copied: Set[str]) -> None:
+    """Let `place` be a link to `to`, if the file system has links; never raises.
+
+    A folder there that holds the files `copied` and no others gives way: a copy of the run has made it of a link, and
+    it would stay what that was.
+    """
+    work, old = place.parent / hidden("tmp", place.name), place.parent / hidden("trash", place.name)
+    with suppress(OSError):
+        try:
+            if place.is_dir() and not place.is_symlink() and {*os.listdir(place)} == copied:
+                os.replace(place, old)
+            os.symlink(to, work)
+            os.replace(work, place)
+            sync_folder(place.parent)
+        finally:
+            delete(work)
+            delete(old)
 
 
 def delete(path: Path) -> None:

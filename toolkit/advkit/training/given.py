@@ -133,6 +133,18 @@ def an_epoch(epoch: object) -> int:
     return a_whole_number("epoch", epoch, 0, 2**63 - 1)
 
 
+def one_hot(y: Tensor, classes: int) -> Tensor:
+    """(B, K) int64 of labels y (B,). Raises OptionError where torch finds one that is no class, on a CPU."""
+    try:
+        return F.one_hot(y, classes)
+    except RuntimeError as error:
+        raise _no_class(classes) from error
+
+
+def _no_class(classes: int) -> OptionError:
+    return OptionError(f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits.")
+
+
 def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
     """Values of a batch, where they are checked: mistakes that would train, but not what was meant."""
     x, index = batch.x, batch.index
@@ -141,7 +153,7 @@ def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
     if not bool(((index >= 0) & (index < samples)).all()):
         raise OptionError(f"index leaves 0..{samples - 1}; pass each sample's place in the training set.")
     if not bool(((batch.y >= 0) & (batch.y < classes)).all()):
-        raise OptionError(f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits.")
+        raise _no_class(classes)
     if bool((batch.occurrence < 0).any()):
         raise OptionError("occurrence is negative; it counts earlier visits of an index, from 0.")
     visits = torch.stack([index, batch.occurrence], dim=1)

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compose.stage import Stage
@@ -29,7 +28,7 @@ from .care import Care
 from .contracts import Contract
 from .engine import Engine
 from .finite import Judged
-from .given import a_batch, an_epoch, take_step
+from .given import a_batch, an_epoch, one_hot, take_step
 from .ledger import Ledger
 from .meeting import refuse_unfit_for_several
 from .network import Network
@@ -191,7 +190,7 @@ class TrainingStep:
 
     def _target(self, stage: Stage, known: Mapping[str, Any], phase: str, contract: Contract) -> Tensor:
         """One-hot labels (B, K), through the chain of `target_label`."""
-        target = F.one_hot(known["batch"].y, self.state.num_classes).to(self.state.dtype)
+        target = one_hot(known["batch"].y, self.state.num_classes).to(self.state.dtype)
         for answer in stage.answers["target_label"]:
             rows = self.panel.ask(answer, known, target=target, phase=phase)
             target = contract.target(answer.plugin.name, rows)
