@@ -49,7 +49,7 @@ class RateSettings(OptionModel):
     decay: Real = option(0.1, gt=0, le=1, help="factor at every milestone")
     points: list[list[Real]] = option(
         [[0.0, 1.0], ["1/3", 1.0], ["2/3", 0.1], [1.0, 0.01]],
-        help="linear: [share of the run, factor of lr], between which the rate goes straight; as Rice et al. (2020)",
+        help="linear: [share of the run, factor of lr], with linear rates between them; as Rice et al. (2020)",
     )
     peak: Real = option(0.3, gt=0, lt=1, help="one-cycle, cyclic: the share of a cycle in which the rate rises")
     cycles: int = option(1, ge=1, le=10_000, help="cyclic: how often the rate goes up and down in the run")

@@ -83,7 +83,7 @@ class DataSettings(OptionModel):
     )
     max_pixels: int = option(1 << 24, ge=1, lt=2**53, help="most pixels of an image that may be decoded from a file")
     size: int = option(
-        0, ge=0, lt=2**14, help="side of the images that image-folder makes of pictures on demand; 0: all as they are"
+        0, ge=0, lt=2**14, help="side of the images that image-folder decodes pictures to, on demand; 0: as they are"
     )
     transform: Literal["auto", "none", "crop-flip", "resized-crop-flip"] = option(
         "auto", help="per-sample training transform; auto: the data set's"
