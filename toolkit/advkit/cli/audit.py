@@ -33,7 +33,7 @@ def command(subject: str, settings: tuple[str, ...], as_json: bool, **typed: Any
     advkit audit runs/lsiw-1
     advkit audit runs/lsiw-1 --transfer runs/pgd-at-1
 
-    Exits with 3 where a check raises an alarm. The result is stored in RUN/audit.json. No alarm proves nothing: it
+    Exits with 3 where a check raises an alarm. The result is stored in RUN/audit.json. Silence proves nothing: it
     means only that no known symptom was found.
     """
     from ..studies.audit import audit
