@@ -14,7 +14,7 @@ from advkit.errors import OptionError
 from advkit.models.base import DataSpec, ModelBuilder
 from advkit.models.elsewhere import Timm, Torchvision
 from advkit.options import validate
-from advkit.storage.foreign import fitted
+from advkit.storage.foreign_names import fitted
 
 timm = pytest.importorskip("timm", reason="pip install 'advkit[timm]'")
 torchvision = pytest.importorskip("torchvision", reason="pip install 'advkit[vision]'")

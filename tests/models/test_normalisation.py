@@ -17,7 +17,7 @@ from advkit.cli.main import run
 from advkit.config import runfile
 from advkit.models.base import DataSpec
 from advkit.options import validate
-from advkit.storage.foreign import fitted
+from advkit.storage.foreign_names import put_named
 
 SPEC = DataSpec(3, 16, 16, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 SMALL = {"small-cnn": {"width": 2}, "preact-resnet18": {"width": 2}, "vgg16-bn": {"width": 2}}
@@ -109,7 +109,7 @@ def test_a_file_says_whose_net_it_is_and_how_it_normalises() -> None:
 
     def loaded(weights: dict[str, Tensor], **options: Any) -> nn.Module:
         builder, model = net(**options)
-        model.load_state_dict(fitted(weights, model.state_dict(), builder.renamed))
+        put_named(model, weights, "the file", builder.renamed, builder.options.normalise)
         return model
 
     trades, iseat = net(normalise="none")[1], net(normalise="none", variant="iseat")[1]
@@ -138,7 +138,9 @@ def test_a_file_says_whose_net_it_is_and_how_it_normalises() -> None:
             for other in ("none", "0.25,0.25"):
                 with pytest.raises(advkit.CheckpointError, match=f"{head}{first} and .*leave model.normalise out"):
                     loaded(inside, normalise=other)
-    with pytest.raises(advkit.CheckpointError, match=r"holds a normalisation, mean and std, which is not for images"):
+    with pytest.raises(
+        advkit.CheckpointError, match=r"normalisation, mean and std \(63.75,127.5\), which is not for images"
+    ):
         loaded(theirs | {"mean": mean * 255, "std": std * 255})
 
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import advkit
 from advkit import CheckpointError, Dataset, DataSpec, OptionError, Splits
 from advkit.models.wide_resnet import WideResNet
-from advkit.storage.foreign import fitted, read_weights
+from advkit.storage.foreign import read_weights
+from advkit.storage.foreign_names import fitted, put_named
 from advkit.storage.weights import MODEL, prefixed, put_weights
 from advkit.training.progress import Silent
 
@@ -33,7 +34,7 @@ def net(seed: int = 0) -> nn.Sequential:
 
 
 def put(model: nn.Module, weights: dict[str, Tensor], **renaming: Any) -> None:
-    put_weights(model, prefixed(MODEL, fitted(weights, model.state_dict(), **renaming)), "the file")
+    put_named(model, weights, "the file", **renaming)
 
 
 @pytest.mark.parametrize(
@@ -432,21 +433,22 @@ def test_types_are_judged_before_their_numbers(name: str, dtype: torch.dtype, ta
 
 
 def test_names_that_others_stand_beside_are_told() -> None:
-    """Lightning's `model.` beside the weights of a loss; a student beside its teacher."""
+    """Lightning's `model.` beside the weights of a loss, for a net with names of its own too; a student's teacher."""
     own = nn.Linear(3, 2).state_dict()
     cases = {
-        "its names stand below model., and criterion.weight stands beside them": ("model", "criterion"),
-        "its names stand below student. and below teacher., and teacher.weight stands beside them": (
-            "student",
-            "teacher",
-        ),
+        "names stand below model., and criterion.weight stands beside them": ("model", "criterion"),
+        "names stand below student. and below teacher., and teacher.weight stands beside them": ("student", "teacher"),
     }
     for sentence, heads in cases.items():
         weights = {f"{head}.{name}": value for head in heads for name, value in own.items()}
         if "criterion" in heads:
             del weights["criterion.bias"]
-        with pytest.raises(CheckpointError, match=sentence):
-            put_weights(nn.Linear(3, 2), prefixed(MODEL, fitted(weights, own)), "the file")
+        for net, renamed in (
+            (nn.Linear(3, 2), dict),
+            (nn.Sequential(nn.Linear(3, 2)), lambda them: {f"0.{name}": value for name, value in them.items()}),
+        ):
+            with pytest.raises(CheckpointError, match=f"^the file: the net's {sentence}"):
+                put(net, weights, renamed=renamed)
 
 
 @pytest.mark.parametrize("checksums", [True, False])

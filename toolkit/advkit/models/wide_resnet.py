@@ -12,7 +12,7 @@ load such weights.
 
 Files of weights under the names of those codes are taken (`published`), each by its own variant. Their nets take
 images in [0, 1] without normalisation, and so does the net they are loaded into; codes that normalise outside the net
-(AWP, Rice) share the names, and of their weights `normalise` says means and deviations. Those in the file are taken.
+(AWP, Rice) share the names, and of their weights `normalise` says means and deviations.
 """
 
 from __future__ import annotations
@@ -106,21 +106,19 @@ def published(weights: dict[str, Tensor], depth: int, options: WideOptions) -> d
     """Weights under the names of either code, or as they are where they are under neither.
 
     Those of TRADES' are such as block1.layer.0.convShortcut.weight, those of ISEAT's such as
-    layer1.block0.shortcut.0.weight. A normalisation beside them, such as normalize.mean and normalize.std, is taken as
-    it is. Raises CheckpointError where options say otherwise than the file.
+    layer1.block0.shortcut.0.weight. Raises CheckpointError where options say otherwise than the file.
     """
-    inside, net = _apart(weights)
-    iseat = "fc0.weight" in net
-    if "conv1.weight" not in net or not (iseat or "fc.weight" in net):
+    iseat = "fc0.weight" in weights
+    if "conv1.weight" not in weights or not (iseat or "fc.weight" in weights):
         return weights
-    _refuse_other(net, "iseat" if iseat else "trades", options)
+    _refuse_other(weights, "iseat" if iseat else "trades", options)
     blocks = (depth - 4) // 6
     dead = 2 + blocks
     second = dead + options.dead_block
     norm = second + 2 * blocks
     first = {"block1": 2, "block2": second, "block3": second + blocks}
     own = {}
-    for name, value in net.items():
+    for name, value in weights.items():
         head, _, rest = _as_trades(name).replace("convShortcut", "shortcut").partition(".")
         number, _, inner = rest.removeprefix("layer.").partition(".")
         if head in first and number.isdecimal():
@@ -130,14 +128,11 @@ def published(weights: dict[str, Tensor], depth: int, options: WideOptions) -> d
                 own[f"{dead}.{number}.{inner}"] = value
         else:
             own[{"conv1": f"1.{rest}", "bn1": f"{norm}.{rest}", "fc": f"{norm + 4}.{rest}"}.get(head, name)] = value
-    channels = net["conv1.weight"].shape[1]
+    channels = weights["conv1.weight"].shape[1]
     numbers = (0.0,), (1.0,)  # whoever shares the names normalises elsewhere, or not at all
     if options.normalise not in ("data", "none"):
         numbers = statistics(options.normalise)  # type: ignore[assignment]
     mean, std = (torch.tensor(each) for each in numbers)
-    if inside:
-        mean, std = (weights[name].flatten() for name in inside)
-        _refuse_other_normalisation(inside, mean, std, channels, options)
     if options.normalise != "none":
         own.setdefault("0.mean", mean.view(1, -1, 1, 1).expand(1, channels, 1, 1))
         own.setdefault("0.std", std.view(1, -1, 1, 1).expand(1, channels, 1, 1))
@@ -150,18 +145,6 @@ def _as_trades(name: str) -> str:
     return name.replace(".shortcut.0.", ".shortcut.").replace("fc0.", "fc.")
 
 
-def _apart(weights: dict[str, Tensor]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """The names of means and deviations by channel, () where there are none, and the net beside them."""
-    for name in weights:
-        head, dot, last = name.rpartition(".")
-        pair = name, f"{head}{dot}{ {'mean': 'std', 'mu': 'sigma'}.get(last) }"
-        if pair[1] in weights:
-            net = {name: value for name, value in weights.items() if name not in pair}
-            heads = {name.partition(".")[0] for name in net}
-            return pair, {name.partition(".")[2]: value for name, value in net.items()} if len(heads) == 1 else net
-    return (), weights
-
-
 def _refuse_other(net: dict[str, Tensor], variant: Variant, options: WideOptions) -> None:
     """Their nets have weights of the same shapes, so that one would run with those of the other."""
     if options.variant != variant:
@@ -172,29 +155,6 @@ def _refuse_other(net: dict[str, Tensor], variant: Variant, options: WideOptions
         )
     if options.dead_block and not any(name.startswith("sub_block1.") for name in net):
         raise CheckpointError("it has no sub_block1, which model.dead_block adds; leave model.dead_block out.")
-
-
-def _refuse_other_normalisation(
-    inside: tuple[str, ...], mean: Tensor, std: Tensor, channels: int, options: WideOptions
-) -> None:
-    here = f"it holds a normalisation, {' and '.join(inside)}"
-    numbers = ",".join(f"{each:.7g}" for each in (*mean.tolist(), *std.tolist()))
-    given = options.normalise if options.normalise in ("data", "none") else statistics(options.normalise)
-    fits = {len(mean), len(std)} <= {1, channels} and bool(((mean >= 0) & (mean <= 1)).all() & (std <= 1).all())
-    if not fits:
-        raise CheckpointError(
-            f"{here}, which is not for images of {channels} channels in [0, 1] ({numbers[:60]}); save the net alone, "
-            "and give its numbers, model.normalise=MEANS,DEVIATIONS."
-        )
-    if given != "data" and (
-        given == "none"
-        or not all(
-            torch.allclose(own, torch.tensor(each), rtol=1e-6) for own, each in zip((mean, std), given, strict=True)
-        )
-    ):
-        raise CheckpointError(
-            f"{here} ({numbers}), and model.normalise = {options.normalise} is another; leave model.normalise out."
-        )
 
 
 @final

@@ -1,4 +1,4 @@
-"""Files of weights that other programs wrote: read without running what they say, and brought to a model's names."""
+"""Files of weights that other programs wrote: read without running what they say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,6 @@ from .weights import MODEL
 
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 """Keys below which other people's files keep the state dict."""
-
-INSERTED = ("module", "_orig_mod")
-"""What DataParallel and torch.compile put into names, at the start or within."""
 
 CAP = 2 << 30
 """Bytes of a file, and of what it unpacks to, where nothing else is said."""
@@ -122,42 +119,6 @@ def refuse_others(path: Path) -> None:
         raise CheckpointError(f"{path} is a file of the run {run}; give the run's folder, or a file of weights.")
     if not os.path.isfile(path):
         raise _unreadable(path, "it is no regular file")
-
-
-def fitted(
-    weights: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
-) -> dict[str, Tensor]:
-    """Weights under the names of a model's state dict `own`, as far as wrappers and published names explain theirs.
-
-    Wrappers put `module.`, `_orig_mod.` or a name of their own, such as `model.`, before all names or within them;
-    `renamed` is `ModelBuilder.renamed`. What nothing explains keeps its name, and is refused by `put_weights`.
-    """
-    if weights.keys() <= own.keys():
-        return dict(weights)
-    plain = {_plain(name): value for name, value in weights.items()}
-    if len(plain) < len(weights):
-        return dict(weights)
-    known = Counter(map(_plain, own))
-    while True:
-        names = renamed(plain)
-        back = {_plain(name): name for name in own if known[_plain(name)] == 1}
-        if names.keys() & back.keys() or not (inner := _without_head(plain)):
-            return {back.get(name, name): value for name, value in names.items()}
-        plain = inner
-
-
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in INSERTED)
-
-
-def _without_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the part that all names begin with; {} where there is no such part."""
-    heads = {name.partition(".")[0] for name in weights}
-    if len(heads) != 1 or not all("." in name for name in weights):
-        return {}
-    return {name.partition(".")[2]: value for name, value in weights.items()}
 
 
 def _content(path: Path, cap: int) -> bytes:

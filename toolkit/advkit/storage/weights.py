@@ -79,12 +79,11 @@ def put_weights(
         different = []
     if different and (sentence := _other_classes(weights, own, different, names)):
         raise CheckpointError(f"The weights of {where} do not fit this model: {sentence}")
-    if different and (sentence := _beside_others(weights, own)):
-        raise CheckpointError(f"The weights of {where} do not fit this model: {sentence}")
     if different:
         layers = [name for name, layer in model.named_modules() if isinstance(layer, Normalize)]
         advice = "use the model and the data set they were trained with"
-        if any(f"{name}.mean" not in weights or weights[f"{name}.mean"].dim() != 4 for name in layers):
+        means = [f"{name}.mean" for name in layers if f"{name}.mean" in own]
+        if any(name not in weights or weights[name].dim() != 4 for name in means):
             advice += "; if they are an export without normalisation, give the one with it"
         raise CheckpointError(
             f"The weights of {where} do not fit this model (first difference: "
@@ -95,17 +94,6 @@ def put_weights(
     sentences = rounded, _as_they_are(model, weights, where)
     model.load_state_dict(weights | {name: own[name] for name in uncounted})
     return Placed(left, "; ".join(filter(None, sentences)))
-
-
-def _beside_others(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """A sentence where the model's names all stand below one part of a file's, and others stand beside them."""
-    heads = sorted({name.partition(".")[0] for name in weights})
-    fitting = [head for head in heads if all(f"{head}.{name}" in weights for name in own)]
-    if not fitting or len(heads) < 2:
-        return ""
-    others = next(name for name in weights if name.partition(".")[0] not in fitting[:1])
-    below = " and below ".join(f"{head}." for head in fitting)
-    return f"its names stand below {below}, and {others} stands beside them; save alone what is meant."
 
 
 def _refuse_impossible(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

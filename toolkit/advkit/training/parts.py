@@ -30,9 +30,10 @@ from ..plugin import CORE
 from ..rng import derive_seed
 from ..storage import naming
 from ..storage.files import there
-from ..storage.foreign import fitted, read_weights
+from ..storage.foreign import read_weights
+from ..storage.foreign_names import put_named
 from ..storage.run_folder import RunFolder
-from ..storage.weights import MODEL, Placed, prefixed, put_weights
+from ..storage.weights import Placed, put_weights
 from .feed import parted
 from .meeting import join
 from .passed_net import code_of_net, told_apart
@@ -187,20 +188,19 @@ def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
     return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
 
 
-def put_file(model: nn.Module, path: Path, resolved: Resolved, partial_head: bool = False) -> Placed:
+def put_file(
+    model: nn.Module, path: Path, resolved: Resolved, partial_head: bool = False, anew: bool = False
+) -> Placed:
     """Copy a file of weights, of advkit's export or of other programs, into the model that `resolved` names.
 
-    Wrappers' prefixes and the names of published files are brought to the model's. Raises CheckpointError.
+    Wrappers' prefixes and the names of published files are brought to the model's. `anew`: the model is built anew
+    from settings, as that of a run. Raises CheckpointError.
     """
     weights, said = read_weights(path, resolved.checkpoint.max_bytes)
-    named = registered(resolved.model_name)
-    try:
-        own = fitted(weights, model.state_dict(), builder_of(resolved).renamed if named else dict)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    called = {id(value): name for name, value in reversed(weights.items())}
-    names = {name: called.get(id(value), name) for name, value in own.items()}
-    placed = put_weights(model, prefixed(MODEL, own), str(path), partial_head=partial_head, names=names)
+    builder = builder_of(resolved) if registered(resolved.model_name) else None
+    how = getattr(builder.options, "normalise", None) if builder else None
+    renamed = builder.renamed if builder else dict
+    placed = put_named(model, weights, str(path), renamed, how, anew, partial_head)
     return placed._replace(said="; ".join(filter(None, (said, placed.said))))
 
 
@@ -213,7 +213,7 @@ def begin_from(
             raise OptionError("partial_head is about the weights of init_from; give both, or leave it out.")
         return
     if os.path.isfile(path):
-        left, said = put_file(model, path, resolved, partial_head)
+        left, said = put_file(model, path, resolved, partial_head, anew=True)
     elif not there(path):
         raise CheckpointError(f"{path} does not exist; give a file of weights, or the folder of a run.")
     else:
