@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import advkit
-from advkit.reach import short_of
+from advkit.reach import misfit
 from advkit.training.progress import Silent
 
 ONE = "1 step of 0.25 eps can end no further than 0.25 eps from "
@@ -19,11 +19,18 @@ TEN = "choose attack.step_size=eps/10 or more, or more steps"
 CHOOSE = "; choose attack.step_size=eps or more, or more steps"
 
 
-@pytest.mark.parametrize(("steps", "pace"), [(0, 0.25), (4, 0.25), (3, 1 / 3), (7, 1 / 7), (1, 1.0), (2, math.inf)])
+@pytest.mark.parametrize(("steps", "pace"), [(0, 0.25), (4, 0.25), (3, 1 / 3), (7, 1 / 7), (1, 2.0), (2, math.inf)])
 def test_what_reaches_the_edge_is_no_caution(steps: int, pace: float) -> None:
-    assert short_of(steps, pace, "step") == ""
+    assert misfit(steps, pace, "step") == ""
     if steps:
-        assert short_of(steps, 0.999 / steps, "step").startswith(f"{steps} step")
+        assert misfit(steps, 0.999 / steps, "step").startswith(f"{steps} step")
+
+
+def test_a_step_across_the_whole_ball_is_told() -> None:
+    """Such as one in gray levels."""
+    (said,) = advkit.plan((), eps="8/255", settings={"attack.step_size": 2})["cautions"]
+    assert said.startswith("a step of 63.75 eps is longer than the ball is wide, 2 eps; choose attack.step_size=eps/4")
+    assert advkit.plan((), eps="8/255", settings={"attack.step_size": "16/255"})["cautions"] == []
 
 
 def cautions(plugins: str = "", **settings: object) -> list[str]:

@@ -11,7 +11,7 @@ from .errors import OptionError, cut, did_you_mean
 from .hookspec import VIEWS
 from .optimizers import KNOWN, OptimizerSettings
 from .options import OptionModel, Real, option
-from .reach import short_of
+from .reach import misfit
 from .types import Passes
 
 
@@ -151,7 +151,7 @@ class AttackSettings(OptionModel):
 
     def short(self, steps: int, step_size: float, setting: str, start: str) -> list[str]:
         """A caution where so many steps of a size, which a setting says, end before the edge of the ball, else none."""
-        said = short_of(steps, step_size / self.eps, setting, start) if self.eps else ""
+        said = misfit(steps, step_size / self.eps, setting, start) if self.eps else ""
         return [said] if said else []
 
 

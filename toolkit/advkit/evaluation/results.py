@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..reach import short_of
+from ..reach import misfit
 from .figure import above, gap
 from .statistics import bits, wilson
 
@@ -139,7 +139,7 @@ def _short(verdicts: Verdicts) -> str:
     if not (far := reach(verdicts)):
         return ""
     steps, restarts = verdicts.settings["steps"], verdicts.settings.get("restarts", 1)
-    return short_of(steps, far / steps, "step", "the image" if restarts == 1 else "the start")
+    return misfit(steps, far / steps, "step", "the image" if restarts == 1 else "the start")
 
 
 def reach(verdicts: Verdicts) -> float:

@@ -6,7 +6,7 @@ from math import ceil
 
 from ..compose.composition import Composition
 from ..config.resolve import Resolved
-from ..reach import short_of
+from ..reach import misfit
 from .validation import PACE
 
 
@@ -32,7 +32,7 @@ def short_validation(resolved: Resolved) -> list[str]:
     chosen = resolved.validation
     if not resolved.attack.eps or not (chosen.fraction or chosen.split == "test"):
         return []
-    short, _, _ = short_of(chosen.steps, PACE, "").partition(";")
+    short, _, _ = misfit(chosen.steps, PACE, "").partition(";")
     return [f"validation: {short}; choose validation.steps={ceil(1 / PACE)} or more"] if short else []
 
 

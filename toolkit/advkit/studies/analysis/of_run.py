@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...data.base import Dataset
 from ...errors import OptionError, named
-from ...reach import short_of
+from ...reach import misfit
 from ...storage.run_folder import RunFolder
 from ..evaluate import Watch
 from ..inputs import amount, at_once, pace, whole
@@ -248,7 +248,7 @@ class Study:
         net, n = self._net, len(index)
         if not self.out:
             net.refuse_another()
-        short = "" if attack is None else short_of(attack.steps, pace("step", self.step), "step")
+        short = "" if attack is None else misfit(attack.steps, pace("step", self.step), "step")
         folder = Path(self.out) if self.out else Path(net.name) / "analysis"
         own: dict[str, Any] = {**({} if attack is None else {"attack": attack.as_dict()}), **settings}
         if notes := [*dict.fromkeys(filter(None, [*net.record.get("notes", ()), short, *said]))]:
