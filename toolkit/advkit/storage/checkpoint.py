@@ -32,7 +32,7 @@ from . import files
 FORMAT = 1
 TENSORS, STATE, MANIFEST, NAMES = "tensors.safetensors", "state.json", "manifest.json", "names.json"
 STATE_CAP, MANIFEST_CAP = 64 << 20, 64 << 10  # bytes, checked before a file is read
-_STEP = re.compile(r"step-[0-9]{8,}")
+_STEP = re.compile(r"step-[0-9]{8,19}")
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -153,7 +153,7 @@ def point(folder: Path, name: str, target: Path) -> None:
 def resolve(folder: Path, name: str) -> Path:
     """The step called `name` ("last", "best"): by the record, or where there is none by the link.
 
-    Raises CheckpointError where neither names a step of `folder`.
+    Raises CheckpointError where neither names a step of `folder`, and where the link leads out of it.
     """
     link, linked, known, step = folder / name, _linked(folder), steps(folder), None
     try:
@@ -161,7 +161,9 @@ def resolve(folder: Path, name: str) -> Path:
     except CheckpointError:
         if name not in linked:
             raise
-    stray = step is None and name in linked and folder / linked[name] not in known
+    leads, stray = Path(linked.get(name, "")), False
+    if name in linked:  # one of a step that is gone is older than the record; any other is nobody's of a run
+        stray = folder / leads not in known if step is None else not _STEP.fullmatch(str(leads))
     if Path(name).name != name or _STEP.fullmatch(name) or stray:
         raise CheckpointError(f"{link} does not name a step of {folder}; remove that link.")
     step = step or linked.get(name)
