@@ -104,7 +104,7 @@ class Hat(Plugin):
     @hookimpl
     def setup(self, run: Run) -> None:
         source = self.options.helper if self.passed is None else self.passed
-        if source:
+        if source != "":
             self.helper = run.module("helper", source, model=self.options.helper_model)
 
     @hookimpl

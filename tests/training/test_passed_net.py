@@ -16,11 +16,26 @@ import advkit
 from advkit.errors import ResumeMismatch, Stopped
 from advkit.storage import checkpoint, schema
 from advkit.training.passed_net import PassedNet
+from advkit_plugins.hat import Hat
 
 IMAGES = torch.rand(12, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 DATA = advkit.Dataset("own", (IMAGES * 255).to(torch.uint8), torch.arange(12) % 3, ("a", "b", "c"))
 BOTH = advkit.Splits(DATA, DATA, "none")
 HOW: dict[str, Any] = {"epochs": 2, "batch_size": 4, "eps": 0.1, "settings": {"attack.steps": 1, "run.threads": 1}}
+
+
+class Hears(Heard):
+    """Has a length, which is 0 at first, as of a list that watches."""
+
+    def __len__(self) -> int:
+        return len(self.said)
+
+
+class Empty(nn.Sequential):
+    """Has a length, of something else than its layers."""
+
+    def __len__(self) -> int:
+        return 0
 
 
 class Scaled(nn.Module):
@@ -59,7 +74,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def resumed(folder: Path, model: nn.Module, to: Path) -> list[str]:
     """What is said where a copy of the run goes on with that net."""
-    heard = Heard()
+    heard = Hears()
     advkit.train(model, BOTH, resume_from=shutil.copytree(folder, to / "copy", symlinks=True), progress=heard)
     return heard.said
 
@@ -152,7 +167,7 @@ def test_an_evaluation_says_where_a_net_answers_otherwise(
         assert result["weights"] == weights
         said[name] = [note for note in result.notes if "answers otherwise" in note]
     assert {name: len(notes) for name, notes in said.items()} == others and "3 is nn.GELU(" in said["gelu"][0]
-    same = advkit.evaluate(tmp_path / "run", BOTH, "clean", model=net(), audit=False)
+    same = advkit.evaluate(tmp_path / "run", BOTH, "clean", model=Empty(*net()), audit=False)
     assert not [note for note in same.notes if "otherwise" in note]
     with pytest.warns(UserWarning, match="The net answers otherwise"):
         advkit.load_weights(changed(OTHERS["scale"][0]), tmp_path / "run")
@@ -182,3 +197,9 @@ def test_an_answer_is_one_that_a_net_gives_again(kind: type[nn.Module]) -> None:
         passed.refuse_other_answer(known, pytest.fail)
     assert torch.equal(drawn, torch.get_rng_state()) and model.training and model[0][6].seen == 0
     assert all(map(torch.equal, before, model.state_dict().values()))
+
+
+def test_a_helper_of_length_0_is_one() -> None:
+    model, plugin = net(), Hat(Hat.Options(), Empty(*net()))
+    step = advkit.Step(model, torch.optim.SGD(model.parameters(), 0.1), [plugin], num_samples=4, eps=0.1)
+    assert "hat" in step(IMAGES[:4], DATA.labels[:4], torch.arange(4), epoch=0).raw

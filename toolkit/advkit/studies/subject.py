@@ -152,7 +152,7 @@ def of_run(
             f"{splits.test.name} has the classes {_listed(present)}, but {path} was trained on {_listed(classes)}, in "
             "that order; give them their names back."
         )
-    net = (model or build_model(resolved, splits.train)).to(resolved.run.device)
+    net = (build_model(resolved, splits.train) if model is None else model).to(resolved.run.device)
     said = told_apart(net, tensors, state, str(path)), put_weights(net, tensors, str(path), averaged=True).said
     best = position["best"] or {}
     record = {

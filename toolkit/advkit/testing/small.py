@@ -127,7 +127,7 @@ def trained(
         toy = Splits(pictures(), pictures(), "none")
         settings = {**settings, "optimizer.lr": lr, "validation.fraction": 0.25, "validation.steps": 1}
         settings["run.device"] = device
-        watch = progress or Watch()
+        watch = Watch() if progress is None else progress
         result = train(
             net, toy, plugins, epochs=len(epochs), batch_size=4, eps=eps, settings=settings, progress=watch,
             **arguments,

@@ -58,7 +58,7 @@ def start(
     That is the folder of a run, whose best weights are taken, the last of standard training, or a file of weights.
     """
     ranks = here()
-    seen = voice(ranks, progress or Aloud())
+    seen = voice(ranks, Aloud() if progress is None else progress)
     with unchanged_if_refused(resolved, model, init_from is not None):
         begin_from(init_from, model, resolved, partial_head, seen.warn)
         if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):
@@ -94,7 +94,7 @@ def resume(
 ) -> TrainResult:
     """Go on from the newest checkpoint that verifies; from the beginning where there is none yet."""
     ranks = here()
-    seen = voice(ranks, progress or Aloud())
+    seen = voice(ranks, Aloud() if progress is None else progress)
     with nullcontext() if ranks.rank else folder.lock:  # the first process alone writes
         for file in resolved.files.values():
             if file.changed:
@@ -278,5 +278,5 @@ def train(
     refuse_no_test(resolved, splits)
     into, begin = (Path(path) if path else None for path in (out, init_from))
     with tracked(progress, wanted.trackers, into) as seen:
-        tell_undone(seen.warn, None if progress else resolved, given, out)
+        tell_undone(seen.warn, resolved if progress is None else None, given, out)
         return start(resolved, splits, net, out=into, init_from=begin, partial_head=partial_head, progress=seen)

@@ -147,10 +147,10 @@ def _refuse_lone(resolved: Resolved, splits: Splits | None, model: nn.Module | N
         sampled = () if samples is None else _sampled(owner, resolved, state, parted(resolved, samples)[0])
         found = lone(resolved, sampled, judged, processes(), owner.plugin.name) | ({} if always else found)
     local = resolved.run.batchnorm == "local" and processes() == 1
-    if not (found or local) or not (model or registered(resolved.model_name)):
+    if not (found or local) or (model is None and not registered(resolved.model_name)):
         return []
     try:
-        net = model or weightless(builder_of(resolved), spec)
+        net = weightless(builder_of(resolved), spec) if model is None else model
     except Exception:  # what is wrong with a library's net is said where it is built
         return []
     refuse_lone(net, images, found)

@@ -83,7 +83,7 @@ def tracked(shown_by: Progress | None, names: Sequence[str], folder: Path | None
     """
     if names and folder is None:
         raise OptionError(f"{names[0]} keeps what it calls a run in the run's folder; name one, out=...")
-    seen = Tracked(shown_by or Aloud(), {} if folder is None else _known(folder / FILE))
+    seen = Tracked(Aloud() if shown_by is None else shown_by, {} if folder is None else _known(folder / FILE))
     for name in dict.fromkeys((*names, *seen.identities)):
         try:
             seen.trackers.append(_made(name, seen))
