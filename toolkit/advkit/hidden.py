@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from .judging import same_bits
+from .bits import overwrite, same_bits, write_back
 
 TORCHS_OWN = {*vars(nn.Module()), "_compiled_call_impl"}
 """Attributes of every module."""
@@ -106,8 +106,7 @@ def without_trace(model: nn.Module, hooks: bool = False) -> Iterator[None]:
             for tensor, was in stored:
                 if tensor.shape != was.shape:  # a buffer that measures its first batch
                     tensor.resize_(was.shape)
-                if not same_bits(tensor.detach(), was):  # graphs that are alive count every write
-                    tensor.copy_(was)
+                write_back(tensor, was)
 
 
 class Generators(Hidden):
@@ -194,7 +193,7 @@ def _reset(attributes: dict[str, Any], copy: dict[str, Any]) -> None:
 
 _MODULE, _CONTAINER = _Way(_rest, _reset), _Way(lambda held: held.copy(), _refill)
 _WAYS: dict[tuple[type, ...], _Way] = {
-    (Tensor,): _Way(lambda held: held.detach().clone(), lambda held, copy: held.detach().copy_(copy)),
+    (Tensor,): _Way(lambda held: held.detach().clone(), lambda held, copy: overwrite(held.detach(), copy)),
     (torch.Generator,): _Way(lambda held: held.get_state(), lambda held, copy: held.set_state(copy)),
     (np.random.Generator,): _Way(
         lambda held: deepcopy(held.bit_generator.state), lambda held, copy: setattr(held.bit_generator, "state", copy)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from .bits import same_bits
 from .errors import NonFinite, OptionError
 from .generators import drawn_from, generators, put_back
 from .global_state import products, switch_back, switches
@@ -179,14 +180,6 @@ def refuse_transforms(*kinds: str) -> None:
 def writes(x: Tensor) -> int:
     """How often torch has seen somebody write into it."""
     return 0 if x.is_inference() else x._version
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one, NaN being equal to itself."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    one, other = one.contiguous().reshape(-1), other.contiguous().reshape(-1)  # a number has no bytes to view
-    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def far_apart(one: Tensor, other: Tensor) -> bool:

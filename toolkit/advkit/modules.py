@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .bits import write_back
 from .modes import exported, modes_back, put
 from .own_file import staying
 
@@ -80,10 +81,9 @@ def kept_values(model: nn.Module) -> Iterator[None]:
             for module, name, buffer, was in before:
                 if isinstance(module._buffers, dict):  # not of torch.jit, where no buffer is bound anew
                     module._buffers[name] = buffer
-                buffer.copy_(was)
+                write_back(buffer, was)
             for parameter, was in weights:
-                if not torch.equal(parameter, was):  # graphs that are alive count every write
-                    parameter.copy_(was)
+                write_back(parameter, was)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..bits import same_bits
 from ..errors import NonFinite, OptionError
 from ..explained import calling, explained
-from ..judging import BEFORE, checked_logits, far_apart, judged, same_bits
+from ..judging import BEFORE, checked_logits, far_apart, judged
 from ..own_file import staying
 from ..rng import derive_seed
 

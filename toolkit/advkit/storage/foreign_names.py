@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..bits import same_bits
 from ..errors import CheckpointError
-from ..judging import same_bits
 from ..models.base import Normalize
 from .weights import MODEL, Placed, prefixed, put_weights
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..bits import as_bytes, same_bits
 from ..errors import CheckpointError, called, named as argument
-from ..judging import same_bits
 from ..models.base import Normalize
 from ..precision import named
 
@@ -92,7 +92,14 @@ def put_weights(
     rounded = _rounded(weights, own, where)  # first: what is compared below has to be numbers of a sort
     _refuse_impossible(model, weights, where)
     sentences = rounded, _as_they_are(model, weights, where)
-    model.load_state_dict(weights | {name: own[name] for name in uncounted})
+    try:
+        model.load_state_dict(weights | {name: own[name] for name in uncounted})
+    except Exception as error:  # of a state_dict that leaves out what load_state_dict asks for
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"The weights of {where} have the names of the model's state_dict(), but its load_state_dict() does not "
+            f"take them ({why}); let the one take what the other gives."
+        ) from error
     return Placed(left, "; ".join(filter(None, sentences)))
 
 
@@ -203,7 +210,6 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, types, shapes and values."""
     sha = hashlib.sha256()
     for name, value in sorted(weights.items()):
-        plain = value.detach().cpu().contiguous()
-        sha.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        sha.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha.update(as_bytes(value.cpu()).numpy().data)
     return sha.hexdigest()

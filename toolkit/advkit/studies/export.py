@@ -244,4 +244,4 @@ def without_normalisation(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
 
 def _copy(value: Tensor) -> Tensor:
     """Its own memory: safetensors takes no two names for one tensor."""
-    return value.detach().clone(memory_format=torch.contiguous_format)
+    return value.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)

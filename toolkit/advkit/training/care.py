@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bits import same_bits
 from ..compose.stage import Stage
 from ..errors import OptionError
 from ..explained import calling
 from ..hidden import Counts, Generators, unregistered
-from ..judging import same_bits
 from ..modules import mode
 from ..types import Batch
 from .announced import refuse_changed

@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from ..bits import same_bits
 from ..errors import OptionError, says
 from ..explained import calling
 from ..global_state import products
 from ..hidden import without_trace
-from ..judging import examined, refuse_transforms, same_bits, untouched
+from ..judging import examined, refuse_transforms, untouched
 from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
 from ..spaces import layers, told

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import _HookMixin
 
+from ..bits import overwrite, same_bits
 from ..compose.stage import Answer
 from ..errors import HookContract, OptionError
 from ..generators import drawn_from, generators, put_back
 from ..global_state import switch_back, switches
-from ..judging import same_bits, writes
+from ..judging import writes
 from ..modules import hook_before
 from ..plugin import Plugin
 from ..run import RunState
@@ -184,7 +185,7 @@ def unchanged(
         if writes(tensor) != version or not same_bits(tensor.detach(), copy):  # torch refuses its gradient afterwards
             changed.append((f"{name}, which it only borrows", "work on a copy"))
             with torch.no_grad():
-                tensor.detach().copy_(copy)
+                overwrite(tensor.detach(), copy)
         if _hooks_of(tensor) > hooks:
             changed.append((f"the gradient of {name} by a hook", "return another term instead"))
     changed += [("a gradient by a hook on a node of its graph (grad_fn)", "return another term instead")] * bool(nodes)

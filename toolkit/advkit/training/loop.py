@@ -28,9 +28,10 @@ from .panel import Panel
 from .passed_net import PassedNet
 from .progress import Progress, Silent
 from .result import TrainResult
-from .saving import Position, Writer, save, unsaved
+from .saving import Position, Writer, save
 from .step import TrainingStep
 from .step_report import Report
+from .stored import unsaved
 from .unfit import refuse_unfit_net
 from .validation import not_stored, validated, weights_of
 from .visits import occurrences
@@ -49,9 +50,9 @@ class Trainer:
         progress: Progress | None = None,
     ) -> None:
         self.resolved, self.splits, self.folder = resolved, splits, folder
-        self.progress: Progress = progress or Silent()
+        self.progress: Progress = Silent() if progress is None else progress
         self.device = torch.device(resolved.run.device)
-        refuse_unfit_net(model)
+        refuse_unfit_net(model, loaded=True)
         self.model = model.to(self.device).to(memory_format=LAYOUTS[resolved.run.memory_format])
         self.optimizer = resolved.optimizer.build(self.model)
         state = RunState(resolved.run.seed, len(splits.train), resolved.attack, *placement(self.model))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from ..bits import same_bits
 from ..hidden import Hidden, without_trace
-from ..judging import far_apart, same_bits
+from ..judging import far_apart
 from ..modules import mode, own_generator, placement
 from ..substituted import call_at
 from .by_itself import by_itself

@@ -55,7 +55,7 @@ def refuse_net(resolved: Resolved, model: nn.Module, images: Tensor | None, clas
 
     Those are some of the training images (n, C, H, W) uint8, None where nobody knows them; `classes` is 0 then.
     """
-    refuse_unfit_net(model)
+    refuse_unfit_net(model, loaded=True)
     refuse_unjudgeable(model)
     refuse_compiled(model)
     Engine(resolved.run, model)
@@ -84,6 +84,8 @@ def unchanged_if_refused(resolved: Resolved, model: nn.Module, loads: bool) -> I
 
     `loads`: whether other weights are put into the model before all that can be refused is.
     """
+    if loads:
+        refuse_unfit_net(model, loaded=True)  # else its weights could not be put back either
     device = placement(model)[0]
     weights = {name: value.clone() for name, value in model.state_dict().items()} if loads else {}
     free = [plugin for plugin in resolved.composition.plugins if not plugin.taken]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from ..judging import same_bits
+from ..bits import overwrite, same_bits
 
 KNOWN = ("state", "param_groups", "defaults")
 """Attributes of every optimizer, which are put back apart or never change."""
@@ -98,16 +98,10 @@ def begun_so(optimizer: torch.optim.Optimizer, before: Callable[[], None], tenso
     finally:
         after.put_back()
         for tensor, value in zip(held, values, strict=True):
-            put_back(tensor, value)
+            overwrite(tensor, value)
         for parameter, gradient in trained:
             parameter.grad = gradient
     return begun
-
-
-def put_back(tensor: Tensor, was: Tensor) -> None:
-    """In place. What lies on top of itself, as after `expand`, is as it was: torch writes into none of it."""
-    if not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        tensor.copy_(was)
 
 
 def _with_inner(optimizer: torch.optim.Optimizer, seen: set[int]) -> Iterator[torch.optim.Optimizer]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase as _Norm
 
+from ..bits import same_bits
 from ..errors import OptionError
 from ..hidden import without_trace
-from ..judging import probabilities, same_bits
+from ..judging import probabilities
 from ..losses import cross_entropy, soft_cross_entropy
 from ..modules import mode, own_generator, placement
 from ..substituted import call_at

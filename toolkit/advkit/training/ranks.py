@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..bits import as_bytes, overwrite
 from ..errors import HookContract, Interrupted, OptionError, ProcessLost, Stopped, named
 from ..evaluation.team import Team
 from .shares import Shares, Whole
@@ -238,9 +239,8 @@ def _by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def _put(tensors: Sequence[Tensor], flat: Tensor) -> None:
     for tensor, values in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(values.view(tensor.shape))
+        overwrite(tensor, values.view(tensor.shape))
 
 
 def _checksum(tensor: Tensor) -> int:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes())
+    return zlib.crc32(as_bytes(tensor.cpu()).numpy().tobytes())

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..claims import beyond
 from ..config import runfile
 from ..errors import HookContract, NonFinite, OptionError, ResumeMismatch
-from ..judging import same_bits
 from ..run import RunState
 from ..services import SHA256
 from ..storage import checkpoint, schema
 from ..storage.weights import EVALUATED, METER, MODEL, OPTIMIZER, SAMPLES, TENSORS, prefixed, put_weights, under
+from .stored import refuse_moved
 from .undo import became_broken
 
 if TYPE_CHECKING:
@@ -76,12 +76,7 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
     if trainer.folder is None:
         return
     refuse_unsavable(trainer.model)
-    for name, was in trainer.unsaved.items():
-        if not same_bits(dict(trainer.model.named_buffers())[name], was):
-            raise OptionError(
-                f"The model's buffer {name} moves in training, but it is registered with persistent=False, so that no "
-                "checkpoint would hold it; register it as persistent."
-            )
+    refuse_moved(trainer.model, trainer.unsaved)
     _refuse_beyond(trainer.panel.state)
     trainer.meter.lap()
     evaluated, own = trainer.evaluated() if evaluated is None else evaluated, trainer.model.state_dict()
@@ -126,12 +121,6 @@ def refuse_unsavable(model: nn.Module) -> None:
                 f"{name} of the model's state_dict is a {type(value).__name__}, which no checkpoint holds; let "
                 "get_extra_state return a tensor, or train without out."
             )
-
-
-def unsaved(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the buffers that are not in the model's state_dict: constants, unless training moves them."""
-    saved = model.state_dict().keys()
-    return {name: buffer.clone() for name, buffer in model.named_buffers() if name not in saved}
 
 
 def publish(at: Position, keep: int, path: Path) -> None:

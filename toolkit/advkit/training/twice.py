@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bits import overwrite
 from ..errors import OptionError
 from ..generators import generators, put_back
 from ..losses import soft_cross_entropy
@@ -96,7 +97,7 @@ class _Look:
     def _logits(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             for buffer, was in self.buffers:
-                buffer.copy_(was)
+                overwrite(buffer, was)
         self.seed(0)
         logits: Tensor = self.net(x)
         return logits

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from ..bits import overwrite, same_bits
 from ..errors import HookContract, NonFinite
 from ..inventory import Inventory, statistics_of
-from ..judging import same_bits
 from ..run import RunState
 from .finite import REMEDY, Judged
 from .given import refuse_late
-from .optimizer_state import Address, OptimizerState, begun_so, moments, put_back
+from .optimizer_state import Address, OptimizerState, begun_so, moments
 from .sums import by_kind, finite, read, told
 
 
@@ -83,7 +83,7 @@ class Undo:
 def _as_before(kept: OptimizerState, tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
     kept.put_back()
     for tensor, was in zip(tensors, copies, strict=True):
-        put_back(tensor, was)
+        overwrite(tensor, was)
 
 
 @contextmanager
@@ -134,7 +134,7 @@ class Kept:
     def put_back(self) -> None:
         """Everything as it was, in place."""
         for name, value in self._named():
-            put_back(value.data, self._whole[name])  # unseen, as BatchNorm itself: graphs of the loop may be alive
+            overwrite(value.data, self._whole[name])  # unseen, as BatchNorm itself: graphs of the loop may be alive
         for name, rows in self._rows.items():
             self._state.samples[name][self._index] = rows
 

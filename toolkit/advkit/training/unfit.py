@@ -15,6 +15,7 @@ from ..judging import refuse_unready
 from ..modes import exported
 from ..precision import named, refuse_half
 from .compiled import optimized
+from .stored import refuse_expanded, refuse_unstored
 
 
 def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -44,8 +45,9 @@ def refuse_rates(optimizer: torch.optim.Optimizer) -> None:
             raise OptionError(f"The optimizer's lr is {shown(rate)}; give each of its param_groups a number from 0.")
 
 
-def refuse_unfit_net(model: nn.Module) -> None:
-    """OptionError for a net that no step can train, whatever the optimizer."""
+def refuse_unfit_net(model: nn.Module, loaded: bool = False) -> None:
+    """OptionError for a net that no step can train, whatever the optimizer; and one into which no checkpoint can be
+    `loaded`, where a run does that."""
     for name, module in model.named_modules():
         refuse_wrapped(name, module)
     refuse_unready(model)
@@ -71,15 +73,10 @@ def refuse_unfit_net(model: nn.Module) -> None:
             "run.precision=bf16."
         )
     refuse_half(model)
-    try:
-        model.state_dict()
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise OptionError(
-            f"The model's own state_dict() raises {what}. Mend it: checkpoints are made of it."
-        ) from error
+    refuse_unstored(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise OptionError("The model has no trainable parameter; nothing could be learnt.")
+    refuse_expanded(model, loaded)
 
 
 def refuse_wrapped(name: str, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from ..evaluation.verdicts import verdicts
 from ..judging import BEFORE
 from ..modules import replaced
 from .finite import REMEDY
+from .stored import place
 from .undo import became_broken
 
 if TYPE_CHECKING:
@@ -88,11 +89,5 @@ def weights_of(plugin: str, answer: object, own: Mapping[str, Tensor]) -> Mappin
         if became_broken(own[name].to(value), value):
             raise NonFinite(f"Plugin {plugin}: {hook} has NaN or Inf in {name}, which the model has not.")
     # A tensor of several names, such as that of tied layers, has its value under all of them.
-    values = {_place(own[name]): value for name, value in answer.items()}
-    return {**answer, **{name: values[_place(value)] for name, value in own.items() if _place(value) in values}}
-
-
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for one tensor; of a tensor without elements it is its own."""
-    where = tensor.data_ptr() if tensor.numel() else id(tensor)
-    return where, tensor.dtype, tensor.shape, tensor.stride()
+    values = {place(own[name]): value for name, value in answer.items()}
+    return {**answer, **{name: values[place(value)] for name, value in own.items() if place(value) in values}}

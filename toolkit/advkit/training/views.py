@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..bits import overwrite
 from ..errors import HookContract
 from ..generators import generators, put_back
 from ..modules import frozen
@@ -97,4 +98,4 @@ def viewed(
         state.viewing = before
     with torch.no_grad():
         for name, buffer in network.model.named_buffers() if views.statistics else ():
-            buffer.data.copy_(views.statistics[name])  # unseen, as BatchNorm itself: graphs are alive
+            overwrite(buffer.data, views.statistics[name])  # unseen, as BatchNorm itself: graphs are alive

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...bits import same_bits, write_back
 from ...errors import HookContract, blamed
 from ...generators import drawn_from, generators, put_back
 from ...global_state import switch_back, switches
-from ...judging import far_apart, same_bits
+from ...judging import far_apart
 from ...modes import modes_back
 from ...modules import own_generator, placement
 from ...spaces import Space
@@ -100,8 +101,7 @@ class _State:
         with torch.no_grad():
             for value, was in (*((value, was) for _, value, was in self.copies), *self.unnamed):
                 if value.shape == was.shape and value.dtype == was.dtype:
-                    if not same_bits(value.detach(), was):
-                        value.detach().copy_(was)
+                    write_back(value.detach(), was)
                 else:
                     value.data = was  # the attack bound other data to it, which no copy_ undoes
         for value, asks in self.asking:
