@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import AttackResult, Budget, HookContract, OptionError, Order, Passes, Plugin, Step, hookimpl
-from advkit.errors import ResumeMismatch, UnknownHook
+from advkit.errors import NonFinite, ResumeMismatch, UnknownHook
 from advkit.hooks import Hooks
 
 Net = Callable[..., nn.Sequential]
@@ -61,10 +62,11 @@ def test_a_rate_that_is_none(tiny_net: Net, tiny_batch: BatchOf, rate: Any) -> N
     groups = [{"params": [parameter]} for parameter in net.parameters()]
     step = step_of(net, optimizer=(optimizer := torch.optim.SGD(groups, 0.1)))
     optimizer.param_groups[-1]["lr"], before = rate, [p.detach().clone() for p in net.parameters()]
-    with pytest.raises(OptionError, match=sentence):
+    expected = NonFinite if isinstance(rate, float) and not math.isfinite(rate) else OptionError
+    with pytest.raises(expected, match=sentence):
         step(*tiny_batch(4), epoch=0)
     assert all(map(torch.equal, before, net.parameters()))
-    with pytest.raises(OptionError, match=sentence):
+    with pytest.raises(expected, match=sentence):
         step_of(net, optimizer=optimizer)
     for fine in (0, np.float64(0.1), torch.tensor(0.1)):
         optimizer.param_groups[-1]["lr"] = fine

@@ -240,3 +240,23 @@ def test_an_attack_leaves_its_start_where_it_is() -> None:
     )
     assert torch.equal(x, X) and not x.requires_grad
     assert 0.1 < float((found.x_adv - X).flatten(1).norm(dim=1).max()) < 0.2001
+
+
+class Enough(Exception):
+    """Of somebody's own."""
+
+
+@pytest.mark.parametrize("kind", [Enough, KeyError])
+def test_an_exception_of_somebodys_own_stays_what_it_is(kind: type[Exception]) -> None:
+    """Whoever wrote it may wait for it around a run. The control: a KeyError is a mistake, and a sentence."""
+    calls = [3]
+
+    def forward(net: Any, x: Tensor) -> Any:
+        calls[0] -= 1
+        if not calls[0]:
+            raise kind("now")
+        return net.core(x)
+
+    with pytest.raises(Enough if kind is Enough else OptionError, match="now") as error:
+        train(Net(forward))
+    assert kind is not Enough or any("the model raised it, on images" in note for note in error.value.__notes__)

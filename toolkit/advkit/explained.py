@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
@@ -54,13 +55,19 @@ _ELSEWHERE = ("CUDA error", "leaf Variable")
 
 @contextmanager
 def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
-    """What a net raises that is called on images of this shape is `uncallable`, but for what `explained` knows."""
+    """What a net raises that is called on images of this shape is `uncallable`, but for what `explained` knows.
+
+    An exception of a class of somebody's own stays what it is: who wrote it may catch it around a run.
+    """
     try:
         yield
     except AdvkitError:
         raise
     except (Exception, SystemExit) as error:  # nobody but the command line ends a program
         if any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
+            raise
+        if _is_somebodys(type(error)):
+            error.add_note(f"{net[0].lower()}{net[1:]} raised it, on images {tuple(shape)}")
             raise
         raise uncallable(error, shape, net) from error
 
@@ -109,7 +116,7 @@ def _in_a_backward(error: Exception) -> str:
     """The sentence for what somebody's function or hook raises in a backward, "" of errors from elsewhere."""
     frames = traceback.extract_tb(error.__traceback__)
     begun = next((n for n, frame in enumerate(frames) if frame.name == "_engine_run_backward"), None)
-    if begun is None or any(words in says(error) for words in _ELSEWHERE):
+    if begun is None or _is_somebodys(type(error)) or any(words in says(error) for words in _ELSEWHERE):
         return ""
     if frames[-1].filename.startswith(_LIBRARIES[0]):  # of advkit, which says by itself what is wrong
         return ""
@@ -119,6 +126,12 @@ def _in_a_backward(error: Exception) -> str:
         f"A backward through the model fails: {what}{_where(frames[begun + 1 :])}. Mend the function of autograd, or "
         "the hook, that raises it."
     )
+
+
+def _is_somebodys(kind: type[BaseException]) -> bool:
+    """Whether a class of exceptions is of Python, torch or another library no more than of advkit."""
+    module = sys.modules.get(kind.__module__)
+    return kind.__module__ != "builtins" and _is_own(getattr(module, "__file__", None) or "")
 
 
 def _is_own(file: str) -> bool:

@@ -171,8 +171,9 @@ class Ranks(Alone):
                 if not same:
                     raise HookContract(
                         f"The processes hold different bits of {name}. What a plugin keeps must not depend on a part "
-                        "of the batch, and in a script of one's own every process must build the same model "
-                        "(torch.manual_seed)."
+                        "of the batch; what it keeps of samples it writes in hooks of the attack or in one of the "
+                        "whole batch, such as observe_update. In a script of one's own every process must build the "
+                        "same model (torch.manual_seed)."
                     )
 
     def refuse_others(self, facts: Mapping[str, str]) -> None:

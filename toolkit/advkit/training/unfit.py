@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from math import inf
+from math import inf, isfinite
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError, shown
+from ..errors import NonFinite, OptionError, shown
 from ..judging import refuse_unready
 from ..modes import exported
 from ..precision import named, refuse_half
@@ -36,13 +36,15 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def refuse_rates(optimizer: torch.optim.Optimizer) -> None:
-    """OptionError for a learning rate that is no number from 0; no value on a device is read."""
+    """OptionError for a learning rate that is no number from 0, NonFinite for NaN and Inf; none on a device is read."""
     for group in optimizer.param_groups:
         rate = group.get("lr")
         if rate is None or (isinstance(rate, Tensor) and rate.numel() == 1):
             continue
         if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= float(rate) < inf:
-            raise OptionError(f"The optimizer's lr is {shown(rate)}; give each of its param_groups a number from 0.")
+            broken = isinstance(rate, Real) and not isfinite(float(rate))
+            sentence = f"The optimizer's lr is {shown(rate)}; give each of its param_groups a number from 0."
+            raise NonFinite(sentence) if broken else OptionError(sentence)
 
 
 def refuse_unfit_net(model: nn.Module, loaded: bool = False) -> None:
