@@ -54,6 +54,7 @@ def test_averages_of_tied_weights_are_read_as_they_were_judged(plugin: str, buff
 def test_a_net_that_renames_its_weights_has_no_average_by_name() -> None:
     net = Tied()
     net._register_state_dict_hook(lambda module, state, *_: state.update({"new": state.pop("head.bias")}))
+    net.register_load_state_dict_pre_hook(lambda module, state, *_: state.update({"head.bias": state.pop("new")}))
     with pytest.raises(advkit.OptionError, match=r"the model's state_dict\(\) has none called head.bias; leave out"):
         advkit.train(net, TOY, ["ema"], epochs=1, batch_size=8, eps=0.05, settings=SETTINGS)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dead import Dead
 from heard import Heard
+from methods import pictures
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import advkit
-from advkit import NonFinite, OptionError, Step
+from advkit import CheckpointError, NonFinite, OptionError, Step
 
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
 FEATURES = 2 * 4 * 4
@@ -572,3 +574,18 @@ def test_a_net_that_changes_its_type_is_told_so(tiny_batch: BatchOf) -> None:
     x, y, index = tiny_batch()
     with pytest.raises(OptionError, match="the model changes its own type in its forward"):
         step_of(net)(x, y, index, epoch=0)
+
+
+def test_what_is_no_number_before_the_first_step(tmp_path: Path) -> None:
+    """A head that nobody uses, made by torch.empty; a file of weights is named. The control: -Inf masks a class."""
+    net = core()
+    net.spare = nn.Parameter(torch.tensor([0.0, torch.nan]), requires_grad=False)
+    with pytest.raises(NonFinite, match="spare of the model holds NaN or Inf before the first step"):
+        step_of(net)
+    torch.save(core().state_dict() | {"3.bias": torch.full((3,), torch.inf)}, tmp_path / "net.pt")
+    data = advkit.Splits(pictures(8), pictures(), "none")
+    with pytest.raises(CheckpointError, match=r"net\.pt holds NaN or Inf in 3\.bias; give weights from before that"):
+        advkit.train(core(), data, init_from=tmp_path / "net.pt", out=tmp_path / "run", epochs=1, batch_size=8, eps=0.1)
+    assert not (tmp_path / "run").exists()
+    net.spare.data.fill_(-torch.inf)
+    step_of(net)

@@ -57,16 +57,23 @@ def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
 
 
 def refuse_unjudgeable(model: nn.Module) -> None:
-    """OptionError for weights in half precision, NonFinite for NaN and Inf; -Inf is how classes are masked.
-
-    Buffers other than statistics of a norm may hold both, as a least value that was never met; logits tell.
-    """
+    """OptionError for weights in half precision, NonFinite for NaN and Inf."""
     refuse_unready(model)
     refuse_half(model)
+    if name := broken(model):
+        raise NonFinite(f"The net can not be judged: {name} holds NaN or Inf.{BEFORE}")
+
+
+def broken(model: nn.Module) -> str:
+    """The first parameter, or statistic of a norm, that holds NaN or Inf, by name; -Inf is how classes are masked.
+
+    Other buffers may hold both, as a least value that was never met; logits tell.
+    """
     norms = {id(buffer) for module in model.modules() for buffer in statistics_of(module)}
     for name, tensor in (*model.named_parameters(), *(one for one in model.named_buffers() if id(one[1]) in norms)):
         if tensor.is_floating_point() and bool((tensor.isnan() | tensor.isposinf()).any()):
-            raise NonFinite(f"The net can not be judged: {name} holds NaN or Inf.{BEFORE}")
+            return name
+    return ""
 
 
 def refuse_place() -> None:

@@ -19,6 +19,7 @@ from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..data.transforms import to_float
 from ..errors import CheckpointError, DataError, called, named
+from ..judging import broken
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
@@ -61,6 +62,8 @@ def start(
     seen = voice(ranks, Aloud() if progress is None else progress)
     with unchanged_if_refused(resolved, model, init_from is not None):
         begin_from(init_from, model, resolved, partial_head, seen.warn)
+        if init_from and (name := broken(model)):
+            raise CheckpointError(f"{init_from} holds NaN or Inf in {name}; give weights from before that.")
         if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):
             seen.warn(known)
         for note in (*splits.cautions, *unusual_type(resolved, model)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFinite, OptionError, shown
-from ..judging import refuse_unready
+from ..judging import broken, refuse_unready
 from ..modes import exported
 from ..precision import named, refuse_half
 from .compiled import optimized
@@ -19,13 +19,15 @@ from .stored import refuse_expanded, refuse_unstored
 
 
 def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """OptionError for what no step can train."""
+    """OptionError for what no step can train, NonFinite for a model that holds NaN or Inf before any."""
     for name, value, wanted in (("model", model, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
         if not isinstance(value, wanted):
             what = value.__name__ if isinstance(value, type) else type(value).__name__
             raise OptionError(f"The {name} is {what}; pass a {wanted.__module__.split('.')[0]} {wanted.__name__}.")
         if value is model:
             refuse_unfit_net(model)
+    if name := broken(model):
+        raise NonFinite(f"{name} of the model holds NaN or Inf before the first step; give it numbers or leave it out.")
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
@@ -42,9 +44,9 @@ def refuse_rates(optimizer: torch.optim.Optimizer) -> None:
         if rate is None or (isinstance(rate, Tensor) and rate.numel() == 1):
             continue
         if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= float(rate) < inf:
-            broken = isinstance(rate, Real) and not isfinite(float(rate))
+            endless = isinstance(rate, Real) and not isfinite(float(rate))
             sentence = f"The optimizer's lr is {shown(rate)}; give each of its param_groups a number from 0."
-            raise NonFinite(sentence) if broken else OptionError(sentence)
+            raise NonFinite(sentence) if endless else OptionError(sentence)
 
 
 def refuse_unfit_net(model: nn.Module, loaded: bool = False) -> None:
