@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import field_validator
 
-from advkit import PluginImport, registry
+import advkit
+from advkit import HookContract, PluginImport, option, registry
 from advkit.cli.main import run
+from advkit.config.layer import Layer
+from advkit.config.request import Request
+from advkit.config.resolve import Resolved
+from advkit.evaluation.attacks import parse_attack
+from advkit.models.base import DataSpec
+from advkit.options import OptionModel, validate
+from advkit.training.parts import build_model
 
 
 @pytest.fixture
@@ -70,3 +81,80 @@ def test_whatever_an_import_raises_is_one_sentence(site: Path, source: str, monk
     with pytest.raises(PluginImport, match="odd of distribution odd_one can not be imported"):
         registry.load("plugin", "odd")
     sys.modules.pop("odd_one", None)
+
+
+OF_OTHERS = """
+from torch import nn
+from advkit import EvaluationAttack, load_data
+from advkit.data.base import DataSource
+from advkit.models.base import ModelBuilder
+
+
+class Data(DataSource):
+    name = "acme"
+
+    def load(self, root, limit):
+        return does(lambda: load_data("digits", limit=limit))
+
+
+class Net(ModelBuilder):
+    name = "acme"
+
+    def build(self, spec):
+        return does(lambda: nn.Linear(1, 1))
+
+
+class Attack(EvaluationAttack):
+    name = "acme"
+
+    @classmethod
+    def spelled(cls, typed):
+        return does(cls)
+
+    def perturb(self, net, x, y, radius, index):
+        return x
+
+
+def does(work):
+    return """
+CALLS: dict[str, Callable[..., object]] = {
+    "load of the data set": lambda: advkit.load_data("acme", limit=10),
+    "build of the model": lambda: build_model(
+        Resolved.of(Request((Layer("a test", {"model.name": "acme"}),))), DataSpec(2, 1, 1, 1, (0.0,), (1.0,))
+    ),
+    "spelled of the attack": lambda: parse_attack("acme"),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_failure_in_a_registered_class_names_it(site: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"datasets": "Data", "models": "Net", "attacks": "Attack"}
+    points = "".join(f"[advkit.{group}]\nacme = acme:{name}\n" for group, name in groups.items())
+    install(site, "acme", points.encode())
+    (site / "acme.py").write_text(f"{OF_OTHERS}work()")
+    monkeypatch.delitem(sys.modules, "acme", raising=False)
+    module = importlib.import_module("acme")
+    CALLS[what]()
+    monkeypatch.setattr(module, "does", lambda work: {}["w"])
+    with pytest.raises(KeyError) as failed:
+        CALLS[what]()
+    assert failed.value.__notes__ == [f"in {what} acme of acme 1.0"]
+    monkeypatch.setattr(module, "does", lambda work: "nothing")
+    with pytest.raises(HookContract, match=rf"^{what} acme of acme 1\.0 returns 'nothing'; return "):
+        CALLS[what]()
+    sys.modules.pop("acme")
+
+
+def test_so_does_one_in_a_validator_of_options() -> None:
+    class Options(OptionModel):
+        width: int = option(1, help="width")
+
+        @field_validator("width")
+        @classmethod
+        def known(cls, width: int) -> int:
+            return {1: 1}[width]
+
+    assert validate(Options, {"width": 1}, where="acme").width == 1
+    with pytest.raises(KeyError) as failed:
+        validate(Options, {"width": 2}, where="acme")
+    assert failed.value.__notes__ == [f"in the validators of {__name__}.{Options.__qualname__}"]

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from .errors import OptionError, cut, did_you_mean, shown
+from .errors import OptionError, blamed, cut, did_you_mean, shown
 
 
 def _readable() -> bool:
@@ -280,7 +280,8 @@ def validate(
     `eps` is what numbers, and `decays` (epochs) what schedules may be relative to.
     """
     try:
-        return model.model_validate(dict(values), context={"eps": eps, "decays": decays})
+        with blamed(f"in the validators of {model.__module__}.{model.__qualname__}"):
+            return model.model_validate(dict(values), context={"eps": eps, "decays": decays})
     except ValidationError as error:
         raise OptionError(_sentence(model, where, error)) from None
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
+from typing import TypeVar
 
 from .api_version import unfit
-from .errors import PluginImport, PluginLoad, cut, did_you_mean, says
+from .errors import HookContract, PluginImport, PluginLoad, blamed, cut, did_you_mean, says, shown
+
+A = TypeVar("A")
 
 GROUPS = {
     "plugin": "advkit.plugins",
@@ -153,6 +156,25 @@ def load(group: str, name: str) -> type:
 def by_advkit(given: type) -> bool:
     """Whether a class is advkit's own."""
     return given.__module__.partition(".")[0] in OWN
+
+
+def answer(group: str, given: type, kinds: tuple[type, ...], method: Callable[..., A], *arguments: object) -> A:
+    """What a method of a registered class returns. If the class is not advkit's own, failures name it.
+
+    Raises HookContract for what is none of `kinds`.
+    """
+    if by_advkit(given):
+        return method(*arguments)
+    name = getattr(given, "name", given.__name__)
+    owner = owners(group).get(name)
+    whose = f"the {group} {name} of {owner}" if owner else f"the {group} {name}"
+    called = "__init__" if method is given else method.__name__
+    with blamed(f"in {called} of {whose}"):
+        answered = method(*arguments)
+    if not isinstance(answered, kinds):
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise HookContract(f"{called} of {whose} returns {shown(answered)}; return {expected}.")
+    return answered
 
 
 def points(group: str) -> list[EntryPoint]:

@@ -30,6 +30,7 @@ from .image_folder import sort_files, split_files
 from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name, manifest_of, split_of
 from .notes import Notes
 from .npz import Given, Images, Part, npz_files, of_npz, of_pickle
+from .own import loaded
 from .pictures import Files, decode, listed
 from .workspace import workspace
 
@@ -257,9 +258,9 @@ def _of_pictures(files: Files) -> Given:
 
 def _of_registered(name: str) -> Given:
     source: Any = registry.load("data set", name)
-    loaded = source().load(None, None)
+    splits = loaded(source)
     return replace(
-        _of_loaded({"train": loaded.train, "test": loaded.test}, loaded.transform), notes=lambda: loaded.notes
+        _of_loaded({"train": splits.train, "test": splits.test}, splits.transform), notes=lambda: splits.notes
     )
 
 

@@ -21,6 +21,7 @@ from ..hidden import without_trace
 from ..judging import untouched
 from ..modules import mode, own_generator, placement
 from ..own_file import OwnFile
+from ..registry import answer
 from .arrays import as_images, as_labels, dense, is_picture
 from .base import Dataset, DataSource, Splits
 from .transforms import to_float
@@ -267,3 +268,17 @@ def _classes(data: Any, count: int) -> tuple[str, ...]:
 def _named(data: Any, count: int) -> bool:
     names = getattr(data, "classes", None)
     return isinstance(names, list | tuple) and len(names) >= count and all(isinstance(name, str) for name in names)
+
+
+def loaded(
+    kind: type[DataSource],
+    root: str | Path | None = None,
+    limit: int | None = None,
+    max_pixels: int | None = None,
+    balance: bool = False,
+    size: int = 0,
+) -> Splits:
+    """What a registered source loads that is told the settings of the section `data`."""
+    source = answer("data set", kind, (kind,), kind)
+    source.max_pixels, source.balance, source.size = max_pixels or kind.max_pixels, balance, size
+    return answer("data set", kind, (Splits,), source.load, Path(root) if root else None, limit or None)

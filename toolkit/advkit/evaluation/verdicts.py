@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..ascent import NORMS
 from ..data.base import Dataset
 from ..data.transforms import to_float
-from ..errors import HookContract, OptionError, named
+from ..errors import HookContract, OptionError, blamed, named
 from ..explained import calling, explained
 from ..fingerprint import Undescribed, fingerprint
 from ..judging import judged
@@ -212,11 +212,8 @@ def _code(attack: EvaluationAttack) -> dict[str, str]:
 
 def _settings(attack: EvaluationAttack, eps: float | None) -> Mapping[str, Any]:
     """What the attack says of itself; HookContract where that is nothing that a file could hold."""
-    try:
+    with blamed(f"in settings of the attack {attack.name}"):
         said: object = attack.settings(eps)
-    except Exception as error:
-        error.add_note(f"in the settings of the attack {attack.name}")
-        raise
     if not isinstance(said, Mapping):
         raise HookContract(f"The settings of the attack {attack.name} are a {type(said).__name__}; return a mapping.")
     try:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..claims import free_memory, in_bytes
 from ..errors import OptionError
+from ..registry import answer
 from .base import DataSpec, ModelBuilder, Normalised
 
 NO_MEMORY = ("allocate memory", "out of memory", "verflow")
@@ -21,13 +22,13 @@ def built(builder: ModelBuilder, spec: DataSpec) -> nn.Module:
     """The net on the CPU. Raises MemoryError where its weights alone are more than what is free."""
     if too_large(builder, spec):
         raise MemoryError
-    return builder.build(spec)
+    return answer("model", type(builder), (nn.Module,), builder.build, spec)
 
 
 def weightless(builder: ModelBuilder, spec: DataSpec) -> nn.Module:
     """The net on the meta device, whose weights have shapes and no values: nothing is drawn."""
     with torch.device("meta"):
-        return builder.build(spec)
+        return answer("model", type(builder), (nn.Module,), builder.build, spec)
 
 
 def too_large(builder: ModelBuilder, spec: DataSpec) -> str:

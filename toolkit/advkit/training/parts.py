@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..arguments import checked
 from ..config.request import PASSED, registered
 from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
-from ..data.own import OwnData, as_splits, as_wide_as
+from ..data.own import OwnData, as_splits, as_wide_as, loaded
 from ..errors import CheckpointError, DataError, OptionError, named, shown
 from ..fingerprint import code, fingerprint
 from ..generators import repeatable
@@ -56,9 +56,7 @@ def load_data(
 
     Raises PluginLoad for an unknown name, OptionError and DataError as `advkit train` does.
     """
-    source = source_of(name, size, max_pixels, root)()
-    source.max_pixels, source.balance, source.size = max_pixels or source.max_pixels, balance, size
-    return source.load(Path(root) if root else None, limit or None)
+    return loaded(source_of(name, size, max_pixels, root), root, limit, max_pixels, balance, size)
 
 
 def source_of(name: str, size: int = 0, max_pixels: int | None = None, root: object = None) -> type[DataSource]:
@@ -177,7 +175,8 @@ def unusual_type(resolved: Resolved, model: nn.Module) -> list[str]:
 def builder_of(resolved: Resolved) -> ModelBuilder:
     """What builds the net that an installed package has."""
     builder = cast(type[ModelBuilder], registry.load("model", resolved.model_name))
-    return builder(builder.Options(**resolved.model_options))
+    options = builder.Options(**resolved.model_options)
+    return registry.answer("model", builder, (builder,), builder, options)
 
 
 def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
@@ -199,7 +198,7 @@ def put_file(
     weights, said = read_weights(path, resolved.checkpoint.max_bytes)
     builder = builder_of(resolved) if registered(resolved.model_name) else None
     how = getattr(builder.options, "normalise", None) if builder else None
-    renamed = builder.renamed if builder else dict
+    renamed = partial(registry.answer, "model", type(builder), (Mapping,), builder.renamed) if builder else dict
     placed = put_named(model, weights, str(path), renamed, how, anew, partial_head)
     return placed._replace(said="; ".join(filter(None, (said, placed.said))))
 

@@ -17,7 +17,9 @@ def parse_attack(name: str, pace: float = CAT_PACE, root: str | None = None) -> 
     the shortest first, whether they can read it.
     """
     for owner in registry.attacks_of(name):  # so nobody's pgd-20 stands in the place of pgd's
-        attack = cast(type[EvaluationAttack], registry.load("attack", owner)).spelled(Typed(name, pace, root))
+        kind = cast(type[EvaluationAttack], registry.load("attack", owner))
+        kinds, typed = (EvaluationAttack, type(None)), Typed(name, pace, root)
+        attack = registry.answer("attack", kind, kinds, kind.spelled, typed)
         if attack is not None:
             return attack
     known = registry.spellings()
