@@ -15,6 +15,9 @@ from heard import Heard
 
 import advkit
 from advkit.errors import Stopped
+from advkit.studies.report.samples import draw
+from advkit.studies.report.sources import Source
+from advkit.studies.subject import of_run
 
 PENALTY = """
 from advkit import Plugin, hookimpl
@@ -92,3 +95,93 @@ def test_runs_of_before_are_no_difference(tmp_path: Path, monkeypatch: pytest.Mo
     heard = Heard()
     trained(imported(tmp_path, "written_before"), resume_from=tmp_path / "run", progress=heard)
     assert heard.said == []
+
+
+# ---------------------------------------------------------------------- a registered net and its data
+
+PACKAGE = """
+from typing import final
+
+import torch
+from advkit import Dataset, DataSource, ModelBuilder, Splits
+from torch import nn
+
+
+@final
+class Data(DataSource):
+    name = "drifting-data"
+    defaults = {{"attack.eps": 0.1}}
+    reads = False
+
+    def load(self, root, limit):
+        images = torch.arange(12 * 16).view(12, 1, 4, 4).to(torch.uint8)
+        both = Dataset("drifting-data", images, torch.arange(12) % 3, ("a", "b", "c"))
+        return Splits(both, both, "none")
+
+
+@final
+class Net(ModelBuilder):
+    name = "drifting-net"
+
+    def build(self, spec):
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.{between}(), nn.Linear(4, spec.classes))
+"""
+SAID = "The code of the net, drifting-net, is another than that the run was started with"
+NAMED = {"model": "drifting-net", "dataset": "drifting-data", "epochs": 1, "batch_size": 4}
+ONE_STEP = {"attack.steps": 1, "validation.fraction": 0.0}
+
+
+def install(site: Path, patch: pytest.MonkeyPatch, between: str = "ReLU", version: str = "1.0") -> None:
+    """A distribution `drifting` at `site`, before others of its name, as a new process would find it."""
+    info = site / "drifting.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: drifting\nVersion: {version}\n")
+    points = "[advkit.models]\ndrifting-net = drifting:Net\n[advkit.datasets]\ndrifting-data = drifting:Data\n"
+    (info / "entry_points.txt").write_text(points)
+    (site / "drifting.py").write_text(PACKAGE.format(between=between))
+    patch.syspath_prepend(site)
+    patch.delitem(sys.modules, "drifting", raising=False)
+
+
+def resumed(run: Path) -> list[str]:
+    """What of environment.json is said to differ, by its keys."""
+    heard = Heard()
+    advkit.train(resume_from=run, progress=heard)
+    return [sentence.split(": ")[1] for sentence in heard.said if sentence.startswith("environment.json differs")]
+
+
+def edit(run: Path, **changed: Any) -> None:
+    file = run / "environment.json"
+    known = json.loads(file.read_text()) | changed
+    file.write_text(json.dumps({key: value for key, value in known.items() if value is not None}))
+
+
+def test_a_registered_net_of_other_code_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, heard, owner = tmp_path / "run", Heard(), "drifting 1.0"
+
+    def notes() -> list[str]:
+        return [note for note in of_run(run).record["notes"] if "drifting-net" in note]
+
+    install(tmp_path / "first", monkeypatch)
+    advkit.train(**NAMED, plugins=(), settings=ONE_STEP, out=run)
+    recorded = json.loads((run / "environment.json").read_text())
+    assert recorded["packages"] == {"model drifting-net": owner, "data set drifting-data": owner}
+    assert recorded["code"].keys() == {"model drifting-net"}
+
+    install(tmp_path / "elsewhere", monkeypatch)
+    assert (resumed(run), notes()) == ([], [])
+    install(tmp_path / "newer", monkeypatch, version="2.0")
+    assert (resumed(run), notes()) == (["packages"], [])
+    install(tmp_path / "edited", monkeypatch, "Tanh")
+    assert (resumed(run), notes()) == (["code"], [SAID])
+    taught = {"options": {"rslad": {"teacher": str(run)}}, "settings": ONE_STEP}
+    advkit.train(**NAMED, plugins=["rslad"], **taught, progress=heard)
+    assert f"rslad/teacher, {run}: {SAID}" in heard.said
+    assert draw(Source(1, str(run)), of_run(run).splits, 1).notes == (SAID,)
+
+    edit(run, torch="1.0")
+    assert notes() == [], "digests of another torch tell nothing"
+    install(tmp_path / "both", monkeypatch, "Tanh", "2.0")
+    assert notes() == ["The net, drifting-net, is of drifting 2.0 now, and of drifting 1.0 when the run was started"]
+    edit(run, torch=torch.__version__, packages=None, code={})
+    assert (resumed(run), notes()) == ([], []), "a run of before"

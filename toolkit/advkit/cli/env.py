@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
 
     from .. import registry
     from ..config.resolve import resolve
-    from ..storage import run_folder
+    from ..storage import machine
 
     def installed(distribution: str) -> str:
         try:
@@ -40,8 +40,8 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             return "not installed"
 
-    recorded = run_folder.environment(resolve(()), {})
-    del recorded["command"], recorded["code"]  # the first may hold what is nobody's business
+    recorded = machine.environment(resolve(()), {})
+    del recorded["command"], recorded["code"], recorded["packages"]  # the first may hold what is nobody's business
     others = {
         name: installed(name) for name in ("torchvision", "timm", "pydantic", "pluggy", "click", "rich", "pillow")
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +13,30 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from .. import __version__, registry, torchrun
+from ..config.resolve import Resolved
+
+
+def environment(resolved: Resolved, code: Mapping[str, str]) -> dict[str, Any]:
+    """What bits depend on beside run.toml. `code` are digests of what is not advkit's own, by what it is."""
+    used = {plugin.name for plugin in resolved.composition.plugins}
+    owners = registry.owners("plugin")
+    return {
+        **versions("numpy", "safetensors", "torchvision", "timm"),
+        **hardware(resolved.run.device),
+        "plugins": {name: owners.get(name, "passed from Python") for name in sorted(used)},
+        "packages": packages(resolved),
+        "code": dict(code),
+        "processes": torchrun.processes(),
+        "command": sys.argv[1:],
+    }
+
+
+def packages(resolved: Resolved) -> dict[str, str]:
+    """Distribution and version, by "model NAME" and "data set NAME", of those registered that are not advkit's."""
+    named = {"model": resolved.model_name, "data set": resolved.data.name}
+    owners = {f"{kind} {name}": registry.owners(kind).get(name, "") for kind, name in named.items()}
+    return {what: owner for what, owner in owners.items() if owner.partition(" ")[0] not in ("", "advkit")}
 
 
 def versions(*distributions: str) -> dict[str, str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import re
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +15,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .. import registry, torchrun
 from ..config import runfile
 from ..config.layer import Layer
 from ..config.resolve import Resolved
@@ -63,7 +60,7 @@ class RunFolder:
         With run.toml it is a run, whose first checkpoint may not be there yet: what else it began with has to be.
         """
         self._refuse_content()
-        known = environment(resolved, code) | ({"init_from": str(init_from)} if init_from else {})
+        known = machine.environment(resolved, code) | ({"init_from": str(init_from)} if init_from else {})
         text = json.dumps(known, indent=2) + "\n"
         files.write_atomic(self.path / "environment.json", text.encode())
         files.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())
@@ -224,10 +221,15 @@ class RunFolder:
         return Mark(files.append(self.metrics, line), zlib.crc32(line, mark.crc))
 
     def code(self) -> dict[str, str]:
-        """Digests of the code that the run was started with; {} where another Python took them."""
-        then = self._environment() or {}
-        known = then.get("code")
-        return known if isinstance(known, dict) and then.get("python") == platform.python_version() else {}
+        """Digests of the code that the run was started with; {} where another Python or torch took them."""
+        then, here = self._environment() or {}, machine.versions()
+        known, same = then.get("code"), all(then.get(key) == here[key] for key in ("python", "torch"))
+        return known if isinstance(known, dict) and same else {}
+
+    def packages(self) -> dict[str, str]:
+        """Distribution and version of a net and of data that are not advkit's, as they were then."""
+        known = (self._environment() or {}).get("packages")
+        return known if isinstance(known, dict) else {}
 
     def init_from(self) -> str | None:
         """Whose weights the run was started with, as it was told then."""
@@ -245,8 +247,10 @@ class RunFolder:
         then = self._environment()
         if then is None:
             return ["environment.json is absent, damaged or a link: what the run was started with is unknown"]
-        now = environment(resolved, code)
-        then = {"code": now["code"], "processes": 1} | then  # of before they were recorded
+        now = machine.environment(resolved, code)
+        if "packages" not in then:  # of before they were recorded, and with them the code of what builds the net
+            now["code"].pop(f"model {resolved.model_name}", None)
+        then = {"code": now["code"], "packages": now["packages"], "processes": 1} | then
         return [
             f"{key}: {then.get(key)} then, {now.get(key)} now"
             for key in sorted({*then, *now} - {"command", "init_from"})
@@ -266,20 +270,6 @@ def of_a_run(path: Path | None = None) -> Iterator[None]:
         raise
     except PluginLoad as error:
         raise CheckpointError(f"{where}{error} The run was made with it: install it here first.") from None
-
-
-def environment(resolved: Resolved, code: Mapping[str, str]) -> dict[str, Any]:
-    """What bits depend on beside run.toml. `code` are digests of what is not advkit's own, by what it is."""
-    used = {plugin.name for plugin in resolved.composition.plugins}
-    owners = registry.owners("plugin")
-    return {
-        **machine.versions("numpy", "safetensors", "torchvision", "timm"),
-        **machine.hardware(resolved.run.device),
-        "plugins": {name: owners.get(name, "passed from Python") for name in sorted(used)},
-        "code": dict(code),
-        "processes": torchrun.processes(),
-        "command": sys.argv[1:],
-    }
 
 
 def fresh(root: Path, plugins: tuple[str, ...]) -> Path:

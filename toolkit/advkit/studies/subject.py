@@ -28,8 +28,9 @@ from ..storage.foreign import refuse_others
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
+from ..training.code_told import changes
 from ..training.feed import parted
-from ..training.parts import build_model, code_of, data_of, on_this_machine, prepared, put_file
+from ..training.parts import build_model, data_of, on_this_machine, prepared, put_file
 from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder
 from .records import CHOSEN_ON_TEST
@@ -174,23 +175,13 @@ def of_run(
     if own and splits.test is splits.train:
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
     chosen = CHOSEN_ON_TEST if record["selected_on"] == "test" else ""
-    record |= _notes(splits, note, *said, chosen, naming.doubt(folder.checkpoints), *_changes(folder, resolved, net))
+    record |= _notes(splits, note, *said, chosen, naming.doubt(folder.checkpoints), *changes(folder, resolved, net))
     return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 
 def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:
     notes = [*splits.cautions, *filter(None, others)]
     return {"notes": notes} if notes else {}
-
-
-def _changes(folder: RunFolder, resolved: Resolved, model: nn.Module) -> list[str]:
-    """Sentences where the code of a net or of data that is nobody's package is another than that of the run."""
-    then, now = folder.code(), code_of(resolved, model)
-    owners = {} if registered(resolved.model_name) else {"model": f"net, {type(model).__name__}"}
-    owners |= {file.short: f"data, {file.short}" for key, file in resolved.files.items() if key == "data.name"}
-    other = [whose for key, whose in owners.items() if then.get(key) not in (None, now.get(key))]
-    changed = [file.changed for file in resolved.files.values() if file.changed]
-    return changed + [f"The code of the {whose}, is another than that the run was started with" for whose in other]
 
 
 def _listed(classes: Sequence[object]) -> str:

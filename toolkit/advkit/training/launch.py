@@ -23,12 +23,12 @@ from ..judging import broken
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
+from .code_told import code_of
 from .given import a_width
 from .loop import Trainer
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
 from .parts import (
     begin_from,
-    code_of,
     held_out_now,
     on_this_machine,
     passed,

@@ -20,7 +20,6 @@ from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
 from ..data.own import OwnData, as_splits, as_wide_as, loaded
 from ..errors import CheckpointError, DataError, OptionError, named, shown
-from ..fingerprint import code, fingerprint
 from ..generators import repeatable
 from ..models.base import DataSpec, ModelBuilder
 from ..models.sizes import built, fitting
@@ -36,7 +35,7 @@ from ..storage.run_folder import RunFolder
 from ..storage.weights import Placed, put_weights
 from .feed import parted
 from .meeting import join
-from .passed_net import code_of_net, told_apart
+from .passed_net import told_apart
 
 
 @checked()
@@ -177,14 +176,6 @@ def builder_of(resolved: Resolved) -> ModelBuilder:
     builder = cast(type[ModelBuilder], registry.load("model", resolved.model_name))
     options = builder.Options(**resolved.model_options)
     return registry.answer("model", builder, (builder,), builder, options)
-
-
-def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
-    """Digests, by whose it is, of the code of plugins and of the model that is neither advkit's nor torch's."""
-    known = {"model": own} if (own := code_of_net(model)) else {}
-    known |= {file.short: fingerprint(file.load(), strict=False) for file in resolved.files.values()}
-    plugins: dict[str, type] = {plugin.name: type(plugin) for plugin in resolved.composition.plugins}
-    return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
 
 
 def put_file(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
 from .auxiliary import FrozenNet
 from .by_itself import copied
+from .code_told import changes
 from .engine import LAYOUTS, Engine
 from .parts import build_model, judged_weights, put_file
 from .ranks import here
@@ -176,14 +177,16 @@ class Workshop:
             f"model.{key}": value for key, value in self.resolved.model_options.items()
         }
         if then and now and then.recorded == now.sha256 and settings == own:
-            net = self._without_hooks(name, self.model)
+            net, built = self._without_hooks(name, self.model), replace(self.resolved, files={})
         elif not registered(architecture):
             raise OptionError(
                 f"{name}: {architecture}, the net of {path}, is code of a file or was passed from Python, and is not "
                 "this run's own net too; a folder runs no code here, so pass the module itself from Python."
             )
         else:
-            net = self._built(name, settings)
+            net, built = self._built(name, settings), self._named(settings)
+        for sentence in changes(folder, built, net):
+            self.warn(f"{name}, {path}: {sentence}")
         if self.train is not None:
             self._refuse_other_data(name, path, net, state)
         self._tell(put_weights(net, tensors, str(path), averaged=True).said)

@@ -20,6 +20,7 @@ from ...explained import calling
 from ...judging import judged
 from ...rng import derive_seed
 from ...storage.weights import put_weights
+from ...training.code_told import changes
 from ...training.parts import build_model
 from ..inputs import at_once
 from .sources import Source
@@ -50,6 +51,8 @@ class Samples:
     eps: float
     magnified: float
     rows: tuple[Sample, ...]
+    notes: tuple[str, ...] = ()
+    """Sentences on code that has changed since the run."""
 
 
 def draw(source: Source, splits: Splits, count: int) -> Samples:
@@ -99,7 +102,7 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
                 difference=png(0.5 + scale * change[index]),
             )
         )
-    return Samples(norm, eps, scale, tuple(rows))
+    return Samples(norm, eps, scale, tuple(rows), tuple(changes(source.folder, resolved, model)))
 
 
 def _told(probabilities: Tensor, classes: tuple[str, ...]) -> tuple[str, float]:

@@ -279,7 +279,8 @@ def samples(source: Source, data: Data, count: int = SHOWN) -> Html:
         ]
         figures.append(tag("li", tag("figure", tag("div", *images, class_="triple"), tag("figcaption", *caption))))
     reading = "Below each: its label, and the predictions with their probabilities."
-    return join([paragraph(lead, " ", reading), tag("ol", *figures, class_="samples")])
+    doubts = [caution(f"{note}.") for note in found.notes]
+    return join([*doubts, paragraph(lead, " ", reading), tag("ol", *figures, class_="samples")])
 
 
 def environment(source: Source) -> Html:
