@@ -134,7 +134,7 @@ def test_times(typed: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("typed", ["", "0", "-1", "h", "30 parsecs", "1.5h", "m30", "nan"])
 def test_no_times(typed: str) -> None:
-    with pytest.raises(advkit.OptionError, match="must be whole seconds, minutes or hours above 0"):
+    with pytest.raises(advkit.OptionError, match="must be a time above 0 in whole seconds, minutes or hours"):
         duration("--max-time", typed)
 
 

@@ -93,5 +93,7 @@ def duration(name: str, typed: str) -> float:
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", typed.replace(" ", ""), re.ASCII)
     seconds = sum(int(n or 0) * size for n, size in zip(parts.groups(), _UNITS.values(), strict=True)) if parts else 0
     if not 0 < seconds < 1e9:
-        raise OptionError(f"{name} {typed} must be whole seconds, minutes or hours above 0, such as 90s, 30m or 2h.")
+        raise OptionError(
+            f"{name} {typed} must be a time above 0 in whole seconds, minutes or hours, such as 90s, 30m or 2h."
+        )
     return float(seconds)
