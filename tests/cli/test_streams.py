@@ -8,16 +8,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 
 from advkit.cli import display
 from advkit.cli.display import stdout, table_of, text
-from advkit.cli.main import run
+from advkit.cli.main import cli, echo, print_json, run
 from advkit.cli.streams import escaped
 
 TINY = ["--limit", "60", "--epochs", "2", "--set", "model.width=2", "--set", "attack.steps=1"]
@@ -83,6 +85,51 @@ def test_a_reader_that_goes_away_is_no_failure(line: str, tmp_path: Path) -> Non
 def test_ascii_is_enough(tmp_path: Path) -> None:
     ran = shell("recipes show grün", tmp_path, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ran.returncode == 2 and "gr\\" in ran.stderr and ran.stderr.isascii() and ran.stderr.count("\n") == 1
+
+
+def leaves() -> Iterator[click.Command]:
+    for name in cli.list_commands(click.Context(cli)):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        yield from command.commands.values() if isinstance(command, click.Group) else [command]
+
+
+def test_what_is_printed_in_a_command_goes_to_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def callback(**_: object) -> None:
+        print("loud")
+        echo("one")
+        print_json(2)
+        stdout().print("three")
+        sys.stdout.write("loud")
+
+    commands = list(leaves())
+    assert {"train", "check", "vulnerability"} <= {command.name for command in commands}
+    for command in commands:
+        monkeypatch.setattr(command, "callback", callback)
+        command.invoke(command.make_context(command.name, [], resilient_parsing=True))
+        assert capsys.readouterr() == ("one\n2\nthree\n", "loud\nloud"), command.name
+    print("after")
+    assert capsys.readouterr() == ("after\n", ""), "the control"
+
+
+def test_a_plugin_that_prints_is_no_part_of_the_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "loud-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[advkit.plugins]\nloud = loud:Loud\n")
+    lines = ["import advkit", "print('import')", "class Loud(advkit.Plugin):", "    name = 'loud'"]
+    lines += ["    @advkit.hookimpl", "    def setup(self, run):", "        print('setup')"]
+    (tmp_path / "loud.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "loud", raising=False)
+    assert run(["plan", "--plugins", "loud", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["plugins"] == ["loud"] and err.splitlines()[:2] == ["import", "setup"]
+    sys.modules.pop("loud")
 
 
 def test_escapes_are_shown() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -82,7 +80,7 @@ def carry_out(
 
     out, judging = Path(typed.pop("out")), EvaluationRequest.of(typed.pop("attacks"), n=whole("--n", typed.pop("n")))
     asked, number = request(**typed), None if task is None else whole("--task", task)
-    with Signals() as signals, redirect_stdout(sys.stderr):  # whatever trackers and plugins print
+    with Signals() as signals:
         study = Study(out, judging, layout, asked.trackers, lambda: Quiet(signals), say)
         rows = rows_of(asked, study, number)
     if number is not None:

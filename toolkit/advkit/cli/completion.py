@@ -7,6 +7,8 @@ from collections.abc import Callable
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from .streams import data_stream
+
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -39,4 +41,4 @@ def command(shell: str) -> None:
 
     script = get_completion_class(shell)
     assert script is not None  # click has these three
-    click.echo(script(cli, {}, "advkit", "_ADVKIT_COMPLETE").source())
+    click.echo(script(cli, {}, "advkit", "_ADVKIT_COMPLETE").source(), data_stream())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ..errors import Stopped
 from .signals import Signals
-from .streams import escaped
+from .streams import data_stream, escaped
 
 if TYPE_CHECKING:
     from ..training.loop import Trainer
@@ -58,7 +58,8 @@ class _Printed(Console):
 
 def stdout() -> Console:
     """For results."""
-    return _Printed(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty())
+    file = data_stream()
+    return _Printed(file=file, width=None if file.isatty() else 160, soft_wrap=not file.isatty())
 
 
 def stderr() -> Console:
@@ -117,16 +118,12 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr if that is a terminal, else a line every ten seconds; yields what is told of the progress.
-
-    What a net prints in its forward goes there too.
-    """
+    """A bar on stderr if that is a terminal, else a line every ten seconds; yields what is told of the progress."""
     if not sys.stderr.isatty():
-        with redirect_stdout(sys.stderr):
-            yield _lines()
+        yield _lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn())
-    with redirect_stdout(sys.stderr), Progress(*columns, console=stderr(), transient=True) as shown:
+    with Progress(*columns, console=stderr(), transient=True) as shown:
         task = shown.add_task("", total=None)
         yield lambda done, total, what: shown.update(task, completed=done, total=total, description=escaped(what))
 

@@ -11,6 +11,7 @@ import click
 
 from ..errors import AdvkitError
 from .main import echo
+from .streams import data_stream
 
 Probe = tuple[str, Callable[[], str]]
 """What is checked, and a function that says what it saw, or raises."""
@@ -133,5 +134,5 @@ def terminal() -> str:
     """What it can show; nothing here is wrong, so nothing fails."""
     import shutil
 
-    where = "a terminal" if sys.stdout.isatty() else "no terminal"
-    return f"stdout is {where}, {shutil.get_terminal_size().columns} columns, {sys.stdout.encoding}"
+    where = "a terminal" if data_stream().isatty() else "no terminal"
+    return f"stdout is {where}, {shutil.get_terminal_size().columns} columns, {data_stream().encoding}"

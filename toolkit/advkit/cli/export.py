@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -45,8 +43,7 @@ def command(
     from ..studies.export import export
     from .display import say
 
-    with redirect_stdout(sys.stderr):  # whatever the net prints in its forward
-        record = export(run, out, checkpoint, model=model, dataset=dataset, data_root=data_root, hub=hub)
+    record = export(run, out, checkpoint, model=model, dataset=dataset, data_root=data_root, hub=hub)
     if as_json:
         print_json(record.as_dict() | {"out": out})
         return

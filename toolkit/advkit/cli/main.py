@@ -27,7 +27,7 @@ from ..errors import (
 from ..torchrun import rank, several
 from .repeated import refuse_repeated
 from .signals import AtOnce, over
-from .streams import escaped, reopen_closed, usable
+from .streams import aside, data_stream, escaped, reopen_closed, usable
 
 
 class Group(click.Group):
@@ -52,6 +52,8 @@ class Group(click.Group):
         from importlib import import_module
 
         command: click.Command = import_module(f".{self.commands_in[name]}", __package__).command
+        for one in (command, *getattr(command, "commands", {}).values()):
+            one.context_class = _Context
         return command
 
     def invoke(self, ctx: click.Context) -> object:
@@ -79,6 +81,14 @@ class Group(click.Group):
         if command is not None:
             refuse_repeated(command, click.Context(command, ctx, name), rest)
         return name, command, rest
+
+
+class _Context(click.Context):
+    """Runs a command; --help and the like are over before."""
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        with aside():  # whatever plugins, nets and data sets print
+            return super().invoke(*args, **kwargs)
 
 
 class _Strange(Exception):
@@ -212,7 +222,7 @@ def is_typed(option: str) -> bool:
 
 def echo(line: str) -> None:
     """One line on stdout, terminal escapes in it shown."""
-    click.echo(escaped(line))
+    click.echo(escaped(line), data_stream())
 
 
 def parse_value(text: str) -> object:
@@ -249,4 +259,4 @@ def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     import json
 
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
+    click.echo(json.dumps(value, indent=2, allow_nan=False), data_stream())

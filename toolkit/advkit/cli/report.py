@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -34,8 +32,7 @@ def command(runs: tuple[str, ...], out: str, samples: int, as_json: bool, **wher
     from ..studies.report.page import report, written
     from .display import say
 
-    with redirect_stdout(sys.stderr):  # whatever a net prints in its forward
-        page = written(Path(out), lambda: report(runs, None, samples, **where), is_typed("out"))
+    page = written(Path(out), lambda: report(runs, None, samples, **where), is_typed("out"))
     seconds, size = round(time.perf_counter() - begin, 2), len(page.html.encode("utf-8"))
     if as_json:
         known = {"out": out, "bytes": size, "seconds": seconds, "runs": list(runs), "sections": list(page.sections)}

@@ -6,10 +6,13 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
 from typing import Any, TextIO, cast
 
 from ..errors import AdvkitError
+
+_DATA: ContextVar[TextIO | None] = ContextVar("data_stream", default=None)
 
 
 def escaped(text: str) -> str:
@@ -102,3 +105,19 @@ def usable() -> Iterator[None]:
         finally:
             sys.stderr.flush()
             sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """A scope in which stdout gets what is written to `data_stream()` alone, and stderr what anybody's code prints."""
+    token = _DATA.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _DATA.reset(token)
+
+
+def data_stream() -> TextIO:
+    """Where the result of a command goes."""
+    return _DATA.get() or sys.stdout

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from ..torchrun import several
 from .main import PLACE
 from .run_options import request, run_options
 from .signals import duration
+from .streams import data_stream
 
 if TYPE_CHECKING:
     from ..config.request import Request
@@ -71,8 +71,7 @@ def command(
             raise OptionError(
                 "--resume takes its settings from the run; leave --config, --recipe and --no-companion out."
             )
-        with redirect_stdout(sys.stderr):  # whatever nets and plugins print
-            _resume(Path(resume), request(**typed), progress, seconds)
+        _resume(Path(resume), request(**typed), progress, seconds)
         return
     if partial_head and not init_from:
         raise OptionError("--partial-head is about the weights of --init-from; give both, or leave it out.")
@@ -89,12 +88,11 @@ def command(
         for flag in (flag for flag, given in beside.items() if given):
             say(f"{flag} plays no part in {mode}.")
     if print_config:
-        click.echo(runfile.dump(resolved), nl=False)
+        click.echo(runfile.dump(resolved), data_stream(), nl=False)
     elif dry_run:
         _dry_run(resolved)
     else:
-        with redirect_stdout(sys.stderr):
-            _start(resolved, wanted.trackers, out, init_from, partial_head, progress, seconds)
+        _start(resolved, wanted.trackers, out, init_from, partial_head, progress, seconds)
 
 
 def _start(
@@ -226,12 +224,11 @@ def _dry_run(resolved: Resolved) -> None:
     from .plan import show_plan
 
     resolved = on_this_machine(resolved)
-    with redirect_stdout(sys.stderr):
-        trainer = Trainer(resolved, *prepared(resolved))
-        batches = trainer.feed.batches(0)
-        trainer.one_step(batches[0])  # the first pays for allocations
-        began = time.perf_counter()
-        trainer.one_step(batches[0])
+    trainer = Trainer(resolved, *prepared(resolved))
+    batches = trainer.feed.batches(0)
+    trainer.one_step(batches[0])  # the first pays for allocations
+    began = time.perf_counter()
+    trainer.one_step(batches[0])
     seconds = time.perf_counter() - began
     console = stdout()
     show_plan(console, plan(resolved))
