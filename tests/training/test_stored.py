@@ -87,19 +87,19 @@ UNSTORED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_what_no_checkpoint_holds_is_refused_before_the_first_step(
     make: Callable[[], nn.Module], said: str, tmp_path: Path
 ) -> None:
+    """But by a loop of one's own, which stores what it wants."""
     model = make()
     before = [value.clone() for value in (*model.parameters(), *model.buffers())]
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
     starts: list[Callable[[], object]] = [
         lambda: advkit.plan(model=model, dataset=BOTH, plugins=(), settings=SETTINGS, **HOW),
         lambda: advkit.train(model, BOTH, (), settings=SETTINGS, **HOW, out=tmp_path / "run"),
-        lambda: Step(model, optimizer, (), num_samples=8),
     ]
     for start in starts:
         with pytest.raises(OptionError, match=said):
             start()
     assert not (tmp_path / "run").exists()
     assert all(map(torch.equal, before, (*model.parameters(), *model.buffers())))
+    Step(model, torch.optim.SGD(model.parameters(), 0.1), (), num_samples=8)
 
 
 def test_a_wrapper_may_give_what_it_wraps_under_the_names_of_that(tmp_path: Path) -> None:

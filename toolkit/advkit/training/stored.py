@@ -15,18 +15,23 @@ from ..precision import named
 from .form import Form
 
 
-def refuse_unstored(model: nn.Module) -> None:
-    """OptionError for a net of which no checkpoint could be made, or that would not take one back.
-
-    A tensor may have another name there, as in a wrapper that asks its inner net: it is known by its memory.
-    """
+def stored_by(model: nn.Module) -> Mapping[str, Any]:
+    """Its state_dict(); OptionError where that raises."""
     try:
-        stored = model.state_dict()
+        return model.state_dict()
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise OptionError(
             f"The model's own state_dict() raises {what}. Mend it: checkpoints are made of it."
         ) from error
+
+
+def refuse_unstored(model: nn.Module) -> None:
+    """OptionError for a net of which no checkpoint could be made, or that would not take one back.
+
+    A tensor may have another name there, as in a wrapper that asks its inner net: it is known by its memory.
+    """
+    stored = stored_by(model)
     places = _places(stored)
     parameters = dict(model.named_parameters())
     for name, value in {**parameters, **dict(model.named_buffers())}.items():

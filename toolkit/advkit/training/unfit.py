@@ -15,7 +15,7 @@ from ..judging import broken, refuse_unready
 from ..modes import exported
 from ..precision import named, refuse_half
 from .compiled import optimized
-from .stored import refuse_expanded, refuse_unstored
+from .stored import refuse_expanded, refuse_unstored, stored_by
 
 
 def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -77,7 +77,7 @@ def refuse_unfit_net(model: nn.Module, loaded: bool = False) -> None:
             "run.precision=bf16."
         )
     refuse_half(model)
-    refuse_unstored(model)
+    refuse_unstored(model) if loaded else stored_by(model)  # a loop of one's own stores what it wants
     if not any(p.requires_grad for p in model.parameters()):
         raise OptionError("The model has no trainable parameter; nothing could be learnt.")
     refuse_expanded(model, loaded)
