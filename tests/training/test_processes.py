@@ -201,7 +201,8 @@ def test_what_is_not_finite_in_one_process_stops_all(alone: dict[str, Outcome], 
         (
             "apart",
             "HookContract: The processes hold different bits of tensors/apart/mine. What a plugin keeps must not "
-            "depend on a part of the batch, and in a script of one's own every process must build the same model "
+            "depend on a part of the batch; what it keeps of samples it writes in hooks of the attack or in one of the "
+            "whole batch, such as observe_update. In a script of one's own every process must build the same model "
             "(torch.manual_seed).",
         ),
         (

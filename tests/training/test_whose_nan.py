@@ -161,9 +161,9 @@ def test_statistics_that_were_none_before_are_no_mask(value: float) -> None:
     for name in ("mask", "running_mean"):
         net = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
         net.register_buffer("mask", torch.zeros(2, dtype=torch.float64))
-        next(buffer for own, buffer in net.named_buffers() if own.endswith(name)).fill_(value)
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
         step = Step(net, optimizer, (), num_samples=8, eps=0.1, settings={"attack.steps": 0})
+        next(buffer for own, buffer in net.named_buffers() if own.endswith(name)).fill_(value)
         if name == "mask":
             assert step(x, rows % 3, rows, epoch=0).count == 8
         else:
