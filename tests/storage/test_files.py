@@ -189,6 +189,19 @@ def test_a_full_disk_while_appending_is_one_sentence(tmp_path: Path, monkeypatch
     assert refused.value.exit_code == 4
 
 
+def test_a_python_without_any_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what needs one says so."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fcntl", None)
+        patch.delattr(holding, "fcntl")
+        importlib.reload(holding)
+        with (tmp_path / "lock").open("w+b") as file, pytest.raises(CheckpointError, match="this Python has no fcntl"):
+            holding.take(file)
+    importlib.reload(holding)
+    with (tmp_path / "lock").open("w+b") as file:
+        holding.take(file)
+
+
 def test_a_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows: msvcrt locks a byte of the file, and neither O_NOFOLLOW nor register_at_fork is there."""
     taken: set[int] = set()

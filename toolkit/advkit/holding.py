@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import sys
+from contextlib import suppress
 from typing import IO
+
+from .errors import CheckpointError
 
 if sys.platform == "win32":
     import msvcrt
@@ -17,8 +20,17 @@ if sys.platform == "win32":
         except OSError as error:
             raise BlockingIOError(errno.EAGAIN, "held") from error
 else:
-    import fcntl
+    with suppress(ImportError):  # of a Python that was cut down
+        import fcntl
 
     def take(file: IO[bytes]) -> None:
-        """Hold the open file until it is closed; BlockingIOError where another process does."""
+        """Hold the open file until it is closed; BlockingIOError where another process does.
+
+        CheckpointError where this Python has no way to.
+        """
+        if "fcntl" not in globals():
+            raise CheckpointError(
+                f"{file.name} can not be locked, since this Python has no fcntl; leave the folder out, which a run "
+                "from Python may, or use a Python that has it."
+            )
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
