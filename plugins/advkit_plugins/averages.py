@@ -68,9 +68,9 @@ class Average(Plugin, ABC):
                 f"{renamed[0]}; leave out what renames them there, or {self.name}."
             )
         if self.options.buffers == "averaged":
-            buffers = [(name, value) for name, value in model.named_buffers() if name in stored]
-            # A mask of -inf has no average: it stays the model's own.
-            parts |= {n: value for n, value in buffers if value.is_floating_point() and bool(value.isfinite().all())}
+            parts |= {n: value for n, value in model.named_buffers() if n in stored and value.is_floating_point()}
+        # A mask of -inf has no average: it stays the model's own.
+        parts = {name: value for name, value in parts.items() if bool(value.isfinite().all())}
         self.average: Mapping[str, Tensor] = {
             name: run.tensor_state(f"average/{name}", value) for name, value in parts.items()
         }

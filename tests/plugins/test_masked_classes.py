@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from methods import pictures, tiny_net
+from torch import Tensor, nn
 
+import advkit
 from advkit_plugins.alp import pairing
 from advkit_plugins.lsiw import squared_l2
 from advkit_plugins.lsr import largest_shifts
@@ -43,3 +46,27 @@ def test_the_limit(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     for at_infinity, near in zip(*gradients, strict=True):
         assert (at_infinity is None) == (near is None)
         assert near is None or torch.allclose(at_infinity, near, rtol=0, atol=1e-9)
+
+
+class Masked(nn.Module):
+    """Its mask is a parameter, as of many a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net(False, 0.0, torch.float32)
+        self.mask = nn.Parameter(torch.tensor([0.0, 0.0, -torch.inf]), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x) + self.mask
+
+
+@pytest.mark.parametrize("plugin", ["ema", "swa"])
+def test_a_mask_has_no_average_and_stays_the_models_own(plugin: str) -> None:
+    data = pictures(8).take(slice(0, 8))
+    two = advkit.Dataset("two", data.images, data.labels % 2, data.classes)
+    result = advkit.train(
+        Masked(), advkit.Splits(two, two, "none"), plugin, epochs=2, batch_size=4, eps=0.1,
+        options={"swa": {"start": 0.0}} if plugin == "swa" else {},
+        settings={"attack.steps": 1, "validation.fraction": 0.0},
+    )  # fmt: skip
+    assert "net.0.weight" in result.averaged and "mask" not in result.averaged

@@ -104,8 +104,15 @@ def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Some parameters and buffers of a module, by name, have other values for the scope."""
     own = model.state_dict() if values else {}
     before = {name: own[name].clone() for name in values}
-    model.load_state_dict(dict(values), strict=False)
+    _write(own, values)
     try:
         yield
     finally:
-        model.load_state_dict(before, strict=False)
+        _write(own, before)
+
+
+def _write(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Values by name into tensors; a load_state_dict of somebody's own may do anything else."""
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)
