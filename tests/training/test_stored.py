@@ -52,6 +52,13 @@ class Lenient(Stores):
         return super().load_state_dict(state_dict, strict=False)
 
 
+class Simple(Stores):
+    """Takes all, and knows no other argument."""
+
+    def load_state_dict(self, state_dict: Any) -> Any:  # type: ignore[override]
+        return super().load_state_dict(state_dict)
+
+
 def without(word: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     return lambda state: {name: value for name, value in state.items() if word not in name}
 
@@ -78,8 +85,14 @@ UNSTORED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "other": (lambda: Stores(each(lambda value: value + 1)), "gives net.1.weight with other values"),
     "statistics": (lambda: Stores(without("running")), NOT_TAKEN + r", so .*Missing key.*running_mean"),
     "more": (lambda: Stores(lambda state: {**state, "more": torch.ones(1)}), NOT_TAKEN + r", so .*Unexpected key"),
+    "some loaded": (
+        lambda: Lenient(takes=without("net.3")),
+        NOT_TAKEN + r", so .*net\.3\.weight is not what was given",
+    ),
+    "no statistics": (lambda: Lenient(takes=without("running")), r"net\.2\.running_mean is not what was given"),
+    "half loaded": (lambda: Stores(takes=each(Tensor.half)), r"net\.\d\.\w+ is not what was given"),
     "renamed": (lambda: Stores(renamed("", "module.")), NOT_TAKEN + r", net\.1\.weight as module\.net\.1\.weight,"),
-    "not put": (lambda: Lenient(renamed("", "module.")), r"read \(net\.1\.weight stays as it was\); let"),
+    "not put": (lambda: Lenient(renamed("", "module.")), r"read \(net\.1\.weight is not what was given\); let"),
 }
 
 
@@ -100,6 +113,12 @@ def test_what_no_checkpoint_holds_is_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
     assert all(map(torch.equal, before, (*model.parameters(), *model.buffers())))
     Step(model, torch.optim.SGD(model.parameters(), 0.1), (), num_samples=8)
+
+
+def test_a_net_that_knows_no_lenient_way_trains_and_is_averaged() -> None:
+    """The control: as one that has torch's."""
+    ours, torchs = (advkit.train(net, BOTH, "ema", settings=SETTINGS, **HOW) for net in (Simple(), Stores()))
+    assert ours.averaged and all(torch.equal(value, torchs.averaged[name]) for name, value in ours.averaged.items())
 
 
 def test_a_wrapper_may_give_what_it_wraps_under_the_names_of_that(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def pseudo_label(
         return torch.cat(rows).numpy()
 
     record = {"run": net.name, **{key: net.record[key] for key in RECORDED}}
+    if notes := net.record.get("notes"):
+        record["notes"] = notes
     with judged(net.model) as reseed:
         reseed(derive_seed(0, "core", "pseudo-labels"))
         labeller = Labeller(ask, seen.shape, seen.classes, seen.counted, record)

@@ -34,7 +34,7 @@ def refuse_unstored(model: nn.Module) -> None:
     stored = stored_by(model)
     places = _places(stored)
     parameters = dict(model.named_parameters())
-    for name, value in {**parameters, **dict(model.named_buffers())}.items():
+    for name, value in _tensors(model).items():
         there = stored.get(name)
         if place(value) in places or (there is None and name not in parameters):
             continue
@@ -51,7 +51,8 @@ def refuse_unstored(model: nn.Module) -> None:
                 f"The model's state_dict() gives {name}{how or ' with other values'} and not as the model has it, so "
                 "that a checkpoint would hold another net; let it give what the model computes with."
             )
-    if stored.keys() ^ _usual(model) and (why := _not_taken_back(model, stored)):
+    own_way = getattr(model.load_state_dict, "__func__", None) is not nn.Module.load_state_dict
+    if (own_way or stored.keys() ^ _usual(model)) and (why := _not_taken_back(model, stored)):
         called = [(name, places.get(place(parameter), name)) for name, parameter in parameters.items()]
         other = "".join([f", {name} as {there}" for name, there in called if name != there][:1])
         raise OptionError(
@@ -123,17 +124,30 @@ def _usual(model: nn.Module) -> set[str]:
 def _not_taken_back(model: nn.Module, stored: Mapping[str, Any]) -> str:
     """Why load_state_dict() does not put what state_dict() gives where it was, "" where it does.
 
-    It is asked with other parameters, zeros, of which nothing stays.
+    It is asked with other numbers, of which nothing stays.
     """
-    own = {place(parameter) for parameter in model.parameters()}
-    others = {n: torch.zeros_like(v) if isinstance(v, Tensor) and place(v) in own else v for n, v in stored.items()}
-    form = Form(model, "load_state_dict")
+    own = {place(value): name for name, value in _tensors(model).items()}
+    others = {
+        name: value + 1 if isinstance(value, Tensor) and place(value) in own and value.is_floating_point() else value
+        for name, value in stored.items()
+    }
+    form, before = Form(model, "load_state_dict"), _tensors(model)
     with without_trace(model):
         try:
             model.load_state_dict(others)
-            left = [name for name, parameter in model.named_parameters() if bool(parameter.any())]
+            now = _tensors(model)
+            for name, value in stored.items():
+                there = own.get(place(value)) if isinstance(value, Tensor) else None
+                if there is not None and not same_bits(now[there], others[name]):
+                    return f"{there} is not what was given"
+                if there is not None and now[there] is not before[there]:
+                    return f"{there} is another object afterwards, which no optimizer has"
         except Exception as error:
             return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         finally:
             form.put_back(set())
-    return f"{left[0]} stays as it was" if left else ""
+    return ""
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
