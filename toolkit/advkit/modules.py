@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .bits import write_back
@@ -97,22 +97,3 @@ def own_generator(device: torch.device) -> Iterator[Callable[[int], None]]:
 
     with torch.random.fork_rng(devices=cuda), staying():
         yield seed
-
-
-@contextmanager
-def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Some parameters and buffers of a module, by name, have other values for the scope."""
-    own = model.state_dict() if values else {}
-    before = {name: own[name].clone() for name in values}
-    _write(own, values)
-    try:
-        yield
-    finally:
-        _write(own, before)
-
-
-def _write(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Values by name into tensors; a load_state_dict of somebody's own may do anything else."""
-    with torch.no_grad():
-        for name, value in values.items():
-            own[name].copy_(value)

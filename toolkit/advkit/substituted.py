@@ -1,11 +1,13 @@
-"""A net's answer at other weights than its own, whose modules and tensors may have several names."""
+"""A net at other weights than its own: its answer, whose modules may have several names, or itself for a scope."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -35,3 +37,22 @@ def _in_each_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
         for name, value in tensors.items()
         for place in (places[id(named[name])] if name in named else [name])
     }
+
+
+@contextmanager
+def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Some parameters and buffers of a module, by name, have other values for the scope."""
+    own = model.state_dict() if values else {}
+    before = {name: own[name].clone() for name in values}
+    _write(own, values)
+    try:
+        yield
+    finally:
+        _write(own, before)
+
+
+def _write(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Values by name into tensors; a load_state_dict of somebody's own may do anything else."""
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)

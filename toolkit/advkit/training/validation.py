@@ -14,7 +14,7 @@ from ..evaluation.attacks.names import parse_attacks
 from ..evaluation.results import BATCH, UNSOUND, Verdicts
 from ..evaluation.verdicts import verdicts
 from ..judging import BEFORE
-from ..modules import replaced
+from ..substituted import replaced
 from .finite import REMEDY
 from .stored import place
 from .undo import became_broken
