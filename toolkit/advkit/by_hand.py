@@ -1,4 +1,4 @@
-"""`advkit.pgd`, by which anybody attacks a net by hand: what is wrong with that is one sentence."""
+"""`advkit.pgd`, with which anybody attacks a net by hand: what is wrong with a call is told in one sentence."""
 
 from __future__ import annotations
 

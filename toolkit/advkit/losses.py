@@ -1,4 +1,4 @@
-"""The losses of both papers, per sample: from logits (B, K) to (B,)."""
+"""The losses of CAT and ISEAT, per sample: from logits (B, K) to (B,)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cross_entropy(y: Tensor) -> Objective:
 
 
 def margin(y: Tensor) -> Objective:
-    """max_{j != y} Z_j - Z_y, unclipped: what both papers call C&W under PGD."""
+    """max_{j != y} Z_j - Z_y, unclipped: what CAT and ISEAT call C&W under PGD."""
 
     def objective(logits: Tensor) -> Tensor:
         own = F.one_hot(y, logits.shape[1]).bool()

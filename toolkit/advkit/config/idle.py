@@ -1,4 +1,4 @@
-"""What somebody has just said of a run and that plays no part in it, because of what else is chosen."""
+"""Settings that somebody has just given and that play no part in the run, because of what else is chosen."""
 
 from __future__ import annotations
 

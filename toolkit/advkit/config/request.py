@@ -1,4 +1,4 @@
-"""What is asked of a run, and who wins where two places say something. Nowhere else is precedence decided.
+"""What is asked of a run, and which source wins if two of them say something. Nowhere else is precedence decided.
 
 Settings, lowest first: the core, the data set, plugins' unanimous preferences, recipe, run file, command line or
 arguments. Options: the plugin, the plugin that asked for it as companion, then recipe, file and so on. Whoever names

@@ -1,4 +1,4 @@
-"""Pictures of any size as images of one, decoded in threads when they are asked for: nothing of them stays in memory.
+"""Pictures of any size as images of one size, decoded in threads when they are asked for: none stays in memory.
 
 Evaluation sees of each the middle, as torchvision's `Resize(side * 8 / 7)` and `CenterCrop(side)`; training a part
 drawn at random, as its `RandomResizedCrop(side)` and `RandomHorizontalFlip`, with numbers that are addressed. Both are

@@ -1,4 +1,4 @@
-"""What whoever trains on pictures should know of them: which files were left out, and what was taken otherwise."""
+"""What a user should know of pictures to train on: which files were left out, and which were read in another way."""
 
 from __future__ import annotations
 

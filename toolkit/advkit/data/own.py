@@ -1,4 +1,4 @@
-"""Data as people have them, made into advkit's: pairs of arrays, torch data sets, one set in place of two."""
+"""Data as people have them, converted to advkit's: pairs of arrays, torch data sets, one set in place of two."""
 
 from __future__ import annotations
 

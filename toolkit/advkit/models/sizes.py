@@ -1,5 +1,6 @@
-"""How large a net is, judged before it takes memory: the first layers of an absurd one may fit, and are filled for
-minutes."""
+"""How large a net is, judged before it takes memory.
+
+The first layers of an absurd one may fit, and are filled for minutes."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def evaluate(
             run whose net was passed, a module that takes its weights; for one of FILE.py:NAME, that again.
         out: where verdicts of runs and weights are kept; RUN/evaluations, or runs/evaluations for weights.
         fresh: ask for verdicts that are known already again.
-        audit: whether to run the short audit: some forty passes on each of 200 images.
+        audit: whether to run the short audit: some forty forwards and twenty backwards on each of 200 images.
         together: the processes of a script that torchrun started share the images; all of them call this, the first
             writes. False: this process judges all by itself.
         watch: told of the progress.

@@ -1,4 +1,4 @@
-"""The black box of both papers: examples made against the net of another run."""
+"""The black-box attack of CAT and ISEAT: examples made against the net of another run."""
 
 from __future__ import annotations
 

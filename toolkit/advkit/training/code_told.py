@@ -1,4 +1,4 @@
-"""The code of a run that is not advkit's, and what of it is another now."""
+"""The code of a run that is not advkit's, and which parts of it have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step costs, and beside what."""
+"""What a step costs, and compared with what."""
 
 from __future__ import annotations
 

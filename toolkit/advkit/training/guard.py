@@ -1,4 +1,4 @@
-"""What an answer borrows it gives back as it was, and it leaves no trace in global state."""
+"""An answer returns what it borrows unchanged, and leaves no trace in global state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attack is lent it gives back as it was, and it leaves no trace in the net or in global state."""
+"""An attack returns what it is lent unchanged, and leaves no trace in the net or in global state."""
 
 from __future__ import annotations
 
