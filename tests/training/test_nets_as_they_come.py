@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import AdvkitError, L2Ball, OptionError, Step
+from advkit.errors import blames
 
 X, Y, INDEX = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3, torch.arange(4)
 
@@ -246,17 +247,40 @@ class Enough(Exception):
     """Of somebody's own."""
 
 
-@pytest.mark.parametrize("kind", [Enough, KeyError])
-def test_an_exception_of_somebodys_own_stays_what_it_is(kind: type[Exception]) -> None:
-    """Whoever wrote it may wait for it around a run. The control: a KeyError is a mistake, and a sentence."""
-    calls = [3]
+class Unmarked(Enough):
+    """One that takes no notes."""
+
+    __notes__ = property(lambda self: ())  # type: ignore[assignment]
+
+    def add_note(self, note: str) -> None:
+        raise TypeError
+
+
+def fitted(net: nn.Module) -> None:
+    advkit.train(net, (X, Y), epochs=1, eps=0.1, batch_size=4, settings={"attack.steps": 1, "validation.fraction": 0})
+
+
+@pytest.mark.parametrize("kind", [Enough, Unmarked])
+@pytest.mark.parametrize("run", [train, fitted, judge])
+def test_an_exception_of_somebodys_own_stays_what_it_is(
+    run: Callable[[nn.Module], None], kind: type[Exception]
+) -> None:
+    """In whichever forward: who wrote it may wait for it around a run. The control: a KeyError is one sentence."""
+    calls, last, raised = 0, 0, kind
 
     def forward(net: Any, x: Tensor) -> Any:
-        calls[0] -= 1
-        if not calls[0]:
-            raise kind("now")
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise raised("now")
         return net.core(x)
 
-    with pytest.raises(Enough if kind is Enough else OptionError, match="now") as error:
-        train(Net(forward))
-    assert kind is not Enough or any("the model raised it, on images" in note for note in error.value.__notes__)
+    run(Net(forward))
+    for last in (*range(1, min(calls, 12)), calls):  # noqa: B007  # the forward reads it
+        calls = 0
+        with pytest.raises(kind, match="now") as error:
+            run(Net(forward))
+        assert blames(error.value)[0].startswith("the model raised it, on images (")
+    calls, last, raised = 0, 1, KeyError
+    with pytest.raises(OptionError, match="now"):
+        run(Net(forward))

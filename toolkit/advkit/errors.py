@@ -160,13 +160,30 @@ class NoTemporaryFiles(DataError):
     """Nothing can be written where temporary files go."""
 
 
+class Blame(str):
+    """Whose code raised an error: a note on it."""
+
+
+def blame(error: BaseException, where: str) -> None:
+    """Note on `error`, which may be of anybody's class, whose code raised it; that class need not take notes."""
+    held = object.__getattribute__(error, "__dict__")
+    notes = held.get("__notes__")
+    held["__notes__"] = [*(notes if isinstance(notes, list) else ()), Blame(where)]
+
+
+def blames(error: BaseException) -> list[Blame]:
+    """What `blame` has noted on an error, the innermost first."""
+    notes = object.__getattribute__(error, "__dict__").get("__notes__")
+    return [note for note in notes if isinstance(note, Blame)] if isinstance(notes, list) else []
+
+
 @contextmanager
 def blamed(where: str) -> Iterator[None]:
     """Whose code the scope runs, as a note on what it raises.
 
     SystemExit is an error there, for nobody else ends a run; so is what would end a generator around the scope, and
-    what says that a run was saved or a gate missed; and what takes no note, or has no text that can be read. Other
-    errors of advkit's own have their place in the sentence, unless they are of data, or that code raises them.
+    what says that a run was saved or a gate missed. Other errors of advkit's own have their place in the sentence,
+    unless they are of data, or that code raises them.
     """
     try:
         yield
@@ -176,8 +193,9 @@ def blamed(where: str) -> Iterator[None]:
         placed = isinstance(error, AdvkitError) and not isinstance(error, DataError) and not by_others(error)
         if isinstance(error, KeyboardInterrupt) or placed:
             raise
-        if not _noted(error, where) or (isinstance(error, AdvkitError) and error.exit_code not in (1, 2, 4)):
+        if isinstance(error, AdvkitError) and error.exit_code not in (1, 2, 4):
             raise _failure(error, where) from error
+        blame(error, where)
         raise
 
 
@@ -187,16 +205,6 @@ def says(error: BaseException) -> str:
         return str(error)
     except Exception:
         return ""
-
-
-def _noted(error: BaseException, where: str) -> bool:
-    """Whether it could be told whose it is, and can be shown."""
-    try:
-        error.add_note(where)
-        str(error)
-    except Exception:
-        return False
-    return True
 
 
 def _copied(error: BaseException) -> BaseException:
@@ -211,7 +219,7 @@ def _failure(error: BaseException, where: str) -> RuntimeError:
     """What ends a run in place of an exception that would say something else of it, or nothing."""
     name, text = type(error).__name__, says(error)
     failure = RuntimeError(f"{name}: {text}" if text else name)
-    failure.add_note(where)
+    blame(failure, where)
     return failure
 
 

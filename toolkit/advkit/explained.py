@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-from .errors import AdvkitError, OptionError, OutOfMemory, named, says
+from .errors import AdvkitError, OptionError, OutOfMemory, blame, blames, named, says
 
 NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "
 """Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
@@ -55,21 +56,28 @@ _ELSEWHERE = ("CUDA error", "leaf Variable")
 
 @contextmanager
 def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
-    """What a net raises that is called on images of this shape is `uncallable`, but for what `explained` knows.
-
-    An exception of a class of somebody's own stays what it is: who wrote it may catch it around a run.
-    """
+    """What a net raises that is called on images of this shape is `reraised`, but for what `explained` knows."""
     try:
         yield
     except AdvkitError:
         raise
     except (Exception, SystemExit) as error:  # nobody but the command line ends a program
-        if any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
+        if not is_somebodys(error) and any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
             raise
-        if _is_somebodys(type(error)):
-            error.add_note(f"{net[0].lower()}{net[1:]} raised it, on images {tuple(shape)}")
-            raise
-        raise uncallable(error, shape, net) from error
+        reraise(error, shape, net)
+
+
+def reraise(error: BaseException, shape: Sequence[int], net: str = "The model") -> NoReturn:
+    """What a net has raised on images of this shape, as it is for whoever calls advkit.
+
+    An exception of a class of somebody's own stays what it is, with a note: who wrote it may catch it around a run. So
+    does one with a note on whose code raised it. Any other is `uncallable`.
+    """
+    if not blames(error):
+        if not is_somebodys(error):
+            raise uncallable(error, shape, net) from error
+        blame(error, f"{net[0].lower()}{net[1:]} raised it, on images {tuple(shape)}")
+    raise error
 
 
 def uncallable(error: BaseException, shape: Sequence[int], net: str = "The model") -> AdvkitError:
@@ -89,7 +97,7 @@ def uncallable(error: BaseException, shape: Sequence[int], net: str = "The model
     ):  # asserted by torchvision and timm
         remedy = "Give it images of the size that it was made for, or mend its layers."
     else:
-        what += _where(traceback.extract_tb(error.__traceback__))
+        what += _in_brackets(place(error))
         remedy = "Mend its forward."
     return OptionError(f"{what}. {remedy}")
 
@@ -106,32 +114,43 @@ def _without_memory(error: BaseException, what: str) -> OutOfMemory | None:
     )
 
 
-def _where(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The last line of somebody who writes a net, in brackets; "" where there is none."""
+def place(error: BaseException) -> str:
+    """The last line of somebody who writes a net, of `error` or else of what caused it; "" where there is none."""
+    cause = error.__cause__
+    return _place(traceback.extract_tb(error.__traceback__)) or ("" if cause is None else place(cause))
+
+
+def _place(frames: Sequence[traceback.FrameSummary]) -> str:
     own = [frame for frame in frames if _is_own(frame.filename)]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def _in_a_backward(error: Exception) -> str:
     """The sentence for what somebody's function or hook raises in a backward, "" of errors from elsewhere."""
     frames = traceback.extract_tb(error.__traceback__)
     begun = next((n for n, frame in enumerate(frames) if frame.name == "_engine_run_backward"), None)
-    if begun is None or _is_somebodys(type(error)) or any(words in says(error) for words in _ELSEWHERE):
+    if begun is None or any(words in says(error) for words in _ELSEWHERE):
         return ""
     if frames[-1].filename.startswith(_LIBRARIES[0]):  # of advkit, which says by itself what is wrong
         return ""
     said = (says(error).splitlines() or [""])[0].rstrip(".! ")
     what = ": ".join(filter(None, [type(error).__name__, said]))
     return (
-        f"A backward through the model fails: {what}{_where(frames[begun + 1 :])}. Mend the function of autograd, or "
-        "the hook, that raises it."
+        f"A backward through the model fails: {what}{_in_brackets(_place(frames[begun + 1 :]))}. Mend the function of "
+        "autograd, or the hook, that raises it."
     )
 
 
-def _is_somebodys(kind: type[BaseException]) -> bool:
-    """Whether a class of exceptions is of Python, torch or another library no more than of advkit."""
+def is_somebodys(error: BaseException) -> bool:
+    """Whether it is of a class of Python, torch or another library no more than of advkit. SystemExit is Python's."""
+    kind = type(error)
     module = sys.modules.get(kind.__module__)
-    return kind.__module__ != "builtins" and _is_own(getattr(module, "__file__", None) or "")
+    library = kind.__module__ in sys.builtin_module_names or isinstance(error, SystemExit)
+    return not library and _is_own(getattr(module, "__file__", None) or "")
 
 
 def _is_own(file: str) -> bool:
@@ -147,6 +166,8 @@ def explained(*, training: bool = False) -> Iterator[None]:
     except AdvkitError:
         raise
     except Exception as error:
+        if is_somebodys(error):
+            raise
         torchs = _EXPLAINED if isinstance(error, RuntimeError | ValueError) else {}
         sentence = next((sentence for words, sentence in torchs.items() if words in says(error)), "")
         if torchs and (_UNUSED in says(error) or _CUT in says(error)):
@@ -155,8 +176,8 @@ def explained(*, training: bool = False) -> Iterator[None]:
         explanation = lacking or OptionError(sentence or _in_a_backward(error))
         if not str(explanation):
             raise
-        for note in getattr(error, "__notes__", ()):  # whose code it was
-            explanation.add_note(note)
+        for note in blames(error):
+            blame(explanation, note)
         raise explanation from error
 
 

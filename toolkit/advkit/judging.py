@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .bits import same_bits
-from .errors import NonFinite, OptionError
+from .errors import NonFinite, OptionError, says
 from .generators import drawn_from, generators, put_back
 from .global_state import products, switch_back, switches
 from .inventory import statistics_of
@@ -153,7 +153,7 @@ def untouched(x: Tensor, *, by_value: bool = False) -> Iterator[None]:
         with staying():
             yield
     except RuntimeError as error:
-        if "in-place" in str(error) and "leaf" in str(error):
+        if "in-place" in says(error) and "leaf" in says(error):
             raise OptionError(IN_PLACE if asks else IN_PLACE_WEIGHT) from error
         raise
     if x.requires_grad and not asks:

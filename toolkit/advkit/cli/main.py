@@ -18,12 +18,14 @@ from ..errors import (
     CheckpointError,
     NotTyped,
     OptionError,
+    blames,
     by_others,
     command_line,
     did_you_mean,
     says,
     without_temporary_files,
 )
+from ..explained import place
 from ..torchrun import rank, several
 from .repeated import refuse_repeated
 from .signals import AtOnce, over
@@ -101,7 +103,7 @@ class _Strange(Exception):
 
 def _of_strangers(error: BaseException) -> bool:
     """Whether it came out of a plugin, a net or a data set. A pipe breaks where click or rich write, too."""
-    return hasattr(error, "__notes__") or (by_others(error) and not isinstance(error, OSError))
+    return bool(blames(error)) or (by_others(error) and not isinstance(error, OSError))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -139,8 +141,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         words = arguments if arguments is not None else sys.argv[1:]
         return _complain(f"{error} That is: {shlex.join(['advkit', *words, *error.words])}", error.exit_code)
     except AdvkitError as error:
-        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))  # of a plugin that raised it
-        return _complain(f"{error}{where}", error.exit_code)
+        whose = "".join(f" ({note})" for note in blames(error))  # of a plugin that raised it
+        return _complain(f"{error}{whose}", error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
@@ -186,9 +188,10 @@ def _unexpected(error: BaseException) -> int:
         raise error
     if known := without_temporary_files(error):
         return _complain(str(known), known.exit_code)
-    where = " ".join((type(error).__name__, *getattr(error, "__notes__", ())))
-    what = next(iter(says(error).splitlines()), "no message")
-    return _complain(f"{where}: {what} (ADVKIT_TRACEBACK=1 shows where)", 1)
+    text = next(iter(says(error).splitlines()), "")
+    what = ": ".join(filter(None, [type(error).__name__, text.rstrip(".")]))
+    whose = "; ".join(filter(None, [place(error), *blames(error)]))
+    return _complain(f"{what}{whose and f' ({whose})'}. ADVKIT_TRACEBACK=1 shows the traceback.", 1)
 
 
 def _complain(sentence: str, code: int) -> int:

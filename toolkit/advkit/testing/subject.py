@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from .. import registry
 from ..compose.registration import HOOKS, check as registered, hooks_of
-from ..errors import AdvkitError, HookContract, NoTemporaryFiles, blamed, without_temporary_files
+from ..errors import AdvkitError, HookContract, NoTemporaryFiles, blamed, blames, says, without_temporary_files
 from ..options import validate
 from ..plugin import Plugin
 from .company import Choice, Options, alone, installed, refusal
@@ -215,8 +215,8 @@ def _without(plugin: type[Plugin], hook: str) -> type[Plugin]:
 
 def told(error: BaseException) -> str:
     """What an exception says, with where it came from."""
-    text = str(error) if isinstance(error, AdvkitError) else f"{type(error).__name__}: {error}"
-    return " ".join((text, *(f"({note})" for note in getattr(error, "__notes__", ()))))
+    text = str(error) if isinstance(error, AdvkitError) else f"{type(error).__name__}: {says(error)}"
+    return " ".join((text, *(f"({note})" for note in blames(error))))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import NonFinite
 from ..evaluation.statistics import guessing
+from ..explained import calling
 from ..global_state import products
 from ..modules import mode, own_generator, placement
 from ..plugin import CORE
@@ -65,7 +66,7 @@ def refuse_broken_net(model: nn.Module, dataset: Dataset, index: Tensor, most: i
     step."""
     device, dtype = placement(model)
     x = to_float(dataset.images[index[: min(most, ENOUGH)]].to(device), dtype)
-    with mode(model, training=False), own_generator(device), products("highest"), torch.no_grad():
+    with mode(model, training=False), own_generator(device), products("highest"), torch.no_grad(), calling(x.shape):
         logits = model(x)
     if bool((logits.isnan() | logits.isposinf()).any()):
         raise NonFinite(

@@ -7,7 +7,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import called, says
+from ..errors import blame, called, says
 from ..own_file import words
 from ..types import Batch
 from .probes import between_steps
@@ -46,7 +46,7 @@ def break_off(trainer: Trainer, error: BaseException) -> None:
         try:
             last()
         except Exception as late:
-            error.add_note(f"and then {name} failed: {type(late).__name__}: {says(late)}")
+            blame(error, f"and then {name} failed: {type(late).__name__}: {says(late)}")
 
 
 def farewell(trainer: Trainer) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import a_whole_number
 from ..errors import NonFinite, OptionError, says
-from ..explained import TRAIN_ANOTHER, uncallable
+from ..explained import TRAIN_ANOTHER, reraise
 from ..global_state import products
 from ..hidden import without_trace
 from ..inventory import Inventory
@@ -199,6 +199,7 @@ def standing_in(x: Tensor) -> Tensor:
 def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[object, int]:
     """What the model returns for one image, or for two where one alone is none to it (BatchNorm of the batch)."""
     failed: list[BaseException] = []
+
     for rows in (1, 2):
         x = images[:rows].clone()
         try:
@@ -208,7 +209,7 @@ def _of_one(model: nn.Module, images: Tensor, half: HalfPrecision) -> tuple[obje
             raise
         except (Exception, SystemExit) as error:
             failed.append(error)
-    raise uncallable(failed[0], images.shape) from failed[0]
+    return reraise(failed[0], images.shape)
 
 
 def _zeros(model: nn.Module, batch: Batch) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HookContract, OptionError
-from ..explained import uncallable
+from ..explained import reraise
 from ..generators import generators, put_back
 from ..modules import mode
 from ..optimizers import OptimizerSettings
@@ -154,4 +154,4 @@ def blamed(name: str, source: str, x: Tensor) -> Iterator[None]:
     except OptionError as error:
         raise OptionError(f"{name}, {source}: {error}") from None
     except Exception as error:  # of somebody's net
-        raise uncallable(error, x.shape, f"{name}, {source},") from error
+        reraise(error, x.shape, f"{name}, {source},")

@@ -130,7 +130,9 @@ class Victim:
                 raise
         shown = torch.cat([x, self.beside()])
         self.note(BESIDE)
-        return checked_logits(self.model(shown), len(shown), self.classes)[:1]
+        with calling(shown.shape):
+            logits = self.model(shown)
+        return checked_logits(logits, len(shown), self.classes)[:1]
 
     def watch_others(self, _: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """A forward pre-hook of the net: the gradients of those who call it past this Victim are seen too."""

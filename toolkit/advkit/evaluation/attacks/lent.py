@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...bits import same_bits, write_back
 from ...errors import HookContract, blamed
+from ...explained import calling
 from ...generators import drawn_from, generators, put_back
 from ...global_state import switch_back, switches
 from ...judging import far_apart
@@ -133,7 +134,7 @@ class _State:
         return far_apart(now, answer) and not far_apart(now, self.answer())
 
     def _forward(self, x: Tensor) -> Tensor:
-        with own_generator(placement(self.model)[0]) as seed:
+        with own_generator(placement(self.model)[0]) as seed, calling(x.shape):
             seed(0)
             logits: Tensor = self.model(x)
         return logits.detach()
