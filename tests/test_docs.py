@@ -125,8 +125,10 @@ def test_cards_have_the_options_of_their_plugins(name: str) -> None:
 
 
 def test_cards_have_one_shape() -> None:
-    shapes = {tuple(re.findall(r"^## (.+)$", card(name), re.MULTILINE)) for name in CARDS}
+    shape = r"^(## .+|- (?:Paper|Defaults|Weakness): )"
+    shapes = {tuple(re.findall(shape, card(name), re.MULTILINE)) for name in CARDS}
     assert len(shapes) == 1
+    assert shapes.pop()[:3] == ("- Paper: ", "- Defaults: ", "- Weakness: ")
     assert {path.stem for path in (DOCS / "methods").glob("*.md")} == set(CARDS)
 
 

@@ -41,12 +41,12 @@ def rank_weights(rank: Tensor, scheme: str, share: float, dtype: torch.dtype) ->
 
 
 class AvRank(Plugin):
-    """Weighs a regularizer's instances by their rank in adversarial vulnerability (ISEAT)."""
+    """Weights a regularizer's instances by their rank in adversarial vulnerability (ISEAT)."""
 
     name = "av-rank"
 
     class Options(PluginOptions):
-        term: str = option("lsiw", help="the loss term to weigh: a plugin's name, or base_loss")
+        term: str = option("lsiw", help="the loss term to weight: a plugin's name, or base_loss")
         scheme: Literal["linear", "top-k", "uniform"] = option("linear", help="Eq. 15, Eq. 9, or no weighing")
         share: Real = option(
             0.1, gt=0, le=1, under="scheme=top-k", help="top-k: share of the batch that gets weight 1, rounded down"

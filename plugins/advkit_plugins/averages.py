@@ -30,7 +30,7 @@ class AverageOptions(PluginOptions):
         ge=2,
         le=1 << 20,
         under="buffers=re-estimated",
-        help="number of images kept, where statistics are re-estimated",
+        help="number of images kept to re-estimate statistics",
     )
 
 
@@ -129,7 +129,7 @@ class Ema(Average):
 
     class Options(AverageOptions):
         decay: Real = option(0.999, ge=0, lt=1, help="share of the average that stays at a step")
-        ramp: bool = option(True, help="decay is at most (1 + n) / (10 + n) after n steps, so that it starts short")
+        ramp: bool = option(True, help="decay is at most (1 + n) / (10 + n) after n steps, so the average starts short")
 
     options: Options
 

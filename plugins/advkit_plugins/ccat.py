@@ -71,7 +71,7 @@ def backtracked(
 
 
 class Ccat(Plugin):
-    """Trains to be less confident the farther an image is attacked, and on half of a batch as it is (CCAT)."""
+    """Trains for less confidence the farther an image is attacked; half of each batch stays clean (CCAT)."""
 
     name = "ccat"
     replaces = {"inner_attack": ("attack.init",)}
@@ -84,7 +84,7 @@ class Ccat(Plugin):
             "confidence", help="what the attack raises: the largest probability of a wrong class, or cross-entropy"
         )
         momentum: Real = option(0.9, ge=0, lt=1, help="momentum of the gradient signs")
-        shrink: Real = option(1.5, gt=1, help="divisor of the step size where a step would not help")
+        shrink: Real = option(1.5, gt=1, help="divisor of the step size if a step would not help")
 
     options: Options
 

@@ -27,7 +27,7 @@ def boxes(area: Tensor, down: Tensor, across: Tensor, height: int, width: int, w
 
 
 class CutMix(Plugin):
-    """Puts a box of another image into each, and mixes the labels as the images' areas are (CutMix)."""
+    """Pastes a box of another image into each image, and mixes the labels in proportion to the areas (CutMix)."""
 
     name = "cutmix"
     order = {"target_label": Order(before=frozenset({"bilateral", "ccat", "dirichlet-ls", "label-smoothing"}))}

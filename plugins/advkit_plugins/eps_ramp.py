@@ -7,7 +7,7 @@ from advkit import BudgetScale, Company, Plugin, PluginOptions, Run, hookimpl, o
 
 
 class EpsRamp(Plugin):
-    """Attacks with epoch / epochs of the radius at first, 0 in the first epoch (ISEAT on SVHN)."""
+    """Warm-up of the attack: the radius grows linearly from 0 over the first epochs (ISEAT on SVHN)."""
 
     name = "eps-ramp"
 

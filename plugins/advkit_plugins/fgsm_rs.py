@@ -48,7 +48,7 @@ class FgsmRs(Plugin):
             0.0, symbol="k", ge=0, le=100, help="N-FGSM: start in U(-k eps, k eps) and do not project; 2 in its paper"
         )
         zero_share: Real = option(
-            0.0, symbol="q", ge=0, lt=1, help="ZeroGrad: share of the pixels, those of the least gradient, not moved"
+            0.0, symbol="q", ge=0, lt=1, help="ZeroGrad: share of pixels, those of smallest gradient, that do not move"
         )
 
     options: Options

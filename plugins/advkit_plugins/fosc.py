@@ -26,7 +26,7 @@ def threshold(epoch: int, until: float, c_max: float) -> float:
 
 
 class Fosc(Plugin):
-    """Stops the attack on a sample once it is solved well enough for the epoch: dynamic training by FOSC."""
+    """Stops the attack on a sample once its FOSC is small enough for the epoch: dynamic adversarial training."""
 
     name = "fosc"
 

@@ -28,7 +28,7 @@ def geometry_weights(kappa: Tensor, steps: int, *, form: Form, lam: float) -> Te
 
 
 class Gairat(Plugin):
-    """Weighs a sample's loss by how early the attack fools the model, as a stand-in for its distance (GAIRAT)."""
+    """Weights a sample's loss by how early the attack succeeds, as a proxy for its margin (GAIRAT)."""
 
     name = "gairat"
 
@@ -37,10 +37,10 @@ class Gairat(Plugin):
             "tanh", help="form of the weight: tanh (Eq. 6), sigmoid, or discrete, the paper's ablations"
         )
         lam: float = option(
-            -1.0, symbol="λ", ge=-50, le=50, under="form=tanh,sigmoid", help="shift of both; 0 beside FAT in the code"
+            -1.0, symbol="λ", ge=-50, le=50, under="form=tanh,sigmoid", help="shift of both; 0 with FAT in the code"
         )
-        burn_in: Real = option(0.5, ge=0, le=1, help="share of the epochs in which all weigh the same; 60 of 120")
-        term: str = option("base_loss", help="the loss term to weigh: base_loss, or a plugin's name")
+        burn_in: Real = option(0.5, ge=0, le=1, help="share of the epochs with equal weights; 60 of 120")
+        term: str = option("base_loss", help="the loss term to weight: base_loss, or a plugin's name")
 
     options: Options
     begin = 0

@@ -33,7 +33,7 @@ def beyond(x: Tensor, x_adv: Tensor, s: float) -> Tensor:
 
 
 class Hat(Plugin):
-    """TRADES, and a helper's class of x' as the label of x + s delta, against excessive margins (HAT)."""
+    """TRADES, with a standard net's class of x' as the label of x + s delta, against excessive margins (HAT)."""
 
     name = "hat"
     # Of the official code: all three forwards move running statistics, that of x + s delta the last.
@@ -45,9 +45,9 @@ class Hat(Plugin):
     }
 
     class Options(PluginOptions):
-        helper: Place = option("", help="run of standard training, by its folder, or a file of weights; none: no help")
+        helper: Place = option("", help="folder of a run of standard training, or a file of weights; empty: TRADES")
         helper_model: str = option(
-            "", under="helper", help="installed net that a file of weights is of; none: the run's own"
+            "", under="helper", help="installed net that a file of weights is for; empty: the run's own"
         )
         beta: Schedule = option(2.5, symbol="β", help="weight of the robust term, by epoch; 3.5 with averaged weights")
         gamma: Schedule = option(
@@ -62,8 +62,8 @@ class Hat(Plugin):
         batch_norm: Literal["all", "views"] = option(
             "all",
             under="helper",
-            help="whether x + s delta moves running statistics too, after the others, as in the official code, or "
-            "those of update.batch_norm alone",
+            help="what moves running statistics: x + s delta too, after the others, as in the official code, or "
+            "only the views of update.batch_norm",
         )
 
     options: Options

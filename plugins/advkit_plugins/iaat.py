@@ -44,13 +44,17 @@ class Iaat(Plugin):
 
     class Options(PluginOptions):
         gamma: Real = option(
-            "0.2375 eps", symbol="γ", gt=0, unit="pixels in [0, 1]", help="how far up and down; 1.9/255 at 8/255"
+            "0.2375 eps",
+            symbol="γ",
+            gt=0,
+            unit="pixels in [0, 1]",
+            help="how far eps_i moves at a visit; 1.9/255 at 8/255",
         )
         beta: Real = option(0.1, symbol="β", gt=0, le=1, help="share of the new budget; the rest is the old one")
-        warm_up: int = option(10, ge=0, le=10_000, help="epochs with eps where x is classified correctly, 0 elsewhere")
+        warm_up: int = option(10, ge=0, le=10_000, help="epochs with budget eps if x is classified correctly, else 0")
         cap: Real = option(0.0, ge=0, unit="pixels in [0, 1]", help="the largest eps_i; 0: none, as in the paper")
         least_step: Real = option(
-            "eps/4", ge=0, unit="pixels in [0, 1]", help="the step is 2 eps_i / steps, and this at least"
+            "eps/4", ge=0, unit="pixels in [0, 1]", help="the step is 2 eps_i / steps, but at least this"
         )
 
     options: Options

@@ -52,7 +52,7 @@ def bisected(margin: Callable[[Tensor], Tensor], first: Tensor, cap: float, step
 
 
 class Mma(Plugin):
-    """Attacks each sample just as far as its decision boundary, and trains on it there (MMA; OMMA with lam=0)."""
+    """Attacks each sample up to its decision boundary, and trains on that point (MMA; OMMA with lam=0)."""
 
     name = "mma"
     replaces = {"perturbation_budget": ("attack.step_size",)}

@@ -32,7 +32,7 @@ def distilled(teacher: Tensor, student: Tensor, temperature: float, reduction: s
 
 
 class Rslad(Plugin):
-    """Learns a robust teacher's probabilities of x, at x' and at x, attacked away from them too (RSLAD, ARD)."""
+    """Distillation: a robust teacher's probabilities of x are the soft label of x' and of x (RSLAD, ARD)."""
 
     name = "rslad"
     # Of the official code: the adversarial forward comes first, and both move running statistics.
@@ -44,11 +44,9 @@ class Rslad(Plugin):
     }
 
     class Options(PluginOptions):
-        teacher: Place = option(
-            "", help="run of robust training, by its folder, or a file of weights; none: the labels"
-        )
+        teacher: Place = option("", help="folder of a run of robust training, or a file of weights; empty: the labels")
         teacher_model: str = option(
-            "", under="teacher", help="installed net that a file of weights is of; none: the run's own"
+            "", under="teacher", help="installed net that a file of weights is for; empty: the run's own"
         )
         adv: Real = option("5/6", gt=0, help="weight of the teacher's term at x'; 1 in ARD's code, its alpha")
         clean: Real = option("1/6", ge=0, help="weight of the term at x; 1 - alpha in ARD")

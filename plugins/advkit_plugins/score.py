@@ -16,7 +16,7 @@ def squared_error(p: Tensor, q: Tensor) -> Tensor:
 
 
 class Score(Plugin):
-    """Squared error of probabilities in the place of cross-entropy and KL: clean fit plus consistency (SCORE)."""
+    """Squared errors of probabilities instead of cross-entropy and KL: clean fit plus consistency (SCORE)."""
 
     name = "score"
     # Start, mode and order of the forwards of the authors' code without generated data.

@@ -35,7 +35,7 @@ def ramp(epoch: int, first: int, last: float) -> float:
 
 
 class Te(Plugin):
-    """Pulls attacked predictions to an average of each sample's clean ones, so that hard samples are not memorized."""
+    """Pulls predictions under attack towards an average of each sample's clean ones, against memorization (TE)."""
 
     name = "te"
     prefers = {"attack.init": "uniform", "attack.mode": "eval"}
