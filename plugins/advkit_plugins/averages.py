@@ -69,8 +69,8 @@ class Average(Plugin, ABC):
             )
         if self.options.buffers == "averaged":
             parts |= {n: value for n, value in model.named_buffers() if n in stored and value.is_floating_point()}
-        # A mask of -inf has no average: it stays the model's own.
-        parts = {name: value for name, value in parts.items() if bool(value.isfinite().all())}
+        # A mask of -inf and a tensor without entries have no average: they stay the model's own.
+        parts = {name: value for name, value in parts.items() if value.numel() and bool(value.isfinite().all())}
         self.average: Mapping[str, Tensor] = {
             name: run.tensor_state(f"average/{name}", value) for name, value in parts.items()
         }

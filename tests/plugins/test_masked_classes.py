@@ -49,19 +49,20 @@ def test_the_limit(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 
 class Masked(nn.Module):
-    """Its mask is a parameter, as of many a transformer."""
+    """Its mask is a parameter, as of many a transformer; another has no entries, as of a prompt of no tokens."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = tiny_net(False, 0.0, torch.float32)
         self.mask = nn.Parameter(torch.tensor([0.0, 0.0, -torch.inf]), requires_grad=False)
+        self.tokens = nn.Parameter(torch.zeros(0, 3))
 
     def forward(self, x: Tensor) -> Any:
-        return self.net(x) + self.mask
+        return self.net(x) + self.mask + self.tokens.sum(0)
 
 
 @pytest.mark.parametrize("plugin", ["ema", "swa"])
-def test_a_mask_has_no_average_and_stays_the_models_own(plugin: str) -> None:
+def test_a_mask_and_an_empty_tensor_have_no_average_and_stay_the_models_own(plugin: str) -> None:
     data = pictures(8).take(slice(0, 8))
     two = advkit.Dataset("two", data.images, data.labels % 2, data.classes)
     result = advkit.train(
@@ -69,4 +70,4 @@ def test_a_mask_has_no_average_and_stays_the_models_own(plugin: str) -> None:
         options={"swa": {"start": 0.0}} if plugin == "swa" else {},
         settings={"attack.steps": 1, "validation.fraction": 0.0},
     )  # fmt: skip
-    assert "net.0.weight" in result.averaged and "mask" not in result.averaged
+    assert "net.0.weight" in result.averaged and not {"mask", "tokens"} & result.averaged.keys()
