@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -284,3 +285,18 @@ def test_an_exception_of_somebodys_own_stays_what_it_is(
     calls, last, raised = 0, 1, KeyError
     with pytest.raises(OptionError, match="now"):
         run(Net(forward))
+
+
+@pytest.mark.parametrize("method", ["train", "state_dict", "load_state_dict", "__getitem__"])
+@pytest.mark.parametrize("kind", [Enough, KeyError])
+def test_so_does_one_of_its_other_methods_and_of_a_data_set(method: str, kind: type[Exception], tmp_path: Path) -> None:
+    def raising(*given: Any, **named: Any) -> Any:
+        raise kind("now")
+
+    net, data = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.utils.data.TensorDataset(X, Y)
+    given, begin = (data, None) if method == "__getitem__" else (net, tmp_path / "weights.pt")
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    given.__class__ = type("Own", (type(given),), {method: raising})
+    with pytest.raises(Enough if kind is Enough else AdvkitError, match="now") as error:
+        advkit.train(net, data, epochs=1, eps=0.1, settings={"attack.steps": 1}, init_from=begin)
+    assert len(blames(error.value)) == (kind is Enough)

@@ -70,14 +70,20 @@ def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
 def reraise(error: BaseException, shape: Sequence[int], net: str = "The model") -> NoReturn:
     """What a net has raised on images of this shape, as it is for whoever calls advkit.
 
-    An exception of a class of somebody's own stays what it is, with a note: who wrote it may catch it around a run. So
-    does one with a note on whose code raised it. Any other is `uncallable`.
+    An exception of a class of somebody's own stays what it is: who wrote it may catch it around a run. So does one with
+    a note on whose code raised it. Any other is `uncallable`.
     """
-    if not blames(error):
-        if not is_somebodys(error):
-            raise uncallable(error, shape, net) from error
-        blame(error, f"{net[0].lower()}{net[1:]} raised it, on images {tuple(shape)}")
-    raise error
+    if blames(error):
+        raise error
+    raise_own(error, f"{net[0].lower()}{net[1:]} raised it, on images {tuple(shape)}")
+    raise uncallable(error, shape, net) from error
+
+
+def raise_own(error: BaseException, whose: str) -> None:
+    """Raise `error` again, with a note on whose code raised it, where its class is somebody's own."""
+    if is_somebodys(error):
+        blame(error, whose)
+        raise error
 
 
 def uncallable(error: BaseException, shape: Sequence[int], net: str = "The model") -> AdvkitError:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
 from ..errors import DataError, OptionError, named, says, shown
+from ..explained import raise_own
 from ..generators import generators, put_back, repeatable
 from ..hidden import without_trace
 from ..judging import untouched
@@ -162,12 +163,16 @@ def _refuse_apart(data: Any) -> None:
 
 @contextmanager
 def _reading(data: Any) -> Iterator[None]:
-    """DataError for whatever a stranger's class raises in the scope, or SystemExit, which ends no program here."""
+    """DataError for what a stranger's class raises in the scope, or SystemExit, which ends no program here.
+
+    An exception of a class of somebody's own stays what it is.
+    """
     try:
         yield
     except DataError:
         raise
     except (Exception, SystemExit) as error:
+        raise_own(error, f"the data set {type(data).__name__} raised it")
         reason = f"{type(error).__name__}: {' '.join(says(error).split())}"
         raise DataError(
             f"The samples of {type(data).__name__} can not be read ({reason}); mend the data set."

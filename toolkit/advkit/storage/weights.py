@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..bits import as_bytes, same_bits
-from ..errors import CheckpointError, called, named as argument
+from ..errors import CheckpointError, called, named as argument, says
+from ..explained import raise_own
 from ..models.base import Normalize
 from ..precision import named
 
@@ -95,7 +96,8 @@ def put_weights(
     try:
         model.load_state_dict(weights | {name: own[name] for name in uncounted})
     except Exception as error:  # of a state_dict that leaves out what load_state_dict asks for
-        why = " ".join(str(error).split())[:200]
+        raise_own(error, "the model's own load_state_dict raised it")
+        why = " ".join(says(error).split())[:200]
         raise CheckpointError(
             f"The weights of {where} have the names of the model's state_dict(), but its load_state_dict() does not "
             f"take them ({why}); let the one take what the other gives."

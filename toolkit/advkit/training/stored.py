@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..bits import lies_on_itself, same_bits
-from ..errors import OptionError
+from ..errors import OptionError, says
+from ..explained import raise_own
 from ..hidden import without_trace
 from ..precision import named
 from .form import Form
@@ -20,7 +21,8 @@ def stored_by(model: nn.Module) -> Mapping[str, Any]:
     try:
         return model.state_dict()
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
+        raise_own(error, "the model's own state_dict raised it")
+        what = f"{type(error).__name__}: {says(error)}"
         raise OptionError(
             f"The model's own state_dict() raises {what}. Mend it: checkpoints are made of it."
         ) from error
@@ -143,7 +145,8 @@ def _not_taken_back(model: nn.Module, stored: Mapping[str, Any]) -> str:
                 if there is not None and now[there] is not before[there]:
                     return f"{there} is another object afterwards, which no optimizer has"
         except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            raise_own(error, "the model's own load_state_dict raised it")
+            return f"{type(error).__name__}: {' '.join(says(error).split())[:160]}"
         finally:
             form.put_back(set())
     return ""
