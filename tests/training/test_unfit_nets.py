@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import advkit
 from advkit import CheckpointError, NonFinite, OptionError, Step
+from advkit.modes import traced
 
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
 FEATURES = 2 * 4 * 4
@@ -286,6 +287,18 @@ def test_a_jitted_net_trains_where_nothing_is_put_in_its_place(form: str, tiny_b
         step_of(JIT[form](core()), ["awp"])(*tiny_batch(), epoch=0)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is:FutureWarning")
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(2), nn.Dropout(0.5)])
+def test_a_traced_net_that_stays_in_its_mode_is_told(layer: nn.Module, tiny_batch: BatchOf) -> None:
+    """The control: what torch.jit.script makes of it follows `training`."""
+    net = nn.Sequential(layer, core())
+    caution = "The model was traced by torch.jit.trace in eval mode, and its BatchNorm and dropout stay in it"
+    with pytest.warns(UserWarning, match=caution):
+        step_of(JIT["traced"](net.eval()))(*tiny_batch(), epoch=0)
+    assert (traced(net), traced(torch.jit.script(net))) == ("", "")
+    step_of(torch.jit.script(net.train()))(*tiny_batch(), epoch=0)  # warnings are errors in these tests
+
+
 class Within(nn.Module):
     """An exported module with dropout around it."""
 
@@ -421,12 +434,20 @@ def test_pixels_without_a_gradient_elsewhere_are_no_clipping(
     step_of(Calls(see))(x * (torch.arange(4) < 2), y, index, epoch=0)  # half of each image is black
 
 
+def in_eval_mode(net: Calls, x: Tensor) -> Tensor:
+    return net.core(x) if net.training else net.core(x).softmax(1)
+
+
 @pytest.mark.parametrize("plugins", [(), ("trades",), ("awp",)])
 def test_a_softmax_at_the_end_is_said_once_a_stage(tiny_batch: BatchOf, plugins: tuple[str, ...]) -> None:
     step = step_of(Calls(lambda net, x: net.core(x).softmax(1)), plugins, **{"attack.init": "uniform"})
     with pytest.warns(UserWarning, match=r"returns probabilities: .* leave the one at the end of the model out\.$"):
         step(*tiny_batch(), epoch=0)
     step(*tiny_batch(), epoch=1)  # warnings are errors in these tests
+    judged = step_of(Calls(in_eval_mode), plugins, **{"attack.init": "uniform"})
+    with pytest.warns(UserWarning, match=r"^The model returns probabilities in eval mode: .* validation take them as"):
+        judged(*tiny_batch(), epoch=0)
+    judged(*tiny_batch(), epoch=1)
     logs = step_of(Calls(lambda net, x: net.core(x).log_softmax(1)), plugins, **{"attack.init": "uniform"})
     logs(*tiny_batch(), epoch=0)  # are logits
 

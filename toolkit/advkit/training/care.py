@@ -14,10 +14,11 @@ from ..compose.stage import Stage
 from ..errors import OptionError
 from ..explained import calling
 from ..hidden import Counts, Generators, unregistered
+from ..modes import traced
 from ..modules import mode
 from ..types import Batch
 from .announced import refuse_changed
-from .given import a_width, at_rest, idle, refuse_strangers, refuse_stray_values
+from .given import at_rest, first_logits, idle, refuse_strangers, refuse_stray_values
 from .memory import Memory, by_batch
 from .objective import Update
 from .panel import Panel
@@ -43,6 +44,8 @@ class Care:
         """By stage: who looks a step ahead, and parameters that are shifted, which were looked at."""
         self._unlearnt = ""
         """What is said of tensors of the model that ask for a gradient and are no parameters, before its first step."""
+        self._judged = torch.empty(0)
+        """The model's logits in eval mode before its first step, (1, K)."""
         self.computing: Container[object] = ()
         """Of the model's hooks those that computed in the last step that was looked at."""
 
@@ -54,7 +57,8 @@ class Care:
             self._generators = {plugin.name: Generators(plugin, self.model) for plugin in self._plugins}
             claimed = [*self.state.samples.values(), *self.state.tensors.values()]
             self._counts = {p.name: Counts(p, self.model, claimed, len(batch.x)) for p in self._plugins}
-            self.state.num_classes = a_width(self.model, batch, self.state)
+            self._judged = first_logits(self.model, batch, self.state)
+            self.state.num_classes = self._judged.shape[1]
         if self.state.image_shape and batch.x.shape[1:] != self.state.image_shape:
             raise OptionError(
                 f"Images are {tuple(batch.x.shape[1:])}, and the run was set up for {self.state.image_shape}; give "
@@ -116,7 +120,7 @@ class Care:
         final, steps = logits.get("adv_logits"), self.state.attack.steps
         flat = "" if (owner := stage.owner("attack_objective")) is None else owner.plugin.name
         still = standing_still(known["attack"], known["batch"], known["radius"], final, steps, flat)
-        cautions = [still, doubts(logits)]
+        cautions = [still, doubts(logits, self._judged)]
         if steps and known["attack"].finite is not None and bool((known["radius"] > 0).any()):
             cautions.append(stuck_at_edges(self.model, known["batch"], self.computing))
         if not self._seen:
@@ -139,6 +143,7 @@ class Care:
             cautions += [
                 at_rest(self._idle),
                 self._unlearnt,
+                _of_one_mode(self.model),
                 self.memory.first(_several(x), self.computing),
                 by_batch(self.model, x, self.computing),
             ]
@@ -186,6 +191,16 @@ class Care:
     def done(self, stage: Stage) -> None:
         """A step of this stage has happened."""
         self._seen.add(id(stage))
+
+
+def _of_one_mode(model: nn.Module) -> str:
+    """A sentence on a net that train() and eval() do not change."""
+    if not (fixed := traced(model)):
+        return ""
+    return (
+        f"The model was traced by torch.jit.trace in {fixed} mode, and its BatchNorm and dropout stay in it: train() "
+        "and eval() do not change them. Train the module that it was traced from, or what torch.jit.script makes of it."
+    )
 
 
 def _several(x: Tensor) -> Tensor:

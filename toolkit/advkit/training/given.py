@@ -161,8 +161,10 @@ def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
         raise OptionError("index names a sample twice in a batch; number its visits with `occurrence`.")
 
 
-def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
-    """K, from one eval forward of one image before the first step; OptionError where the data has another.
+def first_logits(model: nn.Module, batch: Batch, state: RunState) -> Tensor:
+    """(1, K) of one eval forward before the first step, (2, K) where one image alone is none to the model.
+
+    Raises OptionError where the data has another K.
 
     What the net does to its images and in which precision it computes is seen here, before anything is trained.
     """
@@ -184,7 +186,7 @@ def a_width(model: nn.Module, batch: Batch, state: RunState) -> int:
                 f"The model's forward gives its buffer {changed[0]} another shape, as nets do that measure their first "
                 "batch; call the model on a batch of images before."
             )
-    return checked_logits(logits, rows, state.num_classes or None).shape[1]
+    return checked_logits(logits, rows, state.num_classes or None)
 
 
 def standing_in(x: Tensor) -> Tensor:

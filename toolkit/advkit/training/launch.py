@@ -24,7 +24,7 @@ from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .code_told import code_of
-from .given import a_width
+from .given import first_logits
 from .loop import Trainer
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
 from .parts import (
@@ -85,7 +85,7 @@ def _refuse_other_images(trainer: Trainer) -> None:
     """OptionError for a net that can not be called on the images, which the first step would find later."""
     some, state = trainer.splits.train.take(slice(0, 2)), trainer.panel.state
     x, y, index = (part.to(state.device) for part in (some.images, some.labels, some.index))
-    a_width(trainer.model, Batch(to_float(x, state.dtype), y, index, torch.zeros_like(index)), state)
+    first_logits(trainer.model, Batch(to_float(x, state.dtype), y, index, torch.zeros_like(index)), state)
 
 
 def resume(

@@ -18,7 +18,7 @@ from ..modules import frozen, mode, own_generator, placement
 from ..run import RunState
 from ..types import Batch
 from .engine import Engine, refuse_compiled
-from .given import a_width, an_answer
+from .given import an_answer, first_logits
 from .short import cautions
 from .unfit import refuse_unfit_net
 
@@ -65,7 +65,7 @@ def refuse_net(resolved: Resolved, model: nn.Module, images: Tensor | None, clas
     x, places = to_float(images.to(device), dtype), torch.arange(len(images), device=device)
     state = RunState(resolved.run.seed, len(images), resolved.attack, device, dtype)
     state.num_classes = classes
-    width = a_width(model, Batch(x, torch.zeros_like(places), places, torch.zeros_like(places)), state)
+    logits = first_logits(model, Batch(x, torch.zeros_like(places), places, torch.zeros_like(places)), state)
     if resolved.attack.steps and len(x) > 1:
         with (
             own_generator(device),
@@ -75,7 +75,7 @@ def refuse_net(resolved: Resolved, model: nn.Module, images: Tensor | None, clas
             torch.enable_grad(),
             calling(x.shape),
         ):
-            an_answer(model(x.requires_grad_()), x, "the attack", width)
+            an_answer(model(x.requires_grad_()), x, "the attack", logits.shape[1])
 
 
 @contextmanager

@@ -206,13 +206,16 @@ def stuck_at_edges(model: nn.Module, batch: Batch, computing: Container[object])
     )
 
 
-def doubts(logits: Mapping[str, Tensor]) -> str:
-    """A sentence where what the model returned in the update, (B, K) by view, are no logits, "" elsewhere."""
-    if not any(bool(probabilities(rows).all()) for rows in logits.values()):
+def doubts(logits: Mapping[str, Tensor], judged: Tensor) -> str:
+    """A sentence where the model returns no logits, "" elsewhere: in the update, `logits` (B, K) by view, or in eval
+    mode, `judged` (1, K)."""
+    both = any(bool(probabilities(rows).all()) for rows in logits.values())
+    if not both and not bool(probabilities(judged).all()):
         return ""
     return (
-        "The model returns probabilities: every row is at least 0 and sums to 1. Losses take them as logits, so the "
-        "softmax is taken twice and gradients are small; leave the one at the end of the model out."
+        f"The model returns probabilities{'' if both else ' in eval mode'}: every row is at least 0 and sums to 1. "
+        f"{'Losses take' if both else 'Its attack and its validation take'} them as logits, so the softmax is taken "
+        f"twice and gradients are small; leave the one at the end of the model out."
     )
 
 
