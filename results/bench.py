@@ -365,18 +365,18 @@ def markdown(measured: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "The overhead is the difference of the medians. Where a step is long it is mostly noise; the last two rows,",
-        "nets of next to no compute, show what the host does.",
+        "The overhead is the difference of the medians. For long steps it is mostly noise; the last two rows, nets",
+        "with next to no compute, show the work of the host.",
         "",
         "## Where the host's time goes",
         "",
-        "Microseconds that a step takes less without each of its cares, beside the whole overhead above the unchecked",
-        "loop: medians over turns of the difference within a turn. The rest is arguments, hooks that nobody answers,",
-        "figures and labels. Negative figures are noise, of which a step of the ResNet has more than its cares take.",
+        "Microseconds that a step saves without each of its checks, beside the whole overhead above the unchecked",
+        "loop: medians over turns of the difference within a turn. The rest is arguments, hooks that no plugin",
+        "answers, figures and labels. Negative figures are noise, which for the ResNet exceeds the cost of the checks.",
         "",
         f"| what | {' | '.join(row['case'] for row in measured['host'])} |",
         f"|---|{'---|' * len(measured['host'])}",
-        f"| in all | {' | '.join(str(round(row['overhead_us'])) for row in measured['host'])} |",
+        f"| total | {' | '.join(str(round(row['overhead_us'])) for row in measured['host'])} |",
         *(
             f"| {what} | {' | '.join(str(round(row['without_us'][what])) for row in measured['host'])} |"
             for what in LEFT_OUT
@@ -385,7 +385,7 @@ def markdown(measured: Mapping[str, Any]) -> str:
         "## Methods beside PGD-AT",
         "",
         "*Predicted* is what `advkit plan` says from the pass counts: a forward costs 1, a backward to the input 1, a",
-        "full backward 2. Companions are included: `lsiw` brings `awp` and `av-rank`.",
+        "full backward 2. Companions are included: `lsiw` adds `awp` and `av-rank`.",
     ]
     for table in measured["methods"]:
         lines += [

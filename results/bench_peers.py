@@ -303,8 +303,7 @@ def page(measured: Mapping[str, Any]) -> str:
         "momentum SGD.",
         "A ratio is the median over turns of the ratio within a turn, with the least and the greatest. *Apart*: the",
         "relative distance of the weights from advkit's after three steps on 16 images (PGD-AT in float32, the others",
-        "in float64). *Memory*: the most that a process had above what it had before, in two steps of a process of its",
-        "own.",
+        "in float64). *Memory*: the peak of a separate process in two steps, above what it had before them.",
     ]
     for table in measured["tables"]:
         first = "by hand" if table["name"] == "PGD-AT" else f"{table['name']} by hand"
@@ -330,11 +329,11 @@ def page(measured: Mapping[str, Any]) -> str:
 
 
 REMARKS = [
-    "`passes alone` does no update, so it has no weights to compare. TRADES starts from noise of its own, drawn anew",
-    "by each loop, so its weights differ. adv-lib returns the first adversarial iterate of an image that it finds, the",
+    "`passes alone` does no update, so it has no weights to compare. TRADES starts from random noise, which each loop",
+    "draws anew, so its weights differ. adv-lib returns the first adversarial iterate that it finds for an image, the",
     "others the last iterate. ART works on numpy arrays. advkit looks for NaN and Inf in every gradient, counts its",
-    "passes and watches plugins in the first batch of a stage; the loops by hand do nothing of this. Compiling took",
-    "place before the first turn and is in no figure.",
+    "passes and watches plugins in the first batch of a stage; the loops by hand do none of this. Compiling took place",
+    "before the first turn and is not included.",
 ]
 
 

@@ -170,7 +170,7 @@ def page(rows: list[dict[str, Any]], conversion: dict[str, Any] | None) -> str:
     """The table, and how to read it."""
     names = {"extra": "extra, holes", "alone": "alone, holes", "real": "extra, real bytes"}
     lines = [
-        "# Data by their number",
+        "# Cost by number of images",
         "",
         f"Images of 3x32x32, batches of {BATCH}, CAT's budgets as per-sample state. `extra`: {LABELLED:,} labelled",
         f"images in memory and N mapped ones, {SHARE:.0%} of a batch. `alone`: N mapped images are the training set.",
@@ -189,16 +189,16 @@ def page(rows: list[dict[str, Any]], conversion: dict[str, Any] | None) -> str:
         )
     lines += [
         "",
-        "Memory is what the process had for itself (RssAnon) after some batches, above what it had before the run;",
-        "the peak is that of the whole process with the pages of files that it looked at (VmHWM).",
-        "A mapped image costs no memory of its own: its pages are the system's cache.",
+        "Memory is the process's own (RssAnon) after some batches, above what it had before the run; the peak is that",
+        "of the whole process including the pages of files that it read (VmHWM).",
+        "A mapped image costs no memory of its own: its pages are in the system's cache.",
     ]
     for one in rows:
         if "cold_ms" in one:
             lines += [
                 "",
                 f"With {one['n']:,} images of real bytes a batch takes {one['cold_ms']:.1f} ms after the system was",
-                "told to forget the file (a machine below it may have kept it), and",
+                "told to drop the file from its cache (a host below it may have kept it), and",
                 f"{one['warm_ms']:.1f} ms when it is taken again.",
             ]
     if conversion:

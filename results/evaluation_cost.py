@@ -112,8 +112,8 @@ def page(seconds: dict[str, list[float]], robust: dict[str, Tensor]) -> None:
         lines.append(f"| {row['attack']} | {row['ms_an_image']:.2f} | {ratio} | {row['accuracy']:.3f} |")
     lines += [
         "",
-        "advkit drops images that are misclassified as they are, and between restarts those that are broken, and",
-        "computes no gradient of a parameter. Restarts of foolbox all start at random; advkit's first at the image.",
+        "advkit drops images that are misclassified without attack and, between restarts, those already broken, and",
+        "computes no parameter gradients. Restarts of foolbox all start at random; advkit's first starts at the image.",
         "Passes by attack are in robustness-digits.md and robustness-fashion.md.",
         "",
         f"Measured with {', '.join(f'{name} {number}' for name, number in versions.items())}, Python "

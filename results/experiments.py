@@ -160,7 +160,7 @@ def digits_long(jobs: int) -> None:
 def digits_long_page(runs: list[dict[str, Any]], jobs: int) -> None:
     """The page of the longer runs from what was measured."""
     lines = [
-        "# Digits, 60 epochs: how much of CAT's shortfall is its length",
+        "# Digits, 60 epochs: how much of CAT's shortfall is due to short runs",
         "",
         "As in digits.md, but for 60 epochs instead of 20. Each cell: mean over three paired seeds, and the seeds.",
         "",
@@ -178,8 +178,8 @@ def digits_long_page(runs: list[dict[str, Any]], jobs: int) -> None:
             lines.append(f"| {method.name} | {which} | {' | '.join(cells)} | {told} | {_radius(key, by_key[key])} |")
     lines += [
         "",
-        "CAT's budgets start at 0 and need seven undefeated visits to reach eps: 20 epochs are few. At the end their",
-        "mean is above eps, so PGD-AT at that radius is the fair control: overfit.md has it.",
+        "CAT's budgets start at 0 and need seven visits without a successful attack to reach eps, so 20 epochs are",
+        "few. At the end their mean is above eps, so PGD-AT at that radius is the fair control; it is in overfit.md.",
         *SEEDS_SAID,
         "An accuracy of 0.84 on 539 images has a 95 % interval of about +-0.031 (Wilson).",
     ]
@@ -212,8 +212,8 @@ def digits_page(runs: list[dict[str, Any]], jobs: int) -> None:
         "",
         "An accuracy of 0.8 on 539 images has a 95 % interval of about +-0.034 (Wilson). *Mean radius*: of the",
         "training attacks of the last epoch; CAT's budgets grow by eta a visit and restart at 0 after a success.",
-        "Part of what cat-eps lacks here is its length: digits-long.md has 60 epochs. Runs that are long enough for",
-        "AWP and ISEAT are in overfit.md.",
+        "Part of the shortfall of cat-eps is due to short runs: digits-long.md has 60 epochs. Runs that are long",
+        "enough for AWP and ISEAT are in overfit.md.",
         *SEEDS_SAID,
         "",
     ]
@@ -272,8 +272,8 @@ def fashion(root: str, jobs: int) -> None:
 
 
 SEEDS_SAID = (
-    "Square brackets: 95 % t interval over the seeds. Where it holds 0 no difference is shown; a mean nearer to 0 than",
-    "half its width could not have been shown.",
+    "Square brackets: 95 % t interval over the seeds. If it contains 0, no difference is shown; a mean closer to 0",
+    "than half its width could not have been detected.",
 )
 CLAIMS = (
     ("awp", "pgd-at", "AT-AWP 54.04 against AT 53.42, AutoAttack (ISEAT, Table 2)"),
@@ -314,14 +314,14 @@ def fashion_page(runs: list[dict[str, Any]], jobs: int) -> None:
     lines += [
         "",
         "*Mean radius*: of the training attacks of the last epoch; CAT's budgets grow by eta = 0.016 a visit and",
-        "restart at 0 after a success. CPU seconds were taken with other work on the machine. How the nets fare under",
-        "AutoAttack is in robustness-fashion.md.",
+        "restart at 0 after a success. CPU seconds were taken with other work on the machine. Accuracies under",
+        "AutoAttack are in robustness-fashion.md.",
         "",
         "## The papers' orderings",
         "",
         "Paired differences of these nets on the same 1,000 images, with 95 % intervals over images (Bonett and",
-        "Price): they speak of these very nets. One seed says nothing of the methods, and the best checkpoints are of",
-        "different epochs; the last ones are not. Seeds, and nets that overfit, are in overfit.md.",
+        "Price). They apply to these nets only: one seed says nothing about the methods, and the best checkpoints are",
+        "of different epochs (the last ones are not). Several seeds, and nets that overfit, are in overfit.md.",
         "",
         f"| pair | published | {' | '.join(f'{attack}, {which}' for attack in ROBUST for which in CHECKPOINTS)} |",
         "|---|---|---|---|---|---|",
@@ -381,7 +381,7 @@ def pictures_page(runs: list[dict[str, Any]], jobs: int) -> None:
         "",
         "Brackets: 95 % interval over the 1,000 images (Wilson). One seed, so nothing is said between seeds.",
         "*Mean radius*: of the training attacks of the last epoch. CAT's budgets start at 0 and grow by eta = 1.3/255",
-        "a visit, so in three epochs they stay below 4/255: that net is tested at a larger eps than trained at.",
+        "a visit, so in three epochs they stay below 4/255: that net is tested at a larger eps than it was trained at.",
     ]
     write("pictures", lines, runs, f"{jobs} run(s) at a time, 1 thread each")
 

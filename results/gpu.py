@@ -175,8 +175,8 @@ def page(figures: Mapping[str, Any]) -> None:
     lines += ["", "## Tests"]
     tests = ", ".join(f"{count} {word}" for word, count in counts.items()) or "not run"
     lines += said(
-        "Conformance of every built-in (the check `cuda`: float64 as on the CPU to 1e-9, bits that come again, no wait "
-        f"for the GPU that PGD-AT has not) and `tests/training/test_cuda.py`: {tests}."
+        "Conformance of every built-in (the check `cuda`: float64 as on the CPU to 1e-9, reproducible bits, no wait "
+        f"for the GPU beyond those of PGD-AT) and `tests/training/test_cuda.py`: {tests}."
     )
     lines += ["", *(f"- {failure}" for failure in figures["failures"])]
     same = [

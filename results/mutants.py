@@ -259,11 +259,11 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     noticed = conformance + parity - both
     low, high = wilson(noticed, len(rows))
     text = f"""Of the built-ins that have a module of their own and {LINES} lines to change, a seed draws {METHODS},
-    {LINES} lines of each, and one change of each line: another operator, comparison, sign or constant. Left alone are
-    texts (docstrings, help, symbols, units, sentences), imports, annotations, decorators, and what is spread over
+    {LINES} lines of each, and one change of each line: another operator, comparison, sign or constant. Not changed are
+    texts (docstrings, help, symbols, units, sentences), imports, annotations, decorators, and statements over
     several lines. Every mutant is given to the plugin's conformance checks, under the options of its parity test,
     and to that parity test; each of the two stops at the first that fails. Without a change all of them hold.
-    Other tests, such as those of options, cautions and recipes, are not asked."""
+    Other tests, such as those of options, cautions and recipes, are not run."""
     lines = [
         "# Do the tests notice when a line of a method changes?",
         "",
@@ -272,7 +272,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"**{noticed} of {len(rows)} are noticed** (Wilson's 95 % interval: {low:.2f} to {high:.2f}): {conformance} by "
         f"conformance, {parity} by parity, {both} by both.",
         "",
-        "## By nobody",
+        "## Not noticed",
         "",
     ]
     for row in rows:

@@ -237,7 +237,7 @@ def section(regime: Regime, runs: Mapping[tuple[str, int], dict[str, Any]]) -> I
             yield f"| {arm.name} | {checkpoint} | {epochs} | {cells} | {trained} | {radius} |"
     yield from (
         "",
-        "Paired differences, seed by seed; *half width*: a smaller mean could not have been told from 0.",
+        "Paired differences, seed by seed; *half width*: a smaller mean could not have been distinguished from 0.",
         "",
     )
     yield "| difference | checkpoint | attack | mean [95 % t interval over seeds] | half width | |"
@@ -274,12 +274,13 @@ def page(every: Sequence[Regime]) -> None:
     lines = [
         "# Long enough: many epochs on few images, and CAT with converged budgets",
         "",
-        "On the other pages nets train for so few epochs that PGD-AT hardly overfits, and AWP and ISEAT have little to",
-        "mend. Here they train long: compare *training attack*, the share that withstands it among the training images",
-        "in the last epoch, with pgd-20 on test images. Paired seeds: a difference is *higher* or *lower* where the t",
-        "interval over them leaves out 0, which with three seeds wants a mean of 2.5 times the standard deviation",
-        "between seeds, and *not shown* else. Intervals are for one comparison each: of twenty where nothing differs",
-        "one leaves out 0. These are small nets on small images: nothing here says how large a gain is elsewhere.",
+        "On the other pages nets train for so few epochs that there is hardly any robust overfitting for AWP and",
+        "ISEAT to reduce. Here they train long: compare *training attack*, the share of training images that",
+        "withstand it in the last epoch, with pgd-20 on test images. Seeds are paired. A difference is *higher* or",
+        "*lower* if the t interval over the seeds excludes 0, which with three seeds needs a mean of 2.5 times the",
+        "standard deviation between seeds; otherwise it is *not shown*. Each interval is for one comparison: one in",
+        "twenty excludes 0 though nothing differs. These are small nets on small images: nothing here says how large",
+        "a gain is elsewhere.",
     ]
     for regime in every:
         lines += section(regime, known[regime.key])

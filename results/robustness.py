@@ -134,15 +134,17 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
     seeds = max(len(runs) for runs in groups.values())
     together = ", all seeds together" if seeds > 1 else ""
     of = (
-        f"mean over {seeds} seeds; brackets: the seeds" if seeds > 1 else "brackets: 95 % interval over images (Wilson)"
+        f"Each cell: mean over {seeds} seeds; brackets: the seeds"
+        if seeds > 1
+        else "Brackets: 95 % interval over images (Wilson)"
     )
     lines = [
         f"# {title}: strong attacks",
         "",
-        f"Linf, eps {eps:g}, the best checkpoints of the runs in {name}.md (of standard training the last). Weak: PGD",
+        f"Linf, eps {eps:g}, the best checkpoints of the runs in {name}.md (the last for standard training). Weak: PGD",
         f"from x with step eps/5, on {n} test images. Strong: on {few} of them, chosen at random, by pyautoattack's",
         f"standard version; `square` is advkit's own, 5,000 queries. {few} images leave an interval of about",
-        f"+-{half:.2f}. Each cell: {of}.",
+        f"+-{half:.2f}. {of}.",
         "",
         "| training | clean | pgd-20 | cw-20 "
         f"| apgd-t, {few} | square, {few} | autoattack, {few} | pgd-20 minus it, {few} |",
@@ -154,7 +156,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         lines.append(f"| {labels[key]} | {' | '.join(cells)} | {_several(gaps, '{:+.3f}')} |")
     lines += [
         "",
-        "AutoAttack and apgd-t alone start at other random points, so their order may turn by an image or two.",
+        "AutoAttack and apgd-t on its own start at different random points, so either may be ahead by an image or two.",
         "",
         f"Images that withstand both pgd-20 and cw-20 and are broken by a strong attack{together}:",
         "",
@@ -182,7 +184,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
         "",
         f"## Another eps, another norm ({few} images; l2 on {n})",
         "",
-        "Per cell the share that withstands both pgd-20 and cw-20, at a multiple of the training's eps. The last",
+        "Each cell: the share that withstands both pgd-20 and cw-20, at a multiple of the training's eps. The last",
         f"column is a norm that was not trained for: pgd-50 in l2 with radius {l2:g}, which is to eps as 0.5 is to",
         "8/255 on CIFAR-10.",
         "",
@@ -202,7 +204,7 @@ def page(name: str, title: str, eps: float, groups: dict[str, list[dict[str, Any
     lines += ["", "## Adversarial vulnerability (ISEAT, Eq. 3 and 6), training set", ""]
     lines += ["Table 1 has no row of ISEAT itself; its row of Eq. 9, the regularizer for the top 10 %, stands in.", ""]
     lines += _vulnerability(groups)
-    lines += ["", "## Cost", "", "Median over the runs, an image, images already broken dropped:", ""]
+    lines += ["", "## Cost", "", "Median over the runs, per image; images already broken are dropped:", ""]
     lines += ["| attack | forwards | input backwards | ms |", "|---|---|---|---|"]
     for strength, attacks in (("weak", WEAK), ("strong", STRONG)):
         for attack in attacks:
@@ -239,7 +241,7 @@ def _vulnerability(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
         ours = " | ".join(f"{statistics.fmean(column):.3f}" for column in zip(*measured[key], strict=True))
         lines.append(f"| {key} | {ours} | {label}: {', '.join(f'{value:g}' for value in paper)} |")
     several = len(next(iter(measured.values()))) > 1
-    how = "with 95 % t intervals over the seeds" if several else "of one seed, which says nothing of the methods"
+    how = "with 95 % t intervals over the seeds" if several else "of one seed, which says nothing about the methods"
     lines += ["", f"Differences, {how}; the paper's beside them:", ""]
     for key in ("awp", "iseat"):
         if key not in measured or "pgd-at" not in measured:

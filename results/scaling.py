@@ -102,7 +102,7 @@ def page(figures: Mapping[str, Any]) -> None:
         *textwrap.wrap(
             f"PreAct ResNet-18 of width 64, {figures['parameters']:,} weights, images of 3x32x32. Counted in a step "
             "of two gloo processes, after the first two: calls of all_reduce, all_gather and broadcast, and the "
-            "bytes that one process gives to them. With `run.batchnorm=synchronised`, the default, each BatchNorm "
+            "bytes that one process passes to them. With `run.batchnorm=synchronised`, the default, each BatchNorm "
             "sends two sums a forward in train mode.",
             120,
         ),
@@ -117,7 +117,7 @@ def page(figures: Mapping[str, Any]) -> None:
             "t(n) = c b + bytes 2 (n - 1) / (n w) + calls l: c seconds of compute an image, b images a process, a "
             "ring of width w, l seconds a call, nothing overlapped. **Not measured, assumed**: an epoch of PGD-AT "
             f"takes {EPOCH_SECONDS:.0f} s on one GPU (the others by their cost), c is the same for small batches, and "
-            "the two links. Weak scaling: 128 images a process; what it keeps of n times one process's images a "
+            "the two links. Weak scaling: 128 images a process; the share kept of n times one process's images a "
             "second. Strong scaling: 512 images in all; times faster than one process.",
             120,
         ),
