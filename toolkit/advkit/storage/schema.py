@@ -32,6 +32,9 @@ NOT_NEGATIVE = {
 COUNTED, AMOUNTS = ("adv_correct", "clean_correct", "success"), ("zero_gradients", "radius", "shift_ratio")
 """Sums of an epoch that number images, and that can not be negative; a loss term may be."""
 
+AT_TIMES = {"zero_gradients", "shift_ratio"}
+"""Sums that steps may lack where a plugin attacks or shifts the weights; all others are of every step of an epoch."""
+
 COUNT = Field(ge=0, lt=2**53)
 
 
@@ -122,6 +125,8 @@ def check(
     bounds: Mapping[str, tuple[float, float]],
     *,
     epochs: int,
+    batches: Sequence[int] | None,
+    passes: Mapping[str, Passes],
     split: str | None,
     classes: Sequence[str],
 ) -> None:
@@ -132,7 +137,9 @@ def check(
         fresh: what the run would store before its first step: the model, and the state of plugins.
         kept: what the optimizer keeps of each parameter that is trained, by name.
         bounds: what state of plugins lies within, by name.
-        epochs, split, classes: how many the run has, which images choose `best`, the names in the data.
+        epochs, batches: how many the run has, and the images in each of an epoch; None where a plugin makes them.
+        passes: of a step, by phase.
+        split, classes: which images choose `best`, the names in the data.
     """
     fixed = {name: value for name, value in fresh.items() if not name.startswith(GROWING)}
     for name, value in tensors.items():
@@ -154,9 +161,9 @@ def check(
         if f"{weights.MODEL}{name}" not in fixed:
             _refuse(f"{weights.EVALUATED}{name} is no weight of the model")
         _alike(f"{weights.EVALUATED}{name}", value, fixed[f"{weights.MODEL}{name}"])
-    _position(known, epochs, split)
+    _position(known, epochs, batches, split)
     _optimizer(known, under(tensors, weights.OPTIMIZER), kept)
-    _meter(known, under(tensors, weights.METER))
+    _meter(known, under(tensors, weights.METER), batches, passes)
 
 
 def check_averages(known: State, tensors: Mapping[str, Tensor]) -> None:
@@ -191,10 +198,14 @@ def _alike(name: str, value: Tensor | None, own: Tensor) -> None:
         _refuse(f"{name} is {_form(value)}, and the run's is {_form(own)}")
 
 
-def _position(known: State, epochs: int, split: str | None) -> None:
+def _position(known: State, epochs: int, batches: Sequence[int] | None, split: str | None) -> None:
     at = known.position
-    if at.epoch > epochs or (at.epoch == epochs and at.step) or at.epoch + at.step > at.global_step:
-        _refuse(f"its position is epoch {at.epoch}, step {at.step} ({at.global_step} in all) of {epochs} epochs")
+    done, each = at.epoch + at.step <= at.global_step, ""
+    if batches is not None:
+        each = f" of {len(batches)} steps"
+        done = at.step <= len(batches) and at.epoch * len(batches) + at.step == at.global_step
+    if at.epoch > epochs or (at.epoch == epochs and at.step) or not done:
+        _refuse(f"its position is epoch {at.epoch}, step {at.step} ({at.global_step} in all) of {epochs} epochs{each}")
     best = at.best
     if best is not None and (
         best.epoch >= at.epoch or best.split != split or (best.selected is None) != (split is None)
@@ -224,18 +235,24 @@ def _optimizer(known: State, stored: Mapping[str, Tensor], kept: Mapping[str, Ma
         _refuse("the optimizer's momentum is missing")
 
 
-def _meter(known: State, sums: Mapping[str, Tensor]) -> None:
-    counts = known.meter.counts
+def _meter(
+    known: State, sums: Mapping[str, Tensor], batches: Sequence[int] | None, passes: Mapping[str, Passes]
+) -> None:
+    counts, step = known.meter.counts, known.position.step
     if counts.get("steps", 0) != known.position.step:
         _refuse(f"its meter counts {counts.get('steps', 0)} steps of an epoch, its position {known.position.step}")
     counted, samples = {name.removeprefix("n ") for name in counts if name.startswith("n ")}, counts.get("samples", 0)
-    kinds = [key.rpartition(" ")[2] for key in counts if key.startswith("passes ")]
+    ran = {key: count for key, count in counts.items() if key.startswith("passes ")}
+    planned = {f"passes {phase} {kind}" for phase, plan in passes.items() for kind in plan.as_dict()}
+    most = 10 * step * sum(sum(plan.as_dict().values()) for plan in passes.values())  # not all steps keep to it
     if (
         min(counts.values(), default=0) < 0
-        or (known.position.step and "samples" not in counts)
-        or samples != counts.get("n loss", samples)  # of every step there is a loss
-        or any(counts[f"n {name}"] > samples for name in counted)
-        or any(kind not in Passes.__dataclass_fields__ for kind in kinds)
+        or (step and "samples" not in counts)
+        or (batches is not None and samples != sum(batches[:step]))
+        or any(not 0 < counts[f"n {name}"] <= samples for name in counted)
+        or any(counts[f"n {name}"] != samples for name in counted - AT_TIMES)
+        or ran.keys() - planned
+        or max(ran.values(), default=0) > most
     ):
         _refuse("its meter has counts that can not be")
     if different := sums.keys() ^ counted:

@@ -69,6 +69,12 @@ class Feed:
         order = permutation(derive_key(self.run.seed, CORE, "order", "train", epoch), len(self.training))
         return batched(self.training[order], self.run)
 
+    @property
+    def sizes(self) -> list[int] | None:
+        """How many images the batches of an epoch have; None where a plugin makes them, of whatever number."""
+        sampled = self.panel.composition.answers["train_sampler"]
+        return None if sampled else [len(batch) for batch in batched(self.training, self.run)]
+
     def begin(self, index: Tensor, occurrence: Tensor) -> None:
         """Say which batch is the next of this epoch: its images are gathered meanwhile where that takes time."""
         self._ahead.begin(index, occurrence, self.panel.state.epoch)

@@ -164,8 +164,9 @@ def _history(
         mark = folder.mark(mark.size)
     rows = folder.history_to(mark)
     best = next((_chosen(row, row.get("validation")) for row in reversed(rows) if row.get("best")), None)
-    told = [row["epoch"] for row in rows], best, rows[-1].get("stopped", "") if rows else ""
-    if told != ([*range(at.epoch)], at.best and _chosen(at.best, at.best), at.stopped):
+    steps = sum(row.get("steps", 0) for row in rows) + at.step
+    told = [row["epoch"] for row in rows], steps, best, rows[-1].get("stopped", "") if rows else ""
+    if told != ([*range(at.epoch)], at.global_step, at.best and _chosen(at.best, at.best), at.stopped):
         if len(rows) == at.epoch:
             raise CheckpointError(
                 f"{folder.metrics} and the checkpoint disagree about epochs, the best or the end; restore one of them."

@@ -147,13 +147,16 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
     _refuse_without_modules(trainer, tensors)
     parameters, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer
     kept = trainer.resolved.optimizer.keeps({name: p for name, p in parameters.items() if p.requires_grad})
+    epochs, stage = trainer.resolved.run.epochs, trainer.resolved.composition.at
     schema.check(
         known,
         tensors,
         _tensors(trainer),
         kept,
         trainer.panel.state.bounds,
-        epochs=trainer.resolved.run.epochs,
+        epochs=epochs,
+        batches=trainer.feed.sizes,
+        passes=stage(min(known.position.epoch, epochs - 1)).passes,
         split=trainer.selecting_split(),
         classes=trainer.splits.train.classes,
     )
