@@ -115,13 +115,13 @@ TABLES = (
             *(("top", "85.53, 56.36"), ("iseat", "85.63, 56.46")),
         ),
         (("l2", "kl"), ("top", "l2"), ("iseat", "l2"), ("iseat", "half"), ("iseat", "top")),
-        "The linear weights are 1/2 on average: what unweighted at lambda/2 gains as well is not due to the ranking.",
+        "The linear weights are 1/2 on average: a gain that unweighted at lambda/2 has too is not due to the ranking.",
     ),
     Table(
         "ISEAT, Table 6: where the logits are taken",
         (("at", "85.90, 53.42"), ("lsi", "85.49, 55.38"), ("trade-awp", "85.52, 55.82"), ("iseat", "85.63, 56.46")),
         (("lsi", "at"), ("trade-awp", "lsi"), ("iseat", "lsi"), ("iseat", "trade-awp")),
-        "All but AT with AWP, and weighted by rank.",
+        "All rows but AT are with AWP and weighted by rank.",
     ),
     Table(
         "CAT, Table 5",
@@ -133,8 +133,8 @@ TABLES = (
             *(("adv-ls", "at"), ("adp-adv", "at"), ("cat", "at"), ("cat", "cat-eps-control")),
             *(("cat", "cat-ls-control"), ("cat", "cat-both-control"), ("adp-adv", "cat-eps-control")),
         ),
-        "Published are accuracies under PGD, from training that begins anew. eta is eps/2 here, where the paper's is "
-        "0.16 eps, so that the budgets have grown within the few epochs.",
+        "The published figures are accuracies under PGD, from training from scratch. eta is eps/2 here, where the "
+        "paper's is 0.16 eps, so that the budgets have grown within the few epochs.",
     ),
     Table(
         "ISEAT, Fig. 4: regularizing the most vulnerable tenth",
@@ -318,12 +318,13 @@ def unevenness(model: torch.nn.Module, dataset: advkit.Dataset, seed: int) -> di
 # ---------------------------------------------------------------------- page
 
 INTRODUCTION = (
-    "ISEAT's Tables 4, 5 and 6 and Fig. 4, CAT's Table 5: their rows, fine-tuned from one PGD-AT net a seed, and rows "
-    "that neither paper has, marked as controls. Published figures are of CIFAR-10 (WRN-34-10 under AutoAttack in "
-    "ISEAT, VGG-16 under PGD in CAT): not to be met here, only their order can be asked for. Paired seeds: a "
-    "difference is *higher* or *lower* where the t interval over them leaves out 0, and *not shown* else; a mean "
-    "smaller than the *half width* could not have been told from 0. Intervals are for one comparison each: of twenty "
-    "where nothing differs one leaves out 0. *Its interval*: Wilson's, of the mean over seeds, over the test images, "
+    "This page has the rows of ISEAT's Tables 4, 5 and 6 and Fig. 4 and of CAT's Table 5, fine-tuned from one "
+    "PGD-AT net per seed, and rows that neither paper has, marked as controls. Published figures are for CIFAR-10 "
+    "(WRN-34-10 under AutoAttack in ISEAT, VGG-16 under PGD in CAT), so only their order can be compared. Seeds "
+    "are paired. A difference is *higher* or *lower* if the t interval over the seeds excludes 0, else *not "
+    "shown*; a mean smaller than the *half width* could not have been distinguished from 0. Each interval is for "
+    "one comparison: one in twenty excludes 0 though nothing differs. *Its interval*: Wilson's, of the mean over "
+    "seeds, over the test images, "
     "which the seeds share. *Training attack*: the share of training images that withstands it in the last epoch; *AV "
     "SD*: of 1,000 of them under PGD-50 (ISEAT, Eq. 6)."
 )
@@ -406,7 +407,7 @@ def summary(known: Mapping[str, Mapping[tuple[str, int], dict[str, Any]]]) -> It
     heads = ("images", "checkpoint", "agrees", "the opposite", "not shown")
     yield from ("", "## What agrees, under APGD-T", "")
     yield from textwrap.wrap(
-        "Of the differences that are published: *agrees* where the interval here leaves out 0 on their side.", 120
+        "The published differences: *agrees* if the interval here excludes 0 on the published side.", 120
     )
     yield from ("", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}")
     for regime in REGIMES:

@@ -239,10 +239,10 @@ def toy_lines(figures: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     yield from ("", "## Fig. 1: a budget beyond the margin")
     yield from paragraphs(
         "200 points in the plane, of two classes, each at a distance of 1.75 or more from the line x_1 = 0; Linf "
-        "attacks of 10 steps, 100 epochs, batch 20, learning rate 0.1. *Clean* and *robust* are shares of 10,000 fresh "
-        "points, where they lie and moved by 1 (pgd-20), so that 1.000 can be had; three seeds. The paper says neither "
-        "net nor norm nor number of points, and gives no figure: with eps 1 the boundary is near the best one, with "
-        "eps 4 it is significantly worse."
+        "attacks of 10 steps, 100 epochs, batch 20, learning rate 0.1. *Clean* and *robust* are the shares of "
+        "10,000 fresh points that are classified correctly, unmoved and moved by 1 (pgd-20), so 1.000 is possible; "
+        "three seeds. The paper states neither net nor norm nor number of points, and gives no figure: with eps 1 "
+        "the boundary is near the best one, with eps 4 it is significantly worse."
     )
     yield from ("", "| training | linear: clean | robust | 100 hidden units: clean | robust |", "|---|---|---|---|---|")
     for way in WAYS:
@@ -265,9 +265,9 @@ def net_lines(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield from paragraphs(
         f"Fashion-MNIST, 14 x 14, {IMAGES:,} training images, small-cnn of width {WIDTH}, {EPOCHS} epochs, batch 64, "
         f"learning rate 0.05, one seed, the last weights; robust accuracy under pgd-20 at eps {TESTED} (the paper: "
-        "CIFAR-10 at 0.01, trained at 0.01, 0.02 and 0.03). Brackets: Wilson's 95 % interval over images. *Product*: "
-        "of the norms of all convolutions' and linear layers' weights, beside CAT's; the paper does not say which "
-        "norm, nor what becomes of BatchNorm's scales, which are left out here."
+        "CIFAR-10 at 0.01, trained at 0.01, 0.02 and 0.03). Brackets: Wilson's 95 % interval over images. "
+        "*Product*: of the norms of the weights of all convolutions and linear layers, relative to CAT's; the "
+        "paper does not say which norm, nor how it treats BatchNorm's scales, which are left out here."
     )
     heads = ("training", "on training images", "on test images", "product, Frobenius", "product, spectral")
     yield from ("", f"| {' | '.join(heads)} | published: training, test, product |", "|---|---|---|---|---|---|")
@@ -301,7 +301,7 @@ def page(figures: Mapping[str, Any]) -> None:
     lines = ["# CAT's own analyses at mini size"]
     lines += paragraphs(
         "Cheng, Lei, Chen, Dhillon, Hsieh: CAT: Customized Adversarial Training for Improved Robustness (IJCAI 2022). "
-        "Small nets on small images: what the paper shows is looked for, not its figures. Its Table 5 is in "
+        "Small nets on small images: this page looks for what the paper shows, not for its figures. Its Table 5 is in "
         "[ablations.md](ablations.md)."
     )
     lines += toy_lines(figures["toy"])

@@ -234,11 +234,12 @@ def page(figures: Mapping[str, Any]) -> None:
     lines = ["# ISEAT's own analyses at mini size"]
     lines += paragraphs(
         "Li and Spratling: Improved Adversarial Training Through Adaptive Instance-wise Loss Smoothing (2023), section "
-        "3. Small nets on small images: what the paper shows is looked for, not its figures. Its Fig. 4 and Tables 4, "
-        "5 and 6 are in [ablations.md](ablations.md).",
+        "3. Small nets on small images: this page looks for what the paper shows, not for its figures. Its Fig. 4 "
+        "and Tables 4, 5 and 6 are in [ablations.md](ablations.md).",
         f"Fashion-MNIST, 14 x 14, {IMAGES:,} training images and {IMAGES // 5} to choose the best checkpoint on, "
         f"small-cnn of width {WIDTH}, Linf eps {EPS}, {EPOCHS} epochs, batch 64, learning rate 0.1, a tenth of it "
-        f"after half and again after three quarters; one seed. Judged are best checkpoints, by {ATTACK}, as there.",
+        f"after half and again after three quarters; one seed. The best checkpoints are judged by {ATTACK}, as in "
+        "the paper.",
     )
     lines += ["", "## Table 1: how unevenly training methods leave vulnerability", ""]
     heads = ("training", "robust on 1,000 test images", "AV SD", "top 10 %", "bottom 10 %", "AV >= 1, %", "AV <= 0, %")

@@ -141,7 +141,7 @@ def page(figures: Mapping[str, Any]) -> None:
             f"A step beside PGD-AT's, PreAct ResNet-18 of width {WIDTH}, {BATCH} images of 3x32x32, {STEPS} attack "
             "steps; medians over turns of the ratio within a turn, and their range. *Predicted*: from the passes, a "
             "forward 1, a backward to the input 1, a full backward 2. *Lean*: advkit. *Full*: loops by hand whose "
-            "attack also computes the gradient of every weight in each step, as the codes do that the paper builds "
+            "attack also computes the gradient of every weight in each step, as in the codes that the paper builds "
             "on. Both lead to the same weights, which is checked before anything is measured. Published: seconds on "
             "an RTX 3080 Ti beside AT's, WRN-34-10.",
             120,
