@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from advkit.fingerprint import Undescribed, code, fingerprint
+from advkit.fingerprint import Undescribed, fingerprint
+from advkit.written import code
 
 LIMIT = 3
 
@@ -128,9 +129,9 @@ class Looks(Owner):
 @pytest.mark.parametrize("kind", [Owner, Looks])
 def test_an_attribute_is_no_global_of_its_name(kind: type[Owner], monkeypatch: pytest.MonkeyPatch) -> None:
     """A script that calls its net `net` has not edited the class that keeps one of that name."""
-    before = code(kind)
+    before = fingerprint(kind)
     monkeypatch.setattr(sys.modules[__name__], "net", 3)
-    assert (code(kind) == before) is (kind is Owner)
+    assert (fingerprint(kind) == before) is (kind is Owner)
 
 
 @pytest.mark.parametrize("hidden", [threading.Lock(), torch.Generator(), iter([1]), np.random.default_rng(0)])
@@ -168,23 +169,176 @@ EDITS = {
 }
 
 
+def imported(folder: Path, sources: dict[str, str], patch: pytest.MonkeyPatch, name: str) -> Any:
+    """A module of files in `folder`, as a new process would import it."""
+    for file, text in sources.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    patch.syspath_prepend(str(folder))
+    patch.setattr(sys, "dont_write_bytecode", True)
+    for file in sources:
+        module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        patch.setitem(sys.modules, module, None)  # so that afterwards it is what it was
+        del sys.modules[module]
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
 @pytest.mark.parametrize("edited", EDITS)
 def test_code_of_any_file_that_is_reached_counts(edited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = "from mine.attack import Mine; from advkit.fingerprint import code; print(code(Mine)['code'])"
+    def ask(folder: str, sources: dict[str, str]) -> str:
+        return code(imported(tmp_path / folder, sources, monkeypatch, "mine.attack").Mine)["code"]
 
-    def ask() -> str:
-        line = [sys.executable, "-B", "-c", program]
-        ran = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=True)
-        return ran.stdout.strip()
+    before = ask("first", SOURCES)
+    assert ask("moved", SOURCES) == before and len(before) == 12
+    assert ask("edited", SOURCES | {edited: SOURCES[edited].replace(*EDITS[edited])}) != before
 
+
+REGISTRY = {
+    "nets/__init__.py": "",
+    "nets/registry.py": """
+NETS, BUILT, COUNT, KINDS, LAZY = {}, [], 0, set(), None
+CFG = {"scale": 1.0}
+
+def register(made):
+    global COUNT
+    NETS[made.__name__] = made
+    BUILT.append(made.__name__)
+    KINDS.add(type(made))
+    COUNT += 1
+    return made
+
+class Registry:
+    def __init__(self):
+        self.held, self.count = {}, 0
+
+    def register(self, made):
+        self.held[made.__name__] = made
+        self.count += 1
+        return made
+
+MORE = Registry()
+
+def lazy():
+    global LAZY, NEVER
+    LAZY = NEVER = print
+    return LAZY
+""",
+    "nets/body.py": """
+import functools, logging, random, time
+from pathlib import Path
+import torch
+from torch import nn
+import nets
+from . import registry
+from .registry import *
+from .registry import MORE as more_nets
+
+def twice(x):
+    return 2 * x
+
+WIDTHS = [4, 3]
+ACTS = {"twice": twice}
+HERE, SINCE, LOG, RNG = Path(__file__).parent, time.time(), logging.getLogger("nets"), random.Random(0)
+CACHE, CALLS = {}, 0
+
+def counted(function):
+    count = 0
+
+    @functools.wraps(function)
+    def inner(*given):
+        nonlocal count
+        count += 1
+        inner.count = count
+        return function(*given)
+
+    return inner
+
+@functools.lru_cache
+def grid(width):
+    return torch.arange(width)
+
+@counted
+def helper(x, cache={}):
+    cache[x.shape] = x
+    return x
+
+@more_nets.register
+class Body(nn.Module):
+    calls = 0
+    shapes = {}
+
+    def __init__(self):
+        super().__init__()
+        Body.calls += 1
+        self.fc = nn.Linear(*WIDTHS)
+
+    def forward(self, x):
+        global CALLS
+        CALLS += 1
+        CACHE[x.shape] = self.shapes[x.shape] = x
+        LOG.setLevel(10)
+        registry.lazy()
+        _ = HERE, SINCE, RNG.random(), LAZY, self.more, nets.registry, len(more_nets.held), registry.NEVER, __file__
+        return ACTS["twice"](helper(self.fc(x))) * grid(WIDTHS[1]) * CFG["scale"]
+
+    more = property(lambda self: None)
+
+@register
+def plain():
+    return Body()
+
+class Builder:
+    def build(self):
+        return registry.NETS["plain"]()
+""",
+    "nets/more.py": """
+from . import registry
+from .registry import NETS, register, MORE
+
+@MORE.register
+@register
+def other():
+    return None
+
+NETS["again"] = other
+registry.COUNT += 1
+""",
+}
+NET_EDITS = {"WIDTHS = [4, 3]": "WIDTHS = [4, 5]", "2 * x": "3 * x", "calls = 0\n    shapes": "calls = 1\n    shapes"}
+
+
+def test_what_a_program_does_is_no_edit_of_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registries that grow with imports, counters, caches, paths and clocks."""
+
+    def ask(module: Any) -> list[dict[str, str]]:
+        return [code(module.Body), code(module.Builder)]
+
+    body = imported(tmp_path / "first", REGISTRY, monkeypatch, "nets.body")
+    before, walked = ask(body), fingerprint(body.Builder, strict=False)
+    for _ in range(2):
+        body.registry.NETS["plain"]()(torch.ones(2, 4))
+    assert ask(body) == before
+    imported(tmp_path / "first", {}, monkeypatch, "nets.more")
+    assert ask(body) == before and fingerprint(body.Builder, strict=False) != walked, "the control"
+    imported(tmp_path / "moved", REGISTRY, monkeypatch, "nets.more")
+    assert ask(importlib.import_module("nets.body")) == before
+    for number, (was, now) in enumerate({**NET_EDITS, "1.0": "2.0"}.items()):
+        edited = {file: text.replace(was, now) for file, text in REGISTRY.items()}
+        assert edited != REGISTRY
+        module = imported(tmp_path / str(number), edited, monkeypatch, "nets.body")
+        assert ask(module)[0] != before[0], now
+
+
+def test_another_process_finds_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = SOURCES | {
+        "mine/steps.py": SOURCES["mine/steps.py"].replace("* STEPS", "* STEPS if x in {'a', 'b'} else x")
+    }
+    before = code(imported(tmp_path, sources, monkeypatch, "mine.attack").Mine)
+    program = "from mine.attack import Mine; from advkit.written import code; print(code(Mine)['code'])"
     monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *(place for place in sys.path if place)]))
-    for name, text in SOURCES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    before = ask()
-    assert ask() == before and len(before) == 12
-    (tmp_path / edited).write_text(SOURCES[edited].replace(*EDITS[edited]))
-    assert ask() != before
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert {"code": ran.stdout.strip()} == before
 
 
 def test_what_runs_is_what_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

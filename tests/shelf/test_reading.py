@@ -22,6 +22,7 @@ OWN = {
     "storage/process.py": "/proc",
     "storage/machine.py": "/proc",
     "registry.py": "sources of what is installed",
+    "packages.py": "metadata of what is installed",
     "fingerprint.py": "sources of what an attack imports",
     "__init__.py": "its own names",
     "studies/report/page.py": "its own style sheet",

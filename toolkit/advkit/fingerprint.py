@@ -15,12 +15,10 @@ import hashlib
 import logging
 import random
 import re
-import site
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib.metadata import packages_distributions, version
 from pathlib import PurePath
 from types import (
     BuiltinFunctionType,
@@ -41,22 +39,17 @@ from types import (
 )
 from typing import Any
 
-from .registry import OWN, by_advkit, source
+from .packages import is_installed, versions
+from .registry import OWN, source
 
 PLAIN = (str, bytes, bool, int, float, complex)
 SHOWN = (
-    "torch.dtype",
-    "torch.device",
-    "torch.Size",
-    "torch.memory_format",
-    "torch.layout",
-    "typing.",
-    "collections.abc.",
+    *("torch.dtype", "torch.device", "torch.Size", "torch.memory_format", "torch.layout"),
+    *("typing.", "collections.abc."),
 )
 """Kinds of values, by how the names of their types begin, that their `repr` tells apart; those of Python below."""
 COMPUTING = (FunctionType, classmethod, staticmethod, property, functools.partialmethod)
 """Special attributes of a class that compute something; the others are made by Python and its decorators."""
-
 
 READING = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 """Instructions that read a global by its name."""
@@ -74,29 +67,26 @@ def fingerprint(value: object, strict: bool = True) -> str:
     Raises Undescribed for generators, open files, locks and whatever else hides its state; where it is not `strict`,
     their types stand for them.
     """
-    given = value if isinstance(value, type) else type(value)
-    walk = _Walk(given.__module__.partition(".")[0], strict)
-    try:
-        walk(value)
-    except RecursionError:
-        raise Undescribed("what holds itself") from None
-    return walk.digest.hexdigest()[:12]
+    return Walk.of(value, strict)
 
 
-def code(given: type) -> dict[str, str]:
-    """{"code": fingerprint} of a class of a third party, {} for advkit's own.
-
-    What depends on such a class is told apart by it: the same name may compute something else after an edit.
-    """
-    return {} if by_advkit(given) else {"code": fingerprint(given, strict=False)}
-
-
-class _Walk:
+class Walk:
     def __init__(self, package: str, strict: bool) -> None:
         self.package, self.strict, self.digest = package, strict, hashlib.sha256()
         self.met: dict[object, int] = {}
         self.alive: list[object] = []
         """What was met, so that no other object takes its id."""
+        self.asked: set[object] = set()
+
+    @classmethod
+    def of(cls, value: object, strict: bool) -> str:
+        given = value if isinstance(value, type | FunctionType) else type(value)
+        walk = cls(given.__module__.partition(".")[0], strict)
+        try:
+            walk(value)
+        except RecursionError:
+            raise Undescribed("what holds itself") from None
+        return walk.digest.hexdigest()[:12]
 
     def say(self, *words: object) -> None:
         self.digest.update(f"{words!r}\n".encode())
@@ -132,11 +122,11 @@ class _Walk:
 
     def object(self, value: Any) -> None:
         """What stands in it, its class and its fields; hooks of a module without the numbers that torch gave them."""
-        parts = _parts(value)
-        for part in parts or ():
+        within = parts(value)
+        for part in within or ():
             self(part)
         fields = [*getattr(value, "__dict__", {}).items(), *_slots(value)]
-        if parts is None and not fields and not hasattr(value, "__dict__") and type(value) is not object:
+        if within is None and not fields and not hasattr(value, "__dict__") and type(value) is not object:
             if self.strict:
                 raise Undescribed(type(value).__qualname__)
             return
@@ -157,6 +147,10 @@ class _Walk:
         except (TypeError, RuntimeError, AttributeError):
             raise Undescribed(type(value).__name__) from None
 
+    def attribute(self, owner: type, name: str, held: Any) -> None:
+        self.say(name)
+        self(held)
+
     def type(self, value: type) -> None:
         if self.known(value.__module__, value.__qualname__):
             return
@@ -164,19 +158,24 @@ class _Walk:
             self(base)
         for name, held in sorted(vars(value).items()):
             if (name[:2] != "__" or isinstance(held, COMPUTING)) and name not in ("_abc_impl", "__annotate_func__"):
-                self.say(name)
-                self(held)
+                self.attribute(value, name, held)
 
     def function(self, value: FunctionType) -> None:
         if self.known(value.__module__, value.__qualname__):
             return
-        for held in (value.__defaults__, value.__kwdefaults__, vars(value)):
+        for held in self.beside(value):
             self(held)
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # an empty cell
-                held = cell.cell_contents
-                self(held)
         self.code(value.__code__, value.__globals__)
+
+    def beside(self, value: FunctionType) -> Iterator[Any]:
+        """What a function has beside its code."""
+        yield from (value.__defaults__, value.__kwdefaults__, vars(value))
+        yield from (held for _, held in self.cells(value))
+
+    def cells(self, value: FunctionType) -> Iterator[tuple[str, Any]]:
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with suppress(ValueError):  # an empty cell
+                yield name, cell.cell_contents
 
     def code(self, value: CodeType, names: Mapping[str, Any]) -> None:
         """Bytecode, and what it reaches by the names in it: globals, their attributes, modules imported inside."""
@@ -188,28 +187,37 @@ class _Walk:
                 self(sorted(held, key=repr) if isinstance(held, frozenset) else held)
         texts = [held for held in value.co_consts if isinstance(held, str)]
         steps = [*dis.get_instructions(value)]
-        # An attribute may have the name of a global that nobody reads: self.net beside a script's net.
-        read = {step.argval for step in steps if step.opname in READING}
-        read |= {*value.co_names, *texts} if LOOKING & {*value.co_names} else set()
-        for name in sorted(read & names.keys()):
-            self.say(name)
-            if isinstance(names[name], ModuleType):
-                self.module(names[name], (*value.co_names, *texts))
-            else:
-                self(names[name])
+        # An attribute may have the name of a global that nobody reads: self.net beside a script's net. So it may have
+        # that of a module that something else imports: self.layers beside package.layers.
+        asked = _asked(steps)
+        looked = {*value.co_names, *texts} if LOOKING & {*value.co_names} else set()
+        for name in sorted((asked.keys() | looked) & names.keys()):
+            held, known = names[name], asked.get(name, set()) | looked
+            inside = (one for one in (*value.co_names, *texts) if one in known or not _is_module(held, one))
+            self.named(names, name, tuple(inside))
         lazy = [step.argval for step in steps if step.opname == "IMPORT_NAME"]
         lazy += texts if {"import_module", "__import__"} & set(value.co_names) else []
         for name in dict.fromkeys(lazy):
             self.imported(name, value.co_names, str(names.get("__package__") or ""))
 
+    def named(self, names: Mapping[str, Any], name: str, inside: tuple[str, ...] = ()) -> None:
+        """A global, which is code or a value; of a module the attributes `inside`."""
+        held = names[name]
+        if isinstance(held, ModuleType):
+            self.module(held, inside)
+        else:
+            self.say(name)
+            self(held)
+
     def module(self, value: ModuleType, names: tuple[str, ...]) -> None:
-        """The attributes `names` of a module that is not known by its version."""
-        if self.known(value.__name__) or not self.first(value, (id(value), names)):
+        """The attributes `names` of a module that is not known by its version, each once."""
+        if value in self.asked or self.known(value.__name__):
+            self.asked.add(value)
             return
         for name in sorted({*names} & vars(value).keys()):
-            self.say(name)
-            held = vars(value)[name]
-            self.module(held, names) if isinstance(held, ModuleType) else self(held)
+            if (key := (value, name, names if _is_module(value, name) else ())) not in self.asked:
+                self.asked.add(key)
+                self.named(vars(value), name, names)
 
     def imported(self, name: str, attributes: tuple[str, ...], package: str) -> None:
         """A module that code imports when it runs: by its source, for it may not be loaded yet."""
@@ -226,8 +234,8 @@ class _Walk:
         """Whether what is of this module counts by name and version, which is said then."""
         top = (module or "").partition(".")[0]
         standard = top in OWN or top in sys.stdlib_module_names or top in ("torch", "numpy")
-        if standard or (top != self.package and _installed(top)):
-            self.say(module, name, () if top in OWN else _versions(top))
+        if standard or (top != self.package and is_installed(top)):
+            self.say(module, name, () if top in OWN else versions(top))
             return True
         return False
 
@@ -238,30 +246,46 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def _parts(value: Any) -> list[Any] | None:
+def parts(value: Any) -> list[Any] | None:
     """What stands in a container or behind a wrapper; None where it is none."""
     if isinstance(value, Mapping):
         return [part for pair in value.items() for part in pair]
     if isinstance(value, list | tuple | deque):
         return list(value)
     if isinstance(value, set | frozenset):
-        return sorted(value, key=repr)
+        return sorted(value, key=lambda one: getattr(one, "__qualname__", None) or repr(one))  # no addresses
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, BuiltinFunctionType):
         return [value.__name__, value.__self__]
-    if isinstance(value, functools.partial):
+    if isinstance(value, functools.partial | functools.partialmethod):
         return [value.func, value.args, value.keywords]
     if isinstance(value, property):
         return [value.fget, value.fset, value.fdel]
     if isinstance(value, classmethod | staticmethod):
         return [value.__func__]
-    if isinstance(value, functools.partialmethod):
-        return [value.func, value.args, value.keywords]
-    return [value.__wrapped__] if isinstance(value, _CACHED) else None
+    return [value.__wrapped__] if isinstance(value, CACHED) else None
 
 
-_CACHED = type(functools.cache(len))
+CACHED = type(functools.cache(len))
+
+
+def _asked(steps: list[dis.Instruction]) -> dict[str, set[str]]:
+    """The globals that code reads, and the attributes that it takes of them: b and c in a.b.c."""
+    found: dict[str, set[str]] = {}
+    of = None
+    for step in steps:
+        if step.opname in READING:
+            of = found.setdefault(step.argval, set())
+        elif of is not None and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            of.add(step.argval)
+        else:
+            of = None
+    return found
+
+
+def _is_module(held: object, name: str) -> bool:
+    return isinstance(held, ModuleType) and isinstance(vars(held).get(name), ModuleType)
 
 
 def _slots(value: object) -> list[tuple[str, Any]]:
@@ -269,31 +293,7 @@ def _slots(value: object) -> list[tuple[str, Any]]:
     names = [
         f"_{base.__name__.lstrip('_')}{name}" if name[:2] == "__" != name[-2:] else name  # as Python does
         for base in type(value).__mro__
-        for name in _texts(vars(base).get("__slots__", ()))
+        for given in [vars(base).get("__slots__", ())]
+        for name in ((given,) if isinstance(given, str) else given)
     ]
     return [(n, getattr(value, n)) for n in names if n not in ("__dict__", "__weakref__") and hasattr(value, n)]
-
-
-def _texts(given: Any) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-@functools.cache
-def _installed(package: str) -> bool:
-    """Whether a package lies where installers put it, and not where somebody writes it."""
-    path = str(getattr(sys.modules.get(package), "__file__", None) or source(package) or "")
-    places = [*site.getsitepackages(), site.getusersitepackages()]
-    return any(path.startswith(place) for place in places)
-
-
-@functools.cache
-def _versions(package: str) -> tuple[str, ...]:
-    """Of the distributions that a package is of."""
-    found = []
-    with suppress(Exception):  # broken metadata, be they of another distribution
-        for owner in _owners().get(package, ()):
-            found.append(f"{owner} {version(owner)}")
-    return tuple(found)
-
-
-_owners = functools.cache(packages_distributions)

@@ -155,7 +155,7 @@ def load(group: str, name: str) -> type:
 
 def by_advkit(given: type) -> bool:
     """Whether a class is advkit's own."""
-    return given.__module__.partition(".")[0] in OWN
+    return str(given.__module__).partition(".")[0] in OWN
 
 
 def answer(group: str, given: type, kinds: tuple[type, ...], method: Callable[..., A], *arguments: object) -> A:

@@ -19,7 +19,7 @@ from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits, choice, population
 from ..data.own import as_splits, as_wide
 from ..errors import CheckpointError, DataError, OptionError, named
-from ..fingerprint import code, fingerprint
+from ..fingerprint import fingerprint
 from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
 from ..storage import naming
@@ -112,7 +112,9 @@ class Subject:
         if not registered(self.resolved.model_name):
             return known | {"code": fingerprint(self.model, strict=False)}
         builder = cast(type[ModelBuilder], registry.load("model", self.resolved.model_name))
-        return known | code(builder) | ({"library": installed(builder.distribution)} if builder.distribution else {})
+        if not registry.by_advkit(builder):
+            known["code"] = fingerprint(builder, strict=False)
+        return known | ({"library": installed(builder.distribution)} if builder.distribution else {})
 
 
 def standard(resolved: Resolved) -> bool:

@@ -7,9 +7,9 @@ from torch import nn
 from .. import registry
 from ..config.request import registered
 from ..config.resolve import Resolved
-from ..fingerprint import code, fingerprint
 from ..storage import machine
 from ..storage.run_folder import RunFolder
+from ..written import code
 from .passed_net import code_of_net
 
 
@@ -21,7 +21,7 @@ def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
     known, name = {"model": own} if (own := code_of_net(model)) else {}, resolved.model_name
     if registered(name):
         known |= {f"model {name}": digest for digest in code(registry.load("model", name)).values()}
-    known |= {file.short: fingerprint(file.load(), strict=False) for file in resolved.files.values()}
+    known |= {file.short: digest for file in resolved.files.values() for digest in code(file.load()).values()}
     plugins: dict[str, type] = {plugin.name: type(plugin) for plugin in resolved.composition.plugins}
     return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..config.request import PASSED
 from ..errors import ResumeMismatch
-from ..fingerprint import code
 from ..generators import generators, put_back
 from ..global_state import products
 from ..hidden import HOOKS, TORCHS_OWN, fixed, without_trace
@@ -29,6 +28,7 @@ from ..rng import Draws, derive_key
 from ..storage import schema
 from ..storage.machine import processor
 from ..storage.weights import put_weights
+from ..written import code
 from .by_itself import by_itself
 from .compiled import eagerly
 
