@@ -43,6 +43,7 @@ def __getattr__(name: str) -> Any:
         return __getattr__(new)
     if name not in _HOME:
         raise AttributeError(f"module 'advkit' has no attribute {name!r}")
+    import_module(".registry", __name__).points("")  # before torch, which ends at an installed package that is broken
     module, there = _HOME[name]
     public = globals()[name] = getattr(import_module(module, __name__), there)
     return public

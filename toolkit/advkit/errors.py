@@ -12,22 +12,23 @@ from copy import copy
 from numbers import Number
 from pathlib import PurePath
 
-_TYPED: ContextVar[bool] = ContextVar("typed", default=False)
+TYPED: ContextVar[bool] = ContextVar("typed", default=False)
+"""Whether it is the command line that is told."""
 
 
 @contextmanager
 def command_line() -> Iterator[None]:
     """The scope in which advice is given in the words of the command line; elsewhere it is in those of Python."""
-    token = _TYPED.set(True)
+    token = TYPED.set(True)
     try:
         yield
     finally:
-        _TYPED.reset(token)
+        TYPED.reset(token)
 
 
 def named(flag: str, value: str = "") -> str:
     """An argument as whoever is told of it writes it: "--model NAME" on the command line, model="NAME" from Python."""
-    if _TYPED.get():
+    if TYPED.get():
         return f"{flag} {shlex.quote(value)}" if value else flag
     name = _OTHERWISE.get(flag) or flag.removeprefix("--").replace("-", "_")
     return f'{name}="{value}"' if value else name
@@ -39,12 +40,12 @@ _OTHERWISE = {"--set": "settings", "--resume": "resume_from", "--data-root": "da
 
 def arguments(words: Sequence[str]) -> str:
     """Several, given as ["--model", "NAME", "--out", "DIR"]."""
-    return (" " if _TYPED.get() else ", ").join(map(named, words[::2], words[1::2]))
+    return (" " if TYPED.get() else ", ").join(map(named, words[::2], words[1::2]))
 
 
 def called(function: str, words: Sequence[str]) -> str:
     """A command with its arguments, as whoever is told of it writes it: `advkit train ...`, `advkit.train(...)`."""
-    return f"advkit {function} {arguments(words)}" if _TYPED.get() else f"advkit.{function}({arguments(words)})"
+    return f"advkit {function} {arguments(words)}" if TYPED.get() else f"advkit.{function}({arguments(words)})"
 
 
 class Caution(UserWarning):

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from importlib.metadata import distributions
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -29,19 +28,9 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from .errors import OptionError, blamed, cut, did_you_mean, shown
+from .registry import points
 
-
-def _readable() -> bool:
-    """Whether the entry points of all installed distributions can be read."""
-    try:
-        return all(distribution.entry_points is not None for distribution in distributions())
-    except Exception:  # of one that is broken, in any way
-        return False
-
-
-if not _readable():  # pydantic and torch ask all of them for plugins, and one that is broken would end every command
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+points("")  # pydantic asks all that is installed for plugins, and one that is broken would end every command
 
 
 class OptionModel(BaseModel):

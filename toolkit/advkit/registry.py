@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from .api_version import unfit
 from .errors import HookContract, PluginImport, PluginLoad, blamed, cut, did_you_mean, says, shown
+from .unreadable import tolerate
 
 A = TypeVar("A")
 
@@ -178,7 +179,7 @@ def answer(group: str, given: type, kinds: tuple[type, ...], method: Callable[..
 
 
 def points(group: str) -> list[EntryPoint]:
-    """The entry points of a group. A distribution whose own can not be read has none: it must not end every command."""
+    """The entry points of a group. A distribution whose own can not be read has none (`unreadable`)."""
     return list(_read_once(_stamps()).get(group, ()))
 
 
@@ -189,7 +190,7 @@ def _read_once(stamps: tuple[object, ...]) -> Mapping[str, Sequence[EntryPoint]]
         every = entry_points()
         return {name: tuple(every.select(group=name)) for name in every.groups if name.startswith("advkit.")}
     except Exception:  # of one distribution, broken in any way, but of which is not said
-        pass
+        tolerate()
     readable: dict[str, list[EntryPoint]] = {}
     for installed in distributions():
         with suppress(Exception):

@@ -26,6 +26,7 @@ from ..errors import (
     without_temporary_files,
 )
 from ..explained import place
+from ..registry import points
 from ..torchrun import rank, several
 from .repeated import refuse_repeated
 from .signals import AtOnce, over
@@ -53,6 +54,7 @@ class Group(click.Group):
             return None
         from importlib import import_module
 
+        points("")  # before torch, which ends at an installed distribution that is broken
         command: click.Command = import_module(f".{self.commands_in[name]}", __package__).command
         for one in (command, *getattr(command, "commands", {}).values()):
             one.context_class = _Context
