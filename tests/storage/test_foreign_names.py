@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,26 @@ def test_a_second_copy_that_differs_and_a_second_normalisation_are_refused() -> 
     for sentence, changed in cases.items():
         with pytest.raises(CheckpointError, match=f"^f: {sentence}.*; save alone what is meant"):
             put_named(own.build(SPEC), madry(net) | changed, "f", own.renamed)
+
+
+@pytest.mark.parametrize("form", ["p{}", "p{}.w", "a.p{}.w", "p{}.p{}"])
+def test_a_file_of_many_tensors_is_judged_in_linear_time(form: str) -> None:
+    """By the number of calls: one for each pair of names would be nine times as many."""
+    own, calls = builder("small-cnn"), [0, 0]
+    for case, many in enumerate((100, 300)):
+        net, weights = own.build(SPEC), {form.format(k, k): torch.zeros(1) for k in range(many)}
+
+        def count(frame: object, event: str, called: object, case: int = case) -> None:
+            calls[case] += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            with pytest.raises(CheckpointError):
+                put_named(net, weights, "f", own.renamed)
+        finally:
+            sys.setprofile(before)
+    assert calls[1] < 4 * calls[0]
 
 
 class Own(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -167,24 +167,34 @@ def normalised(
     return "" if same or inside.own else f"its normalisation, {inside}, is taken, not the net's ({built.numbers})"
 
 
-def fitted(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], renamed: Renaming = dict) -> dict[str, Tensor]:
+def fitted(
+    weights: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    renamed: Renaming = dict,
+    back: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
     """Weights under the names of a model's state dict `own`, as far as wrappers and published names explain theirs.
 
     Wrappers put `module.`, `_orig_mod.` or a name of their own, such as `model.`, before all names or within them;
-    what nothing explains keeps its name, and is refused by `put_weights`.
+    what nothing explains keeps its name, and is refused by `put_weights`. `back` is `_plainly(own)`, for many calls.
     """
     if weights.keys() <= own.keys():
         return dict(weights)
     plain = {_plain(name): value for name, value in weights.items()}
     if len(plain) < len(weights):
         return dict(weights)
-    known = Counter(map(_plain, own))
+    back = _plainly(own) if back is None else back
     while True:
         names = renamed(plain)
-        back = {_plain(name): name for name in own if known[_plain(name)] == 1}
         if names.keys() & back.keys() or not (inner := _without_head(plain)):
             return {back.get(name, name): value for name, value in names.items()}
         plain = inner
+
+
+def _plainly(own: Mapping[str, Tensor]) -> dict[str, str]:
+    """A model's names by what they are without wrappers, where that is one name's alone."""
+    known = Counter(map(_plain, own))
+    return {_plain(name): name for name in own if known[_plain(name)] == 1}
 
 
 def _plain(name: str) -> str:
@@ -193,18 +203,18 @@ def _plain(name: str) -> str:
 
 def _without_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the part that all names begin with; {} where there is no such part."""
-    heads = _heads(weights)
-    if len(heads) != 1 or not all("." in name for name in weights):
-        return {}
-    return _below(weights, *heads)
+    below = _below(weights)
+    return next(iter(below.values())) if len(below) == 1 and all("." in name for name in weights) else {}
 
 
-def _heads(names: Iterable[str]) -> list[str]:
-    return sorted({name.partition(".")[0] for name in names})
-
-
-def _below(weights: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    return {name.partition(".")[2]: value for name, value in weights.items() if name.startswith(f"{head}.")}
+def _below(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """By the part that names begin with, sorted: those of names that go on, without it."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in weights.items():
+        head, dot, rest = name.partition(".")
+        if dot:
+            found.setdefault(head, {})[rest] = value
+    return dict(sorted(found.items()))
 
 
 def _short(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -221,12 +231,13 @@ def _once(weights: dict[str, Tensor], widest: int) -> dict[str, Tensor]:
     Raises CheckpointError where that is another net.
     """
     short = _short(weights)
-    for head in _heads(short):
-        copy, others = _below(short, head), {k: v for k, v in short.items() if not k.startswith(f"{head}.")}
-        twice = {name for name in copy if name in others and others[name].shape == copy[name].shape}
+    for head, copy in _below(short).items():
+        there = {name: short[name] for name in copy if name in short and not name.startswith(f"{head}.")}
+        twice = {name for name, value in there.items() if value.shape == copy[name].shape}
         theirs = {name for one in _normalisations(copy, widest) for name in one.names} - twice
         if not twice or copy.keys() - twice - theirs:
             continue
+        others = {name: value for name, value in short.items() if not name.startswith(f"{head}.")}
         pairs = _normalisations(others, widest)
         differing = {name for name in twice if not same_bits(copy[name], others[name])}
         for one in _normalisations(copy, widest):
@@ -265,7 +276,8 @@ def _refuse_beside(
 ) -> None:
     """CheckpointError where the model's names stand below one part of a file's, and others stand beside them."""
     short = _short(weights)
-    known = {head: fitted(_below(short, head), own, renamed).keys() & own.keys() for head in _heads(short)}
+    back = _plainly(own)
+    known = {head: fitted(part, own, renamed, back).keys() & own.keys() for head, part in _below(short).items()}
     every = set().union(*known.values())  # where other parts have more of them, the net is not below one
     most = max(len(own) // 2, _known(named, own))
     heads = [head for head, names in known.items() if names == every and len(names) > most]
