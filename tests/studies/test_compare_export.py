@@ -238,10 +238,15 @@ def test_an_export_says_what_its_examples_can_not_show(
     for number, (net, doubt, bare) in enumerate(
         ((Centred, BY_BATCH, True), (Drawing, BY_CALL, True), (Late, "", False), (torch.nn.Sequential, "", True))
     ):
+        torch.manual_seed(number)
+        before = torch.get_rng_state()
         record = export_subject(replace(subject, model=net(subject.model)), out := tmp_path / str(number))
+        assert torch.equal(torch.get_rng_state(), before)
         assert record.notes == ([doubt.replace("verdicts", "logits of example.safetensors")] if doubt else [])
         assert all(note in " ".join((out / "README.txt").read_text().split()) for note in record.notes)
         assert (out / "model-without-normalisation.pt").exists() == bare
+        export_subject(replace(subject, model=net(subject.model)), again := tmp_path / f"{number} again")
+        assert (again / "example.safetensors").read_bytes() == (out / "example.safetensors").read_bytes()
 
 
 def test_an_export_that_was_killed_can_be_repeated(

@@ -17,6 +17,7 @@ from ..data.transforms import to_float
 from ..errors import OptionError, named, says
 from ..evaluation.soundness import BY_BATCH, BY_CALL, one_by_one
 from ..explained import calling
+from ..generators import repeatable
 from ..judging import checked_logits, far_apart
 from ..models.base import Normalize
 from ..modules import kept_values, mode, placement
@@ -129,7 +130,7 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
         "eps": subject.eps,
     }
     images = subject.images("test").images[:EXAMPLES]
-    with mode(model, training=False), kept_values(model), torch.no_grad(), staying():
+    with mode(model, training=False), kept_values(model), torch.no_grad(), staying(), repeatable(0):
         x = to_float(images, placement(model)[1]).contiguous()
         logits = _logits(model, x).contiguous()
         doubt = _doubt(model, x, logits)
