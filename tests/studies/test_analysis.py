@@ -8,6 +8,7 @@ from math import isnan, nan, sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,37 @@ class Along(nn.Module):
         pixel = x.flatten(1)[:, 0]
         score = torch.where(self.inside(pixel), 1.0, -1.0) + (pixel - pixel.detach()) + self.own
         return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+# ---------------------------------------------------------------------- what they are asked for
+
+ANALYSES: list[Callable[..., Any]] = [adversarial_vulnerability, margins, loss_landscape]
+WRONG: list[tuple[dict[str, Any], str]] = [
+    *[({"index": torch.tensor(given)}, "must be a tensor of places of these 8 images") for given in (8, [8], [-1])],
+    *[({"index": torch.tensor(given)}, "whole numbers from 0 to 7") for given in ([], [1.0], [True] * 8, [[1]])],
+    *[({"index": given}, "index must be a tensor or None") for given in (3, [0], True)],
+    *[({"batch_size": given}, "batch_size") for given in (0, -1, True, 1.5, None, 10**30)],
+    *[({"attack": given}, "attack must be an advkit.Ascent") for given in ("pgd-1", 1)],
+    ({"tick": 3}, "tick must be a function"),
+    ({"dataset": "digits"}, "dataset must be an advkit.Dataset"),
+]
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_what_no_analysis_can_take_is_one_sentence(analysis: Callable[..., Any]) -> None:
+    asked = {"model": Linear(), "dataset": images(8), "attack": Ascent(0.1, steps=1), "batch_size": numpy.int64(5)}
+    asked |= {loss_landscape: {"points": 3}, margins: {"cap": 1}}.get(analysis, {})
+    assert len(analysis(**asked).index) == 8
+    assert analysis(**asked, index=torch.tensor([7, 0])).index.tolist() == [7, 0]
+    for wrong, sentence in WRONG:
+        with pytest.raises(OptionError, match=sentence):
+            analysis(**asked | wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 1.5}, {"steps": True}, {"steps": 0}, {"eps": None}, {"norm": ["linf"]}])
+def test_nor_is_an_attack_of_it(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=rf"^{next(iter(wrong))} (=|is) "):
+        Ascent(**{"eps": 0.1} | wrong)
 
 
 # ---------------------------------------------------------------------- vulnerability

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...arguments import a_whole_number, checked
 from ...config.resolve import Resolved
 from ...data.base import Dataset
 from ...errors import OptionError
@@ -17,7 +18,7 @@ from ...plugin import CORE
 from ...storage.run_folder import RunFolder
 from ...training.feed import parted
 from ...training.meter import quantiles
-from .perturb import BATCH, batches, caution, cross_entropies, still, tell_doubt
+from .perturb import BATCH, asked, batches, caution, cross_entropies, still, tell_doubt
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class SampleBudgets:
 
     def hardest(self, count: int) -> Tensor:
         """Positions in `index` of the samples with the smallest eps_i; of equal ones the largest loss comes first."""
+        count = a_whole_number("count", count, 0, 2**31)
         by_loss = self.loss.argsort(descending=True, stable=True)
         return by_loss[self.eps[by_loss].argsort(stable=True)][:count]
 
@@ -100,6 +102,7 @@ def budget_state(resolved: Resolved, tensors: Mapping[str, Tensor]) -> str:
     return f"{owner}/eps"
 
 
+@checked()
 def sample_budgets(
     folder: RunFolder,
     resolved: Resolved,
@@ -117,7 +120,7 @@ def sample_budgets(
     tensors, _ = folder.load(checkpoint)
     state = budget_state(resolved, tensors)
     eps_max = resolved.values().get(f"{state.partition('/')[0]}.eps_max")
-    index, _ = parted(resolved, len(train))
+    index, batch_size = asked(train, parted(resolved, len(train))[0], batch_size)
     losses = []
     with still(model, len(train.classes) or None) as forward, torch.no_grad():
         for x, y in batches(model, train, index, batch_size):

@@ -10,13 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ...arguments import checked
 from ...ascent import per_sample
 from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
 from ...evaluation.soundness import refuse_unsound, sound
 from ...evaluation.verdicts import FARTHEST
 from ...rng import Draws, derive_key
-from .perturb import BATCH, Ascent, Forward, batches, caution, cross_entropies, still, tell_doubt, unit
+from .perturb import BATCH, Ascent, Forward, asked, batches, caution, cross_entropies, still, tell_doubt, unit
 
 Kind = Literal["cat", "iseat"]
 MOST = 1001
@@ -70,6 +71,7 @@ def default_extent(attack: Ascent | None, dataset: Dataset) -> float:
     return 2 * attack.eps * (size**0.5 if attack.norm == "linf" else 1.0)
 
 
+@checked("kind")
 def loss_landscape(
     model: nn.Module,
     dataset: Dataset,
@@ -109,7 +111,7 @@ def loss_landscape(
         )
     if not 0 < extent <= FARTHEST:
         raise OptionError(f"extent = {extent} must be a finite number > 0, and at most {FARTHEST:g}.")
-    index = torch.arange(len(dataset)) if index is None else index
+    index, batch_size = asked(dataset, index, batch_size)
     half = points // 2
     axis = torch.arange(-half, half + 1, dtype=torch.float64) * (extent / half)
     total = torch.zeros(points, points, dtype=torch.float64)

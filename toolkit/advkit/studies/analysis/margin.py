@@ -12,10 +12,11 @@ from math import nan
 import torch
 from torch import Tensor, nn
 
+from ...arguments import checked
 from ...data.base import Dataset
 from ...errors import OptionError
 from ...evaluation.verdicts import FARTHEST
-from .perturb import BATCH, Ascent, Forward, batches, caution, lengths, still, tell_doubt, unit
+from .perturb import BATCH, Ascent, Forward, asked, batches, caution, lengths, still, tell_doubt, unit
 
 QUANTILES = (0.1, 0.5, 0.9)
 MOST = 100_000
@@ -66,6 +67,7 @@ class Margins:
         }
 
 
+@checked()
 def margins(
     model: nn.Module,
     dataset: Dataset,
@@ -92,7 +94,7 @@ def margins(
             f"cap = {cap} and precision = {precision}: the cap must be a positive multiple of it, at most {MOST:,} "
             f"times it and {FARTHEST:g}."
         )
-    index = torch.arange(len(dataset)) if index is None else index
+    index, batch_size = asked(dataset, index, batch_size)
     # Of whole numbers: 0.1 added up 500 times is not 50.
     scan = torch.arange(1, steps + 1, dtype=torch.float64) * (cap / steps)
     mus, reached = [], []

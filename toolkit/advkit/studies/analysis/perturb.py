@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...arguments import a_number
+from ...arguments import a_number, a_whole_number
 from ...ascent import NORMS, per_sample
 from ...data.base import Dataset
 from ...data.transforms import to_float
-from ...errors import Caution, NonFinite, OptionError, cut
+from ...errors import Caution, NonFinite, OptionError, cut, shown
 from ...evaluation.attacks.gradient import climb
 from ...evaluation.soundness import doubt
 from ...evaluation.verdicts import refuse_gray_levels
@@ -28,6 +28,9 @@ from ...rng import derive_seed
 
 BATCH = 250
 """Images a forward at most; every analysis is per sample, so this decides about memory and time alone."""
+
+MOST = 2**31
+"""Steps of an attack, and images at once, that a program may ask for."""
 
 Forward = Callable[[Tensor], Tensor]
 """From images (B, C, H, W) to logits (B, K)."""
@@ -48,16 +51,15 @@ class Ascent:
     norm: str = "linf"
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
+        if self.norm not in [*NORMS]:
             raise OptionError(f"norm = {self.norm!r} must be one of {', '.join(NORMS)}.")
-        if self.steps < 1:
-            raise OptionError(f"steps = {self.steps} must be 1 or more.")
+        object.__setattr__(self, "steps", a_whole_number("steps", self.steps, 1, MOST))  # of a frozen one
         for name in ("eps", "step_size"):
-            if (given := getattr(self, name)) is not None:
+            if (given := getattr(self, name)) is not None or name == "eps":
                 value = a_number(name, given)
                 if not 0 <= value <= LARGEST:
                     raise OptionError(f"{name} = {given} must be a finite number >= 0, and at most 3.4e38.")
-                object.__setattr__(self, name, value)  # a frozen one's
+                object.__setattr__(self, name, value)
         refuse_gray_levels(self.eps, self.norm)
 
     @property
@@ -68,10 +70,10 @@ class Ascent:
     @classmethod
     def parse(cls, name: str, *, eps: float, step_size: float | None = None, norm: str = "linf") -> Ascent:
         """From `pgd-K`, K from 1 to 9999. Raises OptionError."""
-        typed = re.fullmatch(r"pgd-([1-9][0-9]{0,3})", name)
+        typed = re.fullmatch(r"pgd-([1-9][0-9]{0,3})", str(name))
         if not typed:
             raise OptionError(
-                f"Unknown attack {cut(name)}; an analysis takes pgd-K, K steps from the image, such as pgd-50."
+                f"Unknown attack {cut(str(name))}; an analysis takes pgd-K, K steps from the image, such as pgd-50."
             )
         return cls(eps, int(typed[1]), step_size, norm)
 
@@ -120,22 +122,31 @@ def device_of(model: nn.Module) -> torch.device:
     return placement(model)[0]
 
 
-def batches(
-    model: nn.Module, dataset: Dataset, index: Tensor | None = None, batch_size: int = BATCH
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """x (B, C, H, W) in [0, 1] and y (B,) where the model is, of the images at `index` (n,), or of all."""
-    if batch_size < 1:
-        raise OptionError(f"batch_size = {batch_size} must be 1 or more.")
+def asked(dataset: Dataset, index: Tensor | None, batch_size: int) -> tuple[Tensor, int]:
+    """`index` (n,) int64, all by default, and `batch_size`. OptionError where the data have no such images, or none."""
+    at_once, every = a_whole_number("batch_size", batch_size, 1, MOST), torch.arange(len(dataset))
+    if index is None:
+        return every, at_once
+    fine = index.dtype == torch.int64 and index.dim() == 1 and len(index)
+    if not fine or not 0 <= int(index.min()) <= int(index.max()) < len(every):
+        raise OptionError(
+            f"index = {shown(index.tolist())} must be a tensor of places of these {len(every)} images, whole numbers "
+            f"from 0 to {len(every) - 1}: torch.tensor([0]), say."
+        )
+    return index, at_once
+
+
+def batches(model: nn.Module, dataset: Dataset, index: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """x (B, C, H, W) in [0, 1] and y (B,) where the model is, of the images at `index` (n,)."""
     device, dtype = placement(model)
-    rows = torch.arange(len(dataset)) if index is None else index
-    for part in torch.split(rows, batch_size):
+    for part in torch.split(index, batch_size):
         x = to_float(dataset.images[part].to(device), dtype)
         yield x, dataset.labels[part].to(device)
 
 
 def caution(sentence: str) -> None:
     """What is to be known of the figures, to whoever calls an analysis from Python."""
-    warnings.warn(sentence, Caution, stacklevel=4)
+    warnings.warn(sentence, Caution, stacklevel=5)
 
 
 def tell_doubt(model: nn.Module, dataset: Dataset, index: Tensor, batch_size: int, tell: Callable[[str], None]) -> None:

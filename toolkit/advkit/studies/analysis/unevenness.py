@@ -8,6 +8,8 @@ from math import isfinite, nan
 import torch
 from torch import Tensor
 
+from ...arguments import checked
+
 
 @dataclass(frozen=True)
 class Unevenness:
@@ -28,6 +30,7 @@ class Unevenness:
     """Share of samples with a value <= 0: the attack changes hardly anything."""
 
     @classmethod
+    @checked()
     def of(cls, vulnerability: Tensor) -> Unevenness:
         """Of AV_i (n,), those that are not finite left out."""
         values = vulnerability[vulnerability.isfinite()].double().sort().values
