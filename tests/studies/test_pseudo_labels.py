@@ -54,6 +54,29 @@ def test_the_labels_are_the_nets_and_say_so(
     assert mapped_images(again).fingerprint() == images.fingerprint()
 
 
+def test_what_is_noted_of_the_run_goes_with_its_labels(
+    standard: Path,
+    unlabelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the folder's document, on the screen, and wherever the folder is looked at again."""
+    code, doubted, out = "The code of the net is another", "so are the labels", tmp_path / "extra"
+    monkeypatch.setattr("advkit.studies.subject.changes", lambda *_: [code])
+    monkeypatch.setattr("advkit.studies.pseudo_labels.doubt", lambda *_: doubted)
+    assert run(["data", "pseudo-label", str(unlabelled), "--with", str(standard), "--out", str(out)]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["labelled_by"]["notes"], manifest["labelled_by"]["doubt"]) == ([code], doubted)
+    said = f". Note: {code}. Note: {doubted}.\n"
+    assert said in capsys.readouterr().out
+    monkeypatch.undo()
+    assert run(["data", "check", str(out)]) == 0 and said in capsys.readouterr().out
+    manifest["labelled_by"]["notes"] = 3
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert run(["data", "check", str(out)]) == 0 and f"). Note: {doubted}.\n" in capsys.readouterr().out
+
+
 def test_robust_self_training_goes_on_from_there(standard: Path, tmp_path: Path) -> None:
     """TRADES with extra data, and logit stability as well."""
     out = tmp_path / "extra"

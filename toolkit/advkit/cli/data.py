@@ -7,7 +7,7 @@ import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
@@ -146,7 +146,8 @@ def pseudo_label(data: str, run: str, out: str, **typed: Any) -> None:
 def _labelled_by(record: Mapping[str, object]) -> str:
     """A sentence on the net whose answers the labels are; "" where they are no net's."""
     told = f"{record.get('run')} (checkpoint {record.get('checkpoint')}, weights {record.get('sha256_of_weights')})"
-    notes = [str(one) for one in (*cast(list[str], record.get("notes", [])), record.get("doubt")) if one]
+    noted = record.get("notes")
+    notes = [str(one) for one in (*(noted if isinstance(noted, list) else ()), record.get("doubt")) if one]
     return f"Their labels are those of {told}.{''.join(f' Note: {note}.' for note in notes)}" if record else ""
 
 
