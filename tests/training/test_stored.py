@@ -92,6 +92,14 @@ UNSTORED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no statistics": (lambda: Lenient(takes=without("running")), r"net\.2\.running_mean is not what was given"),
     "half loaded": (lambda: Stores(takes=each(Tensor.half)), r"net\.\d\.\w+ is not what was given"),
     "renamed": (lambda: Stores(renamed("", "module.")), NOT_TAKEN + r", net\.1\.weight as module\.net\.1\.weight,"),
+    "renamed copies": (
+        lambda: Stores(lambda state: renamed("", "module.")(each(torch.clone)(state))),
+        r"gives module\.net\.1\.weight in place of net\.1\.weight, a copy by another name",
+    ),
+    "renamed and rounded": (
+        lambda: Stores(lambda state: renamed("", "module.")(each(Tensor.half)(state))),
+        r"gives module\.net\.1\.weight in place of",
+    ),
     "not put": (lambda: Lenient(renamed("", "module.")), r"read \(net\.1\.weight is not what was given\); let"),
 }
 

@@ -40,6 +40,12 @@ def refuse_unstored(model: nn.Module) -> None:
         there = stored.get(name)
         if place(value) in places or (there is None and name not in parameters):
             continue
+        if there is None and (copy := _copied(name, value, stored, model)):
+            raise OptionError(
+                f"The model's state_dict() gives {copy} in place of {name}, a copy by another name, of which a "
+                "checkpoint can not know what it is; let it give the tensor itself, without clone() or another type, "
+                "or leave its name."
+            )
         if there is None:
             raise OptionError(
                 f"The model's state_dict() leaves out {name}, so that no evaluation and no resume of a run could have "
@@ -109,6 +115,19 @@ def _places(stored: Mapping[str, Any]) -> dict[tuple[object, ...], str]:
     """The names of a state_dict by memory; of several for one tensor the first."""
     strided = [(n, v) for n, v in stored.items() if isinstance(v, Tensor) and v.layout == torch.strided]
     return {place(value): name for name, value in reversed(strided)}
+
+
+def _copied(name: str, value: Tensor, stored: Mapping[str, Any], model: nn.Module) -> str:
+    """What a state_dict calls a copy of a tensor, rounded or not, beside torch's own names; "" where it has none."""
+
+    def alike(there: Any) -> bool:
+        if not isinstance(there, Tensor) or (there.shape, there.layout) != (value.shape, value.layout):
+            return False
+        return same_bits(there.to(value), value.to(there.dtype).to(value.dtype))
+
+    usual = _usual(model)
+    copies = [other for other, there in stored.items() if other not in usual and alike(there)]
+    return min(copies, key=lambda other: not other.endswith(name), default="")
 
 
 def _usual(model: nn.Module) -> set[str]:
