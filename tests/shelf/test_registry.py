@@ -52,7 +52,7 @@ def test_a_broken_distribution_ends_no_command(site: Path, capsys: pytest.Captur
     assert run(["plan", "--plugins", "cat-eps"]) == 0 and run(["plugins", "list"]) == 0
     said = capsys.readouterr().err.splitlines()
     assert [line.partition(" can not")[0] for line in said] == [
-        "Caution: The entry points of the installed distribution broken_one-1.0.dist-info"
+        "Caution: The entry points of the installed distribution broken_one"
     ] * (how != "metadata of bytes")
     assert set(registry.names("plugin")) - {"x"} == before and "cat-eps" in before
     assert [*importlib.metadata.entry_points(group="pytest11")], "so ask others, such as torch"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import suppress
 from importlib.metadata import Distribution, EntryPoints
 from pathlib import Path
 
@@ -25,11 +26,14 @@ def _points_of(installed: Distribution) -> EntryPoints:
         found: EntryPoints = _POINTS.__get__(installed)
         return found
     except Exception as error:
-        place = str(installed.locate_file(getattr(installed, "_path", "")))  # its name may be as broken
+        place = str(installed.locate_file(getattr(installed, "_path", "")))
+        name = Path(place).name
+        with suppress(Exception):  # what it calls itself may be as broken
+            name = installed.metadata["Name"] or name
         if place not in _TOLD:
             _TOLD.add(place)
             _say(
-                f"The entry points of the installed distribution {cut(Path(place).name)} can not be read "
+                f"The entry points of the installed distribution {cut(name)} can not be read "
                 f"({type(error).__name__}), so it counts as having none; reinstall it, or remove {cut(place)}."
             )
         return EntryPoints(())
