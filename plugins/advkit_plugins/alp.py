@@ -47,7 +47,7 @@ class Alp(Plugin):
 
     def join(self, company: Company) -> list[str]:
         return [
-            "logit pairing is known to hide from gradient attacks more than it withstands (Engstrom et al. 2018); "
+            "logit pairing is known to mislead gradient attacks more than to withstand them (Engstrom et al. 2018); "
             "judge the net by autoattack and by the audit"
         ]
 

@@ -27,9 +27,7 @@ class EpsRamp(Plugin):
     def join(self, company: Company) -> list[str]:
         epochs = company.epochs
         if company.epochs_known and self.options.epochs >= epochs:
-            return [
-                f"eps-ramp is {self.options.epochs} epochs long: a run of {epochs} never attacks with the whole eps"
-            ]
+            return [f"eps-ramp is {self.options.epochs} epochs long: a run of {epochs} never attacks with the full eps"]
         return []
 
     @hookimpl

@@ -83,7 +83,7 @@ class ExtraData(Plugin):
         cautions = []
         if not self.options.root:
             cautions.append(
-                "extra-data.root is not set, and a run is refused then; set it to a folder of mapped images"
+                "extra-data.root is not set, without which a run is refused; set it to a folder of mapped images"
             )
         if (owner := company.owner("perturbation_budget")) != "core":
             cautions.append(f"{owner} keeps a budget a sample, and an extra image comes again only after many epochs")

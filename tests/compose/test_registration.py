@@ -459,7 +459,7 @@ def test_answers_about_an_attack_that_there_is_not(compose: Compose, idle: type[
     )
     compose(idle, settings={"attack.steps": 1})
     cautions = compose("cat-eps", settings={"attack.steps": 0}).composition.cautions
-    assert "attack.steps is 0, so the budgets of cat-eps bound nothing" in cautions
+    assert "attack.steps is 0, so the budgets of cat-eps have no effect" in cautions
 
 
 def test_a_commit_without_owning_the_budget(compose: Compose) -> None:
@@ -566,7 +566,7 @@ def test_preferences_that_disagree_keep_the_default_with_a_caution() -> None:
         prefers("two", "base_loss", attack__init="normal"),
     ]
     caution = (
-        "one prefers attack.init=uniform and two attack.init=normal; the default stands, unless you set attack.init"
+        "one prefers attack.init=uniform and two attack.init=normal; the default is used unless you set attack.init"
     )
     resolved = resolve(pair, [Layer("python", own)])
     assert resolved.attack.init == "zero"

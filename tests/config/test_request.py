@@ -354,6 +354,6 @@ def test_a_net_beside_the_model_that_is_absent_is_refused_by_a_plan(tmp_path: Pa
 
 def test_settings_of_checkpoints_are_said_to_play_no_part_without_a_folder(tmp_path: Path) -> None:
     tiny = {"model.width": 2, "attack.steps": 0, "validation.fraction": 0, "data.limit": 20, "checkpoint.keep": 1}
-    with pytest.warns(Caution, match="^checkpoint.keep plays no part without out, for no checkpoint is written$"):
+    with pytest.warns(Caution, match="^checkpoint.keep plays no part without out, since no checkpoint is written$"):
         advkit.train(settings=tiny, epochs=1)
     advkit.train(settings=tiny, epochs=1, out=tmp_path / "run")

@@ -163,7 +163,7 @@ def test_rates_that_are_none(values: dict[str, object], sentence: str) -> None:
 
 
 def test_a_warm_up_beyond_the_run_is_a_caution() -> None:
-    said = "optimizer.warmup is 30 epochs long: a run of 20 never trains with the whole rate"
+    said = "optimizer.warmup is 30 epochs long: a run of 20 never reaches the full rate"
     assert resolve((), [Layer("test", {"optimizer.warmup": 30})]).cautions == (said,)
 
 

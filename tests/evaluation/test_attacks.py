@@ -452,7 +452,7 @@ def shades() -> Dataset:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_images_without_numbers_are_misclassified_and_counted(value: float) -> None:
-    told = "the logits of 25 of 250 images are NaN or Inf as they are; these count as misclassified"
+    told = "without an attack, the logits of 25 of 250 images are NaN or Inf; these count as misclassified"
     rows = advkit.evaluate(Void(0.1, value), shades(), ("clean", Square(queries=50)), eps=0.01)["attacks"]
     assert [(row["accuracy"], row["notes"][0]) for row in rows] == [(0.9, told)] * 2
     (row,) = advkit.evaluate(Void(0.0, value), shades(), "clean", eps=0.01)["attacks"]

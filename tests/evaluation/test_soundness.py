@@ -28,7 +28,7 @@ def test_an_audit_counts_them(value: float) -> None:
     images = torch.full((20, 2, 6, 6), 200, dtype=torch.uint8)
     images[::10] = 9
     data = Dataset("grey", images, torch.zeros(20).long(), ("a", "b", "c"))
-    told = "the logits of 2 of 20 images are NaN or Inf as they are; these count as misclassified"
+    told = "without an attack, the logits of 2 of 20 images are NaN or Inf; these count as misclassified"
     record = advkit.audit(Void(value), data, eps=0.01)
     assert record.notes == [told] and record.withstood["pgd-50"] == 0.9
     assert "notes" not in advkit.audit(Void(value), data.take(torch.arange(1, 5)), eps=0.01)

@@ -86,7 +86,7 @@ def test_what_the_plan_says():
         layer = Layer("test", {key.replace("__", "."): value for key, value in settings.items()})
         return resolve(plugins, [layer]).cautions
 
-    short = "eps-ramp is 5 epochs long: a run of 5 never attacks with the whole eps"
+    short = "eps-ramp is 5 epochs long: a run of 5 never attacks with the full eps"
     assert cautions("eps-ramp", run__epochs=5) == (short,)
     assert cautions("eps-ramp", run__epochs=6) == ()
     scaled = "eps-ramp scales the radius that is attacked, but eps_i grows and resets as if it were not scaled"

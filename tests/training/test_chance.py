@@ -155,5 +155,5 @@ def test_images_whose_logits_are_no_numbers_are_told(tiny_net: Callable[..., nn.
         Overflowing(tiny_net()), advkit.Splits(train, test, "none"), (), settings=settings, epochs=1, batch_size=12,
         progress=progress,
     )  # fmt: skip
-    sentence = "the logits of 2 of 12 images are NaN or Inf as they are; these count as misclassified."
+    sentence = "without an attack, the logits of 2 of 12 images are NaN or Inf; these count as misclassified."
     assert f"Validation of epoch 1: {sentence}" in progress.said

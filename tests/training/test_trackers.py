@@ -129,7 +129,7 @@ def test_what_a_tracker_changes_of_the_process_is_put_back_and_told_once(tmp_pat
     (said,) = listening.heard
     assert said.startswith("The tracker acme changed torch.inference_mode, the grad mode, the default dtype, the def")
     assert all(name in said for name in [*switches(), *generators()])
-    assert said.endswith("; that was put back, as the run has to be the one without it.")
+    assert said.endswith("; that was put back, since a tracker must not change the run.")
 
 
 def test_a_tracked_run_is_the_run_bit_for_bit_and_goes_on_in_its_place(

@@ -346,7 +346,7 @@ def sure() -> nn.Module:
 @pytest.mark.parametrize("net", [lambda: Calls(lambda net, x: net.core((x * 255).round() / 255)), of_zeros])
 def test_an_attack_that_moves_nothing_says_so(tiny_batch: BatchOf, net: Callable[[], nn.Module]) -> None:
     step = step_of(net())
-    said = r"The attack moved 0 of 4 images of a batch, though .* input gradients are 0 \(100%\) or its steps below"
+    said = r"The attack moved 0 of 4 images of a batch, though .* input gradients are 0 \(100%\), or its steps too"
     with pytest.warns(UserWarning, match=said):
         step(*tiny_batch(), epoch=0)
 
@@ -369,7 +369,7 @@ def test_gradients_that_are_nan_are_no_attack_that_stands_still(tiny_batch: Batc
 
 
 def test_steps_below_rounding_move_nothing(tiny_batch: BatchOf) -> None:
-    with pytest.warns(UserWarning, match=r"The attack moved 0 of 4 .* input gradients are 0 \(0%\) or its steps below"):
+    with pytest.warns(UserWarning, match=r"The attack moved 0 of 4 .* input gradients are 0 \(0%\), or its steps too"):
         step_of(core(), **{"attack.step_size": 1e-12})(*tiny_batch(), epoch=0)
 
 
@@ -402,7 +402,7 @@ def at_edges(tiny_batch: BatchOf) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("clip", [lambda x: x.clamp(0, 1), nn.Hardtanh(0, 1), lambda x: 1 - (1 - x.relu()).relu()])
 def test_a_net_that_clips_its_images_is_told(tiny_batch: BatchOf, clip: Callable[[Tensor], Tensor], init: str) -> None:
     step = step_of(Calls(lambda net, x: net.core(clip(x))), **{"attack.init": init})
-    with pytest.warns(UserWarning, match=r"^100% of the pixels at exactly 0 or 1 .* leave the clamp out\.$"):
+    with pytest.warns(UserWarning, match=r"^100% of the pixels at exactly 0 or 1 .* remove the clamp\.$"):
         step(*at_edges(tiny_batch), epoch=0)
     step(*at_edges(tiny_batch), epoch=1)  # once; warnings are errors in these tests
     step_of(Calls(lambda net, x: net.core(clip(x))), **{"attack.steps": 0})(*at_edges(tiny_batch), epoch=0)
@@ -441,7 +441,7 @@ def in_eval_mode(net: Calls, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("plugins", [(), ("trades",), ("awp",)])
 def test_a_softmax_at_the_end_is_said_once_a_stage(tiny_batch: BatchOf, plugins: tuple[str, ...]) -> None:
     step = step_of(Calls(lambda net, x: net.core(x).softmax(1)), plugins, **{"attack.init": "uniform"})
-    with pytest.warns(UserWarning, match=r"returns probabilities: .* leave the one at the end of the model out\.$"):
+    with pytest.warns(UserWarning, match=r"returns probabilities: .* remove the one at the end of the model\.$"):
         step(*tiny_batch(), epoch=0)
     step(*tiny_batch(), epoch=1)  # warnings are errors in these tests
     judged = step_of(Calls(in_eval_mode), plugins, **{"attack.init": "uniform"})
@@ -524,7 +524,7 @@ MASK = torch.tensor([0, 0, 0, -torch.inf])
     ("plugins", "forward", "advice"),
     [
         (["label-smoothing"], lambda net, x: net.core(x) + MASK, "masks classes .* share of the target .* leave out"),
-        ((), lambda net, x: net.core(x) + MASK.flip(0), "masks classes with -Inf that images of this batch are of"),
+        ((), lambda net, x: net.core(x) + MASK.flip(0), "masks classes with -Inf to which images of this batch belong"),
         (["label-smoothing"], lambda net, x: net.core(x) * 1e9 + MASK, "applied; no update was made yet"),
         ((), lambda net, x: net.core(x) * 1e38 - (x[:, :1, 0, 0] > 0.5) / 0.0, "applied; no update was made yet"),
         (["label-smoothing"], lambda net, x: net.core(x) + MASK.clamp(min=-100), ""),

@@ -162,7 +162,7 @@ def unregistered(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     return (
         f"self.{held[-1]} of the model{more} {'ask' if more else 'asks'} for a gradient in a plain attribute, list, "
         "dict, object or buffer, which no optimizer learns, so they never change; hold them as nn.Parameter, in "
-        "nn.ModuleList or nn.ParameterList, or say that it is meant with requires_grad_(False)."
+        "nn.ModuleList or nn.ParameterList, or say by requires_grad_(False) that you mean it."
     )
 
 

@@ -107,7 +107,7 @@ def _idle_attack(answers: Answers, steps: int) -> list[str]:
                 "leave it out, or set attack.steps."
             )
     budgets = _names(answers, "perturbation_budget")
-    return [f"attack.steps is 0, so the budgets of {name} bound nothing" for name in budgets]
+    return [f"attack.steps is 0, so the budgets of {name} have no effect" for name in budgets]
 
 
 def _names(answers: Answers, hook: str) -> list[str]:

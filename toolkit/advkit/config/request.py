@@ -252,6 +252,6 @@ def _preferences(
         elif key not in given:
             (one, first), (other, second) = wishes[0], different
             cautions.append(
-                f"{first} prefers {key}={one} and {second} {key}={other}; the default stands, unless you set {key}"
+                f"{first} prefers {key}={one} and {second} {key}={other}; the default is used unless you set {key}"
             )
     return agreed, cautions

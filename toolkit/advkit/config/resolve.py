@@ -162,7 +162,7 @@ def resolve(
         for caution in draft.cautions:  # the other half of the reason, where nobody chose the setting
             preferred = caution.partition(" prefers ")[2].partition("=")[0]
             if preferred and preferred in str(error):
-                raise OptionError(f"{error}. {caution.partition(';')[0]}, so the default stands.") from None
+                raise OptionError(f"{error}. {caution.partition(';')[0]}, so the default is used.") from None
         raise
     if run.accumulate > 1:
         refuse_parts(composition, f"run.accumulate = {run.accumulate}", (*WHOLE, "train_transform"))
@@ -206,7 +206,7 @@ def _draft(
     decays = rates.decays(epochs) if decays_known else None
     if rates.warmup > epochs:
         cautions.append(
-            f"optimizer.warmup is {rates.warmup:g} epochs long: a run of {epochs} never trains with the whole rate"
+            f"optimizer.warmup is {rates.warmup:g} epochs long: a run of {epochs} never reaches the full rate"
         )
     cautions += rates.cautions(epochs if decays_known else None)
     raw, option_origins = options_of(layers)

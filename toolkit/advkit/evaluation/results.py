@@ -18,7 +18,7 @@ from .statistics import bits, wilson
 BATCH = 100
 """Images attacked together, and what a killed evaluation may have to do again."""
 
-UNSOUND = "the logits of {} of {} images are NaN or Inf as they are; these count as misclassified"
+UNSOUND = "without an attack, the logits of {} of {} images are NaN or Inf; these count as misclassified"
 
 SUSPECT_GAP = 0.08
 """PGD and margin accuracies that are surely further apart than this are a sign of masked gradients."""

@@ -17,7 +17,7 @@ from ..rng import derive_seed
 BY_BATCH = "the logits of an image depend on the other images of its batch, and so do these verdicts"
 """Said of a net that normalises by the batch, or attends over it."""
 
-BY_CALL = "the net answers the same images otherwise from call to call, and so would verdicts be"
+BY_CALL = "the net's answers to the same images change from call to call, and so would these verdicts"
 """Said of a net that draws from a generator which nobody seeds, or keeps something of what it has seen."""
 
 

@@ -90,7 +90,7 @@ def _others(path: Path, stored: Mapping[Any, Any], taken: str) -> str:
     others = _listed(key for key, held in _sets(beside) if 2 * (own & shapes(held)).total() > own.total())
     if not others:
         return ""
-    return f"{path} has weights in {others}, too, and those in {taken} are taken; save alone what is meant"
+    return f"{path} has weights in {others}, too, and those in {taken} are taken; save only those that you mean"
 
 
 def _sets(stored: object, where: tuple[str, ...] = (), seen: set[int] | None = None) -> Iterator[tuple[str, list[Any]]]:

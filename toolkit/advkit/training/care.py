@@ -129,13 +129,13 @@ class Care:
             x = known["batch"].x
             cautions += [
                 f"Plugin {name} draws from a generator of its own ({', '.join(moved)}), which no checkpoint holds and "
-                "every batch shifts; draw from run.draws(...), which is a function of the seed and the sample."
+                "every batch moves on; draw from run.draws(...), which is a function of the seed and the sample."
                 for name, generators in self._generators.items()
                 if (moved := generators.changed())
             ]
             cautions += [
                 f"Plugin {name} changes self.{' and self.'.join(changed[:3])} in a step, and no checkpoint holds that: "
-                "a resumed run begins with it anew. What later steps need belongs into run.tensor_state(...)."
+                "a resumed run starts without it. Keep what later steps need in run.tensor_state(...)."
                 for name, counts in self._counts.items()
                 if (changed := counts.changed())
             ]
@@ -183,7 +183,7 @@ class Care:
         if any(_moves(p, rate) for p, _, rate in before) and all(same_bits(p.detach(), was) for p, was, _ in before):
             warn(
                 f"The optimizer {type(self.optimizer).__name__} changed no weight in its first step, though its "
-                "gradients are not zero and its rate is above 0. If it waits for further steps, that is right; if its "
+                "gradients are not zero and its rate is above 0. That is right if it waits for further steps; if its "
                 "step does nothing without a closure, nothing is learnt: take one that steps on gradients, or build "
                 "Step(model, None, ...) and give step.again() as that loss."
             )

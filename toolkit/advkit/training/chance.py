@@ -39,9 +39,9 @@ class Chance:
         self.in_a_row = self.in_a_row + 1 if found else 0
         if found and self.in_a_row == PATIENCE:
             progress.warn(
-                f"Accuracy under no attack is {float(right.double().mean()):.3f} of {n} images, {found[0]:.3f} on "
-                f"average by class, no better than guessing, which gets up to {found[1]:.3f} of so many, in {PATIENCE} "
-                "validations in a row: the run learns nothing. Try a lower optimizer.lr or the plugin eps-ramp."
+                f"Accuracy under no attack is {float(right.double().mean()):.3f} on {n} images ({found[0]:.3f} on "
+                f"average by class) in {PATIENCE} validations in a row, no better than guessing, which gets up to "
+                f"{found[1]:.3f} on as many: the run learns nothing. Try a lower optimizer.lr or the plugin eps-ramp."
             )
 
     def stood_still(self, progress: Progress, epoch: int, share: float | None, run: Composition) -> None:
@@ -55,9 +55,9 @@ class Chance:
             if owner != CORE and run.company.attacks_from_x:
                 cause = f"the objective of {owner} has none at x, where attack.init=zero begins; or "
             progress.warn(
-                f"{share:.0%} of the attack's input gradients in epoch {epoch + 1} were zero, and there images are "
-                f"trained on as they are: {cause}the model is sure of them beyond its precision, or lets no gradient "
-                "through."
+                f"{share:.0%} of the attack's input gradients in epoch {epoch + 1} were zero, and those images are "
+                f"trained on as they are: {cause}the model is so sure of them that gradients round to 0, or it lets "
+                "no gradient through."
             )
 
 

@@ -90,7 +90,7 @@ class Engine:
         if self.compiled is not None and trains and True in self._together:
             warn(
                 "run.compile: in train mode BatchNorm takes the statistics of all processes, and those forwards stay "
-                "eager; run.batchnorm=local, another run, would compile them."
+                "eager; run.batchnorm=local would compile them, as another run."
             )
 
     def refuse_another(self, x: Tensor) -> None:

@@ -129,7 +129,7 @@ def _advice(target: Tensor, outcome: Outcome, remedy: str) -> str:
             "leave out the plugin that softens labels, or mask with a finite number, such as -100."
         )
     if any(bool((share == 1).any()) for share in shares):
-        return "the model masks classes with -Inf that images of this batch are of; mask those that have none."
+        return "the model masks classes with -Inf to which images of this batch belong; mask those without images."
     return f"{remedy}."
 
 

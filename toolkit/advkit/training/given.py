@@ -48,7 +48,7 @@ def at_rest(known: Mapping[str, nn.Parameter]) -> str:
     first, more = next(iter(known)), f" and {len(known) - 1} more" if len(known) > 1 else ""
     return (
         f"The optimizer lacks trainable parameters of the model ({first}{more}), which never change; give it all of "
-        "model.parameters(), or say that it is meant with requires_grad_(False)."
+        "model.parameters(), or say by requires_grad_(False) that you mean it."
     )
 
 

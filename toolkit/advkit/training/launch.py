@@ -160,7 +160,7 @@ def _history(
         seen.warn(f"{folder.metrics} is absent: what it said of {at.epoch} epochs is lost")
         return Mark(), []
     if "metrics_crc" not in stored:
-        seen.warn(f"{folder.metrics} is taken as it is: the checkpoint is of an advkit that could not check it")
+        seen.warn(f"{folder.metrics} is taken as it is: the advkit that wrote the checkpoint could not check it")
         mark = folder.mark(mark.size)
     rows = folder.history_to(mark)
     best = next((_chosen(row, row.get("validation")) for row in reversed(rows) if row.get("best")), None)

@@ -126,7 +126,7 @@ def by_batch(model: nn.Module, x: Tensor, computing: Container[object]) -> str:
             return ""
     return (
         "The model's logits of an image depend on the other images of its batch (BatchNorm without running statistics, "
-        "or attention over the batch), so accuracies depend on how images come together; normalise each by itself, or "
+        "or attention over the batch), so accuracies depend on how images are batched; normalise each by itself, or "
         "keep running statistics."
     )
 

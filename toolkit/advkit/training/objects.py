@@ -47,7 +47,7 @@ def tell_undone(
         tell(caution)
     for key in sorted(given) if out is None else ():
         if key.startswith("checkpoint.") and key != "checkpoint.max_bytes":  # which is of files that are read
-            tell(f"{key} plays no part without out, for no checkpoint is written")
+            tell(f"{key} plays no part without out, since no checkpoint is written")
 
 
 def refuse_net(resolved: Resolved, model: nn.Module, images: Tensor | None, classes: int) -> None:

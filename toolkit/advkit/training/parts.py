@@ -167,7 +167,7 @@ def unusual_type(resolved: Resolved, model: nn.Module) -> list[str]:
         return []
     return [
         f"{resolved.model_name} is built in {dtype}, torch's default dtype in this process, which run.toml does not "
-        "record; elsewhere the run has float32 and other bits"
+        "record; elsewhere the run is in float32, with other bits"
     ]
 
 
@@ -232,7 +232,7 @@ def held_out_now(path: Path, resolved: Resolved, splits: Splits) -> str:
     return (
         f"{path} was trained with run.seed {run.seed} and validation.fraction {kept.fraction} on {count} of the "
         f"{len(held_out)} images that are held out with {resolved.run.seed} and {resolved.validation.fraction}: "
-        "validation is optimistic, and so is the choice of `best`; give both as they were"
+        "validation is optimistic, and so is the choice of `best`; set both as they were"
     )
 
 

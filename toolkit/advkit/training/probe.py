@@ -165,8 +165,9 @@ def standing_still(
     zeros = "" if attack.zero_gradients is None else f" ({float(attack.zero_gradients.double().mean()) / steps:.0%})"
     return (
         f"The attack moved {movable - stuck} of {movable} images of a batch, though their radius is above 0 and the "
-        f"model is not sure of them: its input gradients are 0{zeros} or its steps below rounding. The step trains on "
-        f"the others as they are; look for {other}rounding, argmax or detach in the model, or a last layer of zeros."
+        f"model is not sure of them: its input gradients are 0{zeros}, or its steps too small to change a pixel. The "
+        f"others are trained on as they are; look for {other}rounding, argmax or detach in the model, or a last layer "
+        "of zeros."
     )
 
 
@@ -200,9 +201,9 @@ def stuck_at_edges(model: nn.Module, batch: Batch, computing: Container[object])
     if seen < FEWEST or stuck < NEARLY_ALL * seen:
         return ""
     return (
-        f"{stuck / seen:.0%} of the pixels at exactly 0 or 1 have no input gradient and get one just inside: the model "
-        "clips its images, as x.clamp(0, 1) does, which has none at its ends. Attacks by gradients leave them there, "
-        "and whatever else gets there, so they find less. Images are in [0, 1] already: leave the clamp out."
+        f"{stuck / seen:.0%} of the pixels at exactly 0 or 1 have no input gradient, and have one just inside: the "
+        "model clips its images, as x.clamp(0, 1) does, which has no gradient at its ends. Attacks by gradients never "
+        "move such pixels, so they find less. Images are in [0, 1] already: remove the clamp."
     )
 
 
@@ -214,8 +215,8 @@ def doubts(logits: Mapping[str, Tensor], judged: Tensor) -> str:
         return ""
     return (
         f"The model returns probabilities{'' if both else ' in eval mode'}: every row is at least 0 and sums to 1. "
-        f"{'Losses take' if both else 'Its attack and its validation take'} them as logits, so the softmax is taken "
-        f"twice and gradients are small; leave the one at the end of the model out."
+        f"{'Losses take' if both else 'Attack and validation take'} them as logits, so the softmax is taken twice and "
+        "gradients are small; remove the one at the end of the model."
     )
 
 

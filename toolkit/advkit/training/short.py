@@ -47,4 +47,6 @@ def _autotuned(resolved: Resolved) -> list[str]:
     """A caution where kernels are chosen by the clock."""
     if resolved.run.compile != "max-autotune":
         return []
-    return ["run.compile=max-autotune chooses kernels by their time: a repetition or resume may differ in last bits"]
+    return [
+        "run.compile=max-autotune chooses kernels by their time: another run or a resume may differ in the last bits"
+    ]

@@ -145,8 +145,8 @@ class Tracked:
             if name not in self._moved:
                 self._moved.add(name)
                 self.warn(
-                    f"The tracker {name} changed {', '.join(what)}, for the whole process; that was put back, as the "
-                    "run has to be the one without it."
+                    f"The tracker {name} changed {', '.join(what)}, for the whole process; that was put back, "
+                    "since a tracker must not change the run."
                 )
 
         with undone(told):

@@ -34,7 +34,7 @@ CAT_PACE = 0.2
 STILL = 0.02
 """The share of input gradients that may be zero before it is said."""
 
-BESIDE = "the net takes statistics of each batch, and of one image none: an image left alone is shown beside two others"
+BESIDE = "the net needs statistics of a batch, and one image has none: an image left over is shown beside two others"
 
 
 class Victim:
@@ -147,7 +147,7 @@ class Victim:
         if not bool(self._watch.finite):
             raise NonFinite(f"{attack} met an input gradient that is NaN or Inf; its accuracy would mean nothing.")
         if int(self._watch.still) > STILL * self.backwards:
-            self.note("many input gradients are zero; an attack that follows them stands still there")
+            self.note("many input gradients are zero, and attacks that follow them do not move there")
 
     def ask_gradients(self, images: Iterable[Tensor], y: Tensor) -> None:
         """Of the cross-entropy, where an attack has followed none that was seen, such as those of a copy of the net.

@@ -99,7 +99,7 @@ _RULES = (
         "batch",
         0.02,
         "On {0:.1%} of the images logits depend on the other images of the batch",
-        "its accuracies depend on who stands beside an image",
+        "its accuracies depend on which images share a batch",
     ),
     Rule(
         "steps-accuracy",
