@@ -192,7 +192,7 @@ def _absolute(value: object) -> object:
 PLACE = BeforeValidator(_absolute)
 
 Place = Annotated[str, PLACE]
-"""A file or folder, "" for none, written with its whole path. A resumed run may name another place of the same."""
+"""A file or folder, "" for none, written with its whole path. A resumed run may name a copy elsewhere."""
 
 
 class Schedule:

@@ -43,7 +43,7 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Company:
-    """Who is in the run, and what it is: what `Plugin.join` and `Run.company` tell a plugin. Nothing here changes."""
+    """The plugins and the facts of a run, as `Plugin.join` and `Run.company` tell a plugin. Nothing here changes."""
 
     answering: Mapping[str, tuple[str, ...]]
     """Plugins by hook, in the order in which they answer."""

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 
 def call_at(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Any:
-    """What the model answers on images x (B, C, H, W) with `tensors`, by name, in the place of parameters and buffers.
+    """The model's answer on images x (B, C, H, W) with `tensors`, by name, in place of its parameters and buffers.
 
     Under one of its names a tensor is another wherever the model has it. `torch.func.functional_call` with tied weights
     does the same, but leaves other weights behind in a module that has two names.

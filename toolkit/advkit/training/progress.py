@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Progress(Protocol):
-    """Who wants to see a run. Every method may do nothing."""
+    """Is told what happens in a run, to show it. Every method may do nothing."""
 
     def begin(self, trainer: Trainer) -> None: ...
     def stepped(self, trainer: Trainer, report: Report) -> None: ...
