@@ -289,3 +289,22 @@ def test_the_weight_of_a_companion_does_not_ask_for_the_decays() -> None:
     options = {"lsiw": {"lam": "0.1 after decay 1"}, "awp": {"gamma": "0.007 after decay 1"}}
     resolved = resolve(["lsiw", "av-rank", "awp"], [Layer("test", {}, options)])
     assert resolved.values()["awp.gamma"] == [[0, 0.0], [10, 0.007]]
+
+
+def test_points_of_schedules_beyond_the_run_are_a_caution() -> None:
+    def said(points: object, epochs: int) -> list[str]:
+        layer = Layer("test", {"run.epochs": epochs}, {"lsiw": {"lam": points}})
+        return [one for one in resolve("lsiw", [layer]).cautions if one.startswith("lsiw.lam changes")]
+
+    never = [[0, 0.0], [10, 0.1], [12, 0.2]]
+    beyond = "lsiw.lam changes at {}, beyond the {} epochs of the run"
+    assert said(never, 5) == [beyond.format("10, 12", 5) + ", and is 0 in all of them"]
+    assert said(never, 11) == [beyond.format(12, 11)]
+    assert said([[0, 0.1], [5, 0.0]], 5) == [beyond.format(5, 5)], "epochs count from 0"
+    assert not said(never, 13) and not said("0.1 after decay 1", 20) and not said(0.0, 5)
+
+
+def test_a_rate_that_is_never_above_0_is_a_caution() -> None:
+    rising = RateSettings(schedule="linear", points=[[0.0, 0.0], [0.5, 1.0], [1.0, 0.0]], per="epoch")
+    assert rising.cautions(1) == ["optimizer.points have the learning rate 0 in all 1 epochs, so nothing is trained"]
+    assert not rising.cautions(2) and not rising.model_copy(update={"per": "step"}).cautions(1)

@@ -95,6 +95,9 @@ class RateSettings(OptionModel):
         standard = type(self)()
         chosen = [key for key in of_others if getattr(self, key) != getattr(standard, key)]
         said = [f"optimizer.{key} plays no part under optimizer.schedule={self.schedule}" for key in chosen]
+        quarters = ((epoch, step) for epoch in range(epochs or 0) for step in range(4))
+        if epochs and self.schedule == "linear" and not any(self.lr_at(at, epochs, step, 4) for at, step in quarters):
+            said.append(f"optimizer.points have the learning rate 0 in all {epochs} epochs, so nothing is trained")
         if epochs is None or self.schedule != "piecewise":
             return said
         late = [one for one in self.milestones if isinstance(one, int) and one >= epochs]

@@ -8,7 +8,7 @@ from typing import cast
 from ..compose.composition import Composition
 from ..compose.replaced import replaced
 from ..optimizers import OptimizerSettings
-from ..options import OptionModel, idle
+from ..options import OptionModel, Schedule, idle
 from ..settings import AttackSettings, RunSettings, ValidationSettings
 from ..torchrun import processes
 from .layer import Layer
@@ -21,7 +21,7 @@ OF_SEVERAL = ("run.batchnorm", "run.timeout")
 
 
 def unused(layers: Sequence[Layer], composition: Composition, sections: Mapping[str, OptionModel]) -> list[str]:
-    """A caution for each setting and option that was typed in vain, in the order of the alphabet."""
+    """A caution for each setting and option that was typed in vain, in the order of the alphabet; and for schedules."""
     typed = {key for layer in layers if layer.origin in TYPED for key in layer.settings}
     typed |= {
         f"{plugin}.{key}"
@@ -34,7 +34,25 @@ def unused(layers: Sequence[Layer], composition: Composition, sections: Mapping[
     for plugin in composition.plugins:
         why |= {f"{plugin.name}.{key}": f"under {plugin.name}.{it}" for key, it in idle(plugin.options).items()}
     why |= dict(_of_settings(composition, sections))
-    return [f"{key} plays no part {why[key]}" for key in sorted(typed & why.keys())]
+    return [*(f"{key} plays no part {why[key]}" for key in sorted(typed & why.keys())), *_beyond(composition)]
+
+
+def _beyond(composition: Composition) -> list[str]:
+    """A caution for each schedule of a plugin that changes after the last epoch, as it may do from 0."""
+    epochs, said = composition.setting.epochs, []
+    schedules = {
+        f"{plugin.name}.{key}": value.points
+        for plugin in composition.plugins
+        for key, value in vars(plugin.options).items()
+        if isinstance(value, Schedule) and composition.setting.epochs_known
+    }
+    for key, points in schedules.items():
+        late = [str(start) for start, _ in points if start >= epochs]
+        never = any(value for _, value in points) and not any(value for start, value in points if start < epochs)
+        if late:
+            until = ", and is 0 in all of them" if never else ""
+            said.append(f"{key} changes at {', '.join(late)}, beyond the {epochs} epochs of the run{until}")
+    return said
 
 
 def _of_settings(composition: Composition, sections: Mapping[str, OptionModel]) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ class Normalisation(NamedTuple):
     names: tuple[str, str] = ("mean", "std")
     """Their names in a file."""
     own: bool = False
-    """Whether those are the model's own names, so that no sentence is due."""
+    """Whether those are the model's own names, so that no sentence is due but in training."""
 
     def __str__(self) -> str:
         return f"{' and '.join(self.names)} ({self.numbers})"
@@ -70,17 +70,19 @@ def put_named(
     how: str | None = None,
     anew: bool = False,
     partial_head: bool = False,
+    beside: Normalisation | None = None,
 ) -> Placed:
     """Copy a file's weights into `model`, by whatever names, and their normalisation into its layer, as `put_weights`.
 
-    `how` and `anew` are those of `normalised`. Raises CheckpointError; `where` says whose weights they are.
+    `how` and `anew` are those of `normalised`; `beside` is a normalisation that is known of the net and that they do
+    not hold. Raises CheckpointError; `where` says whose weights they are.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, Normalize)]
     before = [Normalisation(layer.mean.flatten().clone(), layer.std.flatten().clone()) for layer in layers]
     try:
         own, names, inside = matched(weights, model, renamed)
         placed = put_weights(model, prefixed(MODEL, own), where, partial_head=partial_head, names=names)
-        taken = normalised(layers, before, inside, how, anew) if inside else ""
+        taken = normalised(layers, before, inside, how, anew) if (inside := inside or beside) else ""
     except CheckpointError as error:
         known = f"The weights of {where} "
         raise CheckpointError(f"{'' if str(error).startswith(known) else f'{where}: '}{error}") from None
@@ -164,7 +166,11 @@ def normalised(
     if not inside.own and not lost:
         layer.mean.copy_(mean.view(1, -1, 1, 1))
         layer.std.copy_(std.view(1, -1, 1, 1))
-    return "" if same or inside.own else f"its normalisation, {inside}, is taken, not the net's ({built.numbers})"
+    return (
+        ""
+        if same or (inside.own and not anew)
+        else f"its normalisation, {inside}, is taken, not the net's ({built.numbers})"
+    )
 
 
 def fitted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,9 +28,10 @@ from ..storage.foreign import refuse_others
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
+from ..training.beginning import listed, put_file
 from ..training.code_told import changes
 from ..training.feed import parted
-from ..training.parts import build_model, data_of, on_this_machine, prepared, put_file
+from ..training.parts import build_model, data_of, on_this_machine, prepared
 from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder
 from .records import CHOSEN_ON_TEST
@@ -152,7 +153,7 @@ def of_run(
         splits = as_wide(splits, len(classes))
     if isinstance(classes, list) and classes != (present := list(splits.test.classes)):
         raise DataError(
-            f"{splits.test.name} has the classes {_listed(present)}, but {path} was trained on {_listed(classes)}, in "
+            f"{splits.test.name} has the classes {listed(present)}, but {path} was trained on {listed(classes)}, in "
             "that order; give them their names back."
         )
     net = (build_model(resolved, splits.train) if model is None else model).to(resolved.run.device)
@@ -186,16 +187,12 @@ def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:
     return {"notes": notes} if notes else {}
 
 
-def _listed(classes: Sequence[object]) -> str:
-    return ", ".join(map(str, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
-
-
 def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Subject:
     """A file of weights in the model, on the data, at the eps and norm that `resolved` names."""
     resolved = on_this_machine(resolved, PATIENCE if together else None)
     splits, model = prepared(resolved)
     model = model.to(resolved.run.device)
-    said = put_file(model, path, resolved).said
+    said = put_file(model, path, resolved, classes=splits.train.classes).said
     record = {
         "checkpoint": None,
         "weights": "raw",

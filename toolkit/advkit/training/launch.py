@@ -23,19 +23,12 @@ from ..judging import broken
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
+from .beginning import begin_from, held_out_now
 from .code_told import code_of
 from .given import first_logits
 from .loop import Trainer
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
-from .parts import (
-    begin_from,
-    held_out_now,
-    on_this_machine,
-    passed,
-    prepared,
-    refuse_no_test,
-    unusual_type,
-)
+from .parts import on_this_machine, passed, prepared, refuse_no_test, unusual_type
 from .progress import Aloud, Progress, voice
 from .ranks import here
 from .result import TrainResult, ended, finished, left_by
@@ -61,7 +54,7 @@ def start(
     ranks = here()
     seen = voice(ranks, Aloud() if progress is None else progress)
     with unchanged_if_refused(resolved, model, init_from is not None):
-        begin_from(init_from, model, resolved, partial_head, seen.warn)
+        begin_from(init_from, model, resolved, splits.train, partial_head, seen.warn)
         if init_from and (name := broken(model)):
             raise CheckpointError(f"{init_from} holds NaN or Inf in {name}; give weights from before that.")
         if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):

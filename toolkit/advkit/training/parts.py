@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,8 @@ from ..own_file import OwnFile, load_all
 from ..plugin import CORE
 from ..rng import derive_seed
 from ..storage import naming
-from ..storage.files import there
-from ..storage.foreign import read_weights
-from ..storage.foreign_names import put_named
 from ..storage.run_folder import RunFolder
-from ..storage.weights import Placed, put_weights
-from .feed import parted
+from ..storage.weights import put_weights
 from .meeting import join
 from .passed_net import told_apart
 
@@ -178,64 +173,6 @@ def builder_of(resolved: Resolved) -> ModelBuilder:
     return registry.answer("model", builder, (builder,), builder, options)
 
 
-def put_file(
-    model: nn.Module, path: Path, resolved: Resolved, partial_head: bool = False, anew: bool = False
-) -> Placed:
-    """Copy a file of weights, of advkit's export or of other programs, into the model that `resolved` names.
-
-    Wrappers' prefixes and the names of published files are brought to the model's. `anew`: the model is built anew
-    from settings, as that of a run. Raises CheckpointError.
-    """
-    weights, said = read_weights(path, resolved.checkpoint.max_bytes)
-    builder = builder_of(resolved) if registered(resolved.model_name) else None
-    how = getattr(builder.options, "normalise", None) if builder else None
-    renamed = partial(registry.answer, "model", type(builder), (Mapping,), builder.renamed) if builder else dict
-    placed = put_named(model, weights, str(path), renamed, how, anew, partial_head)
-    return placed._replace(said="; ".join(filter(None, (said, placed.said))))
-
-
-def begin_from(
-    path: Path | None, model: nn.Module, resolved: Resolved, partial_head: bool, tell: Callable[[str], None]
-) -> None:
-    """Put the weights of a file or of a run's folder into the model, if any; `tell` what `partial_head` left out."""
-    if path is None:
-        if partial_head:
-            raise OptionError("partial_head is about the weights of init_from; give both, or leave it out.")
-        return
-    if os.path.isfile(path):
-        left, said = put_file(model, path, resolved, partial_head, anew=True)
-    elif not there(path):
-        raise CheckpointError(f"{path} does not exist; give a file of weights, or the folder of a run.")
-    else:
-        left, said = _put_run(model, path, partial_head=partial_head)
-    if said:
-        tell(said)
-    if partial_head and left:
-        tell(f"Left out of {path}, so that they begin as the model has them: {', '.join(left)}.")
-    elif partial_head:
-        tell(f"Nothing was left out of {path}: all weights fit, those of the last layer, too.")
-
-
-def held_out_now(path: Path, resolved: Resolved, splits: Splits) -> str:
-    """What to say where a run begins with the weights of one that was trained on images it holds out itself."""
-    folder = RunFolder.open(path)
-    settings, (_, state) = folder.file().settings, folder.load("last")
-    if state.get("data") != splits.train.fingerprint() or resolved.validation.split == "test":
-        return ""
-    run = resolved.run.model_copy(update={"seed": settings.get("run.seed", 0)})
-    kept = resolved.validation.model_copy(update={"fraction": settings.get("validation.fraction", 0.0)})
-    before = replace(resolved, sections={**resolved.sections, "run": run, "validation": kept})
-    held_out = parted(resolved, len(splits.train))[1]
-    count = int(torch.isin(held_out, parted(before, len(splits.train))[0]).sum())
-    if not count:
-        return ""
-    return (
-        f"{path} was trained with run.seed {run.seed} and validation.fraction {kept.fraction} on {count} of the "
-        f"{len(held_out)} images that are held out with {resolved.run.seed} and {resolved.validation.fraction}: "
-        "validation is optimistic, and so is the choice of `best`; set both as they were"
-    )
-
-
 def refused_here(resolved: Resolved) -> str:
     """Why the device of a run is none of this machine; "" where it is one."""
     try:
@@ -270,8 +207,12 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
     taken where a plugin provided some, as `advkit evaluate` does. Warns where the model's type rounds them. Raises
     CheckpointError.
     """
-    if said := _put_run(model, run, checkpoint).said:
-        warnings.warn(said, stacklevel=2)
+    folder = RunFolder.open(Path(run))
+    tensors, state = folder.load(checkpoint) if checkpoint else judged_weights(folder)
+    other = told_apart(model, tensors, state, str(run))
+    said = put_weights(model, tensors, str(run), averaged=True).said
+    if sentences := [*filter(None, (naming.doubt(folder.checkpoints), other, said))]:
+        warnings.warn("; ".join(sentences), stacklevel=2)
 
 
 def judged_weights(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -279,12 +220,3 @@ def judged_weights(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]
     training, of which no epoch is the best under attack."""
     settings = folder.file().settings
     return folder.load("best" if settings.get("attack.eps") != 0 and settings.get("attack.steps") != 0 else "last")
-
-
-def _put_run(model: nn.Module, run: str | Path, checkpoint: str | None = None, partial_head: bool = False) -> Placed:
-    """`load_weights`."""
-    folder = RunFolder.open(Path(run))
-    tensors, state = folder.load(checkpoint) if checkpoint else judged_weights(folder)
-    other = "" if partial_head else told_apart(model, tensors, state, str(run))
-    placed = put_weights(model, tensors, str(run), averaged=True, partial_head=partial_head)
-    return placed._replace(said="; ".join(filter(None, [naming.doubt(folder.checkpoints), other, placed.said])))

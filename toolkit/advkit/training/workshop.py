@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from ..storage.foreign import refuse_others
 from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
 from .auxiliary import FrozenNet
+from .beginning import listed, put_file
 from .by_itself import copied
 from .code_told import changes
 from .engine import LAYOUTS, Engine
-from .parts import build_model, judged_weights, put_file
+from .parts import build_model, judged_weights
 from .ranks import here
 from .trained import TrainedNet
 
@@ -198,7 +199,7 @@ class Workshop:
         then, now = state.get("classes"), list(self.train.classes)
         if isinstance(then, list) and then != now:
             raise OptionError(
-                f"{name}: {path} was trained on the classes {_listed(then)}, and this run is on {_listed(now)}; give a "
+                f"{name}: {path} was trained on the classes {listed(then)}, and this run is on {listed(now)}; give a "
                 "net of the same classes, in that order."
             )
         layers = [layer for layer in net.modules() if isinstance(layer, Normalize) and not layer.state_dict()]
@@ -211,7 +212,8 @@ class Workshop:
     def _of_file(self, name: str, path: Path, model: str) -> nn.Module:
         """A file of weights in the registered net `model`, or in one such as the run's own."""
         net = self._built(name, {"model.name": model}) if model else self._without_hooks(name, self.model)
-        self._tell(put_file(net, path, self._named({"model.name": model}) if model else self.resolved).said)
+        resolved = self._named({"model.name": model}) if model else self.resolved
+        self._tell(put_file(net, path, resolved, classes=self.train.classes if self.train else ()).said)
         return net
 
     def _built(self, name: str, settings: Mapping[str, object]) -> nn.Module:
@@ -249,7 +251,3 @@ def refuse_absent(resolved: Resolved, sources: Iterable[object]) -> None:
 
 def _named(hook: object) -> str:
     return str(getattr(hook, "__qualname__", type(hook).__name__)).rpartition("<locals>.")[2]
-
-
-def _listed(classes: Sequence[object]) -> str:
-    return ", ".join(map(str, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
