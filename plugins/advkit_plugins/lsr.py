@@ -28,7 +28,7 @@ class Lsr(Plugin):
     name = "lsr"
 
     class Options(PluginOptions):
-        lam: Schedule = option(0.3, symbol="λ", help="lambda, by epoch; 0.3 with PGD-10, 0.4 beside averaged weights")
+        lam: Schedule = option(0.3, symbol="λ", help="lambda, by epoch; 0.3 with PGD-10, 0.4 with averaged weights")
         top: Real = option(0.1, gt=0, le=1, help="share of the batch's B K logits that count; 1 is all of them")
 
     options: Options
