@@ -49,7 +49,7 @@ def test_members_that_a_zip_names_by_ways_are_counted(tmp_path: Path) -> None:
     archive = packed(root, tmp_path / "a.zip", *names, "cat/1.png", "cat/1.png")
     splits = ImageFolder().load(archive, None)
     assert splits.notes == (
-        f"{archive}: 5 files have names that are ways through the zip and are left out (2 /, 2 ../, 1 ./)",
+        f"{archive}: 5 files have names that are absolute or lead through . or .. and are left out (2 /, 2 ../, 1 ./)",
         f"{archive}: 2 files come again under the same name in the zip, and the last of each is taken (2 cat)",
     )
     assert (len(splits.train), len(splits.test)) == (len(plain.train), len(plain.test)) == (8, 2)

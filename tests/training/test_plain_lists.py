@@ -55,7 +55,7 @@ class Holder:
 )
 def test_who_is_never_trained_is_told_once(hold: Callable[[Net], object], name: str) -> None:
     (sentence,) = said(Net(hold))
-    assert sentence.startswith(name) and "which no optimizer learns, so they never change" in sentence
+    assert sentence.startswith(name) and "no optimizer finds them, so they never change" in sentence
 
 
 @pytest.mark.parametrize(

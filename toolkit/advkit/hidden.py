@@ -160,8 +160,8 @@ def unregistered(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
         return ""
     more = f" and {len(held) - 1} more" if len(held) > 1 else ""
     return (
-        f"self.{held[-1]} of the model{more} {'ask' if more else 'asks'} for a gradient in a plain attribute, list, "
-        "dict, object or buffer, which no optimizer learns, so they never change; hold them as nn.Parameter, in "
+        f"self.{held[-1]} of the model{more} {'ask' if more else 'asks'} for a gradient, but in a plain attribute, "
+        "list, dict, object or buffer no optimizer finds them, so they never change; hold them as nn.Parameter, in "
         "nn.ModuleList or nn.ParameterList, or say by requires_grad_(False) that you mean it."
     )
 

@@ -30,7 +30,7 @@ class Notes:
         """One for each sort."""
         said = (
             _left(self.others, "files are no pictures and are left out"),
-            _left(self.ways, "files have names that are ways through the zip and are left out"),
+            _left(self.ways, "files have names that are absolute or lead through . or .. and are left out"),
             _left(self.twice, "files come again under the same name in the zip, and the last of each is taken"),
             _left(self.outside, "pictures lie beside the class folders that are read and are left out"),
             *(f"{count} {'picture' if count == 1 else 'pictures'} {what}" for what, count in self.odd.items()),

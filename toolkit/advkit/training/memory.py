@@ -54,8 +54,8 @@ class Memory:
         if not lost:
             return ""
         return (
-            f"{lost[0]} of the model gets no gradient: the model keeps what it has computed of its weights in an "
-            f"earlier forward without one ({kept[0]}), and so they are not learnt. Compute it in every forward."
+            f"{lost[0]} of the model gets no gradient: the model keeps what an earlier forward without gradients has "
+            f"computed from its weights ({kept[0]}), so these do not learn. Compute it anew in every forward."
         )
 
     def _learning(self, x: Tensor) -> set[str]:
