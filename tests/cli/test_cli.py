@@ -25,8 +25,8 @@ import pytest
 import tomli_w
 from hypothesis import given, settings, strategies as st
 
-from advkit import CheckpointError, DataError, evaluate, plan
-from advkit.cli.main import run
+from advkit import CheckpointError, DataError, evaluate, load_data, plan
+from advkit.cli.main import PLACE, run
 from advkit.options import VANISHES
 from advkit.settings import SECTIONS
 from advkit.training.cost import cost_words
@@ -865,6 +865,16 @@ print("HEAVY", "pydantic" in sys.modules, file=sys.stderr)
     heavy = [line for line in ran.stderr.splitlines() if line.startswith("HEAVY")]
     assert all(line.startswith("HEAVY []") for line in heavy[:-1]), heavy
     assert len(heavy) == 7 and heavy[-1] == "HEAVY True"
+
+
+def test_a_tilde_that_the_shell_has_left_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in --out=~/runs; from Python and in run files as well."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert PLACE.convert("~/runs/x", None, None) == str(tmp_path / "runs/x")
+    (tmp_path / "data").mkdir()
+    for name in ("fashion-mnist", "cifar10"):
+        with pytest.raises(DataError, match=re.escape(str(tmp_path / "data"))):
+            load_data(name, "~/data")
 
 
 def test_places_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,3 +140,16 @@ def test_a_plan_refuses_what_training_refuses(arguments: dict[str, Any], sentenc
         with pytest.raises(OptionError) as error:
             asked(**arguments)  # type: ignore[operator]
         assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "kept", "beside"),
+    [
+        ("optimizer.milestones", (0.5, 0.75), [0.5, 0.75], {}),
+        ("optimizer.milestones", np.array([2, 3]), [2, 3], {}),
+        ("optimizer.points", ((0, 1), (1, 0)), [[0.0, 1.0], [1.0, 0.0]], {"optimizer.schedule": "linear"}),
+        ("optimizer.points", [(0, 1), np.array([1, 0])], [[0.0, 1.0], [1.0, 0.0]], {"optimizer.schedule": "linear"}),
+    ],
+)
+def test_a_tuple_or_an_array_is_taken_for_a_list(key: str, given: Any, kept: Any, beside: dict[str, Any]) -> None:
+    assert advkit.plan(settings={key: given, **beside})["settings"][key]["value"] == kept

@@ -251,7 +251,7 @@ GOOD = np.zeros((4, 8, 8, 3), np.uint8)
         (npz(image=GOOD, label=np.arange(3)), r"labels are int64 \(3,\); give whole numbers \(4,\)\."),
         (npz(image=GOOD, label=np.arange(4) - 1), r"there is no image, or labels are no places of classes; number "),
         (npz(image=GOOD, label=np.array([{}] * 4)), r"labels are object \(4,\); give whole numbers \(4,\)\."),
-        (npz(image=np.asfortranarray(GOOD), label=np.arange(4)), r"stored by columns \(Fortran order\)\); replace it"),
+        (npz(image=np.asfortranarray(GOOD), label=np.arange(4)), r"stored by columns \(Fortran order\)\); save numpy"),
         (lambda path: path.write_bytes(b"nothing"), r"is no readable npz \(File is not a zip file\); replace it by"),
         (lambda path: None, r"g\.npz does not exist; check --from\."),
         (lambda path: os.mkfifo(path), r"is no readable npz \(it is no regular file\); replace it by an intact copy\."),

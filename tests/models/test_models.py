@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ def test_spec_of_a_data_set() -> None:
 
 
 def test_normalize_is_per_channel_and_is_saved_with_the_model() -> None:
-    normalize = Normalize((0.5, 0.25), (0.5, 2.0))
+    normalize = Normalize((0.5, 0.25), (0.5, 0.2))
     x = torch.tensor([1.0, 0.25]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
     assert torch.equal(normalize(x)[0, :, 1, 1], torch.tensor([1.0, 0.0]))
     assert {name: tuple(tensor.shape) for name, tensor in normalize.state_dict().items()} == {
@@ -63,6 +65,30 @@ def test_normalize_is_per_channel_and_is_saved_with_the_model() -> None:
         "std": (1, 2, 1, 1),
     }
     assert not list(normalize.parameters())
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, iter])
+def test_normalize_takes_what_holds_numbers(kind: Callable[[list[float]], Any]) -> None:
+    layer, same = Normalize(kind([0.5, 0.25]), kind([0.5, 0.125])), Normalize((0.5, 0.25), (0.5, 0.125))
+    assert torch.equal(layer.mean, same.mean) and torch.equal(layer.std, same.std)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "sentence"),
+    [
+        ((0.5,), (0.0,), "has means beyond"),
+        ((0.5,), (-0.25,), "has means beyond"),
+        ((127.5,), (64.0,), "divide gray levels by 255"),
+        ((float("nan"),), (0.5,), "has means beyond"),
+        ((0.5, 0.5), (0.25,), "has 2 means and 1 deviations"),
+        ((), (), "needs one of each"),
+        (0.5, 0.25, "mean must be a list, each a number, not 0.5"),
+        ("0.5", "0.5", "mean must be a list"),
+    ],
+)
+def test_a_normalisation_that_images_can_not_have_is_refused(mean: Any, std: Any, sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        Normalize(mean, std)
 
 
 def test_a_builder_without_build_can_not_be_made() -> None:

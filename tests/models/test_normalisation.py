@@ -48,8 +48,10 @@ def test_the_first_layer_is_as_it_is_told(name: str) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ("date", "model.normalise = 'date' is neither a name nor means and then as many deviations above 0"),
-        ("0.5,0", "model.normalise = '0.5,0' is neither a name"),
+        ("date", "model.normalise = 'date' is neither a name nor means and then as many deviations, such"),
+        ("0.5,0", "model.normalise = '0.5,0' has means beyond"),
+        ("0.5,-0.25", r"deviations beyond \(0, 1\], which images in \[0, 1\] can not have; divide gray levels by 255."),
+        ("123.675,58.395", r"has means beyond \[0, 1\]"),
         ("0.5,0.5,0.5", "model.normalise = '0.5,0.5,0.5' is neither a name"),
         ("0.5,0.5,1,1", "model.normalise has 2 means, and the images 3 channels; give as many."),
     ],

@@ -104,7 +104,7 @@ def checked(*others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def checking(*args: P.args, **kwargs: P.kwargs) -> R:
             hints = _hints(function)
             call = signature.bind(*args, **kwargs)
-            for name in call.arguments.keys() & hints.keys() - {*others}:
+            for name in [one for one in call.arguments if one in hints and one not in others]:
                 call.arguments[name] = _an_argument(name, call.arguments[name], hints[name])
             with nullcontext() if function.__name__ == "__init__" else with_values():
                 try:

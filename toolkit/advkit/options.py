@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -41,7 +41,10 @@ class OptionModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _numbers_of_arrays(cls, values: Any) -> Any:
-        return {key: plain(value) for key, value in values.items()} if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        lists = {key for key, field in cls.model_fields.items() if get_origin(field.annotation) is list}
+        return {key: listed(value) if key in lists else plain(value) for key, value in values.items()}
 
 
 def plain(value: Any) -> Any:
@@ -50,6 +53,13 @@ def plain(value: Any) -> Any:
         return type(value)(plain(part) for part in value)
     is_number = getattr(value, "ndim", None) == 0 and hasattr(value, "item") and not getattr(value, "is_meta", False)
     return value.item() if is_number else value
+
+
+def listed(value: Any) -> Any:
+    """A tuple or an array as a list, and so what is in it; all else as `plain` has it."""
+    if isinstance(value, list | tuple):
+        return [listed(part) for part in value]
+    return value.tolist() if getattr(value, "ndim", 0) and hasattr(value, "tolist") else plain(value)
 
 
 def option(default: Any, *, help: str, unit: str = "", symbol: str = "", under: str = "", **limits: Any) -> Any:

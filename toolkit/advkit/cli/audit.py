@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--n", default="200", show_default=True, metavar="N", help="N images at random; 0: all.")
 @click.option("--split", default="test", show_default=True, type=click.Choice(["test", "train"]))
 @click.option("--eps", metavar="E", help="Perturbation budget; the run's by default.")
-@click.option("--transfer", metavar="RUN", help="Try examples made on this run's net as well.")
+@click.option("--transfer", type=PLACE, metavar="RUN", help="Try examples made on this run's net as well.")
 @BATCH_SIZE
 @click.option("--seed", default="0", show_default=True, metavar="N", help="Seed of random starts and searches.")
 @CHECKPOINT

@@ -206,7 +206,10 @@ def _complain(sentence: str, code: int) -> int:
 
 
 class Place(click.ParamType[str]):
-    """The name of a file or folder. Of no text Path makes the current folder, which nobody has named."""
+    """The name of a file or folder. Of no text Path makes the current folder, which nobody has named.
+
+    A shell leaves ~ to the program in --out=~/runs.
+    """
 
     name = "place"
 
@@ -214,7 +217,7 @@ class Place(click.ParamType[str]):
         if not value:
             named = param.opts[0] if isinstance(param, click.Option) else "What is to be read"
             raise OptionError(f"{named} is empty; name a file or folder, the current one by a dot.")
-        return value
+        return os.path.expanduser(value)
 
 
 PLACE = Place()

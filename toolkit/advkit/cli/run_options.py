@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .completion import complete
-from .main import assignments, names, parse_value
+from .main import PLACE, assignments, names, parse_value
 
 if TYPE_CHECKING:
     from ..config.request import Request
@@ -53,7 +53,7 @@ def run_options(function: F) -> F:
             click.option("--seed", metavar="N", help="Every random number derives from it."),
             click.option("-o", "options", metavar="PLUGIN.KEY=VALUE", multiple=True, help="A plugin's option."),
             click.option("--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="A setting of the run."),
-            click.option("--config", metavar="FILE", help="A run file, such as a finished run's run.toml."),
+            click.option("--config", type=PLACE, metavar="FILE", help="A run file, such as a finished run's run.toml."),
             click.option(
                 "--recipe",
                 metavar="NAME",

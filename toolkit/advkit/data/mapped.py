@@ -185,6 +185,10 @@ def _map(path: Path, values: str, shape: Sequence[int]) -> Tensor:
     return torch.frombuffer(memory, dtype=as_torch, count=count, offset=offset).view(*shape)
 
 
+class ByColumns(ValueError):
+    """An array whose first index changes fastest."""
+
+
 def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of a `.npy` array that is written row by row; `stream` stands where its values begin.
 
@@ -206,7 +210,7 @@ def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if len(shape) > 64:
         raise ValueError(f"it has {len(shape)} dimensions, more than any array")
     if by_columns and len(shape) > 1:
-        raise ValueError("it is stored by columns (Fortran order)")
+        raise ByColumns("it is stored by columns (Fortran order)")
     return shape, dtype
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import AdvkitError, DataError, OptionError
 from ..reading import opened
 from .base import PIECE, DataSource, shuffled
-from .mapped import array_header
+from .mapped import ByColumns, array_header
 from .own import MOST
 from .pickled import read_pickle
 from .prepare import guarded
@@ -228,7 +228,8 @@ def _member(
             shape, dtype = array_header(stream)
             there = archive.getinfo(f"{key}.npy").file_size - stream.tell()
         except Exception as error:  # archives raise almost anything
-            raise DataError(f"{path} can not be read ({error}); replace it by an intact copy.") from None
+            rows = "save numpy.ascontiguousarray of it" if isinstance(error, ByColumns) else ""
+            raise DataError(f"{path} can not be read ({error}); {rows or 'replace it by an intact copy'}.") from None
         with stream:
             yield stream, there, shape, dtype
 

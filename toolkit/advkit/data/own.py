@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -286,4 +287,5 @@ def loaded(
     """What a registered source loads that is told the settings of the section `data`."""
     source = answer("data set", kind, (kind,), kind)
     source.max_pixels, source.balance, source.size = max_pixels or kind.max_pixels, balance, size
-    return answer("data set", kind, (Splits,), source.load, Path(root) if root else None, limit or None)
+    where = Path(os.path.expanduser(root)) if root else None
+    return answer("data set", kind, (Splits,), source.load, where, limit or None)

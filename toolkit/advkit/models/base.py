@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import torch
@@ -37,17 +37,22 @@ class DataSpec:
 class Normalize(nn.Module):
     """(x - mean) / std per channel. Part of the model, so attacks and budgets stay in pixels in [0, 1].
 
-    `stored` is whether both are in the state dict; where files of weights are other people's, they are not.
+    `mean` and `std` hold a number for each channel, of images in [0, 1]. `stored` is whether both are in the state
+    dict; where files of weights are other people's, they are not. Raises OptionError.
     """
 
     mean: Tensor
     std: Tensor
 
     @checked()
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], stored: bool = True) -> None:
+    def __init__(self, mean: Iterable[float], std: Iterable[float], stored: bool = True) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=stored)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=stored)
+        try:
+            given = _of_images([*map(float, mean)], [*map(float, std)])
+        except ValueError as error:
+            raise OptionError(f"The normalisation {error}.") from None
+        for name, values in zip(("mean", "std"), given, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=stored)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
@@ -60,9 +65,21 @@ def statistics(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     except ValueError:
         numbers = []
     half = len(numbers) // 2
-    if not half or len(numbers) % 2 or min(numbers[half:]) <= 0 or not all(map(isfinite, numbers)):
-        raise ValueError("is neither a name nor means and then as many deviations above 0, such as 0.5,0.25")
-    return tuple(numbers[:half]), tuple(numbers[half:])
+    if not half or len(numbers) % 2:
+        raise ValueError("is neither a name nor means and then as many deviations, such as 0.5,0.25")
+    return _of_images(numbers[:half], numbers[half:])
+
+
+def _of_images(mean: list[float], std: list[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Means and deviations that images in [0, 1] may have; ValueError for others."""
+    if not mean or len(mean) != len(std):
+        raise ValueError(f"has {len(mean)} means and {len(std)} deviations, but needs one of each by channel")
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        raise ValueError(
+            "has means beyond [0, 1] or deviations beyond (0, 1], which images in [0, 1] can not have; divide gray "
+            "levels by 255"
+        )
+    return tuple(mean), tuple(std)
 
 
 class ModelBuilder(ABC):

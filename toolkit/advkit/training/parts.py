@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +78,7 @@ def passed(model: str | nn.Module | None, dataset: object) -> tuple[Splits | Non
 def data_of(resolved: Resolved, root: str | Path | None = None) -> Splits:
     """The data set that the settings name, from `root` where it lies elsewhere now."""
     data, file = resolved.data, resolved.files.get("data.name")
-    where = root or data.root or None
+    where = os.path.expanduser(root or data.root) or None
     if file is not None:
         source = OwnData(file)
         source.balance = data.balance
