@@ -44,6 +44,12 @@ def _one_thread() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def _the_same_numbers() -> None:
+    """A test draws the same, whichever ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _disks_are_not_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """Two milliseconds a call, thousands of times, and nobody here cuts the power; tests/storage has what calls it."""
