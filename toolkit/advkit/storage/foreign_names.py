@@ -166,11 +166,9 @@ def normalised(
     if not inside.own and not lost:
         layer.mean.copy_(mean.view(1, -1, 1, 1))
         layer.std.copy_(std.view(1, -1, 1, 1))
-    return (
-        ""
-        if same or (inside.own and not anew)
-        else f"its normalisation, {inside}, is taken, not the net's ({built.numbers})"
-    )
+    if same or (inside.own and not anew):
+        return ""
+    return f"its normalisation, {inside}, is taken, not the net's ({built.numbers})"
 
 
 def fitted(
