@@ -6,7 +6,9 @@ import json
 import os
 import random
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +19,11 @@ from advkit import OptionError, own_file
 from advkit.cli.main import run
 from advkit.config.layer import Layer, with_files
 from advkit.config.resolve import resolve
+from advkit.models.base import DataSpec
 from advkit.own_file import OwnFile
 from advkit.studies.report import report
-from advkit.training.parts import prepared
+from advkit.training.parts import build_model, prepared
+from advkit.training.plan import own_net
 
 NET = """
 from torch import nn
@@ -269,3 +273,87 @@ def test_what_a_file_draws_from_any_global_generator_is_the_same_again(
     (first, data), (again, same), (other, still) = drawn(1), drawn(1), drawn(2)
     assert torch.equal(first, again) and data == same == still
     assert not torch.equal(first - first.mean(), other - other.mean())
+
+
+AGAIN = """
+import copy
+import functools
+import torch
+from torch import nn
+
+BODY, NORM, TIED = nn.Linear(64, 3), nn.BatchNorm1d(64, affine=False), torch.rand(3, 64)
+HELD, STILL = nn.Linear(64, 3).requires_grad_(False), nn.BatchNorm1d(64).requires_grad_(False).eval()
+
+def on(*layers):
+    return nn.Sequential(nn.Flatten(), *layers)
+
+def outside():
+    return on(BODY)
+
+@functools.cache
+def cached():
+    return on(nn.Linear(64, 3))
+
+@functools.cache
+def cached_and_frozen():
+    return cached().requires_grad_(False)
+
+def default(body=nn.Linear(64, 3)):
+    return on(body)
+
+class Kept(nn.Sequential):
+    body = on(nn.Linear(64, 3))
+
+    def __init__(self):
+        super().__init__(self.body)
+
+def memory():
+    layer = nn.Linear(64, 3)
+    layer.weight = nn.Parameter(TIED)
+    return on(layer)
+
+def statistics():
+    return on(NORM, nn.Linear(64, 3))
+
+def fresh():
+    layer = nn.Linear(64, 64)
+    return on(layer, layer, nn.BatchNorm1d(64), nn.Linear(64, 3))
+
+def copied():
+    return on(copy.deepcopy(BODY))
+
+def frozen():
+    return on(STILL, HELD, nn.Linear(3, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "meanwhile"),
+    [
+        *(
+            (name, False, "kept")
+            for name in ("outside", "cached", "cached_and_frozen", "default", "Kept", "statistics")
+        ),
+        *(("outside", False, meanwhile) for meanwhile in ("gone", "moved", "judged")),
+        *(("memory", False, meanwhile) for meanwhile in ("kept", "gone")),
+        *((name, True, "kept") for name in ("fresh", "copied", "frozen")),
+        *(("fresh", True, meanwhile) for meanwhile in ("gone", "judged")),
+    ],
+)
+def test_weights_that_a_file_gives_again_are_refused_where_a_run_may_change_them(
+    name: str, own: bool, meanwhile: str, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(AGAIN)
+    named = resolve((), [with_files(Layer("command line", {"model.name": f"{tmp_path}/net.py:{name}"}))])
+    spec = DataSpec(1, 8, 8, 3, (0.5,), (0.5,))
+    assert own_net(named) and own_net(named), "plans change nothing"
+    first: Any = build_model(named, spec)
+    if meanwhile == "gone":
+        first = None
+    elif meanwhile == "moved":  # to other memory
+        first.double()
+    elif meanwhile == "judged":
+        first.requires_grad_(False)
+    again = r"^net\.py:\w+ gives weights that it has given before, as of a net that stands outside of it; build inside"
+    with nullcontext() if own else pytest.raises(OptionError, match=again):
+        assert build_model(named, spec) is not first

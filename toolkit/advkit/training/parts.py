@@ -31,6 +31,7 @@ from ..storage import naming
 from ..storage.run_folder import RunFolder
 from ..storage.weights import put_weights
 from .meeting import join
+from .own_weights import refuse_given_before
 from .passed_net import told_apart
 
 
@@ -108,8 +109,11 @@ def refuse_no_test(resolved: Resolved, splits: Splits) -> None:
         raise OptionError("validation.split = test has no images: one set was passed; give advkit.Splits(train, test).")
 
 
-def build_model(resolved: Resolved, train: Dataset | DataSpec) -> nn.Module:
-    """The model that the settings name, initialised from the seed."""
+def build_model(resolved: Resolved, train: Dataset | DataSpec, looked_at: bool = False) -> nn.Module:
+    """The model that the settings name, initialised from the seed; only `looked_at` where nobody changes its weights.
+
+    OptionError where code gives weights of an earlier model again, which a run may change.
+    """
     name, file = resolved.model_name, resolved.files.get("model.name")
     if file is None and name.startswith(PASSED):
         raise CheckpointError(
@@ -119,7 +123,10 @@ def build_model(resolved: Resolved, train: Dataset | DataSpec) -> nn.Module:
         )
     build = partial(built, builder_of(resolved)) if file is None else _builder_of(file, resolved)
     with repeatable(derive_seed(resolved.run.seed, CORE, "init")), fitting(name, resolved.model_options):
-        return build(DataSpec.of(train) if isinstance(train, Dataset) else train)
+        net = build(DataSpec.of(train) if isinstance(train, Dataset) else train)
+    if file is not None and not looked_at:
+        refuse_given_before(net, file.short)
+    return net
 
 
 def _builder_of(file: OwnFile, resolved: Resolved) -> Callable[[DataSpec], nn.Module]:

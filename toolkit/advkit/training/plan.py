@@ -174,7 +174,7 @@ def _sampled(sampler: Answer, resolved: Resolved, state: RunState, indices: Tens
 def own_net(resolved: Resolved, splits: Splits | None = None) -> nn.Module | None:
     """The net of a FILE.py:NAME that a person has named, whose code runs; None of other nets, and of unknown images."""
     spec = _spec(resolved, None if splits is None else splits.train)
-    return None if spec is None or "model.name" not in resolved.files else build_model(resolved, spec)
+    return None if spec is None or "model.name" not in resolved.files else build_model(resolved, spec, looked_at=True)
 
 
 def _spec(resolved: Resolved, data: Dataset | None) -> DataSpec | None:
