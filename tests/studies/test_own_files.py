@@ -21,6 +21,7 @@ from advkit.config.layer import Layer, with_files
 from advkit.config.resolve import resolve
 from advkit.models.base import DataSpec
 from advkit.own_file import OwnFile
+from advkit.studies import arms
 from advkit.studies.report import report
 from advkit.training.parts import build_model, prepared
 from advkit.training.plan import own_net
@@ -357,3 +358,20 @@ def test_weights_that_a_file_gives_again_are_refused_where_a_run_may_change_them
     again = r"^net\.py:\w+ gives weights that it has given before, as of a net that stands outside of it; build inside"
     with nullcontext() if own else pytest.raises(OptionError, match=again):
         assert build_model(named, spec) is not first
+
+
+@pytest.mark.parametrize(("name", "trains"), [("outside", False), ("frozen", True)])
+def test_a_study_refuses_weights_that_its_runs_would_share_before_it_trains(
+    name: str, trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(AGAIN)
+    begun = []
+
+    def start(*_: object, **__: object) -> None:
+        begun.append(name)
+        raise OptionError("It trains.")
+
+    monkeypatch.setattr(arms, "start", start)
+    line = ["--model", f"{tmp_path}/net.py:{name}", "--out", str(tmp_path / "out"), "--seeds", "0,", "--epochs", "1"]
+    assert run(["ablate", "--plugins", "awp", *line, "--limit", "40", "--attacks", "clean", "--n", "4"]) == 2
+    assert ("given before" not in capsys.readouterr().err) == bool(begun) == trains
