@@ -18,10 +18,11 @@ Aim = Literal["likely", "random", "none"]
 def adversarial_label(logits: Tensor, y: Tensor, gamma: float, factor: float) -> Tensor:
     """(B, K): what a wrong class gets grows with its l_k = -log p_k of logits (B, K), from l_min + gamma on.
 
-    The label gets `factor` times the largest of the others. A class that is -inf, masked, gets nothing.
+    The label gets `factor` times the largest of the others. A class that is masked, by -inf or by about the least
+    number of its type (whose sums overflow), gets nothing.
     """
     own = F.one_hot(y, logits.shape[1]).bool()
-    other = ~own & (logits > -torch.inf)
+    other = ~own & (logits > torch.finfo(logits.dtype).min / 2)
     cost = -logits.log_softmax(1)
     rise = torch.where(other, cost - cost.masked_fill(~other, torch.inf).amin(1, keepdim=True) + gamma, 0.0)
     total = rise.sum(1, keepdim=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 
 import advkit
 from advkit.cli.main import run
+from advkit.studies.analysis import record
 from advkit.training.feed import parted
 from advkit.training.same_run import resolve_folder
 
@@ -124,6 +127,31 @@ def test_without_matplotlib_figures_and_arrays_are_written(
     assert ran.code == 0
     assert ran.err == "No picture: pip install 'advkit[plot]' draws the pictures; figures and arrays are written.\n"
     assert {path.name for path in tmp_path.iterdir()} == {f"{FILES[kind]}.json", f"{FILES[kind]}.npz"}
+
+
+def test_a_backend_for_windows_plays_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib reads MPLBACKEND while it is imported, and fails at that of a notebook which is not installed here."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "advkit.studies.analysis.plotting", raising=False)
+    sees = "import os\nraise RuntimeError(os.environ.get('MPLBACKEND', 'none'))\n"
+    (tmp_path / "matplotlib.py").write_text(sees, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "module://of.a.notebook")
+    with pytest.raises(RuntimeError, match="none"):
+        record.write(tmp_path / "to", "margin", {}, {}, lambda: pytest.fail("drawn"))
+    assert os.environ["MPLBACKEND"] == "module://of.a.notebook"
+    drawn = ModuleType("plotting")
+    drawn.rendered = lambda draw: {}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "advkit.studies.analysis.plotting", drawn)
+    late = tmp_path / "late"
+    late.mkdir()
+    (late / "matplotlib.py").write_text("rcParams = {}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(late)
+    assert record.write(tmp_path / "to", "margin", {}, {}, lambda: pytest.fail("drawn"))
+    assert sys.modules.pop("matplotlib").rcParams == {"backend": "module://of.a.notebook"}, (
+        "for who draws windows later"
+    )
 
 
 def test_an_error_in_a_picture_is_not_taken_for_an_absent_library(

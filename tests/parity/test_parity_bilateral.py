@@ -130,8 +130,9 @@ def test_an_even_prediction_is_label_smoothing() -> None:
     torch.testing.assert_close(rows, expected)
 
 
-def test_a_masked_class_gets_nothing() -> None:
-    z = torch.tensor([[1.0, 0.0, -torch.inf, -2.0]])
+@pytest.mark.parametrize("mask", [-torch.inf, torch.finfo(torch.float32).min])
+def test_a_masked_class_gets_nothing(mask: float) -> None:
+    z = torch.tensor([[1.0, 0.0, mask, -2.0]])
     rows = adversarial_label(z, torch.tensor([0]), 0.01, 9.0)
     assert rows[0, 2] == 0 and rows.isfinite().all() and rows.sum().item() == pytest.approx(1)
     torch.testing.assert_close(rows[:, [0, 1, 3]], adversarial_label(z[:, [0, 1, 3]], torch.tensor([0]), 0.01, 9.0))

@@ -395,6 +395,22 @@ def test_closures_are_refused(tiny_batch: BatchOf, kind: Any) -> None:
     assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
 
 
+class OfSecondOrder(torch.optim.SGD):
+    """As AdaHessian and SophiaH."""
+
+    def step(self, closure: Any = None) -> None:
+        p = self.param_groups[0]["params"][0]
+        torch.autograd.grad(p.grad.sum(), p)
+
+
+def test_an_optimizer_that_differentiates_again_is_named(tiny_batch: BatchOf) -> None:
+    model = net()
+    with pytest.raises(
+        OptionError, match=r"^The optimizer OfSecondOrder differentiates the gradients again in its step"
+    ):
+        step_of(model, optimizer=OfSecondOrder(model.parameters(), 0.1))(*tiny_batch(), epoch=0)
+
+
 class Waits(torch.optim.SGD):
     asked = 0
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import advkit
@@ -95,6 +97,54 @@ def test_the_gradient_of_a_gradient(tiny_net: Net, tiny_batch: BatchOf) -> None:
     step = step_of(net, looking(steep, Passes(1, 1, 1)))
     report = step(x, y, index, epoch=0)
     assert report.passes["update"] == Passes(forward=2, input_backward=1, full_backward=2)
+
+
+def attention(z: Tensor) -> Tensor:
+    z = z.flatten(2)
+    return F.scaled_dot_product_attention(z, z, z)
+
+
+def sums(z: Tensor) -> Tensor:
+    rows = torch.tensor([len(z)])
+    return z + torch.segment_reduce(z, "sum", lengths=rows, axis=0)
+
+
+ONCE = (
+    r"^The plugin looking differentiates a gradient of the model again, and torch can differentiate _s\w+ only once\. "
+)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        (attention, ONCE + r"Call it within .*sdpa_kernel\(SDPBackend\.MATH\), .*, or leave the plugin looking out\.$"),
+        (sums, ONCE + r"Use another operation, or leave the plugin looking out\.$"),
+        (
+            lambda z: torch.special.zeta(z + 2, z + 1),
+            r"^The model computes with zeta, of which torch has no derivative; ",
+        ),
+    ],
+)
+def test_what_torch_can_not_differentiate_again_is_named(
+    tiny_net: Net, tiny_batch: BatchOf, layer: Callable[[Tensor], Tensor], sentence: str
+) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_net()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(layer(x).view_as(x))
+
+    def steep(run: advkit.Run, batch: advkit.Batch) -> Tensor:
+        return run.input_gradient(batch.x, first, create_graph=True).flatten(1).square().sum(1)
+
+    plugin = looking(steep, Passes(1, 1, 1))
+    with pytest.raises(OptionError, match=sentence):
+        step_of(Own(), plugin)(*tiny_batch(), epoch=0)
+    if layer is attention:  # as the sentence says
+        with sdpa_kernel(SDPBackend.MATH):
+            step_of(Own(), plugin)(*tiny_batch(), epoch=0)
 
 
 @pytest.mark.parametrize("hook", ["instance_weight", "target_label"])

@@ -6,7 +6,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +41,14 @@ def wants_several(error: BaseException) -> bool:
     """Whether a net has raised `error` because it was shown one image alone."""
     return _SEVERAL in says(error)
 
+
+_ONCE = {
+    "scaled_dot_product": (
+        "Call it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH), in the forward or around the run"
+    ),
+    "cudnn_rnn": "Call it within torch.backends.cudnn.flags(enabled=False), in the forward",
+}
+"""Operations of torch that can be differentiated twice in another form, and how to have it."""
 
 _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen", "<eval_with_key>")
 """Where files begin that are nobody's own, but for those of installed packages."""
@@ -151,6 +159,24 @@ def _in_a_backward(error: Exception) -> str:
     )
 
 
+def _underived(error: Exception, plugins: Sequence[str]) -> str:
+    """The sentence for what torch can not differentiate, or not again, as `plugins` do; "" of other errors."""
+    found = re.search(r"derivative for '?(?:aten::)?(\w+)[^']*'? is not implemented", says(error))
+    if not found:
+        return ""
+    operation, backward, _ = found[1].partition("_backward")
+    if not backward:
+        return f"The model computes with {operation}, of which torch has no derivative; use another operation."
+    remedy = next((way for words, way in _ONCE.items() if words in operation), "Use another operation")
+    several = "s" if len(plugins) > 1 else ""
+    these = f"the plugin{several} {' and '.join(plugins)}"
+    who = f"T{these[1:]} differentiate{'' if several else 's'} a gradient of the model again"
+    return (
+        f"{who if plugins else 'A gradient of the model is differentiated again'}, and torch can differentiate "
+        f"{operation} only once. {remedy}{f', or leave {these} out' if plugins else ''}."
+    )
+
+
 def is_somebodys(error: BaseException) -> bool:
     """Whether it is of a class of Python, torch or another library no more than of advkit. SystemExit is Python's."""
     kind = type(error)
@@ -165,8 +191,11 @@ def _is_own(file: str) -> bool:
 
 
 @contextmanager
-def explained(*, training: bool = False) -> Iterator[None]:
-    """What torch raises of a net that it can not differentiate or call, as a sentence with the next step."""
+def explained(*, training: bool = False, twice: Collection[tuple[int, str]] = ()) -> Iterator[None]:
+    """What torch raises of a net that it can not differentiate or call, as a sentence with the next step.
+
+    `twice`: which plugins have differentiated a gradient of it again, by stage.
+    """
     try:
         yield
     except AdvkitError:
@@ -179,6 +208,7 @@ def explained(*, training: bool = False) -> Iterator[None]:
         if torchs and (_UNUSED in says(error) or _CUT in says(error)):
             sentence = TRAIN_ANOTHER if training else attack_another()
         lacking = _without_memory(error, "A step of the run" if training else "A pass of the model")
+        sentence = sentence or _underived(error, sorted({plugin for _, plugin in twice}))
         explanation = lacking or OptionError(sentence or _in_a_backward(error))
         if not str(explanation):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 
 import torch
@@ -20,7 +21,7 @@ from ..precision import HalfPrecision, named
 from ..run import RunState
 from ..types import Batch
 from .compiled import eagerly
-from .unfit import refuse_rates, wants_closure
+from .unfit import differentiates_again, refuse_rates, wants_closure
 
 
 def idle(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
@@ -62,7 +63,10 @@ def refuse_late(now: Inventory, before: Inventory) -> None:
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """OptionError where its step wants a closure or a rate is none, NonFinite where one is beyond the weights' type."""
+    """Of an optimizer whose rates are numbers and in the range of the weights' type, which needs gradients alone.
+
+    OptionError or, of that range, NonFinite where it is another.
+    """
     refuse_rates(optimizer)
     try:
         optimizer.step()
@@ -70,6 +74,8 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         own = not type(optimizer).__module__.startswith("torch.")  # SAM and its kin call what they are not given
         if "closure" in says(error) or (own and isinstance(error, AssertionError | TypeError)):
             raise OptionError(wants_closure(optimizer)) from error
+        if any(frame.filename == torch.autograd.__file__ for frame in traceback.extract_tb(error.__traceback__)):
+            raise OptionError(differentiates_again(optimizer)) from error
         if "without overflow" in says(error):
             what = "The learning rate is beyond the range of the weights' type; lower optimizer.lr."
             raise NonFinite(what) from error

@@ -93,7 +93,7 @@ class TrainingStep:
         parts, updates = parts_of(some, self.accumulate, batch.most), list[Update]()
         classes, ledger = self.state.num_classes, Ledger(len(parts))
         with (
-            explained(training=True),
+            explained(training=True, twice=self.engine.twice),
             self._undo.all_or_nothing(held, batch.index, careful) as judged,
             own_generator(self.state.device) as seed,
             self.panel.watching(careful, self.engine),

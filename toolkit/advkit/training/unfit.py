@@ -105,6 +105,15 @@ def refuse_wrapped(name: str, module: nn.Module) -> None:
             raise OptionError(sentence)
 
 
+def differentiates_again(optimizer: torch.optim.Optimizer) -> str:
+    """The sentence for an optimizer that takes gradients of the gradients."""
+    return (
+        f"The optimizer {type(optimizer).__name__} differentiates the gradients again in its step, as those with a "
+        "Hessian do, and a step of advkit keeps no graph of them; take one that steps on gradients, such as SGD or "
+        "AdamW."
+    )
+
+
 def wants_closure(optimizer: torch.optim.Optimizer) -> str:
     """The sentence for an optimizer that evaluates the loss by itself."""
     return (

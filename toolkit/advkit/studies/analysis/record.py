@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,25 @@ NO_PICTURE = "No picture: pip install 'advkit[plot]' draws the pictures; figures
 def tensors(found: Any) -> dict[str, Tensor]:
     """The tensors of an analysis' dataclass, by field."""
     return {field.name: value for field in fields(found) if isinstance(value := getattr(found, field.name), Tensor)}
+
+
+@contextmanager
+def _whatever_backend() -> Iterator[None]:
+    """A scope to import matplotlib in, which fails where MPLBACKEND names what is not there, as a notebook's does here.
+
+    That is for windows, and pictures are files. What draws windows later finds it as ever.
+    """
+    chosen = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    if chosen:
+        import matplotlib
+
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = chosen
 
 
 def write(
@@ -50,7 +72,8 @@ def write(
         write_atomic(place := folder / f"{name}.npz", stored.getvalue())
         write_atomic(place := folder / f"{name}.json", text.encode())
         try:
-            from .plotting import rendered
+            with _whatever_backend():
+                from .plotting import rendered
 
             pictures = rendered(draw)
         except ImportError as absent:
