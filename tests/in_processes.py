@@ -179,6 +179,7 @@ def train(
     if viewed:
         net[4] = Viewed()
     if flat:  # one value a channel
+        torch.manual_seed(5)
         net = nn.Sequential(nn.Flatten(), nn.Linear(32, 3, dtype=torch.float64), nn.BatchNorm1d(3, dtype=torch.float64))
     if for_gpus:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)

@@ -16,8 +16,10 @@ from torch import nn
 
 import advkit
 from advkit import own_file
-from advkit.cli.main import run
-from advkit.errors import NotTyped
+from advkit.cli.main import parse_value, run
+from advkit.errors import NotTyped, OptionError
+from advkit.net_arguments import arguments
+from advkit.own_file import OwnFile
 from advkit.studies.analysis import Study
 
 NET = """
@@ -265,6 +267,42 @@ def test_an_argument_that_nobody_takes_is_refused(folder: Path, capsys: pytest.C
     assert said(capsys, "train", *words) == (2, "Error: net.py:Net takes no argument wode. Did you mean wide?\n")
 
 
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("flag=False", "model.flag = 'False' is a text to the net; write false."),
+        ("flag=TRUE", "model.flag = 'TRUE' is a text to the net; write true."),
+        ("word=None", "model.word = 'None' is a text to the net; leave it out, since no run file holds None."),
+        ("word=(3, 4)", "model.word = '(3, 4)' is a text to the net; write [3, 4]."),
+        ("flag=off", "model.flag = 'off' is a text, and net.py:Typed has True there; give true or false."),
+        ("wide=1/2", "model.wide = '1/2' is a text, and net.py:Typed has 2 there; give a number."),
+    ],
+)
+def test_a_text_that_a_net_would_take_for_true_is_refused(tmp_path: Path, typed: str, sentence: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        call_typed(tmp_path, typed)
+    assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize("typed", ["word=none", "word=(x)", "flag=false", "wide=0.5"])
+def test_other_arguments_of_a_net_are_taken(tmp_path: Path, typed: str) -> None:
+    key, _, text = typed.partition("=")
+    assert call_typed(tmp_path, typed) == {"flag": True, "wide": 2, "word": "a"} | {key: parse_value(text)}
+
+
+def call_typed(folder: Path, typed: str) -> object:
+    (folder / "net.py").write_text("def Typed(flag=True, wide=2, word='a'):\n    return dict(locals())\n")
+    file = OwnFile.typed("model.name", f"{folder}/net.py:Typed")
+    assert file is not None
+    key, _, text = typed.partition("=")
+    return file.made({}, arguments({key: parse_value(text)}))
+
+
+def test_arguments_of_a_net_may_be_numbers_of_numpy_and_torch() -> None:
+    given = {"wide": numpy.int64(3), "flag": numpy.bool_(False), "rate": torch.tensor(0.5), "many": [numpy.int64(2)]}
+    assert arguments(given) == {"wide": 3, "flag": False, "rate": 0.5, "many": [2]}
+
+
 def test_modules_beside_two_files_are_not_mixed_up(tmp_path: Path) -> None:
     for name, value in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
@@ -309,6 +347,7 @@ def test_transfer_from_a_run_of_a_file_runs_code_that_is_typed_and_no_other(
     typed = f"@{folder}/net.py:Net@{folder}/mine.py:some"
 
     def found(attack: str) -> advkit.Evaluation:
+        torch.manual_seed(1)  # a net that is right of some images, so that there is something to attack
         return advkit.evaluate(module(), images, attack, eps=0.1, audit=False)
 
     with monkeypatch.context() as patched:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import NotTyped, OptionError, PluginImport, did_you_mean, named, says
+from .net_arguments import refuse_texts
 from .reading import read
 
 FLAGS = {"model.name": "--model", "data.name": "--dataset"}
@@ -132,6 +133,7 @@ class OwnFile:
         free = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         if stray := [name for name in options if not (free or name in takes)]:
             raise OptionError(f"{self.short} takes no argument {stray[0]}.{did_you_mean(stray[0], takes)}")
+        refuse_texts(self.short, options, parameters)
         packed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         needs = [name for name, one in parameters.items() if one.default is one.empty and one.kind not in packed]
         if missing := [name for name in needs if name not in given]:

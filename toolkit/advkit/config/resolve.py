@@ -14,7 +14,8 @@ from ..compose.declarations import build
 from ..compose.parts import WHOLE, refuse_parts
 from ..compose.registration import check
 from ..compose.stage import Setting
-from ..errors import OptionError, did_you_mean, named, shown
+from ..errors import OptionError, did_you_mean, named
+from ..net_arguments import arguments
 from ..optimizers import OptimizerSettings
 from ..options import OptionModel, parse_number, validate
 from ..own_file import FLAGS, OwnFile, over
@@ -259,10 +260,7 @@ def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object
     if name.startswith(PASSED):
         return name, {}
     if not registered(name):
-        for key, value in given.items():
-            if not _writable(value):
-                raise OptionError(f"model.{key} = {shown(value)} must be a number, a text, true or false, or a list.")
-        return name, given
+        return name, arguments(given)
     family, colon, architecture = name.partition(":")
     if colon and family in registry.names("model"):  # timm:resnet18
         name = family
@@ -277,13 +275,6 @@ def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object
             )
     builder = cast(Any, registry.load("model", name))
     return name, validate(builder.Options, given, where="model", eps=eps).model_dump()
-
-
-def _writable(value: object) -> bool:
-    """Whether a run file can hold it."""
-    return isinstance(value, str | int | float | bool) or (
-        isinstance(value, list | tuple) and all(map(_writable, value))
-    )
 
 
 def _order(raw: Mapping[str, object]) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,53 @@
+"""Settings as arguments of a net of FILE.py, which has no options that could say what they must be."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from inspect import Parameter
+
+from .errors import OptionError, shown
+
+
+def arguments(given: Mapping[str, object]) -> dict[str, object]:
+    """Settings of the net, by key, as a run file can hold them. OptionError for others.
+
+    So for a text that Python reads as a truth value, a list or None: to a net False would be true.
+    """
+    from .options import plain  # and pydantic with it, which help does without
+
+    found = {key: plain(value) for key, value in given.items()}
+    for key, value in found.items():
+        if not _writable(value):
+            raise OptionError(f"model.{key} = {shown(value)} must be a number, a text, true or false, or a list.")
+        if isinstance(value, str) and (instead := _instead(value)):
+            raise OptionError(f"model.{key} = {shown(value)} is a text to the net; {instead}.")
+    return found
+
+
+def refuse_texts(net: str, given: Mapping[str, object], parameters: Mapping[str, Parameter]) -> None:
+    """OptionError for a text where the `net`, FILE.py:NAME, has a number or a truth value by default."""
+    for name, value in given.items():
+        default = parameters[name].default if name in parameters else None
+        if isinstance(value, str) and isinstance(default, bool | int | float):
+            kind = "true or false" if isinstance(default, bool) else "a number"
+            raise OptionError(f"model.{name} = {shown(value)} is a text, and {net} has {default} there; give {kind}.")
+
+
+def _writable(value: object) -> bool:
+    """Whether a run file can hold it."""
+    return isinstance(value, str | int | float | bool) or (
+        isinstance(value, list | tuple) and all(map(_writable, value))
+    )
+
+
+def _instead(text: str) -> str:
+    """What to write for a text that Python reads as a truth value, a list or None; "" for another one."""
+    try:
+        meant = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return ""
+    if meant is None:
+        return "leave it out, since no run file holds None"
+    return f"write {json.dumps(meant)}" if isinstance(meant, bool | list | tuple) and _writable(meant) else ""
