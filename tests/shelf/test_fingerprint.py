@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import nn
 
+from advkit.code_digest import code
 from advkit.fingerprint import Undescribed, fingerprint
-from advkit.written import code
 
 LIMIT = 3
 
@@ -197,137 +197,90 @@ def test_code_of_any_file_that_is_reached_counts(edited: str, tmp_path: Path, mo
 REGISTRY = {
     "nets/__init__.py": "",
     "nets/registry.py": """
-NETS, BUILT, COUNT, KINDS, LAZY = {}, [], 0, set(), None
-CFG = {"scale": 1.0}
+NETS, BUILT, KINDS = {}, [], set()
+
+def plain():
+    return 3
+
+DEFAULTS = {"plain": plain}
 
 def register(made):
-    global COUNT
     NETS[made.__name__] = made
-    BUILT.append(made.__name__)
-    KINDS.add(type(made))
-    COUNT += 1
+    BUILT.append(made)
+    KINDS.add(made)
     return made
-
-class Registry:
-    def __init__(self):
-        self.held, self.count = {}, 0
-
-    def register(self, made):
-        self.held[made.__name__] = made
-        self.count += 1
-        return made
-
-MORE = Registry()
-
-def lazy():
-    global LAZY, NEVER
-    LAZY = NEVER = print
-    return LAZY
-""",
-    "nets/body.py": """
-import functools, logging, random, time
-from pathlib import Path
-import torch
-from torch import nn
-import nets
-from . import registry
-from .registry import *
-from .registry import MORE as more_nets
-
-def twice(x):
-    return 2 * x
-
-WIDTHS = [4, 3]
-ACTS = {"twice": twice}
-HERE, SINCE, LOG, RNG = Path(__file__).parent, time.time(), logging.getLogger("nets"), random.Random(0)
-CACHE, CALLS = {}, 0
-
-def counted(function):
-    count = 0
-
-    @functools.wraps(function)
-    def inner(*given):
-        nonlocal count
-        count += 1
-        inner.count = count
-        return function(*given)
-
-    return inner
-
-@functools.lru_cache
-def grid(width):
-    return torch.arange(width)
-
-@counted
-def helper(x, cache={}):
-    cache[x.shape] = x
-    return x
-
-@more_nets.register
-class Body(nn.Module):
-    calls = 0
-    shapes = {}
-
-    def __init__(self):
-        super().__init__()
-        Body.calls += 1
-        self.fc = nn.Linear(*WIDTHS)
-
-    def forward(self, x):
-        global CALLS
-        CALLS += 1
-        CACHE[x.shape] = self.shapes[x.shape] = x
-        LOG.setLevel(10)
-        registry.lazy()
-        _ = HERE, SINCE, RNG.random(), LAZY, self.more, nets.registry, len(more_nets.held), registry.NEVER, __file__
-        return ACTS["twice"](helper(self.fc(x))) * grid(WIDTHS[1]) * CFG["scale"]
-
-    more = property(lambda self: None)
-
-@register
-def plain():
-    return Body()
 
 class Builder:
     def build(self):
-        return registry.NETS["plain"]()
+        return NETS["plain"](), BUILT, KINDS, DEFAULTS["plain"]
 """,
     "nets/more.py": """
-from . import registry
-from .registry import NETS, register, MORE
+from .registry import register
 
-@MORE.register
 @register
 def other():
     return None
-
-NETS["again"] = other
-registry.COUNT += 1
 """,
 }
-NET_EDITS = {"WIDTHS = [4, 3]": "WIDTHS = [4, 5]", "2 * x": "3 * x", "calls = 0\n    shapes": "calls = 1\n    shapes"}
 
 
-def test_what_a_program_does_is_no_edit_of_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registries that grow with imports, counters, caches, paths and clocks."""
-
-    def ask(module: Any) -> list[dict[str, str]]:
-        return [code(module.Body), code(module.Builder)]
-
-    body = imported(tmp_path / "first", REGISTRY, monkeypatch, "nets.body")
-    before, walked = ask(body), fingerprint(body.Builder, strict=False)
-    for _ in range(2):
-        body.registry.NETS["plain"]()(torch.ones(2, 4))
-    assert ask(body) == before
+def test_what_other_modules_register_is_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry grows with every import; what its own module has in it counts."""
+    module = imported(tmp_path / "first", REGISTRY, monkeypatch, "nets.registry")
+    before, walked = code(module.Builder), fingerprint(module.Builder, strict=False)
     imported(tmp_path / "first", {}, monkeypatch, "nets.more")
-    assert ask(body) == before and fingerprint(body.Builder, strict=False) != walked, "the control"
-    imported(tmp_path / "moved", REGISTRY, monkeypatch, "nets.more")
-    assert ask(importlib.import_module("nets.body")) == before
-    for number, (was, now) in enumerate({**NET_EDITS, "1.0": "2.0"}.items()):
-        edited = {file: text.replace(was, now) for file, text in REGISTRY.items()}
-        assert edited != REGISTRY
-        module = imported(tmp_path / str(number), edited, monkeypatch, "nets.body")
-        assert ask(module)[0] != before[0], now
+    assert module.NETS and module.KINDS
+    assert code(module.Builder) == before and fingerprint(module.Builder, strict=False) != walked, "the control"
+    edited = {file: text.replace("return 3", "return 4") for file, text in REGISTRY.items()}
+    assert code(imported(tmp_path / "edited", edited, monkeypatch, "nets.registry").Builder) != before
+
+
+VALUES = {
+    "a default list": ("def h(x, mean=[0.3]):\n    return x - mean[0]", "h(x)", "0.3"),
+    "a default tensor": ("def h(x, k=torch.tensor(0.3)):\n    return x * k", "h(x)", "0.3"),
+    "a condition": ("FLAG = 0.3\nif FLAG < 0.4:\n    K = 2\nelse:\n    K = 3", "x * K", "0.3"),
+    "a loop that fills a dict": ("K = {}\nfor name, w in [('a', 0.3)]:\n    K[name] = w", "x * K['a']", "0.3"),
+    "an attribute set below its class": ("class C:\n    K = 2\nC.K = 0.3", "x * C.K", "0.3"),
+    "an attribute of a function": ("def h(x):\n    return x * h.k\nh.k = 0.3", "h(x)", "0.3"),
+    "what a decorator is given": (
+        "def by(k):\n    def of(f):\n        return lambda x: f(x) * k[0]\n    return of\n"
+        "@by([0.3])\ndef h(x):\n    return x",
+        "h(x)",
+        "0.3",
+    ),
+    "behind singledispatch": (
+        "@functools.singledispatch\ndef h(x):\n    return x\n@h.register\ndef _(x: float):\n    return x * 0.3",
+        "h(x)",
+        "0.3",
+    ),
+    "a list of a module": ("WIDTHS = [0.3]", "x * WIDTHS[0]", "0.3"),
+}
+
+
+@pytest.mark.parametrize("file", ["net.py", None], ids=["in a file", "in a notebook"])
+@pytest.mark.parametrize("where", VALUES)
+def test_values_that_code_is_made_with_count(where: str, file: str | None) -> None:
+    head, use, was = VALUES[where]
+
+    def digest(now: str) -> dict[str, str]:
+        names: dict[str, Any] = {"__name__": "some_net"} | ({"__file__": file} if file else {})
+        source = (
+            f"import functools\nimport torch\n{head}\nclass Net:\n    def forward(self, x):\n        return {use}\n"
+        )
+        exec(source.replace(was, now), names)
+        return code(names["Net"])
+
+    assert digest(was) == digest(was) != digest("0.9")
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [('"{}"\n    return x', False), ('return x, "{}"', True), ('x = x\n    return "{}"', True)]
+)
+def test_a_docstring_is_no_code(text: str, counts: bool) -> None:
+    names: list[dict[str, Any]] = [{"__name__": "some"}, {"__name__": "some"}]
+    for space, word in zip(names, ("one", "two"), strict=True):
+        exec(f"def h(x):\n    {text.format(word)}\n", space)
+    assert (code(names[0]["h"]) != code(names[1]["h"])) is counts
 
 
 def test_another_process_finds_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +288,7 @@ def test_another_process_finds_the_same_code(tmp_path: Path, monkeypatch: pytest
         "mine/steps.py": SOURCES["mine/steps.py"].replace("* STEPS", "* STEPS if x in {'a', 'b'} else x")
     }
     before = code(imported(tmp_path, sources, monkeypatch, "mine.attack").Mine)
-    program = "from mine.attack import Mine; from advkit.written import code; print(code(Mine)['code'])"
+    program = "from mine.attack import Mine; from advkit.code_digest import code; print(code(Mine)['code'])"
     monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *(place for place in sys.path if place)]))
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert {"code": ran.stdout.strip()} == before

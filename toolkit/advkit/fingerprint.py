@@ -17,7 +17,7 @@ import random
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePath
 from types import (
@@ -122,7 +122,7 @@ class Walk:
 
     def object(self, value: Any) -> None:
         """What stands in it, its class and its fields; hooks of a module without the numbers that torch gave them."""
-        within = parts(value)
+        within = _parts(value)
         for part in within or ():
             self(part)
         fields = [*getattr(value, "__dict__", {}).items(), *_slots(value)]
@@ -147,10 +147,6 @@ class Walk:
         except (TypeError, RuntimeError, AttributeError):
             raise Undescribed(type(value).__name__) from None
 
-    def attribute(self, owner: type, name: str, held: Any) -> None:
-        self.say(name)
-        self(held)
-
     def type(self, value: type) -> None:
         if self.known(value.__module__, value.__qualname__):
             return
@@ -158,35 +154,32 @@ class Walk:
             self(base)
         for name, held in sorted(vars(value).items()):
             if (name[:2] != "__" or isinstance(held, COMPUTING)) and name not in ("_abc_impl", "__annotate_func__"):
-                self.attribute(value, name, held)
+                self.say(name)
+                self(held)
 
     def function(self, value: FunctionType) -> None:
         if self.known(value.__module__, value.__qualname__):
             return
-        for held in self.beside(value):
+        for held in (value.__defaults__, value.__kwdefaults__, vars(value)):
             self(held)
-        self.code(value.__code__, value.__globals__)
-
-    def beside(self, value: FunctionType) -> Iterator[Any]:
-        """What a function has beside its code."""
-        yield from (value.__defaults__, value.__kwdefaults__, vars(value))
-        yield from (held for _, held in self.cells(value))
-
-    def cells(self, value: FunctionType) -> Iterator[tuple[str, Any]]:
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+        for cell in value.__closure__ or ():
             with suppress(ValueError):  # an empty cell
-                yield name, cell.cell_contents
+                held = cell.cell_contents
+                self(held)
+        self.code(value.__code__, value.__globals__)
 
     def code(self, value: CodeType, names: Mapping[str, Any]) -> None:
         """Bytecode, and what it reaches by the names in it: globals, their attributes, modules imported inside."""
         self.say(value.co_code, value.co_names, value.co_varnames, value.co_freevars)
-        for held in value.co_consts:
+        steps = [*dis.get_instructions(value)]
+        used = {step.arg for step in steps if step.opcode in dis.hasconst}  # a docstring is not
+        consts = [held for place, held in enumerate(value.co_consts) if place in used]
+        for held in consts:
             if isinstance(held, CodeType):
                 self.code(held, names)
             else:
                 self(sorted(held, key=repr) if isinstance(held, frozenset) else held)
-        texts = [held for held in value.co_consts if isinstance(held, str)]
-        steps = [*dis.get_instructions(value)]
+        texts = [held for held in consts if isinstance(held, str)]
         # An attribute may have the name of a global that nobody reads: self.net beside a script's net. So it may have
         # that of a module that something else imports: self.layers beside package.layers.
         asked = _asked(steps)
@@ -207,7 +200,11 @@ class Walk:
             self.module(held, inside)
         else:
             self.say(name)
-            self(held)
+            self(self.value(held, names))
+
+    def value(self, held: Any, names: Mapping[str, Any]) -> Any:
+        """What counts of a global of the module that has these names."""
+        return held
 
     def module(self, value: ModuleType, names: tuple[str, ...]) -> None:
         """The attributes `names` of a module that is not known by its version, each once."""
@@ -246,7 +243,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def parts(value: Any) -> list[Any] | None:
+def _parts(value: Any) -> list[Any] | None:
     """What stands in a container or behind a wrapper; None where it is none."""
     if isinstance(value, Mapping):
         return [part for pair in value.items() for part in pair]
@@ -264,10 +261,10 @@ def parts(value: Any) -> list[Any] | None:
         return [value.fget, value.fset, value.fdel]
     if isinstance(value, classmethod | staticmethod):
         return [value.__func__]
-    return [value.__wrapped__] if isinstance(value, CACHED) else None
+    return [value.__wrapped__] if isinstance(value, _CACHED) else None
 
 
-CACHED = type(functools.cache(len))
+_CACHED = type(functools.cache(len))
 
 
 def _asked(steps: list[dis.Instruction]) -> dict[str, set[str]]:

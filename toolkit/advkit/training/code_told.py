@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from .. import registry
+from ..code_digest import code
 from ..config.request import registered
 from ..config.resolve import Resolved
 from ..storage import machine
 from ..storage.run_folder import RunFolder
-from ..written import code
 from .passed_net import code_of_net
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..code_digest import code
 from ..config.request import PASSED
 from ..errors import ResumeMismatch
 from ..generators import generators, put_back
@@ -28,7 +29,6 @@ from ..rng import Draws, derive_key
 from ..storage import schema
 from ..storage.machine import processor
 from ..storage.weights import put_weights
-from ..written import code
 from .by_itself import by_itself
 from .compiled import eagerly
 
