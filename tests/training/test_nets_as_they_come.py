@@ -257,6 +257,19 @@ class Unmarked(Enough):
         raise TypeError
 
 
+def test_a_group_of_exceptions_is_what_one_in_it_is() -> None:
+    def forward(net: Any, x: Tensor) -> Any:
+        raise ExceptionGroup("of workers", [ValueError("early"), ExceptionGroup("again", [raised("now")])])
+
+    raised: type[Exception] = Enough
+    with pytest.raises(ExceptionGroup, match="of workers") as error:
+        fitted(Net(forward))
+    assert blames(error.value)[0].startswith("the model raised it, on images (")
+    raised = KeyError
+    with pytest.raises(OptionError, match="of workers"):
+        fitted(Net(forward))
+
+
 def fitted(net: nn.Module) -> None:
     advkit.train(net, (X, Y), epochs=1, eps=0.1, batch_size=4, settings={"attack.steps": 1, "validation.fraction": 0})
 

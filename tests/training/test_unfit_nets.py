@@ -292,10 +292,12 @@ def test_a_jitted_net_trains_where_nothing_is_put_in_its_place(form: str, tiny_b
 def test_a_traced_net_that_stays_in_its_mode_is_told(layer: nn.Module, tiny_batch: BatchOf) -> None:
     """The control: what torch.jit.script makes of it follows `training`."""
     net = nn.Sequential(layer, core())
-    caution = "The model was traced by torch.jit.trace in eval mode, and its BatchNorm and dropout stay in it"
+    caution = "BatchNorm and dropout of the model's torch.jit graph are in eval mode whatever train"
     with pytest.warns(UserWarning, match=caution):
         step_of(JIT["traced"](net.eval()))(*tiny_batch(), epoch=0)
     assert (traced(net), traced(torch.jit.script(net))) == ("", "")
+    assert traced(JIT["traced"](net)) and not traced(JIT["traced"](net.requires_grad_(False))), "a trunk that is held"
+    net.requires_grad_()
     step_of(torch.jit.script(net.train()))(*tiny_batch(), epoch=0)  # warnings are errors in these tests
 
 

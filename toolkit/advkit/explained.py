@@ -178,7 +178,12 @@ def _underived(error: Exception, plugins: Sequence[str]) -> str:
 
 
 def is_somebodys(error: BaseException) -> bool:
-    """Whether it is of a class of Python, torch or another library no more than of advkit. SystemExit is Python's."""
+    """Whether it is of a class of Python, torch or another library no more than of advkit. SystemExit is Python's.
+
+    A group is what one of those in it is.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(is_somebodys, error.exceptions))
     kind = type(error)
     module = sys.modules.get(kind.__module__)
     library = kind.__module__ in sys.builtin_module_names or isinstance(error, SystemExit)

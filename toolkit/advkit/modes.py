@@ -23,13 +23,14 @@ _LAYERS = {"batch_norm": 5, "instance_norm": 5, "dropout": 2, "feature_dropout":
 
 
 def traced(model: nn.Module) -> str:
-    """The mode, "train" or "eval", that torch.jit.trace has made a constant of the model's graph; else "".
+    """The mode, "train" or "eval", that torch.jit.trace has made a constant of a graph that is trained; else "".
 
     Where a model is scripted its graph reads `training`. Statistics of the batch alone, and dropout, may always be
     meant.
     """
     for module in model.modules():
-        graph: Any = module.inlined_graph if isinstance(module, ScriptModule) else None
+        learns = isinstance(module, ScriptModule) and any(p.requires_grad for p in module.parameters())
+        graph: Any = module.inlined_graph if learns else None
         for kind, place in _LAYERS.items() if graph else ():
             for node in graph.findAllNodes(f"aten::{kind}"):
                 constant = node.inputsAt(place).node().kind() == "prim::Constant"

@@ -198,8 +198,9 @@ def _of_one_mode(model: nn.Module) -> str:
     if not (fixed := traced(model)):
         return ""
     return (
-        f"The model was traced by torch.jit.trace in {fixed} mode, and its BatchNorm and dropout stay in it: train() "
-        "and eval() do not change them. Train the module that it was traced from, or what torch.jit.script makes of it."
+        f"BatchNorm and dropout of the model's torch.jit graph are in {fixed} mode whatever train() and eval() say, as "
+        "torch.jit.trace leaves them. If that is not meant, train the module that it was traced from, or what "
+        "torch.jit.script makes of it."
     )
 
 
