@@ -636,7 +636,7 @@ def test_each_method_resumes_within_an_epoch(sentence: str, splits: Splits, tmp_
     assert ended(tmp_path / "resumed") == ended(tmp_path / "whole")
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(st.lists(st.tuples(st.sampled_from(["crash", "stop"]), st.integers(1, 7)), min_size=1, max_size=5))
 def test_resume_after_anything(own: Path, splits: Splits, events: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as root:
