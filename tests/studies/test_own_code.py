@@ -275,7 +275,6 @@ def test_an_argument_that_nobody_takes_is_refused(folder: Path, capsys: pytest.C
         ("word=None", "model.word = 'None' is a text to the net; leave it out, since no run file holds None."),
         ("word=(3, 4)", "model.word = '(3, 4)' is a text to the net; write [3, 4]."),
         ("flag=off", "model.flag = 'off' is a text, and net.py:Typed has True there; give true or false."),
-        ("wide=1/2", "model.wide = '1/2' is a text, and net.py:Typed has 2 there; give a number."),
     ],
 )
 def test_a_text_that_a_net_would_take_for_true_is_refused(tmp_path: Path, typed: str, sentence: str) -> None:
@@ -284,7 +283,9 @@ def test_a_text_that_a_net_would_take_for_true_is_refused(tmp_path: Path, typed:
     assert str(refused.value) == sentence
 
 
-@pytest.mark.parametrize("typed", ["word=none", "word=(x)", "flag=false", "wide=0.5"])
+@pytest.mark.parametrize(
+    "typed", ["word=none", "word=(x)", "word=4,8", "flag=false", "flag=imagenet", "wide=0.5", "wide=same"]
+)
 def test_other_arguments_of_a_net_are_taken(tmp_path: Path, typed: str) -> None:
     key, _, text = typed.partition("=")
     assert call_typed(tmp_path, typed) == {"flag": True, "wide": 2, "word": "a"} | {key: parse_value(text)}

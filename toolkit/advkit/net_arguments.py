@@ -27,12 +27,13 @@ def arguments(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def refuse_texts(net: str, given: Mapping[str, object], parameters: Mapping[str, Parameter]) -> None:
-    """OptionError for a text where the `net`, FILE.py:NAME, has a number or a truth value by default."""
+    """OptionError for a text such as off where the `net`, FILE.py:NAME, has a truth value by default."""
     for name, value in given.items():
         default = parameters[name].default if name in parameters else None
-        if isinstance(value, str) and isinstance(default, bool | int | float):
-            kind = "true or false" if isinstance(default, bool) else "a number"
-            raise OptionError(f"model.{name} = {shown(value)} is a text, and {net} has {default} there; give {kind}.")
+        if isinstance(default, bool) and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", ""):
+            raise OptionError(
+                f"model.{name} = {shown(value)} is a text, and {net} has {default} there; give true or false."
+            )
 
 
 def _writable(value: object) -> bool:
@@ -43,11 +44,12 @@ def _writable(value: object) -> bool:
 
 
 def _instead(text: str) -> str:
-    """What to write for a text that Python reads as a truth value, a list or None; "" for another one."""
+    """What to write for a text that Python reads as a truth value, a list in brackets or None; "" for another one."""
     try:
         meant = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return ""
     if meant is None:
         return "leave it out, since no run file holds None"
-    return f"write {json.dumps(meant)}" if isinstance(meant, bool | list | tuple) and _writable(meant) else ""
+    listed = isinstance(meant, list | tuple) and text[:1] in "[(" and _writable(meant)
+    return f"write {json.dumps(meant)}" if listed or isinstance(meant, bool) else ""
