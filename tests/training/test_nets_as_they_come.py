@@ -148,6 +148,55 @@ def test_a_product_that_is_kept_is_told_or_refused() -> None:
             train(Net(forward), plugin)
 
 
+class Again(torch.autograd.Function):
+    """Computes its forward again in its backward and calls backward() there, as some reversible nets do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: nn.Module) -> Tensor:
+        ctx.block = block
+        ctx.save_for_backward(x)
+        output: Tensor = block(x)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            output = ctx.block(x)
+        output.backward(*gradients)
+        return x.grad, None
+
+
+def recomputing() -> Net:
+    return Net(lambda net, x: Again.apply(net.core[:2](x), net.core[2:]))
+
+
+@pytest.mark.parametrize("plugins", ["", "trades"])
+def test_looks_add_to_no_gradient(plugins: str) -> None:
+    """Those of the first step: at other weights, at pixels at the edges, at what the net keeps; nor an attack by hand.
+
+    A step beside them, whose gradients lie in `.grad` already.
+    """
+    x, found = X.round(), []
+    for net in (recomputing(), Net()):
+        step_of(net, plugins)(x, Y, INDEX, epoch=0)
+        other = type(net)(net.function)
+        lent = step_of(other, plugins).loss(x, Y, INDEX, epoch=0)
+        assert all(p.grad is None for p in other.parameters())
+        lent.backward()  # type: ignore[no-untyped-call]
+        ball = L2Ball(x, torch.ones(4))
+        advkit.pgd(net, ball, x, lambda logits: logits.sum(1), steps=1, step_size=torch.ones(4))
+        found.append([p.grad for model in (net, other) for p in model.parameters()])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("plugin", ["awp", "rwp", "lsiw", "gradalign"])
+def test_who_asks_for_a_gradient_that_goes_elsewhere_blames_the_net(plugin: str) -> None:
+    with pytest.raises(OptionError, match=r"calls backward\(\) in a backward.* core\.3\.weight and tells the plugin"):
+        train(recomputing(), plugin)
+
+
 @pytest.mark.parametrize("place", ["attribute", "buffer"])
 def test_what_asks_for_a_gradient_and_is_no_parameter_is_told(place: str) -> None:
     net, scale = Net(lambda net, x: net.core(x) * net.scale), torch.ones(3, requires_grad=True)
