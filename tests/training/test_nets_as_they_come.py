@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import advkit
 from advkit import AdvkitError, L2Ball, OptionError, Step
@@ -96,6 +97,7 @@ def test_what_a_net_does_wrong_is_one_sentence(kind: str, use: Callable[[nn.Modu
     with pytest.raises(OptionError, match=sentence):
         use(Net(forward))
     assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    assert not _get_current_dispatch_mode_stack(), "later forwards are watched still"
     use(Net())
 
 
