@@ -284,6 +284,19 @@ from torch import nn
 
 BODY, NORM, TIED = nn.Linear(64, 3), nn.BatchNorm1d(64, affine=False), torch.rand(3, 64)
 HELD, STILL = nn.Linear(64, 3).requires_grad_(False), nn.BatchNorm1d(64).requires_grad_(False).eval()
+MEAN, WEIGHT = torch.zeros(64), nn.Parameter(torch.rand(3, 64))
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", MEAN[:])
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+CENTRE = Centred()
 
 def on(*layers):
     return nn.Sequential(nn.Flatten(), *layers)
@@ -313,8 +326,24 @@ def memory():
     layer.weight = nn.Parameter(TIED)
     return on(layer)
 
+def retied():
+    layer = nn.Linear(64, 3)
+    layer.weight = WEIGHT
+    return on(layer)
+
 def statistics():
     return on(NORM, nn.Linear(64, 3))
+
+def own_statistics():
+    return on(CENTRE, nn.Linear(64, 3))
+
+def constant():
+    return on(Centred(), nn.Linear(64, 3))
+
+def weight_of_a_constant():
+    layer = nn.Linear(64, 3, bias=False)
+    layer.weight = nn.Parameter(MEAN.expand(3, 64))
+    return on(Centred(), layer)
 
 def fresh():
     layer = nn.Linear(64, 64)
@@ -324,24 +353,32 @@ def copied():
     return on(copy.deepcopy(BODY))
 
 def frozen():
-    return on(STILL, HELD, nn.Linear(3, 3))
+    return on(HELD, nn.Linear(3, 3))
+
+def still():
+    return on(STILL, nn.Linear(64, 3))
+
+def lazy():
+    return on(nn.LazyLinear(3))
 """
 
 
 @pytest.mark.parametrize(
     ("name", "own", "meanwhile"),
     [
-        *(
-            (name, False, "kept")
-            for name in ("outside", "cached", "cached_and_frozen", "default", "Kept", "statistics")
-        ),
+        *((name, False, "kept") for name in ("outside", "cached", "cached_and_frozen", "default", "Kept")),
+        *((name, False, "kept") for name in ("statistics", "own_statistics", "weight_of_a_constant")),
         *(("outside", False, meanwhile) for meanwhile in ("gone", "moved", "judged")),
-        *(("memory", False, meanwhile) for meanwhile in ("kept", "gone")),
-        *((name, True, "kept") for name in ("fresh", "copied", "frozen")),
-        *(("fresh", True, meanwhile) for meanwhile in ("gone", "judged")),
+        *((name, False, meanwhile) for name in ("memory", "frozen", "still") for meanwhile in ("kept", "gone")),
+        *((name, False, "moved") for name in ("retied", "own_statistics", "still")),
+        ("frozen", False, "thawed"),
+        *(("constant", False, meanwhile) for meanwhile in ("trained", "trained and gone")),
+        *(("constant", True, meanwhile) for meanwhile in ("kept", "gone", "moved", "judged")),
+        *((name, True, "kept") for name in ("fresh", "copied", "lazy")),
+        *(("fresh", True, meanwhile) for meanwhile in ("gone", "judged", "trained")),
     ],
 )
-def test_weights_that_a_file_gives_again_are_refused_where_a_run_may_change_them(
+def test_what_a_file_gives_again_is_refused_where_a_run_may_change_it(
     name: str, own: bool, meanwhile: str, tmp_path: Path
 ) -> None:
     (tmp_path / "net.py").write_text(AGAIN)
@@ -349,18 +386,20 @@ def test_weights_that_a_file_gives_again_are_refused_where_a_run_may_change_them
     spec = DataSpec(1, 8, 8, 3, (0.5,), (0.5,))
     assert own_net(named) and own_net(named), "plans change nothing"
     first: Any = build_model(named, spec)
-    if meanwhile == "gone":
+    if meanwhile.startswith("trained"):
+        first(torch.ones(2, 1, 8, 8))
+    if meanwhile.endswith("gone"):
         first = None
     elif meanwhile == "moved":  # to other memory
         first.double()
-    elif meanwhile == "judged":
-        first.requires_grad_(False)
-    again = r"^net\.py:\w+ gives weights that it has given before, as of a net that stands outside of it; build inside"
+    elif meanwhile in ("judged", "thawed"):
+        first.requires_grad_(meanwhile == "thawed")
+    again = r"^net\.py:\w+ gives weights or buffers that it has given to another net of this process; build all "
     with nullcontext() if own else pytest.raises(OptionError, match=again):
         assert build_model(named, spec) is not first
 
 
-@pytest.mark.parametrize(("name", "trains"), [("outside", False), ("frozen", True)])
+@pytest.mark.parametrize(("name", "trains"), [("outside", False), ("frozen", False), ("constant", True)])
 def test_a_study_refuses_weights_that_its_runs_would_share_before_it_trains(
     name: str, trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -374,4 +413,4 @@ def test_a_study_refuses_weights_that_its_runs_would_share_before_it_trains(
     monkeypatch.setattr(arms, "start", start)
     line = ["--model", f"{tmp_path}/net.py:{name}", "--out", str(tmp_path / "out"), "--seeds", "0,", "--epochs", "1"]
     assert run(["ablate", "--plugins", "awp", *line, "--limit", "40", "--attacks", "clean", "--n", "4"]) == 2
-    assert ("given before" not in capsys.readouterr().err) == bool(begun) == trains
+    assert ("that it has given to another net" not in capsys.readouterr().err) == bool(begun) == trains

@@ -120,3 +120,21 @@ def test_what_a_file_of_weights_is_told_twice_is_refused(tmp_path: Path, judge: 
             OptionError, match=f"and the setting {key} = {value} differ; they are the same setting, give"
         ):
             judge(tmp_path / "w.pt", settings={"model.width": 2, key: value}, **known)
+
+
+@pytest.mark.parametrize("judge", [advkit.evaluate, advkit.audit])
+def test_what_is_of_training_is_refused_beside_a_file_of_weights(tmp_path: Path, judge: Any) -> None:
+    """And what is of judging comes as far as the file, which is empty."""
+    (tmp_path / "w.pt").touch()
+    known: dict[str, Any] = {"model": "small-cnn", "dataset": "digits", "n": 20}
+    of_training = {"attack.steps": 20, "optimizer.lr": 0.1, "run.precision": "bf16", "data.transform": "none"}
+    for key, value in (of_training | {"run.seed": 1, "validation.split": "test", "update.clean": "start"}).items():
+        with pytest.raises(
+            OptionError, match=rf"{key} is of training, and .*w\.pt is a file of weights, which is only"
+        ):
+            judge(tmp_path / "w.pt", settings={"model.width": 2, key: value}, **known)
+    of_judging = {"attack.norm": "l2", "attack.eps": 0.5, "data.limit": 20, "data.balance": True, "run.threads": 1}
+    with pytest.raises(advkit.CheckpointError, match=r"w\.pt"):
+        judge(tmp_path / "w.pt", settings=of_judging | {"checkpoint.max_bytes": 99, "model.width": 2}, **known)
+    with pytest.raises(OptionError, match=r"leave it out, or give seed\."):
+        judge(tmp_path / "w.pt", settings={"run.seed": 1}, **known)

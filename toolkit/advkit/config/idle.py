@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from ..compose.composition import Composition
 from ..compose.replaced import replaced
+from ..errors import OptionError, named
 from ..optimizers import OptimizerSettings
 from ..options import OptionModel, Schedule, idle
-from ..settings import AttackSettings, RunSettings, ValidationSettings
+from ..settings import AttackSettings, RunSettings, ValidationSettings, known_setting
 from ..torchrun import processes
 from .layer import Layer
 
 TYPED = ("command line", "python", "sweep")
 """Origins of layers that hold what somebody has just said, and nothing that was resolved before."""
+
+OF_JUDGING: Mapping[str, tuple[str, ...]] = {
+    "attack": ("norm", "eps"),
+    "checkpoint": ("max_bytes",),
+    "data": ("name", "root", "limit", "balance", "size", "max_pixels"),
+    "run": ("batch_size", "device", "threads", "timeout"),
+}
+"""What settings say of a file of weights that is judged, beside those of its net."""
 
 OF_SEVERAL = ("run.batchnorm", "run.timeout")
 """Settings of several processes."""
@@ -35,6 +44,18 @@ def unused(layers: Sequence[Layer], composition: Composition, sections: Mapping[
         why |= {f"{plugin.name}.{key}": f"under {plugin.name}.{it}" for key, it in idle(plugin.options).items()}
     why |= dict(_of_settings(composition, sections))
     return [*(f"{key} plays no part {why[key]}" for key in sorted(typed & why.keys())), *_beyond(composition)]
+
+
+def refuse_of_training(settings: Iterable[str], weights: str) -> None:
+    """OptionError for a setting of training, where the file `weights` is only judged."""
+    for key in settings:
+        known_setting(key)
+        section, _, name = key.partition(".")
+        if section != "model" and name not in OF_JUDGING.get(section, ()):
+            other = f", or give {named('--seed')}" if key == "run.seed" else ""
+            raise OptionError(
+                f"{key} is of training, and {weights} is a file of weights, which is only judged; leave it out{other}."
+            )
 
 
 def _beyond(composition: Composition) -> list[str]:

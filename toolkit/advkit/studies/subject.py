@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..arguments import refuse_unused
+from ..config.idle import refuse_of_training
 from ..config.layer import Layer, with_files
 from ..config.request import merged, registered
 from ..config.resolve import Resolved, resolve
@@ -256,6 +257,7 @@ def subject_of(
         "attack.eps": ("eps", eps),
     }
     both = merged(settings, {k: v for k, v in short.items() if v[1] is not None}, "the setting {key} = {value}")
+    refuse_of_training(both, str(given))
     return of_weights(path, resolve((), [with_files(Layer("command line", both))]), together=together)
 
 

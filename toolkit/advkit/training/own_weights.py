@@ -1,51 +1,59 @@
-"""Nets of FILE.py:NAME that have weights of their own: what NAME gives twice, two runs of one process would train."""
+"""Nets of FILE.py:NAME that have weights of their own: what NAME gives twice, two runs of one process would change."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 from weakref import ref
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, UntypedStorage, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..errors import OptionError
-from ..inventory import statistics_of
+from ..storage.weights import digest
 
 _GIVEN: list[ref[Any]] = []
-"""The nets so far, their norms that keep statistics and their weights: those that outlive a run can be given again."""
+"""Weights of the nets so far, and modules that have buffers: on another device these are still the same objects."""
 
-_MEMORY: list[StorageWeakRef] = []
-"""The memory of those weights, over which other tensors may lie."""
+_MEMORY: dict[StorageWeakRef, str] = {}
+"""What their weights and buffers lie in, which may outlive them: "", or of buffers the SHA-256 of what it held."""
 
 
 def refuse_given_before(net: nn.Module, short: str) -> None:
-    """OptionError where a net that `short` has given now has what it gave before and a run may change.
+    """OptionError where `short` has given now what an earlier net of this process had, alive or not, used or not.
 
-    That is a whole net, or a weight or norm of one. What is frozen may be shared: a weight that asks for no gradient, a
-    norm in eval mode.
+    That is a weight, trained or not, for whoever loads a run changes it; or a module that has buffers. A buffer alone,
+    such as a constant of the file, may be given again as long as its memory holds what it held.
     """
-    parameters, norms = [*net.parameters()], [one for one in net.modules() if statistics_of(one)]
     _GIVEN[:] = [one for one in _GIVEN if one() is not None]
-    _MEMORY[:] = [one for one in _MEMORY if not one.expired()]  # type: ignore[no-untyped-call]
-    before, memory = {id(one()) for one in _GIVEN}, {one.cdata for one in _MEMORY}
-    statistics = [tensor for norm in norms for tensor in statistics_of(norm)]
-    again = any(id(one) in before for one in (net, *norms, *parameters))
-    if again or memory & {one.cdata for one in _memory([*parameters, *statistics])}:
+    for place in [one for one in _MEMORY if one.expired()]:  # type: ignore[no-untyped-call]
+        del _MEMORY[place]
+    weights, modules = [*net.parameters()], [one for one in net.modules() if [*one.buffers(recurse=False)]]
+    memory = {place: _content(storage) for place, storage in _memory(net.buffers()).items()}
+    memory |= dict.fromkeys(_memory(weights), "")
+    before = {id(one()) for one in _GIVEN}
+    if any(id(one) in before for one in (*weights, *modules)) or any(
+        place in _MEMORY and not (held and held == _MEMORY[place]) for place, held in memory.items()
+    ):
         raise OptionError(
-            f"{short} gives weights that it has given before, as of a net that stands outside of it; build inside all "
-            "that is trained, so that every run has its own."
+            f"{short} gives weights or buffers that it has given to another net of this process; build all that has "
+            "weights inside it, frozen or not, anew at every call and without a cache."
         )
-    trained = [one for one in parameters if one.requires_grad]
-    moved = [norm for norm in norms if norm.training]
-    _GIVEN.extend(ref(one) for one in (net, *moved, *trained))
-    _MEMORY.extend(_memory([*trained, *(tensor for norm in moved for tensor in statistics_of(norm))]))
+    _GIVEN.extend(map(ref, (*weights, *modules)))
+    _MEMORY.update(memory)
 
 
-def _memory(tensors: list[Tensor]) -> list[StorageWeakRef]:
-    """What tensors lie in, without keeping it; sparse ones and some subclasses do not tell."""
-    found = []
+def _memory(tensors: Iterable[Tensor]) -> dict[StorageWeakRef, UntypedStorage]:
+    """What tensors lie in, by what does not keep it; sparse, lazy and some other ones do not tell."""
+    found = {}
     for tensor in tensors:
-        with suppress(RuntimeError):
-            found.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
+        with suppress(RuntimeError, ValueError):
+            storage = tensor.untyped_storage()
+            found[StorageWeakRef(storage)] = storage  # type: ignore[no-untyped-call]
     return found
+
+
+def _content(storage: UntypedStorage) -> str:
+    return digest({"": torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)})

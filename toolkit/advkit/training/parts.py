@@ -112,7 +112,7 @@ def refuse_no_test(resolved: Resolved, splits: Splits) -> None:
 def build_model(resolved: Resolved, train: Dataset | DataSpec, looked_at: bool = False) -> nn.Module:
     """The model that the settings name, initialised from the seed; only `looked_at` where nobody changes its weights.
 
-    OptionError where code gives weights of an earlier model again, which a run may change.
+    OptionError where code gives weights of an earlier model again.
     """
     name, file = resolved.model_name, resolved.files.get("model.name")
     if file is None and name.startswith(PASSED):
