@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import advkit
 from advkit import AdvkitError, L2Ball, OptionError, Step
@@ -96,6 +97,7 @@ def test_what_a_net_does_wrong_is_one_sentence(kind: str, use: Callable[[nn.Modu
     with pytest.raises(OptionError, match=sentence):
         use(Net(forward))
     assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    assert not _get_current_dispatch_mode_stack(), "later forwards are watched still"
     use(Net())
 
 
@@ -146,6 +148,55 @@ def test_a_product_that_is_kept_is_told_or_refused() -> None:
     for plugin in ("awp", "rwp", "lsiw", "trades,awp"):
         with pytest.raises(AdvkitError, match=r"used again with its graph|at perturbed weights is off"):
             train(Net(forward), plugin)
+
+
+class Again(torch.autograd.Function):
+    """Computes its forward again in its backward and calls backward() there, as some reversible nets do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: nn.Module) -> Tensor:
+        ctx.block = block
+        ctx.save_for_backward(x)
+        output: Tensor = block(x)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            output = ctx.block(x)
+        output.backward(*gradients)
+        return x.grad, None
+
+
+def recomputing() -> Net:
+    return Net(lambda net, x: Again.apply(net.core[:2](x), net.core[2:]))
+
+
+@pytest.mark.parametrize("plugins", ["", "trades"])
+def test_looks_add_to_no_gradient(plugins: str) -> None:
+    """Those of the first step: at other weights, at pixels at the edges, at what the net keeps; nor an attack by hand.
+
+    A step beside them, whose gradients lie in `.grad` already.
+    """
+    x, found = X.round(), []
+    for net in (recomputing(), Net()):
+        step_of(net, plugins)(x, Y, INDEX, epoch=0)
+        other = type(net)(net.function)
+        lent = step_of(other, plugins).loss(x, Y, INDEX, epoch=0)
+        assert all(p.grad is None for p in other.parameters())
+        lent.backward()  # type: ignore[no-untyped-call]
+        ball = L2Ball(x, torch.ones(4))
+        advkit.pgd(net, ball, x, lambda logits: logits.sum(1), steps=1, step_size=torch.ones(4))
+        found.append([p.grad for model in (net, other) for p in model.parameters()])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("plugin", ["awp", "rwp", "lsiw", "gradalign"])
+def test_who_asks_for_a_gradient_that_goes_elsewhere_blames_the_net(plugin: str) -> None:
+    with pytest.raises(OptionError, match=r"calls backward\(\) in a backward.* core\.3\.weight and tells the plugin"):
+        train(recomputing(), plugin)
 
 
 @pytest.mark.parametrize("place", ["attribute", "buffer"])

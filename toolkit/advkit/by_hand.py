@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ascent
 from .arguments import checked
 from .ascent import Ball, Observer, Transform
 from .explained import calling, explained
+from .gradients import set_aside
 from .judging import checked_logits, refuse_place
 from .types import AttackResult, Objective
 
@@ -41,7 +42,7 @@ def pgd(
             logits = model(x)
         return checked_logits(logits, len(x))
 
-    with explained():
+    with explained(), set_aside(model.parameters() if isinstance(model, nn.Module) else ()):
         return ascent.pgd(
             net,
             ball,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from .bits import overwrite, same_bits, write_back
+from .gradients import set_aside
 
 TORCHS_OWN = {*vars(nn.Module()), "_compiled_call_impl"}
 """Attributes of every module."""
@@ -91,7 +92,7 @@ class Hidden:
 
 @contextmanager
 def without_trace(model: nn.Module, hooks: bool = False) -> Iterator[None]:
-    """Whatever forwards in the scope write into the model is put back: parameters, buffers, and what is hidden.
+    """Whatever passes in the scope write into the model is put back: parameters, `.grad`, buffers, and what is hidden.
 
     Nets count, normalise their weights, or initialise themselves by the first batch that they see. With `hooks` also
     what these keep; without, those who watch have seen a pass.
@@ -99,7 +100,8 @@ def without_trace(model: nn.Module, hooks: bool = False) -> Iterator[None]:
     hidden = Hidden(model, hooks=hooks)
     stored = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     try:
-        yield
+        with set_aside(model.parameters()):
+            yield
     finally:
         hidden.put_back()
         with torch.no_grad():

@@ -83,5 +83,6 @@ def first_forward_watched(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        watching.close()  # torch calls no hook where a forward ends the program, or Ctrl-C ends it
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import OptionError
+from ..gradients import set_aside
 
 
 class _Lent(torch.autograd.Function):
@@ -53,17 +54,11 @@ def gradients_apart(model: nn.Module, optimizer: torch.optim.Optimizer) -> Itera
     OptionError for a hook on a gradient of the model: it would run here and again in the loop's backward.
     """
     _refuse_hooks(model)
-    every = [*model.parameters(), *(p for group in optimizer.param_groups for p in group["params"])]
-    before = {parameter: parameter.grad for parameter in every}
+    every = {*model.parameters(), *(p for group in optimizer.param_groups for p in group["params"])}
     made: dict[nn.Parameter, Tensor] = {}
-    for parameter in before:
-        parameter.grad = None
-    try:
+    with set_aside(every):
         yield made
         made.update({p: p.grad for p in model.parameters() if p.grad is not None})
-    finally:
-        for parameter, gradient in before.items():
-            parameter.grad = gradient
 
 
 def _refuse_hooks(model: nn.Module) -> None:

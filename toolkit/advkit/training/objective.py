@@ -19,7 +19,7 @@ from ..losses import soft_cross_entropy
 from .contracts import Contract
 from .network import Network
 from .panel import Panel
-from .probe import nothing_moves
+from .probe import by_autograd_alone, nothing_moves
 from .shares import Whole
 from .views import viewed
 
@@ -80,7 +80,8 @@ class Update:
                     judged = logits.get("adv_logits", next(iter(logits.values())))
                     values = values * self.contract.selection(owner, select(judged.detach(), self.known["batch"].y))
                 total = values.sum() / self.shares.count
-            with nothing_moves(self.network.model, "the backward", self.contract.values):
+            scope = nothing_moves(self.network.model, "the backward", self.contract.values)
+            with scope, by_autograd_alone(self.network.params, owner):
                 gradients = torch.autograd.grad(total, [moved[name] for name in trained], allow_unused=True)
             return {
                 name: torch.zeros_like(trained[name]) if value is None else value.to_dense()

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase as _Norm
 
 from ..bits import same_bits
 from ..errors import OptionError
+from ..gradients import set_aside
 from ..hidden import without_trace
 from ..judging import probabilities
 from ..losses import cross_entropy, soft_cross_entropy
@@ -251,3 +252,19 @@ def nothing_moves(model: nn.Module, when: str, watched: bool) -> Iterator[None]:
                     "(torch.utils.checkpoint). Write to it in train mode only (if self.training: ...), and once."
                 )
             raise OptionError(f"{name} moved in {when}, where nothing may: {cause}")
+
+
+@contextmanager
+def by_autograd_alone(params: Mapping[str, nn.Parameter], plugin: str) -> Iterator[None]:
+    """OptionError where a gradient that `plugin` asks for in the scope reaches `.grad` of `params`, and not who asks.
+
+    What a backward inside of a backward computes is at theta, whatever weights were put in its place.
+    """
+    with set_aside(params.values()):
+        yield
+        if past := [name for name, parameter in params.items() if parameter.grad is not None]:
+            raise OptionError(
+                f"The model calls backward() in a backward, as some reversible nets do, which adds to the gradient of "
+                f"{past[0]} and tells the plugin {plugin} nothing of it; take the net's form without that (plain "
+                "autograd), which computes the same, or leave the plugin out."
+            )

@@ -18,6 +18,7 @@ from ..run import RunState
 from ..types import Objective
 from .auxiliary import auxiliary_logits
 from .network import Network
+from .probe import by_autograd_alone
 from .twice import refuse_once_differentiable
 
 
@@ -57,7 +58,7 @@ class Views:
         fixed = {name: p.detach() for name, p in self.moved.items()}
         # A net that computes a part again in the backward takes its own parameters there, so these are frozen for both.
         scope = self.network.engine.twice_differentiable() if create_graph else frozen(self.network.model)
-        with torch.enable_grad(), scope:
+        with torch.enable_grad(), scope, by_autograd_alone(self.network.params, plugin):
             values = loss(self._logits(plugin, "input gradient", leaf, self.moved if create_graph else fixed, ""))
             if not isinstance(values, Tensor) or values.shape != (len(x),):
                 raise HookContract(f"Plugin {plugin}: the loss of run.input_gradient must return ({len(x)},).")
