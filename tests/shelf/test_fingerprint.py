@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import array
+import collections
+import datetime
+import decimal
 import functools
 import importlib
+import operator
 import random
+import re
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from advkit.code_digest import code
+from advkit.code_digest import FORM, code
 from advkit.fingerprint import Undescribed, fingerprint
+from advkit.own_file import OwnFile
 
 LIMIT = 3
 
@@ -67,6 +75,8 @@ def looped(value: int) -> list[object]:
     return rows
 
 
+KEPT: dict[int, Box] = {}
+
 PAIRS: dict[str, Callable[[int], object]] = {
     "number": lambda k: k,
     "number of numpy": lambda k: np.float32(k),
@@ -86,13 +96,35 @@ PAIRS: dict[str, Callable[[int], object]] = {
     "path": lambda k: Path(f"weights-{k}"),
     "generator": lambda k: random.Random(k),
     "itself": looped,
+    "a long chain": lambda k: functools.reduce(lambda inner, _: [inner], range(3000), [k]),
+    "objects in a set": lambda k: {Slotted(1), Slotted(2), Slotted(k)},
+    "functions of one name in a set": lambda k: {outer(1), outer(2), outer(k)},
+    "getter": lambda k: operator.itemgetter(k),
+    "method caller": lambda k: operator.methodcaller("go", at=k),
+    "date": lambda k: datetime.date(2020, 1, k),
+    "decimal": lambda k: decimal.Decimal(k),
+    "long pattern": lambda k: re.compile("a" * 300 + str(k)),
+    "slice": lambda k: slice(Slotted(k)),
+    "bytes that change": lambda k: bytearray([k]),
+    "numbers of a type": lambda k: array.array("d", [k]),
+    "what a dictionary makes": lambda k: collections.defaultdict(outer(k)),
+    "length of a queue": lambda k: collections.deque([1], maxlen=k),
+    "array of objects": lambda k: np.array([None, Slotted(k)], dtype=object),
+    "function of numpy": lambda k: (np.tanh, np.exp)[k - 5],
+    "type of numpy": lambda k: np.dtype(f"S{k}"),
+    "bfloat16": lambda k: torch.full((2,), k, dtype=torch.bfloat16),
+    "type with notes": lambda k: Annotated[float, Slotted(k)],
+    "type with arguments": lambda k: dict[str, Annotated[float, Slotted(k)]],
+    "weak reference": lambda k: weakref.ref(KEPT.setdefault(k, Box(k))),
     "class": lambda k: type("Made", (Box,), {"steps": k}),
 }
 
 
 @pytest.mark.parametrize("case", PAIRS)
 def test_what_is_held_tells_apart_and_equals_are_equal(case: str) -> None:
-    one, again, other = (fingerprint(Box(PAIRS[case](k))) for k in (5, 5, 6))
+    """Objects that are alive all the while have other addresses."""
+    boxes = [Box(PAIRS[case](k)) for k in (5, 5, 6)]
+    one, again, other = map(fingerprint, boxes)
     assert one == again != other
 
 
@@ -134,11 +166,27 @@ def test_an_attribute_is_no_global_of_its_name(kind: type[Owner], monkeypatch: p
     assert (fingerprint(kind) == before) is (kind is Owner)
 
 
-@pytest.mark.parametrize("hidden", [threading.Lock(), torch.Generator(), iter([1]), np.random.default_rng(0)])
-def test_what_hides_its_state_is_not_described(hidden: object) -> None:
+HIDDEN: dict[str, object] = {
+    "lock": threading.Lock(),
+    "generator of torch": torch.Generator(),
+    "iterator": iter([1]),
+    "generator of numpy": np.random.default_rng(0),
+    "stream": sys.__stderr__,
+    "sparse tensor": torch.eye(2).to_sparse(),
+    "tensor without values": torch.empty(2, device="meta"),
+    "proxy": weakref.proxy(Box),
+    "proxy of what is gone": weakref.proxy(Box()),
+    "weak set": weakref.WeakSet([Box]),
+    "weak keys": weakref.WeakKeyDictionary({Box: 1}),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_what_hides_its_state_is_not_described(kind: str) -> None:
+    box = Box(HIDDEN[kind])
     with pytest.raises(Undescribed):
-        fingerprint(Box(hidden))
-    assert fingerprint(Box(hidden), strict=False) == fingerprint(Box(hidden), strict=False)
+        fingerprint(box)
+    assert fingerprint(box, strict=False) == fingerprint(box, strict=False)
 
 
 def test_hooks_of_a_net_count_and_their_numbers_do_not() -> None:
@@ -235,6 +283,14 @@ def test_what_other_modules_register_is_no_edit(tmp_path: Path, monkeypatch: pyt
     assert code(imported(tmp_path / "edited", edited, monkeypatch, "nets.registry").Builder) != before
 
 
+IMPORTS = """
+import enum, functools, operator, typing
+from collections.abc import Mapping
+import torch
+class Of:
+    def __init__(self, k):
+        self.k = k
+"""
 VALUES = {
     "a default list": ("def h(x, mean=[0.3]):\n    return x - mean[0]", "h(x)", "0.3"),
     "a default tensor": ("def h(x, k=torch.tensor(0.3)):\n    return x * k", "h(x)", "0.3"),
@@ -253,8 +309,71 @@ VALUES = {
         "h(x)",
         "0.3",
     ),
+    "in singledispatch": (
+        "@functools.singledispatch\ndef h(x):\n    return x * 0.3\n@h.register\ndef _(x: Mapping):\n    return x",
+        "h(x)",
+        "0.3",
+    ),
+    "an enum of functions": (
+        "class Mode(enum.Enum):\n    A = functools.partial(operator.mul, 0.3)\n    B = functools.partial(lambda x: x)",
+        "Mode.A.value(x)",
+        "0.3",
+    ),
+    "an enum of objects": ("class Mode(enum.Enum):\n    A = Of(0.3)", "x * Mode.A.value.k", "0.3"),
+    "a method of an enum of texts": (
+        "class Mode(str, enum.Enum):\n    A = 'a'\n    k = lambda s: 0.3",
+        "x * Mode.A.k()",
+        "0.3",
+    ),
+    "flags": (
+        "class Flag(enum.Flag):\n    A = 1\n    B = 2\n    C = 4",
+        "x * (~Flag.A | Flag.B).value * 0.3",
+        "0.3",
+    ),
+    "a property that is cached": (
+        "class C:\n    @functools.cached_property\n    def k(self):\n        return 0.3\nOF = C()",
+        "x * OF.k",
+        "0.3",
+    ),
+    "a function with a cache": ("@functools.cache\ndef h():\n    return 0.3", "x * h()", "0.3"),
+    "a class of a class": (
+        "class M(type):\n    def k(cls):\n        return 0.3\nclass C(metaclass=M):\n    pass",
+        "x * C.k()",
+        "0.3",
+    ),
+    "a protocol": (
+        "class P(typing.Protocol):\n    def k(self):\n        return 0.3\nclass C(P):\n    def __init__(self): ...",
+        "x * C().k()",
+        "0.3",
+    ),
+    "a compiled function": (
+        "def h(x):\n    return x * 0.3\ndef g(x):\n    g.runs = id(x)\n    return h(x)\n"
+        "g._torchdynamo_orig_callable = h",
+        "g(x)",
+        "0.3",
+    ),
     "a list of a module": ("WIDTHS = [0.3]", "x * WIDTHS[0]", "0.3"),
 }
+
+
+STEADY = """
+class Mode(enum.Enum):
+    A = functools.partial(operator.mul, 2)
+
+@functools.singledispatch
+def h(x):
+    return x
+
+KINDS = {Of(1), Of(2), "a", 3.0, Mode.A}
+NESTED = [({"a": [1, (2,)]}, operator.itemgetter(1), Mapping[str, int])]
+
+class Net(Of):
+    \"\"\"A net.\"\"\"
+
+    def forward(self, x, by=(1, 2)):
+        import json
+        return [h(each) for each in KINDS], NESTED, lambda: self.k
+"""
 
 
 @pytest.mark.parametrize("file", ["net.py", None], ids=["in a file", "in a notebook"])
@@ -262,15 +381,55 @@ VALUES = {
 def test_values_that_code_is_made_with_count(where: str, file: str | None) -> None:
     head, use, was = VALUES[where]
 
-    def digest(now: str) -> dict[str, str]:
+    def made(now: str) -> Any:
         names: dict[str, Any] = {"__name__": "some_net"} | ({"__file__": file} if file else {})
-        source = (
-            f"import functools\nimport torch\n{head}\nclass Net:\n    def forward(self, x):\n        return {use}\n"
-        )
-        exec(source.replace(was, now), names)
-        return code(names["Net"])
+        exec(f"{IMPORTS}{head}\nclass Net:\n    def forward(self, x):\n        return {use}\n".replace(was, now), names)
+        return names["Net"]
 
-    assert digest(was) == digest(was) != digest("0.9")
+    one, again, other = made(was), made(was), made("0.9")
+    assert code(one) == code(again) != code(other)
+    again().forward(torch.ones(1))
+    assert code(one) == code(again), "what it keeps of a call"
+
+
+BESIDE = {
+    "net.py": "class Net:\n    def __init__(self):\n        from helper import K\n"
+    "    def forward(self, x):\n        import pack\n        return pack.go(x)\n",
+    "helper.py": "K = 1\n",
+    "pack/__init__.py": "def go(x):\n    from .late import by\n    return by(x)\n",
+    "pack/late.py": "def by(x):\n    import further\n    return x * further.K\n",
+    "further.py": "K = 1\n",
+}
+
+
+INSIDE = [("helper.py", "1", "2"), ("pack/__init__.py", "by(x)", "-by(x)"), ("pack/late.py", "x *", "x +")]
+
+
+@pytest.mark.parametrize(("edited", "was", "now"), [*INSIDE, ("further.py", "1", "2")])
+def test_what_a_file_imports_inside_counts_wherever_it_is_called_from(
+    edited: str, was: str, now: str, tmp_path: Path
+) -> None:
+    """Its folder is on sys.path while it is imported, and when the digest is taken no more."""
+
+    def digest(folder: Path, sources: dict[str, str]) -> dict[str, str]:
+        for file, text in sources.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text)
+        net = OwnFile.typed("model.name", f"{folder}/net.py:Net")
+        assert net is not None
+        return code(net.load())
+
+    before = digest(tmp_path / "first", BESIDE)
+    assert digest(tmp_path / "moved", BESIDE) == before
+    assert digest(tmp_path / "edited", BESIDE | {edited: BESIDE[edited].replace(was, now)}) != before
+
+
+def test_digests_of_another_form_have_another_number() -> None:
+    """Of equal code there are equal digests. Where this digest is another one, so must be the number before it."""
+    names: dict[str, Any] = {"__name__": "some_net"}
+    exec(f"{IMPORTS.replace('import torch', '')}{STEADY}", names)
+    if sys.version_info[:2] == (3, 11):  # of which the bytecode is
+        assert (FORM, code(names["Net"])["code"]) == (2, "78e757fa56ca")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 from heard import Heard
 
 import advkit
+from advkit.code_digest import FORM
 from advkit.errors import Stopped
 from advkit.studies.report.samples import draw
 from advkit.studies.report.sources import Source
@@ -179,8 +180,11 @@ def test_a_registered_net_of_other_code_is_told_of(tmp_path: Path, monkeypatch: 
     assert f"rslad/teacher, {run}: {SAID}" in heard.said
     assert draw(Source(1, str(run)), of_run(run).splits, 1).notes == (SAID,)
 
-    edit(run, torch="1.0")
-    assert notes() == [], "digests of another torch tell nothing"
+    for digests in (None, 1):
+        edit(run, digests=digests)
+        assert (resumed(run), notes()) == ([], []), "digests of another form tell nothing"
+    edit(run, digests=FORM, torch="1.0")
+    assert (resumed(run), notes()) == (["torch"], []), "nor do those of another torch"
     install(tmp_path / "both", monkeypatch, "Tanh", "2.0")
     assert notes() == ["The net, drifting-net, is of drifting 2.0 now, and of drifting 1.0 when the run was started"]
     edit(run, torch=torch.__version__, packages=None, code={})

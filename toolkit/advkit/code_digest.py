@@ -9,6 +9,9 @@ from typing import Any
 from .fingerprint import Walk
 from .registry import by_advkit
 
+FORM = 2
+"""The way in which they are taken; one more where a change of it gives other digests of equal code."""
+
 
 def code(given: Any) -> dict[str, str]:
     """{"code": digest} of a class or function of a third party, {} for advkit's own.

@@ -9,47 +9,27 @@ of advkit, and of other installed distributions count by name and version. Nothi
 from __future__ import annotations
 
 import dis
-import enum
 import functools
 import hashlib
 import logging
 import random
-import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import PurePath
-from types import (
-    BuiltinFunctionType,
-    ClassMethodDescriptorType,
-    CodeType,
-    EllipsisType,
-    FunctionType,
-    GenericAlias,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodDescriptorType,
-    MethodType,
-    ModuleType,
-    NoneType,
-    NotImplementedType,
-    UnionType,
-    WrapperDescriptorType,
-)
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from .bits import as_bytes
+from .contents import HIDING, PLAIN, fields, parts, told
 from .packages import is_installed, versions
 from .registry import OWN, source
 
-PLAIN = (str, bytes, bool, int, float, complex)
-SHOWN = (
-    *("torch.dtype", "torch.device", "torch.Size", "torch.memory_format", "torch.layout"),
-    *("typing.", "collections.abc."),
-)
-"""Kinds of values, by how the names of their types begin, that their `repr` tells apart; those of Python below."""
 COMPUTING = (FunctionType, classmethod, staticmethod, property, functools.partialmethod)
 """Special attributes of a class that compute something; the others are made by Python and its decorators."""
+KEPT = ("_abc_impl", "__annotate_func__", "_value2member_map_")
+"""What Python keeps in a class: caches, and nothing that computes."""
 
 READING = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 """Instructions that read a global by its name."""
@@ -71,22 +51,30 @@ def fingerprint(value: object, strict: bool = True) -> str:
 
 
 class Walk:
+    """What is met is numbered, and its content told once, after that of what was met before: so no depth ends it."""
+
     def __init__(self, package: str, strict: bool) -> None:
         self.package, self.strict, self.digest = package, strict, hashlib.sha256()
         self.met: dict[object, int] = {}
         self.alive: list[object] = []
         """What was met, so that no other object takes its id."""
+        self.left: deque[Any] = deque()
+        """What was met, and has not told its content."""
         self.asked: set[object] = set()
 
     @classmethod
     def of(cls, value: object, strict: bool) -> str:
         given = value if isinstance(value, type | FunctionType) else type(value)
-        walk = cls(given.__module__.partition(".")[0], strict)
-        try:
-            walk(value)
-        except RecursionError:
-            raise Undescribed("what holds itself") from None
-        return walk.digest.hexdigest()[:12]
+        return cls(given.__module__.partition(".")[0], strict).through(value)
+
+    def through(self, value: object) -> str:
+        """The digest of a value and all that it reaches."""
+        self(value)
+        while self.left:
+            one = self.left.popleft()
+            self.say("of", self.met[id(one)])
+            self.content(one)
+        return self.digest.hexdigest()[:12]
 
     def say(self, *words: object) -> None:
         self.digest.update(f"{words!r}\n".encode())
@@ -100,65 +88,90 @@ class Walk:
         return new
 
     def __call__(self, value: Any) -> None:
-        kind = type(value)
-        plain = next((base for base in PLAIN if isinstance(value, base)), None)
-        if plain is not None or isinstance(value, _SHOWN) or f"{kind.__module__}.{kind.__qualname__}".startswith(SHOWN):
-            self.say(kind.__name__, plain.__repr__(value) if plain else repr(value))
-        elif isinstance(value, logging.Logger | random.Random):
-            self.say(kind.__name__, value.name if isinstance(value, logging.Logger) else value.getstate())
+        if (text := told(value)) is not None:
+            self.say(type(value).__name__, text)
+        elif issubclass(type(value), logging.Logger | random.Random):
+            self.say(type(value).__name__, value.name if isinstance(value, logging.Logger) else value.getstate())
         elif self.first(value):
-            if isinstance(value, ModuleType):
-                self.module(value, ())
-            elif isinstance(value, type):
-                self.type(value)
-            elif isinstance(value, FunctionType):
-                self.function(value)
-            elif isinstance(value, CodeType):
-                self.code(value, {})
-            elif hasattr(value, "detach") or kind.__module__ == "numpy":
-                self.array(value)
-            else:
-                self.object(value)
+            self.left.append(value)
+
+    def content(self, value: Any) -> None:
+        if issubclass(type(value), HIDING):
+            self.hidden(value)
+        elif "_torchdynamo_orig_callable" in getattr(value, "__dict__", {}):  # compiled, around it is what torch keeps
+            self(vars(value)["_torchdynamo_orig_callable"])
+        elif isinstance(value, ModuleType):
+            self.module(value, ())
+        elif isinstance(value, type):
+            self.type(value)
+        elif isinstance(value, FunctionType):
+            self.function(value)
+        elif isinstance(value, CodeType):
+            self.code(value, {})
+        elif hasattr(value, "dtype") and (hasattr(value, "detach") or hasattr(value, "tobytes")):
+            self.array(value)
+        else:
+            self.object(value)
+
+    def hidden(self, value: object) -> None:
+        """Its type stands for it."""
+        if self.strict:
+            raise Undescribed(type(value).__qualname__)
 
     def object(self, value: Any) -> None:
         """What stands in it, its class and its fields; hooks of a module without the numbers that torch gave them."""
-        within = _parts(value)
-        for part in within or ():
+        within, own = parts(value), fields(value)
+        for part in self.ordered(within) if isinstance(value, set | frozenset) and within else within or ():
             self(part)
-        fields = [*getattr(value, "__dict__", {}).items(), *_slots(value)]
-        if within is None and not fields and not hasattr(value, "__dict__") and type(value) is not object:
-            if self.strict:
-                raise Undescribed(type(value).__qualname__)
+        if within is None and not own and not hasattr(value, "__dict__") and type(value) is not object:
+            self.hidden(value)
             return
         self(type(value))
-        for name, held in fields:
+        for name, held in own:
             self.say(name)
             self(list(held.values()) if "_hooks" in name and isinstance(held, Mapping) else held)
 
+    def ordered(self, values: list[Any]) -> list[Any]:
+        """Those of a set by their names, and of one name by all that they are: not by addresses."""
+        often = Counter(map(_name, values))
+
+        def place(one: object) -> tuple[str, str]:
+            if often[_name(one)] == 1:
+                return _name(one), ""
+            walk = type(self)(self.package, self.strict)
+            walk.met, walk.asked = dict(self.met), set(self.asked)  # so that what holds itself has an end
+            return _name(one), walk.through(one)
+
+        return sorted(values, key=place)
+
     def array(self, value: Any) -> None:
         """A tensor of torch, an array or a number of numpy."""
+        self.say(str(value.dtype), tuple(value.shape))
+        if getattr(value.dtype, "hasobject", False):
+            self(value.ravel().tolist())
+            return
         try:
-            plain = value.detach().cpu().resolve_conj().contiguous() if hasattr(value, "detach") else value
-            plain = plain.numpy() if hasattr(plain, "detach") else plain
-            if plain.dtype.hasobject:
-                raise TypeError
-            self.say(str(value.dtype), tuple(plain.shape))
+            plain = as_bytes(value.cpu()).numpy() if hasattr(value, "detach") else value
             self.digest.update(plain.tobytes())
-        except (TypeError, RuntimeError, AttributeError):
-            raise Undescribed(type(value).__name__) from None
+        except (TypeError, RuntimeError, AttributeError):  # of other layouts, or without values
+            self.hidden(value)
 
     def type(self, value: type) -> None:
         if self.known(value.__module__, value.__qualname__):
             return
-        for base in value.__bases__:
-            self(base)
+        for above in (type(value), *value.__bases__):
+            self(above)
         for name, held in sorted(vars(value).items()):
-            if (name[:2] != "__" or isinstance(held, COMPUTING)) and name not in ("_abc_impl", "__annotate_func__"):
+            if (name[:2] != "__" or isinstance(held, COMPUTING)) and name not in KEPT:
                 self.say(name)
                 self(held)
 
     def function(self, value: FunctionType) -> None:
         if self.known(value.__module__, value.__qualname__):
+            return
+        if value.__globals__ is vars(functools) and "registry" in vars(value):  # singledispatch, which keeps a cache
+            names = getattr(vars(value).get("__wrapped__"), "__globals__", value.__globals__)
+            self(self.value(dict(vars(value)["registry"]), names))
             return
         for held in (value.__defaults__, value.__kwdefaults__, vars(value)):
             self(held)
@@ -178,7 +191,7 @@ class Walk:
             if isinstance(held, CodeType):
                 self.code(held, names)
             else:
-                self(sorted(held, key=repr) if isinstance(held, frozenset) else held)
+                self(held)
         texts = [held for held in consts if isinstance(held, str)]
         # An attribute may have the name of a global that nobody reads: self.net beside a script's net. So it may have
         # that of a module that something else imports: self.layers beside package.layers.
@@ -191,7 +204,7 @@ class Walk:
         lazy = [step.argval for step in steps if step.opname == "IMPORT_NAME"]
         lazy += texts if {"import_module", "__import__"} & set(value.co_names) else []
         for name in dict.fromkeys(lazy):
-            self.imported(name, value.co_names, str(names.get("__package__") or ""))
+            self.imported(name, value.co_names, names)
 
     def named(self, names: Mapping[str, Any], name: str, inside: tuple[str, ...] = ()) -> None:
         """A global, which is code or a value; of a module the attributes `inside`."""
@@ -216,16 +229,22 @@ class Walk:
                 self.asked.add(key)
                 self.named(vars(value), name, names)
 
-    def imported(self, name: str, attributes: tuple[str, ...], package: str) -> None:
-        """A module that code imports when it runs: by its source, for it may not be loaded yet."""
-        parents = ["", *(package.rsplit(".", up)[0] + "." for up in range(package.count(".") + 1) if package)]
+    def imported(self, name: str, attributes: tuple[str, ...], names: Mapping[str, Any]) -> None:
+        """A module that code imports when it runs: by its source, for it may not be loaded yet.
+
+        It lies beside the module that has these names, or where Python looks.
+        """
+        package, file = str(names.get("__package__") or ""), str(names.get("__file__") or "")
+        above = ["", *(package.rsplit(".", up)[0] + "." for up in range(package.count(".") + 1) if package)]
         inside = [name, *(f"{name}.{one}".strip(".") for one in attributes)]
-        for full in (parent + one for parent in parents for one in inside if one and one.isascii()):
-            path = None if self.known(full) else source(full)
+        beside = str([*Path(file).absolute().parents][: len(above)][-1]) if file else ""
+        for full in (parent + one for parent in above for one in inside if one and one.isascii()):
+            path = None if self.known(full) else source(full, beside)
             if path is not None and self.first(path, str(path)):
                 home = full if path.name == "__init__.py" else full.rpartition(".")[0]
                 with suppress(OSError, SyntaxError, ValueError):
-                    self.code(compile(path.read_bytes(), full, "exec"), {"__package__": home})
+                    read = compile(path.read_bytes(), full, "exec")
+                    self.code(read, {"__package__": home, "__file__": str(path)})
 
     def known(self, module: str | None, *name: str) -> bool:
         """Whether what is of this module counts by name and version, which is said then."""
@@ -237,34 +256,11 @@ class Walk:
         return False
 
 
-_SHOWN = (
-    NoneType, EllipsisType, NotImplementedType, range, slice, PurePath, re.Pattern, enum.Enum, GenericAlias, UnionType,
-    MemberDescriptorType, GetSetDescriptorType, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType,
-)  # fmt: skip
-
-
-def _parts(value: Any) -> list[Any] | None:
-    """What stands in a container or behind a wrapper; None where it is none."""
-    if isinstance(value, Mapping):
-        return [part for pair in value.items() for part in pair]
-    if isinstance(value, list | tuple | deque):
-        return list(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=lambda one: getattr(one, "__qualname__", None) or repr(one))  # no addresses
-    if isinstance(value, MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, BuiltinFunctionType):
-        return [value.__name__, value.__self__]
-    if isinstance(value, functools.partial | functools.partialmethod):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, property):
-        return [value.fget, value.fset, value.fdel]
-    if isinstance(value, classmethod | staticmethod):
-        return [value.__func__]
-    return [value.__wrapped__] if isinstance(value, _CACHED) else None
-
-
-_CACHED = type(functools.cache(len))
+def _name(one: object) -> str:
+    """Of a class or function its own, of an object that of its class; of what is plain its value."""
+    if isinstance(one, PLAIN):
+        return repr(one)
+    return (one if isinstance(one, type | FunctionType) else type(one)).__qualname__
 
 
 def _asked(steps: list[dis.Instruction]) -> dict[str, set[str]]:
@@ -283,14 +279,3 @@ def _asked(steps: list[dis.Instruction]) -> dict[str, set[str]]:
 
 def _is_module(held: object, name: str) -> bool:
     return isinstance(held, ModuleType) and isinstance(vars(held).get(name), ModuleType)
-
-
-def _slots(value: object) -> list[tuple[str, Any]]:
-    """The filled `__slots__` of an object."""
-    names = [
-        f"_{base.__name__.lstrip('_')}{name}" if name[:2] == "__" != name[-2:] else name  # as Python does
-        for base in type(value).__mro__
-        for given in [vars(base).get("__slots__", ())]
-        for name in ((given,) if isinstance(given, str) else given)
-    ]
-    return [(n, getattr(value, n)) for n in names if n not in ("__dict__", "__weakref__") and hasattr(value, n)]

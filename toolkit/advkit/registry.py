@@ -265,9 +265,9 @@ def _is_hookimpl(mark: ast.expr) -> bool:
     return (mark.id if isinstance(mark, ast.Name) else getattr(mark, "attr", "")) == "hookimpl"
 
 
-def source(module: str) -> Path | None:
-    """Where a module's source lies, without importing it or its packages."""
-    path: list[str] | None = None
+def source(module: str, beside: str = "") -> Path | None:
+    """Where a module's source lies, in the folder `beside` or on sys.path, without importing it or its packages."""
+    path = [beside, *sys.path] if beside else None
     for depth, _ in enumerate(parts := module.split(".")):
         try:
             spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)

@@ -41,7 +41,8 @@ def environment() -> dict[str, Any]:
             return "not installed"
 
     recorded = machine.environment(resolve(()), {})
-    del recorded["command"], recorded["code"], recorded["packages"]  # the first may hold what is nobody's business
+    for key in ("command", "code", "digests", "packages"):  # the first may hold what is nobody's business
+        del recorded[key]
     others = {
         name: installed(name) for name in ("torchvision", "timm", "pydantic", "pluggy", "click", "rich", "pillow")
     }

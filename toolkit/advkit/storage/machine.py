@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__, registry, torchrun
+from ..code_digest import FORM
 from ..config.resolve import Resolved
 
 
@@ -27,6 +28,7 @@ def environment(resolved: Resolved, code: Mapping[str, str]) -> dict[str, Any]:
         "plugins": {name: owners.get(name, "passed from Python") for name in sorted(used)},
         "packages": packages(resolved),
         "code": dict(code),
+        "digests": FORM,
         "processes": torchrun.processes(),
         "command": sys.argv[1:],
     }

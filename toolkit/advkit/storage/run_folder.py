@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..code_digest import FORM
 from ..config import runfile
 from ..config.layer import Layer
 from ..config.resolve import Resolved
@@ -221,10 +222,10 @@ class RunFolder:
         return Mark(files.append(self.metrics, line), zlib.crc32(line, mark.crc))
 
     def code(self) -> dict[str, str]:
-        """Digests of the code that the run was started with; {} where another Python or torch took them."""
-        then, here = self._environment() or {}, machine.versions()
-        known, same = then.get("code"), all(then.get(key) == here[key] for key in ("python", "torch"))
-        return known if isinstance(known, dict) and same else {}
+        """Digests of the code that the run was started with; {} where they can not be compared with those of now."""
+        then = self._environment() or {}
+        known = then.get("code")
+        return known if isinstance(known, dict) and _comparable(then) else {}
 
     def packages(self) -> dict[str, str]:
         """Distribution and version of a net and of data that are not advkit's, as they were then."""
@@ -250,12 +251,20 @@ class RunFolder:
         now = machine.environment(resolved, code)
         if "packages" not in then:  # of before they were recorded, and with them the code of what builds the net
             now["code"].pop(f"model {resolved.model_name}", None)
-        then = {"code": now["code"], "packages": now["packages"], "processes": 1} | then
+        if not _comparable(then):
+            then.pop("code", None)
+        then = {"code": now["code"], "packages": now["packages"], "processes": 1} | then | {"digests": now["digests"]}
         return [
             f"{key}: {then.get(key)} then, {now.get(key)} now"
             for key in sorted({*then, *now} - {"command", "init_from"})
             if then.get(key) != now.get(key)
         ]
+
+
+def _comparable(then: Mapping[str, Any]) -> bool:
+    """Whether digests of code were taken in the way of now: another Python, torch or FORM has others of equal code."""
+    now = machine.versions() | {"digests": FORM}
+    return all(then.get(key) == now[key] for key in ("python", "torch", "digests"))
 
 
 @contextmanager
