@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -106,6 +107,8 @@ def test_figures_arrays_and_pictures(folder: Path, tmp_path: Path, kind: str) ->
         printed
     )
     assert written[f"{name}.png"].startswith(b"\x89PNG") and b"<svg" in written[f"{name}.svg"]
+    kinds = ("png", "svg")
+    assert printed["pictures"] == {kind: hashlib.sha256(written[f"{name}.{kind}"]).hexdigest() for kind in kinds}
     arrays = stored(io.BytesIO(written[f"{name}.npz"]))
     assert set(arrays["index"].tolist()) <= set(trained_on(folder).tolist())
     again = analyze(kind, folder, *QUICK[kind], "--json", "--out", tmp_path / "again")
@@ -129,6 +132,19 @@ def test_without_matplotlib_figures_and_arrays_are_written(
     assert {path.name for path in tmp_path.iterdir()} == {f"{FILES[kind]}.json", f"{FILES[kind]}.npz"}
 
 
+def test_an_earlier_analysis_stays_until_the_new_one_is_made(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'advkit[plot]'")
+    for suffix in ("json", "npz", "png"):
+        (tmp_path / f"margin.{suffix}").write_text("of an earlier analysis")
+
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record.write(tmp_path, "margin", {}, {}, interrupted)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of an earlier analysis"] * 3
+
+
 def test_a_backend_for_windows_plays_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """matplotlib reads MPLBACKEND while it is imported, and fails at that of a notebook which is not installed here."""
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
@@ -142,7 +158,7 @@ def test_a_backend_for_windows_plays_no_part(tmp_path: Path, monkeypatch: pytest
         record.write(tmp_path / "to", "margin", {}, {}, lambda: pytest.fail("drawn"))
     assert os.environ["MPLBACKEND"] == "module://of.a.notebook"
     drawn = ModuleType("plotting")
-    drawn.rendered = lambda draw: {}  # type: ignore[attr-defined]
+    drawn.rendered = lambda draw: {"png": b"drawn"}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "advkit.studies.analysis.plotting", drawn)
     late = tmp_path / "late"
     late.mkdir()

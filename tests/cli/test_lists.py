@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import advkit
+from advkit import registry
 from advkit.cli.main import run
+from advkit.errors import PluginImport
 from advkit.storage.run_folder import RunFolder
 
 QUICK = {"attack.steps": 1, "validation.steps": 1, "data.limit": 40}
@@ -81,6 +83,32 @@ def test_a_run_is_shown_with_every_epoch(runs: Path, capsys: pytest.CaptureFixtu
     words = [line.split() for line in shown.splitlines() if line.strip()]
     assert "2 of 2 epochs, finished" in shown and ["attack.steps", "1"] in words
     assert [first.rstrip("*") for first, *_ in words if first.rstrip("*").isdecimal()] == ["1", "2"]
+
+
+def test_a_run_whose_plugin_is_not_to_be_had_is_shown_as_far_as_it_goes(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = shutil.copytree(runs / "first", tmp_path / "run", symlinks=True) / "run.toml"
+    right = file.read_text()
+    file.write_text(right.replace("cat-eps", "cat-ips"))
+    rows = json.loads(out(capsys, "runs", "list", tmp_path, "--json"))
+    assert rows[0]["plugins"] == ["cat-ips"] and "cat-ips" in rows[0]["notes"][0] and rows[0]["done"] == 2
+    file.write_text(right.replace("steps = 1", "steps = -1"))
+    assert run(["runs", "show", str(file.parent)]) == 4, "that is damage"
+    file.write_text(right)
+    load = registry.load
+
+    def lost(kind: str, name: str) -> object:
+        if name == "cat-eps":
+            raise PluginImport("Plugin cat-eps can not be imported.")
+        return load(kind, name)
+
+    monkeypatch.setattr(registry, "load", lost)
+    capsys.readouterr()
+    assert run(["runs", "show", str(file.parent)]) == 0
+    shown, told = capsys.readouterr()
+    assert "2 of 2 epochs, finished" in shown and "cat-eps" in shown and "small-cnn" in shown
+    assert f"{file.parent}: Plugin cat-eps can not be imported.\n" in told
 
 
 ODD = [{"lr": None}, {"loss": "low"}, {"loss": 10**400}, {"seconds": {}}, {"validation": 3}, {"validation": {"n": "x"}}]

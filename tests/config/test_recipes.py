@@ -224,7 +224,7 @@ def test_the_twin_trains_to_its_end(name: str, tmp_path: Path, capsys: pytest.Ca
     line = ["--recipe", f"{name}-mini", "--limit", "24", "--set=data.balance=true", "--set=model.width=2"]
     line += ["--set=run.threads=1"]
     line += ["--set=validation.every_epochs=99", "--set=validation.steps=1", "--set=attack.steps=2"]
-    epochs = 20 if len(json.loads(advkit(capsys, "plan", *line, "--json")[1])["stages"]) > 1 else 11
+    epochs = 20 if len(resolved(f"{name}-mini").composition.stages()) > 1 else 11
     line += ["--epochs", str(epochs)]
     plan = json.loads(advkit(capsys, "plan", *line, "--json")[1])
     folder = tmp_path / "run"

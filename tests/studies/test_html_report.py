@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import re
@@ -506,6 +507,11 @@ def test_pictures_of_analyses_are_embedded_the_vector_one_unless_it_is_large(run
     (image,) = page_of("plain").within("run-1-analyses", "img")
     kind, content = (image.attributes["src"] or "").split(";base64,")
     assert kind == "data:image/png" and base64.b64decode(content) == (folder / "margin.png").read_bytes()
+    for known, shown in ((hashlib.sha256((folder / "margin.png").read_bytes()).hexdigest(), 1), ("0" * 64, 0)):
+        put(runs / "plain", "analysis/margin.json", {"pictures": {"png": known}})
+        page = page_of("plain")
+        assert len(page.within("run-1-analyses", "img")) == shown
+        assert ("margin.png is not of its analysis, margin.json; make" in text(page.id("run-1-analyses"))) != shown
 
 
 def test_every_analysis_is_shown_whatever_its_file_is_called(runs: Path) -> None:
@@ -913,6 +919,7 @@ def test_the_terminal_says_what_keeps_pictures_out_and_how_to_get_them(runs: Pat
         ([], 2, "Missing argument"),
         (["plain", "--samples", "many"], 2, "--samples"),
         (["plain", "--out", "cat"], 2, "--out cat can not be written (it is a folder); name another file."),
+        (["plain", "--out", "a.pdf"], 2, "A report is a page of HTML, and a.pdf is no name of one; give --out a.html."),
         (["plain", "--out", "no/a.html"], 2, "--out no/a.html can not be written (its folder does not exist)"),
         (["plain", "--out", "plain/run.toml/a.html"], 2, "--out plain/run.toml/a.html can not be written"),
         (["plain", "--out", "a" * 300], 2, "can not be written (File name too long)"),

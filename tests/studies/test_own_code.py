@@ -222,6 +222,7 @@ def test_a_changed_file_is_named(
     ("name", "code", "sentence"),
     [
         ("net.py", 2, "--model {0}/net.py is a file; say which class or function of it: {0}/net.py:NAME."),
+        ("net.py::Net", 2, "--model {0}/net.py::Net has two colons, and FILE.py:NAME one: {0}/net.py:Net."),
         ("net.py:Nett", 2, "{0}/net.py has no Nett. Did you mean Net?"),
         ("nat.py:Net", 4, "{0}/nat.py can not be read (No such file or directory); --model takes FILE.py:NAME."),
         (

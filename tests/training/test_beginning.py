@@ -61,8 +61,8 @@ def begun(path: Path, name: str, data: Dataset, **options: Any) -> str:
     return " ".join(told)
 
 
-def exported(run: Path, name: str, folder: Path, **options: Any) -> Path:
-    """The weights of a run as `advkit export` leaves them, as far as they are read again."""
+def exported(run: Path, name: str, folder: Path, hub: bool = False, **options: Any) -> Path:
+    """The weights of a run as `advkit export` leaves them, for the `hub` by timm's names, as far as they are read."""
     data = images()
     model = build_model(resolve((), [Layer("python", {"model.name": name, **NETS[name]})]), data)
     advkit.load_weights(model, run)
@@ -70,7 +70,8 @@ def exported(run: Path, name: str, folder: Path, **options: Any) -> Path:
     known = {"architecture": name.partition(":")[0], "architecture_options": options, "classes": list(data.classes)}
     known |= {"mean": list(mean), "std": list(std), "sha256_of_weights": digest(model.state_dict())}
     (folder / "export.json").write_text(json.dumps(known))
-    torch.save(model.state_dict(), folder / "model.pt")
+    named = {key.removeprefix("net.") if hub else key: value for key, value in model.state_dict().items()}
+    torch.save(named, folder / "model.pt")
     return folder / "model.pt"
 
 
@@ -88,13 +89,13 @@ def test_a_stored_normalisation_stays_that_of_the_weights(
     assert not begun(path, "small-cnn", images(4), normalise=str(no.value).partition("set model.normalise=")[2][:-1])
 
 
-@pytest.mark.parametrize("export", [False, True])
+@pytest.mark.parametrize("export", ["", "plain", "hub"])
 def test_a_normalisation_that_no_weights_hold_is_not_lost(
-    trained: Callable[..., Path], tmp_path: Path, export: bool
+    trained: Callable[..., Path], tmp_path: Path, export: str
 ) -> None:
     name = "timm:test_resnet"
     path = trained(name)
-    path = exported(path, name, tmp_path) if export else path
+    path = exported(path, name, tmp_path, hub=export == "hub") if export else path
     numbers = ",".join(str(part) for both in images().statistics() for part in both)
     for fits in ("data", numbers):
         assert not begun(path, name, images(), normalise=fits)
@@ -103,6 +104,8 @@ def test_a_normalisation_that_no_weights_hold_is_not_lost(
             begun(path, name, images(), normalise=other)
     with pytest.raises(CheckpointError, match=r"model\.normalise="):
         begun(path, name, images(4))
+    with pytest.raises(DataError, match="is of the classes a, b, c, in that order"):
+        begun(path, name, images(classes=("b", "a", "c")))
     said = begun(path, name, images(4), normalise=numbers)
     assert said == "" if export else re.search(r"on other images.* model\.normalise = .* is taken as it is", said)
 

@@ -66,7 +66,8 @@ FROM_THE_START = {"te": {"start": 0.0}}
 """So that the second epoch has no new stage, whose forwards would be compiled in it."""
 
 
-def like_eager(plugins: tuple[str, ...], mode: str, tolerance: float, dtype: torch.dtype) -> None:
+def like_eager(plugins: tuple[str, ...], mode: str, tolerance: float, dtype: torch.dtype) -> advkit.TrainResult:
+    """The compiled run, after both were compared."""
     heard, both = Heard(), []
     for how in ("off", "default"):
         settings = {"attack.mode": mode, "run.compile": how}
@@ -78,6 +79,7 @@ def like_eager(plugins: tuple[str, ...], mode: str, tolerance: float, dtype: tor
     assert not any("compile" in sentence for sentence in heard.sentences)
     assert "compile" not in eager.history[0]["seconds"] and compiled.history[0]["seconds"]["compile"] > 0
     assert compiled.history[1]["seconds"]["compile"] == 0  # all modes and the last batch are known
+    return compiled
 
 
 @pytest.mark.parametrize("mode", ["eval", "train", "train-frozen"])
@@ -94,13 +96,6 @@ def test_compiled_is_eager_to_rounding_for_every_method(plugins: tuple[str, ...]
     like_eager(plugins, "train", 1e-12, torch.float64)
 
 
-@pytest.mark.slow
-def test_real_code_is_eager_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured in float32: 8e-7."""
-    monkeypatch.setattr(engine, "BACKEND", "inductor")
-    like_eager(("lsiw",), "eval", 1e-5, torch.float32)
-
-
 def test_only_batches_of_the_usual_size_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     call = Compiled.__call__
@@ -112,19 +107,29 @@ def test_only_batches_of_the_usual_size_are_compiled(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("stop_after", [3, 4])
 def test_stopped_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(stop_after: int, tmp_path: Path) -> None:
     """The fifth batch of an epoch is a short one, which a run that is resumed before it sees first."""
-    settings = {"run.compile": "default", "attack.mode": "train"}
-    whole = train("lsiw", "ema", settings=settings)
+    how: dict[str, Any] = {"settings": {"run.compile": "default", "attack.mode": "train"}}
+    stopped_and_resumed(("lsiw", "ema"), how, stop_after, train("lsiw", "ema", **how), tmp_path)
+
+
+def stopped_and_resumed(
+    plugins: tuple[str, ...], how: dict[str, Any], stop_after: int, whole: advkit.TrainResult, home: Path
+) -> None:
     with pytest.raises(Stopped):
-        train("lsiw", "ema", settings=settings, out=tmp_path / "run", progress=Heard(stop_after))
-    rest = train("lsiw", "ema", settings=settings, resume_from=tmp_path / "run")
+        train(*plugins, **how, out=home / "run", progress=Heard(stop_after))
+    rest = train(*plugins, **how, resume_from=home / "run")
     assert methods.same(rest.model.state_dict(), whole.model.state_dict())
     assert rest.history[0]["seconds"]["compile"] > 0
 
 
 @pytest.mark.slow
-def test_real_code_is_resumed_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_real_code_is_eager_to_rounding_and_resumed_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One run for both: a compiler takes a second for each kernel. Measured in float32: 8e-7."""
     monkeypatch.setattr(engine, "BACKEND", "inductor")
-    test_stopped_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(3, tmp_path)
+    plugins, how = ("lsiw", "ema"), {"settings": {"run.compile": "default", "attack.mode": "eval"}}
+    whole = like_eager(plugins, "eval", 1e-5, torch.float32)
+    stopped_and_resumed(plugins, how | {"dtype": torch.float32}, 3, whole, tmp_path)
 
 
 def broken(graph: object, examples: object) -> None:

@@ -568,6 +568,11 @@ def test_a_schedule_that_a_loop_of_ones_own_does_not_tell() -> None:
     step = step_of(net(), ["lsiw"], options=options, settings=told)
     lam = next(p for p in step.composition.plugins if p.name == "lsiw").options.lam
     assert [lam.at(epoch) for epoch in (0, 2, 3)] == [0.0, 0.0, 0.1]
+    for unused in ({"optimizer.milestones": [3]}, {"optimizer.schedule": "cosine"}, told):
+        with pytest.raises(
+            OptionError, match=r"waits for a decay of the learning rate, so optimizer\.\w+ would change"
+        ):
+            step_of(net(), ["lsiw"], settings=unused)
 
 
 @pytest.mark.parametrize(("choice", "sizes"), [("merge", [4, 5]), ("drop", [4, 4]), ("keep", [4, 4, 1])])

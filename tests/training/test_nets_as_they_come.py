@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,6 +200,44 @@ def test_looks_add_to_no_gradient(plugins: str) -> None:
 def test_who_asks_for_a_gradient_that_goes_elsewhere_blames_the_net(plugin: str) -> None:
     with pytest.raises(OptionError, match=r"calls backward\(\) in a backward.* core\.3\.weight and tells the plugin"):
         train(recomputing(), plugin)
+
+
+def functional(net: Any, x: Tensor) -> Tensor:
+    own = {name: nn.Parameter(value.detach()) for name, value in net.core.named_parameters()}
+    logits: Tensor = torch.func.functional_call(net.core, own, (x,))
+    return logits
+
+
+def stacked(net: Any, x: Tensor) -> Tensor:
+    own, _ = torch.func.stack_module_state([net.core, net.core])
+    both = [torch.func.functional_call(net.core, {n: p[k] for n, p in own.items()}, (x,)) for k in (0, 1)]
+    return both[0] + both[1]
+
+
+CUT: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "new parameters": functional,
+    "stacked": stacked,
+    "a copy": lambda net, x: deepcopy(net.core)(x),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("plugins", ["", "trades", "awp"])
+def test_a_net_that_trains_copies_of_its_weights_is_refused(kind: str, plugins: str) -> None:
+    sentence = "None of the weights that the optimizer has gets a gradient|graph leaves. support the deepcopy"
+    with pytest.raises(OptionError, match=sentence if plugins == "awp" else sentence[:50]):
+        train(Net(CUT[kind]), plugins)
+
+
+def test_a_part_that_gets_no_gradient_is_told_once() -> None:
+    net = Net(lambda net, x: net.core[3](deepcopy(net.core[:3])(x)))
+    said = r"no gradient in the first step: core\.1\.weight, core\.1\.bias\. That is right where"
+    with pytest.warns(UserWarning, match=said) as told:
+        train(net)
+    assert len(told) == 1
+    held = Net(net.function)
+    held.core[1].requires_grad_(False)
+    train(held)  # warnings are errors in these tests
 
 
 @pytest.mark.parametrize("place", ["attribute", "buffer"])

@@ -227,7 +227,7 @@ def refused_or_counted(tiny_net: Net, tiny_batch: BatchOf, chosen: tuple[str, ..
         assert str(refused.value) == sentence
         return
     # In eval mode, whatever a method prefers: by that the witness tells the phases apart.
-    settings = {"attack.mode": "eval", "attack.steps": 3}
+    settings = {"attack.mode": "eval", "attack.steps": 2}
     step, run = witnessed(tiny_net(True), chosen, tiny_batch(), settings=settings)
     run(0)
     if step.composition.at(10) is not step.composition.at(0):  # whatever begins later has begun by then

@@ -62,6 +62,8 @@ class OwnFile:
         flag = named(FLAGS[key])
         if isinstance(text, str) and text.endswith((".py", ".py:")):
             raise OptionError(f"{flag} {text} is a file; say which class or function of it: {text.rstrip(':')}:NAME.")
+        if isinstance(text, str) and text.rpartition(":")[0].endswith(".py:"):
+            raise OptionError(f"{flag} {text} has two colons, and FILE.py:NAME one: {text.replace('.py::', '.py:')}.")
         file = cls.written(key, text)
         if file is None:
             return None

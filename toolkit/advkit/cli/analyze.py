@@ -148,7 +148,7 @@ def _run(typed: dict[str, Any], as_json: bool, analysis: Callable[[Study], Analy
 
     with bar() as watch:
         record = analysis(Study(**numbers, watch=watch))
-    drawn = (Path(str(record.folder)) / f"{record.analysis}.png").is_file()
+    drawn = bool(record.pictures)
     if not drawn:
         from ..studies.analysis.record import NO_PICTURE
 

@@ -70,8 +70,8 @@ def _summary(run: LoadedRun) -> dict[str, Any]:
     validation = best.get("validation") or {}
     return {
         "plugins": list(run.plugins),
-        "model": run.settings["model.name"],
-        "data": run.settings["data.name"],
+        "model": run.settings.get("model.name"),
+        "data": run.settings.get("data.name"),
         "epochs": run.epochs,
         "done": len(run.history),
         "finished": run.finished,
@@ -101,7 +101,7 @@ def show(run: str, as_json: bool) -> None:
     table = table_of("setting", "value", wrap=("value",), header=False)
     table.add_row("plugins", ", ".join(loaded.plugins) or "none: PGD-AT")
     for key in dict.fromkeys(("model.name", "data.name", "attack.norm", "attack.eps", *loaded.given)):
-        value = loaded.settings[key]
+        value = loaded.settings.get(key)
         table.add_row(key, f"{value:.6g}" if isinstance(value, float) else str(value))
     console.print(table)
     lines = EpochLines()

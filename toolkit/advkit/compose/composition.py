@@ -49,8 +49,8 @@ class Composition:
                 )
             if spec.rule is Rule.CHAIN:
                 self.answers[hook] = self._chained(hook)
-        self._stages: dict[tuple[object, ...], Stage] = {}
-        self._by_epoch: dict[int, Stage] = {}
+        self._changing = [answer for held in self.answers.values() for answer in held if not answer.steady]
+        self._stages, self._by_epoch = dict[tuple[object, ...], Stage](), dict[int, Stage]()
         self._refuse_loose_orders()
         self.cautions = unconsumed(self.answers, setting.attack.steps)
         self.company = Company(
@@ -104,10 +104,10 @@ class Composition:
         return self._by_epoch[epoch]
 
     def _at(self, epoch: int) -> Stage:
-        active = {
-            hook: tuple(a for a in answers if a.steady or declared(a.plugin, "active", hook, epoch))
-            for hook, answers in self.answers.items()
-        }
+        if not self._changing and self._stages:
+            return next(iter(self._stages.values()))
+        off = {a.key for a in self._changing if not declared(a.plugin, "active", a.hook, epoch)}
+        active = {hook: tuple(a for a in held if a.key not in off) for hook, held in self.answers.items()}
         terms = {"base_loss", *(answer.plugin.name for answer in active["extra_regularizer"])}
         active["instance_weight"] = tuple(
             answer for answer in active["instance_weight"] if terms & {*declared(answer.plugin, "terms")}

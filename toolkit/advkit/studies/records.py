@@ -196,6 +196,8 @@ class AnalysisRecord(Judged):
     figures: dict[str, Any] = {}
     folder: str | None = None
     """Where its files are; not in the file."""
+    pictures: dict[str, str] | None = None
+    """The SHA-256 of each by its kind, none where matplotlib is absent; None in files of before."""
 
 
 class ExportRecord(Record):

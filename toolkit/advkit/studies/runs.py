@@ -61,10 +61,12 @@ class LoadedRun:
 def load_run(run: str | Path) -> LoadedRun:
     """The run in a folder, from run.toml, metrics.jsonl and environment.json; weights are not read.
 
-    Raises CheckpointError where there is none, or where it is damaged.
+    Of one whose plugin, model or data set can not be loaded here, `settings` are those of run.toml, and `given` is
+    empty. Raises CheckpointError where there is none, or where it is damaged.
     """
     source = Source(1, str(run))
-    if source.resolved is None:
+    known, epochs = source.resolved, source.values.get("run.epochs")
+    if known is None and not (source.absent and isinstance(epochs, int)):
         raise CheckpointError(source.unresolved)
     if odd := [row["epoch"] + 1 for row in source.history if not _is_shown(row)]:
         raise CheckpointError(
@@ -73,7 +75,7 @@ def load_run(run: str | Path) -> LoadedRun:
     values = source.values
     return LoadedRun(
         folder=Path(run),
-        plugins=tuple(plugin.name for plugin in source.resolved.composition.plugins),
+        plugins=tuple(plugin.name for plugin in known.composition.plugins) if known else source.file.names,
         settings=values,
         given={key: values[key] for key, origin in source.origins.items() if origin == "given"},
         history=source.history,
@@ -81,7 +83,7 @@ def load_run(run: str | Path) -> LoadedRun:
         finished=source.finished,
         environment=source.environment if isinstance(source.environment, dict) else {},
         validated_on=validated_on(source.history, values),
-        notes=(*source.doubts, *filter(None, [source.lost, source.optimistic])),
+        notes=(*filter(None, [source.unresolved.removesuffix("."), *source.doubts, source.lost, source.optimistic]),),
     )
 
 

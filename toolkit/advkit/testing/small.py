@@ -29,7 +29,7 @@ Images = tuple[Tensor, Tensor, Tensor]
 def tiny_net(batch_norm: bool, dropout: float, dtype: torch.dtype) -> nn.Sequential:
     """(B, 2, 4, 4) to (B, 3), the same weights always."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         layers = [nn.Conv2d(2, 4, 3, padding=1), *([nn.BatchNorm2d(4)] if batch_norm else []), nn.ReLU()]
         return nn.Sequential(*layers, nn.Dropout(dropout), nn.Flatten(), nn.Linear(64, 3)).to(dtype)
 

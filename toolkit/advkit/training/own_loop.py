@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +61,17 @@ def refuse_unused(key: str) -> None:
     raise OptionError(f"A Step has no use for {key}, since model, batches and loop are yours; leave it out.")
 
 
+def _refuse_unawaited(key: str, asked: Callable[..., object]) -> None:
+    """OptionError for a setting of the decays of the rate, where the run is the same without them."""
+    try:
+        asked(decays_known=False)
+    except OptionError:  # an option of a plugin is relative to a decay
+        return
+    raise OptionError(
+        f"No plugin of this Step waits for a decay of the learning rate, so {key} would change nothing; leave it out."
+    )
+
+
 class Step(TrainingStep):
     """`report = step(x, y, index, epoch=e)`: one attack and one update of `model` by `optimizer`.
 
@@ -102,9 +114,12 @@ class Step(TrainingStep):
         own = {"model.name": "python:model", "data.name": "python:data"}
         layer = Layer("python", own | given, options or {})
         long, decays = "run.epochs" in given, "optimizer.milestones" in given
-        resolved = resolve(plugins, [layer], no_companion=no_companion, decays_known=long and decays, epochs_known=long)
+        asked = partial(resolve, plugins, [layer], no_companion=no_companion, epochs_known=long)
+        resolved = asked(decays_known=long and decays)
         for key in sorted(given):
             refuse_unused(key)
+        if rates := [key for key in sorted(given) if key.startswith("optimizer.")]:
+            _refuse_unawaited(rates[0], asked)
         for hook, spec in HOOKS.items():
             if spec.asked_by == "loop" and (owners := resolved.composition.owners(hook)):
                 raise HookConflict(

@@ -267,5 +267,5 @@ class Study:
             figures=dict(figures),
             versions=versions(),
         )
-        write(folder, name, record.as_dict(), arrays, draw, typed=bool(self.out))
-        return record.model_copy(update={"folder": str(folder)})
+        pictures = write(folder, name, record.as_dict(), arrays, draw, typed=bool(self.out))
+        return record.model_copy(update={"folder": str(folder), "pictures": pictures})

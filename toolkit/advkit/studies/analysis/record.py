@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,19 @@ def _whatever_backend() -> Iterator[None]:
             matplotlib.rcParams["backend"] = chosen
 
 
+def _drawn(draw: Callable[[], Figure]) -> dict[str, bytes]:
+    """The pictures by kind; {} where matplotlib is absent."""
+    try:
+        with _whatever_backend():
+            from .plotting import rendered
+
+        return rendered(draw)
+    except ImportError as absent:
+        if (absent.name or "").partition(".")[0] not in ("matplotlib", "mpl_toolkits"):
+            raise
+        return {}
+
+
 def write(
     folder: Path,
     name: str,
@@ -55,34 +69,26 @@ def write(
     arrays: Mapping[str, Tensor],
     draw: Callable[[], Figure],
     typed: bool = True,
-) -> bool:
-    """Write the files of one analysis, each at once or not at all; False where matplotlib is absent.
+) -> dict[str, str]:
+    """Write the files of one analysis, each at once or not at all; the SHA-256 of its pictures, as its JSON has them.
 
-    `draw` makes the figure; pictures of an earlier analysis are removed first, as they would show other figures.
-    Raises OptionError where the folder was `typed` and can not be written, CheckpointError else and of a full disk.
+    `draw` makes the figure. What an earlier analysis left is replaced once everything is made, and its pictures are
+    removed where there are none, as they would show other figures. Raises OptionError where the folder was `typed` and
+    can not be written, CheckpointError else and of a full disk.
     """
     stored = io.BytesIO()
     np.savez(stored, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    files = {"npz": stored.getvalue(), **(pictures := _drawn(draw))}
+    known = {kind: sha256(data).hexdigest() for kind, data in pictures.items()}
+    files["json"] = json.dumps({**record, "pictures": known}, indent=2, allow_nan=False).encode() + b"\n"
     place = folder
     try:
         make_folder(folder)
-        for suffix in ("png", "svg"):
-            (place := folder / f"{name}.{suffix}").unlink(missing_ok=True)
-        write_atomic(place := folder / f"{name}.npz", stored.getvalue())
-        write_atomic(place := folder / f"{name}.json", text.encode())
-        try:
-            with _whatever_backend():
-                from .plotting import rendered
-
-            pictures = rendered(draw)
-        except ImportError as absent:
-            if (absent.name or "").partition(".")[0] not in ("matplotlib", "mpl_toolkits"):
-                raise
-            return False
-        for suffix, data in pictures.items():
+        for suffix, data in files.items():
             write_atomic(place := folder / f"{name}.{suffix}", data)
+        for suffix in {"png", "svg"} - pictures.keys():
+            (place := folder / f"{name}.{suffix}").unlink(missing_ok=True)
     except (OSError, CheckpointError) as error:
         advice = f"choose {'another' if typed else 'a place that can with'} {named('--out')}"
         raise unwritable(place, error, advice, typed=typed) from None
-    return True
+    return known

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from mimetypes import guess_type
 from pathlib import Path
 
 from ... import __version__
@@ -75,6 +76,9 @@ def written(path: Path, make: Callable[[], Page], typed: bool = True) -> Page:
     if is_folder or not os.path.isdir(path.absolute().parent):
         reason = "it is a folder" if is_folder else "its folder does not exist"
         raise _unwritable(path, OSError(errno.EISDIR, reason), typed)
+    if guess_type(path.name)[0] not in (None, "text/html"):
+        other = named("--out", str(path.with_suffix(".html")))
+        raise OptionError(f"A report is a page of HTML, and {path.name} is no name of one; give {other}.")
     page = make()
     _refuse_other(path, typed)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ... import own_file
 from ...config.layer import Layer
 from ...config.request import MODEL, PASSED
 from ...config.resolve import Resolved, resolve
-from ...errors import AdvkitError, CheckpointError, OptionError
+from ...errors import AdvkitError, CheckpointError, OptionError, PluginLoad
 from ...plugin import CORE
 from ...storage.files import entries, there
 from ...storage.run_folder import RunFolder
@@ -58,7 +59,8 @@ class Source:
         epochs = [row.get("epoch") if isinstance(row, dict) else None for row in self.history]
         if not all(isinstance(epoch, int) and 0 <= epoch < 1 << 53 for epoch in epochs):
             raise CheckpointError(f"{self.folder.metrics} is damaged; restore it, or remove it to go on without.")
-        self.unresolved = ""
+        self.unresolved, self.absent = "", False
+        """Why it can not be resolved here, and whether that is a plugin, model or data set that is not to be had."""
         self.without_pictures: list[str] = []
         """Why the page has no picture of something, in sentences, as far as it is made."""
         self._digests: dict[str, str | None] = {}
@@ -66,6 +68,7 @@ class Source:
             self.resolved: Resolved | None = of_several(self.folder, files or {})
         except AdvkitError as error:  # a plugin that is not installed here, say: the figures can be shown all the same
             self.resolved, self.unresolved = None, str(error)
+            self.absent = any(isinstance(one, PluginLoad) for one in (error, error.__context__))
 
     @property
     def key(self) -> str:
@@ -288,6 +291,9 @@ def _analysis(folder: Path, name: str) -> Analysis:
             picture = (kind, content(file))
         except OptionError as error:
             problems.append(str(error))
+        if picture and record.pictures is not None and sha256(picture[1]).hexdigest() not in record.pictures.values():
+            picture = None
+            problems.append(f"The picture {file} is not of its analysis, {name}.json; make that again.")
     elif not problems:
         problems.append(f"The analysis {name} has no picture; pip install 'advkit[plot]', and make it again.")
     return Analysis(name, record, picture, tuple(problems))
