@@ -148,6 +148,39 @@ def test_what_no_state_dict_holds_is_told_of_once(name: str, tmp_path: Path) -> 
     assert said.startswith("The model's logits depend on what it has seen before (kept") and "register_buffer" in said
 
 
+def in_a_closure() -> nn.Module:
+    kept: list[Tensor] = []
+
+    class Closing(Remembers):
+        def forward(self, x: Tensor) -> Tensor:
+            if not kept:
+                kept.append(x.detach().mean())
+            return self.core(x - kept[0])
+
+    return Closing(None, stays, stays)
+
+
+def in_its_class() -> nn.Module:
+    class Sharing(Remembers):
+        means: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.core(x - self.means.setdefault("first", x.detach().mean()))
+
+    return Sharing(None, stays, stays)
+
+
+@pytest.mark.parametrize(("build", "where"), [(in_a_closure, "forward"), (in_its_class, "means.first")])
+def test_what_is_kept_once_beside_the_net_is_told_of(build: Callable[[], nn.Module], where: str) -> None:
+    """Called twice it answers alike; after another first batch it would not."""
+    heard, x = Heard(), torch.rand(12, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    net = build()
+    step = advkit.Step(net, torch.optim.SGD(net.parameters(), 0.1), num_samples=12, settings={"attack.steps": 1})
+    step.warn = heard.warn
+    step(x, torch.arange(12) % 3, torch.arange(12), epoch=0)
+    assert f"what it has seen before ({where})" in heard.said[0]
+
+
 def test_a_resume_is_told_again(tmp_path: Path) -> None:
     heard = Heard()
     with pytest.raises(Stopped):

@@ -23,13 +23,7 @@ TORCHS_OWN = {*vars(nn.Module()), "_compiled_call_impl"}
 """Attributes of every module."""
 
 STRANGERS = (
-    "advkit.",
-    "torch._dynamo",
-    "torch._inductor",
-    "torch.fx",
-    "torch.jit",
-    "torch.optim",
-    "torch.utils",
+    *("advkit.", "torch._dynamo", "torch._inductor", "torch.fx", "torch.jit", "torch.optim", "torch.utils"),
     "logging",
 )
 """Modules of Python whose objects are no part of a net, though something of it may refer to them."""
@@ -41,7 +35,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 class Hidden:
-    """What a net has now beside parameters and buffers, wherever its attributes, hooks and their closures lead to it.
+    """What a net has now beside parameters and buffers, wherever attributes, classes, hooks and closures lead to it.
 
     Plain tensors, numbers, generators, and lists, dicts and objects of them. What a module of Python holds is not seen,
     and a tensor or array that shares the memory of a parameter or buffer is that one by another name.
@@ -63,9 +57,9 @@ class Hidden:
                 yield name, module._buffers, _Way(dict, _refill)
                 own = [key for key, value in vars(module).items() if key not in TORCHS_OWN and not fixed(value)]
                 left += [(_at(name, key), vars(module)[key]) for key in own]
-                left += [
-                    (f"a hook of {name or 'the model'}", h) for kind in places for h in vars(module)[kind].values()
-                ]
+                left += [(_at(name, key), held) for key, held in _of_class(type(module))]
+                hook = f"a hook of {name or 'the model'}"
+                left += [(hook, one) for kind in places for one in vars(module)[kind].values()]
         if left:
             yield from _reached(left, _of(model))
 
@@ -211,6 +205,12 @@ _WAYS: dict[tuple[type, ...], _Way] = {
 def fixed(value: object) -> bool:
     """Whether nothing can be written into a value, which layers have dozens of."""
     return type(value) in _FIXED or (type(value) is tuple and all(type(one) in _FIXED for one in value))
+
+
+def _of_class(kind: type) -> list[tuple[str, Any]]:
+    """What somebody's class has in itself, and with its methods what these close over."""
+    own = [base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "advkit.", "builtins"))]
+    return [(key, held) for base in own for key, held in vars(base).items() if key[:2] != "__" or callable(held)]
 
 
 def _of(model: nn.Module) -> list[object]:
