@@ -165,12 +165,16 @@ def frozen(net: nn.Module) -> nn.Module:
     return torch.jit.freeze(torch.jit.script(net))  # type: ignore[no-any-return]
 
 
+def frozen_inside(net: nn.Module) -> nn.Module:
+    return nn.Sequential(frozen(net))
+
+
 def traced(net: nn.Module) -> nn.Module:
     return torch.jit.trace(net, torch.zeros(2, 1, 8, 8))  # type: ignore[no-any-return]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("made", [scripted, traced, frozen])
+@pytest.mark.parametrize("made", [scripted, traced, frozen, frozen_inside])
 def test_nets_of_torchs_compiler_are_judged_as_any(made: Callable[[nn.Module], nn.Module], digits: Dataset) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import advkit
-from advkit import AdvkitError, L2Ball, OptionError, Step
+from advkit import AdvkitError, L2Ball, OptionError, Plugin, Step, hookimpl
 from advkit.errors import blames
 
 X, Y, INDEX = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3, torch.arange(4)
@@ -199,6 +202,44 @@ def test_who_asks_for_a_gradient_that_goes_elsewhere_blames_the_net(plugin: str)
         train(recomputing(), plugin)
 
 
+def functional(net: Any, x: Tensor) -> Tensor:
+    own = {name: nn.Parameter(value.detach()) for name, value in net.core.named_parameters()}
+    logits: Tensor = torch.func.functional_call(net.core, own, (x,))
+    return logits
+
+
+def stacked(net: Any, x: Tensor) -> Tensor:
+    own, _ = torch.func.stack_module_state([net.core, net.core])
+    both = [torch.func.functional_call(net.core, {n: p[k] for n, p in own.items()}, (x,)) for k in (0, 1)]
+    return both[0] + both[1]
+
+
+CUT: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "new parameters": functional,
+    "stacked": stacked,
+    "a copy": lambda net, x: deepcopy(net.core)(x),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("plugins", ["", "trades", "awp"])
+def test_a_net_that_trains_copies_of_its_weights_is_refused(kind: str, plugins: str) -> None:
+    sentence = "None of the weights that the optimizer has gets a gradient|graph leaves. support the deepcopy"
+    with pytest.raises(OptionError, match=sentence if plugins == "awp" else sentence[:50]):
+        train(Net(CUT[kind]), plugins)
+
+
+def test_a_part_that_gets_no_gradient_is_told_once() -> None:
+    net = Net(lambda net, x: net.core[3](deepcopy(net.core[:3])(x)))
+    said = r"no gradient in the first step: core\.1\.weight, core\.1\.bias\. That is right where"
+    with pytest.warns(UserWarning, match=said) as told:
+        train(net)
+    assert len(told) == 1
+    held = Net(net.function)
+    held.core[1].requires_grad_(False)
+    train(held)  # warnings are errors in these tests
+
+
 @pytest.mark.parametrize("place", ["attribute", "buffer"])
 def test_what_asks_for_a_gradient_and_is_no_parameter_is_told(place: str) -> None:
     net, scale = Net(lambda net, x: net.core(x) * net.scale), torch.ones(3, requires_grad=True)
@@ -349,6 +390,74 @@ def test_an_exception_of_somebodys_own_stays_what_it_is(
     calls, last, raised = 0, 1, KeyError
     with pytest.raises(OptionError, match="now"):
         run(Net(forward))
+
+
+class Leaves(SystemExit):
+    """Of somebody's own, who waits for it around a run."""
+
+
+class Done(StopIteration):
+    """Which no generator lets pass."""
+
+
+@dataclass(frozen=True)
+class Fixed(Exception):
+    """In which nothing can be noted, as contextlib does."""
+
+    why: str = "now"
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+class Demanding(Exception):
+    def __init__(self, text: str = "", *, why: str) -> None:
+        super().__init__(why)
+
+
+class Odd(Plugin):
+    name = "odd"
+
+    @hookimpl
+    def after_update(self) -> None:
+        raising()
+
+
+def raising(*given: Any) -> Any:
+    raise KIND[0]
+
+
+KIND: list[BaseException] = []
+ODD: dict[str, Callable[[], BaseException]] = {
+    "an end of the program": lambda: Leaves("now"),
+    "an end of a generator": lambda: Done("now"),
+    "a frozen dataclass": Fixed,
+    "one without a text": Mute,
+    "one that needs arguments": lambda: Demanding(why="now"),
+}
+
+
+@pytest.mark.parametrize("place", ["forward", "later forward", "judged", "data", "hook"])
+@pytest.mark.parametrize("kind", ODD)
+def test_an_exception_of_any_class_passes_and_says_whose_it_is(
+    kind: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEP 479: a StopIteration would end the generators that it passes, so it is another error's cause."""
+    raised, calls = ODD[kind](), iter(range(99))
+    monkeypatch.setattr(sys.modules[__name__], "KIND", [raised])
+    images = torch.utils.data.TensorDataset(X, Y)
+    images.__class__ = type("Own", (type(images),), {"__getitem__": raising} if place == "data" else {})
+    after = {"forward": 0, "judged": 0, "later forward": 4}.get(place, 99)
+    net = Net(lambda net, x: raising() if next(calls) >= after else net.core(x))
+    settings = {"attack.steps": 1, "validation.fraction": 0}
+    use = partial(advkit.train, net, images, [Odd], epochs=1, eps=0.1, batch_size=2, settings=settings)
+    with pytest.raises(RuntimeError if isinstance(raised, Done) else type(raised)) as error:
+        judge(net) if place == "judged" else use()
+    whose = {"data": "the data set Own raised it", "hook": "in plugin odd, hook after_update, epoch 1, step 1"}
+    assert blames(error.value)[0].startswith(whose.get(place, "the model raised it, on images ("))
+    assert isinstance(error.value.__cause__, Done) or error.value is raised
 
 
 @pytest.mark.parametrize("method", ["train", "state_dict", "load_state_dict", "__getitem__"])

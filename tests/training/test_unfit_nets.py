@@ -301,6 +301,18 @@ def test_a_traced_net_that_stays_in_its_mode_is_told(layer: nn.Module, tiny_batc
     step_of(torch.jit.script(net.train()))(*tiny_batch(), epoch=0)  # warnings are errors in these tests
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is:FutureWarning")
+def test_a_frozen_graph_inside_a_net_is_a_trunk(tiny_batch: BatchOf) -> None:
+    """It has no mode, and needs none."""
+    trunk = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)).eval().requires_grad_(False)
+    graph, (x, y, index), found = torch.jit.freeze(torch.jit.script(trunk)), tiny_batch(), []
+    for inner in (graph, trunk):
+        net = nn.Sequential(inner, core())
+        step_of(net, ["trades"])(x, y, index, epoch=0)
+        found.append([*net[1].parameters()])
+    torch.testing.assert_close(*found)
+
+
 class Within(nn.Module):
     """An exported module with dropout around it."""
 

@@ -48,10 +48,15 @@ def own_mode(modules: Iterable[nn.Module]) -> bool:
     return any(type(one).train is not nn.Module.train for one in found) and not any(map(exported, found))
 
 
+def has_mode(module: nn.Module) -> bool:
+    """Whether it is in train or eval mode: a graph of torch.jit.freeze is in none, unless somebody has set one."""
+    return hasattr(module, "training")
+
+
 def begin_training(model: nn.Module) -> None:
     """What a net's own `train` does, which nobody has called where it is as it was built. Owners' eval modes stay."""
     if getattr(model, "training", False) and own_mode(model.modules()):
-        resting = [module for module in model.modules() if not module.training]
+        resting = [module for module in model.modules() if has_mode(module) and not module.training]
         _train(model, True)
         for module in resting:
             module.training = False

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .bits import write_back
-from .modes import exported, modes_back, put
+from .modes import exported, has_mode, modes_back, put
 from .own_file import staying
 
 
@@ -35,10 +35,11 @@ def mode(model: nn.Module, training: bool, modules: Iterable[nn.Module] | None =
     A model that is in train mode stays as it is: submodules that its owner keeps in eval mode are meant to be. Its
     `modules` are given where they are known.
     """
-    if not hasattr(model, "training") or (training and model.training):  # of torch.jit.freeze it has none
+    if not has_mode(model) or (training and model.training):
         yield
         return
-    before = [(module, module.training) for module in (model.modules() if modules is None else modules)]
+    parts = model.modules() if modules is None else modules
+    before = [(module, module.training) for module in parts if has_mode(module)]
     if any(exported(module) for module, _ in before):
         for module, _ in before:
             module.training = training

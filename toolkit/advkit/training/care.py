@@ -18,7 +18,7 @@ from ..modes import traced
 from ..modules import mode
 from ..types import Batch
 from .announced import refuse_changed
-from .given import at_rest, first_logits, idle, refuse_strangers, refuse_stray_values
+from .given import at_rest, first_logits, idle, refuse_strangers, refuse_stray_values, unlearnt
 from .memory import Memory, by_batch
 from .objective import Update
 from .panel import Panel
@@ -42,8 +42,9 @@ class Care:
         self.memory, self._idle, self._seen = Memory(model), idle(dict(model.named_parameters()), optimizer), set[int]()
         self._tried, self._shifted = set[tuple[int, str]](), set[tuple[int, str]]()
         """By stage: who looks a step ahead, and parameters that are shifted, which were looked at."""
-        self._unlearnt = ""
-        """What is said of tensors of the model that ask for a gradient and are no parameters, before its first step."""
+        self._unlearnt = self._cut = ""
+        """What is said of tensors of the model that ask for a gradient and are no parameters, before its first step; of
+        parameters that got none in it."""
         self._judged = torch.empty(0)
         """The model's logits in eval mode before its first step, (1, K)."""
         self.computing: Container[object] = ()
@@ -70,6 +71,11 @@ class Care:
         if careful:
             refuse_stray_values(batch, self.state.num_classes, self.state.num_samples)
         return careful
+
+    def learnt(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """The gradients of the loss are in `.grad`. OptionError where the optimizer's parameters got none."""
+        if not self._seen:
+            self._cut = unlearnt(parameters, self.optimizer)
 
     @property
     def _due(self) -> bool:
@@ -144,7 +150,7 @@ class Care:
                 at_rest(self._idle),
                 self._unlearnt,
                 _of_one_mode(self.model),
-                self.memory.first(_several(x), self.computing),
+                self.memory.first(_several(x), self.computing) or self._cut,
                 by_batch(self.model, x, self.computing),
             ]
         return [caution for caution in cautions if caution]

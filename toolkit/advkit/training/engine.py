@@ -14,6 +14,7 @@ from ..explained import calling
 from ..global_state import products
 from ..hidden import without_trace
 from ..judging import examined, refuse_transforms, untouched
+from ..modes import has_mode
 from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
 from ..spaces import layers, told
@@ -149,7 +150,8 @@ class Engine:
         refuse_transforms()
         self.running, self._empty, attributes = True, not len(x), layers(self.model) if careful else []
         before, grads = (self._values(), self._grads()) if careful else ((), {})
-        modes = [(name, module, module.training) for name, module in self.model.named_modules()] if careful else ()
+        parts = self.model.named_modules() if careful else ()
+        modes = [(name, module, module.training) for name, module in parts if has_mode(module)]
         try:
             with calling(x.shape) if x.shape[1:] == self.shape else nullcontext():
                 output = self._forward(replaced, standing_in(x) if self._empty else x, seed, careful)

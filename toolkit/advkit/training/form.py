@@ -8,7 +8,7 @@ from torch import nn
 from torch.jit import ScriptModule
 
 from ..hidden import HOOKS
-from ..modes import modes_back
+from ..modes import has_mode, modes_back
 from ..spaces import layers, told
 
 STORED = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
@@ -34,7 +34,7 @@ class Form:
             if not isinstance(module, ScriptModule)  # its parts are no dicts, and nobody binds them anew
             for place in places
         ]
-        self._modes = [(name, module, module.training) for name, module in self._modules]
+        self._modes = [(name, module, module.training) for name, module in self._modules if has_mode(module)]
         self._layers = layers(model) if model is not None else []
         own = [*model.named_parameters()] if model is not None else []
         self._asking = [(name, p, p.requires_grad, p.grad) for name, p in own]

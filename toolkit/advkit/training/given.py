@@ -53,6 +53,29 @@ def at_rest(known: Mapping[str, nn.Parameter]) -> str:
     )
 
 
+def unlearnt(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> str:
+    """After a backward a sentence where trainable parameters that the optimizer has, by name, got no gradient, else "".
+
+    Some may be left out by a forward on purpose, as a layer of stochastic depth is. OptionError where none got one.
+    """
+    resting = idle(parameters, optimizer)
+    asked = {name: p for name, p in parameters.items() if p.requires_grad and name not in resting}
+    cut = [name for name, parameter in asked.items() if parameter.grad is None]
+    if not cut:
+        return ""
+    copies = "copies of them (nn.Parameter(w.detach()), copy.deepcopy, torch.func.stack_module_state)"
+    if len(cut) == len(asked):
+        raise OptionError(
+            f"None of the weights that the optimizer has gets a gradient, so nothing would be learnt: the model's "
+            f"forward computes with {copies}. Let it take its own."
+        )
+    more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+    return (
+        f"Parameters of the model get no gradient in the first step: {', '.join(cut[:3])}{more}. That is right where "
+        f"its forward leaves them out. Where it computes with {copies}, they never learn: let it take its own."
+    )
+
+
 def refuse_late(now: Inventory, before: Inventory) -> None:
     """OptionError for parameters and buffers that a forward has registered: no optimizer and no resume knows them."""
     if late := sorted({*now.parameters, *now.buffers} - {*before.parameters, *before.buffers}):

@@ -179,6 +179,7 @@ class TrainingStep:
                 shift = first.contract.shift(owner.plugin.name, answer, params)
             outcome = backward(self.objective, updates, shift, partial(self._forget, first.network.params))
         self.ranks.add_gradients(self.model)
+        self.care.learnt(first.network.params)
         self.ranks.add([outcome.loss, *outcome.raw.values(), *outcome.weighted.values()])
         return Judged.of(known, updates, shift, outcome)
 
