@@ -143,12 +143,18 @@ class Quits(Plugin):
         how: str = option("SystemExit(0)", help="an exception")
     @hookimpl
     def after_update(self):
+        from dataclasses import dataclass
         class Mute(Exception):
             def __str__(self):
                 raise ValueError
         class Deaf(Exception):
             def __str__(self):
                 return "gone"
+        class Leaves(SystemExit):
+            pass
+        @dataclass(frozen=True)
+        class Fixed(Exception):
+            why: str
             def add_note(self, note):
                 raise ValueError
         import asyncio, click
@@ -719,6 +725,8 @@ def test_a_broken_contract_names_the_plugin() -> None:
         ("asyncio.CancelledError('gone')", "CancelledError: gone"),
         ("Mute()", "Mute"),
         ("Deaf()", "Deaf: gone"),
+        ("Leaves(0)", "Leaves: 0"),
+        ("Fixed('gone')", "Fixed: gone"),
     ],
 )
 def test_a_plugin_does_not_end_a_run_quietly(strangers: Path, how: str, said: str) -> None:

@@ -22,6 +22,7 @@ from advkit.evaluation.soundness import BY_BATCH, doubt
 from advkit.studies.analysis import Ascent, Study, adversarial_vulnerability, loss_landscape, margins
 from advkit.studies.analysis.margin import first_flip
 from advkit.studies.analysis.perturb import BATCH, still
+from advkit.training.meter import quantiles
 
 D = 16
 
@@ -273,6 +274,7 @@ def test_the_shares_are_against_each_samples_own_budget() -> None:
     assert figures["beyond_twice_eps"] == pytest.approx(2 / 7)
     assert figures["disordered"] == pytest.approx(1 / 7)  # a flip at the very cap is a flip
     assert (figures["q10"], figures["q50"], figures["q90"]) == (0.1, 1.1, 50.0)
+    assert quantiles(torch.arange(6.0)) == {"q00": 0, "q25": 1, "q50": 2, "q75": 3, "q100": 5}, "lower ones, too"
     assert figures["mean"] == pytest.approx((0.1 + 0.3 + 0.9 + 1.1 + 2.1 + 100) / 7)
 
 

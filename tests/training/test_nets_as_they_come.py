@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import advkit
-from advkit import AdvkitError, L2Ball, OptionError, Step
+from advkit import AdvkitError, L2Ball, OptionError, Plugin, Step, hookimpl
 from advkit.errors import blames
 
 X, Y, INDEX = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3, torch.arange(4)
@@ -397,6 +399,74 @@ def test_an_exception_of_somebodys_own_stays_what_it_is(
     calls, last, raised = 0, 1, KeyError
     with pytest.raises(OptionError, match="now"):
         run(Net(forward))
+
+
+class Leaves(SystemExit):
+    """Of somebody's own, who waits for it around a run."""
+
+
+class Done(StopIteration):
+    """Which no generator lets pass."""
+
+
+@dataclass(frozen=True)
+class Fixed(Exception):
+    """In which nothing can be noted, as contextlib does."""
+
+    why: str = "now"
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+class Demanding(Exception):
+    def __init__(self, text: str = "", *, why: str) -> None:
+        super().__init__(why)
+
+
+class Odd(Plugin):
+    name = "odd"
+
+    @hookimpl
+    def after_update(self) -> None:
+        raising()
+
+
+def raising(*given: Any) -> Any:
+    raise KIND[0]
+
+
+KIND: list[BaseException] = []
+ODD: dict[str, Callable[[], BaseException]] = {
+    "an end of the program": lambda: Leaves("now"),
+    "an end of a generator": lambda: Done("now"),
+    "a frozen dataclass": Fixed,
+    "one without a text": Mute,
+    "one that needs arguments": lambda: Demanding(why="now"),
+}
+
+
+@pytest.mark.parametrize("place", ["forward", "later forward", "judged", "data", "hook"])
+@pytest.mark.parametrize("kind", ODD)
+def test_an_exception_of_any_class_passes_and_says_whose_it_is(
+    kind: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEP 479: a StopIteration would end the generators that it passes, so it is another error's cause."""
+    raised, calls = ODD[kind](), iter(range(99))
+    monkeypatch.setattr(sys.modules[__name__], "KIND", [raised])
+    images = torch.utils.data.TensorDataset(X, Y)
+    images.__class__ = type("Own", (type(images),), {"__getitem__": raising} if place == "data" else {})
+    after = {"forward": 0, "judged": 0, "later forward": 4}.get(place, 99)
+    net = Net(lambda net, x: raising() if next(calls) >= after else net.core(x))
+    settings = {"attack.steps": 1, "validation.fraction": 0}
+    use = partial(advkit.train, net, images, [Odd], epochs=1, eps=0.1, batch_size=2, settings=settings)
+    with pytest.raises(RuntimeError if isinstance(raised, Done) else type(raised)) as error:
+        judge(net) if place == "judged" else use()
+    whose = {"data": "the data set Own raised it", "hook": "in plugin odd, hook after_update, epoch 1, step 1"}
+    assert blames(error.value)[0].startswith(whose.get(place, "the model raised it, on images ("))
+    assert isinstance(error.value.__cause__, Done) or error.value is raised
 
 
 @pytest.mark.parametrize("method", ["train", "state_dict", "load_state_dict", "__getitem__"])

@@ -65,7 +65,16 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def halted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, stopped in its second epoch."""
-    folder = tmp_path_factory.mktemp("halted") / "run"
+    return halt(tmp_path_factory.mktemp("halted") / "run")
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose optimizer counts its updates."""
+    return halt(tmp_path_factory.mktemp("counting") / "run", "--set=optimizer.name=adamw")
+
+
+def halt(folder: Path, *more: str) -> Path:
     done = [0]
 
     def stepped(self: Quiet, trainer: Trainer, report: Report) -> None:
@@ -74,7 +83,7 @@ def halted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Quiet, "stepped", stepped)
         patch.setattr(Quiet, "stop_requested", lambda self: Stopped if done[0] == STOP else None)
-        assert run([*LINE, "--out", str(folder)]) == 75
+        assert run([*LINE, *more, "--out", str(folder)]) == 75
     return folder
 
 
@@ -409,6 +418,10 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "a weight that is NaN": (_of("model/1.weight", lambda value: value / 0 * 0), "model/1.weight holds NaN or Inf"),
     "a weight gone": (lambda tensors, state: tensors.pop("model/1.weight"), "model/1.weight is missing"),
     "a stranger": (lambda tensors, state: tensors.update(x=torch.zeros(3)), "x is nothing that this run stores"),
+    "a net of nobody's": (
+        lambda tensors, state: tensors.update({"tensors/ema/x.sha256": torch.zeros(3)}),
+        "tensors/ema/x.sha256 is nothing that this run stores",
+    ),
     "state of a stranger": (
         lambda tensors, state: tensors.update({"samples/x/y": torch.zeros(3)}),
         "samples/x/y is nothing that this run stores",
@@ -492,16 +505,32 @@ FORGED: dict[str, tuple[Edit, str]] = {
 }
 
 
+def forge(folder: Path, edit: Edit) -> None:
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    tensors, state = checkpoint.load(newest)
+    edit(tensors, state)
+    checkpoint.save(newest.parent, STOP, tensors, state)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"), [(1e30, "counts 1e+30 updates, and the run has made 5"), (-1.0, "is negative")]
+)
+def test_an_optimizer_that_counts_other_updates_is_refused(
+    counting: Path, tmp_path: Path, resume: Callable[[Path], Ran], step: float, said: str
+) -> None:
+    folder = Path(shutil.copytree(counting, tmp_path / "run", symlinks=True))
+    forge(folder, _of("optimizer/1.weight/step", lambda value: torch.full_like(value, step)))
+    ran = resume(folder)
+    assert ran.code == 4 and f"optimizer/1.weight/step {said}" in ran.err and ran.err.count("\n") == 1, ran
+
+
 @pytest.mark.parametrize("how", FORGED)
 def test_a_checkpoint_whose_hashes_fit_is_judged_by_its_contents(
     stopped: Path, resume: Callable[[Path], Ran], how: str
 ) -> None:
     edit, sentence = FORGED[how]
-    newest = checkpoint.newest(stopped / "checkpoints")
-    assert newest is not None
-    tensors, state = checkpoint.load(newest)
-    edit(tensors, state)
-    checkpoint.save(newest.parent, STOP, tensors, state)
+    forge(stopped, edit)
     before = everything_in(stopped)
     ran = resume(stopped)
     assert ran.code == (2 if how == "settings that are none" else 4), ran

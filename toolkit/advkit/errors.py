@@ -8,9 +8,10 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import copy
 from numbers import Number
 from pathlib import PurePath
+
+from .passing import copied, passable
 
 TYPED: ContextVar[bool] = ContextVar("typed", default=False)
 """Whether it is the command line that is told."""
@@ -182,22 +183,28 @@ def blames(error: BaseException) -> list[Blame]:
 def blamed(where: str) -> Iterator[None]:
     """Whose code the scope runs, as a note on what it raises.
 
-    SystemExit is an error there, for nobody else ends a run; so is what would end a generator around the scope, and
-    what says that a run was saved or a gate missed. Other errors of advkit's own have their place in the sentence,
-    unless they are of data, or that code raises them.
+    What says that a run was saved or a gate missed is an error there, as `refuse_ends` has others. Other errors of
+    advkit's own have their place in the sentence, unless they are of data, or that code raises them.
     """
     try:
         yield
-    except (SystemExit, GeneratorExit, StopIteration, StopAsyncIteration) as error:
-        raise _failure(error, where) from _copied(error)
-    except BaseException as error:
-        placed = isinstance(error, AdvkitError) and not isinstance(error, DataError) and not by_others(error)
-        if isinstance(error, KeyboardInterrupt) or placed:
-            raise
-        if isinstance(error, AdvkitError) and error.exit_code not in (1, 2, 4):
-            raise _failure(error, where) from error
-        blame(error, where)
-        raise
+        return
+    except BaseException as raised:
+        error = passable(raised)
+    refuse_ends(error, where)
+    placed = isinstance(error, AdvkitError) and not isinstance(error, DataError) and not by_others(error)
+    if isinstance(error, KeyboardInterrupt) or placed:
+        raise error
+    if isinstance(error, AdvkitError) and error.exit_code not in (1, 2, 4):
+        raise _failure(error, where) from error
+    blame(error, where)
+    raise error
+
+
+def refuse_ends(error: BaseException, where: str) -> None:
+    """RuntimeError in place of SystemExit, for nobody else ends a run, and of what would end a generator around it."""
+    if type(error) is SystemExit or isinstance(error, GeneratorExit | StopIteration | StopAsyncIteration):
+        raise _failure(error, where) from copied(error)
 
 
 def says(error: BaseException) -> str:
@@ -206,14 +213,6 @@ def says(error: BaseException) -> str:
         return str(error)
     except Exception:
         return ""
-
-
-def _copied(error: BaseException) -> BaseException:
-    """contextlib takes a RuntimeError from a StopIteration itself for its own, and raises that."""
-    try:
-        return copy(error).with_traceback(error.__traceback__)
-    except Exception:  # of a class that is built otherwise
-        return error
 
 
 def _failure(error: BaseException, where: str) -> RuntimeError:

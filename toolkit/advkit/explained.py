@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import AdvkitError, OptionError, OutOfMemory, blame, blames, named, says
+from .errors import AdvkitError, OptionError, OutOfMemory, blame, blames, named, refuse_ends, says
+from .passing import passable
 
 NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it mean nothing; "
 """Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
@@ -69,7 +70,8 @@ def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
         yield
     except AdvkitError:
         raise
-    except (Exception, SystemExit) as error:  # nobody but the command line ends a program
+    except (Exception, SystemExit) as raised:  # nobody but the command line ends a program
+        error = passable(raised)
         if not is_somebodys(error) and any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
             raise
         reraise(error, shape, net)
@@ -81,6 +83,7 @@ def reraise(error: BaseException, shape: Sequence[int], net: str = "The model") 
     An exception of a class of somebody's own stays what it is: who wrote it may catch it around a run. So does one with
     a note on whose code raised it. Any other is `uncallable`.
     """
+    error = passable(error)
     if blames(error):
         raise error
     raise_own(error, f"{net[0].lower()}{net[1:]} raised it, on images {tuple(shape)}")
@@ -89,7 +92,9 @@ def reraise(error: BaseException, shape: Sequence[int], net: str = "The model") 
 
 def raise_own(error: BaseException, whose: str) -> None:
     """Raise `error` again, with a note on whose code raised it, where its class is somebody's own."""
+    error = passable(error)
     if is_somebodys(error):
+        refuse_ends(error, whose)
         blame(error, whose)
         raise error
 
@@ -145,7 +150,7 @@ def _in_brackets(text: str) -> str:
     return f" ({text})" if text else ""
 
 
-def _in_a_backward(error: Exception) -> str:
+def _in_a_backward(error: BaseException) -> str:
     """The sentence for what somebody's function or hook raises in a backward, "" of errors from elsewhere."""
     frames = traceback.extract_tb(error.__traceback__)
     begun = next((n for n, frame in enumerate(frames) if frame.name == "_engine_run_backward"), None)
@@ -161,7 +166,7 @@ def _in_a_backward(error: Exception) -> str:
     )
 
 
-def _underived(error: Exception, plugins: Sequence[str]) -> str:
+def _underived(error: BaseException, plugins: Sequence[str]) -> str:
     """The sentence for what torch can not differentiate, or not again, as `plugins` do; "" of other errors."""
     found = re.search(r"derivative for '?(?:aten::)?(\w+)[^']*'? is not implemented", says(error))
     if not found:
@@ -180,7 +185,7 @@ def _underived(error: Exception, plugins: Sequence[str]) -> str:
 
 
 def is_somebodys(error: BaseException) -> bool:
-    """Whether it is of a class of Python, torch or another library no more than of advkit. SystemExit is Python's.
+    """Whether it is of a class of Python, torch or another library no more than of advkit.
 
     A group is what one of those in it is.
     """
@@ -188,8 +193,7 @@ def is_somebodys(error: BaseException) -> bool:
         return any(map(is_somebodys, error.exceptions))
     kind = type(error)
     module = sys.modules.get(kind.__module__)
-    library = kind.__module__ in sys.builtin_module_names or isinstance(error, SystemExit)
-    return not library and _is_own(getattr(module, "__file__", None) or "")
+    return kind.__module__ not in sys.builtin_module_names and _is_own(getattr(module, "__file__", None) or "")
 
 
 def _is_own(file: str) -> bool:
@@ -205,23 +209,25 @@ def explained(*, training: bool = False, twice: Collection[tuple[int, str]] = ()
     """
     try:
         yield
+        return
     except AdvkitError:
         raise
-    except Exception as error:
-        if is_somebodys(error):
-            raise
-        torchs = _EXPLAINED if isinstance(error, RuntimeError | ValueError) else {}
-        sentence = next((sentence for words, sentence in torchs.items() if words in says(error)), "")
-        if torchs and (_UNUSED in says(error) or _CUT in says(error)):
-            sentence = TRAIN_ANOTHER if training else attack_another()
-        lacking = _without_memory(error, "A step of the run" if training else "A pass of the model")
-        sentence = sentence or _underived(error, sorted({plugin for _, plugin in twice}))
-        explanation = lacking or OptionError(sentence or _in_a_backward(error))
-        if not str(explanation):
-            raise
-        for note in blames(error):
-            blame(explanation, note)
-        raise explanation from error
+    except Exception as raised:
+        error = passable(raised)
+    if is_somebodys(error):
+        raise error
+    torchs = _EXPLAINED if isinstance(error, RuntimeError | ValueError) else {}
+    sentence = next((sentence for words, sentence in torchs.items() if words in says(error)), "")
+    if torchs and (_UNUSED in says(error) or _CUT in says(error)):
+        sentence = TRAIN_ANOTHER if training else attack_another()
+    lacking = _without_memory(error, "A step of the run" if training else "A pass of the model")
+    sentence = sentence or _underived(error, sorted({plugin for _, plugin in twice}))
+    explanation = lacking or OptionError(sentence or _in_a_backward(error))
+    if not str(explanation):
+        raise error
+    for note in blames(error):
+        blame(explanation, note)
+    raise explanation from error
 
 
 _EXPLAINED = {

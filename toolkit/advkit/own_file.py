@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import NotTyped, OptionError, PluginImport, did_you_mean, named, says
 from .net_arguments import refuse_texts
+from .passing import passable
 from .reading import read
 
 FLAGS = {"model.name": "--model", "data.name": "--dataset"}
@@ -220,7 +221,8 @@ class OwnFile:
             yield
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # SystemExit, and whatever else code may raise
+        except BaseException as raised:  # SystemExit, and whatever else code may raise
+            error = passable(raised)
             said = next(iter(says(error).splitlines()), "")
             frames = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in frames if Path(frame.filename).parent == Path(self.path).parent]

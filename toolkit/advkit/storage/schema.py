@@ -222,6 +222,9 @@ def _optimizer(known: State, stored: Mapping[str, Tensor], kept: Mapping[str, Ma
         if key not in kept[name]:
             _refuse(f"{weights.OPTIMIZER}{full} is nothing that this run's optimizer keeps")
         _alike(f"{weights.OPTIMIZER}{full}", value, kept[name][key])
+        if key == "step" and bool((value > known.position.global_step).any()):
+            made = known.position.global_step
+            _refuse(f"{weights.OPTIMIZER}{full} counts {float(value.max()):g} updates, and the run has made {made}")
         keys[name].add(key)
     if stray := keys.keys() - kept.keys():
         _refuse(f"its optimizer knows {min(stray)}, which the run does not train")
