@@ -437,12 +437,12 @@ def test_names_that_others_stand_beside_are_told() -> None:
     own = nn.Linear(3, 2).state_dict()
     cases = {
         "names stand below model., and criterion.weight stands beside them": ("model", "criterion"),
-        "names stand below student. and below teacher., and teacher.weight stands beside them": ("student", "teacher"),
+        "names stand below student. and below teacher.; save alone what is meant": ("student", "teacher"),
+        "names stand below ema. and below net., and optim.weight stands beside them": ("net", "ema", "optim"),
     }
     for sentence, heads in cases.items():
         weights = {f"{head}.{name}": value for head in heads for name, value in own.items()}
-        if "criterion" in heads:
-            del weights["criterion.bias"]
+        weights = {name: value for name, value in weights.items() if name not in ("criterion.bias", "optim.bias")}
         for net, renamed in (
             (nn.Linear(3, 2), dict),
             (nn.Sequential(nn.Linear(3, 2)), lambda them: {f"0.{name}": value for name, value in them.items()}),

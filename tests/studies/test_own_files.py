@@ -230,6 +230,8 @@ def test_a_net_that_was_passed_is_a_source_of_transfer_once_code_is_named(tmp_pa
     name, code = f"transfer:{tmp_path}/run", f"@{tmp_path}/co@de.py:net@{tmp_path}/co@de.py:data"
     with pytest.raises(OptionError, match=r"only where you name it: transfer:.*/run@FILE\.py:NAME@FILE\.py:NAME\.$"):
         advkit.evaluate(other, some, name, eps=0.1)
+    with pytest.raises(OptionError, match=r"co@de\.py::net has two colons, and FILE\.py:NAME one: .*co@de\.py:net\.$"):
+        advkit.evaluate(other, some, name + code.replace(".py:", ".py::"), eps=0.1)
     assert [*advkit.evaluate(other, some, name + code, eps=0.1, audit=False).robust] == [name]
 
 

@@ -318,7 +318,7 @@ def test_an_installed_net_of_another_size(digits: Path) -> None:
     """Of a run, and as a file of weights of the net that is named."""
     result = advkit.train("small-cnn", "digits", [of(digits)], **DIGITS)
     assert result.history[0]["passes"]["update"]["auxiliary_forward"] == 2
-    wide = {"small-cnn": r"do not fit this model", "pre.py:Net": r"pre\.py:Net is no installed net"}
+    wide = {"small-cnn": r"do not fit this model", "pre.py:Net": r"pre\.py:Net is no installed net .* from Python\."}
     for model, sentence in wide.items():
         with pytest.raises((CheckpointError, OptionError), match=sentence):
             advkit.train("small-cnn", "digits", [of(digits.with_name("weights.pt"), model=model)], **DIGITS)
@@ -423,7 +423,9 @@ def test_a_resume_goes_on_with_the_same_net_and_with_no_other(tmp_path: Path) ->
         ),
         (
             Untaught(Taught.Options()),
-            "The run was started with a net beside its model, taught/teacher, passed from Python; pass it again.",
+            "The checkpoint has tensors/taught/teacher.sha256, of a net beside the model, taught/teacher, that nobody "
+            "gives; pass it again if it was passed from Python when the run was started, else resume an earlier "
+            "checkpoint.",
         ),
     ):
         with pytest.raises(ResumeMismatch) as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from advkit import AttackResult, Batch, Costs, Dataset, OptionError, Passes, Plu
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.errors import Stopped
+from advkit.precision import HalfPrecision
 from advkit.training import engine
 from advkit.training.compiled import Compiled
 from advkit.training.plan import plan
@@ -119,6 +121,11 @@ def stopped_and_resumed(
     rest = train(*plugins, **how, resume_from=home / "run")
     assert methods.same(rest.model.state_dict(), whole.model.state_dict())
     assert rest.history[0]["seconds"]["compile"] > 0
+    nets = [deepcopy(rest.model) for _ in range(2)]
+    for net in (nets[0], torch.compile(nets[1])):
+        advkit.load_weights(net, home / "run")
+    assert methods.same(*(net.state_dict() for net in nets))
+    assert not methods.same(nets[1].state_dict(), rest.model.state_dict()), "the average is judged"
 
 
 @pytest.mark.slow
@@ -225,6 +232,22 @@ def test_a_wrapped_module_is_called_compiled_in_a_step() -> None:
     rows = torch.arange(4)
     step(pictures(4).images / 255, rows % 3, rows, epoch=0)
     assert len(seen) == 4 + 2  # before, what is compiled is held against the net in both modes
+
+
+def test_the_watch_for_half_precision_is_not_compiled() -> None:
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def counting(graph: Any, examples: object) -> Any:
+        graphs.append(graph)
+        return graph
+
+    inside = torch.compile(lambda x: (2 * x.half()).float(), backend=counting)
+    with torch.no_grad(), HalfPrecision() as watch:
+        inside(torch.ones(2))
+    assert not graphs and "float16" in watch.seen
+    inside(torch.ones(2))
+    assert len(graphs) == 1
 
 
 class Moves(nn.Module):

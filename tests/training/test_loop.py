@@ -133,6 +133,9 @@ def test_load_weights_puts_the_runs_weights_into_a_model(train: Any, tmp_path: P
     assert bits(net) != bits(result.model)
     advkit.load_weights(net, tmp_path / "run", "last")
     assert bits(net) == bits(result.model)
+    inner = tiny_net()
+    advkit.load_weights(nn.DataParallel(inner), tmp_path / "run", "last")
+    assert bits(inner) == bits(result.model)
     with pytest.raises(advkit.AdvkitError):
         advkit.load_weights(nn.Linear(2, 2), tmp_path / "run")
 

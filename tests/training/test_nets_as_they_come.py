@@ -240,6 +240,15 @@ def test_a_part_that_gets_no_gradient_is_told_once() -> None:
     train(held)  # warnings are errors in these tests
 
 
+def test_a_parameter_that_is_asked_for_by_name_is_told_where_others_stand_in_its_place() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return F.linear(net.core[:-1](x), net.get_parameter("core.3.weight"), net.get_submodule("core.3").bias)
+
+    train(Net(forward))
+    with pytest.raises(OptionError, match=r"not an nn.Parameter .* as plain tensors: read them as attributes"):
+        train(Net(forward), "awp")
+
+
 @pytest.mark.parametrize("place", ["attribute", "buffer"])
 def test_what_asks_for_a_gradient_and_is_no_parameter_is_told(place: str) -> None:
     net, scale = Net(lambda net, x: net.core(x) * net.scale), torch.ones(3, requires_grad=True)

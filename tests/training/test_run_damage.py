@@ -418,6 +418,10 @@ FORGED: dict[str, tuple[Edit, str]] = {
     "a weight that is NaN": (_of("model/1.weight", lambda value: value / 0 * 0), "model/1.weight holds NaN or Inf"),
     "a weight gone": (lambda tensors, state: tensors.pop("model/1.weight"), "model/1.weight is missing"),
     "a stranger": (lambda tensors, state: tensors.update(x=torch.zeros(3)), "x is nothing that this run stores"),
+    "a net of nobody's": (
+        lambda tensors, state: tensors.update({"tensors/ema/x.sha256": torch.zeros(3)}),
+        "tensors/ema/x.sha256 is nothing that this run stores",
+    ),
     "state of a stranger": (
         lambda tensors, state: tensors.update({"samples/x/y": torch.zeros(3)}),
         "samples/x/y is nothing that this run stores",

@@ -231,6 +231,12 @@ class Rebinds(nn.Sequential):
         return y
 
 
+class Copies(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = deepcopy(self[1])(self[0](x))
+        return logits
+
+
 @pytest.mark.parametrize(
     ("members", "sentence"),
     [
@@ -260,8 +266,12 @@ class Rebinds(nn.Sequential):
             {"build": staticmethod(lambda model: Rebinds())},
             "twin/net, built by twin, binds its buffer mean anew in its forward, which no checkpoint would hold",
         ),
+        (
+            {"build": staticmethod(lambda model: Copies(*flat()))},
+            "twin/net, built by twin, gets no gradient, so it would learn nothing",
+        ),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_what_can_not_be_trained_beside(members: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=f"^{sentence}"):

@@ -146,6 +146,7 @@ def test_what_no_state_dict_holds_is_told_of_once(name: str, tmp_path: Path) -> 
     trained(Remembers(build(), moves, reads), out=tmp_path / "run", progress=heard)
     (said,) = heard.said
     assert said.startswith("The model's logits depend on what it has seen before (kept") and "register_buffer" in said
+    assert "this look has moved it" not in said
 
 
 def in_a_closure() -> nn.Module:
@@ -194,6 +195,7 @@ def test_what_is_in_no_attribute_is_seen_by_calling_twice() -> None:
     numbers, heard = iter(range(10**6)), Heard()
     trained(Remembers(None, stays, lambda net, x: 0.1 * next(numbers)), progress=heard)
     assert heard.said[0].startswith("The model's logits depend on what it has seen before, and no state_dict")
+    assert "as an iterator can not, so this look has moved it" in heard.said[0]
 
 
 def test_what_decides_nothing_is_no_matter() -> None:

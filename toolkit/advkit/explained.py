@@ -118,6 +118,8 @@ def uncallable(error: BaseException, shape: Sequence[int], net: str = "The model
     else:
         what += _in_brackets(place(error))
         remedy = "Mend its forward."
+        if said.endswith("is not an nn.Parameter"):  # of get_parameter
+            remedy = "Other weights stand in the place of its own here, as plain tensors: read them as attributes."
     return OptionError(f"{what}. {remedy}")
 
 

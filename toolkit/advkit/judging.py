@@ -209,7 +209,7 @@ def examined(x: Tensor, *, half: bool = False) -> Iterator[None]:
     it, and from no other.
     """
     before = generators()
-    with untouched(x, by_value=True), HalfPrecision() as watch:  # type: ignore[no-untyped-call]
+    with untouched(x, by_value=True), HalfPrecision() as watch:
         yield
     if not half:
         watch.refuse()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -41,6 +42,13 @@ class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Small input gradients round to 0 there, so an attack stands still and the net looks robust.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        seen: Any = HalfPrecision.__torch_dispatch__
+        if "torch._dynamo" in sys.modules and not hasattr(seen, "_torchdynamo_disable"):
+            # It would compile this for every operation of a net that is compiled inside.
+            HalfPrecision.__torch_dispatch__ = torch.compiler.disable(seen)  # type: ignore
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Else torch imports its compiler to keep it out of this, which takes seconds and a folder to write to."""
@@ -68,7 +76,7 @@ class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def first_forward_watched(model: nn.Module) -> Iterator[None]:
     """By HalfPrecision. The hooks stay for the scope, so that an attack gives back what it was lent."""
-    watch, watching, ahead = HalfPrecision(), ExitStack(), [model]  # type: ignore[no-untyped-call]
+    watch, watching, ahead = HalfPrecision(), ExitStack(), [model]
 
     def begin(*_: object) -> None:
         if ahead:

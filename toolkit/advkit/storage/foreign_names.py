@@ -287,8 +287,7 @@ def _refuse_beside(
     heads = [head for head, names in known.items() if names == every and len(names) > most]
     if not heads:
         return
-    first = next(name for name, other in zip(weights, short, strict=True) if not other.startswith(f"{heads[0]}."))
-    below = " and below ".join(f"{head}." for head in heads)
-    raise CheckpointError(
-        f"the net's names stand below {below}, and {first} stands beside them; save alone what is meant."
-    )
+    below, inside = " and below ".join(f"{head}." for head in heads), tuple(f"{head}." for head in heads)
+    first = next((name for name, other in zip(weights, short, strict=True) if not other.startswith(inside)), "")
+    beside = first and f", and {first} stands beside them"
+    raise CheckpointError(f"the net's names stand below {below}{beside}; save alone what is meant.")

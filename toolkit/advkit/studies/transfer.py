@@ -21,7 +21,7 @@ from ..own_file import FLAGS, OwnFile
 from ..storage.run_folder import RunFolder
 from .subject import of_run
 
-_CODE = re.compile(r"(.*?\.py(?::[^@:]*)?)(?:@|$)")
+_CODE = re.compile(r"(.*?\.py(?:::?[^@:]*)?)(?:@|$)")
 WHAT = {"model.name": "net", "data.name": "data"}
 
 

@@ -197,7 +197,7 @@ def first_logits(model: nn.Module, batch: Batch, state: RunState) -> Tensor:
 
     What the net does to its images and in which precision it computes is seen here, before anything is trained.
     """
-    half, before = HalfPrecision(), Inventory.of(model)  # type: ignore[no-untyped-call]
+    half, before = HalfPrecision(), Inventory.of(model)
     shapes = {name: buffer.shape for name, buffer in before.buffers.items()}
     with (
         products("highest"),

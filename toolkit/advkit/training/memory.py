@@ -84,10 +84,13 @@ class Memory:
             return ""
         self.remembers = True
         where = f" ({', '.join(names[:3])})" if names else ""
+        moved = (
+            "" if names else ". Nor can it be put back after a look, as an iterator can not, so this look has moved it"
+        )
         return (
             f"The model's logits depend on what it has seen before{where}, and no state_dict holds that: a resumed run "
-            "goes on without it, and its bits differ. Keep it in buffers (register_buffer), and draw from torch's "
-            "generator, which is seeded for the model."
+            f"goes on without it, and its bits differ{moved}. Keep it in buffers (register_buffer), and draw from "
+            "torch's generator, which is seeded for the model."
         )
 
     def _logits(self, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:

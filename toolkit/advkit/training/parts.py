@@ -30,6 +30,7 @@ from ..rng import derive_seed
 from ..storage import naming
 from ..storage.run_folder import RunFolder
 from ..storage.weights import put_weights
+from .compiled import without_wrapper
 from .meeting import join
 from .own_weights import refuse_given_before
 from .passed_net import told_apart
@@ -209,12 +210,15 @@ def on_this_machine(resolved: Resolved, timeout: float | None = None) -> Resolve
 
 @checked()
 def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = None) -> None:
-    """Copy the weights of a run's checkpoint ("best", "last") into `model`, in place.
+    """Copy the weights of a run's checkpoint ("best", "last") into `model`, or what it wraps, in place.
 
     None is "best", but "last" of standard training, of which no epoch is the best under attack. Averaged weights are
     taken where a plugin provided some, as `advkit evaluate` does. Warns where the model's type rounds them. Raises
     CheckpointError.
     """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    model = without_wrapper(model)
     folder = RunFolder.open(Path(run))
     tensors, state = folder.load(checkpoint) if checkpoint else judged_weights(folder)
     other = told_apart(model, tensors, state, str(run))

@@ -175,12 +175,15 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
 
 def _refuse_without_modules(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
     """ResumeMismatch where the run had a net beside its model that it has no more."""
-    known = trainer.panel.state.stored()
+    known, plugins = trainer.panel.state.stored(), {plugin.name for plugin in trainer.resolved.composition.plugins}
     for name in tensors:
-        if name.startswith(TENSORS) and name.endswith(SHA256) and name not in known:
-            net = name.removeprefix(TENSORS).removesuffix(SHA256)
-            raise ResumeMismatch(f"The run was started with a net beside its model, {net}, passed from Python; pass it "
-                                 "again.")  # fmt: skip
+        net = name.removeprefix(TENSORS).removesuffix(SHA256)
+        beside = name == f"{TENSORS}{net}{SHA256}" and net.partition("/")[0] in plugins
+        if beside and name not in known:
+            raise ResumeMismatch(
+                f"The checkpoint has {name}, of a net beside the model, {net}, that nobody gives; pass it again if it "
+                "was passed from Python when the run was started, else resume an earlier checkpoint."
+            )
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:

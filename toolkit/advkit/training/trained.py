@@ -85,6 +85,11 @@ class TrainedNet:
         for parameter, gradient in zip(parameters.values(), gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if not self.taught:
+            raise OptionError(
+                f"{self.name}, {self.source}, gets no gradient, so it would learn nothing: its forward computes with "
+                "copies of its weights (nn.Parameter(w.detach()), copy.deepcopy). Let it take its own."
+            )
 
     @property
     def taught(self) -> bool:

@@ -225,7 +225,10 @@ class Workshop:
                 "by advkit.load_weights."
             )
         if not registered(str(architecture)):
-            raise OptionError(f"{name}: {architecture} is no installed net (`advkit models list`); pass the module.")
+            raise OptionError(
+                f"{name}: {architecture} is no installed net (`advkit models list`); pass the module itself, with its "
+                "weights, from Python."
+            )
         return build_model(self._named(settings), self.train)
 
     @staticmethod
