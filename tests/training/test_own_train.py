@@ -194,3 +194,23 @@ def test_a_net_in_which_nothing_would_be_perturbed_is_refused(plugin: str) -> No
     with pytest.raises(OptionError, match=rf"^{plugin} perturbs parameters of 2 dimensions or more"):
         advkit.Step(model, optimizer, [plugin], num_samples=4, eps=0.1)(*batch, epoch=0)
     advkit.Step(model, optimizer, [plugin], num_samples=4, eps=0.1, options={plugin: {"min_dim": 1}})(*batch, epoch=0)
+
+
+def test_a_step_updates_in_train_mode_wherever_its_owner_left_the_net(
+    tiny_batch: Callable[..., tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    """A mode between backward and update would merge the old b @ a into w, and the next take the new one away."""
+    x, y, index = tiny_batch(ROWS)
+    ends = []
+    for training in (True, False):
+        model = Merging().train(training)
+        step = advkit.Step(model, torch.optim.SGD([model.a, model.b], lr=1.0), num_samples=ROWS, eps=0.1)
+        for epoch in range(3):
+            step(x, y, index, epoch=epoch)
+        assert model.training is training
+        ends.append(model.train().state_dict())
+        torch.testing.assert_close(model.w.detach(), waves(CLASSES, FEATURES), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
+    assert float((ends[0]["b"] - waves(CLASSES, 2)).abs().max()) > 1e-2, "a control"
+    with pytest.raises(OptionError, match=r"call model\.train\(\) before step\.loss"):
+        advkit.Step(Merging().eval(), None, num_samples=ROWS, eps=0.1).loss(x, y, index, epoch=0)

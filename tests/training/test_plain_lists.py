@@ -66,6 +66,7 @@ def test_who_is_never_trained_is_told_once(hold: Callable[[Net], object], name: 
         lambda net: nn.ModuleList([nn.Linear(4, 4)]),
         lambda net: [nn.Linear(4, 4).requires_grad_(False)],  # a teacher
         lambda net: [torch.zeros(4)],
+        lambda net: [nn.Linear(4, 4, device="meta")],  # the form of an ensemble, for torch.func.functional_call
     ],
 )
 def test_what_is_registered_or_meant_is_no_news(hold: Callable[[Net], object]) -> None:

@@ -71,6 +71,11 @@ UNFIT: dict[str, tuple[Any, Any, str]] = {
     "no gradient": (lambda: Cut(net()), lambda: pictures(24), "has no gradient"),
     "a wrapper": (lambda: nn.DataParallel(net()), lambda: pictures(24), "pass the module itself"),
     "no values": (lambda: net().to("meta"), lambda: pictures(24), "is a meta tensor"),
+    "a part without values": (
+        lambda: nn.Sequential(net(), nn.Linear(3, 3, device="meta")),
+        lambda: pictures(24),
+        "is a meta tensor",
+    ),
     "no numbers": (with_nan, lambda: pictures(24), "NaN or Inf"),
 }
 

@@ -13,8 +13,13 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one, NaN being equal to itself."""
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(as_bytes(one), as_bytes(other))
+    """Whether two tensors are one, NaN being equal to itself. Of the device meta, which have no bits, by their shapes.
+
+    Nets keep those: as the form of an ensemble, whose weights are elsewhere.
+    """
+    if (one.shape, one.dtype, one.is_meta) != (other.shape, other.dtype, other.is_meta):
+        return False
+    return one.is_meta or torch.equal(as_bytes(one), as_bytes(other))
 
 
 def lies_on_itself(tensor: Tensor) -> bool:

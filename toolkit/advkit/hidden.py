@@ -148,7 +148,7 @@ def unregistered(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     held = [
         name.replace("._parameters.", ".").replace("._modules.", ".")
         for name, thing, _ in _reached(left, [*_of(model), *trained])
-        if isinstance(thing, Tensor) and thing.requires_grad and thing.is_leaf
+        if isinstance(thing, Tensor) and thing.requires_grad and thing.is_leaf and not thing.is_meta
     ]
     known = {id(parameter) for parameter in trained}
     held += [name for name, buffer in model.named_buffers() if buffer.requires_grad and id(buffer) not in known]

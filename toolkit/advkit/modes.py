@@ -62,6 +62,15 @@ def begin_training(model: nn.Module) -> None:
             module.training = False
 
 
+def refuse_resting(model: nn.Module) -> None:
+    """OptionError for a net in eval mode whose own `train` moves weights, perhaps, and whose update is its owner's."""
+    if not getattr(model, "training", True) and own_mode(model.modules()):
+        raise OptionError(
+            "The model is in eval mode and has a train() of its own, which may merge weights; call model.train() "
+            "before step.loss(...), for the update after it is yours and is one of train mode."
+        )
+
+
 def modes_back(before: Sequence[tuple[nn.Module, bool]]) -> None:
     """Every module in its mode of `before`, the whole net first."""
     if own_mode(module for module, _ in before) and any(module.training != was for module, was in before):

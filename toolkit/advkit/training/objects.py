@@ -92,7 +92,8 @@ def unchanged_if_refused(resolved: Resolved, model: nn.Module, loads: bool) -> I
     try:
         yield
     except BaseException:
-        model.to(device)
+        if placement(model)[0] != device:  # a net that is refused may have parts which nothing can move
+            model.to(device)
         if weights:
             model.load_state_dict(weights)
         for plugin in free:

@@ -18,6 +18,7 @@ from ..config.layer import Layer, PluginChoice
 from ..config.request import merged
 from ..config.resolve import resolve
 from ..errors import HookConflict, OptionError, ResumeMismatch
+from ..modes import refuse_resting
 from ..modules import own_generator, placement
 from ..run import RunState
 from .accumulate import together
@@ -179,6 +180,7 @@ class Step(TrainingStep):
         self, x: Tensor, y: Tensor, index: Tensor, epoch: int, occurrence: Tensor | None
     ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
         refuse_no_grad()
+        refuse_resting(self.model)
         if isinstance(x, Tensor) and x.requires_grad:
             raise OptionError(
                 "x requires a gradient, and step.loss(...) gives none to the images or to what made them; pass "

@@ -69,7 +69,8 @@ class TrainingStep:
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, occurrence: Tensor | None = None) -> Report:
         """Attack x (B, C, H, W) with labels y (B,), then update the model; arguments are those of `advkit.Step`."""
-        with self.computed(x, y, index, epoch, occurrence) as (stage, updates, shift):
+        # The update is of train mode: where a net's own train() merges weights, a mode in between would merge others.
+        with mode(self.model, training=True), self.computed(x, y, index, epoch, occurrence) as (stage, updates, shift):
             at = shift if elsewhere(stage) else {}
             with moved(updates[0].network.params, at), self.care.updating(stage, self.warn):
                 take_step(self.optimizer)
