@@ -308,3 +308,27 @@ def test_a_rate_that_is_never_above_0_is_a_caution() -> None:
     rising = RateSettings(schedule="linear", points=[[0.0, 0.0], [0.5, 1.0], [1.0, 0.0]], per="epoch")
     assert rising.cautions(1) == ["optimizer.points have the learning rate 0 in all 1 epochs, so nothing is trained"]
     assert not rising.cautions(2) and not rising.model_copy(update={"per": "step"}).cautions(1)
+
+
+class Limited(OptionModel):
+    lam: Schedule = option(0.5, ge=0.25, lt=2, help="a coefficient")
+    n: int | None = option(3, help="a number, or None, which no TOML has")
+    of: dict[str, int | None] = option({}, help="several")
+    free: int | None = option(None, help="None by default, which a run file leaves out")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lam": 0.1}, "q.lam = 0.1 must be greater than or equal to 0.25."),
+        ({"lam": [[0, 0.5], [3, 2.0]]}, "q.lam = [[0, 0.5], [3, 2.0]] must be less than 2."),
+        ({"n": None}, "q.n = None has None, which no run file holds; give another value."),
+        ({"of": {"a": None}}, "q.of = {'a': None} has None, which no run file holds; give another value."),
+    ],
+)
+def test_limits_hold_for_every_value_and_none_is_no_value(given: dict[str, object], said: str) -> None:
+    with pytest.raises(OptionError) as refusal:
+        validate(Limited, given, where="q")
+    assert str(refusal.value) == said
+    fine = validate(Limited, {"lam": [[0, 0.25], [3, 1.9]], "free": None}, where="q")
+    assert fine.lam.at(3) == 1.9 and fine.free is None

@@ -169,6 +169,7 @@ def _prefix(model: nn.Module, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted) + "."
 
 
+@pytest.mark.filterwarnings("ignore:Parameters of the model get no gradient in the first step:UserWarning")
 @pytest.mark.parametrize("plugins", [[], ["lsiw"]], ids=["pgd-at", "iseat"])
 def test_a_step_with_the_unused_block_leaves_it_as_it_was(plugins: list[str]) -> None:
     model = built(WideResNet, SMALL, dead_block=True)

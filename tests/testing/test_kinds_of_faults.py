@@ -301,6 +301,17 @@ KINDS: dict[str, tuple[str, Any, str]] = {
         weighing(lambda self, logits, batch: torch.ones_like(logits[:, 0]).index_fill(0, torch.tensor([0]), 3.0)),
         "with the batch in the order",
     ),
+    "the state of a neighbour": (
+        "permutation",
+        weighing(
+            lambda self, logits, batch: (
+                self.seen[batch.index.roll(1)].to(logits),
+                self.seen.index_copy_(0, batch.index, logits.detach().square().sum(1).to(self.seen)),
+            )[0],
+            setup=lambda self, run: setattr(self, "seen", run.sample_state("seen", fill=1.0)),
+        ),
+        "with the batch in the order",
+    ),
     "a count of steps": (
         "resume",
         weighing(

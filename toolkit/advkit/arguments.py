@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import OptionError, shown, without_temporary_files
-from .options import VANISHES, plain
+from .options import VANISHES
+from .plain import plain
 
 
 def a_number(what: str, value: object) -> float:

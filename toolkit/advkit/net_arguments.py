@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from inspect import Parameter
 
 from .errors import OptionError, shown
+from .plain import plain
 
 
 def arguments(given: Mapping[str, object]) -> dict[str, object]:
@@ -15,8 +16,6 @@ def arguments(given: Mapping[str, object]) -> dict[str, object]:
 
     So for a text that Python reads as a truth value, a list or None: to a net False would be true.
     """
-    from .options import plain  # and pydantic with it, which help does without
-
     found = {key: plain(value) for key, value in given.items()}
     for key, value in found.items():
         if not _writable(value):

@@ -7,11 +7,12 @@ rate. All are resolved once, when the options are validated.
 
 from __future__ import annotations
 
+import operator
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, TypeVar, get_origin
+from typing import Annotated, Any, Self, TypeVar, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +29,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from .errors import OptionError, blamed, cut, did_you_mean, shown
+from .plain import holds_none, listed, plain
 from .registry import points
 
 points("")  # pydantic asks all that is installed for plugins, and one that is broken would end every command
@@ -46,20 +48,12 @@ class OptionModel(BaseModel):
         lists = {key for key, field in cls.model_fields.items() if get_origin(field.annotation) is list}
         return {key: listed(value) if key in lists else plain(value) for key, value in values.items()}
 
-
-def plain(value: Any) -> Any:
-    """A number of numpy or torch, such as np.int64(3) or torch.tensor(0.1), as Python's; in lists and tuples too."""
-    if type(value) in (list, tuple):
-        return type(value)(plain(part) for part in value)
-    is_number = getattr(value, "ndim", None) == 0 and hasattr(value, "item") and not getattr(value, "is_meta", False)
-    return value.item() if is_number else value
-
-
-def listed(value: Any) -> Any:
-    """A tuple or an array as a list, and so what is in it; all else as `plain` has it."""
-    if isinstance(value, list | tuple):
-        return [listed(part) for part in value]
-    return value.tolist() if getattr(value, "ndim", 0) and hasattr(value, "tolist") else plain(value)
+    @model_validator(mode="after")
+    def _for_a_file(self) -> Self:
+        for key, field in type(self).model_fields.items():
+            if holds_none(value := getattr(self, key)) and (value, field.default) != (None, None):
+                raise ValueError(f"{key} = {shown(value)} has None, which no run file holds; give another value")
+        return self
 
 
 def option(default: Any, *, help: str, unit: str = "", symbol: str = "", under: str = "", **limits: Any) -> Any:
@@ -205,6 +199,11 @@ Place = Annotated[str, PLACE]
 """A file or folder, "" for none, written with its whole path. A resumed run may name a copy elsewhere."""
 
 
+def _everywhere(holds: Callable[[float, float], bool]) -> Callable[[Schedule, float], bool]:
+    """A limit of an option, which holds for a schedule where it does for all its values."""
+    return lambda schedule, limit: all(holds(value, limit) for _, value in schedule.points)
+
+
 class Schedule:
     """A coefficient over epochs: piecewise constant, finite, not negative.
 
@@ -228,6 +227,8 @@ class Schedule:
     def plain(self) -> float | list[list[float]]:
         """As it is written in a file."""
         return self.points[0][1] if len(self.points) == 1 else [[e, v] for e, v in self.points]
+
+    __ge__, __gt__, __le__, __lt__ = map(_everywhere, (operator.ge, operator.gt, operator.le, operator.lt))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.points == other.points

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..options import plain
+from ..plain import plain
 
 MOST_ROUNDED = 0.1
 """How much of the images' spread the rounding to gray levels may be."""
