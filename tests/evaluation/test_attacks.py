@@ -236,6 +236,8 @@ def test_the_adapter_harms_nothing() -> None:
     finally:
         sys.settrace(trace)
     assert logger.handlers == handlers and logger.propagate
+    with pytest.raises(OptionError, match=r"^The attack apgd-ce takes one eps for all images"):
+        robust(net, data, "apgd-ce", eps=torch.linspace(0.01, 0.02, len(data)))
 
 
 @pytest.mark.parametrize(("classes", "parts"), [(3, 3), (4, 4)])

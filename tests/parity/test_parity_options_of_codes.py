@@ -106,6 +106,33 @@ def test_settings_that_nobody_would_use_are_refused(normed, data, settings, sent
         subject_of(normed, data, **settings)
 
 
+class Starts(Plugin):
+    """Starts of its own; if it is `early` in the first epoch alone."""
+
+    name, early = "starts", False
+
+    def active(self, hook, epoch):
+        return not (self.early and epoch)
+
+    @hookimpl
+    def attack_start(self, batch, restart):
+        return (batch.x + ATTACK.eps * (-1) ** restart).clamp(0, 1)
+
+
+class Early(Starts):
+    early = True
+
+
+def test_restarts_need_starts_that_differ_whose_ever_they_are(normed, data):
+    report = counted(subject_of(normed, data, [Starts], **{"attack.restarts": 2}), data)
+    assert report.passes["attack"].forward == 2 * ATTACK.m + 2
+    several = {"attack.restarts": 2, "attack.init": "zero", "run.epochs": 2}
+    subject_of(normed, data, ["fgsm-rs"], options={"fgsm-rs": {"noise": 1.0}}, **several)
+    for plugin in (Early, "fgsm-rs"):  # without starts of their own in some epoch
+        with pytest.raises(OptionError, match="each attack starts at x"):
+            subject_of(normed, data, [plugin], **several)
+
+
 class Inner(Plugin):
     """An attack that moves nothing, and says nothing of a start."""
 

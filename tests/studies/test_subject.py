@@ -113,13 +113,21 @@ def test_nothing_is_kept_in_a_folder_that_is_another_runs_by_now(tmp_path: Path)
 @pytest.mark.parametrize("judge", [advkit.evaluate, advkit.audit])
 def test_what_a_file_of_weights_is_told_twice_is_refused(tmp_path: Path, judge: Any) -> None:
     (tmp_path / "w.pt").touch()
-    known: dict[str, Any] = {"model": "small-cnn", "dataset": "digits", "eps": 0.1, "n": 20}
-    twice = {"attack.eps": 0.2, "data.name": "toy", "model.name": "toy"}
+    known: dict[str, Any] = {"model": "small-cnn", "dataset": "digits", "eps": 0.1, "n": 20, "batch_size": 16}
+    twice = {"attack.eps": 0.2, "data.name": "toy", "model.name": "toy", "run.batch_size": 8}
     for key, value in twice.items():
         with pytest.raises(
             OptionError, match=f"and the setting {key} = {value} differ; they are the same setting, give"
         ):
             judge(tmp_path / "w.pt", settings={"model.width": 2, key: value}, **known)
+
+
+def test_an_eps_by_norm_is_the_setting_of_that_norm(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").touch()
+    known: dict[str, Any] = {"model": "small-cnn", "dataset": "digits", "eps": {"linf": 0.2, "l2": 0.5}}
+    for norm, value in (("linf", 0.5), ("l2", 0.2)):
+        with pytest.raises(OptionError, match=rf"^eps 0\.\d and the setting attack\.eps = {value} differ; "):
+            advkit.evaluate(tmp_path / "w.pt", settings={"attack.norm": norm, "attack.eps": value}, **known)
 
 
 @pytest.mark.parametrize("judge", [advkit.evaluate, advkit.audit])

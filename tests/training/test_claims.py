@@ -203,6 +203,43 @@ def test_state_beyond_its_bounds_is_written_into_no_checkpoint(tmp_path: Path, s
         step.load_state_dict({**kept, "tensors/counts/count": torch.tensor(-1.0)})
 
 
+class Finite(Plugin):
+    """Keeps state of which a part is absent from the start."""
+
+    name = "finite"
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self.absent = run.sample_state("absent", fill=float("nan"), least=0, most=2)
+        self.mean = run.sample_state("mean", least=0, most=2)
+        self.table = run.tensor_state("table", torch.zeros(2))
+
+
+class Breaks(Finite):
+    name = "breaks"
+
+    @hookimpl
+    def epoch_end(self) -> None:
+        self.table[0] = torch.inf
+
+
+def test_state_that_is_not_finite_any_more_is_written_into_no_checkpoint(tmp_path: Path) -> None:
+    toy, settings = pictures(4), {"attack.steps": 0, "validation.fraction": 0}
+    with pytest.raises(HookContract, match=r"^Plugin breaks: the state table holds NaN or Inf; .* was not written\.$"):
+        advkit.train(net(), Splits(toy, toy, "none"), [Breaks], batch_size=4, epochs=1, settings=settings, out=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["samples/finite/mean", "tensors/finite/table"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_takes_no_state_that_is_not_finite_any_more(name: str, value: float) -> None:
+    step = step_of(net(), [Finite])
+    kept = {key: values.clone() for key, values in step.state_dict().items()}
+    step.load_state_dict(kept)
+    kept[name][1] = value
+    with pytest.raises(ResumeMismatch, match=rf"^The stored {name} (holds NaN or Inf|has a value outside of 0 to 2); "):
+        step.load_state_dict(kept)
+
+
 def of_tensor(initial: Tensor) -> type[Plugin]:
     class Claims(Plugin):
         name = "odd"

@@ -44,7 +44,8 @@ class Claims:
 
         Claim it in `setup`; keep it and write in place. It is checkpointed and resumed. A shape of `run.num_classes` or
         `run.image_shape` is known there; a `Step` has to be told. Raises OptionError where it does not fit into memory.
-        Its values lie in `least` to `most`, or are NaN: no checkpoint with others is written, and none is resumed.
+        Its values lie in `least` to `most`, or are NaN, and are finite if all are so after setup: no checkpoint with
+        others is written, and none is resumed.
         """
         state, what = self._state, f"Plugin {self._plugin}: {{}} of the state {name}"
         kept = torch.promote_types(state.dtype, torch.float32) if dtype is None else dtype
@@ -107,6 +108,11 @@ def claim(store: dict[str, Tensor], plugin: str, tensors: Mapping[str, Tensor]) 
         name = taken.removeprefix(f"{plugin}/")
         raise OptionError(f"Plugin {plugin} claims the state {name} twice; claim it once, in setup.")
     store.update(tensors)
+
+
+def finite_of(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names of those without NaN and Inf."""
+    return {name for name, values in tensors.items() if bool(values.isfinite().all())}
 
 
 def beyond(values: Tensor, bounds: tuple[float, float]) -> bool:

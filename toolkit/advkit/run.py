@@ -35,6 +35,7 @@ class RunState(Place):
         self.tensors: dict[str, Tensor] = {}
         self.fixed: dict[str, str] = {}  # what a resume must find as it is, by stored name; the sentence if not
         self.bounds: dict[str, tuple[float, float]] = {}  # what values must lie within, by stored name
+        self.finite: set[str] = set()  # what was without NaN and Inf after setup, and stays so, by stored name
         self.modules: dict[str, Auxiliary | str] = {}  # nets beside the model; of a plan, their places
         self.building: Building | None = None  # who makes them
         self.figures: dict[str, float | None] = {}

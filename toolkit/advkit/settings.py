@@ -128,10 +128,6 @@ class AttackSettings(OptionModel):
 
     @model_validator(mode="after")
     def _of_use(self) -> Self:
-        if self.restarts > 1 and self.init == "zero":
-            raise ValueError(
-                "restarts is above 1, but with init=zero each attack starts at x; choose uniform or normal"
-            )
         if (self.restarts > 1 or self.final_loss) and not self.steps:
             raise ValueError("steps is 0, so there is no attack to restart and no final_loss; leave them out")
         if self.l2_projection != "ball-box" and self.norm != "l2":

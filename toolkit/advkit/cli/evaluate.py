@@ -138,7 +138,8 @@ def command(
         dataset=dataset,
         data_root=data_root,
         settings=assignments(settings, "--set", "--set section.key=value"),
-        eps=request.radius,
+        eps=request.eps,
+        batch_size=request.batch_size,
         together=True,
     )
     if gate is not None:

@@ -36,8 +36,7 @@ class Composition:
         self.setting = setting
         self.added = dict(added or {})
         names = [plugin.name for plugin in self.plugins]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise HookConflict(f"Plugin {twice[0]} is named twice; name it once.")
         manager = register(list(self.plugins))
         self.answers = {hook: self._collect(manager, hook) for hook in HOOKS}
@@ -188,11 +187,12 @@ class Composition:
             raise HookConflict(
                 f"attack.restarts, final_loss, l2_projection are for the core's attack, not {inner[0]}'s; drop them."
             )
+        if attack.restarts > 1 and self.company.attacks_from_x:
+            raise OptionError("attack.restarts: with init=zero each attack starts at x; choose uniform or normal.")
         computed = {name for _, part in self.stages() for name in part.views}
         if self.setting.clean_at_start and not any(name.startswith("clean") for name in computed):
             raise OptionError("update.clean is start, but this run's update has no clean logits; leave it out.")
-        absent = [name for name in self.setting.batch_norm or () if name not in computed]
-        if absent:
+        if absent := [name for name in self.setting.batch_norm or () if name not in computed]:
             raise OptionError(
                 f"update.batch_norm names {absent[0]}, a forward that this run never computes; "
                 f"it computes {', '.join(sorted(computed))}."

@@ -88,6 +88,7 @@ def audit(
             data_root=data_root,
             settings=settings,
             eps=radius,
+            batch_size=batch_size,
             together=together,
         )
         if other is not None:

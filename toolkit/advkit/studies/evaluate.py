@@ -126,7 +126,8 @@ def evaluate(
         dataset=dataset,
         data_root=data_root,
         settings=settings,
-        eps=request.radius,
+        eps=request.eps,
+        batch_size=request.batch_size,
         together=together,
     )
     team = here() if together else ALONE

@@ -20,6 +20,7 @@ from ..config.resolve import Resolved, resolve
 from ..data.base import Dataset, Splits, choice, population
 from ..data.own import as_splits, as_wide
 from ..errors import CheckpointError, DataError, OptionError, named
+from ..evaluation.verdicts import Radius
 from ..fingerprint import fingerprint
 from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
@@ -38,6 +39,7 @@ from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder
 from .records import CHOSEN_ON_TEST
 
+AS_WRITTEN = "the setting {key} = {value}"
 SPLITS = ("test", "train", "validation")
 PATIENCE = 7 * 86400.0
 """Seconds that one process waits for another's share of an evaluation; one that ends is noticed at once."""
@@ -223,7 +225,8 @@ def subject_of(
     dataset: Any = None,
     data_root: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
-    eps: float | None = None,
+    eps: Radius | Mapping[str, Radius] | None = None,
+    batch_size: int | str | None = None,
     together: bool = False,
 ) -> Subject:
     """The run in a folder, or a file of weights in the model and on the data that are named.
@@ -252,13 +255,17 @@ def subject_of(
         raise OptionError(f"{given} is a file of weights; say which net and data: {which}.")
     if checkpoint is not None:
         raise OptionError(f"{given} is a file of weights, which has no checkpoints; leave {named('--checkpoint')} out.")
+    if isinstance(eps, Mapping):
+        eps = eps.get(str(settings.get("attack.norm", "linf")))
+    if batch_size is not None:  # which 0 may be, and no setting
+        merged(settings, {"run.batch_size": ("batch_size", batch_size)}, AS_WRITTEN)
     short = {
         "model.name": ("model", model),
         "data.name": ("dataset", dataset),
         "data.root": ("data_root", data_root and str(data_root)),
-        "attack.eps": ("eps", eps),
+        "attack.eps": ("eps", eps if isinstance(eps, float) else None),
     }
-    both = merged(settings, {k: v for k, v in short.items() if v[1] is not None}, "the setting {key} = {value}")
+    both = merged(settings, {k: v for k, v in short.items() if v[1] is not None}, AS_WRITTEN)
     refuse_of_training(both, str(given))
     return of_weights(path, resolve((), [with_files(Layer("command line", both))]), together=together)
 

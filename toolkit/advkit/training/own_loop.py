@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import a_whole_number, checked
-from ..claims import beyond
+from ..claims import beyond, finite_of
 from ..compose.registration import HOOKS
 from ..config.layer import Layer, PluginChoice
 from ..config.request import merged
@@ -294,5 +294,7 @@ class Step(TrainingStep):
                 raise ResumeMismatch(
                     f"The stored {name} has a value outside of {low:g} to {high:g}; give an earlier one."
                 )
+        if broken := sorted(self.state.finite & stored.keys() - finite_of(stored)):
+            raise ResumeMismatch(f"The stored {broken[0]} holds NaN or Inf; give an earlier one.")
         self.state.restore({name: values for name, values in stored.items() if name != "position"})
         self.seek(*position.tolist())

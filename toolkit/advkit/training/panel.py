@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..claims import finite_of
 from ..compose.composition import Composition
 from ..compose.stage import Answer, Stage
 from ..errors import OptionError
@@ -64,6 +65,7 @@ class Panel:
             self.ask(answer, known)
         if hook == "setup":
             self._bindings, self.state.settled = Bindings(self.composition.plugins, self.state), True
+            self.state.finite = finite_of(self.state.stored())
         elif hook != "teardown":
             self._bindings.check()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..claims import beyond
+from ..claims import beyond, finite_of
 from ..config import runfile
 from ..errors import HookContract, NonFinite, OptionError, ResumeMismatch
 from ..run import RunState
@@ -101,16 +101,17 @@ def save(trainer: Trainer, evaluated: Mapping[str, Tensor] | None = None) -> Non
 
 
 def _refuse_beyond(state: RunState) -> None:
-    """HookContract where a plugin's state has left the bounds that it was claimed with: no resume would take it."""
+    """HookContract where a plugin's state has left its bounds, or holds NaN or Inf since: no resume would take it."""
     for name, values in state.stored().items():
+        plugin, _, own = name.partition("/")[2].partition("/")
         if name in state.bounds and beyond(values, state.bounds[name]):
-            plugin, _, own = name.partition("/")[2].partition("/")
             low, high = state.bounds[name]
-            raise HookContract(
-                f"Plugin {plugin}: the state {own} has left {low:g} to {high:g}, its least and most; claim wider ones, "
-                "or keep it within. The checkpoint was not written.",
-                "state",
-            )
+            what = f"has left {low:g} to {high:g}, its least and most; claim wider ones, or keep it within"
+        elif name in state.finite - finite_of({name: values}):
+            what = "holds NaN or Inf; fill it with that in setup, or keep it finite"
+        else:
+            continue
+        raise HookContract(f"Plugin {plugin}: the state {own} {what}. The checkpoint was not written.", "state")
 
 
 def refuse_unsavable(model: nn.Module) -> None:

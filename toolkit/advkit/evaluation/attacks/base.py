@@ -285,7 +285,7 @@ def refuse_outside(attack: str, x: Tensor, x_adv: object, radius: Tensor, norm: 
 
 
 def shared_radius(attack: str, radius: Tensor) -> float:
-    """The one radius of all images, for libraries that know no other; HookContract where they differ."""
+    """The one radius of all images, for libraries that know no other; OptionError where they differ."""
     if len(radius) and bool((radius != radius[0]).any()):
-        raise HookContract(f"The attack {attack} takes one eps for all images; evaluate groups of equal eps apart.")
+        raise OptionError(f"The attack {attack} takes one eps for all images; evaluate groups of equal eps apart.")
     return float(radius[0]) if len(radius) else 0.0
