@@ -105,6 +105,15 @@ class ExtraData(Plugin):
                 "give extra images of that size."
             )
         fit = len(extra.classes) <= len(dataset.classes) if extra.counted else extra.classes == dataset.classes
+        if not fit and len(extra.classes) == len(dataset.classes):
+            others = [
+                f"{one} (here {own})" for one, own in zip(extra.classes, dataset.classes, strict=True) if one != own
+            ]
+            more = f" and {len(others) - 10} more" if len(others) > 10 else ""
+            raise DataError(
+                f"The extra images in {self.options.root} have other classes than {dataset.name}, or in another order: "
+                f"{', '.join(others[:10])}{more}; give extra images of the same classes, in that order."
+            )
         if not fit:
             raise DataError(
                 f"The extra images in {self.options.root} have {len(extra.classes)} classes, {dataset.name} "

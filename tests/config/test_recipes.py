@@ -174,7 +174,8 @@ def test_a_recipe_with_extra_images_and_its_twin(name: str, tmp_path: Path, caps
     line += ["--set=validation.steps=1", "--progress=none", "--out", str(tmp_path / "run")]
     assert advkit(capsys, *line)[2].startswith("Error: extra-data reads a folder of mapped images; make one with")
     convert("digits", tmp_path / "m")
-    assert advkit(capsys, *line, "-o", f"extra-data.root={tmp_path / 'm'}") == (0, "", "")
+    code, out, err = advkit(capsys, *line, "-o", f"extra-data.root={tmp_path / 'm'}")
+    assert (code, out) == (0, "") and err.startswith("20 of 20 held-out images are among") and err.count("\n") == 1
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["steps"] for row in rows] == [3, 3] and all(row["samples"] == 3 * 64 for row in rows)
 

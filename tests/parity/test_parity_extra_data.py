@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from math import ceil
@@ -11,15 +13,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from heard import StopAfter
+from heard import Heard, StopAfter
 from methods import Method, run
 from torch import Tensor
 
 import advkit
-from advkit import Batch, DataError, Dataset, OptionError, Plugin, ResumeMismatch, Splits, Stopped, hookimpl
+from advkit import (
+    Batch,
+    DataError,
+    Dataset,
+    OptionError,
+    Plugin,
+    ResumeMismatch,
+    Splits,
+    Stopped,
+    hookimpl,
+    mapped_images,
+)
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
+from advkit.data import repeats
 from advkit.data.convert import convert
 from advkit.data.own import as_splits
 from advkit.errors import Caution
+from advkit.studies.subject import of_run
+from advkit.training.feed import parted
 
 EXTRA = "extra-data"
 
@@ -161,6 +179,65 @@ def test_extra_images_that_do_not_fit_are_refused(root: Path, share: float, data
     options = {EXTRA: {"root": str(root), "share": share}}
     with pytest.raises((OptionError, DataError), match=sentence):
         advkit.train("small-cnn", data, EXTRA, options=options, settings=SETTINGS)
+
+
+def folder_of(at: Path, *parts: Tensor) -> Path:
+    """Mapped images, those of `parts` (n, C, H, W) one after the other."""
+    images = torch.cat(parts).permute(0, 2, 3, 1).numpy()
+    at.mkdir()
+    np.savez(at / "g.npz", image=images, label=np.arange(len(images)) % 3)
+    convert(str(at / "g.npz"), at / "m")
+    return at / "m"
+
+
+WHERE = "are among those that extra-data adds to the training"
+
+
+def test_images_that_judge_the_run_are_counted_among_the_extra_ones(root: Path, tmp_path: Path) -> None:
+    """At the start, and beside every result of the run; not where one is resumed, nor where others are extra."""
+    own = labelled().train
+    other = Dataset("own", 255 - own.images[:20], own.labels[:20], own.classes)
+    data, at = Splits(own, other, "none"), {"run.epochs": 1, "attack.steps": 0, "model.width": 2}
+    strangers = mapped_images(root).images[:]
+    trained, held_out = parted(resolve((), [Layer("python", SETTINGS)]), LABELLED)
+    tested = (
+        f"7 of 20 test images {WHERE}, so the accuracy on them is that of training; leave them out of the extra ones"
+    )
+    choosing = f"2 of 5 held-out images {WHERE}: validation is optimistic, and so is the choice of `best`; leave"
+
+    def go(parts: list[Tensor], name: str, **changes: Any) -> list[str]:
+        options = {EXTRA: {"root": str(folder_of(tmp_path / name, strangers, *parts)), "share": 0.6}}
+        heard, out = Heard(), tmp_path / name / "run"
+        settings = SETTINGS | at | changes
+        advkit.train("small-cnn", data, EXTRA, options=options, settings=settings, out=out, progress=heard)
+        found = [sentence for sentence in heard.said if WHERE in sentence]
+        assert [note for note in of_run(out, splits=data).record.get("notes", []) if WHERE in note] == found
+        return found
+
+    both = [other.images[:7], own.images[held_out[:2]], own.images[trained[:9]]]
+    first, second = go(both, "both")
+    assert first == tested and second.startswith(choosing)
+    assert go(both[1:], "on-test", **{"validation.split": "test"}) == []
+    heard = Heard()
+    advkit.train(dataset=data, resume_from=tmp_path / "both" / "run", progress=heard)
+    assert not any("environment.json" in sentence for sentence in heard.said)
+
+
+def test_of_very_many_extra_images_not_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = labelled().train.images
+    for most, found in ((6 * SIDE * SIDE, 2), (6 * SIDE * SIDE - 1, 0)):
+        monkeypatch.setattr(repeats, "MOST", most)
+        assert len(repeats.among_extra(images[:3], images, images[:2], torch.tensor([1]), "here")) == found
+
+
+def test_extra_images_of_other_classes_are_named(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "m")
+    told = json.loads((root / "manifest.json").read_text()) | {"classes": ["a", "c", "b"], "counted": False}
+    (tmp_path / "m" / "manifest.json").write_text(json.dumps(told))
+    options = {EXTRA: {"root": str(tmp_path / "m"), "share": 0.5}}
+    said = r"other classes than own, or in another order: c \(here b\), b \(here c\); give extra images of the same"
+    with pytest.raises(DataError, match=said):
+        advkit.train("small-cnn", labelled(), EXTRA, options=options, settings=SETTINGS)
 
 
 def test_a_share_without_a_folder_is_refused() -> None:

@@ -14,6 +14,7 @@ import torch
 import advkit
 from advkit.cli.main import run
 from advkit.models.base import Normalize
+from advkit.studies import export
 
 QUICK = {"data.limit": 40, "model.width": 2, "attack.steps": 1, "validation.steps": 1}
 
@@ -70,14 +71,22 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     assert "Nothing is known of these weights" in (tmp_path / "other" / "README.md").read_text()
 
 
-def test_timm_loads_its_own_nets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [{}, {"model.normalise": "none"}, {"model.resize": 16}], ids=str)
+def test_timm_loads_its_own_nets(tmp_path: Path, how: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    if how:
+        monkeypatch.setattr(export, "_graph", lambda *_: (None, "not asked for"))  # which takes seconds
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         data = (torch.rand(12, 3, 16, 16) * 255).byte(), torch.arange(12) % 3
-    settings = {"attack.steps": 1, "validation.fraction": 0, "attack.eps": 0.1}
+    settings = {"attack.steps": 1, "validation.fraction": 0, "attack.eps": 0.1, **how}
     advkit.train("timm:test_resnet", data, epochs=1, batch_size=6, settings=settings, out=tmp_path / "run")
-    advkit.export(tmp_path / "run", tmp_path / "net", dataset=data, hub=True)
+    record = advkit.export(tmp_path / "run", tmp_path / "net", dataset=data, hub=True)
+    apart = [note for note in record.notes or () if note.startswith("timm does not load it, for it resizes images")]
+    assert bool(apart) is ("model.resize" in how)
+    if apart:
+        assert "library_name: pytorch" in (tmp_path / "net" / "README.md").read_text()
+        return
     net = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     example = safetensors.torch.load_file(tmp_path / "net" / "example.safetensors")
     normalise = Normalize(*(tuple(net.pretrained_cfg[name]) for name in ("mean", "std")))

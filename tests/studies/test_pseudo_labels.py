@@ -77,6 +77,17 @@ def test_what_is_noted_of_the_run_goes_with_its_labels(
     assert run(["data", "check", str(out)]) == 0 and f"). Note: {doubted}.\n" in capsys.readouterr().out
 
 
+def test_images_that_judge_the_run_are_told_among_those_it_labels(
+    standard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, net = tmp_path / "extra", of_run(standard)
+    np.savez(tmp_path / "test.npz", image=net.images("test", 3).images.permute(0, 2, 3, 1).numpy())
+    for data, said in (("digits", "20 of 20 held-out images"), (str(tmp_path / "test.npz"), "3 of 200 test images")):
+        assert run(["data", "pseudo-label", data, "--with", str(standard), "--out", str(out)]) == 0
+        assert f"As extra images beside those of {standard}: {said} are in {out}" in capsys.readouterr().out
+        out = tmp_path / "more"
+
+
 def test_robust_self_training_goes_on_from_there(standard: Path, tmp_path: Path) -> None:
     """TRADES with extra data, and logit stability as well."""
     out = tmp_path / "extra"

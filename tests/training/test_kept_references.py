@@ -6,6 +6,7 @@ import inspect
 import os
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -492,6 +493,33 @@ def test_what_torch_wraps_by_itself_is_nobodys_patch(monkeypatch: pytest.MonkeyP
     assert kind.step is not bare and patched.put_back() == [] and kind.step is not bare
     monkeypatch.setattr(kind, "step", lambda self, closure=None: None)
     assert patched.put_back() == ["torch.optim.Adadelta.step"] and kind.step is bare
+
+
+class Merges(nn.Linear):
+    """Computes in eval mode with what its `train` has made of its weight, and perhaps of its bias."""
+
+    whole, merged = True, None
+
+    def train(self, training: bool = True) -> Merges:
+        self.merged = None if training else (self.weight.detach(), self.bias.detach() if self.whole else self.bias)
+        return super().train(training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.flatten(1), *(self.merged or (self.weight, self.bias)))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_who_looks_a_step_ahead_sees_the_weights_that_are_trained(whole: bool, tiny_batch: BatchOf) -> None:
+    x, y, index = tiny_batch()
+    model = Merges(x[0].numel(), 3)
+    model.whole = whole
+    more: dict[str, Any] = {"num_classes": 3, "image_shape": tuple(x.shape[1:]), "num_samples": 8, "eps": 0.1}
+    for mode in ("train", "eval"):
+        settings = {"attack.steps": 2, "attack.mode": mode, "run.epochs": 1}
+        step = Step(model, torch.optim.SGD(model.parameters(), 0.1), "las-at", settings=settings, **more)
+        said = r"^In eval mode the model computes without (bias|weight), .* or leave out the plugin las-at"
+        with pytest.raises(OptionError, match=said) if mode == "eval" else nullcontext():
+            step(x, y, index, epoch=0)
 
 
 def test_nan_at_perturbed_weights_is_none_of_the_models_draws(monkeypatch: pytest.MonkeyPatch) -> None:

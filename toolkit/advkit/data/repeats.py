@@ -1,14 +1,18 @@
-"""Images that a data set has more than once, byte for byte: in both splits, or in one of them with two labels."""
+"""Images that come more than once, byte for byte: in both splits, in one with two labels, among extra ones."""
 
 from __future__ import annotations
 
 import hashlib
+from math import prod
 
 import torch
 from torch import Tensor
 
 MOST = 1 << 29
 """Bytes of both splits; of more than these, a file that is mapped say, not every image is read before a run."""
+
+ROWS = 256
+"""Images that are in memory at once where they lie in a file."""
 
 
 def repeats(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> str:
@@ -31,6 +35,34 @@ def repeats(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tens
     return "; ".join(said)
 
 
-def _digests(images: Tensor) -> list[bytes]:
-    rows = torch.as_tensor(images[:]).contiguous().numpy()
-    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+def among_extra(
+    extra: Tensor, train: Tensor, test: Tensor, held_out: Tensor, where: str, *, first: int = 0
+) -> list[str]:
+    """Sentences on images to test on, or held out, that are among `extra` from its place `first` on, which lie `where`.
+
+    Images are (N, C, H, W) uint8; `held_out` (n,) are places in `train`, and a test set that is `train` is none. None
+    where there are so many that not every image is read.
+    """
+    alone = test is not train
+    if (len(extra) - first + alone * len(test) + len(held_out)) * prod(extra.shape[1:]) > MOST:
+        return []
+    known, said = set(_digests(extra, first)), []
+    if alone and (count := sum(digest in known for digest in _digests(test))):
+        said.append(
+            f"{count} of {len(test)} test images are {where}, so the accuracy on them is that of training; leave them "
+            "out of the extra ones"
+        )
+    if len(held_out) and (count := sum(digest in known for digest in _digests(train[held_out]))):
+        said.append(
+            f"{count} of {len(held_out)} held-out images are {where}: validation is optimistic, and so is the choice "
+            "of `best`; leave them out of the extra ones, or set validation.fraction=0"
+        )
+    return said
+
+
+def _digests(images: Tensor, first: int = 0) -> list[bytes]:
+    digests = []
+    for start in range(first, len(images), ROWS):
+        rows = torch.as_tensor(images[start : start + ROWS]).contiguous().numpy()
+        digests += [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+    return digests

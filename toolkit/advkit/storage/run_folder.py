@@ -55,22 +55,22 @@ class RunFolder:
             raise files.unwritable(path, error, f"choose another {named('--out')}", "used") from None
         return folder
 
-    def describe(self, resolved: Resolved, code: Mapping[str, str], init_from: Path | None) -> None:
+    def describe(self, resolved: Resolved, code: Mapping[str, str], begun: Mapping[str, object]) -> None:
         """Write environment.json, then run.toml. The caller holds the lock: of two starters one gets here first.
 
-        With run.toml it is a run, whose first checkpoint may not be there yet: what else it began with has to be.
+        With run.toml it is a run, whose first checkpoint may not be there yet: what else it has `begun` with has to be.
         """
         self._refuse_content()
-        known = machine.environment(resolved, code) | ({"init_from": str(init_from)} if init_from else {})
+        known = machine.environment(resolved, code) | {key: value for key, value in begun.items() if value}
         text = json.dumps(known, indent=2) + "\n"
         files.write_atomic(self.path / "environment.json", text.encode())
         files.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())
 
     def _refuse_content(self) -> None:
         content = {entry.name for entry in self.path.iterdir()} - {self.lock.path.name}
-        killed = content == {"environment.json"} and "advkit" in (self._environment() or {})  # before it was a run
+        killed = content == {"environment.json"} and "advkit" in (self.environment() or {})  # before it was a run
         trained = content & {"metrics.jsonl", "checkpoints"} and not files.there(self.path / "run.toml")
-        if trained and "advkit" in (self._environment() or {}):
+        if trained and "advkit" in (self.environment() or {}):
             other = f"choose another {named('--out')} for a new run"
             raise CheckpointError(f"{self.path} is a run whose run.toml is gone; restore that, or {other}.")
         if content and not killed:
@@ -223,21 +223,22 @@ class RunFolder:
 
     def code(self) -> dict[str, str]:
         """Digests of the code that the run was started with; {} where they can not be compared with those of now."""
-        then = self._environment() or {}
+        then = self.environment() or {}
         known = then.get("code")
         return known if isinstance(known, dict) and _comparable(then) else {}
 
     def packages(self) -> dict[str, str]:
         """Distribution and version of a net and of data that are not advkit's, as they were then."""
-        known = (self._environment() or {}).get("packages")
+        known = (self.environment() or {}).get("packages")
         return known if isinstance(known, dict) else {}
 
     def init_from(self) -> str | None:
         """Whose weights the run was started with, as it was told then."""
-        then = (self._environment() or {}).get("init_from")
+        then = (self.environment() or {}).get("init_from")
         return then if isinstance(then, str) else None
 
-    def _environment(self) -> dict[str, Any] | None:
+    def environment(self) -> dict[str, Any] | None:
+        """environment.json; None where it is absent or damaged."""
         with files.past_damage(), suppress(ValueError, RecursionError):
             then = json.loads(files.read(self.path / "environment.json", TABLE_CAP))
             return then if isinstance(then, dict) else None
@@ -245,7 +246,7 @@ class RunFolder:
 
     def drift(self, resolved: Resolved, code: Mapping[str, str]) -> list[str]:
         """How this machine and these versions differ from those the run was started with."""
-        then = self._environment()
+        then = self.environment()
         if then is None:
             return ["environment.json is absent, damaged or a link: what the run was started with is unknown"]
         now = machine.environment(resolved, code)
@@ -256,7 +257,7 @@ class RunFolder:
         then = {"code": now["code"], "packages": now["packages"], "processes": 1} | then | {"digests": now["digests"]}
         return [
             f"{key}: {then.get(key)} then, {now.get(key)} now"
-            for key in sorted({*then, *now} - {"command", "init_from"})
+            for key in sorted({*then, *now} - {"command", "init_from", "notes"})
             if then.get(key) != now.get(key)
         ]
 

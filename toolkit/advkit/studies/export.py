@@ -26,7 +26,7 @@ from ..storage.files import delete, make_named, sweep, unwritable, using, write_
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from .documents import document, prose
-from .hub import card, config, left_out, weights_of
+from .hub import card, config, left_out, not_timms, weights_of
 from .records import ExportRecord
 from .subject import Subject, subject_of
 
@@ -144,8 +144,8 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
     if graph:
         write_atomic(out / "model.pt2", graph)
     if hub:
-        if doubted := left_out(subject):
-            record["notes"] = [*record.get("notes", ()), *doubted]
+        if said := [*not_timms(subject), *left_out(subject)]:
+            record["notes"] = [*record.get("notes", ()), *said]
         result = ExportRecord(**record)
         write_atomic(out / "model.safetensors", safetensors.torch.save(weights_of(subject, full)))
         write_atomic(out / "config.json", document(config(subject, result)))

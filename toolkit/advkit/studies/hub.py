@@ -73,13 +73,18 @@ net.load_state_dict(load_file("model.safetensors"))  # net: your own definition 
 
 def is_timms(subject: Subject) -> bool:
     """Whether timm alone makes the net of it: nothing but a normalisation before, whose numbers config.json has."""
-    resolved = subject.resolved
-    return (
-        resolved.model_name == "timm"
-        and not resolved.model_options["resize"]
-        and subject.splits.train.shape[0] != 1
-        and resolved.model_options["normalise"] != "none"
-    )
+    return subject.resolved.model_name == "timm" and not not_timms(subject)
+
+
+def not_timms(subject: Subject) -> list[str]:
+    """Why a net of timm is not in timm's form."""
+    if subject.resolved.model_name != "timm":
+        return []
+    before = {
+        "resizes images (model.resize)": subject.resolved.model_options["resize"],
+        "takes gray images as colour": subject.splits.train.shape[0] == 1,
+    }
+    return [f"timm does not load it, for it {what}, which timm's form can not say" for what, so in before.items() if so]
 
 
 def weights_of(subject: Subject, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,11 +95,13 @@ def weights_of(subject: Subject, weights: Mapping[str, Tensor]) -> dict[str, Ten
 def config(subject: Subject, record: ExportRecord) -> dict[str, Any]:
     """config.json."""
     common = {"num_classes": len(record.classes), "label_names": record.classes}
-    statistics = {"input_size": record.shape, "mean": record.mean, "std": record.std}
+    statistics: dict[str, Any] = {"input_size": record.shape, "mean": record.mean, "std": record.std}
     if not is_timms(subject):
         options = {"architecture": record.architecture, "architecture_options": record.architecture_options}
         return {"library": f"advkit {__version__}", **options, **common, **statistics}
     net = cast(Any, cast(nn.Sequential, subject.model)[-1])
+    if record.mean is None:  # timm has numbers where nothing is normalised, too
+        statistics |= {"mean": [0.0] * record.shape[0], "std": [1.0] * record.shape[0]}
     fixed = bool(net.pretrained_cfg.get("fixed_input_size"))
     return {
         "architecture": record.architecture_options["architecture"],

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..data.convert import Labeller, convert
-from ..data.mapped import Manifest
+from ..data.mapped import Manifest, mapped_images
+from ..data.repeats import among_extra
 from ..data.transforms import to_float
 from ..errors import NonFinite
 from ..evaluation.results import BATCH
@@ -74,4 +75,10 @@ def pseudo_label(
     with judged(net.model) as reseed:
         reseed(derive_seed(0, "core", "pseudo-labels"))
         labeller = Labeller(ask, seen.shape, seen.classes, seen.counted, record)
-        return convert(given, folder, tell=tell, labeller=labeller)
+        manifest = convert(given, folder, tell=tell, labeller=labeller)
+    choose = net.own_images and net.resolved.validation.split == "validation"
+    held_out = net.parts[1] if net.parts and choose else torch.arange(0)
+    extra = mapped_images(folder).images
+    for sentence in among_extra(extra, seen.images, net.splits.test.images, held_out, f"in {folder}"):
+        tell(f"As extra images beside those of {run}: {sentence}.")
+    return manifest

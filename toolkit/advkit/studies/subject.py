@@ -30,6 +30,7 @@ from ..storage.foreign import refuse_others
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
+from ..training.added import noted
 from ..training.beginning import listed, put_file
 from ..training.code_told import changes
 from ..training.feed import parted
@@ -180,8 +181,8 @@ def of_run(
     note = other and f"{other}; if its test images were among those, accuracies are optimistic"
     if own and splits.test is splits.train:
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
-    chosen = CHOSEN_ON_TEST if record["selected_on"] == "test" else ""
-    record |= _notes(splits, note, *said, chosen, naming.doubt(folder.checkpoints), *changes(folder, resolved, net))
+    doubts = CHOSEN_ON_TEST if record["selected_on"] == "test" else "", naming.doubt(folder.checkpoints)
+    record |= _notes(splits, note, *noted(folder), *said, *doubts, *changes(folder, resolved, net))
     return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
 
 

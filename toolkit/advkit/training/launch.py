@@ -23,6 +23,7 @@ from ..judging import broken
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
+from .added import seen_in_training
 from .beginning import begin_from, held_out_now
 from .code_told import code_of
 from .given import first_logits
@@ -66,10 +67,13 @@ def start(
         trainer = Trainer(resolved, splits, model, None, seen)  # whatever it refuses, it refuses before writing
         if "model.name" in resolved.files:
             _refuse_other_images(trainer)
+        for note in (notes := seen_in_training(trainer)):
+            seen.warn(note)
         folder = trainer.folder = None if out is None or ranks.rank else RunFolder.create(out)
     with folder.lock if folder else nullcontext():
         if folder:
-            folder.describe(resolved, code_of(resolved, model), init_from)
+            begun = {"init_from": init_from and str(init_from), "notes": notes}
+            folder.describe(resolved, code_of(resolved, model), begun)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run()
 

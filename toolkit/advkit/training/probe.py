@@ -19,6 +19,7 @@ from ..gradients import set_aside
 from ..hidden import without_trace
 from ..judging import probabilities
 from ..losses import cross_entropy, soft_cross_entropy
+from ..modes import own_mode
 from ..modules import mode, own_generator, placement
 from ..substituted import call_at
 from ..types import AttackResult, Batch
@@ -54,7 +55,8 @@ def refuse_other_weights(
     what is behind them, and either after a forward at theta, since a model may keep what it computed from weights.
     Everything is put back bit for bit. A tensor that a function has captured is seen, since it is the model's own. Of
     the model's hooks those run that are in `computing`; none of a parameter's, which a step calls once at theta, with
-    either gradient. `who` takes the other weights.
+    either gradient. `who` takes the other weights. One who does in eval mode, where a `train` of the net's own has put
+    a weight aside, would see nothing of it, and is refused too.
     """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     theta = {name: p.detach().clone().requires_grad_() for name, p in own.items()}
@@ -66,9 +68,16 @@ def refuse_other_weights(
                 buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
                 logits = call_at(model, {**at, **buffers}, x)
             loss = soft_cross_entropy(logits, target).sum()
-            inputs = [{**own, **weights}[name] for name in own]
-            gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-            return {name: gradient.to_dense() for name, gradient in zip(own, gradients, strict=True)}
+            inputs = {**own, **weights}
+            found = torch.autograd.grad(loss, [*inputs.values()], allow_unused=True) if loss.requires_grad else ()
+            gradients = {name: value for name, value in zip(inputs, found, strict=False) if value is not None}
+            if not model.training and own_mode(model.modules()) and (unseen := sorted(shift.keys() - gradients)):
+                raise OptionError(
+                    f"In eval mode the model computes without {unseen[0]}, which it trains, as where its own train() "
+                    "merges weights into others or keeps what it made of them, so that other weights change nothing "
+                    f"there; set attack.mode=train, or leave out {who}."
+                )
+            return {n: gradients[n].to_dense() if n in gradients else torch.zeros_like(p) for n, p in inputs.items()}
 
     def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
         """The largest relative difference of a parameter's gradient, where it matters to the whole."""
