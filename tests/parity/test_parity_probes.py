@@ -284,7 +284,7 @@ def test_where_no_probe_is_booked_none_runs(net: nn.Module, data) -> None:
         probed(net, data, at="observe_update", declared=Passes())
     assert str(refused.value) == (
         "Plugin prober probes the model where no probe is booked; call run.probe and run.logits in hooks of the attack "
-        "phase or in epoch_end."
+        "phase, in epoch_end, or in observe_update within `with run.ahead():`."
     )
 
 

@@ -253,7 +253,7 @@ class Services:
         if probing is None:
             raise HookContract(
                 f"Plugin {self._plugin} probes the model where no probe is booked; call run.probe and run.logits in "
-                "hooks of the attack phase or in epoch_end."
+                "hooks of the attack phase, in epoch_end, or in observe_update within `with run.ahead():`."
             )
         return probing
 

@@ -128,7 +128,7 @@ def audit(
         )
     except ProcessLost as lost:
         raise ProcessLost("Another process of the audit has ended; nothing is kept of it. Start all again.") from lost
-    if notes := [*head.pop("notes", ()), *outcome.notes]:
+    if notes := [*head.pop("notes", ()), *getattr(other, "notes", ()), *outcome.notes]:
         head["notes"] = notes
     record = AuditRecord(
         **head,
@@ -141,6 +141,7 @@ def audit(
         alarms=outcome.alarms,
         withstood=outcome.withstood,
         hopeless=outcome.hopeless,
+        source=None if other is None else {"name": other.name, **other.settings(radius)},
         versions=versions(),
     )
     if chosen is not None and chosen.is_run and not team.rank:

@@ -179,6 +179,8 @@ class AuditRecord(Judged):
     """The share of all images that withstands each attack of the audit."""
     hopeless: str | None = None
     """Why nothing was attacked, such as that the net is at chance."""
+    source: dict[str, Any] | None = None
+    """The attack that was given for the check `transfer`, with the net that makes its examples."""
 
     @property
     def raised(self) -> list[str]:
