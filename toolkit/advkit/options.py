@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Self, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -47,13 +47,6 @@ class OptionModel(BaseModel):
             return values
         lists = {key for key, field in cls.model_fields.items() if get_origin(field.annotation) is list}
         return {key: listed(value) if key in lists else plain(value) for key, value in values.items()}
-
-    @model_validator(mode="after")
-    def _for_a_file(self) -> Self:
-        for key, field in type(self).model_fields.items():
-            if holds_none(value := getattr(self, key)) and (value, field.default) != (None, None):
-                raise ValueError(f"{key} = {shown(value)} has None, which no run file holds; give another value")
-        return self
 
 
 def option(default: Any, *, help: str, unit: str = "", symbol: str = "", under: str = "", **limits: Any) -> Any:
@@ -281,9 +274,13 @@ def validate(
     """
     try:
         with blamed(f"in the validators of {model.__module__}.{model.__qualname__}"):
-            return model.model_validate(dict(values), context={"eps": eps, "decays": decays})
+            options = model.model_validate(dict(values), context={"eps": eps, "decays": decays})
     except ValidationError as error:
         raise OptionError(_sentence(model, where, error)) from None
+    for key, field in model.model_fields.items():
+        if holds_none(value := getattr(options, key)) and (value, field.default) != (None, None):
+            raise OptionError(f"{where}.{key} = {shown(value)} has None, which no run file holds; give another value.")
+    return options
 
 
 def _sentence(model: type[OptionModel], where: str, error: ValidationError) -> str:
