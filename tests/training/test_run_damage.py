@@ -262,7 +262,7 @@ def test_a_checkpoint_of_before_has_no_checksum_of_the_metrics(
     newest = checkpoint.newest(stopped / "checkpoints")
     assert newest is not None
     tensors, state = checkpoint.load(newest)
-    del state["position"]["metrics_crc"]
+    del state["position"]["metrics_crc"], state["position"]["stopped"]
     checkpoint.save(newest.parent, int(newest.name[5:]), tensors, state)
     ran = resume(stopped)
     assert ran.code == 0 and "is taken as it is" in ran.err
@@ -489,6 +489,7 @@ FORGED: dict[str, tuple[Edit, str]] = {
         "disagree about epochs, the best or the end",
     ),
     "an end that nobody called": (_position("stopped", "enough"), "disagree about epochs, the best or the end"),
+    "no word of an end": (lambda tensors, state: state["position"].pop("stopped"), "its position lacks stopped"),
     "best on no split": (_position("best", {"epoch": 0, "selected": None, "split": None}), "its best epoch is 0"),
     "no best": (_position("best", None), "disagree about epochs"),
     "no position": (lambda tensors, state: state.pop("position"), "of another version of advkit"),

@@ -47,7 +47,7 @@ class Best(OptionModel):
 
 
 class Position(OptionModel):
-    """Where a run is, and how far its metrics.jsonl had got. Checkpoints of before lack the CRC-32 of the latter."""
+    """Where a run is, and how far its metrics.jsonl had got. Those of 0.1.0 lack the latter's CRC-32, and `stopped`."""
 
     epoch: int = COUNT
     step: int = COUNT
@@ -200,6 +200,8 @@ def _alike(name: str, value: Tensor | None, own: Tensor) -> None:
 
 def _position(known: State, epochs: int, batches: Sequence[int] | None, split: str | None) -> None:
     at = known.position
+    if len(lacking := {"metrics_crc", "stopped"} - at.model_fields_set) == 1:
+        _refuse(f"its position lacks {min(lacking)}")
     done, each = at.epoch + at.step <= at.global_step, ""
     if batches is not None:
         each = f" of {len(batches)} steps"
