@@ -19,10 +19,12 @@ from advkit import OptionError, own_file
 from advkit.cli.main import run
 from advkit.config.layer import Layer, with_files
 from advkit.config.resolve import resolve
+from advkit.errors import Stopped
 from advkit.models.base import DataSpec
 from advkit.own_file import OwnFile
 from advkit.studies import arms
 from advkit.studies.report import report
+from advkit.training.loop import Trainer
 from advkit.training.parts import build_model, prepared
 from advkit.training.plan import own_net
 
@@ -110,6 +112,28 @@ def test_what_is_exported_and_analyzed_says_that_the_code_has_changed(
     assert "has changed since the run was started" in (tmp_path / "out" / "README.txt").read_text()
     assert run(["analyze", "margin", str(tmp_path / "run"), *words, "--attack", "pgd-1", "--n", "4", "--cap", "1"]) == 0
     assert "has changed since" in " ".join(capsys.readouterr().out.split())
+
+
+def stopped(*_: object) -> None:
+    raise Stopped("at once")
+
+
+def test_a_run_that_was_resumed_with_edited_code_says_so_for_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, out = written(tmp_path), str(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "one_step", stopped)
+        assert run(["train", *words, *QUICK, "--out", out]) == 75
+        written(tmp_path, moves="Sigmoid")
+        assert run(["train", "--resume", out, *words]) == 75
+    assert run(["train", "--resume", out, *words]) == 0
+    written(tmp_path)
+    capsys.readouterr()
+    assert run(["evaluate", out, *words, "--attacks", "clean", "--n", "4", "--json"]) == 0
+    file, net = json.loads(capsys.readouterr().out)["notes"]
+    assert file.startswith("Resumed with other code: ") and "has changed since the run was started" in file
+    assert net == "Resumed with other code: The code of the net, Net, is another than that the run was started with"
 
 
 def test_what_a_file_prints_is_not_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,10 @@ from ..storage.foreign import refuse_others
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
-from ..training.added import noted
 from ..training.beginning import listed, put_file
 from ..training.code_told import changes
 from ..training.feed import parted
+from ..training.notes import noted
 from ..training.parts import build_model, data_of, on_this_machine, prepared
 from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder

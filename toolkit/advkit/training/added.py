@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..data.repeats import among_extra
-from ..storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -19,9 +18,3 @@ def seen_in_training(trainer: Trainer) -> list[str]:
     held_out = trainer.feed.validation[: None if trainer.selecting_split() == "validation" else 0]
     whose = " and ".join(trainer.resolved.composition.owners("train_dataset"))
     return among_extra(grown, train, test, held_out, f"among those that {whose} adds to the training", first=len(train))
-
-
-def noted(folder: RunFolder) -> list[str]:
-    """What `seen_in_training` said when a run was started."""
-    notes = (folder.environment() or {}).get("notes")
-    return [str(note) for note in notes] if isinstance(notes, list) else []

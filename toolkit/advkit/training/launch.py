@@ -25,9 +25,10 @@ from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .added import seen_in_training
 from .beginning import begin_from, held_out_now
-from .code_told import code_of
+from .code_told import changes, code_of
 from .given import first_logits
 from .loop import Trainer
+from .notes import note
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
 from .parts import on_this_machine, passed, prepared, refuse_no_test, unusual_type
 from .progress import Aloud, Progress, voice
@@ -117,6 +118,7 @@ def resume(
             return trainer.result()
         if trainer.folder:
             trainer.folder.refuse_unwritable_metrics()
+            note(folder, [f"Resumed with other code: {said}" for said in changes(folder, resolved, model)])
         return trainer.run()
 
 
