@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import operator
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +25,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell ignores Ctrl-C for what it starts in the background, and advkit obeys: the tests interrupt it all the same.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The tests write and remove thousands of files, which takes a disk a millisecond each and memory none.
+if "PYTEST_DEBUG_TEMPROOT" not in os.environ:
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage("/dev/shm").free > 2 << 30:
+            os.environ["PYTEST_DEBUG_TEMPROOT"] = "/dev/shm"
 
 # What is there before the first test is not garbage: a quarter of the collection would go into looking for some in it,
 # and half a second into each later look.

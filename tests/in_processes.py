@@ -28,9 +28,11 @@ import torch.nn.functional as F
 from methods import pictures, tiny_net
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import advkit
 from advkit import Batch, Plugin, Run, Splits, Step, hookimpl
+from advkit.bits import same_bits
 from advkit.cli.main import run
 from advkit.errors import Stopped
 from advkit.evaluation.attacks.square import Square
@@ -289,6 +291,80 @@ def audited(weights: Path) -> Mapping[str, Any]:
     return {"record": record, "code": code, "said": said.getvalue()}
 
 
+class Recomputed(nn.Module):
+    """BatchNorm under activation checkpointing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.net, x, use_reentrant=False)
+
+
+def one_step(net: Any, rate: float = 0.1, epoch: int = 0, number: int = 0, drift: float = 0.0, **given: Any) -> None:
+    """Of a loop of one's own; after a `drift` of the weights one of the next epoch too."""
+    given = {"num_samples": 20, "eps": 0.1, "settings": {"attack.steps": 1}} | given
+    step = Step(net, torch.optim.SGD(net.parameters(), rate), "trades", **given)
+    step.seek(epoch, number)
+    data, own = pictures(20), torch.tensor_split(torch.arange(20), here().size)[here().rank]
+    step(data.images[own].double() / 255, data.labels[own], own, epoch=epoch)
+    if drift:
+        net[0].bias.data += drift * here().rank
+        step(data.images[own].double() / 255, data.labels[own], own, epoch=epoch + 1)
+
+
+def apart_from_each_other() -> Mapping[str, Any]:
+    """Steps and judgements of processes that were given something else each: what they are refused with, and whether
+    the net is then what it was."""
+    mine, data = here().rank, pictures(230)
+
+    def net(bias: float = 0.0, mean: float = 0.0, frozen: bool = False, norm: bool = True) -> nn.Sequential:
+        made = tiny_net(batch_norm=norm, dropout=0.0, dtype=torch.float64)
+        with torch.no_grad():
+            made[0].bias += bias
+            if norm:
+                made[1].running_mean += mean
+        made[0].bias.requires_grad_(not frozen)
+        return made
+
+    def evaluated(**given: Any) -> None:
+        advkit.evaluate(net(), data, ["pgd-1"], **{"eps": 0.1, "audit": False, **given}, together=True)
+
+    cases: dict[str, Callable[[nn.Module], object]] = {
+        "nothing": one_step,
+        "seed": lambda net: one_step(net, seed=mine),
+        "option": lambda net: one_step(net, options={"trades": {"beta": 6.0 + mine}}),
+        "size": lambda net: one_step(net, num_samples=20 + mine),
+        "rate": lambda net: one_step(net, 0.1 + mine),
+        "epoch": lambda net: one_step(net, epoch=mine),
+        "steps": lambda net: one_step(net, number=mine),
+    }
+    told = {}
+    for name, case in cases.items():
+        told[name] = _refusal(case, net())
+    for name, other in {"bias": net(bias=mine), "mean": net(mean=mine), "frozen": net(frozen=bool(mine))}.items():
+        told[name] = _refusal(one_step, other)
+    told["drift"] = str(attempt(lambda: {"done": one_step(net(), drift=0.1)}))
+    told["layers"] = _refusal(one_step, net(norm=not mine))
+    told["checkpointing"] = _refusal(one_step, Recomputed())
+    told["eps"] = _refusal(lambda _: evaluated(eps=0.1 + mine / 10), net())
+    told["searched"] = _refusal(lambda _: evaluated(seed=mine), net())
+    told["transfer"] = _refusal(
+        lambda net: advkit.audit(net, data, eps=0.1, transfer=Square(queries=100 + mine), together=True), net()
+    )
+    return told
+
+
+def _refusal(case: Callable[[nn.Module], object], net: nn.Module) -> str:
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    sentence = attempt(lambda: {"done": case(net)})
+    if not isinstance(sentence, str):
+        return ""
+    assert all(same_bits(value, before[name]) for name, value in net.state_dict().items())
+    return sentence
+
+
 JOBS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "at": lambda: train(),
     **{name: (lambda name=name: train(name)) for name in methods.names() if name not in ("av-rank", *WHOLE)},
@@ -358,6 +434,7 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
         "go on": lambda: elastic(resume_from=out.parent / "elastic", progress=Ends(3)),
         "end": lambda: elastic(resume_from=out.parent / "elastic"),
         "module": module,
+        "apart from each other": apart_from_each_other,
         "audited": lambda: audited(out.parent / "net.pt"),
         "judged": lambda: judged(
             *WEIGHTS.split(), str(out.parent / "net.pt"), out=out.parent / f"judged-{here().size}"

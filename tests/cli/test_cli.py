@@ -264,6 +264,7 @@ REFUSALS = [
         "Unknown option strict.cuont. Did you mean count? Known: count, flag, many, word.",
     ),
     ("plan --set attack.epss=1", "Unknown setting attack.epss. Did you mean attack.eps? `advkit plan` lists them all."),
+    ("plan --set optimizer.do_it_all=1", "Unknown setting optimizer.do_it_all. `advkit plan` lists them all."),
     ("plan --set model.widht=4", "Unknown option model.widht. Did you mean width? Known: normalise, width, norm."),
     ("plan --set eps=1", "--set 'eps=1' is not of the form --set section.key=value."),
     ("plan -o eta", "-o 'eta' is not of the form -o plugin.key=value."),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
+from torch import Tensor
 
-from advkit import OptionError, Schedule
+from advkit import Batch, OptionError, Plugin, PluginOptions, Schedule, hookimpl
 from advkit.config.layer import Layer
 from advkit.config.request import Request
 from advkit.config.resolve import Resolved, resolve
@@ -332,3 +333,20 @@ def test_limits_hold_for_every_value_and_none_is_no_value(given: dict[str, objec
     assert str(refusal.value) == said
     fine = validate(Limited, {"lam": [[0, 0.25], [3, 1.9]], "free": None}, where="q")
     assert fine.lam.at(3) == 1.9 and fine.free is None
+
+
+def test_the_owner_of_a_plugin_object_gives_none_no_more_than_others() -> None:
+    class Some(PluginOptions):
+        n: int | None = option(3, help="a number, or None, which no TOML has")
+        free: int | None = option(None, help="None by default")
+
+    class Q(Plugin):
+        name, Options = "q", Some
+
+        @hookimpl
+        def extra_regularizer(self, batch: Batch) -> Tensor:
+            return batch.x.mean()
+
+    assert resolve([Q(Some(free=None))]).composition
+    with pytest.raises(OptionError, match=r"q\.n = None has None, which no run file holds; give another value"):
+        resolve([Q(Some(n=None))])

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -432,5 +433,21 @@ def test_objects_of_an_installed_run_are_refused(tmp_path: Path, pair: Any) -> N
         advkit.OptionError, match="is a run of the model small-cnn, which is built anew; leave model out"
     ):
         advkit.evaluate(tmp_path / "run", model=module())
-    with pytest.raises(advkit.OptionError, match="names its data and norm itself"):
-        advkit.evaluate(tmp_path / "run", pair)
+    for judge in (advkit.evaluate, advkit.audit):
+        with pytest.raises(
+            advkit.OptionError, match=r"names its data and norm itself; pass a module to evaluate it on "
+        ):
+            judge(tmp_path / "run", pair)
+
+
+@pytest.mark.parametrize("name", ["typo", "folder", "folder/below", "run.toml/x"])
+def test_a_run_of_objects_that_is_not_there_is_said_to_be_absent(name: str, tmp_path: Path, pair: Any) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "run.toml").touch()
+    path = tmp_path / name
+    for judge in (advkit.evaluate, advkit.audit, partial(advkit.export, out=tmp_path / "out")):
+        for given in ({}, {"model": module()}, {"dataset": pair}, {"model": module(), "dataset": pair}):
+            with pytest.raises(advkit.CheckpointError, match=rf"^{path} is not a run folder: it "):
+                judge(path, **given)  # type: ignore[operator]
+    with pytest.raises(advkit.CheckpointError, match=rf"^{path} is not a run folder: it "):
+        Study(path, model=module(), dataset=pair, out=tmp_path).vulnerability()

@@ -169,8 +169,6 @@ ITSELF = "runs/r names its data and norm itself; pass a module to evaluate it on
     [
         (lambda: advkit.audit("runs/r", norm="l2", eps=0.5), ITSELF),
         (lambda: advkit.audit("runs/r", norm="banana"), ITSELF),
-        (lambda: advkit.audit("runs/r", (IMAGES, LABELS)), ITSELF),
-        (lambda: advkit.evaluate("runs/r", (IMAGES, LABELS)), ITSELF),
         (lambda: advkit.audit(net(), TOY, eps=0.1, checkpoint="last", split="train"), f"checkpoint, split{AS_IT_IS}"),
         (lambda: advkit.audit(net(), TOY, eps=0.1, model="small-cnn"), f"model{AS_IT_IS}"),
         (lambda: advkit.audit(net(), TOY, eps=0.1, data_root="/nowhere"), f"data_root{AS_IT_IS}"),

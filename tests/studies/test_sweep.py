@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import advkit as package
 from advkit.cli.main import run
@@ -205,6 +207,72 @@ def test_values_are_told_apart_by_commas_outside_of_lists_and_quotes() -> None:
 def test_refusals(words: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["sweep", "--plugins", "cat-eps", *words.split(), "--out", str(tmp_path / "s")]
     assert advkit(capsys, *line) == (2, "", f"Error: {sentence}\n") and not (tmp_path / "s").exists()
+
+
+def test_what_is_typed_holds_in_the_cells_of_every_optimizer_and_net() -> None:
+    """Those of another net or optimizer are dropped of what lies below, as `train` drops them, and of nothing else."""
+    typed = {"optimizer.lr": 0.02, "optimizer.weight_decay": 0.05, "model.width": 2}
+    names = {"optimizer_name": ["sgd", "adamw"], "model_name": ["small-cnn", "wide-resnet"]}
+    for arm in grid_of(Request.of(Layer("python", typed)), **names):
+        assert typed.items() <= arm.resolved[0].values().items(), arm.name
+    below = Request.of(Layer("python", {"optimizer.weight_decay": 0.05}), recipe="at-awp")
+    rates = [arm.resolved[0].optimizer for arm in grid_of(below, optimizer_name=["sgd", "adamw"])]
+    assert [(one.lr, one.weight_decay) for one in rates] == [(0.1, 0.05), (0.001, 0.05)]
+
+
+@pytest.mark.parametrize("trials", [None, 2])
+def test_what_one_optimizer_lacks_is_refused_first(trials: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="optuna is not installed (advkit[sweep])")
+    grid, settings = {"optimizer.name": ["sgd", "adamw"]}, {"optimizer.momentum": 0.5}
+    with pytest.raises(package.OptionError, match=r"^optimizer\.momentum is no option of adamw\."):
+        package.sweep(grid=grid, settings=settings, trials=trials, out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_cell_may_have_a_net_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\n\nclass Net(nn.Identity):\n    pass\n")
+    file = f"{tmp_path}/net.py:Net"
+    first, own = grid_of(Request.of(Layer("python", {"model.width": 2})), model_name=["small-cnn", file])
+    assert first.resolved[0].files == {} and own.resolved[0].files["model.name"].load().__name__ == "Net"
+    assert own.name == f"model.name={file}" and own.resolved[0].values()["model.width"] == 2
+
+
+@pytest.mark.parametrize(
+    ("grid", "sentence"),
+    [
+        ({"model.name": ["small-cnn", "FILE.py:Nett"]}, r"/net\.py has no Nett\. Did you mean Net\?"),
+        ({"model.width": [2, 10**9]}, r"does not fit into memory with .*width=1000000000"),
+        ({"run.device": ["cpu", "cuda:99"]}, r"^run\.device = 'cuda:99' can not be used here \("),
+    ],
+)
+@pytest.mark.parametrize("trials", [None, 2])
+def test_what_this_machine_can_not_train_is_refused_first(
+    grid: dict[str, list[object]], sentence: str, trials: int | None, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna", reason="optuna is not installed (advkit[sweep])")
+    (tmp_path / "net.py").write_text("from torch import nn\n\nclass Net(nn.Identity):\n    pass\n")
+    there = {
+        key: [text.replace("FILE", f"{tmp_path}/net") if isinstance(text, str) else text for text in values]
+        for key, values in grid.items()
+    }
+    with pytest.raises(package.AdvkitError, match=sentence):
+        package.sweep(grid=there, trials=trials, out=tmp_path / "s", settings={"data.limit": 40})
+    assert not (tmp_path / "s").exists()
+
+
+def test_values_may_be_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms, "measure", lambda *_: Outcome({"pgd": "10"}, False))
+    grid = {"trades.beta": np.linspace(1, 6, 2), "attack.steps": torch.tensor([1, 2]), "run.accumulate": [np.int64(1)]}
+    rows = package.sweep("trades", grid=grid, out=tmp_path, seeds=1, settings={"data.limit": 60})
+    names = [f"trades.beta={beta} attack.steps={steps} run.accumulate=1" for beta in (1.0, 6.0) for steps in (1, 2)]
+    assert [row.arm for row in rows] == names
+
+
+@pytest.mark.parametrize("values", [6, np.float64(6), np.array(6), torch.tensor(6), "6", [], np.array([]), {6: 6}])
+def test_values_that_are_no_list_are_refused(values: object, tmp_path: Path) -> None:
+    for trials in (None, 2):
+        with pytest.raises(package.OptionError, match=r"^The values of trades\.beta are .*; give a list\.$"):
+            package.sweep("trades", grid={"trades.beta": values}, out=tmp_path / "s", trials=trials)
 
 
 @pytest.mark.parametrize("given", [{"epochs": 9}, {"settings": {"run.epochs": 9}}, {"options": {"run": {"epochs": 9}}}])

@@ -411,6 +411,12 @@ def test_an_optimizer_that_differentiates_again_is_named(tiny_batch: BatchOf) ->
         step_of(model, optimizer=OfSecondOrder(model.parameters(), 0.1))(*tiny_batch(), epoch=0)
 
 
+def test_an_optimizer_of_parameters_that_are_computed_is_named() -> None:
+    model = net()
+    with pytest.raises(OptionError, match=r"^The optimizer Adam has differentiable=True, .*; build it without\.$"):
+        step_of(model, optimizer=torch.optim.Adam(model.parameters(), differentiable=True))
+
+
 class Waits(torch.optim.SGD):
     asked = 0
 

@@ -66,6 +66,7 @@ def two(out: Path) -> list[dict[str, Outcome]]:
         "begin",
         "module",
         "audited",
+        "apart from each other",
         *REFUSED,
         "judged",
     ]
@@ -230,6 +231,37 @@ def test_what_is_not_finite_in_one_process_stops_all(alone: dict[str, Outcome], 
 )
 def test_what_several_processes_can_not_do(job: str, sentence: str, two: list[dict[str, Outcome]]) -> None:
     assert [process[job] for process in two] == [sentence] * 2
+
+
+GIVEN = "The processes were started with different"
+APART = {
+    "nothing": "",
+    "seed": f"OptionError: {GIVEN} settings; give all of them the same.",
+    "option": f"OptionError: {GIVEN} settings; give all of them the same.",
+    "size": f"OptionError: {GIVEN} num_samples; give all of them the same.",
+    "rate": "OptionError: The optimizers of the processes are set differently, in lr or another value of param_groups;",
+    "epoch": "OptionError: The processes are in different epochs, 0 and 1; give all of them the same.",
+    "steps": "OptionError: The processes have taken different numbers of steps of an epoch, 0 and 1; all must take",
+    "bias": "HookContract: The processes hold different bits of model/0.bias.",
+    "drift": "HookContract: The processes hold different bits of model/0.bias.",
+    "mean": "HookContract: The processes hold different bits of model/1.running_mean.",
+    "frozen": "OptionError: The processes train different parameters; build the same model in all of them, and freeze",
+    "layers": "OptionError: The processes train different parameters; build the same model in all of them, and freeze",
+    "checkpointing": "OptionError: A part of the model's forward is computed again in the backward "
+    "(torch.utils.checkpoint) and comes out differently, as BatchNorm over several processes does. Switch that off.",
+    "eps": f"OptionError: {GIVEN} attacks, or an eps or seed of their own; give all of them the same.",
+    "searched": f"OptionError: {GIVEN} attacks, or an eps or seed of their own; give all of them the same.",
+    "transfer": f"OptionError: {GIVEN} settings; give all of them the same.",
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_processes_that_are_given_something_else_each_are_refused(name: str, two: list[dict[str, Outcome]]) -> None:
+    """In steps of a loop of one's own, evaluations and audits; "nothing" is the control."""
+    for process in two:
+        told = process["apart from each other"]
+        assert not isinstance(told, str) and told.keys() == APART.keys(), told
+        assert (told[name] == "") == (name == "nothing") and told[name].startswith(APART[name])
 
 
 @pytest.fixture(scope="module")

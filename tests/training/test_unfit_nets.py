@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import advkit
 from advkit import CheckpointError, NonFinite, OptionError, Step
 from advkit.modes import traced
+from advkit.studies.analysis import Ascent, margins
 
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
 FEATURES = 2 * 4 * 4
@@ -203,6 +204,55 @@ def test_a_buffer_that_takes_its_shape_from_the_first_batch(tiny_batch: BatchOf)
     assert net.least.shape == (0,)
     net(x)
     step_of(net)(x, y, index, epoch=0)
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        lambda net, data: advkit.evaluate(net, data, "clean,pgd-1", eps=0.1, audit=False),
+        lambda net, data: advkit.audit(net, data, eps=0.1),
+        lambda net, data: margins(net, data, Ascent(eps=0.1), cap=1.0),
+    ],
+    ids=["evaluate", "audit", "analysis"],
+)
+def test_such_a_net_is_not_judged_either(judge: Callable[[nn.Module, Any], object], tiny_batch: BatchOf) -> None:
+    net, (x, y, _) = Measures().eval(), tiny_batch()
+    with pytest.raises(
+        OptionError, match=r"gives its buffer least another shape.* call the model on a batch of images"
+    ):
+        judge(net, pictures(8))
+    assert net.least.shape == (0,)
+    net(x)
+    assert advkit.evaluate(net, (x, y), "clean", eps=0.1, audit=False).n == len(x)
+
+
+class Caches(Measures):
+    """Binds its buffer anew, once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not len(self.least):
+            self.least = torch.zeros(3)
+        return self.core(x) + self.least
+
+
+def test_a_buffer_that_is_bound_anew_once(tiny_batch: BatchOf) -> None:
+    net, (x, y, index) = Caches(), tiny_batch()
+    with pytest.raises(OptionError, match=r"^least moved in the attack.* Call the model on a batch of images before"):
+        step_of(net)(x, y, index, epoch=0)
+    assert net.least.shape == (0,)
+    net(x)
+    step_of(net)(x, y, index, epoch=0)
+
+
+def test_what_is_computed_otherwise_in_the_backward_is_named(tiny_batch: BatchOf) -> None:
+    """torch.utils.checkpoint saves other tensors when it calls the forward again."""
+
+    def forward(net: Calls, x: Tensor) -> Tensor:
+        calls = iter((net.core, lambda x: net.core(x.exp().log())))
+        return checkpoint(lambda x: next(calls)(x), x, use_reentrant=False)
+
+    with pytest.raises(OptionError, match=r"^A part of the model's forward is computed again in the backward \(torch"):
+        step_of(Calls(forward))(*tiny_batch(), epoch=0)
 
 
 def test_without_an_attack_only_the_weights_need_a_gradient(tiny_batch: BatchOf) -> None:

@@ -28,7 +28,12 @@ def lies_on_itself(tensor: Tensor) -> bool:
 
 
 def overwrite(tensor: Tensor, was: Tensor) -> None:
-    """Copy `was`, its values at another time, into it, once into a number that is several of them."""
+    """Copy `was`, its values at another time, into it, once into a number that is several of them.
+
+    It has the shape of then again: some nets give a buffer another in a forward.
+    """
+    if tensor.shape != was.shape:
+        tensor.resize_(was.shape)
     if lies_on_itself(tensor):
         for dim, stride in enumerate(tensor.stride()):
             tensor, was = (one.narrow(dim, 0, 1) if stride == 0 else one for one in (tensor, was))

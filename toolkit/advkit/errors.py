@@ -264,7 +264,8 @@ def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
 
 def _one_slip(typed: str, name: str) -> bool:
     """Whether one letter too many, too few, wrong, or two that have changed places are all that is between them."""
-    first = next((place for place, (a, b) in enumerate(zip(typed, name, strict=False)) if a != b), len(typed))
+    least = min(len(typed), len(name))
+    first = next((place for place in range(least) if typed[place] != name[place]), least)
     one, other = typed[first:], name[first:]
     swapped = one[:2] == other[1::-1] and one[2:] == other[2:]
     return typed != name and (one[1:] == other or one == other[1:] or one[1:] == other[1:] or swapped)

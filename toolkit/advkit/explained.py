@@ -244,6 +244,10 @@ _EXPLAINED = {
         "The model uses torch.utils.checkpoint in its reentrant form, which gives no gradient at the images; call it "
         "with use_reentrant=False."
     ),
+    "torch.utils.checkpoint: ": (
+        "A part of the model's forward is computed again in the backward (torch.utils.checkpoint) and comes out "
+        "differently, as BatchNorm over several processes does. Switch that off."
+    ),
     _SEVERAL: LONE + "give two images at least.",
     "donated buffers": (
         "The model is compiled by torch.compile, and one forward can not be differentiated twice then, as a plugin "

@@ -100,8 +100,6 @@ def without_trace(model: nn.Module, hooks: bool = False) -> Iterator[None]:
         hidden.put_back()
         with torch.no_grad():
             for tensor, was in stored:
-                if tensor.shape != was.shape:  # a buffer that measures its first batch
-                    tensor.resize_(was.shape)
                 write_back(tensor, was)
 
 

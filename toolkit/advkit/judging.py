@@ -53,7 +53,34 @@ def judged(model: nn.Module) -> Iterator[Callable[[int], None]]:
         scope.enter_context(torch.autocast(device.type, enabled=False))
         scope.enter_context(products("highest"))
         scope.enter_context(first_forward_watched(model))
+        scope.enter_context(shapes_watched(model))
         yield scope.enter_context(own_generator(device))
+
+
+class Shapes:
+    """Those of a model's buffers, as they are now."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._then = [(name, buffer, buffer.shape) for name, buffer in model.named_buffers()]
+
+    def refuse(self) -> None:
+        """OptionError where a forward has changed one in place."""
+        if changed := [name for name, buffer, shape in self._then if buffer.shape != shape]:
+            raise OptionError(
+                f"The model's forward gives its buffer {changed[0]} another shape, as nets do that measure their first "
+                "batch; call the model on a batch of images before."
+            )
+
+
+@contextmanager
+def shapes_watched(model: nn.Module) -> Iterator[None]:
+    """By `Shapes`, as every forward ends; the hook stays for the scope."""
+    shapes = Shapes(model)
+    hook = nn.Module.register_forward_hook(model, lambda *_: shapes.refuse())
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def refuse_unjudgeable(model: nn.Module) -> None:

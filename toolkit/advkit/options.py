@@ -268,19 +268,21 @@ def validate(
     eps: float | None = None,
     decays: Sequence[int] | None = None,
 ) -> O:
-    """Build options of `model`, or raise OptionError with one sentence. `where` prefixes the option's name.
-
-    `eps` is what numbers, and `decays` (epochs) what schedules may be relative to.
-    """
+    """Build options of `model`, or raise OptionError with one sentence. `where` prefixes the option's name, `eps` is
+    what numbers, and `decays` (epochs) what schedules may be relative to."""
     try:
         with blamed(f"in the validators of {model.__module__}.{model.__qualname__}"):
             options = model.model_validate(dict(values), context={"eps": eps, "decays": decays})
     except ValidationError as error:
         raise OptionError(_sentence(model, where, error)) from None
-    for key, field in model.model_fields.items():
+    refuse_none(options, where)
+    return options
+
+
+def refuse_none(options: OptionModel, where: str) -> None:
+    for key, field in type(options).model_fields.items():
         if holds_none(value := getattr(options, key)) and (value, field.default) != (None, None):
             raise OptionError(f"{where}.{key} = {shown(value)} has None, which no run file holds; give another value.")
-    return options
 
 
 def _sentence(model: type[OptionModel], where: str, error: ValidationError) -> str:

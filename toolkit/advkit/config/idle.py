@@ -14,7 +14,7 @@ from ..settings import AttackSettings, RunSettings, ValidationSettings, known_se
 from ..torchrun import processes
 from .layer import Layer
 
-TYPED = ("command line", "python", "sweep")
+TYPED = ("command line", "python")
 """Origins of layers that hold what somebody has just said, and nothing that was resolved before."""
 
 OF_JUDGING: Mapping[str, tuple[str, ...]] = {

@@ -103,6 +103,17 @@ class Request:
         """The request with one layer more, the highest."""
         return Request((*self.layers, layer))
 
+    def with_typed(self, more: Layer) -> Request:
+        """As if these settings and options had been typed with the others: what names a net drops none of those."""
+        options = {name: {**self.top.options.get(name, {}), **own} for name, own in more.options.items()}
+        top = replace(
+            self.top,
+            settings={**self.top.settings, **more.settings},
+            options={**self.top.options, **options},
+            files={**self.top.files, **more.files},
+        )
+        return Request((*self.layers[:-1], top))
+
     def in_force(self) -> list[Layer]:
         """The layers without the options of plugins that a layer above has replaced; companions keep theirs.
 

@@ -18,7 +18,7 @@ from ..compose.stage import Setting
 from ..errors import OptionError, did_you_mean, named
 from ..net_arguments import arguments
 from ..optimizers import OptimizerSettings
-from ..options import OptionModel, parse_number, validate
+from ..options import OptionModel, parse_number, refuse_none, validate
 from ..own_file import FLAGS, OwnFile, over
 from ..plugin import Plugin
 from ..settings import (
@@ -225,6 +225,7 @@ def _draft(
         if name in passed:
             if given:
                 raise OptionError(f"Plugin {name} was passed as an object; set its options on the object.")
+            refuse_none(passed[name].options, name)
             plugins[name] = passed[name]
         else:
             options = validate(plugin.Options, {**defaults, **given}, where=name, eps=eps, decays=decays)

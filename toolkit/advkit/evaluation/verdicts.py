@@ -79,6 +79,11 @@ def verdicts(
             raise OptionError(f"clean is the name of the images as they are; give the attack {named} another.")
     with judged(model) as reseed, explained():
         described = [describe(attack, radii[attack.norm or norm], attack.norm or norm, seed) for attack in attacks]
+        if len({*team.heard(json.dumps(described, sort_keys=True))}) > 1:
+            raise OptionError(
+                "The processes were started with different attacks, or an eps or seed of their own; give all of them "
+                "the same."
+            )
         joined = {
             attack.name: Verdicts(settings, torch.zeros(0, dtype=torch.bool), access=attack.access)
             for attack, settings in zip(attacks, described, strict=True)

@@ -21,7 +21,7 @@ from ..storage.files import make_named, there, unwritable, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from ..training.launch import resume, start
-from ..training.parts import build_model, data_of, on_this_machine
+from ..training.parts import build_model, data_of, on_this_machine, refused_here
 from ..training.progress import Aloud, Progress
 from ..training.same_run import refuse_difference, resolve_folder
 from ..training.short import cautions
@@ -75,6 +75,19 @@ def distinct(arms: Iterable[Arm]) -> list[Arm]:
     return list(known.values())
 
 
+def data_for(arms: Iterable[Arm]) -> Splits:
+    """The images of all arms. OptionError where this machine has not the device of one, or can not build its net."""
+    every = [one for arm in arms for one in arm.resolved.values()]
+    for one in {one.run.device: one for one in every}.values():
+        if unusable := refused_here(one):
+            raise OptionError(f"{unusable}.")
+    splits = data_of(every[0])
+    nets = {repr((one.model_name, one.model_options, one.files.get("model.name"))): one for one in every}
+    for one in nets.values() if len(nets) > 1 else ():  # that of the first run is built next
+        build_model(one, splits.train, looked_at=True)
+    return splits
+
+
 @dataclass(frozen=True)
 class Study:
     """Where runs and table are kept, how runs are judged, and who hears of them."""
@@ -98,18 +111,18 @@ class Study:
         # Seed by seed: an early look at the table is a complete one.
         seeds = sorted({seed for arm in arms for seed in arm.resolved})
         tasks = [(arm, seed) for seed in seeds for arm in arms if arm.refused is None]
-        splits = data_of(tasks[0][0].resolved[seeds[0]])
         if task is not None:
             if not 1 <= task <= len(tasks):
                 raise OptionError(f"There is no task {task}: {self.layout.what} has the runs 1 to {len(tasks)}.")
             arm, seed = tasks[task - 1]
             try:
                 with _stopping():
-                    self._measured(arm, seed, splits)
+                    self._measured(arm, seed, data_of(arm.resolved[seed]))
             except NonFinite as error:
                 raise NonFinite(f"{arm.name}, seed {seed}: {error}") from None
             return []
         found: dict[str, dict[int, Outcome | str]] = {arm.name: {} for arm in arms}
+        splits = data_for(arms)
         with self.kept():
             for arm, seed in tasks:
                 found[arm.name][seed] = self.outcome(arm, seed, splits)

@@ -104,7 +104,7 @@ def audit(
     refuse_gray_levels(radius, norm)
     team, done = here() if together else ALONE, 0
     if team.size > 1:
-        typed = f"settings {radius} {norm} {start} {other and other.name}"
+        typed = f"settings {radius} {norm} {start} {other and (other.name, other.settings(radius))}"
         team.refuse_others({"weights": digest(net.state_dict()), "images": images.fingerprint(), "settings": typed})
 
     def tick(count: int) -> None:

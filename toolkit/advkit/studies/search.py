@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import OptionError
 from ..options import parse_number
-from ..training.parts import data_of
-from .arms import Arm, Outcome, Study, distinct
+from .arms import Arm, Outcome, Study, data_for, distinct
 from .paired_records import AblationRow
 
 FIRST = 10
@@ -79,9 +78,10 @@ def search(
         raise OptionError("Searching needs optuna: pip install 'advkit[sweep]'; or give lists, 0.03,0.1.") from None
     tried = {name: values[:2] if isinstance(values, Range) else values for name, values in space.items()}
     first, last = ({name: values[end] for name, values in tried.items()} for end in (0, -1))
-    arm_of(last)
+    seen = [arm_of(last)]
     for name, values in tried.items():  # whatever is refused there is refused before anything is trained
-        distinct(arm_of(first | {name: value}) for value in values)
+        seen += distinct(arm_of(first | {name: value}) for value in values)
+    splits = data_for(seen)
     known = next(iter(arm_of(first).resolved.values())).values()
     space = {name: one.of(known.get(name, one.low)) if isinstance(one, Range) else one for name, one in space.items()}
     verbosity = optuna.logging.get_verbosity()
@@ -96,7 +96,6 @@ def search(
                 trial = asked.ask()
                 arm = arm_of({name: _proposed(trial, name, values) for name, values in space.items()})
                 if arm.name not in arms:
-                    splits = data_of(next(iter(arm.resolved.values())))
                     found[arm.name] = {at: study.outcome(arm, at, splits) for at in arm.resolved}
                     arms[arm.name] = arm
                 outcomes = [one for one in found[arm.name].values() if isinstance(one, Outcome)]

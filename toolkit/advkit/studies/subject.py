@@ -274,7 +274,7 @@ def _of_run(
 ) -> Subject:
     """`of_run` with the objects among what is `passed` by setting, where the run's are not installed ones."""
     objects = {key: value for key, value in passed.items() if value is not None and not isinstance(value, str)}
-    known = RunFolder.open(path).file().settings if os.path.isdir(path) else {}
+    known = RunFolder.open(path).file().settings if objects else {}
     for key in objects:
         if registered(str(known.get(key, ""))):
             if key == "data.name":

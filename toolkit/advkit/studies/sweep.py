@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ..arguments import checked
-from ..config.layer import Layer
+from ..config.layer import Layer, with_files
 from ..config.request import Request
 from ..config.resolve import Resolved
 from ..errors import OptionError, named, shown
 from ..evaluation.attacks.base import EvaluationAttack
+from ..plain import listed
 from ..settings import SECTIONS
 from ..training.progress import Aloud, Progress
 from .arms import Arm, Study, distinct
@@ -23,8 +25,8 @@ from .paired_tables import SWEEP
 from .plan import requested
 from .search import Range, search
 
-Grid = Mapping[str, str | Sequence[object]]
-"""The values of each option or setting: {"lsiw.lam": [0.03, 0.1]}."""
+Grid = Mapping[str, Any]
+"""The values of each option or setting, a list or an array: {"lsiw.lam": [0.03, 0.1]}; of a search also a range."""
 
 FIXED = {
     "run.seed": "each cell of a sweep is trained with the same seeds",
@@ -44,7 +46,7 @@ def cells(request: Request, grid: Grid, seeds: Sequence[int]) -> list[Arm]:
 
 def _arm(request: Request, cell: Mapping[str, object], seeds: Sequence[int]) -> Arm:
     """The runs with these values, which have to hold out images to be judged on."""
-    own = request.over(_layer(cell))
+    own = request.with_typed(_layer(cell))
     resolved = {seed: Resolved.of(own.over(Layer("--seeds", {"run.seed": seed}))) for seed in seeds}
     validation = resolved[seeds[0]].validation
     if validation.split == "test" or not validation.fraction:
@@ -74,7 +76,7 @@ def _refuse_grid(request: Request, grid: Grid) -> None:
 
 
 def _layer(cell: Mapping[str, object]) -> Layer:
-    """Settings and options by their names, as if they had been typed."""
+    """Settings and options by their names, as they are typed."""
     settings: dict[str, object] = {}
     options: dict[str, dict[str, object]] = {}
     for key, value in cell.items():
@@ -83,14 +85,14 @@ def _layer(cell: Mapping[str, object]) -> Layer:
             settings[key] = value
         else:
             options.setdefault(section, {})[name] = value
-    return Layer("sweep", settings, options)
+    return with_files(Layer("sweep", settings, options))
 
 
 @checked("attacks")
 def sweep(
     plugins: str | Sequence[str] | None = None,
     *,
-    grid: Mapping[str, str | Sequence[object]],
+    grid: Mapping[str, Any],
     out: str | Path,
     seeds: int | str | Sequence[int] = 3,
     attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,
@@ -112,9 +114,9 @@ def sweep(
 ) -> list[AblationRow]:
     """Train every combination of the grid's values at every seed, and judge each on the images that it held out.
 
-    `grid` is {"lsiw.lam": [0.03, 0.1], "optimizer.lr": [0.1, 0.05]}; everything else is as `ablate` has it. A row's
-    `difference` is that to the first combination, paired by seed and by image. The test images are never looked at.
-    With `trials` Optuna proposes so many combinations instead, one after the other, also of ranges such as
+    `grid` is {"lsiw.lam": [0.03, 0.1], "optimizer.lr": np.linspace(0.05, 0.1, 3)}; everything else is as `ablate` has
+    it. A row's `difference` is that to the first combination, paired by seed and by image. The test images are never
+    looked at. With `trials` Optuna proposes so many combinations instead, one after the other, also of ranges such as
     {"lsiw.lam": "0.01..0.3 log"}.
     """
     short = {"model": model, "dataset": dataset, "eps": eps, "epochs": epochs, "batch_size": batch_size}
@@ -134,12 +136,12 @@ def sweep_request(
 ) -> list[AblationRow]:
     """As `sweep`."""
     held_out = replace(study, judging=replace(study.judging, split="validation"))
-    space = {key: Range.written(values) or values for key, values in grid.items()}
+    space = {key: Range.written(values) or listed(values) for key, values in grid.items()}
     if trials is None:
         if ranges := [key for key, values in space.items() if isinstance(values, Range)]:
             many = named("--trials", "N")
             raise OptionError(f"{ranges[0]} has a range, {grid[ranges[0]]}; say how many are tried: {many}.")
-        return held_out.table(cells(request, grid, seeds), task)
+        return held_out.table(cells(request, space, seeds), task)
     if task is not None:
         without = f"leave {named('--task')} out"
         raise OptionError(f"What a search proposes follows from the runs before, so it has no tasks; {without}.")

@@ -15,7 +15,7 @@ from ..explained import TRAIN_ANOTHER, reraise
 from ..global_state import products
 from ..hidden import without_trace
 from ..inventory import Inventory
-from ..judging import checked_logits, refuse_place, untouched
+from ..judging import Shapes, checked_logits, refuse_place, untouched
 from ..modules import mode, own_generator, placement
 from ..precision import HalfPrecision, named
 from ..run import RunState
@@ -197,8 +197,7 @@ def first_logits(model: nn.Module, batch: Batch, state: RunState) -> Tensor:
 
     What the net does to its images and in which precision it computes is seen here, before anything is trained.
     """
-    half, before = HalfPrecision(), Inventory.of(model)
-    shapes = {name: buffer.shape for name, buffer in before.buffers.items()}
+    half, before, shapes = HalfPrecision(), Inventory.of(model), Shapes(model)
     with (
         products("highest"),
         own_generator(state.device),
@@ -210,11 +209,7 @@ def first_logits(model: nn.Module, batch: Batch, state: RunState) -> Tensor:
         if half.seen:
             half.refuse(_zeros(model, batch))
         refuse_late(Inventory.of(model), before)
-        if changed := [name for name, shape in shapes.items() if before.buffers[name].shape != shape]:
-            raise OptionError(
-                f"The model's forward gives its buffer {changed[0]} another shape, as nets do that measure their first "
-                "batch; call the model on a batch of images before."
-            )
+        shapes.refuse()
     return checked_logits(logits, rows, state.num_classes or None)
 
 

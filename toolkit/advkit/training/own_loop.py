@@ -139,6 +139,7 @@ class Step(TrainingStep):
                 a_whole_number("a size of image_shape", size, 1, 2**31 - 1) for size in image_shape
             )
         super().__init__(model, steps, Panel(resolved.composition, state), resolved.run)  # type: ignore[arg-type]
+        self.agreement.without_checkpoints(resolved)
         self.engine.compiled, self._unseen = own_compiled, own_compiled is not None
         state.building = Workshop(resolved, model, state, self.warn)
         self.panel.notify("setup", model=model)
@@ -284,8 +285,7 @@ class Step(TrainingStep):
         position = stored.get("position")
         if (
             not isinstance(position, Tensor)
-            or position.dtype != torch.int64
-            or position.shape != (2,)
+            or (position.dtype, position.shape) != (torch.int64, (2,))
             or position.min() < 0
         ):
             raise ResumeMismatch("The stored state has no position; give what Step.state_dict returned.")

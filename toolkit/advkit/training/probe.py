@@ -257,8 +257,9 @@ def nothing_moves(model: nn.Module, when: str, watched: bool) -> Iterator[None]:
                 )
             else:
                 cause = (
-                    "the model writes to it in every forward, or computes its forward again in the backward "
-                    "(torch.utils.checkpoint). Write to it in train mode only (if self.training: ...), and once."
+                    "the model writes to it in its forward, or computes its forward again in the backward "
+                    "(torch.utils.checkpoint). Call the model on a batch of images before, if it writes but once; else "
+                    "write to it in train mode only (if self.training: ...), and once."
                 )
             raise OptionError(f"{name} moved in {when}, where nothing may: {cause}")
 

@@ -31,6 +31,15 @@ GradientAt = Callable[..., Mapping[str, Tensor]]
 ENDINGS: tuple[type[Stopped] | None, ...] = (None, Stopped, Interrupted)
 """How a step can be asked to be the last, the most urgent last."""
 
+DIFFERENT = {
+    "epoch": "The processes are in different epochs, {} and {}; give all of them the same.",
+    "step": "The processes have taken different numbers of steps of an epoch, {} and {}; all must take equally many.",
+    "rates": "The optimizers of the processes are set differently, in lr or another value of param_groups; give all of "
+    "them the same.",
+    "trained": "The processes train different parameters; build the same model in all of them, and freeze the same.",
+}
+"""By what is told with a step: what to say where it is not the same everywhere."""
+
 
 class Alone(Team):
     """One process."""
@@ -41,8 +50,11 @@ class Alone(Team):
         """This process's rows of a batch."""
         return rows
 
-    def shares(self, index: Tensor, occurrence: Tensor, careful: bool) -> Whole:
-        """How a batch lies in the processes, from the own share of its index and occurrence (b,)."""
+    def shares(self, index: Tensor, occurrence: Tensor, careful: bool, now: Mapping[str, int]) -> Whole:
+        """How a batch lies in the processes, from the own share of its index and occurrence (b,).
+
+        OptionError where not all say the same of `now`, by the names of `DIFFERENT`.
+        """
         return Whole(index)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
@@ -89,8 +101,12 @@ class Ranks(Alone):
     def share(self, rows: Tensor) -> Tensor:
         return torch.tensor_split(rows, self.size)[self.rank]
 
-    def shares(self, index: Tensor, occurrence: Tensor, careful: bool) -> Shares:
-        rows = [int(count) for count in self._gathered(torch.tensor([len(index)]))]
+    def shares(self, index: Tensor, occurrence: Tensor, careful: bool, now: Mapping[str, int]) -> Shares:
+        told = [one.tolist() for one in self._gathered(torch.tensor([len(index), *now.values()]))]
+        rows, *others = zip(*told, strict=True)
+        for name, values in zip(now, others, strict=True):
+            if len({*values}) > 1:
+                raise OptionError(DIFFERENT[name].format(min(values), max(values)))
         shares = Shares(self.rank, rows, self._gathered)
         shares.index = shares.whole(index)
         if careful:
@@ -164,11 +180,10 @@ class Ranks(Alone):
         return ENDINGS[int(wanted)]
 
     def refuse_apart(self, tensors: Mapping[str, Tensor]) -> None:
-        names = sorted(tensors)  # what is read from a file comes in another order in every process
-        sums = torch.tensor([_checksum(tensors[name]) for name in names], dtype=torch.int64)
-        for other in self._gathered(sums):
-            for name, same in zip(names, (other == sums).tolist(), strict=True):
-                if not same:
+        sums = {name: _checksum(tensors[name]) for name in sorted(tensors)}  # a file has them in any order
+        for other in self.heard(sums):
+            for name in sorted({*sums, *other}):
+                if sums.get(name) != other.get(name):
                     raise HookContract(
                         f"The processes hold different bits of {name}. What a plugin keeps must not depend on a part "
                         "of the batch; what it keeps of samples it writes in hooks of the attack or in one of the "

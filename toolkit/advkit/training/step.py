@@ -21,6 +21,7 @@ from ..rng import derive_seed
 from ..settings import RunSettings
 from ..types import Batch
 from .accumulate import backward, parts_of, summed, together
+from .agreement import Agreement
 from .announced import as_declared
 from .attacker import Attacker
 from .by_itself import hooks_told_apart
@@ -30,7 +31,6 @@ from .engine import Engine
 from .finite import Judged
 from .given import a_batch, an_epoch, one_hot, take_step
 from .ledger import Ledger
-from .meeting import refuse_unfit_for_several
 from .network import Network
 from .objective import Objective, Update
 from .panel import Panel
@@ -54,7 +54,7 @@ class TrainingStep:
         begin_training(model)
         self.model, self.optimizer, self.panel, self.accumulate = model, optimizer, panel, run.accumulate
         panel.model, self.ranks = model, here(run.batchnorm == "synchronised")
-        refuse_unfit_for_several(self.ranks, model, panel.composition, run)
+        self.agreement = Agreement(self.ranks, model, optimizer, panel, run)
         self.care = Care(model, optimizer, panel, run.check_hooks)
         self.engine = Engine(run, model, self.ranks.batch_norm)
         self.objective, self._undo = Objective(model), Undo(model, optimizer, panel.state)
@@ -90,7 +90,7 @@ class TrainingStep:
         stage, self.engine.shape = self.panel.stage, some.x.shape[1:]
         held = Inventory.of(self.model)
         careful = self.care.begin(some, stage, held.parameters)
-        batch = self.ranks.shares(some.index, some.occurrence, careful)
+        batch = self.agreement.shares(some, careful, held)
         parts, updates = parts_of(some, self.accumulate, batch.most), list[Update]()
         classes, ledger = self.state.num_classes, Ledger(len(parts))
         with (

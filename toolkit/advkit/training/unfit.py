@@ -32,6 +32,11 @@ def refuse_unfit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise OptionError("The optimizer has none of the model's parameters; build it from model.parameters().")
     refuse_rates(optimizer)
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise OptionError(
+            f"The optimizer {type(optimizer).__name__} has differentiable=True, which steps only on parameters that "
+            "are computed of others; build it without."
+        )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise OptionError(wants_closure(optimizer))
