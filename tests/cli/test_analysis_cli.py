@@ -19,7 +19,7 @@ import torch
 
 import advkit
 from advkit.cli.main import run
-from advkit.studies.analysis import record
+from advkit.studies.analysis import Study, record
 from advkit.training.feed import parted
 from advkit.training.same_run import resolve_folder
 
@@ -250,6 +250,8 @@ def test_the_figures_of_a_budget_are_those_of_the_run(folder: Path, tmp_path: Pa
     assert [row["mean"] for row in figures["classes"]] == sorted(row["mean"] for row in figures["classes"])
     eight = next(row for row in figures["classes"] if row["class"] == "8")
     assert eight["mean"] == pytest.approx(arrays["eps"][arrays["label"] == 8].mean())
+    from_python = Study(folder, out=tmp_path).budget()
+    assert from_python.checkpoint == "last" and from_python.figures == figures, "net and budgets of one checkpoint"
 
 
 def test_a_landscape_of_one_image(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -158,7 +158,9 @@ class Study:
 
     def budget(self) -> AnalysisRecord:
         """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
-        net, which, folder = self._net, self.checkpoint or "last", RunFolder.open(Path(self.run))
+        if self.checkpoint is None:
+            return replace(self, checkpoint="last").budget()  # net and budgets of one checkpoint
+        net, which, folder = self._net, self.checkpoint, RunFolder.open(Path(self.run))
         said = folder.doubts()  # its curve is of metrics.jsonl
         result = sample_budgets(folder, net.resolved, net.splits.train, net.model, which, self._at_once, said.append)
 
