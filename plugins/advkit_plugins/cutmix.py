@@ -8,7 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from advkit import Batch, Mix, OptionError, Order, Plugin, PluginOptions, Real, Run, hookimpl, option, per_sample
+from advkit import (
+    Batch,
+    Company,
+    Mix,
+    OptionError,
+    Order,
+    Plugin,
+    PluginOptions,
+    Real,
+    Run,
+    hookimpl,
+    option,
+    per_sample,
+)
 
 
 def boxes(area: Tensor, down: Tensor, across: Tensor, height: int, width: int, window: int = 0) -> Tensor:
@@ -37,16 +50,30 @@ class CutMix(Plugin):
             1.0, ge=0, le=1, help="probability that a group is mixed; 0.5 in CutMix's code for CIFAR"
         )
         group: int = option(
-            0, ge=0, le=1 << 20, help="images that share a box and are mixed with each other; 0 is the batch; DM: 128"
+            0,
+            ge=0,
+            le=1 << 20,
+            under="probability",
+            help="images that share a box and are mixed with each other; 0 is the batch; DM: 128",
         )
         window: int = option(
-            0, ge=0, le=1 << 12, unit="pixels", help="side of a box of fixed size; 0 draws its area uniformly"
+            0,
+            ge=0,
+            le=1 << 12,
+            unit="pixels",
+            under="probability",
+            help="side of a box of fixed size; 0 draws its area uniformly",
         )
 
     options: Options
 
     def active(self, hook: str, epoch: int) -> bool:
         return self.options.probability > 0
+
+    def join(self, company: Company) -> list[str]:
+        if self.options.group == 1:
+            raise OptionError("cutmix.group = 1 mixes no image with another; give 2 or more, or 0 for the batch.")
+        return []
 
     @hookimpl
     def setup(self, run: Run) -> None:

@@ -985,7 +985,15 @@ def test_plan_of_the_users_sentence() -> None:
     ran = advkit("plan", "--plugins", "cat-eps,dirichlet-ls,lsiw", "--json")
     plan = json.loads(ran.out)
     assert ran.code == 0 and ran.err == ""
-    assert plan.keys() == PLAN_KEYS | {"plugins", "rules", "relative_cost", "state_bytes", "at_epochs", "modules"}
+    assert plan.keys() == PLAN_KEYS | {
+        "plugins",
+        "rules",
+        "relative_cost",
+        "state_bytes",
+        "at_epochs",
+        "modules",
+        "standard",
+    }
     assert plan["plugins"] == ["av-rank", "awp", "cat-eps", "dirichlet-ls", "lsiw"]
     assert plan["hooks"] == {
         "perturbation_budget": ["cat-eps"],

@@ -451,13 +451,18 @@ def test_soft_labels_that_nobody_or_one_phase_uses(compose: Compose) -> None:
     assert not [caution for caution in cautions() if "do not reach" in caution]
 
 
-@pytest.mark.parametrize(("idle", "hook"), [(WATCHER, "attack_step"), (OBJECTIVE, "attack_objective")])
+@pytest.mark.parametrize(
+    ("idle", "hook"), [(WATCHER, "attack_step"), (OBJECTIVE, "attack_objective"), (attack("fgsm"), "inner_attack")]
+)
 def test_answers_about_an_attack_that_there_is_not(compose: Compose, idle: type[Plugin], hook: str) -> None:
     assert sentence(HookConflict, lambda: compose(idle, settings={"attack.steps": 0})) == (
         f"Plugin {idle.name} answers {hook}, but attack.steps is 0, so there is no attack; "
         "leave it out, or set attack.steps."
     )
     compose(idle, settings={"attack.steps": 1})
+    compose(attack("own", replaces={"inner_attack": ("attack.steps",)}), settings={"attack.steps": 0})
+    with pytest.raises(HookConflict, match=r"^Plugin ccat answers inner_attack, but attack\.steps is 0"):
+        compose("ccat", settings={"attack.steps": 0})
     cautions = compose("cat-eps", settings={"attack.steps": 0}).composition.cautions
     assert "attack.steps is 0, so the budgets of cat-eps have no effect" in cautions
 

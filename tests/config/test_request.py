@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import advkit
-from advkit import CheckpointError, OptionError, Plugin, PluginLoad, Splits, hookimpl
+from advkit import AttackResult, Batch, CheckpointError, OptionError, Plugin, PluginLoad, Splits, hookimpl
 from advkit.cli.main import run
 from advkit.config.layer import Layer
 from advkit.config.request import Request
@@ -35,6 +35,17 @@ eta = 0.01
 [options.av-rank]
 target = "train"
 """
+
+
+class OwnSteps(Plugin):
+    """An attack that has steps of its own, and takes the radius from the settings."""
+
+    name = "own-steps"
+    replaces: ClassVar = {"inner_attack": ("attack.steps",)}
+
+    @hookimpl
+    def inner_attack(self, batch: Batch) -> AttackResult:
+        return AttackResult(batch.x)
 
 
 @pytest.fixture
@@ -231,6 +242,7 @@ def test_a_plugin_that_does_not_answer_stands_in_for_nothing() -> None:
         ("las-at", {"net": "model", "width": 8}, {"net": "small"}),
         ("las-at", {"ahead_steps": 0, "ahead_step_size": "eps"}, {"ahead_steps": 1}),
         ("hat", {"gamma": 0.1, "s": 1}, {"helper": "run"}),
+        ("cutmix", {"probability": 0, "group": 4, "window": 3}, {"probability": 0.5}),
         ("rslad", {"attack": "label", "teacher_model": "small-cnn", "temperature": 2.0}, {"teacher": "run"}),
     ],
 )
@@ -268,7 +280,11 @@ def test_an_option_that_needs_company_is_said(options: dict[str, object], with_o
         ({"attack.steps": 0, "attack.init": "zero"}, ["attack.init plays no part under attack.steps=0"], ()),
         ({"attack.eps": 0, "attack.step_size": 0.1}, ["attack.step_size plays no part under attack.eps=0"], ()),
         ({"attack.eps": 0, "attack.mode": "train"}, [], ()),  # which moves statistics all the same
-        ({"attack.steps": 0, "attack.step_size": 0.1}, [], "ccat"),  # which attacks by itself
+        (  # whose attack is its own
+            {"attack.steps": 0, "attack.step_size": 0.1},
+            ["attack.steps plays no part under own-steps"],
+            (OwnSteps,),
+        ),
         (
             {"attack.norm": "l2", "attack.steps": 0, "attack.l2_projection": "box-ball"},
             ["attack.l2_projection plays no part under attack.steps=0"],
@@ -300,13 +316,37 @@ def test_an_option_that_needs_company_is_said(options: dict[str, object], with_o
     ],
 )
 def test_a_setting_that_another_one_leaves_no_part_is_said(
-    settings: dict[str, object], said: list[str], plugins: str | tuple[str, ...]
+    settings: dict[str, object], said: list[str], plugins: tuple[type[Plugin], ...]
 ) -> None:
     def cautions(origin: str) -> list[str]:
         return [one for one in resolve(plugins, [Layer(origin, settings)]).cautions if "plays no part" in one]
 
     assert cautions("command line") == said
     assert cautions("run.toml") == []
+
+
+@pytest.mark.parametrize(
+    ("plugins", "settings", "standard"),
+    [
+        ((), {}, False),
+        ((), {"attack.steps": 0}, True),
+        ("cutmix", {"attack.steps": 0}, True),
+        ((OwnSteps,), {"attack.steps": 0}, False),
+        ((OwnSteps,), {"attack.steps": 0, "attack.eps": 0}, True),
+        ("awp", {"attack.eps": 0}, True),
+    ],
+)
+def test_whether_training_attacks_is_asked_of_who_owns_the_attack(
+    plugins: Any, settings: dict[str, object], standard: bool
+) -> None:
+    assert resolve(plugins, [Layer("python", settings)]).standard == standard
+    assert advkit.plan(plugins, settings=settings)["standard"] == standard
+
+
+def test_cutmix_in_groups_of_one_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"^cutmix\.group = 1 mixes no image with another; give 2 or more, or 0"):
+        resolve("cutmix", [Layer("python", {}, {"cutmix": {"group": 1}})])
+    resolve("cutmix", [Layer("python", {}, {"cutmix": {"group": 2}})])
 
 
 def test_in_several_processes_their_settings_play_a_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,12 +251,16 @@ def test_the_held_out_images_are_not_of_the_training_split(trained: Path, tmp_pa
     assert set(of_run(trained).images("validation").index.tolist()) == held
 
 
-def test_standard_training_is_judged_at_its_last_checkpoint(tmp_path: Path) -> None:
+def test_standard_training_is_judged_at_its_last_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is attacked in training, so no epoch is the best under attack."""
     settings = {"data.limit": 60, "model.width": 2, "attack.steps": 0, "validation.steps": 1}
     advkit.train(settings=settings, epochs=2, out=tmp_path / "run")
     judged = [advkit.evaluate(tmp_path / "run", attacks="clean", checkpoint=name) for name in (None, "best")]
     assert [result.checkpoint for result in judged] == ["last", "best"] and judged[0].epoch == 1
+    capsys.readouterr()
+    for line in (["vulnerability", "--n", "2", "--attack", "pgd-1"], ["landscape", "--n", "1", "--points", "3"]):
+        assert command(["analyze", *line, str(tmp_path / "run"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["checkpoint"] == "last"
 
 
 def damage(progress: Path, how: str) -> None:

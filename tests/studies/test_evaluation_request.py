@@ -87,6 +87,16 @@ def test_attacks_that_are_none_are_refused(attacks: Any) -> None:
         advkit.evaluate(net(), DATA, attacks, eps=0.1)
 
 
+def test_one_attack_under_two_names_is_refused() -> None:
+    for attacks in ("pgd-2,pgd-2-linf", "pgd-2-linf,clean,pgd-2x1"):
+        with pytest.raises(
+            OptionError, match=r"^pgd-2\S* and pgd-2\S* are one attack in linf; leave one of them out\."
+        ):
+            advkit.evaluate(net(), DATA, attacks, eps=0.1)
+    both = "pgd-2,cw-2,pgd-2-l2"
+    assert len(advkit.evaluate(net(), DATA, both, eps={"linf": 0.1, "l2": 0.5}, n=4, audit=False).attacks) == 3
+
+
 @pytest.mark.parametrize("attacks", [[], "", (), " , "])
 def test_no_attack_is_refused(attacks: Any) -> None:
     with pytest.raises(OptionError, match="must name one or more attacks, each once"):

@@ -625,6 +625,48 @@ def test_without_a_budget_nothing_is_added(runs: Path) -> None:
     assert (clean == adversarial).all() and (difference == 128).all()
 
 
+def test_standard_training_is_called_so_and_judged_at_its_last_checkpoint(runs: Path) -> None:
+    tiny = ["attack.steps=0" if each == "attack.steps=2" else each for each in TINY]
+    assert advkit("train", *tiny, "--out", "standard").code == 0
+    page = page_of("standard", "plain", samples=1)
+    for number, checkpoint in ((1, "last"), (2, "best")):
+        assert f"eps 0.15, at the {checkpoint} checkpoint" in text(page.id(f"run-{number}-samples"))
+    head, standard, plain = rows(page, "comparison-runs", "What was trained")
+    told = [head.index(name) for name in ("plugins", "attacked in", "cost of a step")]
+    assert [standard[i] for i in told] == ["none (standard training)", "–", "1.00 x standard training"]
+    assert [plain[i] for i in told] == ["none (PGD-AT)", "linf 0.15", "1.00 x PGD-AT with 2 steps"]
+    shown = advkit("runs", "show", "standard").out
+    assert "none: standard training" in shown and "none: PGD-AT" in advkit("runs", "show", "plain").out
+    figures = [
+        json.loads(line)["mean_radius"] for line in (runs / "standard" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert figures == [0.0] * 3, "nothing is attacked"
+
+    def said(name: str) -> str:
+        return text(page_of(name, samples=0).within("run-1", "p")[1])
+
+    for name, judged, other in (("standard", "last", "best"), ("plain", "best", "last")):
+        judge(runs / name, "other", (PGD, range(90)), checkpoint=other, worst_case=half(110))
+        assert f"under pgd-20 (checkpoint {other}, test split" in said(name)
+        judge(runs / name, "judged", (PGD, range(100)), checkpoint=judged, worst_case=half(100))
+        assert said(name).startswith("Worst case 0.500") and "under pgd-20 (test split" in said(name)
+        trained_on = {"split": "train", "worst_case": half(300, 400)}
+        judge(runs / name, "train", (PGD, range(100)), n=400, checkpoint=judged, **trained_on)
+        assert said(name).startswith("Worst case 0.500") and "trained on" not in said(name), "of test images"
+        for one in ("other", "judged"):
+            shutil.rmtree(runs / name / "evaluations" / one)
+        assert said(name).startswith("Worst case 0.750")
+        assert said(name).endswith(" It was trained on these images: of others fewer may withstand.")
+    strange = {"eps": 0.1, "worst_case": half(100)}
+    for name, against in (("standard", False), ("plain", True)):
+        judge(runs / name, "judged", (PGD, range(100)), checkpoint=None, **strange)
+        assert ("It was trained against linf 0.15" in said(name)) == against
+
+
+def half(right: int, n: int = 200) -> dict[str, Any]:
+    return {"accuracy": right / n, "interval": wilson(right, n)}
+
+
 def test_no_samples_where_none_are_wanted(runs: Path) -> None:
     assert "run-1-samples" not in build(["plain"], 0).sections
 

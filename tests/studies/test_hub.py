@@ -19,6 +19,16 @@ from advkit.studies import export
 QUICK = {"data.limit": 40, "model.width": 2, "attack.steps": 1, "validation.steps": 1}
 
 
+def test_a_card_of_standard_training_names_no_attack(tmp_path: Path) -> None:
+    home = tmp_path / "run"
+    advkit.train(epochs=1, settings=QUICK | {"attack.steps": 0}, out=home)
+    advkit.evaluate(home, attacks="pgd-1", n=4, eps=1e-3, audit=False)
+    advkit.export(home, tmp_path / "net", hub=True)
+    card = (tmp_path / "net" / "README.md").read_text()
+    assert "(standard training) on images that\nnothing attacked.\nIt takes images in [0, 1]" in card
+    assert "PGD-AT" not in card and "rained against" not in card
+
+
 @pytest.mark.usefixtures("quick_audit")
 def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,12 +11,25 @@ from heard import Heard
 from torch import nn
 
 import advkit
-from advkit import AdvkitError, CheckpointError, OptionError
+from advkit import AdvkitError, AttackResult, Batch, CheckpointError, OptionError, Plugin, hookimpl
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
 from advkit.storage.run_folder import RunFolder
 from advkit_plugins.awp import Awp
 from advkit_plugins.lsiw import Lsiw
 
 TINY = {"data.limit": 40, "attack.steps": 1, "validation.steps": 1, "run.threads": 1, "run.epochs": 1}
+
+
+class OwnSteps(Plugin):
+    """An attack that has steps of its own."""
+
+    name = "own-steps"
+    replaces: ClassVar = {"inner_attack": ("attack.steps",)}
+
+    @hookimpl
+    def inner_attack(self, batch: Batch) -> AttackResult:
+        return AttackResult(batch.x)
 
 
 def own_net() -> nn.Module:
@@ -100,14 +114,20 @@ def test_images_held_out_now_that_the_first_run_was_trained_on_are_said(run: Pat
     assert "of the 4 images that are held out with 7 and 0.1: validation is optimistic" in heard.said[0]
 
 
-def test_standard_training_gives_its_last_weights(tmp_path: Path) -> None:
-    advkit.train(own_net(), settings=TINY | {"run.epochs": 2, "attack.steps": 0}, out=tmp_path / "run")
+def test_standard_training_gives_its_last_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TINY | {"run.epochs": 2, "attack.steps": 0}
+    advkit.train(own_net(), plugins="cutmix", settings=settings, out=tmp_path / "run")
     weights = {}
     for name in (None, "last", "best"):
         net = own_net()
         advkit.load_weights(net, tmp_path / "run", name)
         weights[name] = net.state_dict()["1.weight"]
     assert torch.equal(weights[None], weights["last"])
+    owned = resolve((OwnSteps,), [Layer("test", {"attack.steps": 0})])
+    monkeypatch.setattr("advkit.training.parts.resolve_folder", lambda folder: owned)
+    advkit.load_weights(net := own_net(), tmp_path / "run")
+    assert torch.equal(net.state_dict()["1.weight"], weights["best"]), "under an attack with steps of its own"
+    assert not torch.equal(weights["best"], weights["last"])
 
 
 def test_threads_are_the_callers_where_a_run_is_refused() -> None:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
-from .evaluate import BATCH_SIZE, DATA_ROOT, checked, own_options
+from .evaluate import BATCH_SIZE, CHECKPOINT, DATA_ROOT, checked, own_options
 from .main import PLACE, is_typed, print_json
 
 if TYPE_CHECKING:
     from ..studies.analysis import Study
     from ..studies.records import AnalysisRecord
 
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 ATTACK = ("attack", "eps", "step")
+LAST = click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["best", "last"]))
 
 
 @click.group("analyze")
@@ -29,12 +32,10 @@ def command() -> None:
     """
 
 
-def options(
-    n: str | None = None, checkpoint: str = "best", attacked: bool = True
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(n: str | None = None, checkpoint: Option = CHECKPOINT, attacked: bool = True) -> Option:
     """What the analyses share; those that look at some images take --split and --n, those that attack their attack."""
     shared = [
-        click.option("--checkpoint", default=checkpoint, show_default=True, type=click.Choice(["best", "last"])),
+        checkpoint,
         DATA_ROOT,
         BATCH_SIZE,
         click.option("--out", type=PLACE, metavar="DIR", help="Where the files go; RUN/analysis by default."),
@@ -135,7 +136,7 @@ def _unattacked(typed: dict[str, Any]) -> dict[str, Any]:
 
 
 @command.command("budget")
-@options(checkpoint="last", attacked=False)
+@options(checkpoint=LAST, attacked=False)
 def budget(as_json: bool, **typed: Any) -> None:
     """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
     _run(typed, as_json, lambda study: study.budget())

@@ -59,7 +59,7 @@ def show_plan(console: Any, plan: dict[str, Any], settings: bool = True, default
         facts.add_row("net beside", f"{name}: {source}; its forwards are auxiliary ones, and not in the cost")
     if plan["state"]:
         facts.add_row("state", ", ".join(f"{name}{_size(size)}" for name, size in plan["state_bytes"].items()))
-    if not (plan["settings"]["attack.eps"]["value"] and plan["settings"]["attack.steps"]["value"]):
+    if plan["standard"]:
         facts.add_row("attack", "none: this is standard training, judged at its last checkpoint")
     for caution in plan["cautions"]:
         facts.add_row(text("caution", "yellow"), caution)

@@ -87,6 +87,7 @@ def _summary(run: LoadedRun) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: every setting, every epoch.")
 def show(run: str, as_json: bool) -> None:
     """A run's settings, its best epoch and all finished epochs."""
+    from ..compose.replaced import without_plugins
     from ..studies.runs import load_run
 
     loaded = load_run(run)
@@ -99,7 +100,7 @@ def show(run: str, as_json: bool) -> None:
     state = "finished" if loaded.finished else "not finished"
     console.print(text(f"{run}  {len(loaded.history)} of {loaded.epochs} epochs, {state}", "bold"))
     table = table_of("setting", "value", wrap=("value",), header=False)
-    table.add_row("plugins", ", ".join(loaded.plugins) or "none: PGD-AT")
+    table.add_row("plugins", ", ".join(loaded.plugins) or f"none: {without_plugins(loaded.settings)}")
     for key in dict.fromkeys(("model.name", "data.name", "attack.norm", "attack.eps", *loaded.given)):
         value = loaded.settings.get(key)
         table.add_row(key, f"{value:.6g}" if isinstance(value, float) else str(value))

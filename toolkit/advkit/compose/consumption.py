@@ -98,9 +98,9 @@ def _labels(answers: Answers) -> list[str]:
 
 
 def _idle_attack(answers: Answers, steps: int) -> list[str]:
-    if steps or answers["inner_attack"]:
+    if steps or any("attack.steps" in one.plugin.replaces.get("inner_attack", ()) for one in answers["inner_attack"]):
         return []
-    for hook in ("attack_objective", "attack_start", "attack_step", "attack_move"):
+    for hook in ("inner_attack", "attack_objective", "attack_start", "attack_step", "attack_move"):
         for answer in answers[hook]:
             raise HookConflict(
                 f"Plugin {answer.plugin.name} answers {hook}, but attack.steps is 0, so there is no attack; "

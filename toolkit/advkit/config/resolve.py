@@ -13,6 +13,7 @@ from ..compose.composition import Composition
 from ..compose.declarations import build
 from ..compose.parts import WHOLE, refuse_parts
 from ..compose.registration import check
+from ..compose.replaced import standard
 from ..compose.stage import Setting
 from ..errors import OptionError, did_you_mean, named
 from ..net_arguments import arguments
@@ -83,6 +84,11 @@ class Resolved:
     @property
     def checkpoint(self) -> CheckpointSettings:
         return cast(CheckpointSettings, self.sections["checkpoint"])
+
+    @property
+    def standard(self) -> bool:
+        """Whether nothing is attacked in training; it is judged at its last checkpoint then, and else at its best."""
+        return standard(self.values(), self.composition)
 
     def with_files(self, files: Mapping[str, OwnFile]) -> Resolved:
         """A run, of which a person has now named what gives its net or its data; OptionError for what gives others."""

@@ -14,6 +14,7 @@ from ..ascent import NORMS
 from ..errors import OptionError, named, shown
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
 from ..evaluation.attacks.base import CAT_PACE
+from ..evaluation.attacks.gradient import Pgd
 from ..evaluation.results import BATCH
 from ..evaluation.verdicts import Radius
 from .inputs import amount, at_once, listed, pace, whole
@@ -90,6 +91,7 @@ class EvaluationRequest:
     def radii(self, net: Subject) -> dict[str, float]:
         """By norm, that of the net first."""
         norm = net.norm
+        self._refuse_twins(norm)
         given = self.eps if isinstance(self.eps, Mapping) else {} if self.eps is None else {norm: self.eps}
         if any(isinstance(eps, torch.Tensor) for eps in given.values()):
             raise OptionError(f"{net.name} is judged at one eps; pass a module for one of each image.")
@@ -102,7 +104,17 @@ class EvaluationRequest:
     def of_module(self, norm: str) -> dict[str, Radius]:
         """By norm, for a module that is judged in `norm`."""
         assert self.eps is not None
+        self._refuse_twins(norm)
         return dict(self.eps if isinstance(self.eps, Mapping) else {norm: self.eps}) | self._others(norm)
+
+    def _refuse_twins(self, norm: str) -> None:
+        """OptionError for an attack that is named twice, as pgd-5 and as pgd-5-linf where the norm is linf."""
+        known: dict[EvaluationAttack, str] = {}
+        for attack in self.attacks:
+            if isinstance(attack, Pgd):
+                first = known.setdefault(replace(attack, name="", norm=attack.norm or norm), attack.name)
+                if first != attack.name:
+                    raise OptionError(f"{first} and {attack.name} are one attack in {norm}; leave one of them out.")
 
     def _others(self, norm: str) -> dict[str, float]:
         """`by_norm`; OptionError for a norm in which nothing is judged."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from .. import __version__
+from ..compose.replaced import without_plugins
 from ..config import runfile
 from ..storage.files import there
 from .kept import is_of, kept, most_telling
@@ -26,8 +27,8 @@ tags:
 
 # {name}
 
-`{net}` for {count} classes of `{data}`, {shape}, trained with advkit {version} ({plugins}) against perturbations in
-{norm} of {eps}. It takes images in [0, 1]{normalised}. {licence}
+`{net}` for {count} classes of `{data}`, {shape}, trained with advkit {version} ({plugins}) {against}.
+It takes images in [0, 1]{normalised}. {licence}
 
 ## What it withstands
 
@@ -138,6 +139,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
     ]
     audit = read_or_told(run / "audit.json", AuditRecord) if there(run / "audit.json") else ""
     fits = isinstance(audit, AuditRecord) and audit.sha256_of_weights == record.sha256_of_weights
+    threat = "" if subject.resolved.standard else f"{record.norm} of {_eps(record.eps)}"
     tags = ("adversarial-robustness", "advkit", *record.plugins)
     return CARD.format(
         library="timm" if timms else "pytorch",
@@ -148,12 +150,11 @@ def card(subject: Subject, record: ExportRecord) -> str:
         data=record.data,
         shape=" x ".join(map(str, record.shape)),
         version=__version__,
-        plugins=", ".join(record.plugins) or "PGD-AT",
-        norm=record.norm,
-        eps=_eps(record.eps),
+        plugins=", ".join(record.plugins) or without_plugins(subject.resolved.values()),
+        against=f"against perturbations in\n{threat}" if threat else "on images that\nnothing attacked",
         normalised=", normalised by the numbers of config.json" if timms else "",
         licence=LICENCE,
-        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, str(run)),
+        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, str(run), threat),
         audit=_audited(audit if isinstance(audit, AuditRecord) and fits else None, str(run)),
         use=TIMM if timms else WEIGHTS if record.without_graph else GRAPH,
         notes="".join(f"\n- {note}." for note in record.notes) + ("\n" if record.notes else ""),
@@ -161,8 +162,8 @@ def card(subject: Subject, record: ExportRecord) -> str:
     )
 
 
-def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str) -> str:
-    """Of the first, which says most; the others in a line each."""
+def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str, threat: str) -> str:
+    """Of the first, which says most; the others in a line each. `threat`: what it was trained against, or ""."""
     command = f"`advkit evaluate {run} --attacks clean,autoattack`"
     if not judged:
         return f"Nothing is known of these weights: {command}, then export again."
@@ -184,7 +185,7 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str) ->
         said += ["", f"There is nothing to be robust: {chosen.hopeless}."]
     labelled = zip(chosen.labels, chosen.attacks, strict=True)
     said += [f"\n{label}: {note.removesuffix('.')}." for label, row in labelled for note in row.notes]
-    if not is_of(chosen, record.norm, record.eps):
+    if threat and not is_of(chosen, record.norm, record.eps):
         said += ["", f"Trained against {record.norm} {_eps(record.eps)}, where nothing is known of it yet: {command}."]
     said += [
         f"\nAlso evaluated: {one.judged_on}, worst case {worst.accuracy:.4f} at {norm} {_eps(one.eps or 0.0)} under "

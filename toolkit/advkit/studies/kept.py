@@ -37,15 +37,16 @@ def kept(run: Path) -> dict[str, Evaluation | str]:
 
 
 def most_telling(judged: Iterable[Evaluation], norm: object, eps: object) -> list[Evaluation]:
-    """First what says most of a run of that threat: of the same threat, with AutoAttack, of the most images, the worst.
+    """First what says most of a run of that threat: of test images, of that threat, with AutoAttack, of the most, the
+    worst.
 
     Evaluations without an attack come last.
     """
 
-    def rank(one: Evaluation) -> tuple[bool, bool, bool, int, float]:
+    def rank(one: Evaluation) -> tuple[bool, bool, bool, bool, int, float]:
         strong = any(row.name.startswith("autoattack") for row in one.attacks)
         worst = min((each.accuracy for each in one.worst.values()), default=1.0)
-        return not one.worst, not is_of(one, norm, eps), not strong, -one.n, worst
+        return not one.worst, one.split not in (None, "test"), not is_of(one, norm, eps), not strong, -one.n, worst
 
     return sorted(judged, key=rank)
 

@@ -122,11 +122,6 @@ class Subject:
         return known | ({"library": installed(builder.distribution)} if builder.distribution else {})
 
 
-def standard(resolved: Resolved) -> bool:
-    """Whether nothing is attacked in training, so that no epoch is the best under attack."""
-    return not (resolved.attack.eps and resolved.attack.steps)
-
-
 def of_run(
     path: Path,
     checkpoint: str | None = None,
@@ -146,7 +141,7 @@ def of_run(
     folder, place = RunFolder.open(path), os.stat(path)
     resolved = _without_gpu(resolve_folder(folder).with_files(files or {}))
     resolved = on_this_machine(resolved, PATIENCE if together else None)
-    checkpoint = checkpoint or ("last" if standard(resolved) else "best")
+    checkpoint = checkpoint or ("last" if resolved.standard else "best")
     passed = {"model.name": model, "data.name": splits}
     load_all({key: file for key, file in resolved.files.items() if passed[key] is None})
     if splits is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..arguments import checked
+from ..compose.replaced import standard
 from ..config.request import PASSED, registered
 from ..config.resolve import Resolved
 from ..data.base import Dataset, DataSource, Splits
@@ -34,6 +36,7 @@ from .compiled import without_wrapper
 from .meeting import join
 from .own_weights import refuse_given_before
 from .passed_net import told_apart
+from .same_run import resolve_folder
 
 
 @checked()
@@ -230,5 +233,8 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
 def judged_weights(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of the checkpoint of a run that is judged where none is named: "best", or "last" of standard
     training, of which no epoch is the best under attack."""
-    settings = folder.file().settings
-    return folder.load("best" if settings.get("attack.eps") != 0 and settings.get("attack.steps") != 0 else "last")
+    file, composition = folder.file(), None
+    if file.names and standard(file.settings):
+        with suppress(CheckpointError):  # whose plugins are not here
+            composition = resolve_folder(folder).composition
+    return folder.load("last" if standard(file.settings, composition) else "best")

@@ -77,6 +77,7 @@ def plan(
         "passes": {phase: passes.as_dict() for phase, passes in dearest.passes.items()},
         "relative_cost": round(dearest.cost / max(1, pgd_at_cost(resolved.attack.steps)), 4),
         "at_epochs": at_epochs(resolved),
+        "standard": resolved.standard,
         "stages": [
             {"from_epoch": epoch, "passes": {phase: passes.as_dict() for phase, passes in stage.passes.items()}}
             for epoch, stage in stages

@@ -124,6 +124,8 @@ class TrainingStep:
                 self.warn(caution)
             yield stage, updates, shift
             self.care.done(stage)
+        if not (self.attack.steps or stage.owner("inner_attack")):
+            known = {**known, "radius": 0 * known["radius"]}  # nothing was attacked
         self.report = self.ranks.of_all(Report.of(self.state, known, outcome, ratio, ledger), batch)
         self.seek(epoch, self.state.step + 1)
 
@@ -139,7 +141,6 @@ class TrainingStep:
                 batch = contract.mixed(owner.plugin.name, self.panel.ask(owner, {"batch": batch}))
             clean = network.judge("clean_logits", stage.attack_view, batch.x) if stage.attack_view else None
             known: dict[str, Any] = {"batch": batch, "clean_logits": clean}
-
             attacker = Attacker(stage, network, self.panel, contract)
             budget, scale = attacker.budget(known), attacker.scale(known)
             radius = budget.attack * scale.radius
@@ -150,7 +151,6 @@ class TrainingStep:
                 nothing_moves(self.model, "the attack", contract.values and not moves),
             ):
                 attack = attacker(known, scale)
-
             known |= {"attack": attack, "x_train": attack.x_adv, "success": None, "x_clean": batch.x}
             if self.composition.setting.clean_at_start:
                 known["x_clean"] = contract.start(self.composition.company.owner("inner_attack"), attack)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...compose.replaced import without_plugins
 from ...config.request import registered
 from ...evaluation.statistics import wilson
+from ...training.cost import cost_words
 from ...training.plan import plan
 from ..documents import number
 from . import charts
@@ -39,17 +41,17 @@ def _runs(sources: Sequence[Source]) -> Html:
     rows = []
     for source in sources:
         values, epochs = source.values, source.values.get("run.epochs")
-        cost = "–" if source.resolved is None else f"{plan(source.resolved, past=True)['relative_cost']:.2f}"
+        cost = "–" if source.resolved is None else cost_words(plan(source.resolved, past=True))
         seconds = [number((row.get("seconds") or {}).get("wall")) for row in source.history]
         known = [each for each in seconds if each is not None]
         link = tag("a", source.title, href=f"#{source.key}")
         rows.append(
             (
                 tag("span", charts.swatch(source.number - 1), link, class_="named"),
-                ", ".join(source.file.names) or "none (PGD-AT)",
+                ", ".join(source.file.names) or f"none ({without_plugins(values)})",
                 figure(values.get("data.name")),
                 figure(values.get("model.name")),
-                f"{figure(values.get('attack.norm'))} {figure(values.get('attack.eps'))}",
+                "–" if source.standard else f"{figure(values.get('attack.norm'))} {figure(values.get('attack.eps'))}",
                 figure(values.get("run.seed")),
                 f"{source.done} of {figure(epochs)}",
                 cost,
@@ -61,13 +63,13 @@ def _runs(sources: Sequence[Source]) -> Html:
         "plugins",
         "data",
         "model",
-        "norm, eps",
+        "attacked in",
         ">seed",
         ">epochs",
-        ">cost",
+        "cost of a step",
         ">seconds an epoch",
     )
-    return table("What was trained, and what it costs (1: PGD-AT with as many steps)", columns, rows)
+    return table("What was trained, and what it costs", columns, rows)
 
 
 def _warnings(sources: Sequence[Source]) -> list[Html]:

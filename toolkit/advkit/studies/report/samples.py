@@ -45,8 +45,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """`magnified`: by how much the differences are, around mid-grey."""
+    """`magnified`: by how much the differences are, around mid-grey; `checkpoint`: whose weights are attacked."""
 
+    checkpoint: str
     norm: str
     eps: float
     magnified: float
@@ -56,11 +57,13 @@ class Samples:
 
 
 def draw(source: Source, splits: Splits, count: int) -> Samples:
-    """The first `count` test images under PGD-20 on the cross-entropy, from x, step eps/5, at the best checkpoint.
+    """The first `count` test images under PGD-20 on the cross-entropy, from x, step eps/5.
 
-    On the CPU, whatever the run was trained on. Raises AdvkitError where weights or images are missing or do not fit.
+    At the checkpoint that is judged where none is named, on the CPU. Raises AdvkitError where
+    weights or images are missing or do not fit.
     """
-    resolved, tensors, state = source.resolved, *source.folder.load("best")
+    checkpoint = "last" if source.standard else "best"
+    resolved, tensors, state = source.resolved, *source.folder.load(checkpoint)
     if resolved is None:
         raise CheckpointError(source.unresolved)
     source.fingerprint = state.get("data")
@@ -102,7 +105,7 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
                 difference=png(0.5 + scale * change[index]),
             )
         )
-    return Samples(norm, eps, scale, tuple(rows), tuple(changes(source.folder, resolved, model)))
+    return Samples(checkpoint, norm, eps, scale, tuple(rows), tuple(changes(source.folder, resolved, model)))
 
 
 def _told(probabilities: Tensor, classes: tuple[str, ...]) -> tuple[str, float]:

@@ -255,10 +255,10 @@ def samples(source: Source, data: Data, count: int = SHOWN) -> Html:
     except AdvkitError as error:
         source.without_pictures.append(f"No sample pictures: {error}")
         return paragraph("No pictures: ", sentences(str(error)), kind="missing")
-    bound = f"{found.norm}, eps {figure(found.eps)}"
+    how = f"{found.norm}, eps {figure(found.eps)}, at the {found.checkpoint} checkpoint"
     lead = (
         f"The first {len(found.rows)} test images, as they come: PGD-{STEPS} on the cross-entropy from the image, step "
-        f"eps/5, {bound}, at the best checkpoint. Differences are magnified {found.magnified:.3g} times; grey is none."
+        f"eps/5, {how}. Differences are magnified {found.magnified:.3g} times; grey is none."
     )
     figures = []
     for row in found.rows:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import own_file
+from ...compose.replaced import standard
 from ...config.layer import Layer
 from ...config.request import MODEL, PASSED
 from ...config.resolve import Resolved, resolve
@@ -115,9 +116,13 @@ class Source:
         """Every setting and option, {"attack.eps": 0.15, "cat-eps.eta": 0.0239}."""
         if self.resolved is not None:
             return self.resolved.values()
-        layer = self.file
-        options = {f"{name}.{key}": value for name, each in layer.options.items() for key, value in each.items()}
-        return {**layer.settings, **options}
+        own = self.file.options
+        return {**self.file.settings, **{f"{name}.{key}": v for name, each in own.items() for key, v in each.items()}}
+
+    @property
+    def standard(self) -> bool:
+        """Whether nothing was attacked in training: `last` is judged then where no checkpoint is named, else `best`."""
+        return self.resolved.standard if self.resolved else standard(self.values)
 
     @cached_property
     def origins(self) -> dict[str, str]:
@@ -132,9 +137,8 @@ class Source:
         # What other defaults are fractions of.
         scales = ("attack.eps", "run.epochs", "optimizer.schedule", "optimizer.milestones")
         try:
-            bare = resolve(chosen, [Layer("given", named)], no_companion=declined)
-            scaled = {**named, **{key: values[key] for key in scales}}
-            guesses = [bare, resolve(chosen, [Layer("given", scaled)], no_companion=declined)]
+            given = [Layer("given", each) for each in (named, {**named, **{key: values[key] for key in scales}})]
+            guesses = [resolve(chosen, [each], no_companion=declined) for each in given]
         except AdvkitError:
             return {}
         found: dict[str, str] = {}
@@ -178,16 +182,14 @@ class Source:
     @cached_property
     def audit(self) -> AuditRecord | str | None:
         """None where there is none; a sentence where it is damaged."""
-        file = self.folder.path / "audit.json"
-        return read_or_told(file, AuditRecord) if there(file) else None
+        return read_or_told(file, AuditRecord) if there(file := self.folder.path / "audit.json") else None
 
     @cached_property
     def analyses(self) -> list[Analysis]:
         """By file name, the vector picture where there are two."""
         folder, kinds = self.folder.path / "analysis", {".json", *(f".{kind}" for kind in PICTURES)}
         names = {file.stem for file in entries(folder) if file.suffix in kinds}
-        found = (_analysis(folder, name) for name in sorted(names))
-        return [each for each in found if each.kind in ANALYSES]
+        return [each for name in sorted(names) if (each := _analysis(folder, name)).kind in ANALYSES]
 
     def curve(self, kind: str) -> list[tuple[float, float]]:
         """(epoch from 1, value) of `loss`, `train_adversarial_accuracy`, ... or `validation KIND`, where known."""
@@ -272,8 +274,7 @@ def _named(validation: object, kind: str) -> list[str]:
 
 
 def _analysis(folder: Path, name: str) -> Analysis:
-    record = AnalysisRecord()
-    problems = []
+    record, problems = AnalysisRecord(), list[str]()
     try:
         record = AnalysisRecord.read(folder / f"{name}.json")
     except OptionError as error:

@@ -10,7 +10,7 @@ from .sources import Source
 
 
 def verdict(source: Source) -> Html:
-    """Of the evaluation that says most: at the run's eps, with AutoAttack, then of the most images, then the worst."""
+    """Of the evaluation that says most: of test images, at the run's eps, with AutoAttack, of the most, the worst."""
     judged = [
         one
         for one in source.evaluations.values()
@@ -23,6 +23,8 @@ def verdict(source: Source) -> Html:
     norm = found.norm if found.norm in found.worst else next(iter(found.worst))
     worst = found.worst[norm]
     attacks = [row.name for row in found.attacks if row.name != "clean"]
+    other = found.checkpoint not in (None, "last" if source.standard else "best")
+    where = f"checkpoint {found.checkpoint}, {found.judged_on}" if other else found.judged_on
     audited, audit = alarms(source), source.audit
     whole = audit if isinstance(audit, AuditRecord) and not source.outdated(audit) else None
     nothing = found.hopeless or (whole and whole.hopeless)
@@ -34,14 +36,15 @@ def verdict(source: Source) -> Html:
         said = ["; audit: no alarm" if found.audit or whole else "; not audited"]
     content = [
         tag("strong", f"Worst case {share(worst.accuracy)}"),
-        f" ({span(worst.interval)}) within {norm} {figure(found.eps)} under {', '.join(attacks)} ({found.judged_on})",
+        f" ({span(worst.interval)}) within {norm} {figure(found.eps)} under {', '.join(attacks)} ({where})",
         *said,
         "." if _strong(found) else ". AutoAttack was not among the attacks, so the truth may be lower.",
         " The checkpoint was chosen on the test split: the figure is optimistic."
         if found.selected_on == "test"
         else "",
+        " It was trained on these images: of others fewer may withstand." if found.split == "train" else "",
         ""
-        if is_of(found, *threat)
+        if source.standard or is_of(found, *threat)
         else f" It was trained against {threat[0]} {figure(threat[1])}, where nothing is known.",
     ]
     return paragraph(*content, kind="caution" if audited or nothing else "verdict")
