@@ -72,10 +72,10 @@ def count(rank: int, port: int, into: str) -> None:
             eps=EPS,
             settings={"attack.steps": 10, **settings},
         )
-        for number, (x, y, index) in enumerate(noise(BATCH, 3, 32, count=3)):
-            tally |= {"calls": 0, "bytes": 0}  # the first steps look at more than the others do
+        for x, y, index in noise(BATCH, 3, 32, count=3):
+            tally |= {"calls": 0, "bytes": 0}  # the first steps of an epoch look at more than the others do
             own = slice(rank, None, 2)
-            step(x[own], y[own], index[own], epoch=number)
+            step(x[own], y[own], index[own], epoch=0)
         counts[case] = {**tally, "cost": step.composition.at(0).cost}
     if not rank:
         parameters = sum(value.numel() for value in model.parameters())
