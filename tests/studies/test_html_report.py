@@ -651,12 +651,16 @@ def test_standard_training_is_called_so_and_judged_at_its_last_checkpoint(runs: 
         judge(runs / name, "judged", (PGD, range(100)), checkpoint=judged, worst_case=half(100))
         assert said(name).startswith("Worst case 0.500") and "under pgd-20 (test split" in said(name)
         trained_on = {"split": "train", "worst_case": half(300, 400)}
+        judge(runs / name, "both", (PGD, range(10)), n=50, checkpoint=judged)
         judge(runs / name, "train", (PGD, range(100)), n=400, checkpoint=judged, **trained_on)
         assert said(name).startswith("Worst case 0.500") and "trained on" not in said(name), "of test images"
         for one in ("other", "judged"):
             shutil.rmtree(runs / name / "evaluations" / one)
         assert said(name).startswith("Worst case 0.750")
         assert said(name).endswith(" It was trained on these images: of others fewer may withstand.")
+    page = page_of("standard", "plain", samples=0)
+    (chart,) = page.within("comparison-accuracy", "figcaption")
+    assert "digits test, n = 50, checkpoint best, of standard training last, the most that runs 1, 2" in text(chart)
     strange = {"eps": 0.1, "worst_case": half(100)}
     for name, against in (("standard", False), ("plain", True)):
         judge(runs / name, "judged", (PGD, range(100)), checkpoint=None, **strange)

@@ -76,7 +76,7 @@ def accuracies(sources: Sequence[Source]) -> Html:
     parts: list[Html] = []
     problems: list[str] = []
     groups = _groups(sources, problems)
-    shared = _shared(groups)
+    shared = _shared(groups, _judged(sources))
     tables = {}
     names = Counter(map(str, groups))
     for images in sorted(groups, key=lambda one: (one != shared, -one.n, one)):
@@ -160,7 +160,9 @@ def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Grou
                 problems.append(f"An evaluation of run {source.number} at n = {found.n} is left out: it is {why}.")
                 continue
             data = found.dataset or str(source.values.get("data.name"))
-            images = Images(data, found.split or "", found.n, found.checkpoint or "", source.split_of(name, found))
+            judged = found.checkpoint == ("last" if source.standard else "best")
+            checkpoint = _judged(sources) if judged else found.checkpoint or ""
+            images = Images(data, found.split or "", found.n, checkpoint, source.split_of(name, found))
             group = groups.setdefault(images, {})
             for row in found.attacks:
                 norm, step = (row.norm or found.norm, number(row.step_size) or 0.0) if row.eps else ("", 0.0)
@@ -183,10 +185,15 @@ def _weights(source: Source) -> list[str | None]:
     return [each.weights for each in source.evaluations.values() if isinstance(each, Evaluation)]
 
 
-def _shared(groups: Mapping[Images, Group]) -> Images | None:
-    """The test images that most runs share at the best checkpoint, of two such the more."""
+def _judged(sources: Sequence[Source]) -> str:
+    """The checkpoint that is judged where none is named, of all runs in one word."""
+    return "best, of standard training last" if any(source.standard for source in sources) else "best"
+
+
+def _shared(groups: Mapping[Images, Group], judged: str) -> Images | None:
+    """The test images that most runs share at the checkpoint that is `judged`, of two such the more."""
     counts = {images: len(set().union(*group.values())) for images, group in groups.items()}
-    several = [one for one in groups if counts[one] > 1 and one.split == "test" and one.checkpoint == "best"]
+    several = [one for one in groups if counts[one] > 1 and one.split == "test" and one.checkpoint == judged]
     return max(several, key=lambda one: (counts[one], one.n, one), default=None)
 
 
