@@ -549,6 +549,18 @@ def test_the_record_counts_whichever_step_a_link_names(tmp_path: Path, name: str
     assert [step.name for step in out.parent.iterdir()] == [out.name]
 
 
+def test_the_record_is_the_same_in_whichever_order_it_was_written(tmp_path: Path) -> None:
+    """A file system lists the links in any order: one that is read back would be written anew."""
+    records = []
+    for order in (("last", "best"), ("best", "last"), ("last", "best", "last")):
+        folder = tmp_path / "-".join(order)
+        step = cp.save(folder, 1, {}, {})
+        for name in order:
+            cp.point(folder, name, step)
+        records.append((folder / "names.json").read_bytes())
+    assert len({*records}) == 1
+
+
 @pytest.mark.parametrize("name", ["last", "step-00000001", "../in/best", ""])
 def test_what_is_no_link_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     cp.point(tmp_path / "in", "best", save(tmp_path / "in", 1))

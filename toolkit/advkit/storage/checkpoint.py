@@ -1,7 +1,7 @@
 """Checkpoints that survive kills, full disks and bit rot: a flat dict of tensors and a JSON state.
 
     folder/step-00000400/{tensors.safetensors, state.json, manifest.json}
-    folder/names.json             {"last": "step-00000400", "best": "step-00000360"}
+    folder/names.json             {"best": "step-00000360", "last": "step-00000400"}
     folder/last -> step-00000400  the same as links, where the file system has them
 
 A step is written under a hidden name, fsynced, then renamed: at every instant a `step-*` folder is complete.
@@ -146,7 +146,8 @@ def point(folder: Path, name: str, target: Path) -> None:
     named = {link: Path(step).name for link, step in _linked(folder).items() if folder / step in known}
     with files.past_damage():
         named |= _recorded(folder)
-    files.write_atomic(folder / NAMES, _encode({**named, name: target.name}))
+    ordered = dict(sorted({**named, name: target.name}.items()))  # links are listed in any order
+    files.write_atomic(folder / NAMES, _encode(ordered))
     files.link(folder / name, target.name, {TENSORS, STATE, MANIFEST})
 
 
