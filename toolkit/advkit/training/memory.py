@@ -44,11 +44,11 @@ class Memory:
         """
         if self._x is None or any(isinstance(module, ScriptModule) for module in self.model.modules()):
             return ""
+        kept = self._before.changed()
+        if not kept:
+            return ""
         with by_itself(self.model, self._computing), eagerly(self.model):
             now = self._learning(self._x)
-            kept = self._before.changed()
-            if not kept:
-                return ""
             self._before.put_back()
             lost = sorted(self._learning(self._x) - now)
         if not lost:
