@@ -15,7 +15,7 @@ from ..hookspec import Rule
 from ..plugin import Budgets, Company, Costs, Order, Plugin
 from ..types import Passes
 from .consumption import unconsumed
-from .declarations import declared, steady
+from .declarations import declared, stated
 from .registration import HOOKS, register
 from .stage import Answer, Setting, Stage, stage
 
@@ -48,7 +48,7 @@ class Composition:
                 )
             if spec.rule is Rule.CHAIN:
                 self.answers[hook] = self._chained(hook)
-        self._changing = [answer for held in self.answers.values() for answer in held if not answer.steady]
+        self._changing = [answer for held in self.answers.values() for answer in held if answer.own]
         self._stages, self._by_epoch = dict[tuple[object, ...], Stage](), dict[int, Stage]()
         self._refuse_loose_orders()
         self.cautions = unconsumed(self.answers, setting.attack.steps)
@@ -81,9 +81,7 @@ class Composition:
     def _loss_views(self, plugin: str) -> frozenset[str]:
         every = [answer for answers in self.answers.values() for answer in answers]
         own = [answer for answer in every if answer.plugin.name == plugin and answer.spec.phase == "update"]
-        return frozenset(
-            view for a in own for epoch in ([0] if a.steady else self._epochs) for view in a.demands(epoch)
-        )
+        return frozenset(view for a in own for epoch in (self._epochs if a.own else [0]) for view in a.demands(epoch))
 
     def always(self, *hooks: str) -> bool:
         """Whether in every epoch one of these hooks is answered."""
@@ -105,7 +103,8 @@ class Composition:
     def _at(self, epoch: int) -> Stage:
         if not self._changing and self._stages:
             return next(iter(self._stages.values()))
-        off = {a.key for a in self._changing if not declared(a.plugin, "active", a.hook, epoch)}
+        asked = (answer for answer in self._changing if "active" in answer.own)
+        off = {a.key for a in asked if not declared(a.plugin, "active", a.hook, epoch)}
         active = {hook: tuple(a for a in held if a.key not in off) for hook, held in self.answers.items()}
         terms = {"base_loss", *(answer.plugin.name for answer in active["extra_regularizer"])}
         active["instance_weight"] = tuple(
@@ -113,11 +112,7 @@ class Composition:
         )
         # With one forward for each call, by which passes of one's own that change with the epoch are told apart.
         costs = Costs(self.setting.attack.steps, Passes(1), Passes(1), epoch)
-        signature = tuple(
-            a.key if a.steady else (*a.key, a.demands(epoch), a.detached(epoch), a.passes(costs))
-            for answers in active.values()
-            for a in answers
-        )
+        signature = tuple(answer.of_epoch(epoch, costs) for answers in active.values() for answer in answers)
         if signature not in self._stages:
             self._stages[signature] = stage(epoch, active, self.setting)
         return self._stages[signature]
@@ -135,7 +130,7 @@ class Composition:
 
     def _collect(self, manager: Any, hook: str) -> tuple[Answer, ...]:
         answers = (
-            Answer(HOOKS[hook], own.plugin, own.function, tuple(own.argnames), steady(own.plugin))
+            Answer(HOOKS[hook], own.plugin, own.function, tuple(own.argnames), stated(own.plugin))
             for own in getattr(manager.hook, hook).get_hookimpls()
         )
         return tuple(sorted(answers, key=lambda answer: answer.plugin.name))

@@ -119,9 +119,9 @@ def by_default(plugin: Plugin, name: str) -> bool:
     return getattr(type(plugin), name) is getattr(Plugin, name) and name not in vars(plugin)
 
 
-def steady(plugin: Plugin) -> bool:
-    """Whether it is the same in every epoch, as it leaves all that may change to `Plugin`."""
-    return all(by_default(plugin, name) for name in ("active", "demands", "detached", "passes"))
+def stated(plugin: Plugin) -> frozenset[str]:
+    """What of that which may change with the epoch it does not leave to `Plugin`."""
+    return frozenset(name for name in ("active", "demands", "detached", "passes") if not by_default(plugin, name))
 
 
 def declared(plugin: Plugin, name: str, *arguments: object) -> Any:

@@ -22,8 +22,8 @@ class Answer:
     plugin: Plugin
     function: Callable[..., Any]
     arguments: tuple[str, ...]
-    steady: bool
-    """Whether what it demands and costs is the same in every epoch."""
+    own: frozenset[str] = frozenset()
+    """What may change with the epoch, as the plugin says it itself: of active, demands, detached, passes."""
 
     @property
     def hook(self) -> str:
@@ -38,6 +38,11 @@ class Answer:
         place = known["run"]._state.place
         with blamed(f"in plugin {self.plugin.name}, hook {self.hook}, {place}"):
             return self.function(**{name: known[name] for name in self.arguments})
+
+    def of_epoch(self, epoch: int, costs: Costs) -> tuple[object, ...]:
+        """What tells the stages of two epochs apart where it is active."""
+        asked = {"demands": epoch, "detached": epoch, "passes": costs}
+        return *self.key, *(getattr(self, name)(asked[name]) for name in asked if name in self.own)
 
     def demands(self, epoch: int) -> frozenset[str]:
         """The demanding arguments it needs in this epoch."""
