@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 import advkit
+from advkit.cli.compare import show
 from advkit.cli.main import run as command
 from advkit.evaluation.soundness import BY_BATCH, BY_CALL
 from advkit.evaluation.statistics import image_interval
@@ -82,6 +83,11 @@ def test_python_compares_and_exports_as_the_commands_do(
     first = comparison["runs"][0]
     assert first["attacks"][1]["name"] == "pgd-3" and comparison.runs[0].alarms is not None
     assert first["audit"][0]["name"] == comparison.runs[0].audit[0].name
+    show(comparison)
+    assert " pgd-3 " in (as_run := capsys.readouterr().out) and "linf)" not in as_run
+    show(comparison.model_copy(update={"norm": "l2"}))  # as where its attacks are of another norm than the runs
+    shown = capsys.readouterr().out
+    assert "pgd-3 (0.03137 linf)" in shown and "worst case (" not in shown
     best = comparison.runs[0].model_copy(update={"epoch": 1})
     for epoch, shown in ((1, ["best = last"]), (2, ["best", "last"])):
         last = best.model_copy(update={"checkpoint": "last", "epoch": epoch})

@@ -21,6 +21,7 @@ import torch
 
 import advkit
 from advkit.cli.display import bar
+from advkit.cli.evaluate import show
 from advkit.cli.main import run as command
 from advkit.data.base import Dataset
 from advkit.evaluation.attacks import Square
@@ -518,6 +519,15 @@ def test_the_worst_case_is_of_one_norm() -> None:
     assert {norm: row["accuracy"] for norm, row in found["worst_case_by_norm"].items()} == {"linf": 0.5, "l2": 0.25}
     assert summary([clean, l2], "linf")["worst_case"] is None  # nobody attacked in linf
     assert summary([clean], "linf")["worst_case"] is None
+
+
+def test_an_eps_of_another_norm_is_shown_with_that_norm(capsys: pytest.CaptureFixture[str]) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    for own, other in (("l2", "linf"), ("linf", "l2")):
+        eps = {own: 0.25, other: 0.125}
+        show(advkit.evaluate(net, _digits(10), f"pgd-1,pgd-1-{other}", eps=eps, norm=own, audit=False))
+        shown = capsys.readouterr().out
+        assert f"0.125 {other} " in shown and f"0.25 {own}" not in shown and f"0.125 {own}" not in shown
 
 
 def test_suspect_compares_like_with_like() -> None:

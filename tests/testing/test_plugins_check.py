@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advkit import Plugin, hookimpl, registry
+from advkit import Batch, Plugin, hookimpl, registry
 from advkit.cli.main import run
 from advkit.errors import blamed
 from advkit.testing import CHECKS, Finding, Subject, drawn, subject
@@ -136,3 +136,47 @@ def test_a_neighbour_that_is_broken_is_set_aside(check: str) -> None:
     examined.others = [Global, registry.load("plugin", "trades")]
     found = CHECKS[check].outcome(examined)
     assert (found.state, found.said) == ("holds", "without global, broken alone")
+
+
+class Misspelt(Plugin):
+    """Marks a hook that there is not."""
+
+    name = "misspelt"
+
+    @hookimpl
+    def target_labels(self, target: Tensor) -> Tensor:
+        return target
+
+
+class Halved(Plugin):
+    """Runs beside lsiw alone."""
+
+    name = "halved"
+    terms = ("lsiw",)
+
+    @hookimpl
+    def instance_weight(self, batch: Batch, adv_logits: Tensor) -> Tensor:
+        return torch.where(adv_logits.argmax(1) == batch.y, 0.5, 1.0).to(adv_logits.dtype)
+
+
+@pytest.fixture
+def beside_a_misspelt_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = registry.load
+    monkeypatch.setattr(registry, "names", lambda group: ("misspelt", "label-smoothing", "lsiw"))
+    monkeypatch.setattr(registry, "load", lambda group, name: Misspelt if name == "misspelt" else load(group, name))
+
+
+@pytest.mark.usefixtures("beside_a_misspelt_one")
+@pytest.mark.parametrize("check", ["order", "pairs"])
+def test_a_neighbour_that_no_run_can_have_is_set_aside(check: str) -> None:
+    found = CHECKS[check].outcome(Subject.of("label-smoothing"))
+    assert (found.state, found.said) == ("holds", "without misspelt, broken alone")
+
+
+@pytest.mark.usefixtures("beside_a_misspelt_one")
+def test_company_is_not_looked_for_among_those_that_no_run_can_have() -> None:
+    examined = Subject.of(Halved)
+    assert [plugin.name for plugin in examined.company] == ["halved", "lsiw"]
+    assert CHECKS["registration"].outcome(examined).state == "holds"
+    found = CHECKS["registration"].outcome(Subject.of(Misspelt))  # the control: its own failure is one
+    assert found.state == "fails" and "Did you mean target_label?" in found.said

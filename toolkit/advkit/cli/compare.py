@@ -10,7 +10,7 @@ from .evaluate import DATA_ROOT, checked, evaluation_options, own_options
 from .main import PLACE, print_json
 
 if TYPE_CHECKING:
-    from ..studies.paired_records import Comparison, Difference
+    from ..studies.paired_records import ComparedAccuracy, Comparison, Difference
 
 
 @click.command("compare")
@@ -51,14 +51,18 @@ def show(comparison: Comparison) -> None:
     gaps: dict[str, dict[str, Difference | None]] = {
         run.run: {**{row.name: row for row in run.attacks}, WORST: run.worst_case} for run in comparison.best_minus_last
     }
+    own = (None, comparison.norm)
     rows = [*comparison.rows()]
     for run in rows:
         name, which = run.run, f"{run.checkpoint} (epoch {(run.epoch or 0) + 1})"
-        attacks = [(row.name, row) for row in run.attacks]
-        for attack, row in [*attacks, *([(WORST, run.worst_case)] if run.worst_case else [])]:
+        named: list[tuple[str, str, ComparedAccuracy]] = [
+            (row.name, "" if row.eps is None or row.norm in own else f" ({row.eps:.4g} {row.norm})", row)
+            for row in run.attacks
+        ]
+        for attack, ball, row in [*named, *([(WORST, "", run.worst_case)] if run.worst_case else [])]:
             low, high = row.interval
             gap = gaps[run.run][attack] if run.checkpoint == "last" else None
-            cells = (attack, f"{row.accuracy:.3f}", f"{low:.3f} to {high:.3f}")
+            cells = (attack + ball, f"{row.accuracy:.3f}", f"{low:.3f} to {high:.3f}")
             table.add_row(text(name), which, *cells, _signed(row.to_first), _signed(gap))
             name = which = ""
     console.print(table)

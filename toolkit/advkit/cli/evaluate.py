@@ -183,7 +183,7 @@ def show(result: Evaluation) -> None:
     console.print(plain(f"{result.run}  {where}{result.judged_on}, {result.norm}"))
     table = table_of("attack", ">eps", ">step", ">accuracy", "95 % interval", ">passes an image", ">s")
     for row in result.attacks:
-        eps = "" if row.eps is None else f"{row.eps:.4g}" + (" l2" if row.norm != result.norm else "")
+        eps = "" if row.eps is None else f"{row.eps:.4g}" + ("" if row.norm in (None, result.norm) else f" {row.norm}")
         step = f"{row.step_size:.4g}" if isinstance(row.step_size, float) else row.step_size or ""
         passes = sum((row.passes or {}).values())
         table.add_row(*_cells(row.name, eps, step, row), f"{passes:.0f}", f"{row.seconds or 0:.1f}")

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .. import registry
-from ..compose.registration import HOOKS, hooks_of
+from ..compose.registration import HOOKS, check, hooks_of
 from ..config.layer import Layer
 from ..config.resolve import Resolved, resolve
 from ..errors import AdvkitError, HookConflict, OptionError, PluginLoad
@@ -38,16 +38,26 @@ def refusal(chosen: Sequence[Choice], options: Options = NONE) -> str:
     return ""
 
 
-def installed(but: str = "") -> list[type[Plugin]]:
-    """All installed plugins that can be imported, but one."""
-    classes = []
+def installed(but: str = "") -> tuple[list[type[Plugin]], list[type[Plugin]]]:
+    """All installed plugins that can be imported, but one: those that can be registered, and those that can not."""
+    classes: tuple[list[type[Plugin]], list[type[Plugin]]] = ([], [])
     for name in registry.names("plugin"):
         if name != but:
             try:
-                classes.append(registry.load("plugin", name))
+                plugin = registry.load("plugin", name)
             except PluginLoad:
                 continue  # broken, claimed twice or not allowed: somebody else's failure
+            classes[not registers(plugin)].append(plugin)
     return classes
+
+
+def registers(plugin: type[Plugin]) -> bool:
+    """Whether its hooks are such that a run can have it."""
+    try:
+        check(plugin)
+    except AdvkitError:
+        return False
+    return True
 
 
 def alone(plugin: Choice, others: Sequence[Choice], refused: Refusal = refusal) -> tuple[Any, ...]:

@@ -9,11 +9,11 @@ from functools import cached_property, wraps
 from typing import Any, Literal
 
 from .. import registry
-from ..compose.registration import HOOKS, check as registered, hooks_of
+from ..compose.registration import HOOKS, hooks_of
 from ..errors import AdvkitError, HookContract, NoTemporaryFiles, blamed, blames, says, without_temporary_files
 from ..options import validate
 from ..plugin import Plugin
-from .company import Choice, Options, alone, installed, refusal
+from .company import Choice, Options, alone, installed, refusal, registers
 from .small import Trained, needs_the_loop, trained
 
 _HOOK = re.compile(r"(?:the contract of|, hook) (\w+)")
@@ -46,7 +46,7 @@ class Subject:
     neutral: Mapping[str, object] | None = None
     """Those under which it does nothing; None where nobody has said."""
     set_aside: list[type[Plugin]] = field(default_factory=list)
-    """Installed plugins that fail by themselves, where they stood in the way."""
+    """Installed plugins that no run can have; and that fail by themselves, where they stood in the way."""
     presupposed: dict[str, str] = field(default_factory=dict)  # by check, how it ended
 
     @classmethod
@@ -98,18 +98,16 @@ class Subject:
 
     @cached_property
     def others(self) -> list[type[Plugin]]:
-        """The installed plugins but itself."""
-        return installed(but=self.name)
+        """The installed plugins but itself, and but those that no run can have, which are set aside."""
+        sound, self.set_aside = installed(but=self.name)
+        return sound
 
     @cached_property
     def company(self) -> tuple[Any, ...]:
         """The smallest set with it that runs; NotRun where it can not be registered."""
-        try:
-            registered(self.plugin)
-        except AdvkitError:
-            raise NotRun("check_registration fails") from None
-        chosen = alone(self.plugin, (), self.refused) if not self.refused((self.plugin,)) else None
-        return chosen or alone(self.plugin, self.others, self.refused)
+        if not registers(self.plugin):
+            raise NotRun("check_registration fails")
+        return (self.plugin,) if not self.refused((self.plugin,)) else alone(self.plugin, self.others, self.refused)
 
     def among_the_sound(self, work: Callable[[], None]) -> None:
         """`work` beside others; where it fails, once more without those of them who are broken, which are set aside."""
@@ -118,10 +116,11 @@ class Subject:
         except NotRun:
             raise
         except Exception:
-            self.set_aside = [other for other in self.others if isinstance(Subject.of(other).plain, Exception)]
-            if not self.set_aside:
+            broken = [other for other in self.others if isinstance(Subject.of(other).plain, Exception)]
+            if not broken:
                 raise
-            self.others = [other for other in self.others if other not in self.set_aside]
+            self.set_aside += broken
+            self.others = [other for other in self.others if other not in broken]
             work()
 
     def refused(self, chosen: tuple[Any, ...]) -> str:
