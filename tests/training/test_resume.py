@@ -750,7 +750,8 @@ def test_an_edited_run_file_is_refused_with_the_difference(stopped: Path) -> Non
     file = stopped / "run.toml"
     file.write_text(file.read_text().replace("epochs = 2", "epochs = 4"))
     ran = resume(stopped)
-    sentence = "run.toml is not that of the checkpoint: run.epochs: 2 in the run, 4 now. Restore it."
+    sentence = "run.toml is not that of the checkpoint: run.epochs: 2 in the run, 4 now. Restore it; if "
+    sentence += "nobody has edited it, resume with the advkit that wrote it."
     assert ran == (2, "", f"Error: {sentence}\n")
 
 

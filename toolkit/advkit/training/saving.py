@@ -142,7 +142,10 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
     if state["data"] != trainer.splits.train.fingerprint():
         raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
     if changes := runfile.difference(state["run"], runfile.dump(trainer.resolved)):
-        raise ResumeMismatch(f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it.")
+        raise ResumeMismatch(
+            f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it; if nobody has edited it, "
+            "resume with the advkit that wrote it."
+        )
     if trainer.passed and known.net:
         trainer.passed.refuse_other_form(known.net, trainer.progress.warn)
     _refuse_without_modules(trainer, tensors)
