@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -27,6 +28,7 @@ from advkit import (
     hookimpl,
 )
 from advkit.errors import Stopped
+from advkit.optimizers import OptimizerSettings
 from advkit.storage.run_folder import RunFolder
 from advkit.testing.runs import _StopAfter as StopAfter
 from advkit.testing.small import batches, copies, pictures, same, step_of, tiny_net
@@ -114,6 +116,39 @@ def test_the_weights_one_step_ahead() -> None:
                 own -= 0.1 * now.grad
             torch.testing.assert_close(plugin.tried, before.eval()(x), rtol=0, atol=1e-12)
     assert not torch.equal(plugin.tried, learner(x))
+
+
+def clipping(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.05)
+
+
+@pytest.mark.parametrize("limit", [0.05, 1e9])
+def test_a_step_ahead_is_clipped_as_the_step_is(limit: float) -> None:
+    learner, plugin = model(), twin()
+    optimizer = OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.0, clip_norm=limit).build(learner)
+    step = advkit.Step(learner, optimizer, [plugin], num_samples=16, eps=0.1, settings=WATCHED)
+    for number in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # no caution: it is known how the step clips
+            visit(step, number)
+        clipped = nn.utils.get_total_norm([p.grad for p in learner.parameters() if p.grad is not None])
+        assert (float(clipped) < 0.0501) == (limit < 1)
+        with torch.no_grad():
+            reached = deepcopy(learner).eval()(batches(torch.float64)[number][0])
+        torch.testing.assert_close(plugin.tried, reached, rtol=0, atol=1e-12)
+
+
+def test_who_looks_ahead_without_a_hook_of_the_optimizer_is_named_once() -> None:
+    learner, plugin = model(), twin()
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(clipping)
+    step = advkit.Step(learner, optimizer, [plugin], num_samples=16, eps=0.1, settings=WATCHED)
+    said = r"^Plugin twin looks a step ahead without what the optimizer calls before its step \(clipping\)\. "
+    with pytest.warns(UserWarning, match=said):
+        visit(step, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        visit(step, 1, 2)
 
 
 def test_its_passes_are_apart_and_at_the_steps_that_are_planned() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from math import isfinite
 from typing import Any
@@ -112,7 +113,7 @@ class OptimizerSettings(RateSettings):
         """Over the parameters of the model that ask for a gradient; clipping is part of its step."""
         optimizer = FIT[self.name](self._groups(model), **self.arguments)
         if self.clip_norm:
-            optimizer.register_step_pre_hook(lambda own, *_: _clip(own, self.clip_norm))
+            optimizer.register_step_pre_hook(Clip(self.clip_norm))
         return optimizer
 
     def keeps(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
@@ -152,9 +153,25 @@ def norms_and_biases(model: nn.Module) -> set[str]:
     }
 
 
-def _clip(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    """Without a synchronisation: what is not finite was refused before."""
-    nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), norm)
+@dataclass(frozen=True)
+class Clip:
+    """The hook of `optimizer.clip_norm`, without a synchronisation: what is not finite was refused before."""
+
+    norm: float
+
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self.scale(p for group in optimizer.param_groups for p in group["params"])
+
+    def scale(self, tensors: Iterable[Tensor]) -> None:
+        """Scale the `.grad` of all tensors together down to the norm."""
+        nn.utils.clip_grad_norm_(tensors, self.norm)
+
+
+def before_step(optimizer: torch.optim.Optimizer) -> tuple[list[Clip], list[str]]:
+    """The hooks that run before a step: those of `optimizer.clip_norm`, and the names of all others."""
+    hooks = vars(optimizer).get("_optimizer_step_pre_hooks", {}).values()  # optimizers that wrap another may have none
+    others = [getattr(hook, "__name__", type(hook).__name__) for hook in hooks if not isinstance(hook, Clip)]
+    return [hook for hook in hooks if isinstance(hook, Clip)], others
 
 
 def _is_extra(key: str) -> bool:

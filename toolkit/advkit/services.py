@@ -157,8 +157,9 @@ class Services:
     def ahead(self) -> AbstractContextManager[None]:
         """A scope, in `observe_update`, in which run.probe and run.logits are at theta - lr g: a trial step.
 
-        g is the gradient of the step's loss, lr the optimizer's rate; momentum and weight decay are left out. Of
-        several processes each runs its share of the batch, and all get the whole.
+        g is the gradient of the step's loss, scaled down to optimizer.clip_norm where that is set; lr is the
+        optimizer's rate. Momentum, weight decay and what a loop of one's own does to gradients are left out. Of several
+        processes each runs its share of the batch, and all get the whole.
         """
         return self._trial("looks a step ahead").ahead(self._plugin)
 

@@ -102,6 +102,12 @@ def _today(key: str, value: object) -> object:
     return OF_0_1_0.get(key, {}).get(value, value) if isinstance(value, bool) else value
 
 
+def _as_today(run: Mapping[str, object]) -> dict[str, object]:
+    """All values as they are called now; 0.1.0 limited data to as many of each class, always."""
+    balance = {"data.balance": True} if run.get("data.limit") else {}
+    return balance | {key: _today(key, value) for key, value in run.items()}
+
+
 def _names(table: Mapping[str, Any], name: str, key: str) -> tuple[str, ...]:
     value = table[key]
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
@@ -145,10 +151,9 @@ def dump(resolved: Resolved) -> str:
 def difference(stored: str, now: str) -> list[str]:
     """What two dumps disagree on: ["run.epochs: 3 in the run, 4 now"]."""
     try:
-        before, after = _flat(tomllib.loads(stored)), _flat(tomllib.loads(now))
+        before, after = (_as_today(_flat(tomllib.loads(each))) for each in (stored, now))
     except ValueError:
         return ["what is stored is no run file"]
-    before = {key: _today(key, value) for key, value in before.items()}
     return [
         f"{key.removeprefix('options.')}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})

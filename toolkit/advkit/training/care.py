@@ -16,6 +16,7 @@ from ..explained import calling
 from ..hidden import Counts, Generators, unregistered
 from ..modes import traced
 from ..modules import mode
+from ..optimizers import before_step
 from ..types import Batch
 from .announced import refuse_changed
 from .given import at_rest, first_logits, idle, refuse_strangers, refuse_stray_values, unlearnt
@@ -161,8 +162,8 @@ class Care:
         known: Mapping[str, Any],
         tried: Mapping[str, Mapping[str, Tensor]],
         updates: Sequence[Update],
-    ) -> None:
-        """OptionError where plugins have `tried` weights, by plugin, and were not shown the net that has these.
+    ) -> list[str]:
+        """Cautions on who has `tried` weights, by plugin. OptionError where they were not shown the net that has these.
 
         HookContract where one has written into a batch of the `updates`.
 
@@ -170,7 +171,14 @@ class Care:
         """
         for update in updates:
             update.contract.lent.refuse_written()
+        cautions, (_, hooks) = list[str](), before_step(self.optimizer)
         for plugin, at in tried.items() if len(known["batch"].x) else ():
+            if hooks and not any(name == plugin for _, name in self._tried):
+                cautions.append(
+                    f"Plugin {plugin} looks a step ahead without what the optimizer calls before its step "
+                    f"({', '.join(hooks)}). If that changes gradients, as clipping does, {plugin} judges weights that "
+                    "the run does not reach: leave one of them out, or clip by optimizer.clip_norm in advkit.train."
+                )
             if (id(stage), plugin) not in self._tried or self._again:
                 shift = {name: at[name] - p.detach() for name, p in self.model.named_parameters() if name in at}
                 who = f"the plugin {plugin}, which looks a step ahead"
@@ -179,6 +187,7 @@ class Care:
                     target = known["target"].expand(len(x), -1)
                     refuse_other_weights(self.model, x, target, shift, self.computing, who)
                 self._tried.add((id(stage), plugin))
+        return cautions
 
     @contextmanager
     def updating(self, stage: Stage, warn: Callable[[str], None]) -> Iterator[None]:

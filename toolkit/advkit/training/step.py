@@ -115,12 +115,12 @@ class TrainingStep:
             with torch.no_grad(), trying(self.state, updates[0].network, self.optimizer, batch, self.ranks) as tried:
                 for answer in due(stage, self.state.step):
                     self.panel.ask_of_all(answer, batch, {**known, **outcome.logits})
-                self.care.ahead(stage, known, tried, updates)
+                looked = self.care.ahead(stage, known, tried, updates)
             ratio = shift_ratio(shift, self.model) if shift else None  # while theta is what v was made for
             if careful:
                 as_declared(stage, self.state.step, ledger.passes(), self.panel.runs)
             self.ranks.as_first([*self.model.buffers()])
-            for caution in self.care.cautions(stage, known, outcome.logits, {**updates[0].asked, **shift}):
+            for caution in looked + self.care.cautions(stage, known, outcome.logits, {**updates[0].asked, **shift}):
                 self.warn(caution)
             yield stage, updates, shift
             self.care.done(stage)

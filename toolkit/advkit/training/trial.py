@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..compose.stage import Answer, Stage
 from ..errors import HookContract, OptionError
+from ..optimizers import before_step
 from ..run import RunState
 from ..types import AttackResult, Batch
 from .ledger import Ledger
@@ -67,11 +68,9 @@ class Trial:
                 f"Plugin {plugin} looks a step ahead, and {type(self.optimizer).__name__} has no lr in its groups; "
                 "take another optimizer, or leave the plugin out."
             )
-        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        at = stepped(self.optimizer)
         self.network.at = self.tried[plugin] = {
-            name: p.detach() - rates[id(p)] * p.grad
-            for name, p in self.network.params.items()
-            if p.grad is not None and id(p) in rates
+            name: at[id(p)] for name, p in self.network.params.items() if id(p) in at
         }
         try:
             with answering(self.state, Shared(self.state, self.network, self.batch)):
@@ -91,6 +90,18 @@ class Trial:
         net.learn(self.network, x, loss, rows, self.batch)
         self.network.ledger.auxiliary("update", name, plugin)
         self.network.ledger.backward("update", "auxiliary_backward")
+
+
+def stepped(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
+    """theta - lr g by the id of each parameter that has a gradient; g is clipped as the step will clip it."""
+    rates = [(p, group["lr"]) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    twins = [p.detach() for p, _ in rates]  # of the same memory, with gradients of their own
+    clips, _ = before_step(optimizer)
+    for twin, (p, _) in zip(twins, rates, strict=True):
+        twin.grad = p.grad.clone() if clips else p.grad
+    for clip in clips:
+        clip.scale(twins)
+    return {id(p): twin - rate * twin.grad for twin, (p, rate) in zip(twins, rates, strict=True)}
 
 
 def due(stage: Stage, step: int) -> list[Answer]:
