@@ -22,12 +22,21 @@ EPS = 0.15
 class Adversarial(Trainer):
     """Inputs are `pixel_values` in [0, 1], `labels` and `index`, the numbers of the samples; the model gives logits."""
 
-    def __init__(self, model: nn.Module, plugins: str, args: TrainingArguments, train_dataset: Any) -> None:
+    def __init__(
+        self, model: nn.Module, plugins: str, data: advkit.Dataset, args: TrainingArguments, train_dataset: Any
+    ) -> None:
         super().__init__(model=model, args=args, train_dataset=train_dataset)
         # No optimizer: the update is the Trainer's. Plugins are refused here, with a sentence, or train as declared.
-        settings = {"run.epochs": int(args.num_train_epochs)}
         self.attacked = advkit.Step(
-            model, None, plugins, num_samples=len(train_dataset), eps=EPS, settings=settings, seed=args.seed
+            model,
+            None,
+            plugins,
+            num_samples=len(train_dataset),
+            num_classes=len(data.classes),
+            image_shape=data.shape,
+            eps=EPS,
+            settings={"run.epochs": int(args.num_train_epochs)},
+            seed=args.seed,
         )
         self.add_callback(Updated(self.attacked))
 
@@ -37,7 +46,7 @@ class Adversarial(Trainer):
 
 
 class Updated(TrainerCallback):
-    """Tells plugins that wait for updates, such as averages of the weights."""
+    """Tells plugins of your own that wait for updates (after_update)."""
 
     def __init__(self, attacked: advkit.Step) -> None:
         self.attacked = attacked
@@ -78,7 +87,7 @@ def main() -> None:
         samples = [
             {"pixel_values": x, "labels": y, "index": n} for n, (x, y) in enumerate(zip(images, labels, strict=True))
         ]
-        trained = Adversarial(net, chosen.plugins, arguments, samples).train()
+        trained = Adversarial(net, chosen.plugins, splits.train, arguments, samples).train()
     print(f"loss {trained.training_loss:.3f}")
     judged = advkit.evaluate(net, splits.test, ("clean", "pgd-10"), eps=EPS, n=200, audit=False)
     print("  ".join(f"{attack.name} {attack.accuracy:.3f}" for attack in judged.attacks))

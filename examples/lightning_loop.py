@@ -22,12 +22,21 @@ EPS = 0.15
 class Adversarial(lightning.LightningModule):
     """A net from images in [0, 1] to logits; batches are images, labels and the numbers of the samples."""
 
-    def __init__(self, net: nn.Module, plugins: str, num_samples: int, epochs: int) -> None:
+    def __init__(self, net: nn.Module, plugins: str, data: advkit.Dataset, epochs: int) -> None:
         super().__init__()
         self.net = net
         # No optimizer: the update is Lightning's. Plugins are refused here, with a sentence, or train as declared.
-        settings = {"run.epochs": epochs}
-        self.attacked = advkit.Step(net, None, plugins, num_samples=num_samples, eps=EPS, settings=settings, seed=0)
+        self.attacked = advkit.Step(
+            net,
+            None,
+            plugins,
+            num_samples=len(data.labels),
+            num_classes=len(data.classes),
+            image_shape=data.shape,
+            eps=EPS,
+            settings={"run.epochs": epochs},
+            seed=0,
+        )
 
     def training_step(self, batch: list[Tensor], number: int) -> Tensor:
         x, y, index = batch
@@ -37,7 +46,7 @@ class Adversarial(lightning.LightningModule):
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
-        self.attacked.updated()  # for plugins that wait for updates, such as averages of the weights
+        self.attacked.updated()  # for plugins of your own that wait for updates (after_update)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["advkit"] = self.attacked.state_dict()
@@ -76,7 +85,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = Adversarial(net, chosen.plugins, len(labels), chosen.epochs)
+    module = Adversarial(net, chosen.plugins, splits.train, chosen.epochs)
     trainer.fit(module, DataLoader(samples, batch_size=64, shuffle=True))
     print(f"loss {float(trainer.callback_metrics['loss']):.3f}")
     judged = advkit.evaluate(net, splits.test, ("clean", "pgd-10"), eps=EPS, n=200, audit=False)

@@ -42,6 +42,8 @@ step = advkit.Step(
     optimizer,
     [name for name in chosen.plugins.split(",") if name],
     num_samples=len(labels),  # per-sample state, such as CAT's budgets, has so many rows
+    num_classes=len(splits.train.classes),  # and with the shape of an image, that of other state, such as LAS-AT's net
+    image_shape=splits.train.shape,
     eps=EPS,
     settings={"run.epochs": chosen.epochs},
     seed=0,

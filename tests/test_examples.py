@@ -211,6 +211,10 @@ def imported(script: str, monkeypatch: pytest.MonkeyPatch, **stubs: SimpleNamesp
     return module
 
 
+OF_CLASSES = ("ikl", "te")
+"""Plugins that keep state of the size of the classes, whose number the loop has to tell them."""
+
+
 def a_net(tiny_net: Callable[..., nn.Module]) -> tuple[nn.Module, torch.optim.Optimizer]:
     net = tiny_net(batch_norm=True)
     return net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -238,7 +242,8 @@ def test_lightnings_loop_takes_the_steps_of_a_plain_one(
     module = imported("lightning_loop", monkeypatch, lightning=SimpleNamespace(LightningModule=Module))
     x, y, index = tiny_batch(6)
     net, optimizer = a_net(tiny_net)
-    loop = module.Adversarial(net, "awp,cat-eps", 6, 2)
+    data = SimpleNamespace(labels=y, classes=("a", "b", "c"), shape=x.shape[1:])
+    loop = module.Adversarial(net, "awp,cat-eps", data, 2)
     batches = list(index.split(3))
     for loop.current_epoch in range(2):
         for number, part in enumerate(batches):
@@ -252,9 +257,11 @@ def test_lightnings_loop_takes_the_steps_of_a_plain_one(
     assert same_weights(net, plainly(tiny_net, batches, x, y))
     checkpoint: dict[str, Any] = {}
     loop.on_save_checkpoint(checkpoint)
-    again = module.Adversarial(a_net(tiny_net)[0], "awp,cat-eps", 6, 2)
+    again = module.Adversarial(a_net(tiny_net)[0], "awp,cat-eps", data, 2)
     again.on_load_checkpoint(checkpoint)
     assert again.attacked.state_dict().keys() == checkpoint["advkit"].keys() != set()
+    for plugin in OF_CLASSES:
+        assert module.Adversarial(a_net(tiny_net)[0], plugin, data, 4).attacked.state.image_shape == (2, 4, 4)
 
 
 def test_hugging_faces_trainer_takes_the_steps_of_a_plain_one(
@@ -272,7 +279,15 @@ def test_hugging_faces_trainer_takes_the_steps_of_a_plain_one(
     x, y, index = tiny_batch(6)
     net, optimizer = a_net(tiny_net)
     arguments = SimpleNamespace(num_train_epochs=2.0, seed=0)
-    trainer = module.Adversarial(net, "awp,cat-eps", arguments, range(6))
+    data = SimpleNamespace(classes=("a", "b", "c"), shape=x.shape[1:])
+    trainer = module.Adversarial(net, "awp,cat-eps", data, arguments, range(6))
+    for plugin in OF_CLASSES:
+        long = SimpleNamespace(num_train_epochs=4.0, seed=0)
+        assert module.Adversarial(a_net(tiny_net)[0], plugin, data, long, range(6)).attacked.state.image_shape == (
+            2,
+            4,
+            4,
+        )
     batches = list(index.split(3))
     for epoch in range(2):
         for number, part in enumerate(batches):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 import advkit
-from advkit import OptionError, Plugin, PluginOptions, option
+from advkit import OptionError, Plugin, PluginOptions, Schedule, option
 from advkit.cli.main import run as command
 from advkit.cli.signals import duration
 from advkit.config.layer import chosen
@@ -32,6 +34,67 @@ def test_numbers_of_arrays_are_settings_and_options(tenth: Any) -> None:
     values = {key: entry["value"] for key, entry in planned["settings"].items()}
     for key in ("optimizer.lr", "cat-eps.eta", "attack.eps"):
         assert type(values[key]) is float and values[key] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("exact", [Fraction(8, 255), Decimal("0.0625")])
+def test_fractions_are_numbers_wherever_numbers_are(exact: Any) -> None:
+    net, number = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), float(exact)
+    data = (torch.full((4, 1, 2, 2), 0.5), torch.arange(4) % 2)
+    own = {"cat-eps": {"eta": exact}, "lsiw": {"lam": [[0, exact], [1, 2 * exact]]}}
+    planned = advkit.plan("cat-eps,lsiw", settings={"optimizer.lr": exact}, options=own)
+    values = {key: entry["value"] for key, entry in planned["settings"].items()}
+    assert all(type(values[key]) is float for key in ("optimizer.lr", "cat-eps.eta"))
+    assert (values["optimizer.lr"], values["lsiw.lam"]) == (number, [[0, number], [1, 2 * number]])
+    both = advkit.plan(eps=exact, settings={"attack.eps": str(exact)})["settings"]["attack.eps"]
+    assert both["value"] == advkit.Step(net, None, num_samples=4, eps=exact).state.attack.eps == number
+    judged = advkit.evaluate(net, data, "pgd-1,pgd-1-l2", eps=exact, eps_l2=exact, audit=False)
+    assert [row.eps for row in judged.attacks] == [number, number]
+    advkit.evaluate(net, data, "pgd-1", eps=[exact] * 4, audit=False)
+    with pytest.raises(OptionError, match=r"^run\.epochs = .* must be a valid integer"):
+        advkit.plan(settings={"run.epochs": exact})
+
+
+@pytest.mark.parametrize("beyond", [Fraction(1, 10**400), Fraction(10**400), Decimal("sNaN"), Decimal("Infinity")])
+def test_what_no_float_holds_is_refused(beyond: Any) -> None:
+    net, data = torch.nn.Flatten(), (torch.rand(2, 1, 1, 2), torch.arange(2))
+    for ask in (
+        lambda: advkit.plan(eps=beyond),
+        lambda: advkit.plan("lsiw", options={"lsiw": {"lam": beyond}}),
+        lambda: advkit.evaluate(net, data, "pgd-1", eps=beyond),
+        lambda: advkit.evaluate(net, data, "pgd-1", eps=[beyond, Fraction(10**400)]),
+    ):
+        with pytest.raises(OptionError):
+            ask()
+
+
+@pytest.mark.parametrize("rows", [[[0, 0.5], [2, 1.0]], [[0, 0.25]]])
+def test_a_schedule_may_be_an_array(rows: list[list[float]]) -> None:
+    expected = Schedule(rows)
+    for given in (
+        np.array(rows),
+        torch.tensor(rows),
+        torch.tensor(rows, requires_grad=True),
+        tuple(map(np.array, rows)),
+    ):
+        assert Schedule(given) == expected  # type: ignore[arg-type]
+        lam = advkit.plan("lsiw", options={"lsiw": {"lam": given}})["settings"]["lsiw.lam"]["value"]
+        assert lam == expected.plain()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (np.array([[0.5, 1]]), "has an epoch that is not a whole number"),
+        (np.array([0, 1]), "is not a number or a list"),
+        (torch.zeros(1, 2, device="meta"), "has a value that is not a number"),
+        (torch.eye(2).to_sparse(), "has a value that is not a number"),
+    ],
+)
+def test_an_array_that_is_no_schedule(wrong: Any, said: str) -> None:
+    with pytest.raises(OptionError, match=rf"^lsiw\.lam = .* {said}"):
+        advkit.plan("lsiw", options={"lsiw": {"lam": wrong}})
+    with pytest.raises(OptionError, match=r"^optimizer\.milestones = "):
+        advkit.plan(settings={"optimizer.milestones": wrong})
 
 
 def test_switches_of_numpy_are_settings_and_options_of_ones_own() -> None:

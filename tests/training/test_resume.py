@@ -755,6 +755,17 @@ def test_an_edited_run_file_is_refused_with_the_difference(stopped: Path) -> Non
     assert ran == (2, "", f"Error: {sentence}\n")
 
 
+def test_another_data_set_is_no_finished_run(copy: Path, tmp_path: Path) -> None:
+    """Though a finished run needs no data, and so none has to be there."""
+    file = copy / "run.toml"
+    digits, elsewhere = file.read_text(), f'root = "{tmp_path}/none"'
+    file.write_text(digits.replace('name = "digits"', 'name = "fashion-mnist"').replace('root = ""', elsewhere, 1))
+    said = "run.toml is not that of the checkpoint: data.name: 'digits' in the run, 'fashion-mnist' now. Restore it."
+    assert resume(copy) == (2, "", f"Error: {said}\n")
+    file.write_text(digits)
+    assert resume(copy).code == 0
+
+
 def test_other_images_are_refused(own: Path, splits: Splits, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(own, tmp_path / "run", symlinks=True))
     old = splits.train

@@ -147,10 +147,11 @@ def _decay(number: int, info: ValidationInfo) -> int:
 def _points(value: object, info: ValidationInfo | None) -> tuple[tuple[int, float], ...]:
     """Pairs of epoch and value, from a number or a list of pairs; texts are numbers with an `info`. Or ValueError."""
     points = []
-    for pair in value if isinstance(value, list | tuple) else [[0, value]]:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
+    for pair in value if isinstance(value := listed(value), list) else [[0, value]]:
+        if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError("is not a number or a list of [epoch, value] pairs")
-        start, number = plain(pair[0]), plain(pair[1] if info is None else _number(pair[1], info))
+        start, number = pair[0], pair[1] if info is None else _number(pair[1], info)
+        start = int(start) if isinstance(start, float) and start.is_integer() else start  # an array has one type
         if isinstance(start, bool) or not isinstance(start, int):
             raise ValueError("has an epoch that is not a whole number")
         if isinstance(number, bool) or not isinstance(number, int | float):

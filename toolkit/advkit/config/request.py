@@ -19,6 +19,7 @@ from ..errors import OptionError, PluginLoad, named, shown, spoken
 from ..optimizers import KNOWN, OptimizerSettings
 from ..options import parse_number
 from ..own_file import OwnFile
+from ..plain import plain
 from ..plugin import Plugin
 from ..settings import DataSettings, known_setting
 from . import recipes, runfile
@@ -178,7 +179,7 @@ def merged(
 def _plain(value: object) -> object:
     """One value for all spellings of it, such as 8/255 and 0.0313..."""
     try:
-        return parse_number(value) if isinstance(value, str) else value
+        return parse_number(value) if isinstance(value, str) else plain(value)
     except ValueError:
         return value
 

@@ -17,6 +17,7 @@ from ..evaluation.attacks.base import CAT_PACE
 from ..evaluation.attacks.gradient import Pgd
 from ..evaluation.results import BATCH
 from ..evaluation.verdicts import Radius
+from ..plain import plain
 from .inputs import amount, at_once, listed, pace, whole
 from .subject import Subject
 
@@ -142,10 +143,10 @@ def _radius(given: object) -> Radius | Mapping[str, Radius]:
         return {norm: one for norm, eps in given.items() if isinstance(one := _radius(eps), float | torch.Tensor)}
     if isinstance(given, torch.Tensor | np.ndarray | list | tuple) and np.ndim(given):
         try:
-            radii = torch.as_tensor(given, dtype=torch.float64)
+            radii = torch.as_tensor(plain(given), dtype=torch.float64)
             radii.sum().item()  # of a meta tensor there is none
             return radii
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             raise OptionError("eps must be a number, or one for each image: a tensor, an array or a list.") from None
     return amount("eps", given)  # type: ignore[arg-type]  # which refuses whatever else it is
 

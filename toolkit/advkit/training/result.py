@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config.resolve import Resolved
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, put_weights, under
+from .same_run import refuse_other_file
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,15 @@ def ended(path: Path, stopped: str) -> str:
 
 
 def finished(folder: RunFolder, resolved: Resolved) -> str:
-    """`ended` of the run in a folder; "" where something is left to do, or no checkpoint is intact."""
+    """`ended` of the run in a folder; "" where something is left to do, or no checkpoint is intact.
+
+    Raises ResumeMismatch where the checkpoint is of another run, which then may need what is not here.
+    """
     known = folder.known()
-    if known is None or not (known.position.stopped or known.position.epoch >= resolved.run.epochs):
+    if known is None:
+        return ""
+    refuse_other_file(known.run, resolved)
+    if not (known.position.stopped or known.position.epoch >= resolved.run.epochs):
         return ""
     return ended(folder.path, known.position.stopped)
 

@@ -66,6 +66,15 @@ def refuse_difference(stored: Resolved, wanted: Resolved) -> None:
     refuse_changes(runfile.difference(runfile.dump(stored), runfile.dump(wanted)))
 
 
+def refuse_other_file(trained: str, now: Resolved) -> None:
+    """ResumeMismatch for a run.toml that says another run than a checkpoint does."""
+    if changes := runfile.difference(trained, runfile.dump(now)):
+        raise ResumeMismatch(
+            f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it; if nobody has edited it, "
+            "resume with the advkit that wrote it."
+        )
+
+
 def refuse_other_plugins(stored: Sequence[str], wanted: Sequence[str]) -> None:
     if list(stored) != list(wanted):
         raise ResumeMismatch(

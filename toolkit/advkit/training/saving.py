@@ -18,6 +18,7 @@ from ..run import RunState
 from ..services import SHA256
 from ..storage import checkpoint, schema
 from ..storage.weights import EVALUATED, METER, MODEL, OPTIMIZER, SAMPLES, TENSORS, prefixed, put_weights, under
+from .same_run import refuse_other_file
 from .stored import refuse_moved
 from .undo import became_broken
 
@@ -141,11 +142,7 @@ def restore(trainer: Trainer, tensors: Mapping[str, Tensor], state: Mapping[str,
     known = schema.state_of(state)
     if state["data"] != trainer.splits.train.fingerprint():
         raise ResumeMismatch("The training images differ from those the run was started with; restore them.")
-    if changes := runfile.difference(state["run"], runfile.dump(trainer.resolved)):
-        raise ResumeMismatch(
-            f"run.toml is not that of the checkpoint: {'; '.join(changes)}. Restore it; if nobody has edited it, "
-            "resume with the advkit that wrote it."
-        )
+    refuse_other_file(state["run"], trainer.resolved)
     if trainer.passed and known.net:
         trainer.passed.refuse_other_form(known.net, trainer.progress.warn)
     _refuse_without_modules(trainer, tensors)
