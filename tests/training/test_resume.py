@@ -760,7 +760,8 @@ def test_another_data_set_is_no_finished_run(copy: Path, tmp_path: Path) -> None
     file = copy / "run.toml"
     digits, elsewhere = file.read_text(), f'root = "{tmp_path}/none"'
     file.write_text(digits.replace('name = "digits"', 'name = "fashion-mnist"').replace('root = ""', elsewhere, 1))
-    said = "run.toml is not that of the checkpoint: data.name: 'digits' in the run, 'fashion-mnist' now. Restore it."
+    said = "run.toml is not that of the checkpoint: data.name: 'digits' in the run, 'fashion-mnist' now. Restore it; "
+    said += "if nobody has edited it, resume with the advkit that wrote it."
     assert resume(copy) == (2, "", f"Error: {said}\n")
     file.write_text(digits)
     assert resume(copy).code == 0
