@@ -1,6 +1,6 @@
 # make demo         installs into .venv, trains cat-eps,dirichlet-ls,lsiw on the embedded digits, evaluates
 # make quick        the tests that take no seconds each: about four minutes on two cores
-# make test         all tests but the soak: about six minutes on two cores
+# make test         all tests but the soak: about seven minutes on two cores
 # make test K=word  those whose name, file or parameters have the word (pytest -k)
 # make soak         long repetitions of the reliability tests: hours
 # make check        ruff and mypy; make fix mends what ruff can

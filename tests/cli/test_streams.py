@@ -20,7 +20,7 @@ import pytest
 from advkit.cli import display
 from advkit.cli.display import stdout, table_of, text
 from advkit.cli.main import cli, echo, print_json, run
-from advkit.cli.streams import escaped
+from advkit.escapes import escaped
 
 TINY = ["--limit", "60", "--epochs", "2", "--set", "model.width=2", "--set", "attack.steps=1"]
 TINY += ["--set", "validation.steps=1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from advkit.config.resolve import Resolved, resolve
 from advkit.config.runfile import dump
 from advkit.errors import Caution
 from advkit.studies import ablation
+from advkit.studies.sweep import cells
 
 FILE = """
 plugins = ["lsiw", "cat-eps"]
@@ -397,3 +399,23 @@ def test_settings_of_checkpoints_are_said_to_play_no_part_without_a_folder(tmp_p
     with pytest.warns(Caution, match="^checkpoint.keep plays no part without out, since no checkpoint is written$"):
         advkit.train(settings=tiny, epochs=1)
     advkit.train(settings=tiny, epochs=1, out=tmp_path / "run")
+
+
+def test_a_run_file_that_leaves_nothing_of_a_recipe_is_refused_beside_it(tmp_path: Path) -> None:
+    whole, part = tmp_path / "run.toml", tmp_path / "part.toml"
+    whole.write_text(dump(resolve("lsiw", [])))
+    part.write_text("format = 1\n[run]\nseed = 7\n")
+    with pytest.raises(OptionError, match=r"run\.toml replaces all of the recipe trades-mini, which would change noth"):
+        advkit.plan(recipe="trades-mini", config=whole)
+    both = Request.of(Layer("test"), "trades-mini", part)
+    assert both.plugins == ("trades",) and Resolved.of(both).run.seed == 7
+
+
+def test_the_seed_of_a_run_file_gives_way_to_the_seeds_of_a_study(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('format = 1\nplugins = ["lsiw"]\n[run]\nseed = 7\n')
+    request = Request.of(Layer("test"), config=file)
+    study = Mock()
+    ablation.ablate_request(request, [0, 1], study)
+    for found in (study.table.call_args.args[0], cells(request, {"lsiw.lam": [0.1, 0.2]}, [0, 1])):
+        assert [one.run.seed for one in found[0].resolved.values()] == [0, 1]

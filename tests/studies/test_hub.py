@@ -23,8 +23,15 @@ def test_a_card_of_standard_training_names_no_attack(tmp_path: Path) -> None:
     home = tmp_path / "run"
     advkit.train(epochs=1, settings=QUICK | {"attack.steps": 0}, out=home)
     advkit.evaluate(home, attacks="pgd-1", n=4, eps=1e-3, audit=False)
+    known = json.loads((home / "environment.json").read_text())
+    (home / "environment.json").write_text(json.dumps(known | {"notes": ["\x1b[2Jhi\n# Robust\n<b>"]}))
+    home = home.rename(tmp_path / "run\x1b[2J\n# Robust")
+    advkit.export(home, tmp_path / "plain")
     advkit.export(home, tmp_path / "net", hub=True)
-    card = (tmp_path / "net" / "README.md").read_text()
+    card, readme = ((tmp_path / name).read_text() for name in ("net/README.md", "plain/README.txt"))
+    for text in (card, readme):
+        assert "\x1b" not in text and "\n# Robust" not in text and "\n- \\x1b[2Jhi\\n# Robust\\n" in text
+    assert "<b>" not in card and "\n# run\\x1b[2J\\n# Robust\n" in card
     assert "(standard training) on images that\nnothing attacked.\nIt takes images in [0, 1]" in card
     assert "PGD-AT" not in card and "rained against" not in card
 

@@ -17,8 +17,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import Stopped
+from ..escapes import escaped
 from .signals import Signals
-from .streams import data_stream, escaped
+from .streams import data_stream
 
 if TYPE_CHECKING:
     from ..training.loop import Trainer

@@ -25,12 +25,13 @@ from ..errors import (
     says,
     without_temporary_files,
 )
+from ..escapes import escaped, one_line
 from ..explained import place
 from ..registry import points
 from ..torchrun import rank, several
 from .repeated import refuse_repeated
 from .signals import AtOnce, over
-from .streams import aside, data_stream, escaped, reopen_closed, usable
+from .streams import aside, data_stream, reopen_closed, usable
 
 
 class Group(click.Group):
@@ -200,8 +201,7 @@ def _complain(sentence: str, code: int) -> int:
     if rank() and code in (75, 130):  # as the first process says
         return code
     prefix = "" if code in (75, 130) else f"Error in process {rank()}: " if rank() else "Error: "
-    one_line = escaped(sentence).replace("\n", "\\n")
-    print(f"{prefix}{one_line}", file=sys.stderr, flush=True)
+    print(f"{prefix}{one_line(sentence)}", file=sys.stderr, flush=True)
     return code
 
 

@@ -15,13 +15,6 @@ from ..errors import AdvkitError
 _DATA: ContextVar[TextIO | None] = ContextVar("data_stream", default=None)
 
 
-def escaped(text: str) -> str:
-    """`text` with everything that can not be printed spelled out, terminal escapes above all; lines stay lines."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
-
-
 class Unwritable(AdvkitError):
     """stdout can not be written."""
 

@@ -68,6 +68,10 @@ class Request:
             below.append(runfile.parse(recipes.load(recipe).table, f"recipe {recipe}", f"recipe {recipe}"))
         if config is not None:
             below.append(runfile.load(Path(config)))
+        if len(below) == 2 and _replaced(*below):
+            raise OptionError(
+                f"{config} replaces all of the recipe {recipe}, which would change nothing; leave one out."
+            )
         root = top.settings.get("data.root")
         if root and isinstance(root, str):
             if not root.isascii() and root.encode(errors="replace") != root.encode(errors="surrogatepass"):
@@ -144,6 +148,14 @@ class Request:
 
 PGD_AT = ("at", "pgd", "pgd-at", "madry", "adversarial-training")
 """What people call training without a plugin."""
+
+
+def _replaced(lower: Layer, upper: Layer) -> bool:
+    """Whether nothing of a layer is left below another one."""
+    kept = [name for name in lower.options if upper.plugins is None or name in upper.names]
+    options = any(lower.options[name].keys() - upper.options.get(name, {}).keys() for name in kept)
+    plugins = lower.plugins is not None and upper.plugins is None
+    return not (plugins or options or lower.no_companion or lower.settings.keys() - upper.settings.keys())
 
 
 def _refuse_methods(plugins: Sequence[PluginChoice]) -> None:

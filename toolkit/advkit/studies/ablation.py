@@ -103,7 +103,7 @@ def ablate(
 
 def ablate_request(request: Request, seeds: Sequence[int], study: Study, task: int | None = None) -> list[AblationRow]:
     """As `ablate`."""
-    if any("run.seed" in layer.settings for layer in request.layers):
+    if "run.seed" in request.top.settings:  # that of a run file gives way
         raise OptionError(
             f"An ablation takes its seeds from {named('--seeds')}; leave {named('--seed')} (run.seed) out."
         )

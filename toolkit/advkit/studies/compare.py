@@ -91,7 +91,12 @@ def compare(
             fingerprint = subject.images(split, 1000 if request.n is None else request.n).fingerprint()
             judged_on = judged_on or fingerprint
             if fingerprint != judged_on:
-                raise OptionError(f"{run} is judged on other images than {names[0]}; compare runs of one data set.")
+                held_out = (
+                    "" if split == "test" else " that hold out the same, as run.seed decides, or take the test split"
+                )
+                raise OptionError(
+                    f"{run} is judged on other images than {names[0]}; compare runs of one data set{held_out}."
+                )
 
             def seen(done: int, total: int, what: str, label: str = f"{run} {which}") -> None:
                 if watch is not None:

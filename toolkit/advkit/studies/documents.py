@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, OptionError
+from ..escapes import escaped
 from ..storage.files import read
 
 CAP = 16 << 20  # bytes of one file that is read
@@ -19,8 +20,8 @@ def document(value: object) -> bytes:
 
 
 def prose(text: str) -> bytes:
-    """Text for a file, in UTF-8; what of a path is none is spelled out."""
-    return text.encode(errors="backslashreplace")
+    """Text for a file, in UTF-8; what of a path is none is spelled out, and what a terminal would obey."""
+    return escaped(text).encode(errors="backslashreplace")
 
 
 def content(file: Path) -> bytes:

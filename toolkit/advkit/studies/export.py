@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..arguments import checked
 from ..data.transforms import to_float
 from ..errors import OptionError, named, says
+from ..escapes import one_line
 from ..evaluation.soundness import BY_BATCH, BY_CALL, one_by_one
 from ..explained import calling
 from ..generators import repeatable
@@ -161,7 +162,7 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
     normalised = NORMALISED.format(shift=shift) if leading else "."
     text = README.format(architecture=subject.resolved.model_name, normalised=normalised, graph=GRAPH if graph else "")
     if notes := record.get("notes"):
-        text += NOTES.format(notes="\n".join(f"- {note}." for note in notes))
+        text += NOTES.format(notes="\n".join(f"- {one_line(note)}." for note in notes))
     write_atomic(out / "README.txt", prose(text))
     result = ExportRecord(**record)
     result.write(out / "export.json")

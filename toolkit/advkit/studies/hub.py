@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..compose.replaced import without_plugins
 from ..config import runfile
+from ..escapes import one_line
 from ..storage.files import there
 from .kept import is_of, kept, most_telling
 from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
@@ -144,7 +146,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
     return CARD.format(
         library="timm" if timms else "pytorch",
         tags="\n".join(f"- {tag}" for tag in tags),
-        name=run.name,
+        name=_plain(run.name),
         net=record.architecture_options["architecture"] if timms else record.architecture,
         count=len(record.classes),
         data=record.data,
@@ -154,12 +156,17 @@ def card(subject: Subject, record: ExportRecord) -> str:
         against=f"against perturbations in\n{threat}" if threat else "on images that\nnothing attacked",
         normalised=", normalised by the numbers of config.json" if timms else "",
         licence=LICENCE,
-        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, str(run), threat),
-        audit=_audited(audit if isinstance(audit, AuditRecord) and fits else None, str(run)),
+        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, one_line(str(run)), threat),
+        audit=_audited(audit if isinstance(audit, AuditRecord) and fits else None, one_line(str(run))),
         use=TIMM if timms else WEIGHTS if record.without_graph else GRAPH,
-        notes="".join(f"\n- {note}." for note in record.notes) + ("\n" if record.notes else ""),
+        notes="".join(f"\n- {_plain(note)}." for note in record.notes) + ("\n" if record.notes else ""),
         settings=runfile.dump(subject.resolved).strip(),
     )
+
+
+def _plain(text: str) -> str:
+    """Text of others in a card: one line of it, and no HTML."""
+    return escape(one_line(text), quote=False)
 
 
 def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str, threat: str) -> str:
@@ -184,7 +191,7 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str, th
     if chosen.hopeless:
         said += ["", f"There is nothing to be robust: {chosen.hopeless}."]
     labelled = zip(chosen.labels, chosen.attacks, strict=True)
-    said += [f"\n{label}: {note.removesuffix('.')}." for label, row in labelled for note in row.notes]
+    said += [f"\n{label}: {note.removesuffix('.')}." for label, row in labelled for note in map(_plain, row.notes)]
     if threat and not is_of(chosen, record.norm, record.eps):
         said += ["", f"Trained against {record.norm} {_eps(record.eps)}, where nothing is known of it yet: {command}."]
     said += [

@@ -71,7 +71,7 @@ def _refuse_grid(request: Request, grid: Grid) -> None:
             raise OptionError(f"The values of {key} are {shown(values)}; give a list.")
     if all(len(values) < 2 for values in grid.values()):
         raise OptionError("There is nothing to sweep; give an option several values: lsiw.lam=0.03,0.1.")
-    if any("run.seed" in layer.settings for layer in request.layers):
+    if "run.seed" in top.settings:  # that of a run file gives way
         raise OptionError(f"A sweep takes its seeds from {named('--seeds')}; leave {named('--seed')} (run.seed) out.")
 
 
