@@ -9,10 +9,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from own_steps import OwnSteps
 from torch import nn
 
 import advkit
-from advkit import AttackResult, Batch, CheckpointError, OptionError, Plugin, PluginLoad, Splits, hookimpl
+from advkit import CheckpointError, OptionError, Plugin, PluginLoad, Splits, hookimpl
 from advkit.cli.main import run
 from advkit.config.layer import Layer
 from advkit.config.request import Request
@@ -37,17 +38,6 @@ eta = 0.01
 [options.av-rank]
 target = "train"
 """
-
-
-class OwnSteps(Plugin):
-    """An attack that has steps of its own, and takes the radius from the settings."""
-
-    name = "own-steps"
-    replaces: ClassVar = {"inner_attack": ("attack.steps",)}
-
-    @hookimpl
-    def inner_attack(self, batch: Batch) -> AttackResult:
-        return AttackResult(batch.x)
 
 
 @pytest.fixture

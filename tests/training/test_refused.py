@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 from heard import Heard
+from own_steps import OwnSteps
 from torch import nn
 
 import advkit
-from advkit import AdvkitError, AttackResult, Batch, CheckpointError, OptionError, Plugin, hookimpl
+from advkit import AdvkitError, CheckpointError, OptionError
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.storage.run_folder import RunFolder
@@ -19,17 +19,6 @@ from advkit_plugins.awp import Awp
 from advkit_plugins.lsiw import Lsiw
 
 TINY = {"data.limit": 40, "attack.steps": 1, "validation.steps": 1, "run.threads": 1, "run.epochs": 1}
-
-
-class OwnSteps(Plugin):
-    """An attack that has steps of its own."""
-
-    name = "own-steps"
-    replaces: ClassVar = {"inner_attack": ("attack.steps",)}
-
-    @hookimpl
-    def inner_attack(self, batch: Batch) -> AttackResult:
-        return AttackResult(batch.x)
 
 
 def own_net() -> nn.Module:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..analysis.words import figure_rows
 from ..documents import number
 from .markup import Html, figure, join, listing, paragraph, section, sentences, table, tag
+from .recorded import ANALYSES, Analysis
 from .samples import data_uri
-from .sources import ANALYSES, Analysis, Source
+from .sources import Source
 
 HEAD = {"analysis", "run", "dataset", "model", "checkpoint", "weights", "epoch", "selected_on", "split", "n", "norm"}
 HEAD |= {"eps", "attack", "figures", "versions", "kind", "index", "sha256_of_weights", "notes", "images", "pictures"}

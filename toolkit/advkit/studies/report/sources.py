@@ -5,9 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +16,15 @@ from ...config.request import MODEL, PASSED
 from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError, PluginLoad
 from ...plugin import CORE
-from ...storage.files import entries, there
+from ...storage.files import there
 from ...storage.run_folder import RunFolder
 from ...storage.schema import Position
 from ...storage.weights import digest, evaluated
 from ...training.same_run import of_several
-from ..documents import content, members, number
+from ..documents import members, number
 from ..kept import kept, withstood
-from ..records import AnalysisRecord, AuditRecord, Evaluation, Judged, read_or_told
-
-ANALYSES = ("vulnerability", "margin", "landscape", "budget")
-LARGE = 256 << 10  # bytes; of a vector picture beyond it the pixels are taken
-PICTURES = {"svg": "image/svg+xml", "png": "image/png"}
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """RUN/analysis/NAME.json with its picture; whatever could not be read is a sentence in `problems`."""
-
-    name: str
-    record: AnalysisRecord
-    picture: tuple[str, bytes] | None
-    """Media type and content."""
-    problems: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        """What the record, or else the file's name, says it is: "landscape-iseat-7" is a landscape."""
-        return (self.record.analysis or self.name).partition("-")[0]
+from ..records import AuditRecord, Evaluation, Judged, read_or_told
+from .recorded import Analysis, recorded
 
 
 class Source:
@@ -186,10 +165,7 @@ class Source:
 
     @cached_property
     def analyses(self) -> list[Analysis]:
-        """By file name, the vector picture where there are two."""
-        folder, kinds = self.folder.path / "analysis", {".json", *(f".{kind}" for kind in PICTURES)}
-        names = {file.stem for file in entries(folder) if file.suffix in kinds}
-        return [each for name in sorted(names) if (each := _analysis(folder, name)).kind in ANALYSES]
+        return recorded(self.folder.path / "analysis")
 
     def curve(self, kind: str) -> list[tuple[float, float]]:
         """(epoch from 1, value) of `loss`, `train_adversarial_accuracy`, ... or `validation KIND`, where known."""
@@ -206,7 +182,8 @@ class Source:
 
         The run has gone on since, or the file is of another run.
         """
-        best, last = self.best, max([self.done - 1, *(row["epoch"] for row in self.history[-1:])])
+        best = self.best
+        last = max([self.done - 1, *(row["epoch"] for row in self.history[-1:])])
         if found.checkpoint == "last" and found.epoch is not None and found.epoch < last:
             return f"of the last checkpoint of then, epoch {found.epoch + 1}; the run has gone on to epoch {last + 1}"
         if found.checkpoint == "best" and found.epoch is not None and best and found.epoch != best["epoch"]:
@@ -271,30 +248,3 @@ def _cell(row: dict[str, Any], kind: str) -> object:
 def _named(validation: object, kind: str) -> list[str]:
     keys = validation if isinstance(validation, dict) else {}
     return [key for key in keys if key == kind or key.startswith(f"{kind}-")]
-
-
-def _analysis(folder: Path, name: str) -> Analysis:
-    record, problems = AnalysisRecord(), list[str]()
-    try:
-        record = AnalysisRecord.read(folder / f"{name}.json")
-    except OptionError as error:
-        problems.append(str(error))
-    pictures = [(kind, folder / f"{name}.{suffix}") for suffix, kind in PICTURES.items()]
-    found = sorted(
-        (file.stat().st_size > LARGE, place, kind, file)
-        for place, (kind, file) in enumerate(pictures)
-        if there(file) and file.is_file()
-    )
-    picture = None
-    if found:
-        *_, kind, file = found[0]
-        try:
-            picture = (kind, content(file))
-        except OptionError as error:
-            problems.append(str(error))
-        if picture and record.pictures is not None and sha256(picture[1]).hexdigest() not in record.pictures.values():
-            picture = None
-            problems.append(f"The picture {file} is not of its analysis, {name}.json; make that again.")
-    elif not problems:
-        problems.append(f"The analysis {name} has no picture; pip install 'advkit[plot]', and make it again.")
-    return Analysis(name, record, picture, tuple(problems))
