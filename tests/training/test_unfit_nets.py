@@ -514,6 +514,11 @@ def test_a_softmax_at_the_end_is_said_once_a_stage(tiny_batch: BatchOf, plugins:
     judged(*tiny_batch(), epoch=1)
     logs = step_of(Calls(lambda net, x: net.core(x).log_softmax(1)), plugins, **{"attack.init": "uniform"})
     logs(*tiny_batch(), epoch=0)  # are logits
+    sigmoid = step_of(Calls(lambda net, x: net.core(x).sigmoid()), plugins, **{"attack.init": "uniform"})
+    with pytest.warns(UserWarning, match=r"every value is between 0 and 1, .* remove the sigmoid at the end"):
+        sigmoid(*tiny_batch(11), epoch=0)
+    small = step_of(Calls(lambda net, x: 0.1 + 0.1 * net.core(x)), plugins, **{"attack.init": "uniform"})
+    small(*tiny_batch(11), epoch=0)  # between 0 and 1 as well, as logits near 0 can be
 
 
 # ---------------------------------------------------------------------- images that see each other

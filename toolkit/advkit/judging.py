@@ -130,9 +130,15 @@ def refuse_unready(model: nn.Module) -> None:
             )
 
 
+ENOUGH = 32
+"""Values among which logits have one that is negative or beyond 1, or are all near 0, as before training."""
+
+
 def probabilities(logits: Tensor) -> Tensor:
-    """(B,) bool: rows of logits (B, K) that are none, but what a softmax makes of them."""
-    return (logits.amin(1) >= 0) & ((logits.sum(1) - 1).abs() < 1e-4)
+    """(B,) bool: rows of logits (B, K) that are none, but what a softmax makes of them, or, all of them, a sigmoid."""
+    inside = (logits.amin(1) >= 0) & (logits.amax(1) <= 1)
+    of_sigmoid = inside.all() & (logits >= 0.4).any() & (logits.numel() >= ENOUGH)
+    return inside & ((logits.sum(1) - 1).abs() < 1e-4) | of_sigmoid
 
 
 def checked_logits(logits: object, rows: int, classes: int | None = None) -> Tensor:

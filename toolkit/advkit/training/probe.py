@@ -220,13 +220,21 @@ def stuck_at_edges(model: nn.Module, batch: Batch, computing: Container[object])
 def doubts(logits: Mapping[str, Tensor], judged: Tensor) -> str:
     """A sentence where the model returns no logits, "" elsewhere: in the update, `logits` (B, K) by view, or in eval
     mode, `judged` (1, K)."""
-    both = any(bool(probabilities(rows).all()) for rows in logits.values())
-    if not both and not bool(probabilities(judged).all()):
+    taken = "Losses take"
+    found = next((rows for rows in logits.values() if bool(probabilities(rows).all())), None)
+    if found is None and bool(probabilities(judged).all()):
+        found, taken = judged, "Attack and validation take"
+    if found is None:
         return ""
+    where = " in eval mode" if found is judged else ""
+    if bool(((found.sum(1) - 1).abs() < 1e-4).all()):
+        return (
+            f"The model returns probabilities{where}: every row is at least 0 and sums to 1. {taken} them as logits, "
+            "so the softmax is taken twice and gradients are small; remove the one at the end of the model."
+        )
     return (
-        f"The model returns probabilities{'' if both else ' in eval mode'}: every row is at least 0 and sums to 1. "
-        f"{'Losses take' if both else 'Attack and validation take'} them as logits, so the softmax is taken twice and "
-        "gradients are small; remove the one at the end of the model."
+        f"The model returns probabilities{where}: every value is between 0 and 1, as of a sigmoid. {taken} them as "
+        "logits, so gradients are small; remove the sigmoid at the end of the model."
     )
 
 

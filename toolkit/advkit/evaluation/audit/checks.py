@@ -207,7 +207,7 @@ _RULES = (
         "probabilities",
         0.5,
         "{0:.1%} of the outputs are probabilities",
-        "losses expect logits; take the softmax off",
+        "losses expect logits; take the softmax or the sigmoid off",
     ),
 )
 RULES = {rule.name: rule for rule in _RULES}
