@@ -138,6 +138,9 @@ def test_nets_and_attacks_are_listed(capsys: pytest.CaptureFixture[str]) -> None
     assert "model.width" in out(capsys, "models", "show", "small-cnn")
     shown = json.loads(out(capsys, "models", "show", "small-cnn", "--json"))
     assert shown["options"]["width"]["default"] == 24
+    assert "advkit plan --model torchvision:resnet18" in out(capsys, "models", "show", "torchvision:resnet18")
+    assert run(["models", "show", "torchvision:resnet17"]) == 2
+    assert "Did you mean resnet18?" in capsys.readouterr().err
     assert {"pgd-K", "autoattack"} <= {
         typed for row in json.loads(out(capsys, "attacks", "list", "--json")) for typed in row["typed"]
     }

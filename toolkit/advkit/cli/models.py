@@ -44,9 +44,14 @@ def show(name: str, as_json: bool) -> None:
     import inspect
 
     from .. import registry
+    from ..config.resolve import net_of
+    from ..models.elsewhere import Elsewhere
     from . import options_shown
 
-    builder: Any = registry.load("model", name)
+    family, options = net_of({"model.name": name})
+    builder: Any = registry.load("model", family)
+    if family != name and isinstance(made := builder(builder.Options(**options)), Elsewhere):  # timm:resnet18
+        made.library()
     said = inspect.getdoc(builder) or ""
     if as_json:
         print_json({"name": name, "about": said, "options": options_shown.facts(builder.Options)})

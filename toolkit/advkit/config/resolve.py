@@ -173,7 +173,7 @@ def resolve(
         raise
     if run.accumulate > 1:
         refuse_parts(composition, f"run.accumulate = {run.accumulate}", (*WHOLE, "train_transform"))
-    model_name, model_options = _model(draft.settings, attack.eps)
+    model_name, model_options = net_of(draft.settings, attack.eps)
     return Resolved(
         composition=composition,
         sections=draft.sections,
@@ -259,7 +259,8 @@ def _sections(raw: Mapping[str, object]) -> dict[str, OptionModel]:
     return sections
 
 
-def _model(raw: Mapping[str, object], eps: float) -> tuple[str, dict[str, object]]:
+def net_of(raw: Mapping[str, object], eps: float = 1.0) -> tuple[str, dict[str, object]]:
+    """The name of the net that settings name, and its options: timm:resnet18 is a net of timm."""
     given = {key.partition(".")[2]: v for key, v in raw.items() if key.startswith("model.")}
     name = given.pop("name", MODEL)
     if not isinstance(name, str):
