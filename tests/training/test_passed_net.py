@@ -169,8 +169,9 @@ def test_an_evaluation_says_where_a_net_answers_otherwise(
     assert {name: len(notes) for name, notes in said.items()} == others and "3 is nn.GELU(" in said["gelu"][0]
     same = advkit.evaluate(tmp_path / "run", BOTH, "clean", model=Empty(*net()), audit=False)
     assert not [note for note in same.notes if "otherwise" in note]
-    with pytest.warns(UserWarning, match="The net answers otherwise"):
+    with pytest.warns(UserWarning, match="The net answers otherwise") as told:
         advkit.load_weights(changed(OTHERS["scale"][0]), tmp_path / "run")
+    assert told[0].filename == __file__
     advkit.load_weights(net(), tmp_path / "run")  # warnings are errors here
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import partial, wraps
 from itertools import starmap
-from threading import current_thread, main_thread
-from typing import Any
+from threading import RLock, current_thread, main_thread
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import _pop_mode
 
-from .errors import STOPPING
+from .errors import STOPPING, OptionError
 from .generators import drawn_from, generators, put_back
 from .own_file import back_to, working_folder
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _TINY = torch.tensor(1e-40, device="cpu", dtype=torch.float32)
 """Below the smallest normal number; 0 where those are flushed, which torch does not tell."""
@@ -145,6 +149,43 @@ def switch_back(states: dict[str, Any]) -> None:
     for name, (read, write) in _SWITCHES.items():
         if read() != states[name]:
             write(states[name])
+
+
+_AT_WORK = RLock()
+
+
+def _nobody_at_work() -> None:
+    global _AT_WORK
+    _AT_WORK = RLock()
+
+
+if hasattr(os, "register_at_fork"):  # the thread that holds the lock may be none of the child's
+    os.register_at_fork(after_in_child=_nobody_at_work)
+
+
+def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """For what sets generators, precision or the number of threads, which a process has once.
+
+    That number is as before afterwards. OptionError while another thread is in such a function; within one it may be
+    called again.
+    """
+
+    @wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        lock = _AT_WORK
+        if not lock.acquire(blocking=False):
+            raise OptionError(
+                "Another thread of this process is in a call of advkit, and both would set the generators and the "
+                "number of threads of the whole process; call one after the other, or in two processes."
+            )
+        threads = torch.get_num_threads()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+            lock.release()
+
+    return alone
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from ..config.request import Request
 from ..config.resolve import Resolved
 from ..errors import HookConflict, OptionError, named
 from ..evaluation.attacks.base import EvaluationAttack
+from ..global_state import one_at_a_time
 from ..training.progress import Aloud, Progress
 from .arms import Arm, Study
 from .evaluation_request import ATTACKS, EvaluationRequest
@@ -66,6 +67,7 @@ def _arm(name: str, request: Request, plugins: tuple[str, ...], left_out: set[st
 
 
 @checked("attacks")
+@one_at_a_time
 def ablate(
     plugins: str | Sequence[str] | None = None,
     *,

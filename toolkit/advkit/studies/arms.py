@@ -16,6 +16,7 @@ from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..errors import CheckpointError, NonFinite, OptionError, Stopped, named, shown
 from ..evaluation.statistics import accuracy, bits, difference, share
+from ..global_state import one_at_a_time
 from ..reading import opened
 from ..storage.files import make_named, there, unwritable, write_atomic
 from ..storage.lock import RunLock
@@ -197,6 +198,7 @@ def _stopping() -> Iterator[None]:
         raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
 
 
+@one_at_a_time
 def measure(
     resolved: Resolved,
     splits: Splits,

@@ -17,6 +17,7 @@ from ..errors import AdvkitError, OptionError, ProcessLost, named
 from ..evaluation import audit as checking
 from ..evaluation.attacks import EvaluationAttack, parse_attack
 from ..evaluation.verdicts import refuse_gray_levels
+from ..global_state import one_at_a_time
 from ..storage.weights import digest
 from ..training.ranks import ALONE, here
 from .evaluate import Watch
@@ -31,6 +32,7 @@ EXAMPLES = 1000
 
 
 @checked()
+@one_at_a_time
 def audit(
     subject: nn.Module | str | Path,
     dataset: Any = None,

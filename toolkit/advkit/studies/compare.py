@@ -15,6 +15,7 @@ from ..errors import OptionError, named
 from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.results import Verdicts, worst_cases
 from ..evaluation.statistics import image_interval
+from ..global_state import one_at_a_time
 from ..own_file import FLAGS
 from ..storage.run_folder import RunFolder
 from ..training.same_run import files_of_several, of_several
@@ -37,6 +38,7 @@ WORST = "worst case"
 
 
 @checked("attacks")
+@one_at_a_time
 def compare(
     runs: Sequence[str | Path],
     attacks: str | Sequence[str | EvaluationAttack] = ATTACKS,

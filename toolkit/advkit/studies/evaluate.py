@@ -19,6 +19,7 @@ from ..evaluation.audit.brief import judged, measured
 from ..evaluation.audit.checks import Check
 from ..evaluation.results import Verdicts, summary
 from ..evaluation.verdicts import Radius, budgets, verdicts
+from ..global_state import one_at_a_time
 from ..storage.weights import digest
 from ..training.ranks import ALONE, Alone, here
 from .evaluation_request import ATTACKS, EvaluationRequest
@@ -32,6 +33,7 @@ Watch = Callable[[int, int, str], None]
 
 
 @checked("attacks", "eps")
+@one_at_a_time
 def evaluate(
     subject: nn.Module | str | Path,
     dataset: Any = None,
@@ -84,8 +86,7 @@ def evaluate(
         out: where verdicts of runs and weights are kept; RUN/evaluations, or runs/evaluations for weights.
         fresh: ask for verdicts that are known already again.
         audit: whether to run the short audit: some forty forwards and twenty backwards on each of 200 images.
-        together: the processes of a script that torchrun started share the images; all of them call this, the first
-            writes. False: this process judges all by itself.
+        together: whether the processes of torchrun share the images; all of them call this, and the first writes.
         watch: told of the progress.
 
     The result reads like its JSON: `result["attacks"][0]["accuracy"]`, `result["worst_case"]`, `result["suspect"]`
@@ -216,13 +217,12 @@ def evaluate_subject(
             "versions": versions(),
         }
         everything = merged(asked_for.values(), kept.complete(len(images)))
-        names = columns(everything)
         checks = _short_audit(net.model, images, eps, norm, request) if audit else None
 
         def said(of: Sequence[Verdicts]) -> dict[str, Any]:
             """What these verdicts say; those asked for lead the others, so the columns are theirs too."""
             accuracies = summary(of, norm)
-            for row, column in zip(accuracies["attacks"], names, strict=False):
+            for row, column in zip(accuracies["attacks"], columns(everything), strict=False):
                 row["column"] = column
             part = head | accuracies
             part["robustbench"] = robustbench(net, part)

@@ -19,6 +19,7 @@ from ..escapes import one_line
 from ..evaluation.soundness import BY_BATCH, BY_CALL, one_by_one
 from ..explained import calling
 from ..generators import repeatable
+from ..global_state import one_at_a_time
 from ..judging import checked_logits, far_apart
 from ..models.base import Normalize
 from ..modules import kept_values, mode, placement
@@ -77,6 +78,7 @@ FILES = (
 
 
 @checked()
+@one_at_a_time
 def export(
     run: str | Path,
     out: str | Path,

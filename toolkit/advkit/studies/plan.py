@@ -13,6 +13,7 @@ from ..config.layer import Layer, PluginChoice, chosen
 from ..config.request import SHORT, Request, merged
 from ..config.resolve import Resolved
 from ..data.own import as_wide_as
+from ..global_state import one_at_a_time
 from ..own_file import load_all
 from ..training.objects import refuse_undone
 from ..training.parts import passed
@@ -39,6 +40,7 @@ def requested(
 
 
 @checked()
+@one_at_a_time
 def plan(
     plugins: str | Iterable[PluginChoice] | None = None,
     *,

@@ -19,6 +19,7 @@ from ..errors import NonFinite
 from ..evaluation.results import BATCH
 from ..evaluation.soundness import doubt, sound
 from ..explained import calling
+from ..global_state import one_at_a_time
 from ..judging import checked_logits, judged
 from ..modules import placement
 from ..own_file import staying
@@ -29,6 +30,7 @@ from .subject import subject_of
 RECORDED = ("checkpoint", "weights", "epoch", "sha256_of_weights")
 
 
+@one_at_a_time
 def pseudo_label(
     given: str,
     run: str | Path,

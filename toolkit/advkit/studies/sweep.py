@@ -14,6 +14,7 @@ from ..config.request import Request
 from ..config.resolve import Resolved
 from ..errors import OptionError, named, shown
 from ..evaluation.attacks.base import EvaluationAttack
+from ..global_state import one_at_a_time
 from ..plain import listed
 from ..settings import SECTIONS
 from ..training.progress import Aloud, Progress
@@ -89,6 +90,7 @@ def _layer(cell: Mapping[str, object]) -> Layer:
 
 
 @checked("attacks")
+@one_at_a_time
 def sweep(
     plugins: str | Sequence[str] | None = None,
     *,

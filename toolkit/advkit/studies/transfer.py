@@ -16,6 +16,7 @@ from ..evaluation.attacks.base import EvaluationAttack, Typed, Victim, attacked
 from ..evaluation.attacks.gradient import Pgd
 from ..explained import calling
 from ..fingerprint import fingerprint
+from ..global_state import one_at_a_time
 from ..judging import checked_logits, judged
 from ..own_file import FLAGS, OwnFile
 from ..storage.run_folder import RunFolder
@@ -55,6 +56,7 @@ class Transfer(EvaluationAttack):
         self.notes = tuple(notes)
 
     @classmethod
+    @one_at_a_time
     def spelled(cls, typed: Typed) -> EvaluationAttack | None:
         head, colon, run = typed.text.partition(":")
         if head != cls.name or not colon:

@@ -19,6 +19,7 @@ from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..data.transforms import to_float
 from ..errors import CheckpointError, DataError, called, named
+from ..global_state import one_at_a_time
 from ..judging import broken
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
@@ -39,6 +40,7 @@ from .saving import Position, publish, refuse_unsavable, restore, save
 from .tracking import tracked
 
 
+@one_at_a_time
 def start(
     resolved: Resolved,
     splits: Splits,
@@ -86,6 +88,7 @@ def _refuse_other_images(trainer: Trainer) -> None:
     first_logits(trainer.model, Batch(to_float(x, state.dtype), y, index, torch.zeros_like(index)), state)
 
 
+@one_at_a_time
 def resume(
     folder: RunFolder,
     resolved: Resolved,
@@ -194,22 +197,15 @@ def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:
 
 
 @contextmanager
-def _threads_as_before() -> Iterator[None]:
-    """The number of threads, which is the whole process's, is put back where a run is refused or fails.
-
-    Data and nets are made on the CPU, whatever torch.set_default_device says: run.device is where they go.
-    """
-    before, elsewhere = torch.get_num_threads(), torch.get_default_device().type != "cpu"
-    try:
-        with torch.device("cpu") if elsewhere else nullcontext():
-            yield
-    except BaseException:
-        torch.set_num_threads(before)
-        raise
+def _made_on_the_cpu() -> Iterator[None]:
+    """Data and nets are, whatever torch.set_default_device says: run.device is where they go."""
+    with torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext():
+        yield
 
 
 @checked()
-@_threads_as_before()
+@one_at_a_time
+@_made_on_the_cpu()
 def train(
     model: str | nn.Module | None = None,
     dataset: Any = None,

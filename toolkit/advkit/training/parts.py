@@ -23,6 +23,7 @@ from ..data.base import Dataset, DataSource, Splits
 from ..data.own import OwnData, as_splits, as_wide_as, loaded
 from ..errors import CheckpointError, DataError, OptionError, named, shown
 from ..generators import repeatable
+from ..global_state import one_at_a_time
 from ..models.base import DataSpec, ModelBuilder
 from ..models.sizes import built, fitting
 from ..modules import placement
@@ -212,6 +213,7 @@ def on_this_machine(resolved: Resolved, timeout: float | None = None) -> Resolve
 
 
 @checked()
+@one_at_a_time
 def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = None) -> None:
     """Copy the weights of a run's checkpoint ("best", "last") into `model`, or what it wraps, in place.
 
@@ -227,7 +229,7 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
     other = told_apart(model, tensors, state, str(run))
     said = put_weights(model, tensors, str(run), averaged=True).said
     if sentences := [*filter(None, (naming.doubt(folder.checkpoints), other, said))]:
-        warnings.warn("; ".join(sentences), stacklevel=2)
+        warnings.warn("; ".join(sentences), stacklevel=4)
 
 
 def judged_weights(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,6 +14,7 @@ from ...arguments import a_whole_number, checked
 from ...config.resolve import Resolved
 from ...data.base import Dataset
 from ...errors import OptionError
+from ...global_state import one_at_a_time
 from ...plugin import CORE
 from ...storage.run_folder import RunFolder
 from ...training.feed import parted
@@ -103,6 +104,7 @@ def budget_state(resolved: Resolved, tensors: Mapping[str, Tensor]) -> str:
 
 
 @checked()
+@one_at_a_time
 def sample_budgets(
     folder: RunFolder,
     resolved: Resolved,

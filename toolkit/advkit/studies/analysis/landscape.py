@@ -16,6 +16,7 @@ from ...data.base import Dataset
 from ...errors import NonFinite, OptionError
 from ...evaluation.soundness import refuse_unsound, sound
 from ...evaluation.verdicts import FARTHEST
+from ...global_state import one_at_a_time
 from ...rng import Draws, derive_key
 from .perturb import BATCH, Ascent, Forward, asked, batches, caution, cross_entropies, still, tell_doubt, unit
 
@@ -72,6 +73,7 @@ def default_extent(attack: Ascent | None, dataset: Dataset) -> float:
 
 
 @checked("kind")
+@one_at_a_time
 def loss_landscape(
     model: nn.Module,
     dataset: Dataset,

@@ -16,6 +16,7 @@ from ...arguments import checked
 from ...data.base import Dataset
 from ...errors import OptionError
 from ...evaluation.verdicts import FARTHEST
+from ...global_state import one_at_a_time
 from .perturb import BATCH, Ascent, Forward, asked, batches, caution, lengths, still, tell_doubt, unit
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -68,6 +69,7 @@ class Margins:
 
 
 @checked()
+@one_at_a_time
 def margins(
     model: nn.Module,
     dataset: Dataset,

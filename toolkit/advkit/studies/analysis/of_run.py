@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...data.base import Dataset
 from ...errors import OptionError, named
+from ...global_state import one_at_a_time
 from ...reach import misfit
 from ...storage.run_folder import RunFolder
 from ..evaluate import Watch
@@ -61,6 +62,7 @@ class Study:
         pace("step", self.step)
         Ascent.parse(self.attack, eps=0.0)
 
+    @one_at_a_time
     def vulnerability(self) -> AnalysisRecord:
         """How much the attack raises each sample's loss: AV_i = CE(x_i + delta_i) - CE(x_i) (ISEAT, Eq. 3)."""
         index, said = self._images(0), list[str]()
@@ -82,6 +84,7 @@ class Study:
         arrays = tensors(result) | {"av": result.av}
         return self._finish("vulnerability", index, {}, result.unevenness.as_dict(), arrays, draw, self._pgd, said)
 
+    @one_at_a_time
     def margin(self, cap: float | str = 50, precision: float | str = 0.1, clip: bool = True) -> AnalysisRecord:
         """How far along the adversarial direction each prediction holds: the first flip mu (ISEAT, Eq. 7)."""
         end, pitch = amount("cap", cap), amount("precision", precision)
@@ -107,6 +110,7 @@ class Study:
         settings = {"cap": end, "precision": pitch, "clip": clip}
         return self._finish("margin", index, settings, result.as_dict(), tensors(result), draw, self._pgd, said)
 
+    @one_at_a_time
     def landscape(
         self,
         kind: Literal["cat", "iseat"] = "cat",
@@ -156,6 +160,7 @@ class Study:
         name = f"landscape-{kind}" if place is None else f"landscape-{kind}-{place}"
         return self._finish(name, chosen, settings, result.as_dict(), tensors(result), draw, attack, said)
 
+    @one_at_a_time
     def budget(self) -> AnalysisRecord:
         """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
         if self.checkpoint is None:
@@ -179,8 +184,14 @@ class Study:
 
     # ------------------------------------------------------------------ parts
 
-    @cached_property
+    @property
     def _net(self) -> Subject:
+        """With the number of threads of its run, which only the first analysis has from opening it."""
+        torch.set_num_threads(self._opened.resolved.run.threads)
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> Subject:
         RunFolder.open(Path(self.run))
         given = {"model": self.model, "dataset": self.dataset, "data_root": self.data_root}
         return subject_of(self.run, self.checkpoint, **given)

@@ -146,7 +146,7 @@ def batches(model: nn.Module, dataset: Dataset, index: Tensor, batch_size: int) 
 
 def caution(sentence: str) -> None:
     """What is to be known of the figures, to whoever calls an analysis from Python."""
-    warnings.warn(sentence, Caution, stacklevel=5)
+    warnings.warn(sentence, Caution, stacklevel=6)
 
 
 def tell_doubt(model: nn.Module, dataset: Dataset, index: Tensor, batch_size: int, tell: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ from ... import __version__
 from ...arguments import checked
 from ...data.base import Splits
 from ...errors import AdvkitError, CheckpointError, OptionError, named
+from ...global_state import one_at_a_time
 from ...own_file import OwnFile
 from ...reading import opened
 from ...storage.files import unwritable, write_atomic
@@ -46,6 +47,7 @@ class Page:
 
 
 @checked()
+@one_at_a_time
 def report(
     runs: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
