@@ -21,7 +21,8 @@ from torch import Tensor
 import advkit
 from advkit.cli.main import run as command
 from advkit.data import pictures
-from advkit.data.base import Dataset, DataSource, Splits, balanced, population
+from advkit.data.base import Dataset, DataSource, Splits
+from advkit.data.chosen import balanced, population
 from advkit.data.digits import Digits
 from advkit.data.image_folder import ImageFolder
 from advkit.data.transforms import TRANSFORMS, to_float
@@ -192,9 +193,11 @@ def test_a_limit_is_of_the_same_population_unless_balance_is_asked_for() -> None
 
 
 def test_what_a_limited_split_is() -> None:
-    assert population(539, 0, False) == population(539, 1000, True) == ""
-    assert population(60, 60, False) == ", of data.limit=60, chosen at random, seed 0"
-    assert population(60, 60, True) == ", of data.limit=60, balanced over classes"
+    assert population(539, 0, None) == population(539, 1000, torch.tensor([500, 39])) == ""
+    assert population(60, 60, None) == ", of data.limit=60, chosen at random, seed 0"
+    assert population(60, 60, torch.tensor([20, 20, 19])) == ", of data.limit=60, balanced over classes"
+    uneven = population(90, 90, torch.tensor([50, 30, 10]))
+    assert uneven == ", of data.limit=90, class by class, 10 to 50 of each"
 
 
 # --- digits

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from advkit import DataError, Dataset
-from advkit.data.base import balanced, choice
+from advkit.data.chosen import balanced, choice
 from advkit.evaluation.statistics import wilson
 
 CLASSES = ("a", "b", "c")

@@ -395,7 +395,8 @@ def test_values_that_code_is_made_with_count(where: str, file: str | None) -> No
 BESIDE = {
     "net.py": "class Net:\n    def __init__(self):\n        from helper import K\n"
     "    def forward(self, x):\n        import pack\n        return pack.go(x)\n",
-    "helper.py": "K = 1\n",
+    "helper.py": "K = 1\ndef never():\n    from without.init.of import own\n    return own.K\n",
+    "without/init/of/own.py": "K = 1\n",
     "pack/__init__.py": "def go(x):\n    from .late import by\n    return by(x)\n",
     "pack/late.py": "def by(x):\n    import further\n    return x * further.K\n",
     "further.py": "K = 1\n",
@@ -405,7 +406,9 @@ BESIDE = {
 INSIDE = [("helper.py", "1", "2"), ("pack/__init__.py", "by(x)", "-by(x)"), ("pack/late.py", "x *", "x +")]
 
 
-@pytest.mark.parametrize(("edited", "was", "now"), [*INSIDE, ("further.py", "1", "2")])
+@pytest.mark.parametrize(
+    ("edited", "was", "now"), [*INSIDE, ("further.py", "1", "2"), ("without/init/of/own.py", "1", "2")]
+)
 def test_what_a_file_imports_inside_counts_wherever_it_is_called_from(
     edited: str, was: str, now: str, tmp_path: Path
 ) -> None:

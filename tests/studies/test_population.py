@@ -27,7 +27,9 @@ def test_a_table_says_what_its_images_are(tmp_path: Path) -> None:
         assert evaluation.images == f"20 of 40 images, chosen at random, seed 0, of data.limit=40, {said}"
         assert advkit.evaluate(run, attacks="clean", audit=False).images == f"all 40 images, of data.limit=40, {said}"
         on_training = advkit.evaluate(run, attacks="clean", split="train", audit=False)
-        assert on_training.images == f"all 36 images, of data.limit=40, {said}"
+        by_class = of_run(run).images("train").labels.bincount().tolist()
+        left = said if not balance else f"class by class, {min(by_class)} to {max(by_class)} of each"
+        assert on_training.images == f"all 36 images, of data.limit=40, {left}", "what is held out is any"
         assert set(on_training.index) <= set(of_run(run).splits.train.index.tolist())
         assert advkit.audit(run, n=5).images == f"5 of 40 images, chosen at random, seed 0, of data.limit=40, {said}"
 

@@ -19,6 +19,7 @@ from torch import nn
 
 import advkit
 from advkit import AdvkitError, Dataset, Splits
+from advkit_plugins.lsiw import Lsiw
 
 QUICK = {"attack.steps": 1, "validation.steps": 1, "data.limit": 40, "model.width": 2}
 IMAGES = torch.randint(0, 256, (12, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -181,6 +182,11 @@ ITSELF = "runs/r names its data and norm itself; pass a module to evaluate it on
         (
             lambda: advkit.evaluate("net.pt", "digits", model="small-cnn", checkpoint="best"),
             "net.pt is a file of weights, which has no checkpoints; leave checkpoint out.",
+        ),
+        (
+            lambda: advkit.ablate([Lsiw], out="ab"),
+            'plugins must be names of installed plugins, such as ["cat-eps", "lsiw"], as each run is started by them, '
+            "not [<class 'advkit_plugins.lsiw.Lsiw'>].",
         ),
         (
             lambda: advkit.train(resume_from="runs/r", out="runs/s", init_from="runs/t"),

@@ -75,6 +75,9 @@ SUCH_AS = {
 }
 """What an argument must be, where its type says too little."""
 
+NAMES_ALONE = {"plugins": 'names of installed plugins, such as ["cat-eps", "lsiw"], as each run is started by them'}
+"""Of one whose type is text."""
+
 WORDS: dict[object, str] = {
     str: "text",
     Path: "a path",
@@ -136,7 +139,9 @@ def _an_argument(name: str, value: Any, hint: Any) -> Any:
     except Exception:  # of an object that can not be iterated or compared: it is none of what was asked for
         right = False
     if not right:
-        raise OptionError(f"{name} must be {SUCH_AS.get(name) or words(hint)}, not {shown(value)}.")
+        texts = hint == (str | Sequence[str] | None)
+        must = (NAMES_ALONE.get(name) if texts else None) or SUCH_AS.get(name) or words(hint)
+        raise OptionError(f"{name} must be {must}, not {shown(value)}.")
     several = not isinstance(value, str) and _any(hint, lambda part: Path in _parts(next(iter(get_args(part)), None)))
     if several or _any(hint, lambda part: part is Path):
         for place in value if several and isinstance(value, Sequence) else [value]:

@@ -268,9 +268,9 @@ def _is_hookimpl(mark: ast.expr) -> bool:
 def source(module: str, beside: str = "") -> Path | None:
     """Where a module's source lies, in the folder `beside` or on sys.path, without importing it or its packages."""
     path = [beside, *sys.path] if beside else None
-    for depth, _ in enumerate(parts := module.split(".")):
-        try:
-            spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+    for part in module.split("."):
+        try:  # by its last name: of a folder without __init__.py Python asks for the package above, which is not loaded
+            spec = PathFinder.find_spec(part, path)
         except (ImportError, ValueError):
             return None
         if spec is None:

@@ -78,8 +78,8 @@ class DataSettings(OptionModel):
     limit: int = option(0, ge=0, lt=2**31, help="at most this many images per split, chosen by a fixed seed; 0: all")
     balance: bool = option(
         False,
-        help="as many images of each class in `limit`, in place of images at random: another population where the "
-        "classes are uneven",
+        help="`limit` takes the classes in turn as far as they go, in place of images at random: another population "
+        "where the classes are uneven",
     )
     max_pixels: int = option(1 << 24, ge=1, lt=2**53, help="most pixels of an image that may be decoded from a file")
     size: int = option(

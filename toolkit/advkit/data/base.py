@@ -17,14 +17,11 @@ from torch import Tensor
 
 from ..arguments import checked, fits
 from ..errors import DataError, OptionError, did_you_mean, shown
-from ..rng import Draws, derive_key
 from .arrays import channels_last, is_dense
 from .by_row import ByRow, Chained
+from .chosen import balanced, shuffled
 from .repeats import repeats
 from .transforms import TRANSFORMS
-
-CHOICE = 0
-"""The seed that images are chosen by, whatever else is seeded: every net is judged on the same."""
 
 PIECE = 1 << 24
 """Bytes of images that are looked at together where all are: those of a file need not be in memory at once."""
@@ -174,24 +171,6 @@ def gray_levels(images: Tensor) -> Tensor:
     return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
 
 
-def shuffled(index: Tensor) -> Tensor:
-    """The positions of images whose places in their split are `index` (N,), in random order; no run's seed enters."""
-    turn = Draws(derive_key(CHOICE, "core", "choice of images"), index).bits(1).squeeze(1)
-    return turn.argsort(stable=True)
-
-
-def choice(n: int, whole: int) -> str:
-    """What `n` images of a set of `whole` are, for tables: "200 of 360 images, chosen at random, seed 0"."""
-    return f"all {n} images" if n == whole else f"{n} of {whole} images, chosen at random, seed {CHOICE}"
-
-
-def population(whole: int, limit: int, balance: bool) -> str:
-    """What a split of `whole` images is, beside all of them: ", of data.limit=60, balanced over classes"."""
-    if not limit or whole < limit:
-        return ""
-    return f", of data.limit={limit}, " + ("balanced over classes" if balance else f"chosen at random, seed {CHOICE}")
-
-
 def _is(values: object, dtype: torch.dtype) -> bool:
     return isinstance(values, Tensor) and values.dtype == dtype and values.device.type == "cpu" and is_dense(values)
 
@@ -284,15 +263,3 @@ def refuse_few(limit: int, classes: int) -> None:
     """OptionError for a limit of images that is below the number of classes."""
     if limit < classes:
         raise OptionError(f"A limit of {limit} images is below the number of classes; take at least {classes}.")
-
-
-def balanced(labels: Tensor) -> Tensor:
-    """Positions of labels (N,), one of each class in turn, within a class in the given order.
-
-    Any prefix of the result is as class-balanced as it can be.
-    """
-    counts = torch.bincount(labels)
-    grouped = labels.argsort(stable=True)
-    turn = torch.empty_like(labels)  # how many of its class come before
-    turn[grouped] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[grouped]]
-    return (turn * len(counts) + labels).argsort()

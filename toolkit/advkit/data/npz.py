@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..errors import AdvkitError, DataError, OptionError
 from ..reading import opened
-from .base import PIECE, DataSource, shuffled
+from .base import PIECE, DataSource
+from .chosen import shuffled
 from .mapped import ByColumns, array_header
 from .own import MOST
 from .pickled import read_pickle

@@ -279,7 +279,8 @@ def of_a_run(path: Path | None = None) -> Iterator[None]:
     except PluginImport:
         raise
     except PluginLoad as error:
-        raise CheckpointError(f"{where}{error} The run was made with it: install it here first.") from None
+        ways = "install it here first, or judge the net alone, with the weights that advkit.load_weights gives it"
+        raise CheckpointError(f"{where}{error} The run was made with it: {ways}.") from None
 
 
 def fresh(root: Path, plugins: tuple[str, ...]) -> Path:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..arguments import checked
 from ..ascent import NORMS
-from ..data.base import choice
+from ..data.chosen import choice
 from ..data.own import as_dataset, as_splits, as_wide_as
 from ..errors import AdvkitError, OptionError, ProcessLost, named
 from ..evaluation import audit as checking

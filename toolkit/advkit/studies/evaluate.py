@@ -11,7 +11,8 @@ from torch import nn
 
 from ..arguments import checked
 from ..ascent import NORMS
-from ..data.base import Dataset, choice, shuffled
+from ..data.base import Dataset
+from ..data.chosen import choice, shuffled
 from ..data.own import as_dataset, as_splits, as_wide_as
 from ..errors import OptionError, ProcessLost, Stopped, named
 from ..evaluation.attacks.base import EvaluationAttack
@@ -117,8 +118,8 @@ def evaluate(
         out=out,
         fresh=fresh or None,
     )
+    team = here() if together else ALONE
     if isinstance(subject, nn.Module):
-        team = here() if together else ALONE
         return evaluate_module(subject, dataset, request, norm=norm, audit=audit, team=team, watch=watch)
     net = subject_of(
         subject,
@@ -131,7 +132,6 @@ def evaluate(
         batch_size=request.batch_size,
         together=together,
     )
-    team = here() if together else ALONE
     return evaluate_subject(net, request, Path(out) if out else None, audit=audit, team=team, watch=watch)[0]
 
 

@@ -17,7 +17,8 @@ from ..config.idle import refuse_of_training
 from ..config.layer import Layer, with_files
 from ..config.request import merged, registered
 from ..config.resolve import Resolved, resolve
-from ..data.base import Dataset, Splits, choice, population
+from ..data.base import Dataset, Splits
+from ..data.chosen import choice, population
 from ..data.own import as_splits, as_wide
 from ..errors import CheckpointError, DataError, OptionError, named
 from ..evaluation.verdicts import Radius
@@ -94,10 +95,11 @@ class Subject:
 
     def described(self, split: str, count: int, place: int | None = None) -> str:
         """How many of how many images of a split they are, and how they were chosen; `place` is that of a named one."""
-        data, every = self.resolved.data, len(self.images(split))
+        data, every = self.resolved.data, self.images(split)
         whole = self.splits.test if split == "test" else self.splits.train
-        which = choice(count, every) if place is None else f"1 of {every} images, that at place {place}"
-        return which + population(len(whole), data.limit, data.balance)
+        which = choice(count, len(every)) if place is None else f"1 of {len(every)} images, that at place {place}"
+        by_class = every.labels.bincount(minlength=len(every.classes)) if data.balance else None
+        return which + population(len(whole), data.limit, by_class)
 
     def refuse_another(self) -> None:
         """CheckpointError where another folder has the name of the run by now."""

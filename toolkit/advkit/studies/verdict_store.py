@@ -25,7 +25,8 @@ from typing import Any, Self
 import torch
 
 from .. import __version__
-from ..data.base import CHOICE, Dataset
+from ..data.base import Dataset
+from ..data.chosen import CHOICE
 from ..errors import CheckpointError, OptionError, ProcessLost, Stopped, named
 from ..evaluation.results import BATCH, Verdicts
 from ..storage import files
