@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -141,6 +142,33 @@ def test_minimal_attacks_find_the_closed_form_radius(way: str, linear: Any) -> N
     size = (found - x).flatten(1).abs().amax(1)
     assert (net(found).argmax(1) != y).all()
     torch.testing.assert_close(size, net.radius(x), rtol=tolerance[0], atol=tolerance[1])
+
+
+class Far(nn.Module):
+    """A net in float32 whose logits are in float64 and have 1e7 in common, on which neither class nor loss depends."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x).double() + 1e7 + torch.zeros(())  # zeros are of the caller's default type
+        return logits
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_libraries_are_shown_what_tells_classes_apart(default: torch.dtype, linear: Any) -> None:
+    exact, data, truth = linear
+    net, few = copy.deepcopy(exact).float(), data.take(torch.arange(40))
+    torch.set_default_dtype(default)
+    try:
+        near, far = (robust(each, few, "apgd-ce", "fab-t", "deepfool") for each in (net, Far(net)))
+        assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, kept in far.items():
+        assert torch.equal(kept, near[name]), name
+        assert (kept == truth[:40]).double().mean() > 0.9, name
 
 
 def test_deepfool_counts_only_within_eps(linear: Any) -> None:

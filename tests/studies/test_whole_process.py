@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,15 @@ def net() -> nn.Module:
 
 def judged(**arguments: Any) -> advkit.Evaluation:
     return advkit.evaluate(net(), DATA, "clean", eps=0.1, audit=False, **arguments)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_threads() -> Iterator[None]:
+    """Whatever tests of other modules have set."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(OWN)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,8 @@ ENOUGH = 32
 def probabilities(logits: Tensor) -> Tensor:
     """(B,) bool: rows of logits (B, K) that are none, but what a softmax makes of them, or, all of them, a sigmoid."""
     inside = (logits.amin(1) >= 0) & (logits.amax(1) <= 1)
-    of_sigmoid = inside.all() & (logits >= 0.4).any() & (logits.numel() >= ENOUGH)
+    squashed = (logits >= 0.4).any() & ((logits > 0).all() | (logits == 1).any())  # a sigmoid has 0 only beside 1
+    of_sigmoid = inside.all() & squashed & (logits.numel() >= ENOUGH)
     return inside & ((logits.sum(1) - 1).abs() < 1e-4) | of_sigmoid
 
 

@@ -64,7 +64,8 @@ class FromAutoAttack(EvaluationAttack):
             running = {"apgd-ce": attack.apgd, "apgd-t": attack.apgd_targeted, "fab-t": attack.fab}
             for name, part in (running | {"square": attack.square}).items():
                 part.perturb = _announced(net, name, part.perturb)
-            x_adv, _ = attack.run_standard_evaluation(x.float(), y, batch_size=len(x))
+            with _by_default(torch.float32):
+                x_adv, _ = attack.run_standard_evaluation(x.float(), y, batch_size=len(x))
         return torch.as_tensor(x_adv).to(x.dtype)
 
     @staticmethod
@@ -172,24 +173,44 @@ class DeepFool(EvaluationAttack):
             attack = foolbox.attacks.LinfDeepFoolAttack(
                 steps=self.steps, overshoot=self.overshoot, candidates=min(10, net.classes)
             )
-            raw, _, _ = attack(target, x.float(), y, epsilons=None)
+            with _by_default(torch.float32):
+                raw, _, _ = attack(target, x.float(), y, epsilons=None)
         return torch.as_tensor(raw).detach().to(x.dtype)
 
     def settings(self, eps: float | None) -> Mapping[str, object]:
         return {"steps": self.steps, "overshoot": self.overshoot, "library": f"foolbox {version('foolbox')}"}
 
 
+@contextmanager
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
+    """A scope whose new tensors are of a type: libraries put theirs beside images in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 class _Module(nn.Module):
-    """The victim as the module, in eval mode, that libraries ask for; they compute in float32, whatever the net."""
+    """The victim as the module, in eval mode, that libraries ask for; they compute in float32, whatever the net.
+
+    Of wider logits they get the differences to each row's highest, on which no loss of theirs depends otherwise: what
+    all classes have in common, such as 1e7, would leave float32 no digit for what tells them apart.
+    """
 
     def __init__(self, net: Victim) -> None:
         super().__init__()
         self.net = [net]  # not registered: a library's train() or to() must not reach the user's model
-        self.dtype = placement(net.model)[1]
+        self.dtype, self.default = placement(net.model)[1], torch.get_default_dtype()
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[0](x.to(self.dtype)).to(x.dtype)
+        with _by_default(self.default):
+            logits = self.net[0](x.to(self.dtype))
+        if logits.dtype != x.dtype:
+            logits = (logits - logits.detach().amax(1, keepdim=True)).to(x.dtype)
+        return logits
 
 
 def _announced(net: Victim, name: str, perturb: Callable[..., Any]) -> Callable[..., Any]:
