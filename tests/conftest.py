@@ -58,6 +58,8 @@ def _the_same_numbers() -> None:
 
     On a CPU: torch.manual_seed writes a stack for each kind of device that has not been used yet, a millisecond a test.
     """
+    if torch.get_num_threads() != 1:  # of a test that sets them; two processes with eleven each only wait
+        torch.set_num_threads(1)
     torch.default_generator.manual_seed(0)
 
 
