@@ -361,21 +361,32 @@ def test_images_without_a_direction_are_skipped() -> None:
 
 
 class Void(Linear):
-    """Logits that are none where the first pixel is dark."""
+    """Logits that are none where the first pixel is dark, and there no gradient either."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.where((x.flatten(1)[:, :1] < 0.3), torch.nan, super().forward(x))
+        return super().forward(x) * torch.where(x.flatten(1)[:, :1] < 0.3, torch.nan, 1.0)
 
 
-def test_images_without_logits_are_left_out_of_a_landscape() -> None:
-    dataset = images(4)
+class Masked(Linear):
+    """The same, with a gradient of 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x.flatten(1)[:, :1] < 0.3, torch.nan, super().forward(x))
+
+
+@pytest.mark.parametrize("kind", ["cat", "iseat"])
+@pytest.mark.parametrize("model", [Void(), Masked()])
+def test_images_without_logits_are_left_out_of_a_landscape(model: nn.Module, kind: Any) -> None:
+    dataset, attack = images(4), Ascent(0.05, steps=2)
     dataset.images[:, 0, 0, 0] = torch.tensor([10, 140, 10, 140], dtype=torch.uint8)
-    found = loss_landscape(Void(), dataset, points=3)
+    found = loss_landscape(model, dataset, attack, kind=kind, points=3, extent=0.1)
     assert found.index.tolist() == [1, 3] and found.skipped.tolist() == [0, 2] and bool(found.loss.isfinite().all())
-    wide = loss_landscape(Void(), dataset, points=3, extent=1.0).as_dict()
+    alone = loss_landscape(model, dataset, attack, kind=kind, points=3, extent=0.1, index=torch.tensor([1, 3]))
+    assert torch.equal(found.loss, alone.loss)
+    wide = loss_landscape(model, dataset, attack, kind=kind, points=3, extent=50.0, clip=False).as_dict()
     assert (wide["n"], wide["highest"]) == (2, None), "JSON has no NaN"
     with pytest.raises(NonFinite, match="on all 2 images"):
-        loss_landscape(Void(), dataset, points=3, index=torch.tensor([0, 2]))
+        loss_landscape(model, dataset, attack, kind=kind, points=3, index=torch.tensor([0, 2]))
 
 
 @pytest.mark.parametrize(
@@ -434,7 +445,7 @@ def test_the_default_is_iseats_attack() -> None:
 def test_a_gradient_that_is_not_finite_is_no_direction() -> None:
     class Broken(Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + (x - x.detach()).sum() * torch.inf
+            return super().forward(x) + (x - x.detach()).square().sum().sqrt()  # 0, whose slope is none
 
     for call in (adversarial_vulnerability, margins, loss_landscape):
         with pytest.raises(NonFinite, match="would mean nothing"):

@@ -122,11 +122,15 @@ def loss_landscape(
         for x, y in batches(model, dataset, index, batch_size):
             rows = dataset.index[index[done : done + len(x)]]
             done += len(x)
-            first, second = _directions(forward, x, y, rows, attack, seed)
             with torch.no_grad():
                 logits = forward(x)
-            broken += int((~sound(logits)).sum())
-            good = sound(logits) & (first.flatten(1).any(1) if kind == "iseat" else True)
+            good = sound(logits)  # first: where logits are none, the gradient is none either
+            broken += int((~good).sum())
+            first, second = torch.zeros_like(x), torch.zeros_like(x)
+            if bool(good.any()):
+                first[good], second[good] = _directions(forward, x[good], y[good], rows[good.cpu()], attack, seed)
+            if kind == "iseat":
+                good &= first.flatten(1).any(1)
             kept.append(rows[good.cpu()])
             skipped.append(rows[~good.cpu()])
             predictions.append(logits.argmax(1)[good].cpu())
