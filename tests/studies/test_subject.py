@@ -81,8 +81,8 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     run, file = tmp_path / "run", tmp_path / "run" / "run.toml"
     advkit.train(plugins=(), epochs=1, eps=0.1, settings=settings, out=run, seed=1)
     text = file.read_text()
-    assert "seed = 1\n" in text and "threads = " in text
-    file.write_text(text.replace("threads = ", "threads = 1"))
+    assert "seed = 1\n" in text and "threads = 1\n" in text
+    file.write_text(text.replace("threads = 1\n", "threads = 2\n"))
     assert of_run(run).is_run
     file.write_text(text.replace("seed = 1\n", "seed = 2\n"))
     judges = (advkit.evaluate, advkit.audit, lambda path: advkit.export(path, tmp_path / "export"))
