@@ -9,6 +9,7 @@ import pytest
 import advkit
 from advkit.cli.main import run
 from advkit.config import runfile
+from advkit.errors import OptionError
 from advkit.storage import checkpoint
 
 
@@ -45,6 +46,14 @@ def test_a_value_that_is_called_otherwise_today_means_the_same(
 def test_a_byte_order_mark_is_no_value(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbfformat = 1\n")
     assert runfile.text(tmp_path / "run.toml") == "format = 1\n"
+
+
+def test_a_run_file_in_utf_16_is_told_to_be_saved_in_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("format = 1\n", encoding="utf-16")
+    with pytest.raises(OptionError) as caught:
+        runfile.load(file)
+    assert str(caught.value) == f"{file} is not in UTF-8, as PowerShell's > writes files; save it in UTF-8."
 
 
 def test_another_value_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -391,6 +391,21 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def test_line_ends_that_git_has_changed_are_no_damage(tmp_path: Path) -> None:
+    """Nothing is to be removed: what is in git is whole."""
+    step = save(tmp_path, 7)
+    cp.point(tmp_path, "last", step)
+    step.joinpath(cp.STATE).write_bytes(step.joinpath(cp.STATE).read_bytes().replace(b"\n", b"\r\n"))
+    for file, read in ((step / cp.MANIFEST, cp.load), (tmp_path / cp.NAMES, lambda _: cp.resolve(tmp_path, "best"))):
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+        with pytest.raises(CheckpointError) as caught:
+            read(step)
+        assert str(caught.value) == (
+            f"{file} has the line ends of Windows, as git with core.autocrlf writes files; restore the run's own: "
+            "`git config core.autocrlf false`, then check its files out anew."
+        )
+
+
 @pytest.mark.parametrize(("harm", "named"), HARMS.values(), ids=HARMS)
 def test_a_damaged_step_is_named_and_passed_over(tmp_path: Path, harm: Callable[[Path], object], named: str) -> None:
     older, path = save(tmp_path, 6), save(tmp_path, 7)

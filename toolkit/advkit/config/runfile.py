@@ -42,8 +42,8 @@ def text(path: Path) -> str:
         if error.errno == errno.EFBIG:
             raise OptionError(f"{path} is larger than 1 MiB; that is no run file.") from None
         raise OptionError(f"{path} can not be read ({error.strerror}); give an existing run file.") from None
-    except ValueError as error:
-        raise _no_toml(path, error) from None
+    except UnicodeDecodeError:
+        raise OptionError(f"{path} is not in UTF-8, as PowerShell's > writes files; save it in UTF-8.") from None
 
 
 def load(path: Path) -> Layer:

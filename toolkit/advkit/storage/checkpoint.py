@@ -236,6 +236,11 @@ def _parse(file: Path, blob: bytes) -> dict[str, Any]:
         value = json.loads(blob)
         if isinstance(value, dict) and _encode(value) == blob:
             return value
+    if blob.endswith(b"\r\n"):
+        raise CheckpointError(
+            f"{file} has the line ends of Windows, as git with core.autocrlf writes files; restore the run's own: "
+            "`git config core.autocrlf false`, then check its files out anew."
+        )
     raise _damaged(file, "is not the JSON object that advkit writes")
 
 
