@@ -156,6 +156,30 @@ class Far(nn.Module):
         return logits
 
 
+class Scaled(nn.Module):
+    """A net whose logits are multiplied, which changes no class."""
+
+    def __init__(self, net: nn.Module, by: float) -> None:
+        super().__init__()
+        self.net, self.by = net, by
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x) * self.by
+        return logits
+
+
+@pytest.mark.parametrize(("name", "norm"), [("deepfool", "linf"), ("fab-t", "l2"), ("apgd-ce", "l2")])
+def test_constants_of_libraries_eat_no_tiny_logits(name: str, norm: str, linear: Any) -> None:
+    """foolbox adds 1e-8 to the length of a gradient, pyautoattack 1e-12, beside which tiny ones moved nothing."""
+    exact, data, _ = linear
+    net, few = copy.deepcopy(exact).float(), data.take(torch.arange(40))
+    eps = EPS if norm == "linf" else 6 * EPS
+    near, tiny, tinier = (
+        verdicts(Scaled(net, by), few, [parse_attack(name)], eps=eps, norm=norm)[name].robust for by in (1, 1e-9, 1e-28)
+    )
+    assert torch.equal(near, tiny) and torch.equal(near, tinier) and 0.2 < near.double().mean() < 0.8
+
+
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
 def test_libraries_are_shown_what_tells_classes_apart(default: torch.dtype, linear: Any) -> None:
     exact, data, truth = linear

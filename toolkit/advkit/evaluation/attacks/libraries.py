@@ -24,6 +24,10 @@ from ...errors import HookContract, OptionError
 from ...modules import own_generator, placement
 from .base import EvaluationAttack, Victim, shared_radius
 
+TINY, LEAST = 1e-30, 1e-4
+"""Logits whose largest difference lies between these are multiplied until it is LEAST: constants of libraries, 1e-8 and
+1e-12, would eat it. Below TINY, gradients of such multiples overflow float32."""
+
 ITERATIONS, QUERIES, TARGETS = 100, 5000, 9
 """AutoAttack's standard version (Croce and Hein, ICML 2020): steps of APGD and FAB, queries of Square, targets."""
 
@@ -196,8 +200,11 @@ class _Module(nn.Module):
     """The victim as the module, in eval mode, that libraries ask for; they compute in float32, whatever the net.
 
     Of wider logits they get the differences to each row's highest, on which no loss of theirs depends otherwise: what
-    all classes have in common, such as 1e7, would leave float32 no digit for what tells them apart.
+    all classes have in common, such as 1e7, would leave float32 no digit for what tells them apart. Of logits that
+    differ by less than LEAST on all images shown first they get multiples: losses are linear there.
     """
+
+    unit: float | None = None
 
     def __init__(self, net: Victim) -> None:
         super().__init__()
@@ -208,8 +215,11 @@ class _Module(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with _by_default(self.default):
             logits = self.net[0](x.to(self.dtype))
-        if logits.dtype != x.dtype:
-            logits = (logits - logits.detach().amax(1, keepdim=True)).to(x.dtype)
+        if self.unit is None:
+            widest = float((logits.detach().amax(1) - logits.detach().amin(1)).max())
+            self.unit = widest / LEAST if TINY < widest < LEAST else 1.0
+        if logits.dtype != x.dtype or self.unit != 1:
+            logits = ((logits - logits.detach().amax(1, keepdim=True)) / self.unit).to(x.dtype)
         return logits
 
 
