@@ -27,6 +27,7 @@ from advkit.data.base import Dataset
 from advkit.evaluation.attacks import Square
 from advkit.evaluation.results import BATCH, Verdicts, summary
 from advkit.evaluation.statistics import wilson
+from advkit.studies.inputs import listed
 from advkit.studies.subject import of_run
 from advkit.studies.verdict_store import Store
 
@@ -399,6 +400,13 @@ REFUSED = [
     ("--attacks pgd-3-l2", "pgd-3-l2 attacks in l2, but eps is in linf; give --eps-l2 E too"),
     ("--model small-cnn", "is a run: its own model and data are used; leave --model, --dataset and --set."),
 ]
+
+
+def test_a_run_may_end_with_a_blank(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = f"{tmp_path}/my run "
+    assert command(["evaluate", str(trained), "--attacks", f" clean , transfer:{run}"]) == 4
+    assert capsys.readouterr().err.startswith(f"Error: {run} is not a run folder: it does not exist.")
+    assert listed([" clean ", f"transfer:{run}"]) == ("clean", f"transfer:{run}")
 
 
 @pytest.mark.parametrize(("typed", "sentence"), REFUSED)

@@ -68,9 +68,9 @@ def at_once(given: int | str | None, own: int = BATCH) -> int:
 
 
 def listed(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Names: "a,b" or a sequence of them."""
+    """Names: "a,b" or a sequence of them. A folder behind a colon, as in transfer:RUN, may end with a blank."""
     parts = given.split(",") if isinstance(given, str) else given
-    return tuple(part.strip() for part in parts if part.strip())
+    return tuple(part.lstrip() if ":" in part else part.strip() for part in parts if part.strip())
 
 
 MOST_SEEDS = 100
