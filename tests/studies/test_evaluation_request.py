@@ -64,6 +64,7 @@ def test_nothing_is_attacked_at_zero_because_its_norm_is_missing(attacks: str) -
 def test_one_eps_may_be_written_in_many_ways(eps: Any) -> None:
     result = advkit.evaluate(net(), DATA, "pgd-2", eps=eps, audit=False)
     assert result["attacks"][0]["eps"] == pytest.approx(0.1) and result.eps == pytest.approx(0.1)
+    assert result.notes == []
 
 
 @pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
@@ -73,7 +74,8 @@ def test_an_eps_of_each_image_goes_with_its_image(kind: Any, n: int | None) -> N
     model = net()
     result = advkit.evaluate(model, DATA, "pgd-2", eps=kind(radii), n=n, audit=False)
     robust = result["robust"]["pgd-2"]
-    assert len(robust) == (n or 40)
+    assert len(robust) == (n or 40) and result.eps is None
+    assert result.notes == ["eps in linf differs by image, 0 to 0.06"]
     place = {int(index): number for number, index in enumerate(DATA.index)}
     for index, withstood in zip(result["index"], robust, strict=True):
         alone = DATA.take(torch.tensor([place[index]]))

@@ -155,9 +155,11 @@ def evaluate_module(
     images = every.sample(request.n or 0)
     radii = {own: _of_these(eps, every, images) for own, eps in request.of_module(norm).items()}
     verdicts_by_name = _ask(model, images, request, radii, norm, None, team, watch)
-    shared = radii.get(norm)
-    eps = None if shared is None else _shared(budgets(request.attacks, radii, norm, len(images)).get(norm, shared))
-    said: dict[str, Any] = {"notes": [*every.notes], **summary(list(verdicts_by_name.values()), norm)}
+    shared, used = radii.get(norm), budgets(request.attacks, radii, norm, len(images))
+    eps = None if shared is None else _shared(used.get(norm, shared))
+    several = {own: each for own, each in used.items() if _shared(each) is None}
+    ranges = [f"eps in {own} differs by image, {each.min():.4g} to {each.max():.4g}" for own, each in several.items()]
+    said: dict[str, Any] = {"notes": [*every.notes, *ranges], **summary(list(verdicts_by_name.values()), norm)}
     if audit:
         said["audit"] = _short_audit(model, images, eps, norm, request)(verdicts_by_name.values())
     return Evaluation(

@@ -104,6 +104,7 @@ class Judged(Record):
     """Which they are, in words: all of the split, or chosen at random."""
     norm: str | None = None
     eps: float | None = None
+    """None where it differs by image, of which a note gives the range."""
     seed: int | None = None
     versions: dict[str, Any] | None = None
 
