@@ -266,6 +266,13 @@ def budgets(
     return radii
 
 
+def ranges(radii: Mapping[str, Tensor]) -> list[str]:
+    """Of (n,) by norm, those that differ by image, as sentences."""
+    ends = {norm: (float(each.min()), float(each.max())) for norm, each in radii.items()}
+    several = {norm: (low, high) for norm, (low, high) in ends.items() if low < high}
+    return [f"eps in {norm} differs by image, {low:.4g} to {high:.4g}" for norm, (low, high) in several.items()]
+
+
 def refuse_gray_levels(eps: float, norm: str) -> None:
     """OptionError for an eps that was meant in gray levels, or in whose steps float32 loses its way."""
     if FARTHEST < eps < inf:

@@ -19,7 +19,7 @@ from ..evaluation.attacks.base import EvaluationAttack
 from ..evaluation.audit.brief import judged, measured
 from ..evaluation.audit.checks import Check
 from ..evaluation.results import Verdicts, summary
-from ..evaluation.verdicts import Radius, budgets, verdicts
+from ..evaluation.verdicts import Radius, budgets, ranges, verdicts
 from ..global_state import one_at_a_time
 from ..storage.weights import digest
 from ..training.ranks import ALONE, Alone, here
@@ -157,9 +157,7 @@ def evaluate_module(
     verdicts_by_name = _ask(model, images, request, radii, norm, None, team, watch)
     shared, used = radii.get(norm), budgets(request.attacks, radii, norm, len(images))
     eps = None if shared is None else _shared(used.get(norm, shared))
-    several = {own: each for own, each in used.items() if _shared(each) is None}
-    ranges = [f"eps in {own} differs by image, {each.min():.4g} to {each.max():.4g}" for own, each in several.items()]
-    said: dict[str, Any] = {"notes": [*every.notes, *ranges], **summary(list(verdicts_by_name.values()), norm)}
+    said: dict[str, Any] = {"notes": [*every.notes, *ranges(used)], **summary(list(verdicts_by_name.values()), norm)}
     if audit:
         said["audit"] = _short_audit(model, images, eps, norm, request)(verdicts_by_name.values())
     return Evaluation(
