@@ -82,7 +82,7 @@ PUBLISHED = {
     "at-rwp": {"rwp.gamma": 0.01, "rwp.threshold": 1.7, "rwp.steps": 10, "rwp.step_at": "theta+v"}
     | {"attack.mode": "train", "attack.init": "uniform", "model.name": "wide-resnet-34-10"},
     "trades-awp": {"awp.gamma": [[0, 0.0], [9, 0.005]], "awp.loss": "objective", "optimizer.weight_decay": 5e-4}
-    | {"attack.step_size": 2 / 255, "attack.eps": 8 / 255, "run.epochs": 200},
+    | {"attack.step_size": 2 / 255, "run.epochs": 200, "optimizer.milestones": [99, 149]},
     "cat": {"cat-eps.eta": 0.005, "cat-eps.eps_max": 8 / 255, "dirichlet-ls.c": 10.0, "cat-margin.kappa": 10.0}
     | {"optimizer.lr": 0.01, "optimizer.milestones": [80, 140, 180], "model.name": "vgg16-bn"}
     | {"cat-eps.cap": "after", "cat-eps.on_success": "reset", "cat-eps.on_failure": "keep"},
@@ -100,7 +100,8 @@ PUBLISHED = {
     "iseat-svhn": {"lsiw.lam": [[0, 0.0], [5, 0.1]], "awp.gamma": [[0, 0.0], [5, 0.009]], "optimizer.lr": 0.01}
     | {"attack.step_size": 1 / 255, "eps-ramp.epochs": 5, "eps-ramp.step_size": True},
     "iseat-swa": {"lsiw.lam": [[0, 0.0], [100, 0.1]], "awp.gamma": 0.007, "swa.start": 0.75, "attack.mode": "train"},
-    "mart-awp": {"mart.lam": 6.0, "awp.gamma": [[0, 0.0], [9, 0.005]], "awp.loss": "objective", "optimizer.lr": 0.1},
+    "mart-awp": {"mart.lam": 6.0, "awp.gamma": [[0, 0.0], [9, 0.005]], "optimizer.milestones": [99, 149]}
+    | {"awp.loss": "objective", "optimizer.lr": 0.1},
     "idbh": {"idbh.variant": "weak", "model.variant": "iseat", "run.epochs": 200, "attack.init": "zero"},
     "iseat-idbh": {"lsiw.lam": [[0, 0.0], [200, 0.1]], "awp.gamma": 0.005, "run.epochs": 400, "idbh.variant": "weak"},
     "pgd-at-cifar100": {"data.name": "cifar100", "model.name": "preact-resnet18", "optimizer.lr": 0.1},
@@ -109,6 +110,7 @@ PUBLISHED = {
     | {"ema.decay": 0.999, "ema.ramp": True, "ema.buffers": "averaged", "attack.mode": "eval"},
     "ikl": {"ikl.alpha": 4.0, "ikl.beta": 20.0, "ikl.gamma": 1.0, "ikl.temperature": 4.0, "attack.steps": 5}
     | {"awp.gamma": [[0, 0.0], [9, 0.005]], "awp.loss": "objective", "ema.decay": 0.9996, "eps-ramp.epochs": 200}
+    | {"ema.buffers": "averaged"}
     | {"attack.step_size": 4 / 255, "optimizer.lr": 0.2, "optimizer.schedule": "cosine"},
     "iseat-ft-both": TUNED | {"lsiw.lam": 0.1, "awp.gamma": 0.007},
     "iseat-ft-input": TUNED | {"lsiw.lam": 0.1, "awp.gamma": 0.0},
@@ -152,10 +154,12 @@ EXTRAS = {
     "dm-improves-at": {"run.batch_size": 512, "extra-data.share": 0.7, "trades.beta": 5.0, "ema.decay": 0.995}
     | {"optimizer.peak": 0.025, "label-smoothing.alpha": 0.1, "optimizer.decay_norms_and_biases": False},
     "hat-ema": {"run.batch_size": 1024, "extra-data.share": 0.7, "hat.beta": 3.5, "hat.gamma": 0.5, "ema.decay": 0.995}
-    | {"label-smoothing.alpha": 0.1, "optimizer.lr": 0.4, "run.epochs": 400, "optimizer.schedule": "cosine"},
+    | {"label-smoothing.alpha": 0.1, "optimizer.lr": 0.4, "run.epochs": 400, "optimizer.schedule": "one-cycle"}
+    | {"optimizer.peak": 0.25, "optimizer.decay_norms_and_biases": False, "attack.mode": "train-frozen"}
+    | {"attack.init": "uniform", "validation.steps": 40},
     "iseat-rst": {"run.batch_size": 256, "extra-data.share": 0.5, "awp.gamma": 0.005}
     | {"lsiw.lam": [[0, 0.0], [200, 0.01]], "run.epochs": 400},
-    "rst-awp": {"run.batch_size": 256, "extra-data.share": 0.5, "awp.gamma": [[0, 0.0], [10, 0.005]]}
+    "rst-awp": {"run.batch_size": 256, "extra-data.share": 0.5, "awp.gamma": [[0, 0.0], [9, 0.005]]}
     | {"trades.beta": 6.0},
     "rst-mart": {"run.batch_size": 256, "extra-data.share": 0.5, "mart.lam": 6.0, "attack.eps": 0.031},
 }
