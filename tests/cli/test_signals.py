@@ -145,5 +145,7 @@ def test_a_run_stops_when_its_time_is_over(
     line = ["train", *TINY, "--progress", "none"]
     assert run([*line, "--epochs", "9999", "--max-time", "1s", "--out", "run"]) == 75
     assert "everything is saved. Continue with: advkit train --resume run" in capsys.readouterr().err
+    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    assert "grep -q 'everything is saved'" in " ".join(page.split())  # by which scripts tell a stop from a failure
     assert run(["train", "--resume", "run", "--progress", "none", "--max-time", "1s"]) == 75
     assert run([*line, "--epochs", "1", "--max-time", "10m", "--out", "other"]) == 0
