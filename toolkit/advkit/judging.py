@@ -134,12 +134,17 @@ ENOUGH = 32
 """Values among which logits have one that is negative or beyond 1, or are all near 0, as before training."""
 
 
+def sum_to_1(rows: Tensor) -> Tensor:
+    """(B,) bool: which of (B, K) do, as those of a softmax, up to rounding."""
+    return (rows.sum(1) - 1).abs() < 1e-4
+
+
 def probabilities(logits: Tensor) -> Tensor:
     """(B,) bool: rows of logits (B, K) that are none, but what a softmax makes of them, or, all of them, a sigmoid."""
     inside = (logits.amin(1) >= 0) & (logits.amax(1) <= 1)
     squashed = (logits >= 0.4).any() & ((logits > 0).all() | (logits == 1).any())  # a sigmoid has 0 only beside 1
     of_sigmoid = inside.all() & squashed & (logits.numel() >= ENOUGH)
-    return inside & ((logits.sum(1) - 1).abs() < 1e-4) | of_sigmoid
+    return inside & sum_to_1(logits) | of_sigmoid
 
 
 def checked_logits(logits: object, rows: int, classes: int | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from ..bits import same_bits
 from ..errors import OptionError
 from ..gradients import set_aside
 from ..hidden import without_trace
-from ..judging import probabilities
+from ..judging import probabilities, sum_to_1
 from ..losses import cross_entropy, soft_cross_entropy
 from ..modes import own_mode
 from ..modules import mode, own_generator, placement
@@ -227,7 +227,7 @@ def doubts(logits: Mapping[str, Tensor], judged: Tensor) -> str:
     if found is None:
         return ""
     where = " in eval mode" if found is judged else ""
-    if bool(((found.sum(1) - 1).abs() < 1e-4).all()):
+    if bool(sum_to_1(found).all()):
         return (
             f"The model returns probabilities{where}: every row is at least 0 and sums to 1. {taken} them as logits, "
             "so the softmax is taken twice and gradients are small; remove the one at the end of the model."
