@@ -196,6 +196,9 @@ def test_a_setting_of_another_schedule_is_a_caution() -> None:
     said = "optimizer.milestones plays no part under optimizer.schedule=cosine"
     idle = ["optimizer.per plays no part under optimizer.schedule=piecewise"]
     assert [RateSettings(per="step", **how).cautions() for how in ({}, {"warmup": 2})] == [idle, []]
+    none = "optimizer.warmup=1 plays no part under optimizer.per=epoch, by which the first epoch of a warm-up of n has "
+    none += "1/n of the rate; leave out per=epoch for one that rises step by step"
+    assert [RateSettings(per="epoch", warmup=epochs).cautions() for epochs in (1, 1.5)] == [[none], []]
     assert resolve((), [Layer("test", typed)]).cautions == (said,), "and of what stands at its default nothing is said"
     assert not resolve((), [Layer("test", {"optimizer.milestones": [7]})]).cautions
 

@@ -373,6 +373,11 @@ def test_rounding_is_said(dtype: torch.dtype, said: bool, tmp_path: Path) -> Non
     begin(net(), tmp_path / "net.pt", init_from=tmp_path / "net.pt", progress=told)
     sentence = f"{tmp_path}/net.pt: 0.weight and 1 more are rounded from float64 to float32, the model's"
     assert [each for each in told.sentences if "rounded" in each] == [sentence] * said
+    if dtype == torch.float64:
+        weights["3.weight"] *= 1e200
+        torch.save(weights, tmp_path / "net.pt")
+        with pytest.raises(CheckpointError, match=r"3\.weight holds numbers beyond float32, the model's type, where"):
+            begin(net(), tmp_path / "net.pt", init_from=tmp_path / "net.pt", progress=told)
 
 
 class Told(Silent):

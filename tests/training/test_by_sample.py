@@ -142,6 +142,17 @@ def test_who_looks_at_the_whole_batch_is_named(plugin: type[Plugin], monkeypatch
     take(step_of(plugin))  # nothing is wrong with it where nobody relies on parts
 
 
+def test_what_is_kept_of_a_sample_that_comes_twice_is_no_look_at_the_batch() -> None:
+    net = tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float64)
+    known: dict[str, Any] = {"num_samples": 9, "num_classes": 3, "image_shape": (2, 4, 4), "eps": 0.1}
+    known |= {"options": {"te": {"start": 0.0}}, "settings": {"attack.steps": 1, "run.epochs": 2}}
+    step = Step(net, torch.optim.SGD(net.parameters(), 0.1), "te", **known)
+    images, rows = pictures(9).images.double() / 255, torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3])
+    labels, occurrence = torch.tensor([0, 0, 0, 1, 2, 0, 0, 0, 1]), torch.tensor([0] * 5 + [1] * 4)
+    with pytest.warns(UserWarning, match="Samples come more than once in a batch: te/average is then of one of these"):
+        step(images, labels, rows, epoch=1, occurrence=occurrence)
+
+
 @pytest.mark.filterwarnings("ignore:Plugin .* changes self")
 @pytest.mark.parametrize("parts", [1, 2])
 def test_asking_twice_leaves_no_trace(parts: int) -> None:

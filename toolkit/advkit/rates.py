@@ -54,7 +54,10 @@ class RateSettings(OptionModel):
     peak: Real = option(0.3, gt=0, lt=1, help="one-cycle, cyclic: the share of a cycle in which the rate rises")
     cycles: int = option(1, ge=1, le=10_000, help="cyclic: how often the rate goes up and down in the run")
     warmup: Real = option(
-        0.0, ge=0, le=10_000, help="epochs in which a factor on the rate rises linearly to 1; 0: none"
+        0.0,
+        ge=0,
+        le=10_000,
+        help="epochs in which a factor on the rate rises linearly to 1, by step unless `per` is epoch; 0: none",
     )
 
     @field_validator("milestones", mode="before")
@@ -98,6 +101,11 @@ class RateSettings(OptionModel):
         quarters = ((epoch, step) for epoch in range(epochs or 0) for step in range(4))
         if epochs and self.schedule == "linear" and not any(self.lr_at(at, epochs, step, 4) for at, step in quarters):
             said.append(f"optimizer.points have the learning rate 0 in all {epochs} epochs, so nothing is trained")
+        if self.per == "epoch" and 0 < self.warmup <= 1:
+            said.append(
+                f"optimizer.warmup={self.warmup:g} plays no part under optimizer.per=epoch, by which the first epoch "
+                "of a warm-up of n has 1/n of the rate; leave out per=epoch for one that rises step by step"
+            )
         if epochs is None or self.schedule != "piecewise":
             return said
         late = [one for one in self.milestones if isinstance(one, int) and one >= epochs]

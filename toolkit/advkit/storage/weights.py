@@ -160,6 +160,11 @@ def _rounded(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], where: st
                 f"The weights of {where} do not fit this model: {name} is {named(value.dtype)} there and "
                 f"{named(here.dtype)} here; save the state_dict() of the float model they were made of."
             )
+        if not exact and not same_bits(value.isfinite(), value.to(here.dtype).isfinite()):
+            raise CheckpointError(
+                f"The weights of {where} do not fit this model: {name} holds numbers beyond {named(here.dtype)}, the "
+                f"model's type, where they would be infinite; save a model that was trained in {named(here.dtype)}."
+            )
         if not exact:
             rounded.append(name)
     if not rounded:

@@ -17,6 +17,7 @@ from ..generators import generators, put_back
 from ..global_state import switch_back, switches
 from ..plugin import Plugin
 from ..run import RunState
+from .visits import all_differ
 
 BESIDE = (*WHOLE, "inner_attack", "attack_step", "attack_move")
 """Hooks that are not asked twice: those of all parts, and of an attack, whose steps may keep something for the next."""
@@ -29,14 +30,16 @@ class Halved:
     """An answer on the first half of a batch, given before it is asked about all, in a plugin and a run as they were.
 
     None is there of plugins that do not declare `by_sample`, run passes of their own, or fail on a half: they may keep
-    something of the batch that belongs to all of it.
+    something of the batch that belongs to all of it. Nor where a sample is twice in the batch: what a plugin keeps of
+    it may be the second one's by the time it answers for the first.
     """
 
     def __init__(self, answer: Answer, known: Mapping[str, Any], state: RunState) -> None:
         self._answer, self._state, self._rows = answer, state, 0
         self._half: list[Tensor] | None = None
         batch = known.get("batch")
-        rows = 0 if batch is None or batch.mix is not None else len(batch.y)
+        once = batch is not None and batch.mix is None and all_differ(batch.index)
+        rows = len(batch.y) if batch is not None and once else 0
         plain = answer.spec.phase in ("attack", "update") and answer.hook not in BESIDE
         if rows < 4 or not plain or type(answer.plugin).passes is not Plugin.passes:
             return

@@ -26,6 +26,7 @@ from .panel import Panel
 from .probe import doubts, refuse_other_weights, standing_still, stuck_at_edges
 from .ranks import here
 from .unfit import refuse_unfit
+from .visits import all_differ
 
 MANY = 100
 """Steps of an epoch: one that is looked at, of so many, adds a hundredth or two."""
@@ -148,6 +149,7 @@ class Care:
             ]
             self._generators, self._counts = {}, {}
             cautions += [
+                _kept_twice(known["batch"], self.state.samples),
                 at_rest(self._idle),
                 self._unlearnt,
                 _of_one_mode(self.model),
@@ -216,6 +218,16 @@ def _of_one_mode(model: nn.Module) -> str:
         f"BatchNorm and dropout of the model's torch.jit graph are in {fixed} mode whatever train() and eval() say, as "
         "torch.jit.trace leaves them. If that is not meant, train the module that it was traced from, or what "
         "torch.jit.script makes of it."
+    )
+
+
+def _kept_twice(batch: Batch, kept: Mapping[str, Tensor]) -> str:
+    """What becomes of the state of samples that come more than once in a batch, if there is any."""
+    if not kept or all_differ(batch.index):
+        return ""
+    return (
+        f"Samples come more than once in a batch: {' and '.join(kept)} is then of one of these visits, and with "
+        "run.accumulate another one may count; draw batches without replacement where each visit has to count."
     )
 
 

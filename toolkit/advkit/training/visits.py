@@ -62,6 +62,11 @@ def occurrences(batches: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.split(seen, [len(batch) for batch in batches]))
 
 
+def all_differ(index: Tensor) -> bool:
+    """Whether no sample is twice in a batch."""
+    return len(torch.unique(index)) == len(index)
+
+
 def is_batch(batch: object, allowed: Tensor) -> bool:
     """Whether these are indices, all of them of samples that are `allowed` (N,)."""
     if not isinstance(batch, Tensor) or batch.dtype != torch.int64 or batch.dim() != 1 or not len(batch):
