@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 import advkit
 from advkit.cli.main import Group, run
-from advkit.cli.signals import Signals, duration
+from advkit.cli.signals import duration
 from advkit.errors import Interrupted, Stopped
+from advkit.stopping import Signals
+from advkit.training.progress import Silent
 
 TINY = ["--limit", "60", "--set", "model.width=2", "--set", "attack.steps=1", "--set", "validation.steps=1"]
 CODES = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 75}
@@ -113,6 +117,49 @@ def test_signals_that_were_ignored_at_the_start_are_ignored(name: str) -> None:
         assert signal.getsignal(number) == signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+class Kills(Silent):
+    """A signal after the first epoch."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def finished_epoch(self, row: Mapping[str, Any]) -> None:
+        if row["epoch"] == 0:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_from_python_too_where_nobody_else_has_taken_the_signal(name: str, tmp_path: Path) -> None:
+    """And the run is kept in a folder: else nothing could be saved, and the signal does what it does."""
+    number, settings = getattr(signal, name), {"model.width": 2, "attack.steps": 1, "validation.steps": 1}
+    how: dict[str, Any] = {"epochs": 3, "eps": 0.1, "settings": settings | {"data.limit": 60}}
+    default, heard = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL, list[int]()
+    before = signal.signal(number, default)
+    try:
+        with pytest.raises(
+            Stopped, match=r"everything is saved\. Continue with: advkit\.train\(resume_from="
+        ) as stopped:
+            advkit.train(**how, out=tmp_path / "run", progress=Kills(number))
+        assert stopped.value.exit_code == CODES[name] and signal.getsignal(number) == default
+        assert len(advkit.train(resume_from=tmp_path / "run", progress=Kills(number)).history) == 3
+        signal.signal(number, lambda number, frame: heard.append(number))
+        for out in (tmp_path / "own", None):
+            assert len(advkit.train(**how, out=out, progress=Kills(number)).history) == 3
+        assert heard == [number, number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_ablation_from_python_too(tmp_path: Path) -> None:
+    settings = {"model.width": 2, "attack.steps": 1, "validation.steps": 1, "data.limit": 60}
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(Stopped, match=r"^Stopped; everything is saved\. Give the same call again to go on\.$"):
+            advkit.ablate("trades", out=tmp_path, epochs=2, settings=settings, progress=lambda: Kills(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

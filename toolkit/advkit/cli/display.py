@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ..errors import Stopped
 from ..escapes import escaped
-from .signals import Signals
+from ..stopping import Signals
 from .streams import data_stream
 
 if TYPE_CHECKING:

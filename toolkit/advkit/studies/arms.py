@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..config import runfile
 from ..config.resolve import Resolved
 from ..data.base import Splits
-from ..errors import CheckpointError, NonFinite, OptionError, Stopped, named, shown
+from ..errors import TYPED, CheckpointError, NonFinite, OptionError, Stopped, named, shown
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..global_state import one_at_a_time
 from ..reading import opened
@@ -195,7 +195,8 @@ def _stopping() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        raise type(stopped)("Stopped; everything is saved. Give the same command again to go on.") from None
+        again = "command" if TYPED.get() else "call"
+        raise type(stopped)(f"Stopped; everything is saved. Give the same {again} again to go on.") from None
 
 
 @one_at_a_time

@@ -21,6 +21,7 @@ from ..data.transforms import to_float
 from ..errors import CheckpointError, DataError, called, named
 from ..global_state import one_at_a_time
 from ..judging import broken
+from ..stopping import Signals
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
@@ -32,7 +33,7 @@ from .loop import Trainer
 from .notes import note
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
 from .parts import on_this_machine, passed, prepared, refuse_no_test, unusual_type
-from .progress import Aloud, Progress, voice
+from .progress import Aloud, Progress, Stoppable, voice
 from .ranks import here
 from .result import TrainResult, ended, finished, left_by
 from .same_run import on_top, refuse_changes, refuse_other_plugins
@@ -78,6 +79,13 @@ def start(
             begun = {"init_from": init_from and str(init_from), "notes": notes}
             folder.describe(resolved, code_of(resolved, model), begun)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
+        return trainer.run() if out is None else _run(trainer)
+
+
+def _run(trainer: Trainer) -> TrainResult:
+    """To the end, or to a signal that nobody else has taken, as the command line takes all; the folder is there."""
+    with Signals(unheard=True) as signals:
+        trainer.progress = Stoppable(trainer.progress, signals)
         return trainer.run()
 
 
@@ -122,7 +130,7 @@ def resume(
         if trainer.folder:
             trainer.folder.refuse_unwritable_metrics()
             note(folder, [f"Resumed with other code: {said}" for said in changes(folder, resolved, model)])
-        return trainer.run()
+        return _run(trainer)
 
 
 def _restore(trainer: Trainer, folder: RunFolder, seen: Progress) -> None:

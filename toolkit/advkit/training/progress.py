@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..errors import Caution, Stopped
+from ..stopping import Signals
 from .ranks import Alone
 from .step_report import Report
 
@@ -48,6 +49,18 @@ class Aloud(Silent):
 
     def warn(self, sentence: str) -> None:
         warnings.warn(sentence, Caution, stacklevel=2)
+
+
+class Stoppable:
+    """Shows by another, and stops on signals too."""
+
+    def __init__(self, shown_by: Progress, signals: Signals) -> None:
+        self._shown_by, self._signals = shown_by, signals
+        self.begin, self.stepped = shown_by.begin, shown_by.stepped
+        self.finished_epoch, self.warn = shown_by.finished_epoch, shown_by.warn
+
+    def stop_requested(self) -> type[Stopped] | None:
+        return self._shown_by.stop_requested() or self._signals.requested
 
 
 class Mute(Silent):
