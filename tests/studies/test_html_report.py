@@ -380,6 +380,10 @@ def test_the_verdict_comes_first(runs: Path) -> None:
     put(runs / "plain", "evaluations/three/n-300/evaluation.json", changed(n=300, eps=1e-3, suspect=False, audit=[]))
     assert said()[0].startswith("Worst case 0.500 (0.431 to 0.569) within linf 0.15 under pgd-20 (test split, 200 of")
     worst = {"accuracy": 0.46, "interval": [0.36, 0.56]}
+    beside = [*EVALUATION["attacks"], {**EVALUATION["attacks"][1], "name": "pgd-20-l2", "norm": "l2", "eps": 0.4}]
+    of_both = changed(attacks=beside[::2], worst_case=None, worst_case_by_norm={"l2": worst}, suspect=False, audit=[])
+    put(runs / "plain", "evaluations/one/n-200/evaluation.json", of_both)
+    assert said()[0].startswith("Worst case 0.460 (0.360 to 0.560) within l2 0.4 under pgd-20-l2 (test split, ")
     strong = [*EVALUATION["attacks"], {**EVALUATION["attacks"][1], "name": "autoattack", "accuracy": 0.46}]
     few = changed(n=100, attacks=strong, worst_case=worst, suspect=False, audit=[])
     put(runs / "plain", "evaluations/two/n-100/evaluation.json", few)

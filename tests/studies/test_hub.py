@@ -54,6 +54,7 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     (small,) = home.glob("evaluations/*")
     advkit.export(home, tmp_path / "small", hub=True)
     assert "Trained against linf 8/255, where nothing is known of it yet" in (tmp_path / "small/README.md").read_text()
+    both = advkit.evaluate(home, attacks="clean,pgd-1,pgd-1-l2", n=10, eps=2e-3, eps_l2=0.3, audit=False)
     judged = advkit.evaluate(home, attacks="clean,pgd-1", n=20)  # of the run's threat, which counts before others
     audit = advkit.audit(home, n=20)
     record = advkit.export(home, tmp_path / "net", hub=True)
@@ -66,6 +67,7 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     on = "test split, 20 of 40 images, chosen at random, seed 0, of data.limit=40, chosen at random, seed 0"
     assert card.count(f"On the {on}:") == 2 and f"Also evaluated: {on}, worst case" in card, "figures and audit"
     assert "at linf 0.001 under pgd-1." in card and "Trained against" not in card
+    assert "at linf 0.002 under pgd-1." in card and "at l2 0.3 under pgd-1-l2." in card
     assert "Not evaluated under AutoAttack yet" in card and all(f"| {check.name} |" in card for check in audit.checks)
     assert all(f" | {check.images} | " in card for check in audit.checks) and any(check.of for check in audit.checks)
     assert audit.hopeless and f"Nothing was attacked: {audit.hopeless}." in card  # a net of no training
@@ -75,6 +77,7 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     assert config["architecture"] == "small-cnn" and config["num_classes"] == 10 and config["mean"] == record.mean
     # figures that their verdicts do not bear out are not published, which is said
     shutil.rmtree(small)
+    shutil.rmtree(str(both.folder))
     (kept,) = home.glob("evaluations/*/*/evaluation.json")
     told = json.loads(kept.read_text())
     kept.write_text(json.dumps(told | {"worst_case": {"accuracy": 0.96, "interval": [0.9, 0.98]}}))

@@ -80,6 +80,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [base / "run-a", base / "run-b"]
 
 
+def test_a_card_names_the_files_that_its_commands_want(two: list[Path], tmp_path: Path) -> None:
+    words = ["--model", f"{two[0].parent}/a/net.py:Net", "--dataset", f"{two[0].parent}/a/mine.py:some"]
+    assert run(["export", str(two[0]), *words, "--out", str(tmp_path / "net"), "--hub"]) == 0
+    card = (tmp_path / "net" / "README.md").read_text()
+    for command in (
+        f"`advkit evaluate {two[0]} {' '.join(words)} --attacks",
+        f"`advkit audit {two[0]} {' '.join(words)}`",
+    ):
+        assert command in card
+
+
 def test_two_files_of_one_name_are_two(two: list[Path]) -> None:
     page = report(two, samples=0).html
     assert "The runs differ in their data (run 1: mine.py:some, SHA-256 " in page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,8 +198,7 @@ def show(result: Evaluation) -> None:
         console.print(plain(f"Suspect, {check.name}: {check.sentence}", "yellow"))
     ran = sum(check.alarm is not None for check in checks)
     if alarms:
-        further = f"advkit audit {shlex.quote(str(result.run))}"
-        console.print(plain(f"The accuracies may be too high; see `{further}`.", "yellow"))
+        console.print(plain("The accuracies may be too high; `advkit audit`, given the same net, says more.", "yellow"))
     elif result.hopeless:
         console.print(plain(f"There is nothing to be robust: {result.hopeless}.", "yellow"))
     elif ran:

@@ -14,6 +14,7 @@ from .. import __version__
 from ..compose.replaced import without_plugins
 from ..config import runfile
 from ..escapes import one_line
+from ..own_file import words
 from ..storage.files import there
 from .kept import is_of, kept, most_telling
 from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
@@ -142,6 +143,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
     audit = read_or_told(run / "audit.json", AuditRecord) if there(run / "audit.json") else ""
     fits = isinstance(audit, AuditRecord) and audit.sha256_of_weights == record.sha256_of_weights
     threat = "" if subject.resolved.standard else f"{record.norm} of {_eps(record.eps)}"
+    typed = " ".join(map(one_line, (str(run), *words(subject.resolved.files))))
     tags = ("adversarial-robustness", "advkit", *record.plugins)
     return CARD.format(
         library="timm" if timms else "pytorch",
@@ -156,8 +158,8 @@ def card(subject: Subject, record: ExportRecord) -> str:
         against=f"against perturbations in\n{threat}" if threat else "on images that\nnothing attacked",
         normalised=", normalised by the numbers of config.json" if timms else "",
         licence=LICENCE,
-        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, one_line(str(run)), threat),
-        audit=_audited(audit if isinstance(audit, AuditRecord) and fits else None, one_line(str(run))),
+        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, typed, threat),
+        audit=_audited(audit if isinstance(audit, AuditRecord) and fits else None, typed),
         use=TIMM if timms else WEIGHTS if record.without_graph else GRAPH,
         notes="".join(f"\n- {_plain(note)}." for note in record.notes) + ("\n" if record.notes else ""),
         settings=runfile.dump(subject.resolved).strip(),
@@ -181,9 +183,9 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str, th
         eps = chosen.eps if row.eps is None else row.eps
         radius = [row.norm or chosen.norm, _eps(eps or 0.0)] if attacked else ["", ""]
         rows.append([label, *radius, f"{row.accuracy:.4f}", "{:.4f} to {:.4f}".format(*row.interval)])
-    if worst := chosen.worst_case:
+    for norm, worst in chosen.worst.items():
         interval = "{:.4f} to {:.4f}".format(*worst.interval)
-        rows.append(["worst case", chosen.norm, _eps(chosen.eps or 0.0), f"{worst.accuracy:.4f}", interval])
+        rows.append(["worst case", norm, _eps(chosen.eps_in(norm) or 0.0), f"{worst.accuracy:.4f}", interval])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     said = [f"On the {chosen.judged_on}:", "", *lines]
     if chosen.alarms:
@@ -195,8 +197,8 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str, th
     if threat and not is_of(chosen, record.norm, record.eps):
         said += ["", f"Trained against {record.norm} {_eps(record.eps)}, where nothing is known of it yet: {command}."]
     said += [
-        f"\nAlso evaluated: {one.judged_on}, worst case {worst.accuracy:.4f} at {norm} {_eps(one.eps or 0.0)} under "
-        f"{', '.join(row.name for row in one.attacks if row.name != 'clean')}."
+        f"\nAlso evaluated: {one.judged_on}, worst case {worst.accuracy:.4f} at {norm} "
+        f"{_eps(one.eps_in(norm) or 0.0)} under {', '.join(row.name for row in one.attacked(norm))}."
         for one in others
         for norm, worst in one.worst.items()
     ]

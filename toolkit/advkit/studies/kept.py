@@ -85,7 +85,8 @@ def _figures(result: Evaluation, robust: Mapping[str, list[bool]]) -> Iterator[t
     yield from mine
     clean = [verdicts for row, verdicts in mine if row.name == "clean"]
     for norm, worst in (*result.worst.items(), *([(result.norm, result.worst_case)] if result.worst_case else [])):
-        own = [verdicts for row, verdicts in mine if row.name != "clean" and (row.norm or result.norm) == norm]
+        attacked = result.attacked(norm)
+        own = [verdicts for row, verdicts in mine if row in attacked]
         yield worst, [all(each) for each in zip(*own, *clean, strict=True)]
 
 

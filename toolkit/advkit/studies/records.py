@@ -143,6 +143,15 @@ class Evaluation(Judged):
         """The worst case over attacks, by norm."""
         return self.worst_case_by_norm or ({self.norm: self.worst_case} if self.worst_case else {})
 
+    def attacked(self, norm: str) -> list[AttackRow]:
+        """The rows of attacks in a norm; those of before, which name none, are in the evaluation's."""
+        return [row for row in self.attacks if row.name != "clean" and (row.norm or self.norm) == norm]
+
+    def eps_in(self, norm: str) -> float | None:
+        """Their eps, which is not that of the evaluation where its own norm is another one."""
+        own = [row.eps for row in self.attacked(norm) if row.eps is not None]
+        return max(own, default=self.eps if norm == self.norm else None)
+
     @property
     def alarms(self) -> list[str]:
         """Checks of the short audit that raise one; `suspect` is that of loss-gap."""

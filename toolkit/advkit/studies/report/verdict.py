@@ -22,7 +22,7 @@ def verdict(source: Source) -> Html:
     found = most_telling(judged, *threat)[0]
     norm = found.norm if found.norm in found.worst else next(iter(found.worst))
     worst = found.worst[norm]
-    attacks = [row.name for row in found.attacks if row.name != "clean"]
+    attacks = [row.name for row in found.attacked(norm)]
     other = found.checkpoint not in (None, "last" if source.standard else "best")
     where = f"checkpoint {found.checkpoint}, {found.judged_on}" if other else found.judged_on
     audited, audit = alarms(source), source.audit
@@ -36,7 +36,7 @@ def verdict(source: Source) -> Html:
         said = ["; audit: no alarm" if found.audit or whole else "; not audited"]
     content = [
         tag("strong", f"Worst case {share(worst.accuracy)}"),
-        f" ({span(worst.interval)}) within {norm} {figure(found.eps)} under {', '.join(attacks)} ({where})",
+        f" ({span(worst.interval)}) within {norm} {figure(found.eps_in(norm))} under {', '.join(attacks)} ({where})",
         *said,
         "." if _strong(found) else ". AutoAttack was not among the attacks, so the truth may be lower.",
         " The checkpoint was chosen on the test split: the figure is optimistic."
