@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from advkit.config.layer import Layer
 from advkit.config.request import Request
 from advkit.config.resolve import Resolved, resolve
 from advkit.config.runfile import dump, parse
-from advkit.optimizers import FIT, UNFIT, OptimizerSettings, arguments_of, norms_and_biases
+from advkit.optimizers import FIT, UNFIT, Clip, OptimizerSettings, arguments_of, norms_and_biases
 from advkit.options import validate
 from advkit.storage.schema import NOT_NEGATIVE
 
@@ -185,6 +187,27 @@ def test_clipping_scales_the_whole_gradient_down_and_never_up() -> None:
     assert norm_after_step(0.25, 1.0)[0] == pytest.approx(0.25, rel=1e-5)
     far, same = norm_after_step(2 * free, 1.0)
     assert far == free and all(map(torch.equal, weights, same))
+
+
+@pytest.mark.parametrize("limit", [0.25, 1e9])
+def test_clipping_is_torchs_to_the_bit_and_keeps_the_direction_where_squares_overflow(limit: float) -> None:
+    """torch's makes such a gradient 0, and nothing is trained."""
+
+    def clipped(scale: float, how: Callable[[list[torch.Tensor]], object]) -> torch.Tensor:
+        twins = [torch.zeros(shape) for shape in ((3, 4), (5,), (2,))]
+        for twin, gradient in zip(
+            twins, torch.randn(19, generator=torch.manual_seed(0)).split([12, 5, 2]), strict=True
+        ):
+            twin.grad = (gradient * scale).view(twin.shape) * bool(twin.numel() > 2)
+        how(twins)
+        return torch.cat([twin.grad.flatten() for twin in twins if twin.grad is not None])
+
+    ours, theirs = Clip(limit).scale, partial(nn.utils.clip_grad_norm_, max_norm=limit)
+    for scale in (0.0, 1e-30, 1.0, 1e12, 1e18):
+        assert torch.equal(clipped(scale, ours), clipped(scale, theirs))
+    for scale in (1e20, 1e38):
+        assert not clipped(scale, theirs).any()
+        torch.testing.assert_close(clipped(scale, ours), clipped(1e12, ours))
 
 
 @pytest.mark.parametrize("name", sorted(FIT))

@@ -162,9 +162,19 @@ class Clip:
     def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self.scale(p for group in optimizer.param_groups for p in group["params"])
 
+    @torch.no_grad()
     def scale(self, tensors: Iterable[Tensor]) -> None:
-        """Scale the `.grad` of all tensors together down to the norm."""
-        nn.utils.clip_grad_norm_(tensors, self.norm)
+        """Scale the `.grad` of all tensors together down to the norm, as torch's `clip_grad_norm_` does, to the bit.
+
+        But where squares overflow: that function makes such a gradient 0.
+        """
+        if not (gradients := [tensor.grad for tensor in tensors if tensor.grad is not None]):
+            return
+        largest = nn.utils.get_total_norm(gradients, torch.inf)
+        unit = torch.where(nn.utils.get_total_norm(gradients).isinf(), largest, 1.0)
+        torch._foreach_div_(gradients, unit)
+        scale = self.norm / (nn.utils.get_total_norm(gradients) + 1e-6)
+        torch._foreach_mul_(gradients, scale.clamp(max=unit))
 
 
 def before_step(optimizer: torch.optim.Optimizer) -> tuple[list[Clip], list[str]]:
