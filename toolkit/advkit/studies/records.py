@@ -79,6 +79,13 @@ class AttackRow(Accuracy):
     notes: list[str] = []
     column: str | None = None
     """Its column in verdicts.csv; its name in older ones."""
+    code: str | None = None
+    """Of an attack that is none of advkit's."""
+
+    @property
+    def is_autoattack(self) -> bool:
+        """Not only by name."""
+        return self.name == "autoattack" and self.code is None
 
 
 class Judged(Record):
