@@ -19,6 +19,7 @@ import torch
 
 import advkit
 from advkit.cli.main import run
+from advkit.data.convert import convert
 from advkit.studies.analysis import Study, record
 from advkit.training.feed import parted
 from advkit.training.same_run import resolve_folder
@@ -252,6 +253,17 @@ def test_the_figures_of_a_budget_are_those_of_the_run(folder: Path, tmp_path: Pa
     assert eight["mean"] == pytest.approx(arrays["eps"][arrays["label"] == 8].mean())
     from_python = Study(folder, out=tmp_path).budget()
     assert from_python.checkpoint == "last" and from_python.figures == figures, "net and budgets of one checkpoint"
+
+
+def test_a_budget_says_where_plugins_added_images(tmp_path: Path) -> None:
+    settings = {"data.limit": 20, "attack.steps": 1, "validation.fraction": 0.0, "model.width": 2}
+    convert("digits", tmp_path / "more")
+    more = {"extra-data": {"root": str(tmp_path / "more"), "share": 0.5}}
+    advkit.train(plugins="cat-eps,extra-data", options=more, epochs=1, eps=0.1, settings=settings, out=tmp_path / "run")
+    notes = Study(tmp_path / "run", out=tmp_path).budget().notes
+    added = len(advkit.load_data("digits").train)
+    said = f"Quantiles over the epochs are of {added:,} samples that plugins added, too; all else is of the 20 of the "
+    assert [note for note in notes if note.startswith(said)]
 
 
 def test_a_landscape_of_one_image(folder: Path, tmp_path: Path) -> None:

@@ -304,6 +304,29 @@ def test_autoattack_with_few_classes(classes: int, parts: int) -> None:
             robust(net, data, "apgd-t", eps=0.05)
 
 
+@pytest.mark.parametrize("sides", [(14, 14), (15, 15), (4, 4), (9, 9), (17, 18)])
+def test_autoattack_without_square_where_the_library_has_no_start_for_it(sides: tuple[int, int]) -> None:
+    pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(sides[0] * sides[1], 4))
+    square = pyautoattack.square.SquareAttack(net, norm="L2", eps=0.1, n_queries=1, device="cpu", seed=0)
+    images = torch.full((1, 1, *sides), 128, dtype=torch.uint8)
+    labels = net(images / 255).argmax(1)
+    try:
+        square.perturb(images / 255, labels)
+        fits = True
+    except (RuntimeError, ZeroDivisionError):
+        fits = False
+    assert fits == (sides in [(15, 15), (9, 9)])
+    data = Dataset("one", images, labels, ("a", "b", "c", "d"))
+    for norm in ("l2", "linf") if not fits else ():
+        (found,) = verdicts(net, data, [AutoAttack()], eps=1e-9, norm=norm).values()
+        size = f"{sides[0]}x{sides[1]}"
+        without = f"without square, whose L2 start pyautoattack can not lay out on {size} pixels"
+        assert bool(found.robust.all()) and [note for note in found.notes if "square" in note] == (
+            [without] if norm == "l2" else []
+        )
+
+
 def test_other_iteration_counts_of_the_library_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
     victim = Victim(smooth_net(), classes=10, norm="linf")

@@ -53,6 +53,19 @@ class Does(EvaluationAttack):
         return answer if isinstance(answer, Tensor) and answer.dim() == 4 else x
 
 
+class Told(Does):
+    """Says of itself what it is told to."""
+
+    name = "told"
+
+    def __init__(self, act: Callable[..., Any], says: Callable[[], Any]) -> None:
+        super().__init__(act)
+        self.says = says
+
+    def settings(self, eps: float | None) -> Any:
+        return self.says()
+
+
 def freed(model: nn.Module, _: object) -> None:
     model[1].weight.requires_grad_(True)  # type: ignore[index, union-attr]
 
@@ -166,20 +179,41 @@ def test_an_answer_is_cut_from_its_graph_and_judged_where_the_net_is() -> None:
     ("settings", "sentence"),
     [
         (lambda: {"tries": torch.ones(2)}, "settings of the attack told are no JSON values (Object of type Tensor"),
+        (lambda: {"tries": float("nan")}, "settings of the attack told are no JSON values (Out of range float"),
+        (lambda: {"tries": "\ud800"}, "settings of the attack told are no JSON values ('utf-8' codec"),
+        (lambda: {1: 2}, "settings of the attack told are no JSON values (the key 1 is no text)"),
+        (lambda: {"tries": [{None: 2, "a": 1}]}, "settings of the attack told are no JSON values (the key None is no"),
         (lambda: ["tries"], "settings of the attack told are a list; return a mapping"),
+        (lambda: {"seed": 0}, "settings of the attack told have seed, which its row of results has already; name it"),
+        (lambda: {"passes": 3}, "settings of the attack told have passes, which its row of results has already"),
+        (lambda: {"eps": 0.2}, "settings of the attack told have eps, which its row of results has already"),
+        (lambda: {"steps": 0.5}, "settings of the attack told have steps = 0.5, which must be a whole number; name"),
+        (lambda: {"restarts": True}, "settings of the attack told have restarts = True, which must be a whole number"),
+        (lambda: {"step_size": [1]}, "settings of the attack told have step_size = [1], which must be a number or a"),
+        (lambda: {"notes": "B"}, "settings of the attack told have notes = 'B', which must be a list of texts; name"),
     ],
 )
 def test_settings_that_no_file_can_hold_are_refused(settings: Callable[[], Any], sentence: str) -> None:
-    class Told(Does):
-        name = "told"
-
-        def settings(self, eps: float | None) -> Any:
-            return settings()
+    def refused(*_: object) -> None:
+        raise AssertionError("it was attacked")
 
     model = net()
-    with pytest.raises(HookContract) as refused:
-        advkit.evaluate(model, images(model), [Told(lambda *_: None)], eps=0.1, audit=False)
-    assert sentence in str(refused.value)
+    attack, data = Told(refused, settings), images(model)
+    for judge in (
+        lambda: advkit.evaluate(model, data, [attack], eps=0.1, audit=False),
+        lambda: advkit.audit(model, data, eps=0.1, transfer=attack),
+    ):
+        with pytest.raises(HookContract) as caught:
+            judge()
+        assert sentence in str(caught.value)
+
+
+def test_settings_under_the_keys_of_a_row_are_kept_where_they_are_of_its_kind() -> None:
+    own = {"eps": 0.1, "steps": 9, "step_size": 0.1, "restarts": None, "notes": ["B"], "loss": ["mine"], "parts": 3}
+    model = net()
+    for said in (own, own | {"step_size": "wide"}):
+        row = advkit.evaluate(model, images(model), [Told(lambda *_: None, lambda s=said: s)], eps=0.1).attacks[0]
+        assert {key: row[key] for key in said} == said
 
 
 def test_clean_is_a_name_of_the_images_as_they_are() -> None:

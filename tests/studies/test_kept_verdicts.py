@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import EvaluationAttack, Victim
-from advkit.evaluation import verdicts
+from advkit.evaluation import results, verdicts
 from advkit.storage import lock
 from advkit.studies.transfer import Transfer
 
@@ -53,6 +53,10 @@ class Mine(EvaluationAttack):
     name: str = "mine"
     steps: int = 1
     held: object = None
+    said: object = ()
+
+    def settings(self, eps: float | None) -> Any:
+        return dict(self.said)  # type: ignore[call-overload]
 
     def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
         size, x_adv = radius.view(-1, 1, 1, 1), x.clone()
@@ -81,6 +85,22 @@ def test_what_hides_its_state_is_asked_every_time(runs: tuple[Path, Path], tmp_p
         accuracy(runs[0], tmp_path, Mine(held=threading.Lock()))
     assert asked == ["mine", "mine"]
     assert b"mine" not in next(tmp_path.glob("*/progress.jsonl")).read_bytes()
+
+
+def test_settings_that_no_row_can_have_leave_what_is_kept_as_it_was(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that an earlier advkit has kept are asked again."""
+    with pytest.raises(advkit.HookContract, match=r"have steps = 0.5, which must be a whole number"):
+        accuracy(runs[0], tmp_path, Mine(said=(("steps", 0.5),)))
+    assert not [*tmp_path.iterdir()]
+    with monkeypatch.context() as before:
+        for place in (verdicts, results):
+            before.setattr(place, "unfit", lambda settings: "")
+        with pytest.raises(ValueError, match="steps"):
+            accuracy(runs[0], tmp_path, Mine(said=(("steps", 0.5),)))
+    assert b'"steps": 0.5' in next(tmp_path.glob("*/progress.jsonl")).read_bytes()
+    assert accuracy(runs[0], tmp_path, "fgsm") <= 1
 
 
 def test_verdicts_of_another_net_are_not_taken(runs: tuple[Path, Path], tmp_path: Path, asked: list[str]) -> None:

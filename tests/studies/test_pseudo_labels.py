@@ -109,6 +109,7 @@ def test_robust_self_training_goes_on_from_there(standard: Path, tmp_path: Path)
         ("other.npz", "new", 4, "other.npz has x; an npz of images has the array `image`."),
         ("plain.npz", "here", 2, "here exists; name a new folder with --out, or remove it."),
         ("plain.npz", "plain.npz/new", 2, "plain.npz/new can not be written (File exists); choose another --out."),
+        ("image-folder", "new", 2, "image-folder reads what a place holds; name the folder or zip itself, not image-"),
         ("none", "new", 4, "none is neither an npz, nor a folder or zip of class folders"),
     ],
 )

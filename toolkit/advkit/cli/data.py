@@ -140,7 +140,7 @@ def pseudo_label(data: str, run: str, out: str, **typed: Any) -> None:
     count = manifest.splits["train"].shape[0]
     echo(f"{folder} holds {count:,} images of {len(manifest.classes)} classes. {_labelled_by(manifest.labelled_by)}")
     extra = f"-o extra-data.root={shlex.quote(str(folder))} -o extra-data.share=0.5"
-    echo(f"Next: advkit train --plugins trades,extra-data {extra}")
+    echo(f"Next, with the data set of the run as NAME: advkit train --dataset NAME --plugins trades,extra-data {extra}")
 
 
 def _labelled_by(record: Mapping[str, object]) -> str:

@@ -26,7 +26,7 @@ from .. import registry
 from ..arguments import a_number
 from ..errors import DataError, OptionError, named
 from .base import Dataset, DataSource, fingerprint_of, gray_levels, pieces
-from .image_folder import sort_files, split_files
+from .image_folder import ImageFolder, sort_files, split_files
 from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name, manifest_of, split_of
 from .notes import Notes
 from .npz import Given, Images, Part, npz_files, of_npz, of_pickle
@@ -35,6 +35,9 @@ from .pictures import Files, decode, listed
 from .workspace import workspace
 
 PICKLES = (".pickle", ".pkl")
+
+OF_A_PLACE = (Mapped.name, ImageFolder.name)
+"""Data sets that are whatever lies at a place: here the place itself is named."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,14 @@ def _given(given: str, hold_out: float) -> Iterator[Given]:
     elif os.path.lexists(path):
         with listed(path) as files:
             yield _of_pictures(files)
-    elif given in registry.names("data set") and given != Mapped.name:
+    elif given in (sets := [name for name in registry.names("data set") if name not in OF_A_PLACE]):
         yield _of_registered(given)
+    elif given in OF_A_PLACE:
+        raise OptionError(f"{given} reads what a place holds; name the folder or zip itself, not {given}.")
     else:
         raise DataError(
             f"{given} is neither an npz, nor a folder or zip of class folders, nor the name of a data set "
-            f"({', '.join(name for name in registry.names('data set') if name != Mapped.name)}); check --from."
+            f"({', '.join(sets)}); check --from."
         )
 
 

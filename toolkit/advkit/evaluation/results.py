@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Self
@@ -11,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..errors import shown
 from ..reach import misfit
 from .figure import above, gap
 from .statistics import bits, wilson
@@ -22,6 +25,40 @@ UNSOUND = "without an attack, the logits of {} of {} images are NaN or Inf; thes
 
 SUSPECT_GAP = 0.08
 """PGD and margin accuracies that are surely further apart than this are a sign of masked gradients."""
+
+FILLED = frozenset(
+    ("name", "norm", "eps", "eps_of_images", "accuracy", "interval", "passes", "seconds", "column", "code", "seed")
+)
+"""Keys of a row that are filled for an attack, whatever it says of itself."""
+
+
+def _whole(value: object) -> bool:
+    return value is None or (type(value) is int and 0 <= value <= sys.maxsize)
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+_READ: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "steps": ("a whole number", _whole),
+    "restarts": ("a whole number", _whole),
+    "step_size": ("a number or a text", lambda value: _whole(value) or isinstance(value, float | str)),
+    "notes": ("a list of texts", _texts),
+}
+"""What is read of what an attack says of itself: by key, what it has to be."""
+
+
+def unfit(settings: Mapping[str, Any]) -> str:
+    """What of an attack's settings, JSON values, can not be read as a row's is, and what it must be; "" of others."""
+    return next(
+        (
+            f"{key} = {shown(settings[key])}, which must be {kind}"
+            for key, (kind, fits) in _READ.items()
+            if key in settings and not fits(settings[key])
+        ),
+        "",
+    )
 
 
 @dataclass
@@ -52,6 +89,7 @@ class Verdicts:
         good = (
             isinstance(settings, dict)
             and all(isinstance(settings.get(name), str) for name in ("name", "norm"))
+            and not unfit(settings)
             and isinstance(robust, str)
             and set(robust) <= {"0", "1"}
             and all(isinstance(cost, (int, float)) and isfinite(cost) and cost >= 0 for cost in costs)
@@ -94,7 +132,8 @@ def summary(verdicts: Sequence[Verdicts], norm: str) -> dict[str, Any]:
         n = len(one.robust)
         row = {key: value for key, value in one.settings.items() if key != "eps_of_images"} | _accuracy(one.robust)
         row["passes"] = {"forward": one.forwards / n, "input_backward": one.backwards / n}
-        notes = [*([UNSOUND.format(one.unsound, n)] if one.unsound else []), *one.notes, *filter(None, [_short(one)])]
+        broken = [UNSOUND.format(one.unsound, n)] if one.unsound else []
+        notes = [*broken, *one.settings.get("notes", ()), *one.notes, *filter(None, [_short(one)])]
         row |= {"seconds": one.seconds} | ({"notes": notes} if notes else {})
         rows.append(row)
     by_norm = {name: _accuracy(kept) for name, kept in worst_cases(verdicts).items()}
@@ -145,8 +184,9 @@ def _short(verdicts: Verdicts) -> str:
 def reach(verdicts: Verdicts) -> float:
     """How far an attack can walk, in eps: steps times step size; 0 for what takes no steps."""
     steps, size, eps = (verdicts.settings.get(key) for key in ("steps", "step_size", "eps"))
-    if not isinstance(steps, int) or size is None:
+    if not steps or size is None:
         return 0.0
     if isinstance(size, str):  # "0.2 eps", where eps differs by image
-        return steps * float(size.removesuffix(" eps"))
+        pace = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?) eps", size)
+        return 0.0 if pace is None else steps * float(pace[1])
     return steps * size / eps if eps else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from ..registry import by_advkit
 from ..rng import derive_seed
 from .attacks.base import EvaluationAttack, Victim, attacked, others
 from .attacks.gradient import Clean
-from .results import BATCH, Verdicts
+from .results import BATCH, FILLED, Verdicts, unfit
 from .soundness import classified_as, refuse_unsound, sound, unsteady
 from .team import Team
 
@@ -201,8 +201,7 @@ def describe(attack: EvaluationAttack, radius: Tensor, norm: str, seed: int) -> 
     shared = float(radius[0]) if bool((radius == radius[0]).all()) else None
     by_image = {"eps_of_images": radius.tolist()} if shared is None else {}
     head = {"name": attack.name, "norm": norm, "eps": shared}
-    own = {key: value for key, value in _settings(attack, shared).items() if key not in head}
-    return {**head, **own, **_code(attack), **by_image, "seed": seed}
+    return {**head, **settings_of(attack, norm, shared), **_code(attack), **by_image, "seed": seed}
 
 
 def _code(attack: EvaluationAttack) -> dict[str, str]:
@@ -215,19 +214,37 @@ def _code(attack: EvaluationAttack) -> dict[str, str]:
         return {"code": UNKNOWN}
 
 
-def _settings(attack: EvaluationAttack, eps: float | None) -> Mapping[str, Any]:
-    """What the attack says of itself; HookContract where that is nothing that a file could hold."""
+def settings_of(attack: EvaluationAttack, norm: str, eps: float | None) -> dict[str, Any]:
+    """What the attack says of itself beside name, `norm` and `eps`, as a file holds it; HookContract where none can."""
     with blamed(f"in settings of the attack {attack.name}"):
         said: object = attack.settings(eps)
-    if not isinstance(said, Mapping):
-        raise HookContract(f"The settings of the attack {attack.name} are a {type(said).__name__}; return a mapping.")
+        said = dict(said) if isinstance(said, Mapping) else said
+    whose = f"The settings of the attack {attack.name}"
+    if not isinstance(said, dict):
+        raise HookContract(f"{whose} are a {type(said).__name__}; return a mapping.")
     try:
-        json.dumps(dict(said), allow_nan=False, sort_keys=True)
+        if odd := [key for key in _keys(said) if not isinstance(key, str)]:
+            raise TypeError(f"the key {odd[0]!r} is no text")
+        text = json.dumps(said, allow_nan=False, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        kept: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise HookContract(
-            f"The settings of the attack {attack.name} are no JSON values ({error}); return numbers, texts and lists."
-        ) from None
-    return said
+        raise HookContract(f"{whose} are no JSON values ({error}); return numbers, texts and lists.") from None
+    head = {"name": attack.name, "norm": norm, "eps": eps}
+    own = {key: value for key, value in kept.items() if key not in head or value != head[key]}
+    if taken := FILLED & own.keys():
+        raise HookContract(f"{whose} have {min(taken)}, which its row of results has already; name it otherwise.")
+    if what := unfit(own):
+        raise HookContract(f"{whose} have {what}; name it otherwise, or return that.")
+    return own
+
+
+def _keys(value: object) -> Iterator[object]:
+    """Of all mappings in a value."""
+    if isinstance(value, dict):
+        yield from value
+        value = [*value.values()]
+    for part in value if isinstance(value, list | tuple) else ():
+        yield from _keys(part)
 
 
 def budgets(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..arguments import fits
 from ..config import runfile
 from ..config.resolve import Resolved
 from ..data.base import Splits
@@ -23,7 +24,7 @@ from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from ..training.launch import resume, start
 from ..training.parts import build_model, data_of, on_this_machine, refused_here
-from ..training.progress import Aloud, Progress
+from ..training.progress import Aloud, Progress, asked_to_stop
 from ..training.same_run import refuse_difference, resolve_folder
 from ..training.short import cautions
 from ..training.tracking import tracked
@@ -158,7 +159,7 @@ class Study:
         return rows
 
     def _measured(self, arm: Arm, seed: int, splits: Splits) -> Outcome:
-        if not isinstance(watching := self.progress(), Progress):
+        if not fits(watching := self.progress(), Progress):
             raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
         path = self.out / "runs" / arm.folder(seed)
         for place in (path.parent, path):
@@ -216,7 +217,7 @@ def measure(
     """
 
     def go_on(*_: object) -> None:
-        if stop := progress.stop_requested():
+        if stop := asked_to_stop(progress):
             raise stop("Stopped between two steps.")
 
     go_on()

@@ -16,7 +16,7 @@ from ..data.own import as_dataset, as_splits, as_wide_as
 from ..errors import AdvkitError, OptionError, ProcessLost, named
 from ..evaluation import audit as checking
 from ..evaluation.attacks import EvaluationAttack, parse_attack
-from ..evaluation.verdicts import refuse_gray_levels
+from ..evaluation.verdicts import refuse_gray_levels, settings_of
 from ..global_state import one_at_a_time
 from ..storage.weights import digest
 from ..training.ranks import ALONE, here
@@ -104,9 +104,10 @@ def audit(
     if not radius:
         raise OptionError(f"An audit needs a radius above 0; give {named('--eps', 'E')}.")
     refuse_gray_levels(radius, norm)
+    source = None if other is None else {"name": other.name, **settings_of(other, other.norm or norm, radius)}
     team, done = here() if together else ALONE, 0
     if team.size > 1:
-        typed = f"settings {radius} {norm} {start} {other and (other.name, other.settings(radius))}"
+        typed = f"settings {radius} {norm} {start} {source}"
         team.refuse_others({"weights": digest(net.state_dict()), "images": images.fingerprint(), "settings": typed})
 
     def tick(count: int) -> None:
@@ -143,7 +144,7 @@ def audit(
         alarms=outcome.alarms,
         withstood=outcome.withstood,
         hopeless=outcome.hopeless,
-        source=None if other is None else {"name": other.name, **other.settings(radius)},
+        source=source,
         versions=versions(),
     )
     if chosen is not None and chosen.is_run and not team.rank:

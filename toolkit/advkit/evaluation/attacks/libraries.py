@@ -60,6 +60,9 @@ class FromAutoAttack(EvaluationAttack):
             if not parts:
                 raise OptionError(f"{self.name} needs four classes or more (its loss has three rivals); leave it out.")
             net.note(f"without apgd-t, whose loss needs four classes, not {net.classes}")
+        if "square" in parts and net.norm == "l2" and not all(_tiled(x.shape[2], side) for side in x.shape[2:]):
+            parts.remove("square")
+            net.note(f"without square, whose L2 start pyautoattack can not lay out on {x.shape[2]}x{x.shape[3]} pixels")
         if not len(x):
             return x
         with _quiet(net, x.device), torch.enable_grad():
@@ -183,6 +186,12 @@ class DeepFool(EvaluationAttack):
 
     def settings(self, eps: float | None) -> Mapping[str, object]:
         return {"steps": self.steps, "overshoot": self.overshoot, "library": f"foolbox {version('foolbox')}"}
+
+
+def _tiled(height: int, side: int) -> bool:
+    """Whether the tiles of pyautoattack's L2 start, a fifth of the height wide, end within a side; of 1 all do."""
+    tile = height // 5
+    return tile == 1 or (tile > 1 and (height - 5 * tile) // 2 + side // tile * tile <= side)
 
 
 @contextmanager

@@ -133,6 +133,11 @@ def sample_budgets(
         for row in folder.history()
         if row.get("state", {}).get(state)
     ]
+    if added := len(tensors[f"samples/{state}"]) - len(train):
+        tell(
+            f"Quantiles over the epochs are of {added:,} samples that plugins added, too; all else is of the "
+            f"{len(index):,} of the training images"
+        )
     return SampleBudgets(
         state=state,
         index=train.index[index],
