@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import Dataset, Plugin, Run, Splits, hookimpl
-from advkit.errors import HookContract, Stopped
+from advkit.errors import HookContract, Interrupted, OptionError, Stopped, shown
 from advkit.storage import checkpoint
+from advkit.training.progress import Silent
+from advkit.training.ranks import urgency
 
 Net = Callable[..., nn.Sequential]
 
@@ -41,6 +44,45 @@ def train(tiny_net: Net) -> Callable[..., Any]:
         return advkit.train(tiny_net() if net is None else net, SPLITS, plugins, **arguments)
 
     return train
+
+
+class Asked(Silent):
+    """Says what it is told to when it is asked whether to stop."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def stop_requested(self) -> Any:
+        return self.answer
+
+
+class Own(Interrupted):
+    """A way to stop of a script's own."""
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("answer", [True, 0, "stop", KeyboardInterrupt, ValueError("x"), Interrupted("x")])
+def test_a_progress_says_how_to_stop_by_a_class(answer: Any, kept: bool, train: Any, tmp_path: Path) -> None:
+    said = f"stop_requested of the run's progress returned {shown(answer)}; return None to go on, and advkit.errors"
+    with pytest.raises(HookContract, match=f"^{re.escape(said)}"):
+        train(progress=Asked(answer), epochs=1, out=tmp_path / "run" if kept else None)
+
+
+def test_a_progress_may_stop_in_a_way_of_its_own(train: Any) -> None:
+    assert len(train(progress=Asked(False), epochs=1).history) == 1
+    with pytest.raises(Own):
+        train(progress=Asked(Own))
+    assert [urgency(request) for request in (None, Stopped, type("Mine", (Stopped,), {}), Interrupted, Own)] == [
+        *(0, 1, 1, 2, 2)
+    ]
+
+
+def test_the_class_of_a_progress_is_none(train: Any, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"^progress must be an advkit\.Progress or None, not the class Silent\.$"):
+        train(progress=Silent)
+    made = r"^progress made the class Silent; let it make an advkit\.Progress for each run"
+    with pytest.raises(OptionError, match=made):
+        advkit.ablate("awp", out=tmp_path, settings={"data.limit": 40}, progress=lambda: Silent)
 
 
 class Noisy(nn.Module):

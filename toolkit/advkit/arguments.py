@@ -184,7 +184,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, type) and issubclass(value, inner)
     if origin is Callable:
         return callable(value) and _takes(value, inner)
-    if not isinstance(value, origin):
+    if isinstance(value, type) or not isinstance(value, origin):  # a class has the methods of its objects
         return False
     if origin is Mapping:
         return all(fits(key, inner[0]) and fits(each, inner[1]) for key, each in value.items())

@@ -26,7 +26,7 @@ from .meeting import met
 from .meter import Meter, quantiles_of
 from .panel import Panel
 from .passed_net import PassedNet
-from .progress import Progress, Silent
+from .progress import Progress, Silent, asked_to_stop
 from .result import TrainResult
 from .saving import Position, Writer, save
 from .step import TrainingStep
@@ -120,7 +120,7 @@ class Trainer:
             self.meter.add(report)
             self.global_step += 1
             self.progress.stepped(self, report)
-            stop = self.ranks.stop(self.progress.stop_requested())
+            stop = self.ranks.stop(asked_to_stop(self.progress))
             if stop or self.global_step % self.resolved.checkpoint.every_steps == 0:
                 save(self)
             if stop:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..errors import Caution, Stopped
+from ..errors import Caution, HookContract, Stopped, shown
 from ..stopping import Signals
 from .ranks import Alone
 from .step_report import Report
@@ -26,6 +26,19 @@ class Progress(Protocol):
 
     def stop_requested(self) -> type[Stopped] | None:
         """Asked after every step; an answer stops the run after a checkpoint."""
+
+
+def asked_to_stop(progress: Progress) -> type[Stopped] | None:
+    """What `stop_requested` answers; HookContract where that says nothing of how to end."""
+    answer: object = progress.stop_requested()
+    if answer is None or answer is False:
+        return None
+    if isinstance(answer, type) and issubclass(answer, Stopped):
+        return answer
+    raise HookContract(
+        f"stop_requested of the run's progress returned {shown(answer)}; return None to go on, and "
+        "advkit.errors.Stopped or a subclass of it, the class itself, to stop."
+    )
 
 
 def voice(ranks: Alone, progress: Progress) -> Progress:
@@ -60,7 +73,7 @@ class Stoppable:
         self.finished_epoch, self.warn = shown_by.finished_epoch, shown_by.warn
 
     def stop_requested(self) -> type[Stopped] | None:
-        return self._shown_by.stop_requested() or self._signals.requested
+        return asked_to_stop(self._shown_by) or self._signals.requested
 
 
 class Mute(Silent):

@@ -31,6 +31,12 @@ GradientAt = Callable[..., Mapping[str, Tensor]]
 ENDINGS: tuple[type[Stopped] | None, ...] = (None, Stopped, Interrupted)
 """How a step can be asked to be the last, the most urgent last."""
 
+
+def urgency(request: type[Stopped] | None) -> int:
+    """The place among `ENDINGS`; of a class of somebody's own, that of what it is a subclass of."""
+    return max(place for place, kind in enumerate(ENDINGS) if kind is None or (request and issubclass(request, kind)))
+
+
 DIFFERENT = {
     "epoch": "The processes are in different epochs, {} and {}; give all of them the same.",
     "step": "The processes have taken different numbers of steps of an epoch, {} and {}; all must take equally many.",
@@ -174,7 +180,7 @@ class Ranks(Alone):
         return cast(T, _read(content))
 
     def stop(self, request: type[Stopped] | None) -> type[Stopped] | None:
-        wanted = torch.tensor([ENDINGS.index(request)])
+        wanted = torch.tensor([urgency(request)])
         with answered():
             dist.all_reduce(wanted, dist.ReduceOp.MAX)
         return ENDINGS[int(wanted)]
