@@ -26,7 +26,7 @@ from advkit.storage.lock import RunLock
 from advkit.studies import ablation, arms, paired_tables
 from advkit.studies.inputs import seeds
 from advkit.studies.paired_records import AblationRow
-from advkit.studies.records import CHOSEN_ON_TEST
+from advkit.studies.records import CHOSEN_ON_TEST, Evaluation
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
 TINY += ["--set", "validation.steps=2"]
@@ -194,14 +194,19 @@ def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFi
     )
     assert [row.as_dict() for row in rows] == json.loads(out) == json.loads((here / "b" / "table.json").read_text())
     on = "accuracies are on 20 of 60 images, chosen at random, seed 0, of data.limit=60, chosen at random, seed 0"
-    assert [row.notes for row in rows] == [[CHOSEN_ON_TEST, on]] * 2
+    judged = Evaluation.read(next(here.glob("b/runs/full-seed-3/evaluations/*/*/evaluation.json")))
+    nothing = f"there is nothing to be robust: {judged.hopeless}"
+    assert judged.hopeless and [row.notes for row in rows] == [[CHOSEN_ON_TEST, on, f"seed 3: {nothing}"]] * 2
     said = (here / "b/table.md").read_text()
-    assert said == (here / "a/table.md").read_text() and said.endswith(f"\n- {CHOSEN_ON_TEST}\n- {on}\n")
-    assert paired_tables.table([rows[0].model_copy(update={"notes": []}), rows[1]])[1][-2:] == [
+    assert said == (here / "a/table.md").read_text()
+    assert said.endswith(f"\n- {CHOSEN_ON_TEST}\n- {on}\n- seed 3: {nothing}\n")
+    assert paired_tables.table([rows[0].model_copy(update={"notes": []}), rows[1]])[1][-3:] == [
         f"none: {CHOSEN_ON_TEST}",
         f"none: {on}",
+        f"none: seed 3: {nothing}",
     ]
-    assert len(heard) == 2 and heard[0].startswith("full, seed 3: clean ") and heard[0].endswith(f"; {on}")
+    assert len(heard) == 2 and heard[0].startswith("full, seed 3: clean ")
+    assert heard[0].endswith(f"; {nothing}; {on}")
     assert rows[0]["accuracy"]["clean"]["seeds"] == rows[0].accuracy["clean"].seeds
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -17,12 +18,15 @@ import torch
 import advkit
 from advkit.cli.compare import show
 from advkit.cli.main import run as command
+from advkit.evaluation.results import Verdicts
 from advkit.evaluation.soundness import BY_BATCH, BY_CALL
 from advkit.evaluation.statistics import image_interval
 from advkit.models.base import Normalize
 from advkit.storage.files import write_atomic
+from advkit.studies import compare
 from advkit.studies.export import export_subject, without_normalisation
-from advkit.studies.subject import of_run
+from advkit.studies.records import Evaluation
+from advkit.studies.subject import Subject, of_run
 
 TINY = ["--epochs", "2", "--limit", "200", "--set", "model.width=2", "--set", "attack.steps=1", "--progress", "none"]
 
@@ -94,6 +98,28 @@ def test_python_compares_and_exports_as_the_commands_do(
         assert [row.checkpoint for row in comparison.model_copy(update={"runs": [best, last]}).rows()] == shown
     record = advkit.export(runs[0], tmp_path / "net")
     assert record.as_dict() == json.loads((tmp_path / "net" / "export.json").read_text())
+
+
+def test_rows_say_which_weights_were_judged(
+    runs: tuple[str, str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one run the average began after its best epoch."""
+    real = compare.evaluate_subject
+
+    def averaged(subject: Subject, *given: Any, **named: Any) -> tuple[Evaluation, dict[str, Verdicts]]:
+        result, verdicts = real(subject, *given, **named)
+        of = {"weights": "averaged"} if (result.run, result.checkpoint) == (runs[1], "last") else {}
+        return result.model_copy(update=of), verdicts
+
+    monkeypatch.setattr(compare, "evaluate_subject", averaged)
+    comparison = advkit.compare(runs[:2], "clean", n=90)
+    assert [row["weights"] for row in comparison.as_dict()["runs"]] == ["raw", "raw", "raw", "averaged"]
+    note = "best is judged by raw weights, last by averaged ones, so averaging is part of how they differ"
+    assert [row.notes[-1:] == [note] for row in comparison.runs] == [False, False, False, True]
+    capsys.readouterr()
+    show(comparison)
+    shown = capsys.readouterr().out
+    assert shown.count(", averaged)") == 1 and f"{runs[1]}: {note}" in " ".join(shown.split())
 
 
 def test_compare_refuses_what_is_not_comparable(

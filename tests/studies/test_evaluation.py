@@ -18,13 +18,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 import advkit
 from advkit.cli.display import bar
 from advkit.cli.evaluate import show
 from advkit.cli.main import run as command
 from advkit.data.base import Dataset
-from advkit.evaluation.attacks import Square
+from advkit.errors import OptionError
+from advkit.evaluation.attacks import EvaluationAttack, Square, Victim
 from advkit.evaluation.results import BATCH, Verdicts, summary
 from advkit.evaluation.statistics import wilson
 from advkit.studies.inputs import listed
@@ -536,6 +538,35 @@ def test_an_eps_of_another_norm_is_shown_with_that_norm(capsys: pytest.CaptureFi
         show(advkit.evaluate(net, _digits(10), f"pgd-1,pgd-1-{other}", eps=eps, norm=own, audit=False))
         shown = capsys.readouterr().out
         assert f"0.125 {other} " in shown and f"0.25 {own}" not in shown and f"0.125 {own}" not in shown
+
+
+class Faulty(EvaluationAttack):
+    """A wrapper that finds nothing, and says of itself what PGD says."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def perturb(self, net: Victim, x: Tensor, y: Tensor, radius: Tensor, index: Tensor) -> Tensor:
+        return x
+
+    def settings(self, eps: float | None) -> dict[str, object]:
+        return {"loss": "cross-entropy", "steps": 20, "step_size": 0.03, "restarts": 1, "parts": ["apgd-t"]}
+
+
+def test_an_attack_of_somebody_else_is_no_other_by_its_name_nor_by_what_it_says(trained: Path, tmp_path: Path) -> None:
+    home = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    attacks: list[str | EvaluationAttack] = ["clean", "pgd-20", "cw-20", Faulty("autoattack"), Faulty("mine")]
+    judged = advkit.evaluate(home, attacks=attacks, n=8)
+    assert judged.robustbench is not None and judged.robustbench["autoattack_acc"] is None
+    asked = {check.name: check.sentence for check in judged.audit or ()}
+    assert "this evaluation has not all of pgd-K and apgd-t" in asked["apgd-t-gap"]
+    fewer = [one for one in attacks if one != "pgd-20"]  # so that nothing else has the loss of the faulty ones
+    assert advkit.evaluate(home, attacks=fewer, n=8).suspect is None
+    record = advkit.export(home, tmp_path / "net", hub=True)
+    assert record and "Not evaluated under AutoAttack yet" in (tmp_path / "net" / "README.md").read_text()
+    for name in ("index", "label"):
+        with pytest.raises(OptionError, match=f"^verdicts.csv has a column {name} of its own; give the attack another"):
+            advkit.evaluate(home, attacks=["clean", Faulty(name)], n=8)
 
 
 def test_suspect_compares_like_with_like() -> None:

@@ -793,6 +793,27 @@ def test_several_runs_are_compared_on_equal_terms(runs: Path) -> None:
     assert ["run.seed", "0", "7"] in rows(page, "comparison-settings", "Values by run")
 
 
+def test_a_table_says_whose_averaged_weights_it_is_of(runs: Path) -> None:
+    """A run whose best epoch lies before its average began."""
+    judge(runs / "plain", "one", (PGD, range(80)))
+    judge(runs / "cat", "one", (PGD, range(100)))
+    judge(runs / "cat", "last", (PGD, range(90)), checkpoint="last", weights="averaged", images=CHOSEN)
+    page = page_of("plain", "cat")
+    captions = [text(each) for each in page.within("comparison-accuracy", "caption")]
+    head = "Accuracy with 95 % interval: digits test, n = 200, checkpoint"
+    assert captions == [f"{head} best ({CHOSEN})", f"{head} last ({CHOSEN}); averaged weights: run 2"]
+    said = "Run 2: best is judged by raw weights, last by averaged ones, so averaging is part of how they differ."
+    assert said in text(page.id("comparison-accuracy"))
+    assert "Worst case" not in (own := text(page.id("run-2-evaluations"))) and own.count("averaged weights") == 1
+    assert "averaged" not in text(page.id("run-2-samples")) + text(page.id("run-1-evaluations"))
+    for name in ("plain", "cat"):
+        judge(runs / name, "one", (PGD, range(80)), weights="averaged", worst_case=half(120), images=CHOSEN)
+    page = page_of("plain", "cat", samples=0)
+    compared = text(page.id("comparison-accuracy"))
+    assert "the most that runs 1, 2 share; averaged weights: runs 1, 2" in compared and "raw" not in compared
+    assert f"under pgd-20 (test split, {CHOSEN}, averaged weights)" in text(page.within("run-1", "p")[1])
+
+
 def test_the_worst_case_is_over_what_all_runs_share_image_by_image(runs: Path) -> None:
     judge(runs / "plain", "one", (PGD | {"name": "fgsm"}, range(50)), (PGD, (0, 1, 2)), (CW, (2, 3)))
     judge(runs / "cat", "one", (CLEAN, ()), (PGD, (5,)), (CW, (6,)))

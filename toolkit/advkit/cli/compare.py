@@ -54,7 +54,8 @@ def show(comparison: Comparison) -> None:
     own = (None, comparison.norm)
     rows = [*comparison.rows()]
     for run in rows:
-        name, which = run.run, f"{run.checkpoint} (epoch {(run.epoch or 0) + 1})"
+        averaged = ", averaged" if run.weights == "averaged" else ""
+        name, which = run.run, f"{run.checkpoint} (epoch {(run.epoch or 0) + 1}{averaged})"
         named: list[tuple[str, str, ComparedAccuracy]] = [
             (row.name, "" if row.eps is None or row.norm in own else f" ({row.eps:.4g} {row.norm})", row)
             for row in run.attacks

@@ -166,7 +166,7 @@ def widest_gap(rows: Iterable[Verdicts]) -> tuple[Tensor, Tensor] | None:
     pairs: dict[str, dict[str, Tensor]] = {}
     for one in rows:
         settings = one.settings
-        if settings.get("loss") in ("cross-entropy", "margin") and reach(one) >= 1:
+        if settings.get("loss") in ("cross-entropy", "margin") and "code" not in settings and reach(one) >= 1:
             alike = json.dumps({key: settings[key] for key in settings if key not in ("name", "loss")}, sort_keys=True)
             pairs.setdefault(alike, {})[settings["loss"]] = one.robust
     both = [(pair["cross-entropy"], pair["margin"]) for pair in pairs.values() if len(pair) == 2]

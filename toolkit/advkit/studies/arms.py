@@ -60,6 +60,8 @@ class Outcome(NamedTuple):
     verdicts: dict[str, str]
     suspect: bool
     notes: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    """Notes on this run alone, which its row gives with the seed."""
 
     @property
     def worst_case(self) -> str:
@@ -171,7 +173,7 @@ class Study:
         outcome = measure(arm.resolved[seed], splits, path, self.judging, watching, self.trackers)
         shares = " ".join(f"{name} {share(withstood):.3f}" for name, withstood in outcome.verdicts.items())
         if self.tell is not None:
-            self.tell(f"{arm.name}, seed {seed}: {'; '.join([shares, *outcome.notes[-1:]])}")
+            self.tell(f"{arm.name}, seed {seed}: {'; '.join([shares, *outcome.own, *outcome.notes[-1:]])}")
         return outcome
 
     def _refuse_other(self) -> None:
@@ -231,7 +233,8 @@ def measure(
             start(resolved, splits, build_model(resolved, splits.train), out=path, progress=seen)
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
     notes = (*result.notes, f"accuracies are on {result.images}")
-    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), notes)
+    own = (f"there is nothing to be robust: {result.hopeless}",) if result.hopeless else ()
+    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), notes, own)
 
 
 def refuse_failed(rows: Sequence[AblationRow]) -> None:
@@ -263,7 +266,10 @@ def _row(
         **head,
         declined=list(arm.declined),
         seeds=list(runs),
-        notes=list(dict.fromkeys(note for outcome in runs.values() for note in outcome.notes)),
+        notes=[
+            *dict.fromkeys(note for outcome in runs.values() for note in outcome.notes),
+            *(f"seed {seed}: {said}" for seed, outcome in runs.items() for said in outcome.own),
+        ],
         suspect=[seed for seed, outcome in runs.items() if outcome.suspect],
         changed=changed(next(iter(arm.resolved.values())), next(iter(first.resolved.values())))
         if first.resolved

@@ -129,6 +129,13 @@ def incomparable(first: Resolved, other: Resolved, name: str, run: str, eps: flo
     return ""
 
 
+def apart(best: str | None, last: str | None) -> list[str]:
+    """A note where the checkpoints of a run are judged by weights of two sorts, "raw" and "averaged"."""
+    if not best or not last or best == last:
+        return []
+    return [f"best is judged by {best} weights, last by {last} ones, so averaging is part of how they differ"]
+
+
 def compared(results: Sequence[Evaluation], verdicts: Sequence[Mapping[str, Verdicts]]) -> Comparison:
     """Accuracies; differences to the first run, at the same checkpoint; best minus last of each run."""
     norm = results[0].norm
@@ -159,17 +166,19 @@ def compared(results: Sequence[Evaluation], verdicts: Sequence[Mapping[str, Verd
             )
             for row in result.attacks
         ]
+        mixed = apart(results[place - 1].weights, result.weights) if result.checkpoint == "last" else ()
         worst = result.worst_case
         rows.append(
             ComparedRun(
                 run=str(result.run),
                 checkpoint=str(result.checkpoint),
+                weights=result.weights,
                 epoch=result.epoch,
                 selected_on=result.selected_on,
                 suspect=result.suspect,
                 audit=result.audit or [],
                 alarms=result.alarms,
-                notes=result.notes,
+                notes=[*result.notes, *mixed],
                 attacks=attacks,
                 worst_case=None if worst is None else ComparedAccuracy(**dict(worst), **to_first.get(WORST, {})),
             )

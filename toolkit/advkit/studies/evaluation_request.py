@@ -174,6 +174,8 @@ def _attacks(
 
 def _attack(given: object) -> EvaluationAttack:
     if isinstance(given, EvaluationAttack) and isinstance(getattr(given, "name", None), str):
+        if given.name in ("index", "label"):
+            raise OptionError(f"verdicts.csv has a column {given.name} of its own; give the attack another name.")
         return given
     name = given.__name__ if isinstance(given, type) else type(given).__name__
     raise OptionError(f"{name} is no attack; pass a name, or an object of an EvaluationAttack with a `name`.")

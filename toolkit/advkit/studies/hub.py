@@ -202,7 +202,7 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str, th
         for one in others
         for norm, worst in one.worst.items()
     ]
-    if not any(row.name == "autoattack" for row in chosen.attacks):
+    if not any(row.is_autoattack for row in chosen.attacks):
         said += ["", f"Not evaluated under AutoAttack yet: {command}."]
     fields = json.dumps(chosen.robustbench, indent=1)
     return "\n".join([*said, "", "As RobustBench's model_info:", "", "```json", fields, "```"])

@@ -44,7 +44,7 @@ def most_telling(judged: Iterable[Evaluation], norm: object, eps: object) -> lis
     """
 
     def rank(one: Evaluation) -> tuple[bool, bool, bool, bool, int, float]:
-        strong = any(row.name.startswith("autoattack") for row in one.attacks)
+        strong = any(row.is_autoattack for row in one.attacks)
         worst = min((each.accuracy for each in one.worst.values()), default=1.0)
         return not one.worst, one.split not in (None, "test"), not is_of(one, norm, eps), not strong, -one.n, worst
 
@@ -109,7 +109,8 @@ def validated_on(history: Sequence[Mapping[str, Any]], settings: Mapping[str, ob
 
 def shares(result: Mapping[str, Any] | Evaluation) -> dict[str, str | None]:
     """Accuracies in percent under the field names of RobustBench's model_info; the newest of attacks of one name."""
-    accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in reversed(result["attacks"])}
+    ours = [row for row in reversed(result["attacks"]) if row.get("code") is None]
+    accuracy = {row["name"]: f"{100 * row['accuracy']:.2f}" for row in ours}
     worst = result.get("worst_case")
     return {
         "clean_acc": accuracy.get("clean"),

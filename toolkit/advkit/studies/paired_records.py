@@ -35,6 +35,8 @@ class ComparedRun(Record):
 
     run: str
     checkpoint: str
+    weights: str | None = None
+    """"raw" or "averaged"."""
     epoch: int | None
     selected_on: str | None = None
     """The split that chose the checkpoint."""

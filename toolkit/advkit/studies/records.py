@@ -79,6 +79,13 @@ class AttackRow(Accuracy):
     notes: list[str] = []
     column: str | None = None
     """Its column in verdicts.csv; its name in older ones."""
+    code: str | None = None
+    """Of an attack that is none of advkit's."""
+
+    @property
+    def is_autoattack(self) -> bool:
+        """Not only by name."""
+        return self.name == "autoattack" and self.code is None
 
 
 class Judged(Record):
@@ -110,9 +117,18 @@ class Judged(Record):
 
     @property
     def judged_on(self) -> str:
-        """For tables and sentences: "test split, 30 of 360 images, chosen at random, seed 0"; of before, "n = 30"."""
+        """For tables and sentences: "test split, 30 of 360 images, chosen at random, seed 0"; of before, "n = 30".
+
+        Averaged weights are named at its end; of raw ones it says nothing.
+        """
         which = self.images or (self.n and f"n = {self.n}")
-        return ", ".join(str(each) for each in (self.split and f"{self.split} split", which) if each)
+        facts = (self.split and f"{self.split} split", which, self.averaged and "averaged weights")
+        return ", ".join(str(each) for each in facts if each)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a plugin's average of the weights was judged; False where nothing tells."""
+        return self.weights == "averaged"
 
 
 class Evaluation(Judged):

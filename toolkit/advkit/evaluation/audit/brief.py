@@ -69,17 +69,18 @@ def judged(answers: Mapping[str, Answer], verdicts: Iterable[Verdicts], norm: st
 def from_verdicts(verdicts: Sequence[Verdicts]) -> dict[str, Answer]:
     """What verdicts of one norm say about each other, by check."""
     # Attacks that can cross the ball twice; shorter ones say little about the net.
-    walked = [one for one in verdicts if isinstance(one.settings.get("loss"), str) and reach(one) >= 2]
+    ours = [one for one in verdicts if "code" not in one.settings]  # what others say of theirs may mean anything
+    walked = [one for one in ours if isinstance(one.settings.get("loss"), str) and reach(one) >= 2]
     entropy = _standing(one for one in walked if one.settings["loss"] == "cross-entropy")
     # PGD on one loss is no proof that gradients mislead: the other loss may lead there.
     both = len({one.settings["loss"] for one in walked}) == 2
-    alone = [one for one in verdicts if _parts(one) == ["apgd-t"]]
+    alone = [one for one in ours if one.settings.get("parts") == ["apgd-t"]]
     gradient = _standing([*walked, *alone]) if both else None
-    once = [one for one in verdicts if one.settings.get("loss") == "cross-entropy" and one.settings.get("steps") == 1]
+    once = [one for one in ours if one.settings.get("loss") == "cross-entropy" and one.settings.get("steps") == 1]
     fgsm = _standing(one for one in once if 1 <= reach(one) < 2)
     square = _standing(one for one in verdicts if one.access == "scores" and one.settings["name"] != "clean")
     transferred = _standing(one for one in verdicts if one.access == "transfer")
-    apgd_t = _standing(one for one in verdicts if "apgd-t" in _parts(one))
+    apgd_t = _standing(one for one in ours if "apgd-t" in one.settings.get("parts", ()))
 
     def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Answer:
         if standing is None or by is None:
@@ -96,12 +97,6 @@ def from_verdicts(verdicts: Sequence[Verdicts]) -> dict[str, Answer]:
         "apgd-t-gap": broken("pgd-K and apgd-t", entropy, apgd_t),
         "one-step": broken("pgd-K and fgsm", entropy, fgsm),
     }
-
-
-def _parts(one: Verdicts) -> list[object]:
-    """Of AutoAttack's; an attack of somebody else's may mean anything by them."""
-    parts = one.settings.get("parts")
-    return parts if isinstance(parts, list) else []
 
 
 def _standing(chosen: Iterable[Verdicts]) -> Tensor | None:

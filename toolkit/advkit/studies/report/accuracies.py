@@ -11,7 +11,7 @@ from ... import own_file, registry
 from ...errors import OptionError
 from ...evaluation.statistics import wilson
 from ...own_file import OwnFile
-from ..compare import incomparable
+from ..compare import apart, incomparable
 from ..documents import number
 from ..records import Accuracy, AttackRow, Evaluation
 from . import charts
@@ -56,6 +56,7 @@ class Found(NamedTuple):
 
     row: AttackRow
     evaluation: str
+    averaged: bool
 
 
 class Line(NamedTuple):
@@ -83,10 +84,11 @@ def accuracies(sources: Sequence[Source]) -> Html:
         lines = _lines(sources, groups[images], problems)
         rows = [[_named(line), *(_cell(line.cells.get(source.number)) for source in sources)] for line in lines]
         other = f", images {images.sha256[:8] or 'unknown'}" if names[str(images)] > 1 else ""
-        caption = f"Accuracy with 95 % interval: {images}{other}{_choice(sources, images)}"
+        averaged = _averaged(groups[images])
+        caption = f"Accuracy with 95 % interval: {images}{other}{_choice(sources, images)}{averaged}"
         tables[images] = table(caption, ("attack", *(source.title for source in sources)), rows)
         if images == shared and any(len(line.cells) > 1 for line in lines):
-            parts += [legend(sources), _chart(images, lines)]
+            parts += [legend(sources), _chart(images, averaged, lines)]
     if shared:
         parts.append(tables.pop(shared))
     elif sum(bool(source.evaluations) for source in sources) > 1:
@@ -97,8 +99,7 @@ def accuracies(sources: Sequence[Source]) -> Html:
         parts.append(details(f"On other images or checkpoints ({len(rest)})", *rest))
     else:
         parts += rest
-    averaged = [source for source in sources if any(w not in (None, "raw") for w in _weights(source))]
-    parts += [paragraph(f"Run {source.number} is judged by averaged weights.") for source in averaged]
+    parts += [paragraph(f"Run {source.number}: {note}.") for source in sources for note in _apart(source)]
     parts += [paragraph(problem, kind="missing") for problem in dict.fromkeys(problems)]
     if groups and (alike := _comparable(sources)):
         files = {key: file for source in alike for key, file in _files(source).items()}
@@ -170,7 +171,7 @@ def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Grou
                 held = runs.get(source.number)
                 # Of two evaluations of one kind the lower counts: a claim holds as far as its strongest attack.
                 if held is None or row.accuracy < held.row.accuracy:
-                    runs[source.number] = Found(row, name)
+                    runs[source.number] = Found(row, name, found.averaged)
     return groups
 
 
@@ -181,8 +182,17 @@ def _choice(sources: Sequence[Source], images: Images) -> str:
     return next((f" ({words})" for words in said if words), "")
 
 
-def _weights(source: Source) -> list[str | None]:
-    return [each.weights for each in source.evaluations.values() if isinstance(each, Evaluation)]
+def _averaged(group: Group) -> str:
+    """Whose averaged weights a table is of; those of its other runs are raw."""
+    numbers = sorted({number for runs in group.values() for number, found in runs.items() if found.averaged})
+    which = f"run{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+    return f"; averaged weights: {which}" if numbers else ""
+
+
+def _apart(source: Source) -> list[str]:
+    judged = [each for each in source.evaluations.values() if isinstance(each, Evaluation)]
+    weights = {each.checkpoint: each.weights for each in judged if not source.outdated(each)}
+    return apart(weights.get("best"), weights.get("last"))
 
 
 def _judged(sources: Sequence[Source]) -> str:
@@ -251,11 +261,11 @@ def _place(attack: Attack) -> int:
     return order.index(owner) if owner in order else len(order)
 
 
-def _chart(images: Images, lines: Sequence[Line]) -> Html:
+def _chart(images: Images, averaged: str, lines: Sequence[Line]) -> Html:
     """The lines that two or more runs have."""
     drawn = [(line.short, line.cells) for line in lines if len(line.cells) > 1]
     numbers = sorted(set().union(*(cells for _, cells in drawn)))
-    who = f"the most that runs {', '.join(map(str, numbers))} share"
+    who = f"the most that runs {', '.join(map(str, numbers))} share{averaged}"
     groups = [
         (name, [charts.Bar(str(n), cells[n].accuracy, cells[n].interval, n - 1) for n in sorted(cells)])
         for name, cells in drawn

@@ -67,8 +67,6 @@ def _caption(found: Analysis) -> str:
     if record.get("checkpoint") is not None:
         epoch = number(record.get("epoch"))
         facts.append(f"checkpoint {record['checkpoint']}" + ("" if epoch is None else f" (epoch {epoch + 1:.0f})"))
-    if record.get("weights") not in (None, "raw"):
-        facts.append(f"{record['weights']} weights")
     if record.judged_on:
         facts.append(record.judged_on)
     if attack := record.attack:

@@ -19,7 +19,7 @@ from ...evaluation.attacks.gradient import Pgd
 from ...explained import calling
 from ...judging import judged
 from ...rng import derive_seed
-from ...storage.weights import put_weights
+from ...storage.weights import EVALUATED, put_weights
 from ...training.code_told import changes
 from ...training.parts import build_model
 from ..inputs import at_once
@@ -48,6 +48,7 @@ class Samples:
     """`magnified`: by how much the differences are, around mid-grey; `checkpoint`: whose weights are attacked."""
 
     checkpoint: str
+    averaged: bool
     norm: str
     eps: float
     magnified: float
@@ -105,7 +106,8 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
                 difference=png(0.5 + scale * change[index]),
             )
         )
-    return Samples(checkpoint, norm, eps, scale, tuple(rows), tuple(changes(source.folder, resolved, model)))
+    averaged = any(name.startswith(EVALUATED) for name in tensors)
+    return Samples(checkpoint, averaged, norm, eps, scale, tuple(rows), tuple(changes(source.folder, resolved, model)))
 
 
 def _told(probabilities: Tensor, classes: tuple[str, ...]) -> tuple[str, float]:

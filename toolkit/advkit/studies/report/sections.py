@@ -157,7 +157,7 @@ def _evaluation(source: Source, key: str, found: Evaluation) -> Html:
     if found.epoch is not None:
         checkpoint += f" (epoch {found.epoch + 1})"
     facts = [
-        f"checkpoint {checkpoint}" + (f", weights {found.weights}" if found.weights not in (None, "raw") else ""),
+        f"checkpoint {checkpoint}",
         f"{found.dataset + ', ' if found.dataset else ''}{found.judged_on}",
         f"{found.norm}, eps {figure(found.eps)}" + ("" if found.seed is None else f", seed {found.seed}"),
     ]
@@ -256,6 +256,7 @@ def samples(source: Source, data: Data, count: int = SHOWN) -> Html:
         source.without_pictures.append(f"No sample pictures: {error}")
         return paragraph("No pictures: ", sentences(str(error)), kind="missing")
     how = f"{found.norm}, eps {figure(found.eps)}, at the {found.checkpoint} checkpoint"
+    how += ", averaged weights" if found.averaged else ""
     lead = (
         f"The first {len(found.rows)} test images, as they come: PGD-{STEPS} on the cross-entropy from the image, step "
         f"eps/5, {how}. Differences are magnified {found.magnified:.3g} times; grey is none."

@@ -51,4 +51,4 @@ def verdict(source: Source) -> Html:
 
 
 def _strong(found: Evaluation) -> bool:
-    return any(row.name.startswith("autoattack") for row in found.attacks)
+    return any(row.is_autoattack for row in found.attacks)
