@@ -77,6 +77,19 @@ def test_a_progress_may_stop_in_a_way_of_its_own(train: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"progress": Silent()}, "progress must be a function of 0 arguments, not a Silent."),
+        ({"progress": lambda trainer: Silent()}, "progress must be a function of 0 arguments, not a function."),
+        ({"tell": lambda: None}, "tell must be a function of 1 argument or None, not a function."),
+    ],
+)
+def test_functions_that_take_other_arguments(given: Any, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=f"^{re.escape(sentence)}$"):
+        advkit.ablate("awp", out=tmp_path, **given)
+
+
 def test_the_class_of_a_progress_is_none(train: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"^progress must be an advkit\.Progress or None, not the class Silent\.$"):
         train(progress=Silent)

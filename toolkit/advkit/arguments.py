@@ -87,7 +87,6 @@ WORDS: dict[object, str] = {
     type(None): "None",
     object: "anything",
     Mapping: "a mapping",
-    Callable: "a function",
     nn.Module: "a torch Module",
     torch.optim.Optimizer: "a torch Optimizer",
     Tensor: "a tensor",
@@ -216,6 +215,8 @@ def _words(part: Any) -> str:
     origin, inner = get_origin(part) or part, get_args(part)
     if origin in (Sequence, Iterable, tuple):
         return f"a list, each {words(inner[0])}"
+    if origin is Callable:
+        return f"a function of {len(inner[0])} argument{'s' * (len(inner[0]) != 1)}"
     if origin is type:
         return f"a class of {inner[0].__name__}"
     return WORDS.get(origin) or f"an advkit.{origin.__name__}"
