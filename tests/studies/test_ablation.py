@@ -97,6 +97,15 @@ def test_options_leave_with_their_plugin() -> None:
     assert found["without lsiw"].resolved[0].values()["cat-eps.eta"] == 0.01
 
 
+def test_attacks_in_another_norm_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    said = r"^pgd-1-l2 attacks in l2, and here runs are judged in their own norm, linf; leave it out, and evaluate the "
+    with pytest.raises(OptionError, match=said):
+        package.ablate("trades", out=tmp_path, epochs=1, attacks="clean,pgd-1-l2", settings={"data.limit": 20})
+    with pytest.raises(OptionError, match=said):
+        package.sweep("trades", grid={"trades.beta": [1, 6]}, out=tmp_path, epochs=1, attacks="clean,pgd-1-l2")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_refused_sets_are_a_sentence_and_wrong_words_an_error() -> None:
     found = sets("lsiw", "av-rank")
     assert found["without lsiw"].refused == (

@@ -105,12 +105,15 @@ def test_timm_loads_its_own_nets(tmp_path: Path, how: dict[str, object], monkeyp
     apart = [note for note in record.notes or () if note.startswith("timm does not load it, for it resizes images")]
     assert bool(apart) is ("model.resize" in how)
     if apart:
-        assert "library_name: pytorch" in (tmp_path / "net" / "README.md").read_text()
+        card = (tmp_path / "net" / "README.md").read_text()
+        assert "library_name: pytorch" in card and "timm:test_resnet" in card
         return
     net = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     example = safetensors.torch.load_file(tmp_path / "net" / "example.safetensors")
     normalise = Normalize(*(tuple(net.pretrained_cfg[name]) for name in ("mean", "std")))
     with torch.no_grad():
         assert torch.allclose(net(normalise(example["images"])), example["logits"], atol=1e-5)
+    judged = advkit.evaluate(tmp_path / "run", dataset=data, attacks="clean", n=3, audit=False)
+    assert judged.model == "timm:test_resnet" and (judged.robustbench or {})["architecture"] == judged.model
     card = (tmp_path / "net" / "README.md").read_text()
     assert "library_name: timm" in card and 'timm.create_model("hf-hub:USER/NAME"' in card

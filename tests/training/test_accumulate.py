@@ -159,3 +159,24 @@ def test_stopped_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(tmp_path:
 def test_more_parts_than_images_are_refused() -> None:
     with pytest.raises(OptionError, match="accumulate is 9, but a batch has 8 images; lower it"):
         train(parts=9)
+
+
+SIZES: set[int] = set()
+"""Of the images that a `Counting` was called on."""
+
+
+class Counting(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        SIZES.add(len(x))
+        out: Tensor = super().forward(x)
+        return out
+
+
+def test_no_more_images_are_judged_at_once_than_are_trained_on_at_once(tmp_path: Path) -> None:
+    SIZES.clear()
+    net = Counting(nn.Flatten(), nn.Linear(32, 3))
+    settings = {"attack.steps": 1, "validation.steps": 1, "validation.fraction": 0.5, "run.accumulate": 3}
+    data = Splits(pictures(72), pictures(72), "none")
+    advkit.train(net, data, ("trades", "awp"), epochs=1, batch_size=36, eps=0.1, settings=settings, out=tmp_path)
+    advkit.evaluate(tmp_path, dataset=data, model=net, attacks="clean,pgd-1", n=40, audit=False)
+    assert max(SIZES) == 12

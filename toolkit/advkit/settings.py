@@ -69,6 +69,11 @@ class RunSettings(OptionModel):
             raise ValueError(f"accumulate is {self.accumulate}, but a batch has {self.batch_size} images; lower it")
         return self
 
+    @property
+    def at_once(self) -> int:
+        """How many images the net computes at once in training: a part of a batch where it is cut into parts."""
+        return -(-self.batch_size // self.accumulate)
+
 
 class DataSettings(OptionModel):
     """Which images."""

@@ -86,6 +86,11 @@ class Resolved:
         return cast(CheckpointSettings, self.sections["checkpoint"])
 
     @property
+    def net(self) -> str:
+        """Its name, with the architecture where that is one of a library's: timm:resnet18."""
+        return ":".join(filter(None, (self.model_name, str(self.model_options.get("architecture", "")))))
+
+    @property
     def standard(self) -> bool:
         """Whether nothing is attacked in training; it is judged at its last checkpoint then, and else at its best."""
         return standard(self.values(), self.composition)
@@ -98,10 +103,8 @@ class Resolved:
             if registered(name):
                 raise OptionError(f"The run's {what} is {name}, which is installed; leave {named(FLAGS[key])} out.")
             if known is not None and known.name != file.name:
-                raise OptionError(
-                    f"The run's {what} is {name}, not {file.short}; name that, "
-                    f"{named(FLAGS[key], f'{known.path}:{known.name}')}."
-                )
+                typed = named(FLAGS[key], f"{known.path}:{known.name}")
+                raise OptionError(f"The run's {what} is {name}, not {file.short}; name that, {typed}.")
         return replace(self, files=over(self.files, files))
 
     def values(self) -> dict[str, object]:

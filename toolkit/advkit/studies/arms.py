@@ -161,6 +161,7 @@ class Study:
     def _measured(self, arm: Arm, seed: int, splits: Splits) -> Outcome:
         if not fits(watching := self.progress(), Progress):
             raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
+        self.judging.refuse_other_norms(arm.resolved[seed].attack.norm)
         path = self.out / "runs" / arm.folder(seed)
         for place in (path.parent, path):
             if os.path.islink(place):

@@ -185,7 +185,7 @@ def evaluate_subject(
     """The result, which is kept on disk too, and the verdicts by attack."""
     for attack in request.attacks:
         refuse_itself(attack, net.identity())
-    request, norm, radii = request.bounded(net.resolved.run.batch_size), net.norm, request.radii(net)
+    request, norm, radii = request.bounded(net.resolved.run.at_once), net.norm, request.radii(net)
     eps = radii[norm]
     budgets(request.attacks, radii, norm, 1)  # refused before anything is written
     count = 1000 if request.n is None else request.n
@@ -205,7 +205,7 @@ def evaluate_subject(
         head = {
             "run": net.name,
             "dataset": net.resolved.data.name,
-            "model": net.resolved.model_name,
+            "model": net.resolved.net,
             **net.record,
             "split": request.split,
             "sha256_of_split": known["data"],

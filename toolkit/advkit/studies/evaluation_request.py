@@ -81,7 +81,7 @@ class EvaluationRequest:
         )
 
     def bounded(self, own: int = BATCH) -> Self:
-        """The same of a net whose run has the batch size `own`: `batch_size` is no longer None."""
+        """The same of a net that computed `own` images at once in its run: `batch_size` is no longer None."""
         return replace(self, batch_size=at_once(self.batch_size, own))
 
     @property
@@ -126,6 +126,15 @@ class EvaluationRequest:
                     f"such as pgd-20-{own}."
                 )
         return dict(self.by_norm)
+
+    def refuse_other_norms(self, norm: str) -> None:
+        """OptionError for attacks in another norm, for those who judge in that of the run and take no other eps."""
+        for attack in self.attacks:
+            if attack.norm not in (None, norm):
+                raise OptionError(
+                    f"{attack.name} attacks in {attack.norm}, and here runs are judged in their own norm, {norm}; "
+                    "leave it out, and evaluate the runs in the other norm afterwards."
+                )
 
     def refuse_without_attack(self, norm: str) -> None:
         """OptionError where nothing attacks in `norm`, so that there will be no worst case to hold a gate against."""

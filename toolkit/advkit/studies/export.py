@@ -162,7 +162,7 @@ def _written(subject: Subject, out: Path, hub: bool) -> ExportRecord:
         write_atomic(out / f"{name}.pt", buffer.getvalue())
     shift = ", and the names of the others count one less" if shifted else ""
     normalised = NORMALISED.format(shift=shift) if leading else "."
-    text = README.format(architecture=subject.resolved.model_name, normalised=normalised, graph=GRAPH if graph else "")
+    text = README.format(architecture=subject.resolved.net, normalised=normalised, graph=GRAPH if graph else "")
     if notes := record.get("notes"):
         text += NOTES.format(notes="\n".join(f"- {one_line(note)}." for note in notes))
     write_atomic(out / "README.txt", prose(text))

@@ -149,7 +149,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
         library="timm" if timms else "pytorch",
         tags="\n".join(f"- {tag}" for tag in tags),
         name=_plain(run.name),
-        net=record.architecture_options["architecture"] if timms else record.architecture,
+        net=record.architecture_options["architecture"] if timms else subject.resolved.net,
         count=len(record.classes),
         data=record.data,
         shape=" x ".join(map(str, record.shape)),

@@ -17,6 +17,7 @@ from ..hidden import Counts, Generators, unregistered
 from ..modes import traced
 from ..modules import mode
 from ..optimizers import before_step
+from ..settings import RunSettings
 from ..types import Batch
 from .announced import refuse_changed
 from .given import at_rest, first_logits, idle, refuse_strangers, refuse_stray_values, unlearnt
@@ -33,11 +34,12 @@ MANY = 100
 
 
 class Care:
-    """Looks at the steps of one run; `always` at all that cost a synchronisation."""
+    """Looks at the steps of one run; with `run.check_hooks` at all that cost a synchronisation."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, always: bool) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, panel: Panel, run: RunSettings) -> None:
         refuse_unfit(model, optimizer)
-        self.model, self.optimizer, self.state, self.always = model, optimizer, panel.state, always
+        self.model, self.optimizer, self.state = model, optimizer, panel.state
+        self.always, self._parts = run.check_hooks, run.accumulate
         self._composition = panel.composition
         self._plugins, self._generators = panel.composition.plugins, dict[str, Generators]()
         self._counts = dict[str, Counts]()
@@ -120,8 +122,7 @@ class Care:
         shifted = {(id(stage), name) for name in shift}
         if shift and (not shifted <= self._shifted or self._again):
             with mode(self.model, training=True):
-                x = _several(known["x_train"])
-                refuse_other_weights(self.model, x, known["target"].expand(len(x), -1), shift, self.computing)
+                refuse_other_weights(self.model, *self._part(known), shift, self.computing)
             self._shifted |= shifted
         if not first:
             return []
@@ -134,7 +135,7 @@ class Care:
         if not self._seen:
             if self.state.building is not None:
                 self.state.building.refuse_left_out(self.computing)
-            x = known["batch"].x
+            x = known["batch"].x[: len(self._part(known)[0])]
             cautions += [
                 f"Plugin {name} draws from a generator of its own ({', '.join(moved)}), which no checkpoint holds and "
                 "every batch moves on; draw from run.draws(...), which is a function of the seed and the sample."
@@ -157,6 +158,12 @@ class Care:
                 by_batch(self.model, x, self.computing),
             ]
         return [caution for caution in cautions if caution]
+
+    def _part(self, known: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Attacked images (b, C, H, W) with their targets (b, K), no more than a step computes at once."""
+        most = -(-len(known["x_train"]) // self._parts)
+        x = _several(known["x_train"][:most])
+        return x, known["target"][:most].expand(len(x), -1)
 
     def ahead(
         self,
@@ -185,9 +192,7 @@ class Care:
                 shift = {name: at[name] - p.detach() for name, p in self.model.named_parameters() if name in at}
                 who = f"the plugin {plugin}, which looks a step ahead"
                 with mode(self.model, training=self.state.attack.mode != "eval"):
-                    x = _several(known["x_train"])
-                    target = known["target"].expand(len(x), -1)
-                    refuse_other_weights(self.model, x, target, shift, self.computing, who)
+                    refuse_other_weights(self.model, *self._part(known), shift, self.computing, who)
                 self._tried.add((id(stage), plugin))
         return cautions
 

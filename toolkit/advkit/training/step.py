@@ -55,7 +55,7 @@ class TrainingStep:
         self.model, self.optimizer, self.panel, self.accumulate = model, optimizer, panel, run.accumulate
         panel.model, self.ranks = model, here(run.batchnorm == "synchronised")
         self.agreement = Agreement(self.ranks, model, optimizer, panel, run)
-        self.care = Care(model, optimizer, panel, run.check_hooks)
+        self.care = Care(model, optimizer, panel, run)
         self.engine = Engine(run, model, self.ranks.batch_norm)
         self.objective, self._undo = Objective(model), Undo(model, optimizer, panel.state)
         self.state, self.attack, self.composition = panel.state, panel.state.attack, panel.composition

@@ -73,7 +73,7 @@ def validate(
     attack, steps = resolved.attack, resolved.validation.steps
     attacks = parse_attacks(("clean", f"pgd-{steps}", f"cw-{steps}"), pace=PACE)
     with replaced(model, weights):
-        size = min(BATCH, resolved.run.batch_size)
+        size = min(BATCH, resolved.run.at_once)
         return verdicts(model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)
 
 

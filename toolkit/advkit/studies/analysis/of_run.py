@@ -208,7 +208,7 @@ class Study:
 
     @property
     def _at_once(self) -> int:
-        return at_once(self.batch_size, self._net.resolved.run.batch_size) or BATCH
+        return at_once(self.batch_size, self._net.resolved.run.at_once) or BATCH
 
     def _count(self, usual: int) -> int:
         return usual if self.n is None else whole("n", self.n)
@@ -270,7 +270,7 @@ class Study:
             analysis=name,
             run=net.name,
             dataset=net.resolved.data.name,
-            model=net.resolved.model_name,
+            model=net.resolved.net,
             split=self.split,
             n=n,
             images=net.described(self.split, n, own.get("index")),

@@ -82,7 +82,7 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
             model,
             classes=len(test.classes),
             norm=norm,
-            batch_size=at_once(None, resolved.run.batch_size),
+            batch_size=at_once(None, resolved.run.at_once),
             beside=others(model, test),
         )
         radius = torch.full((len(x),), float(eps))
