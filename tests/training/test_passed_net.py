@@ -204,3 +204,25 @@ def test_a_helper_of_length_0_is_one() -> None:
     model, plugin = net(), Hat(Hat.Options(), Empty(*net()))
     step = advkit.Step(model, torch.optim.SGD(model.parameters(), 0.1), [plugin], num_samples=4, eps=0.1)
     assert "hat" in step(IMAGES[:4], DATA.labels[:4], torch.arange(4), epoch=0).raw
+
+
+class Barred(nn.Sequential):
+    """Classes that it never answers."""
+
+    def __init__(self, *barred: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(4, 4))
+        self.barred = list(barred)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)
+        return logits.index_fill(1, torch.tensor(self.barred, dtype=torch.int64), -torch.inf)
+
+
+def test_classes_that_are_barred_tell_nets_apart(tmp_path: Path) -> None:
+    four = advkit.Dataset("own", DATA.images, DATA.labels, ("a", "b", "c", "d"))
+    data = advkit.Splits(four, four, "none")
+    with pytest.raises(Stopped):
+        advkit.train(Barred(3), data, **HOW, out=tmp_path / "run", progress=StopAfter(1))
+    with pytest.raises(ResumeMismatch, match=r"its logits of two images differ"):
+        advkit.train(Barred(), data, resume_from=tmp_path / "run")
+    assert len(advkit.train(Barred(3), data, resume_from=tmp_path / "run").history) == HOW["epochs"]

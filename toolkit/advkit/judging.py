@@ -229,7 +229,7 @@ def writes(x: Tensor) -> int:
 
 
 def far_apart(one: Tensor, other: Tensor) -> bool:
-    """Whether logits (B, K) of the same images differ by more than rounding; those that are not finite do not count."""
+    """Whether logits (B, K) of the same images differ by more than rounding; Inf, -Inf and NaN are like themselves."""
     return bool(apart(one, other).any())
 
 
@@ -237,7 +237,8 @@ def apart(one: Tensor, other: Tensor) -> Tensor:
     """(B,) bool: of which images they do."""
     both = one.isfinite() & other.isfinite()
     scale = one[both].abs().amax() if bool(both.any()) else 0
-    return (both & ((one - other).abs() > ALONE * scale)).any(1)
+    alike = (one == other) | (one.isnan() & other.isnan())
+    return torch.where(both, (one - other).abs() > ALONE * scale, ~alike).any(1)
 
 
 @contextmanager

@@ -168,14 +168,14 @@ def _otherwise(model: nn.Module, known: schema.Net, hooks: Sequence[Hook]) -> st
     if one is None or two is None or known.logits is None:
         return ""
     then = torch.tensor([[float("nan") if value is None else value for value in row] for row in known.logits])
-    then, (one, two) = then.double(), (one.double(), two.double())
+    # JSON has no infinities: those of today are told from numbers, too, and from nothing else.
+    one, two = (now.double().where(now.isfinite(), torch.nan) for now in (one, two))
+    then = then.double()
     if then.shape == one.shape and not (far_apart(one, then) and far_apart(two, then)):
         return ""
-    apart = "" if then.shape != one.shape else f", by {float((one - then).abs().nan_to_num(0, 0).max()):.2g}"
-    return (
-        f"The net answers otherwise than the run's with the same weights: its logits of two images differ{apart} of "
-        f"{float(then.abs().nan_to_num(0).max()):.2g} at most"
-    )
+    far = 0.0 if then.shape != one.shape else float((one - then).abs().nan_to_num(0, 0).max())
+    apart = f", by {far:.2g} of {float(then.abs().nan_to_num(0).max()):.2g} at most" if far else ""
+    return f"The net answers otherwise than the run's with the same weights: its logits of two images differ{apart}"
 
 
 def _answers(
