@@ -20,6 +20,7 @@ import torch
 import advkit
 from advkit.cli.main import run
 from advkit.data.convert import convert
+from advkit.errors import OptionError
 from advkit.studies.analysis import Study, record
 from advkit.training.feed import parted
 from advkit.training.same_run import resolve_folder
@@ -252,6 +253,10 @@ def test_the_figures_of_a_budget_are_those_of_the_run(folder: Path, tmp_path: Pa
     eight = next(row for row in figures["classes"] if row["class"] == "8")
     assert eight["mean"] == pytest.approx(arrays["eps"][arrays["label"] == 8].mean())
     from_python = Study(folder, out=tmp_path).budget()
+    of_few = Study(folder, out=tmp_path, n=10).budget()
+    assert of_few.as_dict() == from_python.as_dict() and of_few.n == len(arrays["eps"]), "budgets are of all"
+    with pytest.raises(OptionError, match=r"^split = 'test' has no budgets: those are of images that a run trained on"):
+        Study(folder, out=tmp_path, split="test").budget()
     assert from_python.checkpoint == "last" and from_python.figures == figures, "net and budgets of one checkpoint"
 
 

@@ -25,7 +25,7 @@ import pytest
 import tomli_w
 from hypothesis import given, settings, strategies as st
 
-from advkit import CheckpointError, DataError, evaluate, load_data, plan
+from advkit import DataError, OptionError, evaluate, load_data, plan
 from advkit.cli.main import PLACE, run
 from advkit.options import VANISHES
 from advkit.settings import SECTIONS
@@ -666,8 +666,9 @@ def test_a_run_without_a_checkpoint_yet(finished: Path, tmp_path: Path) -> None:
     ran = advkit("evaluate", folder)
     sentence = f"{folder} has no checkpoint 'best' yet; let it train until an epoch that is validated."
     assert ran == (4, "", f"Error: {sentence}\n")
-    with pytest.raises(CheckpointError, match="has no checkpoint 'first' yet"):
-        evaluate(finished, checkpoint="first")
+    for name in ("first", "step-00000001", "../x"):
+        with pytest.raises(OptionError, match=f"^checkpoint = '{name}' must be 'last' or 'best'.$"):
+            evaluate(finished, checkpoint=name)
 
 
 @pytest.mark.parametrize("text", ["plugins = 3", "[[[", "\0", "[run]\nepochs = 'x'", "[runn]\nepochs = 1", "é\xff"])

@@ -885,9 +885,15 @@ def test_worst_cases_at_another_eps_or_in_another_norm_are_other_figures(runs: P
     worst = {row[0]: "–" in row for row in table if row[0].startswith("worst case")}
     assert worst == {
         "worst case linf 0.15, over pgd-20": False,
-        "worst case l2 0.5, over pgd-20-l2": True,
+        "worst case l2 0.5, over pgd-20": True,
         "worst case linf 0.1, over pgd-20": True,
     }
+    # In a run of that norm the attack is called without it, and is the same one.
+    judge(runs / "cat", "two", (PGD | {"norm": "l2", "eps": 0.5}, (0,)), eps=0.5)
+    shared = rows(page_of("plain", "cat", samples=0), "comparison-accuracy", "Accuracy with 95 % interval")
+    assert [row[-2:] for row in shared if row[0].startswith("worst case l2")] and not any(
+        "–" in row for row in shared if row[0].startswith(("pgd-20 l2", "worst case l2"))
+    )
     # The runs' own ball is not repeated in the chart; another one is named.
     judge(runs / "cat", "one", (PGD, ()), (PGD | {"name": "pgd-20-l2", "norm": "l2", "eps": 0.5}, (1,)))
     told = text(page_of("plain", "cat", samples=0).id("comparison-bars-d"))

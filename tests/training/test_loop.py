@@ -245,3 +245,9 @@ def test_state_that_is_not_finite_does_not_end_the_run(train: Any, tmp_path: Pat
         "infinite/all": {},
         "infinite/some": dict.fromkeys(("q00", "q25", "q50", "q75", "q100"), 2.0),
     }
+
+
+def test_a_share_that_holds_no_image_out_is_said() -> None:
+    settings = {"attack.steps": 1, "validation.fraction": 0.001, "data.limit": 40, "model.width": 2}
+    with pytest.warns(UserWarning, match=r"^validation\.fraction = 0\.001 of 40 images is none: nothing is validated"):
+        advkit.train(epochs=1, eps=0.1, settings=settings)

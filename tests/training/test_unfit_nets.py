@@ -59,6 +59,11 @@ def rounded(net: Calls, x: Tensor) -> Tensor:
     return net.core(x.half().float())
 
 
+def spectral(net: Calls, x: Tensor) -> Tensor:
+    """Pairs of halves."""
+    return net.core(torch.fft.irfft2(torch.fft.rfft2(x).to(torch.complex32).to(torch.complex64), s=x.shape[2:]))
+
+
 def only_in_train_mode(net: Calls, x: Tensor) -> Tensor:
     return rounded(net, x) if net.training else net.core(x)
 
@@ -69,6 +74,7 @@ def only_in_train_mode(net: Calls, x: Tensor) -> Tensor:
         (autocast(torch.float16, 1e4), r"float16 in aten\._to_copy\).*\(50% of the entries on this batch\)"),
         (autocast(torch.bfloat16, 1.0), r"bfloat16 in aten\._to_copy\).*\(\d+% of the entries on this batch\)"),
         (rounded, r"float16 in aten\._to_copy\)"),
+        (spectral, r"complex32 in aten\._to_copy\)"),
         (only_in_train_mode, r"float16 in aten\._to_copy\); small input gradients round to 0 there, and no attack"),
     ],
 )
@@ -502,6 +508,11 @@ def in_eval_mode(net: Calls, x: Tensor) -> Tensor:
     return net.core(x) if net.training else net.core(x).softmax(1)
 
 
+def squashed_in_eval_mode(net: Calls, x: Tensor) -> Tensor:
+    logits = net.core(x).repeat(1, 4)
+    return logits if net.training else logits.sigmoid()
+
+
 @pytest.mark.parametrize("plugins", [(), ("trades",), ("awp",)])
 def test_a_softmax_at_the_end_is_said_once_a_stage(tiny_batch: BatchOf, plugins: tuple[str, ...]) -> None:
     step = step_of(Calls(lambda net, x: net.core(x).softmax(1)), plugins, **{"attack.init": "uniform"})
@@ -517,6 +528,9 @@ def test_a_softmax_at_the_end_is_said_once_a_stage(tiny_batch: BatchOf, plugins:
     sigmoid = step_of(Calls(lambda net, x: net.core(x).sigmoid()), plugins, **{"attack.init": "uniform"})
     with pytest.warns(UserWarning, match=r"every value is between 0 and 1, .* remove the sigmoid at the end"):
         sigmoid(*tiny_batch(11), epoch=0)
+    later = step_of(Calls(squashed_in_eval_mode), plugins, **{"attack.init": "uniform"})
+    with pytest.warns(UserWarning, match=r"probabilities in eval mode: every value is between 0 and 1, .* the sigmoid"):
+        later(*tiny_batch(11), epoch=0)
     small = step_of(Calls(lambda net, x: 0.1 + 0.1 * net.core(x)), plugins, **{"attack.init": "uniform"})
     small(*tiny_batch(11), epoch=0)  # between 0 and 1 as well, as logits near 0 can be
 

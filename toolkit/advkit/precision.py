@@ -23,13 +23,18 @@ def named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _is_half(tensor: Tensor) -> bool:
+    """Or of numbers that are pairs of halves, as of a Fourier transform."""
+    return (tensor.is_floating_point() and tensor.dtype not in EXACT) or tensor.dtype == torch.complex32
+
+
 def refuse_half(model: nn.Module) -> None:
     """OptionError for parameters and buffers in half precision, and for what is sparse or quantized."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantized" if tensor.is_quantized else "sparse"
             raise OptionError(f"{name} of the net is {kind}; keep it as a plain tensor.")
-        if tensor.is_floating_point() and tensor.dtype not in EXACT:
+        if _is_half(tensor):
             raise OptionError(
                 f"The net computes in {named(tensor.dtype)} ({name}); attacks need float32 or float64, because small "
                 "input gradients round to 0 in half precision. Pass model.float()."
@@ -60,7 +65,7 @@ class HalfPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype not in EXACT:
+            if isinstance(tensor, Tensor) and _is_half(tensor):
                 self.seen = self.seen or f"{named(tensor.dtype)} in {func.overloadpacket}"
         return result
 

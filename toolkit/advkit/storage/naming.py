@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import CheckpointError, named
+from ..errors import CheckpointError, OptionError, named
 from . import checkpoint, schema
 from .files import past_damage
 
@@ -17,11 +17,11 @@ def found(folder: Path, name: str) -> Path | None:
 
     Names may be older than the steps, for a run was killed or a copy is half done: `last` is the newest step that is
     intact, `best` the end of the epoch that it calls so. Where what is named is damaged or lost, that is what loading
-    it says. Raises CheckpointError.
+    it says. Raises CheckpointError, OptionError for another name.
     """
-    told = checkpoint.resolve(folder, name) if checkpoint.named(folder, name) else None
     if name not in NAMES:
-        return told
+        raise OptionError(f"checkpoint = {name!r} must be {' or '.join(map(repr, NAMES))}.")
+    told = checkpoint.resolve(folder, name) if checkpoint.named(folder, name) else None
     if name == "last":
         newest = told if told in checkpoint.steps(folder)[:1] else checkpoint.newest(folder)
         return max(filter(None, (told, newest)), key=lambda step: int(step.name[5:]), default=None)

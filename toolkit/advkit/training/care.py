@@ -50,7 +50,7 @@ class Care:
         """What is said of tensors of the model that ask for a gradient and are no parameters, before its first step; of
         parameters that got none in it."""
         self._judged = torch.empty(0)
-        """The model's logits in eval mode before its first step, (1, K)."""
+        """The model's logits in eval mode before its first update, (1, K), or of the few images of a larger batch."""
         self.computing: Container[object] = ()
         """Of the model's hooks those that computed in the last step that was looked at."""
 
@@ -126,6 +126,10 @@ class Care:
             self._shifted |= shifted
         if not first:
             return []
+        x, batched = known["batch"].x[: len(self._part(known)[0])], ""
+        if not self._seen:
+            batched, several = by_batch(self.model, x, self.computing)
+            self._judged = several if len(several) else self._judged
         final, steps = logits.get("adv_logits"), self.state.attack.steps
         flat = "" if (owner := stage.owner("attack_objective")) is None else owner.plugin.name
         still = standing_still(known["attack"], known["batch"], known["radius"], final, steps, flat)
@@ -135,7 +139,6 @@ class Care:
         if not self._seen:
             if self.state.building is not None:
                 self.state.building.refuse_left_out(self.computing)
-            x = known["batch"].x[: len(self._part(known)[0])]
             cautions += [
                 f"Plugin {name} draws from a generator of its own ({', '.join(moved)}), which no checkpoint holds and "
                 "every batch moves on; draw from run.draws(...), which is a function of the seed and the sample."
@@ -155,7 +158,7 @@ class Care:
                 self._unlearnt,
                 _of_one_mode(self.model),
                 self.memory.first(_several(x), self.computing) or self._cut,
-                by_batch(self.model, x, self.computing),
+                batched,
             ]
         return [caution for caution in cautions if caution]
 

@@ -32,7 +32,7 @@ from .given import first_logits
 from .loop import Trainer
 from .notes import note
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
-from .parts import on_this_machine, passed, prepared, refuse_no_test, unusual_type
+from .parts import none_held_out, on_this_machine, passed, prepared, refuse_no_test, unusual_type
 from .progress import Aloud, Progress, Stoppable, voice
 from .ranks import here
 from .result import TrainResult, ended, finished, left_by
@@ -64,7 +64,7 @@ def start(
             raise CheckpointError(f"{init_from} holds NaN or Inf in {name}; give weights from before that.")
         if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):
             seen.warn(known)
-        for note in (*splits.cautions, *unusual_type(resolved, model)):
+        for note in (*splits.cautions, *unusual_type(resolved, model), *none_held_out(resolved, splits)):
             seen.warn(note)
         if out is not None:
             refuse_unsavable(model)

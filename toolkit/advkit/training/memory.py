@@ -105,14 +105,15 @@ class Memory:
         return torch.cat(seen)
 
 
-def by_batch(model: nn.Module, x: Tensor, computing: Container[object]) -> str:
+def by_batch(model: nn.Module, x: Tensor, computing: Container[object]) -> tuple[str, Tensor]:
     """A sentence where the logits of an image depend on the other images of its batch x, as a net is evaluated.
 
-    Its last images are compared, which are elsewhere in a smaller batch: some nets number their images.
+    Its last images are compared, which are elsewhere in a smaller batch: some nets number their images. Beside it their
+    logits (b, K), of none where x has too few.
     """
     few = min(IMAGES // 2, len(x) // 2)
     if few < 2:
-        return ""
+        return "", x.new_empty(0, 0)
 
     def logits(images: Tensor, times: int = 1) -> list[Tensor]:
         with own_generator(placement(model)[0]) as seed, without_trace(model, hooks=True):
@@ -126,12 +127,12 @@ def by_batch(model: nn.Module, x: Tensor, computing: Container[object]) -> str:
     with by_itself(model, computing), eagerly(model):
         alone, again = logits(x[-few:], times=2)
         if not far_apart(alone, *logits(x)) or far_apart(alone, again):  # or one that draws
-            return ""
+            return "", alone
     return (
         "The model's logits of an image depend on the other images of its batch (BatchNorm without running statistics, "
         "or attention over the batch), so accuracies depend on how images are batched; normalise each by itself, or "
         "keep running statistics."
-    )
+    ), alone
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

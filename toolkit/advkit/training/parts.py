@@ -179,6 +179,17 @@ def unusual_type(resolved: Resolved, model: nn.Module) -> list[str]:
     ]
 
 
+def none_held_out(resolved: Resolved, splits: Splits) -> list[str]:
+    """A sentence where a share of the images is to be held out, and is none."""
+    validation, n = resolved.validation, len(splits.train)
+    if validation.split != "validation" or not validation.fraction or round(validation.fraction * n):
+        return []
+    return [
+        f"validation.fraction = {validation.fraction:g} of {n} images is none: nothing is validated, and the last "
+        "epoch counts as the best; raise it, or set 0"
+    ]
+
+
 def builder_of(resolved: Resolved) -> ModelBuilder:
     """What builds the net that an installed package has."""
     builder = cast(type[ModelBuilder], registry.load("model", resolved.model_name))

@@ -219,7 +219,7 @@ def stuck_at_edges(model: nn.Module, batch: Batch, computing: Container[object])
 
 def doubts(logits: Mapping[str, Tensor], judged: Tensor) -> str:
     """A sentence where the model returns no logits, "" elsewhere: in the update, `logits` (B, K) by view, or in eval
-    mode, `judged` (1, K)."""
+    mode, `judged` (b, K)."""
     taken = "Losses take"
     found = next((rows for rows in logits.values() if bool(probabilities(rows).all())), None)
     if found is None and bool(probabilities(judged).all()):

@@ -163,8 +163,10 @@ class Study:
     @one_at_a_time
     def budget(self) -> AnalysisRecord:
         """The budgets eps_i of a run of cat-eps: over the epochs, by class, and the hardest samples (CAT)."""
-        if self.checkpoint is None:
-            return replace(self, checkpoint="last").budget()  # net and budgets of one checkpoint
+        if self.split != "train":
+            raise OptionError(f"split = {self.split!r} has no budgets: those are of images that a run trained on.")
+        if self.checkpoint is None or self.n is not None:  # net and budgets of one checkpoint, of all images
+            return replace(self, checkpoint=self.checkpoint or "last", n=None).budget()
         net, which, folder = self._net, self.checkpoint, RunFolder.open(Path(self.run))
         said = folder.doubts()  # its curve is of metrics.jsonl
         result = sample_budgets(folder, net.resolved, net.splits.train, net.model, which, self._at_once, said.append)

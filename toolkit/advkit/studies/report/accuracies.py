@@ -167,7 +167,8 @@ def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Grou
             group = groups.setdefault(images, {})
             for row in found.attacks:
                 norm, step = (row.norm or found.norm, number(row.step_size) or 0.0) if row.eps else ("", 0.0)
-                runs = group.setdefault(Attack(norm, row.eps or 0.0, row.name, step), {})
+                called = row.name if row.code else row.name.removesuffix(f"-{norm}")  # the norm stands beside it
+                runs = group.setdefault(Attack(norm, row.eps or 0.0, called, step), {})
                 held = runs.get(source.number)
                 # Of two evaluations of one kind the lower counts: a claim holds as far as its strongest attack.
                 if held is None or row.accuracy < held.row.accuracy:
