@@ -162,6 +162,7 @@ class Study:
         if not fits(watching := self.progress(), Progress):
             raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
         self.judging.refuse_other_norms(arm.resolved[seed].attack.norm)
+        self.judging.refuse_none_held_out(arm.resolved[seed], splits)
         path = self.out / "runs" / arm.folder(seed)
         for place in (path.parent, path):
             if os.path.islink(place):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from ..ascent import NORMS
+from ..config.resolve import Resolved
+from ..data.base import Splits
 from ..errors import OptionError, named, shown
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
 from ..evaluation.attacks.base import CAT_PACE
@@ -18,6 +20,7 @@ from ..evaluation.attacks.gradient import Pgd
 from ..evaluation.results import BATCH
 from ..evaluation.verdicts import Radius
 from ..plain import plain
+from ..training.parts import none_held_out
 from .inputs import amount, at_once, listed, pace, whole
 from .subject import Subject
 
@@ -135,6 +138,11 @@ class EvaluationRequest:
                     f"{attack.name} attacks in {attack.norm}, and here runs are judged in their own norm, {norm}; "
                     "leave it out, and evaluate the runs in the other norm afterwards."
                 )
+
+    def refuse_none_held_out(self, resolved: Resolved, splits: Splits) -> None:
+        """OptionError where what is held out is judged, and the share of the images that is to be is none."""
+        if self.split == "validation" and (said := none_held_out(resolved, splits)):
+            raise OptionError(f"{said[0].partition(':')[0]}, so there is nothing to choose on; raise it.")
 
     def refuse_without_attack(self, norm: str) -> None:
         """OptionError where nothing attacks in `norm`, so that there will be no worst case to hold a gate against."""
