@@ -66,11 +66,13 @@ def list_(folder: str, as_json: bool) -> None:
 
 
 def _summary(run: LoadedRun) -> dict[str, Any]:
+    from ..studies.kept import net_named
+
     best = run.best or {}
     validation = best.get("validation") or {}
     return {
         "plugins": list(run.plugins),
-        "model": run.settings.get("model.name"),
+        "model": net_named(run.settings),
         "data": run.settings.get("data.name"),
         "epochs": run.epochs,
         "done": len(run.history),
