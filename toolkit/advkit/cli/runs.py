@@ -122,6 +122,7 @@ def show(run: str, as_json: bool) -> None:
     if loaded.validated_on:
         console.print(text(f"\nValidation: {loaded.validated_on}."))
     if loaded.best:
-        console.print(text(f"\n* the best so far; now epoch {loaded.best['epoch'] + 1}"))
+        averaged = ", by averaged weights" if loaded.weights == "averaged" else ""
+        console.print(text(f"\n* the best so far; now epoch {loaded.best['epoch'] + 1}{averaged}"))
     for note in loaded.notes:
         say(f"{run}: {note}.")

@@ -130,17 +130,16 @@ class EvaluationRequest:
                 )
         return dict(self.by_norm)
 
-    def refuse_other_norms(self, norm: str) -> None:
-        """OptionError for attacks in another norm, for those who judge in that of the run and take no other eps."""
+    def refuse_unjudged(self, resolved: Resolved, splits: Splits) -> None:
+        """OptionError for what a study can not judge such a run by: attacks in another norm, for it takes no other eps;
+        images held out, where the share that is to be is none."""
+        norm = resolved.attack.norm
         for attack in self.attacks:
             if attack.norm not in (None, norm):
                 raise OptionError(
                     f"{attack.name} attacks in {attack.norm}, and here runs are judged in their own norm, {norm}; "
                     "leave it out, and evaluate the runs in the other norm afterwards."
                 )
-
-    def refuse_none_held_out(self, resolved: Resolved, splits: Splits) -> None:
-        """OptionError where what is held out is judged, and the share of the images that is to be is none."""
         if self.split == "validation" and (said := none_held_out(resolved, splits)):
             raise OptionError(f"{said[0].partition(':')[0]}, so there is nothing to choose on; raise it.")
 
