@@ -12,7 +12,7 @@ from naive import Attack, Branch, Learner, boxed, cross_entropy, mean, one_hot, 
 from subject import APART, Subject, assert_parity, differences, pair
 from torch import Tensor, nn
 
-from advkit import Budget, HookContract, NonFinite, Passes, Plugin, PluginOptions, Run, Step, hookimpl
+from advkit import Budget, HookContract, NonFinite, OptionError, Passes, Plugin, PluginOptions, Run, Step, hookimpl
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.rng import Draws, derive_key
@@ -213,7 +213,8 @@ class Prober(Plugin):
     def perturbation_budget(self, batch, run: Run):
         radius = torch.full_like(batch.x[:, 0, 0, 0], 0.1)
         if not self.at:
-            self.result = run.probe(batch, self.how.pop("radius", radius), steps=2, **self.how)
+            given = {"batch": batch, "radius": radius, "steps": 2, **self.how}
+            self.result = run.probe(**given)
             self.logits = run.logits(self.result.x_adv)
         return Budget(attack=radius, label=radius)
 
@@ -238,6 +239,7 @@ def test_a_probe_is_the_attack_that_it_says(net: nn.Module, data) -> None:
         {"init": "uniform", "purpose": "other"},
         {"objective": lambda logits: -logits[:, 0]},
         {"step_size": 0.07},
+        {"radius": 0.1},
     ):
         prober, _ = probed(net, data, **how)
         attack, goal = Attack(0.1, how.get("step_size", ATTACK.alpha), 2), how.get("objective")
@@ -288,18 +290,35 @@ def test_where_no_probe_is_booked_none_runs(net: nn.Module, data) -> None:
     )
 
 
+BROKEN, PAGE = " broke the contract of run.probe", "See docs/writing-a-plugin.md."
+NAN = torch.tensor([0.1] * 8).where(torch.arange(8) != 2, torch.nan)
+
+
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ({"radius": torch.ones(3)}, "radius of run.probe must be (8,) floats, not (3,)."),
-        ({"step_size": "eps"}, "step_size of run.probe must be (8,) floats, not str."),
-        ({"init": "here"}, "init of run.probe must be one of zero, uniform, normal, not 'here'."),
+        ({"radius": torch.ones(3)}, f"{BROKEN}: radius must be (8,) floating point, not (3,) float32. {PAGE}"),
+        ({"radius": torch.ones(8).long()}, f"{BROKEN}: radius must be (8,) floating point, not (8,) int64. {PAGE}"),
+        ({"radius": NAN}, f"{BROKEN}: radius is not finite (dataset index 29). {PAGE}"),
+        ({"radius": -NAN.isnan().double()}, f"{BROKEN}: radius must not be negative (dataset index 29). {PAGE}"),
+        ({"radius": torch.inf}, f"{BROKEN}: radius is not finite (dataset index 17). {PAGE}"),
+        ({"radius": True}, ": radius of run.probe is True; pass a number."),
+        ({"step_size": NAN}, f"{BROKEN}: step_size is not finite (dataset index 29). {PAGE}"),
+        ({"step_size": -0.1}, f"{BROKEN}: step_size must not be negative (dataset index 17). {PAGE}"),
+        ({"step_size": "eps"}, ": step_size of run.probe is 'eps'; pass a number."),
+        ({"batch": "all"}, ": run.probe takes an advkit.Batch, not str."),
+        ({"objective": "ce"}, f"{BROKEN[:-9]}the objective of run.probe: a callable is expected, not str. {PAGE}"),
+        (
+            {"objective": lambda z: z.sum()},
+            f"{BROKEN[:-9]}the objective of run.probe: it must return (8,), not () float64. {PAGE}",
+        ),
+        ({"init": "here"}, ": init of run.probe must be one of zero, uniform, normal, not 'here'."),
     ],
 )
 def test_what_a_probe_can_not_be(net: nn.Module, data, how: dict[str, object], sentence: str) -> None:
-    with pytest.raises(HookContract) as refused:
+    with pytest.raises((HookContract, OptionError)) as refused:
         probed(net, data, **how)
-    assert str(refused.value) == f"Plugin prober: {sentence}"
+    assert str(refused.value) == f"Plugin prober{sentence}"
 
 
 class Spoilt(nn.Module):

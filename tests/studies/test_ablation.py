@@ -26,7 +26,8 @@ from advkit.storage.lock import RunLock
 from advkit.studies import ablation, arms, paired_tables
 from advkit.studies.inputs import seeds
 from advkit.studies.paired_records import AblationRow
-from advkit.studies.records import CHOSEN_ON_TEST, Evaluation
+from advkit.studies.records import Evaluation
+from advkit.training.notes import CHOSEN_ON_TEST
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
 TINY += ["--set", "validation.steps=2"]

@@ -159,6 +159,71 @@ def test_figures(tiny_net: Net, value: Any) -> None:
         trained(tiny_net(), plugin(epoch_end=epoch_end))
 
 
+@pytest.mark.parametrize("text", ["", "\x1b[31mred", "two\nlines", 5])
+def test_names_are_text(tiny_net: Net, text: Any) -> None:
+    """Of state and nets, which checkpoints hold, and of figures, which screens show."""
+    claims: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+        ("a state", lambda run: run.sample_state(text)),
+        ("a state", lambda run: run.tensor_state(text, torch.ones(1))),
+        ("a net", lambda run: run.module(text, tiny_net())),
+        ("a figure", lambda run: run.figure(text, 1.0)),
+    )
+    for what, claim in claims:
+
+        def setup(self: Any, run: advkit.Run) -> None:
+            claim(run)  # noqa: B023
+
+        with pytest.raises(OptionError) as refused:
+            step_of(tiny_net(), plugin(setup=setup))
+        assert str(refused.value) == f"Plugin odd: the name of {what} is {text!r}; pass a text that can be printed."
+
+
+def test_reasons_to_stop(tiny_net: Net) -> None:
+    def stops(reason: str) -> type[Plugin]:
+        def epoch_end(self: Any, run: advkit.Run) -> None:
+            run.stop(reason)
+
+        return plugin(epoch_end=epoch_end)
+
+    with pytest.raises(OptionError, match=r"Plugin odd: the reason of run\.stop is ''; pass a text"):
+        trained(tiny_net(), stops(" "))
+    assert r": enough\x1b[31m\nred; take" in trained(tiny_net(), stops("enough\x1b[31m\nred")).stopped
+
+
+def test_nets_are_called_with_images(tiny_net: Net) -> None:
+    def setup(self: Any, run: advkit.Run) -> None:
+        self.net = run.module("net", tiny_net())
+
+    for what, ask in (
+        (r"run\.logits", lambda self, run: run.logits("x")),
+        (r"run\.module \(odd/net\)", lambda self, run: self.net(torch.ones(4, 2, 4, 4).byte())),
+    ):
+
+        def epoch_end(self: Any, run: advkit.Run) -> None:
+            ask(self, run)  # noqa: B023
+
+        said = rf"^Plugin odd broke the contract of {what}: images \(B, C, H, W\) float32 are expected, not "
+        with pytest.raises(HookContract, match=said):
+            trained(tiny_net(), plugin(setup=setup, epoch_end=epoch_end))
+
+
+def test_a_probe_after_the_epoch(tiny_net: Net) -> None:
+    """What is wrong there is told whether hooks are checked or not, and so is a gradient that is no number."""
+
+    def probes(radius: float, objective: Any = None, brighter: float = 0) -> type[Plugin]:
+        def epoch_end(self: Any, batch: advkit.Batch, run: advkit.Run) -> None:
+            run.probe(replace(batch, x=batch.x + brighter), radius, objective=objective)
+
+        return plugin(epoch_end=epoch_end)
+
+    for odd in (probes(-0.1), probes(float("nan")), probes(0.1, brighter=1)):
+        with pytest.raises(HookContract, match=r"Plugin odd broke the contract of run\.probe: (radius|images leave) "):
+            trained(tiny_net(), odd)
+    said = r"^NaN or Inf in an input gradient of run\.probe of odd, after epoch 1; lower optimizer\.lr"
+    with pytest.raises(NonFinite, match=said):
+        trained(tiny_net(), probes(0.1, lambda logits: logits[:, 0] * torch.nan))
+
+
 @pytest.mark.parametrize("hook", ["epoch_start", "after_update"])
 def test_state_is_claimed_in_setup(tiny_net: Net, hook: str) -> None:
     """Claimed later it would train, and the resume would refuse."""

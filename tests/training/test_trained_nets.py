@@ -343,6 +343,8 @@ def test_it_takes_no_weights_of_the_model_itself() -> None:
             "Plugin twin teaches twin/net by other rows than those",
         ),
         (lambda net, x, y: net.learn(x, lambda z, y: z.sum(1), y[:2]), "Plugin twin teaches twin/net by other rows"),
+        (lambda net, x, y: net.learn(y, lambda z: z.sum(1)), r"Plugin twin broke .* run\.module \(twin/net\): images "),
+        (lambda net, x, y: net.learn(x, "ce"), r"Plugin twin broke .* run\.module \(twin/net\): a callable is expect"),
         (lambda net, x, y: net.learn(x, lambda z: z.sum()), r"The loss of twin/net must be \(4,\), one value a sample"),
         (
             lambda net, x, y: net.learn(x, lambda z: z.detach().sum(1)),

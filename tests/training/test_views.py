@@ -159,10 +159,45 @@ def test_beside_the_loss_terms_nothing_is_booked(tiny_net: Net, tiny_batch: Batc
     )
 
 
-def test_a_loss_that_is_no_row_of_numbers(tiny_net: Net, tiny_batch: BatchOf) -> None:
-    looker = looking(lambda run, batch: run.input_gradient(batch.x, lambda z: z.sum()).flatten(1).sum(1), Passes(1, 1))
-    with pytest.raises(HookContract, match=r"^Plugin looking: the loss of run\.input_gradient must return \(\d+,\)\.$"):
+@pytest.mark.parametrize(
+    ("what", "asks", "sentence"),
+    [
+        ("run.forward", lambda run, x: run.forward("x"), "images (B, C, H, W) float32 are expected, not str"),
+        (
+            "run.forward",
+            lambda run, x: run.forward(x.double()),
+            "images (B, C, H, W) float32 are expected, not (4, 2, 4, 4) float64",
+        ),
+        (
+            "run.input_gradient",
+            lambda run, x: run.input_gradient(None, first),
+            "images (B, C, H, W) float32 are expected, not NoneType",
+        ),
+        (
+            "the loss of run.input_gradient",
+            lambda run, x: run.input_gradient(x, lambda z: z.sum()),
+            "it must return (4,), not () float32",
+        ),
+        (
+            "the loss of run.input_gradient",
+            lambda run, x: run.input_gradient(x, lambda z: first(z).detach()),
+            "its values must depend on the logits, undetached",
+        ),
+        (
+            "the loss of run.input_gradient",
+            lambda run, x: run.input_gradient(x, "ce"),
+            "a callable is expected, not str",
+        ),
+    ],
+)
+def test_what_they_can_not_be_asked(
+    tiny_net: Net, tiny_batch: BatchOf, what: str, asks: Callable[..., Tensor], sentence: str
+) -> None:
+    looker = looking(lambda run, batch: asks(run, batch.x).flatten(1).sum(1), Passes(1, 1))
+    with pytest.raises(HookContract) as refused:
         step_of(tiny_net(), looker)(*tiny_batch(), epoch=0)
+    page = "See docs/writing-a-plugin.md."
+    assert str(refused.value) == f"Plugin looking broke the contract of {what}: {sentence}. {page}"
 
 
 def test_undeclared_passes_stop_the_step(tiny_net: Net, tiny_batch: BatchOf) -> None:

@@ -16,9 +16,10 @@ from typing import Any, ParamSpec, TypeVar, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from .errors import OptionError, shown, without_temporary_files
+from .errors import HookContract, OptionError, shown, without_temporary_files
 from .options import VANISHES
 from .plain import plain
+from .types import Batch
 
 
 def a_number(what: str, value: object) -> float:
@@ -53,6 +54,43 @@ def a_dense_tensor(what: str, value: object) -> Tensor:
     if layout != str(torch.strided) or value.is_complex() or value.is_quantized or value.is_meta:
         raise OptionError(f"{what} is {value.dtype}, {layout}; pass a dense tensor of real numbers.")
     return value
+
+
+# ---------------------------------------------------------------------- what a plugin gives to `run`
+
+
+def a_name(plugin: str, what: str, value: object) -> str:
+    """`value` as a text of a plugin's own, which screens, tables and files can hold."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise OptionError(f"Plugin {plugin}: {what} is {shown(value)}; pass a text that can be printed.")
+    return value
+
+
+def a_batch(plugin: str, service: str, value: object) -> Batch:
+    """`value` if it is one."""
+    if not isinstance(value, Batch):
+        raise OptionError(f"Plugin {plugin}: {service} takes an advkit.Batch, not {type(value).__name__}.")
+    return value
+
+
+def images(plugin: str, service: str, value: object, dtype: torch.dtype) -> Tensor:
+    """`value` if a net of this type can be called on it."""
+    if not isinstance(value, Tensor) or not value.dim() or value.dtype != dtype:
+        expected = f"images (B, C, H, W) {str(dtype).removeprefix('torch.')} are expected"
+        raise HookContract.broken(plugin, service, f"{expected}, not {described(value)}")
+    return value
+
+
+def described(value: object) -> str:
+    """(8, 3, 32, 32) float32 on cuda"""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{where(value)}"
+
+
+def where(value: Tensor) -> str:
+    """What is unusual about its place in memory."""
+    return (" sparse" if value.is_sparse else "") + ("" if value.device.type == "cpu" else f" on {value.device.type}")
 
 
 # ---------------------------------------------------------------------- the arguments of public functions

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import a_dense_tensor, a_number, a_whole_number
+from .arguments import a_dense_tensor, a_name, a_number, a_whole_number
 from .errors import OptionError, shown
 from .reading import read
 
@@ -80,7 +80,7 @@ class Claims:
             self._state.bounds[stored] = low, high
 
     def _claim(self, store: dict[str, Tensor], name: str, initial: Tensor) -> Tensor:
-        full = f"{self._plugin}/{name}"
+        full = f"{self._plugin}/{a_name(self._plugin, 'the name of a state', name)}"
         if self._state.settled:
             raise OptionError(f"Plugin {self._plugin} claims the state {name} after setup, where no resume finds it.")
         if self._state.num_samples and not initial.numel():  # a plan has no samples, and may not know the data

@@ -123,8 +123,9 @@ class HookContract(AdvkitError):
 
     @classmethod
     def broken(cls, plugin: str, hook: str, complaint: str, rule: str = "step") -> HookContract:
-        """Of a hook's answer, or of what its plugin did while it was asked."""
-        return cls(f"Plugin {plugin} broke the contract of {hook}: {complaint}. See docs/hooks.md.", rule)
+        """Of a hook's answer, or of what its plugin did while it was asked, such as giving run.probe no radius."""
+        page = "writing-a-plugin" if "run." in hook else "hooks"
+        return cls(f"Plugin {plugin} broke the contract of {hook}: {complaint}. See docs/{page}.md.", rule)
 
 
 class NonFinite(AdvkitError):

@@ -8,9 +8,9 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from .arguments import a_number
+from .arguments import a_batch, a_name, a_number
 from .claims import Claims
-from .errors import OptionError, ResumeMismatch
+from .errors import ResumeMismatch
 from .place import Place
 from .plugin import Company
 from .rng import Draws, derive_key
@@ -129,17 +129,17 @@ class Run(Claims, Services):
         key = derive_key(self._state.seed, self._plugin, purpose, phase, self._state.epoch)
         if isinstance(batch, Tensor):
             return Draws(key, batch)
-        if not isinstance(batch, Batch):
-            raise OptionError(f"Plugin {self._plugin}: run.draws takes an advkit.Batch, not {type(batch).__name__}.")
-        return Draws(key, batch.index, batch.occurrence)
+        known = a_batch(self._plugin, "run.draws", batch)
+        return Draws(key, known.index, known.occurrence)
 
     def figure(self, name: str, value: float) -> None:
         """Put a figure into the epoch's line of metrics.jsonl, as "PLUGIN/NAME" of `figures`; call it in `epoch_end`.
 
         What is not finite is written as null.
         """
-        number = a_number(f"Plugin {self._plugin}: the figure {name}", value)
-        self._state.figures[f"{self._plugin}/{name}"] = number if isfinite(number) else None
+        own = a_name(self._plugin, "the name of a figure", name)
+        number = a_number(f"Plugin {self._plugin}: the figure {own}", value)
+        self._state.figures[f"{self._plugin}/{own}"] = number if isfinite(number) else None
 
 
 def _described(values: Tensor) -> tuple[object, ...]:

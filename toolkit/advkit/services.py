@@ -11,8 +11,10 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor, nn
 
+from .arguments import a_batch, a_name, images
 from .claims import claim
 from .errors import HookContract, OptionError
+from .escapes import one_line
 from .types import AttackResult, Batch, Objective
 
 Build = Callable[[nn.Module], nn.Module]
@@ -81,6 +83,10 @@ class Learning(Auxiliary, Protocol):
 class Building(Protocol):
     """What makes nets beside the model; `name` is PLUGIN/NAME."""
 
+    @property
+    def notes(self) -> list[str]:
+        """What results of the weights of these nets have to say."""
+
     def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> Frozen: ...
 
     def trained(self, name: str, build: Build, optimizer: Mapping[str, object]) -> Learning: ...
@@ -110,7 +116,7 @@ class Services:
     def probe(
         self,
         batch: Batch,
-        radius: Tensor,
+        radius: Tensor | float,
         *,
         objective: Objective | None = None,
         steps: int | None = None,
@@ -121,11 +127,11 @@ class Services:
         """Attack `batch` within `radius` (B,) as the core does, at theta and in the attack's mode; nobody observes it.
 
         What is left out is by the run's settings; the objective is the cross-entropy with y. `purpose` keeps random
-        starts apart.
+        starts apart. A number as radius or step size is that of every sample.
         """
         return self._asked().attack(
             self._plugin,
-            batch,
+            a_batch(self._plugin, "run.probe", batch),
             radius,
             objective=objective,
             steps=steps,
@@ -136,7 +142,7 @@ class Services:
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x; theta), (B, K), in the attack's mode, without gradient; BatchNorm's statistics stay."""
-        return self._asked().logits(self._plugin, x)
+        return self._asked().logits(self._plugin, self._images("run.logits", x))
 
     def forward(self, x: Tensor, *, gradient: bool = True, statistics: bool = False) -> Tensor:
         """f(x; theta+v), (B, K), in train mode, for a loss term.
@@ -144,7 +150,7 @@ class Services:
         With `gradient` it flows to the weights. BatchNorm's statistics stay, or with `statistics` they move where the
         loss is computed that is minimised, after those of the core's forwards.
         """
-        return self._viewing().forward(self._plugin, x, gradient, statistics)
+        return self._viewing().forward(self._plugin, self._images("run.forward", x), gradient, statistics)
 
     def input_gradient(self, x: Tensor, loss: Objective, *, create_graph: bool = False) -> Tensor:
         """The gradient by x, (B, C, H, W), of the sum of `loss` (B,) of f(x; theta+v), in train mode, for a loss term.
@@ -152,7 +158,8 @@ class Services:
         With `create_graph` the loss term's own gradient flows through it to the weights, which needs second derivatives
         of the net.
         """
-        return self._viewing().input_gradient(self._plugin, x, loss, create_graph)
+        own = self._images("run.input_gradient", x)
+        return self._viewing().input_gradient(self._plugin, own, loss, create_graph)
 
     def ahead(self) -> AbstractContextManager[None]:
         """A scope, in `observe_update`, in which run.probe and run.logits are at theta - lr g: a trial step.
@@ -194,7 +201,7 @@ class Services:
         Call it in hooks of the attack phase, in base_loss or extra_regularizer, or in epoch_end. Each call is an
         `auxiliary_forward` in `Plugin.passes`; the very tensor that it was called with in this step costs none again.
         """
-        state, full = self._state, f"{self._plugin}/{name}"
+        state, full = self._state, f"{self._plugin}/{a_name(self._plugin, 'the name of a net', name)}"
         if state.settled:
             raise OptionError(f"Plugin {self._plugin} claims the net {name} after setup, where no resume finds it.")
         if full in state.modules:
@@ -222,7 +229,11 @@ class Services:
 
         Unless `keep`, the epoch is never the best: `best` is the epoch that it was before. The first who stops is told.
         """
-        self._state.ending = self._state.ending or Ending(self._plugin, str(reason), keep)
+        told = a_name(self._plugin, "the reason of run.stop", one_line(str(reason)).strip())
+        self._state.ending = self._state.ending or Ending(self._plugin, told, keep)
+
+    def _images(self, service: str, x: object) -> Tensor:
+        return images(self._plugin, service, x, self._state.dtype)
 
     def _auxiliary(self, name: str, x: Tensor) -> Tensor:
         where = self._state.viewing or self._state.probing
@@ -231,7 +242,7 @@ class Services:
                 f"Plugin {self._plugin} asks {name} where no pass is booked; call it in hooks of the attack phase, in "
                 "base_loss or extra_regularizer, or in epoch_end."
             )
-        answer: Tensor = where.auxiliary(self._plugin, name, x)
+        answer: Tensor = where.auxiliary(self._plugin, name, self._images(f"run.module ({name})", x))
         return answer
 
     def _trial(self, does: str) -> Trying:

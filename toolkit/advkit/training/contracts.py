@@ -10,10 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..arguments import described
 from ..ascent import per_sample
 from ..compose.composition import Composition
 from ..errors import HookContract, blamed
 from ..types import AttackResult, Batch, Budget, BudgetScale, Mix
+from .by_row import Rows, a_loss
 from .guard import Lent, plain, unchanged, values_of
 
 LONG = torch.int64
@@ -21,13 +23,13 @@ SLACK = 1e-6
 """Relative: what a budget may round above the largest."""
 
 
-class Contract:
+class Contract(Rows):
     """Checks answers of one step's hooks. `values` also checks finiteness, ranges and the simplex."""
 
     def __init__(self, batch: Batch, classes: int, composition: Composition, model: nn.Module, values: bool) -> None:
-        self.batch, self.classes, self.steps, self.values = batch, classes, composition.setting.attack.steps, values
+        super().__init__(batch, values)
+        self.classes, self.steps, self.model, self.lent = classes, composition.setting.attack.steps, model, Lent(batch)
         self.largest = composition.company.largest_budget if values else None
-        self.rows, self.model, self.lent = batch.x.shape[0], model, Lent(batch)
 
     def mixed(self, who: str, batch: object) -> Batch:
         """The batch that all later answers are checked against."""
@@ -45,7 +47,7 @@ class Contract:
         if isinstance(mix := batch.mix, Mix):
             self._per_sample(who, "mix_batch", "ratio", mix.ratio)
             if not isinstance(mix.partner, Tensor) or mix.partner.shape != (self.rows,) or mix.partner.dtype != LONG:
-                raise _broken(who, "mix_batch", f"partner must be ({self.rows},) int64, not {_described(mix.partner)}")
+                raise _broken(who, "mix_batch", f"partner must be ({self.rows},) int64, not {described(mix.partner)}")
             self._true(who, "mix_batch", lambda: (mix.ratio >= 0) & (mix.ratio <= 1), "ratio leaves [0, 1]")
             self._true(who, "mix_batch", lambda: (mix.partner >= 0) & (mix.partner < self.rows), "partner is no place")
         self.batch = batch
@@ -57,14 +59,13 @@ class Contract:
         for name in ("attack", "label", "step_size"):
             value = getattr(budget, name)
             if value is not None or name != "step_size":
-                self._per_sample(who, hook, name, value)
-                self._true(who, hook, partial(torch.ge, value, 0), f"{name} must not be negative")
+                self.size(who, hook, name, value)
                 most = getattr(self.largest, name, math.inf) * (1 + SLACK)
                 too_large = f"{name} is above {most:.4g}, which Plugin.largest_budget says is the largest"
                 self._true(who, hook, partial(torch.le, value, most), too_large)
         if (steps := budget.steps) is not None:
             if not isinstance(steps, Tensor) or steps.shape != (self.rows,) or steps.dtype != LONG:
-                raise _broken(who, hook, f"steps must be ({self.rows},) int64, not {_described(steps)}")
+                raise _broken(who, hook, f"steps must be ({self.rows},) int64, not {described(steps)}")
             self._true(
                 who,
                 hook,
@@ -81,7 +82,7 @@ class Contract:
             value = getattr(scale, name)
             value = torch.tensor(value) if isinstance(value, int | float) else value
             if not isinstance(value, Tensor) or value.shape not in ((), (self.rows,)) or value.is_complex():
-                raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {_described(value)}")
+                raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {described(value)}")
             self._true(who, "budget_scale", partial(_not_negative, value), f"{name} must be finite and not negative")
             if name == "radius":
                 too_large = f"radius is above {most:.4g}, which Plugin.largest_scale says is the largest"
@@ -91,7 +92,7 @@ class Contract:
     def target(self, who: str, target: Tensor) -> Tensor:
         fits = isinstance(target, Tensor) and target.shape == (self.rows, self.classes) and not target.is_complex()
         if not fits or target.device != self.batch.x.device:
-            raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {_described(target)}")
+            raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {described(target)}")
         if target.requires_grad:
             raise _broken(who, "target_label", "the target must be detached")
         self._true(who, "target_label", lambda: (target >= 0).all(1), "a row has a negative entry")
@@ -106,14 +107,8 @@ class Contract:
             lent = {"logits": logits, **known, **values_of(self.model)}
             watch = unchanged(who, "attack_objective", lent, self.model) if self.values else nullcontext()
             with blamed(f"in plugin {who}, the objective of hook attack_objective"), watch:
-                loss: Tensor = plain(("attack_objective", who), goal(logits))
-            if not isinstance(loss, Tensor) or loss.shape != (self.rows,):
-                raise _broken(who, "attack_objective", f"it must return ({self.rows},), not {_described(loss)}")
-            if loss.is_complex():
-                raise _broken(who, "attack_objective", "its values must be real numbers")
-            if torch.is_grad_enabled() and logits.requires_grad and loss.grad_fn is None:
-                raise _broken(who, "attack_objective", "its values must depend on the logits, undetached")
-            return loss
+                loss = plain(("attack_objective", who), goal(logits))
+            return a_loss(who, "attack_objective", loss, logits)
 
         return checked
 
@@ -130,7 +125,7 @@ class Contract:
             value = getattr(result, name)
             if value is not None and not (isinstance(value, Tensor) and (value.shape, value.dtype) == (shape, dtype)):
                 expected = f"{tuple(shape)} {str(dtype).removeprefix('torch.')} or None"
-                raise _broken(who, "inner_attack", f"{name} must be {expected}, not {_described(value)}")
+                raise _broken(who, "inner_attack", f"{name} must be {expected}, not {described(value)}")
         traces = result.traces
         if not isinstance(traces, Mapping) or not all(isinstance(trace, Tensor) for trace in traces.values()):
             raise _broken(who, "inner_attack", "traces must be tensors by name")
@@ -169,7 +164,7 @@ class Contract:
     ) -> tuple[Budget, Tensor | None]:
         """Images within the `radius` of the attack, or where the budget `before` it has grown, within that."""
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise _broken(who, "commit_attack", f"(Budget, images or None) is expected, not {_described(answer)}")
+            raise _broken(who, "commit_attack", f"(Budget, images or None) is expected, not {described(answer)}")
         budget, x_train = self.budget(who, "commit_attack", answer[0]), answer[1]
         if x_train is not None:
             grown = torch.where(budget.attack > before.attack, budget.attack, radius)
@@ -186,7 +181,7 @@ class Contract:
     def mask(self, who: str, mask: Tensor) -> Tensor:
         here = torch.bool, self.batch.x.device
         if not isinstance(mask, Tensor) or mask.shape != (self.rows,) or (mask.dtype, mask.device) != here:
-            raise _broken(who, "attack_step", f"({self.rows},) bool is expected, not {_described(mask)}")
+            raise _broken(who, "attack_step", f"({self.rows},) bool is expected, not {described(mask)}")
         return mask
 
     def term(self, who: str, hook: str, term: Tensor) -> Tensor:
@@ -213,11 +208,11 @@ class Contract:
         for name, value in shift.items():
             if name not in params:
                 raise _broken(who, "weight_perturbation", f"there is no trainable parameter {name}")
-            if _described(value) != _described(params[name]):
+            if described(value) != described(params[name]):
                 raise _broken(
                     who,
                     "weight_perturbation",
-                    f"the shift of {name} must be {_described(params[name])} like it, not {_described(value)}",
+                    f"the shift of {name} must be {described(params[name])} like it, not {described(value)}",
                 )
             if value.data_ptr() == params[name].data_ptr() and value.numel():
                 raise _broken(
@@ -248,34 +243,14 @@ class Contract:
     def selection(self, who: str, mask: object) -> Tensor:
         """What `select` of `gradient_at` answered."""
         if not isinstance(mask, Tensor) or mask.shape != (self.rows,):
-            complaint = f"select must return a mask ({self.rows},), not {_described(mask)}"
+            complaint = f"select must return a mask ({self.rows},), not {described(mask)}"
             raise _broken(who, "weight_perturbation", complaint)
         return mask
 
     def _like(self, who: str, hook: str, images: object) -> None:
-        expected = _described(self.batch.x)
-        if _described(images) != expected:
-            raise _broken(who, hook, f"images {expected} are expected, not {_described(images)}")
-
-    def _per_sample(self, who: str, hook: str, name: str, value: object, finite: bool = True) -> None:
-        shape, device, where = (self.rows,), self.batch.x.device, _where(self.batch.x)
-        if (
-            not isinstance(value, Tensor)
-            or (value.shape, value.device) != (shape, device)
-            or not value.is_floating_point()
-        ):
-            raise _broken(who, hook, f"{name} must be ({self.rows},) floating point{where}, not {_described(value)}")
-        if finite:
-            self._true(who, hook, value.isfinite, f"{name} is not finite")
-
-    def _true(self, who: str, hook: str, test: Callable[[], Tensor], complaint: str) -> None:
-        if not self.values:
-            return
-        holds = test()
-        if not bool(holds.all()):
-            rows = (~holds).nonzero().flatten().tolist() if holds.shape == (self.rows,) else []
-            where = f" (dataset index {int(self.batch.index[rows[0]])})" if rows else ""
-            raise _broken(who, hook, complaint + where)
+        expected = described(self.batch.x)
+        if described(images) != expected:
+            raise _broken(who, hook, f"images {expected} are expected, not {described(images)}")
 
 
 _broken = HookContract.broken
@@ -287,13 +262,3 @@ def _not_negative(value: Tensor) -> Tensor:
 
 def _finite(value: Tensor) -> Tensor:
     return value.isfinite().all()
-
-
-def _described(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{_where(value)}"
-
-
-def _where(value: Tensor) -> str:
-    return (" sparse" if value.is_sparse else "") + ("" if value.device.type == "cpu" else f" on {value.device.type}")

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import a_whole_number
+from ..arguments import a_whole_number, images
 from ..ascent import NORMS, Ball, BoxFirstL2Ball, Init, pgd, start
-from ..errors import HookContract
+from ..errors import HookContract, NonFinite
 from ..generators import generators, put_back
 from ..losses import soft_cross_entropy
 from ..modules import frozen, mode, own_generator
@@ -22,6 +22,8 @@ from ..run import RunState
 from ..settings import AttackSettings
 from ..types import AttackResult, Batch, Objective
 from .auxiliary import auxiliary_logits
+from .by_row import Rows, a_goal
+from .finite import REMEDY
 from .ledger import Ledger
 from .network import Network
 
@@ -43,6 +45,8 @@ class Probes:
     state: RunState
     network: Network
     moves: bool
+    between: bool = False
+    """Whether they belong to no step: nobody waits there, so what is in them is looked at every time."""
     finite: list[Tensor] = field(default_factory=list)
     """Of each probe, () bool: whether all its input gradients were numbers."""
 
@@ -50,7 +54,7 @@ class Probes:
         self,
         plugin: str,
         batch: Batch,
-        radius: Tensor,
+        radius: Tensor | float,
         *,
         objective: Objective | None,
         steps: int | None,
@@ -59,19 +63,19 @@ class Probes:
         purpose: str,
     ) -> AttackResult:
         """`Run.probe`, for `plugin`."""
-        settings, rows = self.state.attack, len(batch.y)
+        settings = self.state.attack
         count = settings.steps if steps is None else a_whole_number(f"Plugin {plugin}: steps", steps, 0, 9999)
         begin: Any = settings.init if init is None else init
-        size = settings.step_size if step_size is None else step_size
-        size = torch.full_like(radius, size) if isinstance(size, int | float) else size
-        for name, value in (("radius", radius), ("step_size", size)):
-            if not isinstance(value, Tensor) or value.shape != (rows,) or not value.is_floating_point():
-                given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise HookContract(f"Plugin {plugin}: {name} of run.probe must be ({rows},) floats, not {given}.")
+        images(plugin, "run.probe", batch.x, self.state.dtype)
+        rows = Rows(batch, self.between or self.network.careful)
+        rows.box(plugin, "run.probe")
+        length = rows.asked(plugin, "run.probe", "radius", radius)
+        size = rows.asked(plugin, "run.probe", "step_size", settings.step_size if step_size is None else step_size)
+        goal = None if objective is None else a_goal(plugin, "the objective of run.probe", objective)
         if begin not in get_args(Init):
             known = ", ".join(get_args(Init))
             raise HookContract(f"Plugin {plugin}: init of run.probe must be one of {known}, not {begin!r:.40}.")
-        ball, target = ball_of(settings, batch.x, radius), F.one_hot(batch.y, self.state.num_classes).to(radius.dtype)
+        ball, target = ball_of(settings, batch.x, length), F.one_hot(batch.y, self.state.num_classes).to(length.dtype)
         key = derive_key(self.state.seed, plugin, purpose, "probe", self.state.epoch)
         model = self.network.attacked(plugin, self.moves, f"{purpose} of {plugin}")
         with frozen(self.network.model):
@@ -80,13 +84,18 @@ class Probes:
                     model,
                     ball,
                     start(ball, begin, lambda: Draws(key, batch.index, batch.occurrence)),
-                    objective or (lambda logits: soft_cross_entropy(logits, target)),
+                    goal or (lambda logits: soft_cross_entropy(logits, target)),
                     steps=count,
                     step_size=size,
                 )
             )
         if result.finite is not None:
             self.finite.append(result.finite)
+        if self.between and not bool(result.finite):
+            raise NonFinite(
+                f"NaN or Inf in an input gradient of run.probe of {plugin}, after epoch "
+                f"{self.state.epoch + self.state.first}; {REMEDY}."
+            )
         return result
 
     def logits(self, plugin: str, x: Tensor) -> Tensor:
@@ -114,9 +123,9 @@ class Probes:
 
 
 @contextmanager
-def opened(state: RunState, network: Network, moves: bool) -> Iterator[Probes]:
+def opened(state: RunState, network: Network, moves: bool, between: bool = False) -> Iterator[Probes]:
     """The scope in which plugins may probe."""
-    probes = Probes(state, network, moves)
+    probes = Probes(state, network, moves, between)
     with answering(state, probes):
         yield probes
 
@@ -139,5 +148,5 @@ def between_steps(step: TrainingStep) -> Iterator[None]:
         network = Network(
             step.model, step.engine, Ledger(), lambda label: seed(step.seed_of(label)), state.num_classes, careful=False
         )
-        with opened(state, network, moves=False):
+        with opened(state, network, moves=False, between=True):
             yield

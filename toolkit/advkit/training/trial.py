@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import images
 from ..compose.stage import Answer, Stage
 from ..errors import HookContract, OptionError
 from ..optimizers import before_step
 from ..run import RunState
 from ..types import AttackResult, Batch
+from .by_row import refuse_no_function
 from .ledger import Ledger
 from .lent_loss import Never
 from .network import Network
@@ -31,7 +33,7 @@ class Shared(Probes):
         super().__init__(state, network, moves=False)
         self._batch = batch
 
-    def attack(self, plugin: str, batch: Batch, radius: Tensor, **how: Any) -> AttackResult:
+    def attack(self, plugin: str, batch: Batch, radius: Tensor | float, **how: Any) -> AttackResult:
         own = self._batch.own
         if self._batch.count != len(batch.y) or how["objective"] is not None:  # whose tensors are of the whole batch
             return super().attack(plugin, batch, radius, **how)
@@ -87,6 +89,8 @@ class Trial:
                 f"Plugin {plugin} teaches {name} by other rows than those of the batch; pass tensors of its "
                 f"{self.batch.count} samples."
             )
+        images(plugin, f"run.module ({name})", x, self.state.dtype)
+        refuse_no_function(plugin, f"the loss of run.module ({name})", loss)
         net.learn(self.network, x, loss, rows, self.batch)
         self.network.ledger.auxiliary("update", name, plugin)
         self.network.ledger.backward("update", "auxiliary_backward")

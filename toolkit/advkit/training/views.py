@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..bits import overwrite
-from ..errors import HookContract
 from ..generators import generators, put_back
 from ..modules import frozen
 from ..run import RunState
 from ..types import Objective
 from .auxiliary import auxiliary_logits
+from .by_row import a_goal
 from .network import Network
 from .probe import by_autograd_alone
 from .twice import refuse_once_differentiable
@@ -54,14 +54,13 @@ class Views:
 
     def input_gradient(self, plugin: str, x: Tensor, loss: Objective, create_graph: bool) -> Tensor:
         """`Run.input_gradient`, for `plugin`."""
+        goal = a_goal(plugin, "the loss of run.input_gradient", loss)
         leaf, ledger = x.detach().requires_grad_(), self.network.ledger
         fixed = {name: p.detach() for name, p in self.moved.items()}
         # A net that computes a part again in the backward takes its own parameters there, so these are frozen for both.
         scope = self.network.engine.twice_differentiable() if create_graph else frozen(self.network.model)
         with torch.enable_grad(), scope, by_autograd_alone(self.network.params, plugin):
-            values = loss(self._logits(plugin, "input gradient", leaf, self.moved if create_graph else fixed, ""))
-            if not isinstance(values, Tensor) or values.shape != (len(x),):
-                raise HookContract(f"Plugin {plugin}: the loss of run.input_gradient must return ({len(x)},).")
+            values = goal(self._logits(plugin, "input gradient", leaf, self.moved if create_graph else fixed, ""))
             (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=create_graph)
             if create_graph and self.network.careful and (self.stage, plugin) not in self.network.engine.twice:
                 self.network.engine.twice.add((self.stage, plugin))
