@@ -13,10 +13,23 @@ from torch import Tensor
 from advkit import Company, Costs, OptionError, Passes, Plugin, PluginOptions, Real, Run, Schedule, hookimpl, option
 
 
+def in_range(way: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """As it is, to the bit; divided by its largest entry where float32 has no room for the squares, too large or small.
+
+    What is taken of it is its direction.
+    """
+    length = torch.stack([torch.linalg.vector_norm(value) for value in way.values()]).norm()
+    largest = torch.stack([value.abs().amax() if value.numel() else value.sum() for value in way.values()]).amax()
+    ordinary = (largest == 0) | ((length > 1e-15) & (length < 1e15))
+    unit = torch.where(ordinary, torch.ones_like(largest), largest)
+    return {name: value / unit for name, value in way.items()}
+
+
 def layerwise(gradients: Mapping[str, Tensor], params: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
     """v_l = gamma ||w_l|| g_l / ||g_l|| for each tensor; no entry where the gradient is 0."""
     shift = {}
-    for name, gradient in gradients.items():
+    for name, given in gradients.items():
+        gradient = in_range({name: given})[name]
         length = torch.linalg.vector_norm(gradient)
         scale = gamma * torch.linalg.vector_norm(params[name]) / length
         shift[name] = gradient * torch.where(length > 0, scale, torch.zeros_like(scale))
@@ -25,6 +38,7 @@ def layerwise(gradients: Mapping[str, Tensor], params: Mapping[str, Tensor], gam
 
 def on_the_sphere(way: Mapping[str, Tensor], params: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
     """v = gamma ||w|| way / ||way||, each length that of all tensors of `way` together; 0 where `way` is."""
+    way = in_range(way)
     lengths = torch.stack([torch.linalg.vector_norm(value) for value in way.values()]).norm()
     whole = torch.stack([torch.linalg.vector_norm(params[name]) for name in way]).norm()
     scale = torch.where(lengths > 0, gamma * whole / lengths, torch.zeros_like(lengths))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import advkit
 from advkit.data.base import Dataset
-from advkit.evaluation.soundness import classified_as
+from advkit.evaluation.soundness import classified_as, sound
 from advkit.judging import apart
 
 
@@ -38,6 +38,7 @@ def test_an_audit_counts_them(value: float) -> None:
 def test_no_image_whose_logits_are_none_is_right() -> None:
     rows = torch.tensor([[1.0, 0], [torch.nan, 0], [1, torch.nan], [torch.inf, 0], [-torch.inf] * 2, [1, -torch.inf]])
     assert classified_as(rows, torch.zeros(6).long()).tolist() == [True, False, False, False, False, True]
+    assert sound(rows).tolist() == [True, False, False, False, False, True]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_m
 
 import advkit
 from advkit import Splits, TrainResult
+from advkit.cli.main import run as cli
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.errors import Stopped
@@ -232,11 +233,14 @@ def test_before_its_start_nothing_is_judged_in_the_nets_place() -> None:
     assert lengths[:2] == [0, 0] and lengths[2] == lengths[3] == 6
 
 
-def test_the_averaged_weights_are_what_is_stored_and_evaluated(tmp_path) -> None:
+def test_the_averaged_weights_are_what_is_stored_and_evaluated(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     result = trained("swa", Follower(fresh(None)), {"start": 0.0}, out=tmp_path / "run")
     net = tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
     advkit.load_weights(net, tmp_path / "run", "last")
     assert_bits(net, judged(result))
+    assert advkit.load_run(tmp_path / "run").weights == "averaged"
+    assert cli(["runs", "show", str(tmp_path / "run")]) == 0
+    assert "* the best so far; now epoch 1, by averaged weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

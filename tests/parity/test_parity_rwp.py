@@ -13,7 +13,8 @@ from naive import Attack, Branch, Learner, Record, cross_entropy, length, mean, 
 from subject import APART, Subject, assert_parity, differences, pair
 from torch import Tensor, nn
 
-from advkit_plugins.awp import on_the_sphere
+from advkit.bits import same_bits
+from advkit_plugins.awp import in_range, layerwise, on_the_sphere
 
 ATTACK = Attack(eps=0.1, alpha=0.03, m=4)
 VISITS = 2
@@ -170,6 +171,16 @@ def test_the_length_is_that_of_all_tensors_together() -> None:
     assert torch.allclose(v["a"], torch.tensor([0.0, 0.3])) and torch.allclose(v["b"], torch.tensor([[0.4]]))
     still = on_the_sphere({"a": torch.zeros(2)}, params, 0.1)
     assert still["a"].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e25, 1e-30])
+def test_a_gradient_whose_squares_have_no_room_in_float32_has_a_direction_all_the_same(size: float) -> None:
+    params = {"a": torch.tensor([3.0, 0.0, 4.0]), "none": torch.ones(0, 2)}
+    way = {"a": torch.tensor([0.0, 6.0, -8.0]) * size, "none": torch.ones(0, 2)}
+    for v in (layerwise(way, params, 0.1), on_the_sphere(way, params, 0.1)):
+        assert torch.allclose(v["a"], torch.tensor([0.0, 0.3, -0.4]))
+    assert same_bits(in_range(way)["a"], way["a"]) is (size == 1)
+    assert layerwise({"a": 0 * way["a"]}, params, 0.1)["a"].tolist() == [0, 0, 0]
 
 
 def test_the_threshold_knows_the_hard_label_alone(net: nn.Module, data) -> None:

@@ -26,7 +26,8 @@ from advkit.storage.lock import RunLock
 from advkit.studies import ablation, arms, paired_tables
 from advkit.studies.inputs import seeds
 from advkit.studies.paired_records import AblationRow
-from advkit.studies.records import CHOSEN_ON_TEST, Evaluation
+from advkit.studies.records import Evaluation
+from advkit.training.notes import CHOSEN_ON_TEST
 
 TINY = ["--limit", "60", "--batch-size", "30", "--epochs", "1", "--set", "model.width=2", "--set", "attack.steps=2"]
 TINY += ["--set", "validation.steps=2"]
@@ -179,7 +180,7 @@ def test_an_ablation_is_the_runs_of_train_and_is_kept(here: Path, capsys: pytest
 
 
 def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--plugins", "awp", "--seeds", "3,", *TINY, *ASKED, "--set=validation.split=test"]
+    asked = ["--plugins", "ema", "--seeds", "3,", *TINY, *ASKED, "--set=validation.split=test"]
     code, out, _ = advkit(capsys, "ablate", *asked, "--out", "a", "--json")
     assert code == 0
     settings = {
@@ -191,7 +192,7 @@ def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFi
     }
     heard: list[str] = []
     rows = package.ablate(
-        "awp",
+        "ema",
         out="b",
         seeds=[3],
         attacks="clean,pgd-2,cw-2",
@@ -208,7 +209,8 @@ def test_python_ablates_as_the_command_does(here: Path, capsys: pytest.CaptureFi
     assert judged.hopeless and [row.notes for row in rows] == [[CHOSEN_ON_TEST, on, f"seed 3: {nothing}"]] * 2
     said = (here / "b/table.md").read_text()
     assert said == (here / "a/table.md").read_text()
-    assert said.endswith(f"\n- {CHOSEN_ON_TEST}\n- {on}\n- seed 3: {nothing}\n")
+    assert [row.averaged for row in rows] == [[3], []]
+    assert said.endswith(f"\n- averaged weights are judged in full\n- {CHOSEN_ON_TEST}\n- {on}\n- seed 3: {nothing}\n")
     assert paired_tables.table([rows[0].model_copy(update={"notes": []}), rows[1]])[1][-3:] == [
         f"none: {CHOSEN_ON_TEST}",
         f"none: {on}",
@@ -351,15 +353,18 @@ def test_accuracy_counts_images_once() -> None:
 def test_the_table_says_what_is_suspect_declined_and_changed() -> None:
     share = {"pgd-20": {"mean": 0.5, "seeds": [0.5], "interval": [0.4, 0.6]}}
     gap = {"pgd-20": {"mean": -0.0001, "seeds": [0.0], "seed_interval": None, "image_interval": [-0.1, 0.1]}}
-    common = {"plugins": [], "refused": None, "seeds": [0], "accuracy": share}
+    common = {"plugins": [], "refused": None, "seeds": [0, 2], "accuracy": share}
     rows: list[dict[str, Any]] = [
         {"arm": "full", **common, "suspect": [], "declined": ["x"], "changed": {}, "difference": {}},
+        {"arm": "mid", **common, "averaged": [2]},
+        {"arm": "ends", **common, "averaged": [0, 2]},
         {"arm": "none", **common, "suspect": [0, 2], "declined": ["x"], "changed": {"a.b": [1, 2]}, "difference": gap},
     ]
     made = [AblationRow(**row) for row in rows]
     cells, notes = paired_tables.table(made)
     assert all(len(line) == len(paired_tables.ABLATION.header) for line in cells)
     assert cells[0] == ["full", "pgd-20", "0.500", "0.400 to 0.600", "", "", "", ""]
-    assert cells[1][4:] == ["+0.000", "", "-0.100 to +0.100", "suspect (seed 0, 2)"]
-    assert notes == ["none: declined as companions: x", "none: a.b is 2, in the full set 1"]
+    assert cells[3][4:] == ["+0.000", "", "-0.100 to +0.100", "suspect (seed 0, 2)"]
+    averaged = "averaged weights are judged in mid (seed 2), ends"
+    assert notes == ["none: declined as companions: x", "none: a.b is 2, in the full set 1", averaged]
     assert paired_tables.markdown(made).startswith("| plugins | attack | accuracy |")

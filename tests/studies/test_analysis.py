@@ -368,14 +368,18 @@ class Void(Linear):
 
 
 class Masked(Linear):
-    """The same, with a gradient of 0."""
+    """The same, with a gradient of 0; or with `value` for all classes."""
+
+    def __init__(self, value: float = torch.nan) -> None:
+        super().__init__()
+        self.value = value
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x.flatten(1)[:, :1] < 0.3, torch.nan, super().forward(x))
+        return torch.where(x.flatten(1)[:, :1] < 0.3, self.value, super().forward(x))
 
 
 @pytest.mark.parametrize("kind", ["cat", "iseat"])
-@pytest.mark.parametrize("model", [Void(), Masked()])
+@pytest.mark.parametrize("model", [Void(), Masked(), Masked(-torch.inf)])
 def test_images_without_logits_are_left_out_of_a_landscape(model: nn.Module, kind: Any) -> None:
     dataset, attack = images(4), Ascent(0.05, steps=2)
     dataset.images[:, 0, 0, 0] = torch.tensor([10, 140, 10, 140], dtype=torch.uint8)

@@ -34,6 +34,8 @@ def test_a_card_of_standard_training_names_no_attack(tmp_path: Path) -> None:
     assert "<b>" not in card and "\n# run\\x1b[2J\\n# Robust\n" in card
     assert "(standard training) on images that\nnothing attacked.\nIt takes images in [0, 1]" in card
     assert "PGD-AT" not in card and "rained against" not in card
+    typed = f"'{tmp_path}/run\\x1b[2J\\n# Robust'"
+    assert f"`advkit evaluate {typed} --attacks" in card and f"`advkit audit {typed}`" in card
 
 
 @pytest.mark.usefixtures("quick_audit")
@@ -92,7 +94,9 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("how", [{}, {"model.normalise": "none"}, {"model.resize": 16}], ids=str)
-def test_timm_loads_its_own_nets(tmp_path: Path, how: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_loads_its_own_nets(
+    tmp_path: Path, how: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if how:
         monkeypatch.setattr(export, "_graph", lambda *_: (None, "not asked for"))  # which takes seconds
     timm = pytest.importorskip("timm")
@@ -115,5 +119,8 @@ def test_timm_loads_its_own_nets(tmp_path: Path, how: dict[str, object], monkeyp
         assert torch.allclose(net(normalise(example["images"])), example["logits"], atol=1e-5)
     judged = advkit.evaluate(tmp_path / "run", dataset=data, attacks="clean", n=3, audit=False)
     assert judged.model == "timm:test_resnet" and (judged.robustbench or {})["architecture"] == judged.model
+    capsys.readouterr()
+    assert run(["runs", "list", str(tmp_path), "--json"]) == 0
+    assert [row["model"] for row in json.loads(capsys.readouterr().out)] == ["timm:test_resnet"]
     card = (tmp_path / "net" / "README.md").read_text()
     assert "library_name: timm" in card and 'timm.create_model("hf-hub:USER/NAME"' in card

@@ -104,10 +104,10 @@ def test_robust_self_training_goes_on_from_there(standard: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("data", "out", "code", "sentence"),
     [
-        ("here", "new", 2, "here holds no arrays; make some of its pictures: advkit data prepare mapped --from"),
+        ("a b", "new", 2, "a b holds no arrays; make some of its pictures: advkit data prepare mapped --from 'a b' --"),
         ("colour.npz", "new", 4, "The images of colour.npz are (3, 8, 8), those of the run (1, 8, 8); resize them."),
         ("other.npz", "new", 4, "other.npz has x; an npz of images has the array `image`."),
-        ("plain.npz", "here", 2, "here exists; name a new folder with --out, or remove it."),
+        ("plain.npz", "a b", 2, "a b exists; name a new folder with --out, or remove it."),
         ("plain.npz", "plain.npz/new", 2, "plain.npz/new can not be written (File exists); choose another --out."),
         ("image-folder", "new", 2, "image-folder reads what a place holds; name the folder or zip itself, not image-"),
         ("none", "new", 4, "none is neither an npz, nor a folder or zip of class folders"),
@@ -118,12 +118,12 @@ def test_what_can_not_be_labelled_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
+    (tmp_path / "a b").mkdir()
     np.savez(tmp_path / "colour.npz", image=np.zeros((2, 8, 8, 3), np.uint8))
     np.savez(tmp_path / "other.npz", x=np.zeros(1))
     assert run(["data", "pseudo-label", data, "--with", str(standard), "--out", out]) == code
     assert sentence in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["colour.npz", "here", "other.npz", "plain.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a b", "colour.npz", "other.npz", "plain.npz"]
 
 
 def test_a_net_that_answers_nan_gives_no_labels(

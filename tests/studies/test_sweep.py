@@ -209,6 +209,19 @@ def test_refusals(words: str, sentence: str, tmp_path: Path, capsys: pytest.Capt
     assert advkit(capsys, *line) == (2, "", f"Error: {sentence}\n") and not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("how", [{}, {"task": 2}, {"trials": 2}], ids=str)
+def test_a_share_that_holds_no_image_out_is_refused_before_anything_is_trained(
+    how: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "trials" in how:
+        pytest.importorskip("optuna", reason="optuna is not installed (advkit[sweep])")
+    monkeypatch.setattr(arms, "measure", None)
+    few = {"data.limit": 60, "validation.fraction": 0.001}
+    sentence = r"^validation\.fraction = 0\.001 of 60 images is none, so there is nothing to choose on; raise it\.$"
+    with pytest.raises(package.OptionError, match=sentence):
+        package.sweep(grid={"optimizer.lr": [0.1, 0.2]}, settings=few, out=tmp_path / "s", **how)
+
+
 def test_what_is_typed_holds_in_the_cells_of_every_optimizer_and_net() -> None:
     """Those of another net or optimizer are dropped of what lies below, as `train` drops them, and of nothing else."""
     typed = {"optimizer.lr": 0.02, "optimizer.weight_decay": 0.05, "model.width": 2}

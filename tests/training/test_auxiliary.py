@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -36,6 +38,7 @@ from advkit.errors import Stopped, shown
 from advkit.storage.run_folder import RunFolder
 from advkit.storage.weights import evaluated
 from advkit.testing.runs import _StopAfter as StopAfter
+from advkit.training.notes import note, noted
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -322,6 +325,15 @@ def test_an_installed_net_of_another_size(digits: Path) -> None:
     for model, sentence in wide.items():
         with pytest.raises((CheckpointError, OptionError), match=sentence):
             advkit.train("small-cnn", "digits", [of(digits.with_name("weights.pt"), model=model)], **DIGITS)
+
+
+def test_what_its_results_say_is_said_of_the_run(digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "taught")
+    note(RunFolder.open(tmp_path / "taught"), ["some test images are training images"])
+    with pytest.warns(UserWarning, match=(said := "of .*taught, which taught/teacher is from: some test images are")):
+        advkit.train("small-cnn", "digits", [of(tmp_path / "taught")], **DIGITS, out=tmp_path / "run")
+    (kept,) = noted(RunFolder.open(tmp_path / "run"))
+    assert re.match(said, kept)
 
 
 def test_what_it_can_not_be_made_of(digits: Path, tmp_path: Path) -> None:

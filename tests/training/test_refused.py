@@ -15,6 +15,7 @@ from advkit import AdvkitError, CheckpointError, OptionError
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.storage.run_folder import RunFolder
+from advkit.training.notes import CHOSEN_ON_TEST
 from advkit_plugins.awp import Awp
 from advkit_plugins.lsiw import Lsiw
 
@@ -101,6 +102,46 @@ def test_images_held_out_now_that_the_first_run_was_trained_on_are_said(run: Pat
     advkit.train(own_net(), settings=TINY | {"run.seed": 7}, init_from=run, progress=heard)
     assert heard.said[0].startswith(f"{run} was trained with run.seed 0 and validation.fraction 0.1 on ")
     assert "of the 4 images that are held out with 7 and 0.1: validation is optimistic" in heard.said[0]
+
+
+def notes_of(run: Path) -> list[str]:
+    return advkit.evaluate(run, attacks="clean", n=2, model=own_net(), audit=False).notes
+
+
+def test_what_the_results_of_a_run_say_is_said_of_those_that_begin_with_it(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    advkit.train(own_net(), settings=TINY | {"validation.split": "test"}, out=first)
+    advkit.train(own_net(), settings=TINY | {"run.seed": 7}, init_from=first, out=second)
+    advkit.train(own_net(), settings=TINY | {"run.seed": 7}, init_from=second, out=third)
+    held_out = f"{first} was trained with run.seed 0 and validation.fraction 0.1 on "
+    chosen, seen = notes_of(second)
+    assert chosen == f"of {first}, whose weights are the start: {CHOSEN_ON_TEST}" and seen.startswith(held_out)
+    of_second = f"of {second}, whose weights are the start: "
+    assert notes_of(third) == [of_second + chosen, of_second + seen]
+
+
+def test_weights_that_other_images_trained_may_have_seen_these(run: Path, tmp_path: Path) -> None:
+    torch.save(own_net().state_dict(), tmp_path / "net.pt")
+    unless = "if held-out or test images were among those, accuracies on them are optimistic"
+    for begin, limit, said in (
+        (tmp_path / "net.pt", 40, f"The images that {tmp_path / 'net.pt'} was trained on are not known here; {unless}"),
+        (run, 41, f"The images of digits are not those that {run} was trained on; {unless}"),
+    ):
+        out = tmp_path / str(limit)
+        advkit.train(own_net(), settings=TINY | {"data.limit": limit}, init_from=begin, out=out, progress=Heard())
+        assert notes_of(out) == [said]
+
+
+def test_an_exports_notes_go_with_its_weights(tmp_path: Path) -> None:
+    advkit.train("small-cnn", settings=TINY | {"validation.split": "test", "model.width": 2}, out=tmp_path / "run")
+    advkit.export(tmp_path / "run", tmp_path / "net")
+    file, width = tmp_path / "net" / "model.safetensors", {"model.width": 2}
+    named = {"model": "small-cnn", "dataset": "digits", "settings": width}
+    judged = advkit.evaluate(file, attacks="clean", n=2, eps=0.1, audit=False, **named)
+    assert CHOSEN_ON_TEST in judged.notes
+    heard = Heard()
+    advkit.train("small-cnn", settings=TINY | width, init_from=file, progress=heard)
+    assert f"of {file}, whose weights are the start: {CHOSEN_ON_TEST}" in heard.said
 
 
 def test_standard_training_gives_its_last_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,12 @@ def test_metrics_that_are_shown_are_those_the_newest_checkpoint_knows(stopped: P
     assert loaded.best and loaded.best["epoch"] == 0  # not that of a line whose checkpoint was never there
 
 
+def test_metrics_larger_than_any_are_one_sentence(stopped: Path, advkit_: Callable[..., Ran]) -> None:
+    os.truncate(metrics := stopped / "metrics.jsonl", 6 << 30)  # of holes
+    ran, told = advkit_("runs", "show", stopped), "it has more than 1073741824 bytes, and no run writes so many"
+    assert (ran.code, ran.err) == (4, f"Error: {metrics} is damaged: {told}; restore it, or remove it.\n")
+
+
 def test_every_command_says_what_the_newest_checkpoint_does_not_know(
     stopped: Path, advkit_: Callable[..., Ran]
 ) -> None:

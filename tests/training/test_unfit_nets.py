@@ -513,6 +513,18 @@ def squashed_in_eval_mode(net: Calls, x: Tensor) -> Tensor:
     return logits if net.training else logits.sigmoid()
 
 
+@pytest.mark.parametrize("of", ["softmax", "sigmoid"])
+def test_it_is_said_of_one_whose_classes_are_masked_afterwards_too(tiny_batch: BatchOf, of: str) -> None:
+    def masked(net: Calls, x: Tensor) -> Tensor:
+        logits = net.core(x).index_fill(1, torch.tensor([3]), -torch.inf)
+        odds = logits.softmax(1) if of == "softmax" else logits.sigmoid()
+        return odds.index_fill(1, torch.tensor([3]), -torch.inf)
+
+    step = step_of(Calls(masked, classes=4), **{"attack.init": "uniform"})
+    with pytest.warns(UserWarning, match=f"returns probabilities: .* remove the {'one at' if of == 'softmax' else of}"):
+        step(*tiny_batch(11), epoch=0)
+
+
 @pytest.mark.parametrize("plugins", [(), ("trades",), ("awp",)])
 def test_a_softmax_at_the_end_is_said_once_a_stage(tiny_batch: BatchOf, plugins: tuple[str, ...]) -> None:
     step = step_of(Calls(lambda net, x: net.core(x).softmax(1)), plugins, **{"attack.init": "uniform"})

@@ -135,15 +135,16 @@ ENOUGH = 32
 
 
 def sum_to_1(rows: Tensor) -> Tensor:
-    """(B,) bool: which of (B, K) do, as those of a softmax, up to rounding."""
-    return (rows.sum(1) - 1).abs() < 1e-4
+    """(B,) bool: which of (B, K) do, as those of a softmax, up to rounding; -Inf, as of a masked class, is 0."""
+    return (rows.masked_fill(rows.isneginf(), 0).sum(1) - 1).abs() < 1e-4
 
 
 def probabilities(logits: Tensor) -> Tensor:
     """(B,) bool: rows of logits (B, K) that are none, but what a softmax makes of them, or, all of them, a sigmoid."""
-    inside = (logits.amin(1) >= 0) & (logits.amax(1) <= 1)
-    squashed = (logits >= 0.4).any() & ((logits > 0).all() | (logits == 1).any())  # a sigmoid has 0 only beside 1
-    of_sigmoid = inside.all() & squashed & (logits.numel() >= ENOUGH)
+    masked = logits.isneginf()
+    inside = (masked | ((logits >= 0) & (logits <= 1))).all(1)
+    squashed = (logits >= 0.4).any() & ((masked | (logits > 0)).all() | (logits == 1).any())  # it has 0 only beside 1
+    of_sigmoid = inside.all() & squashed & ((~masked).sum() >= ENOUGH)
     return inside & sum_to_1(logits) | of_sigmoid
 
 

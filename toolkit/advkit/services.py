@@ -83,6 +83,10 @@ class Learning(Auxiliary, Protocol):
 class Building(Protocol):
     """What makes nets beside the model; `name` is PLUGIN/NAME."""
 
+    @property
+    def notes(self) -> list[str]:
+        """What results of the weights of these nets have to say."""
+
     def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> Frozen: ...
 
     def trained(self, name: str, build: Build, optimizer: Mapping[str, object]) -> Learning: ...

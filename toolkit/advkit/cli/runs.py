@@ -66,11 +66,13 @@ def list_(folder: str, as_json: bool) -> None:
 
 
 def _summary(run: LoadedRun) -> dict[str, Any]:
+    from ..studies.kept import net_named
+
     best = run.best or {}
     validation = best.get("validation") or {}
     return {
         "plugins": list(run.plugins),
-        "model": run.settings.get("model.name"),
+        "model": net_named(run.settings),
         "data": run.settings.get("data.name"),
         "epochs": run.epochs,
         "done": len(run.history),
@@ -120,6 +122,7 @@ def show(run: str, as_json: bool) -> None:
     if loaded.validated_on:
         console.print(text(f"\nValidation: {loaded.validated_on}."))
     if loaded.best:
-        console.print(text(f"\n* the best so far; now epoch {loaded.best['epoch'] + 1}"))
+        averaged = ", by averaged weights" if loaded.weights == "averaged" else ""
+        console.print(text(f"\n* the best so far; now epoch {loaded.best['epoch'] + 1}{averaged}"))
     for note in loaded.notes:
         say(f"{run}: {note}.")

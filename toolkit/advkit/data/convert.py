@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -140,8 +141,8 @@ def _unlabelled(given: str, labeller: Labeller) -> Iterator[Given]:
         source = _of_loaded({"train": split_of(path, manifest, "train")}, manifest.transform)
     elif os.path.isdir(path) or path.suffix == ".zip":
         raise OptionError(
-            f"{given} holds no arrays; make some of its pictures: advkit data prepare mapped --from {given} "
-            "--data-root NEW, and give NEW."
+            f"{given} holds no arrays; make some of its pictures: advkit data prepare mapped --from "
+            f"{shlex.quote(given)} --data-root NEW, and give NEW."
         )
     else:
         with _given(given, 0.0) as source:

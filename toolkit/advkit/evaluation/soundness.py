@@ -22,13 +22,13 @@ BY_CALL = "the net's answers to the same images change from call to call, and so
 
 
 def sound(logits: Tensor) -> Tensor:
-    """(B,) bool: rows of logits (B, K) without NaN and Inf; -Inf is how classes are masked."""
-    return logits.amax(1) < torch.inf  # NaN where there is any
+    """(B,) bool: rows of logits (B, K) without NaN and Inf; -Inf is how classes are masked, if not all of them."""
+    return logits.amax(1).isfinite()  # NaN where there is any
 
 
 def classified_as(logits: Tensor, y: Tensor) -> Tensor:
     """(B,) bool: rows of logits (B, K) that are classified as y (B,); none with NaN, Inf, or -Inf for all classes."""
-    return (logits.argmax(1) == y) & logits.amax(1).isfinite()
+    return (logits.argmax(1) == y) & sound(logits)
 
 
 def refuse_unsound(broken: int, images: int) -> None:

@@ -177,7 +177,14 @@ def read(path: Path, most: int, judge: Judge | None = None) -> bytes:
     So does what `judge` says of path, first bytes and size, by an OSError.
     """
     with using(path):
-        return reading.read(path, most, judge, links=False)
+        try:
+            return reading.read(path, most, judge, links=False)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise CheckpointError(
+                f"{path} is damaged: {error.strerror}, and no run writes so many; restore it, or remove it."
+            ) from error
 
 
 def sync_folder(folder: Path) -> None:

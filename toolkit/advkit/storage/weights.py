@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,6 +50,8 @@ class Placed(NamedTuple):
     """The names that `partial_head` left out."""
     said: str
     """Where the model's types hold less than theirs, or images enter otherwise than its settings say; "" elsewhere."""
+    notes: Sequence[str] = ()
+    """What results of the weights have to say, as an export's export.json has it."""
 
 
 def put_weights(

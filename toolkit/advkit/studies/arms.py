@@ -62,6 +62,7 @@ class Outcome(NamedTuple):
     notes: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     """Notes on this run alone, which its row gives with the seed."""
+    averaged: bool = False
 
     @property
     def worst_case(self) -> str:
@@ -152,8 +153,7 @@ class Study:
 
     def written(self, arms: Sequence[Arm], found: Mapping[str, Mapping[int, Outcome | str]]) -> list[AblationRow]:
         """The rows of arms of which everything is found, in table.json and table.md."""
-        first = arms[0]
-        rows = [_row(arm, found[arm.name], first, found[first.name]) for arm in arms]
+        rows = [_row(arm, found[arm.name], arms[0], found[arms[0].name]) for arm in arms]
         write_atomic(self.out / "table.json", document([row.as_dict() for row in rows]))
         write_atomic(self.out / "table.md", prose(markdown(rows, self.layout)))
         return rows
@@ -161,7 +161,7 @@ class Study:
     def _measured(self, arm: Arm, seed: int, splits: Splits) -> Outcome:
         if not fits(watching := self.progress(), Progress):
             raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
-        self.judging.refuse_other_norms(arm.resolved[seed].attack.norm)
+        self.judging.refuse_unjudged(arm.resolved[seed], splits)
         path = self.out / "runs" / arm.folder(seed)
         for place in (path.parent, path):
             if os.path.islink(place):
@@ -235,7 +235,9 @@ def measure(
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
     notes = (*result.notes, f"accuracies are on {result.images}")
     own = (f"there is nothing to be robust: {result.hopeless}",) if result.hopeless else ()
-    return Outcome({name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), notes, own)
+    return Outcome(
+        {name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), notes, own, result.averaged
+    )
 
 
 def refuse_failed(rows: Sequence[AblationRow]) -> None:
@@ -272,9 +274,8 @@ def _row(
             *(f"seed {seed}: {said}" for seed, outcome in runs.items() for said in outcome.own),
         ],
         suspect=[seed for seed, outcome in runs.items() if outcome.suspect],
-        changed=changed(next(iter(arm.resolved.values())), next(iter(first.resolved.values())))
-        if first.resolved
-        else {},
+        averaged=[seed for seed, outcome in runs.items() if outcome.averaged],
+        changed=changed(*(next(iter(one.resolved.values())) for one in (arm, first))) if first.resolved else {},
         accuracy={name: SeedAccuracy(**accuracy(list(texts.values()))) for name, texts in by_attack.items()},
         difference={
             name: SeedDifference(**difference([(texts[seed], beside[seed].verdicts[name]) for seed in texts]))

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from ..ascent import NORMS
+from ..config.resolve import Resolved
+from ..data.base import Splits
 from ..errors import OptionError, named, shown
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
 from ..evaluation.attacks.base import CAT_PACE
@@ -18,6 +20,7 @@ from ..evaluation.attacks.gradient import Pgd
 from ..evaluation.results import BATCH
 from ..evaluation.verdicts import Radius
 from ..plain import plain
+from ..training.parts import none_held_out
 from .inputs import amount, at_once, listed, pace, whole
 from .subject import Subject
 
@@ -127,14 +130,18 @@ class EvaluationRequest:
                 )
         return dict(self.by_norm)
 
-    def refuse_other_norms(self, norm: str) -> None:
-        """OptionError for attacks in another norm, for those who judge in that of the run and take no other eps."""
+    def refuse_unjudged(self, resolved: Resolved, splits: Splits) -> None:
+        """OptionError for what a study can not judge such a run by: attacks in another norm, for it takes no other eps;
+        images held out, where the share that is to be is none."""
+        norm = resolved.attack.norm
         for attack in self.attacks:
             if attack.norm not in (None, norm):
                 raise OptionError(
                     f"{attack.name} attacks in {attack.norm}, and here runs are judged in their own norm, {norm}; "
                     "leave it out, and evaluate the runs in the other norm afterwards."
                 )
+        if self.split == "validation" and (said := none_held_out(resolved, splits)):
+            raise OptionError(f"{said[0].partition(':')[0]}, so there is nothing to choose on; raise it.")
 
     def refuse_without_attack(self, norm: str) -> None:
         """OptionError where nothing attacks in `norm`, so that there will be no worst case to hold a gate against."""

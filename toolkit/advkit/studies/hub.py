@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -143,7 +144,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
     audit = read_or_told(run / "audit.json", AuditRecord) if there(run / "audit.json") else ""
     fits = isinstance(audit, AuditRecord) and audit.sha256_of_weights == record.sha256_of_weights
     threat = "" if subject.resolved.standard else f"{record.norm} of {_eps(record.eps)}"
-    typed = " ".join(map(one_line, (str(run), *words(subject.resolved.files))))
+    typed = shlex.join(map(one_line, (str(run), *words(subject.resolved.files))))
     tags = ("adversarial-robustness", "advkit", *record.plugins)
     return CARD.format(
         library="timm" if timms else "pytorch",

@@ -107,6 +107,11 @@ def validated_on(history: Sequence[Mapping[str, Any]], settings: Mapping[str, ob
     return ""
 
 
+def net_named(settings: Mapping[str, object]) -> str:
+    """As `Resolved.net`, of settings by name."""
+    return ":".join(str(each) for key in ("model.name", "model.architecture") if (each := settings.get(key)))
+
+
 def shares(result: Mapping[str, Any] | Evaluation) -> dict[str, str | None]:
     """Accuracies in percent under the field names of RobustBench's model_info; the newest of attacks of one name."""
     ours = [row for row in reversed(result["attacks"]) if row.get("code") is None]

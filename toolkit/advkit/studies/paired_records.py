@@ -117,6 +117,8 @@ class AblationRow(Record):
     seeds: list[int] = []
     suspect: list[int] = []
     """Seeds at which the short audit raised an alarm."""
+    averaged: list[int] = []
+    """Seeds at which averaged weights were judged; raw ones at the others."""
     notes: list[str] = []
     """What the evaluations say of their runs, such as that the test split chose the checkpoint."""
     failed: dict[str, str] = {}

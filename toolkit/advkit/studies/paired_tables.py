@@ -75,6 +75,12 @@ def table(rows: Sequence[AblationRow], layout: Layout = ABLATION) -> tuple[list[
             notes.append(f"{row.arm}: declined as companions: {', '.join(row.declined)}")
         for key, (before, after) in row.changed.items() if not layout.chooses else ():
             notes.append(f"{row.arm}: {key} is {after}, in the full set {before}")
+    if averaged := [
+        row.arm if row.averaged == row.seeds else f"{row.arm} (seed {', '.join(map(str, row.averaged))})"
+        for row in rows
+        if row.averaged
+    ]:
+        notes.append(f"averaged weights are judged in {', '.join(averaged)}")
     said = dict.fromkeys(note for row in rows for note in row.notes)
     for note in said:
         of = [row.arm for row in rows if note in row.notes]

@@ -51,8 +51,6 @@ class Record(ByKey, BaseModel):  # type: ignore[misc]  # which iterates otherwis
 
 R = TypeVar("R", bound=Record)
 
-CHOSEN_ON_TEST = "The checkpoint was chosen on the test split: figures on it are optimistic"
-
 
 class Accuracy(Record):
     """A share of images with its 95 % interval."""

@@ -45,6 +45,8 @@ class LoadedRun:
     figures may be another run's."""
     validated_on: str = ""
     """The images of its validations, in words."""
+    weights: str | None = None
+    """"raw" or "averaged": by which `best` was chosen and is judged; None where nothing tells."""
 
     @property
     def epochs(self) -> int:
@@ -83,6 +85,7 @@ def load_run(run: str | Path) -> LoadedRun:
         finished=source.finished,
         environment=source.environment if isinstance(source.environment, dict) else {},
         validated_on=validated_on(source.history, values),
+        weights=source.weights,
         notes=(*filter(None, [source.unresolved.removesuffix("."), *source.doubts, source.lost, source.optimistic]),),
     )
 

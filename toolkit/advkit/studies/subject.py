@@ -34,11 +34,10 @@ from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.beginning import listed, put_file
 from ..training.code_told import changes
 from ..training.feed import parted
-from ..training.notes import noted
+from ..training.notes import CHOSEN_ON_TEST, noted
 from ..training.parts import build_model, data_of, on_this_machine, prepared
 from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder
-from .records import CHOSEN_ON_TEST
 
 AS_WRITTEN = "the setting {key} = {value}"
 SPLITS = ("test", "train", "validation")
@@ -193,14 +192,14 @@ def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Sub
     resolved = on_this_machine(resolved, PATIENCE if together else None)
     splits, model = prepared(resolved)
     model = model.to(resolved.run.device)
-    said = put_file(model, path, resolved, classes=splits.train.classes).said
+    placed = put_file(model, path, resolved, classes=splits.train.classes)
     record = {
         "checkpoint": None,
         "weights": "raw",
         "epoch": None,
         "selected_on": None,
         "sha256_of_weights": digest(model.state_dict()),
-        **_notes(splits, said),
+        **_notes(splits, *placed.notes, placed.said),
     }
     return Subject(str(path), model, splits, resolved, record)
 

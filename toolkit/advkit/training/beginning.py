@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import reading, registry
 from ..config.request import registered
 from ..config.resolve import Resolved
-from ..data.base import Dataset, Splits
+from ..data.base import Dataset
 from ..errors import CheckpointError, DataError, OptionError, called, shown
 from ..models.base import Normalize
 from ..options import validate
@@ -26,7 +26,6 @@ from ..storage.foreign import read_weights
 from ..storage.foreign_names import Normalisation, put_named
 from ..storage.run_folder import RunFolder, of_a_run
 from ..storage.weights import Placed, digest, evaluated, prefixed, put_weights
-from .feed import parted
 from .parts import build_model, builder_of, judged_weights
 from .passed_net import told_apart
 
@@ -42,6 +41,8 @@ class Origin(NamedTuple):
     options: Mapping[str, object]
     classes: Sequence[object]
     inside: Normalisation | None = None
+    notes: Sequence[str] = ()
+    """What results of the weights have to say."""
 
     def refuse_other(self, resolved: Resolved, classes: Sequence[str]) -> None:
         """DataError for its classes in another order; CheckpointError where the net normalises, and it did not."""
@@ -110,7 +111,8 @@ def put_file(
     renamed = partial(registry.answer, "model", type(builder), (Mapping,), builder.renamed) if builder else dict
     beside = origin.inside if origin and how and _unstored(model) else None
     placed = put_named(model, weights, str(path), renamed, how, anew, partial_head, beside)
-    return placed._replace(said=_together(said, placed.said, origin and origin.otherwise(resolved)))
+    said = _together(said, placed.said, origin and origin.otherwise(resolved))
+    return placed._replace(said=said, notes=origin.notes if origin else ())
 
 
 def _together(*sentences: str | None) -> str:
@@ -126,7 +128,7 @@ def _exported(path: Path, weights: Mapping[str, Tensor]) -> Origin | None:
     alike = weights, prefixed("net.", weights)  # the Hub has nets of timm without their place in one of advkit's
     if not isinstance(known, dict) or str(known.get("sha256_of_weights")) not in map(digest, alike):
         return None
-    options, classes = known.get("architecture_options"), known.get("classes")
+    options, classes, notes = (known.get(key) for key in ("architecture_options", "classes", "notes"))
     mean, std = (_numbers(known.get(key)) for key in ("mean", "std"))
     inside = Normalisation(mean, std) if len(mean) == len(std) > 0 else None
     return Origin(
@@ -135,6 +137,7 @@ def _exported(path: Path, weights: Mapping[str, Tensor]) -> Origin | None:
         options if isinstance(options, dict) else {},
         classes if isinstance(classes, list) else [],
         inside,
+        [str(note) for note in notes] if isinstance(notes, list) else (),
     )
 
 
@@ -150,27 +153,28 @@ def begin_from(
     train: Dataset,
     partial_head: bool,
     tell: Callable[[str], None],
-) -> None:
+) -> Sequence[str]:
     """Put the weights of a file or of a run's folder into the model, if any; `tell` what `partial_head` left out.
 
-    `train` are the images that the model is built for.
+    `train` are the images that the model is built for. Returns what the export.json of a file says of its weights.
     """
     if path is None:
         if partial_head:
             raise OptionError("partial_head is about the weights of init_from; give both, or leave it out.")
-        return
+        return ()
     if os.path.isfile(path):
-        left, said = put_file(model, path, resolved, partial_head, True, train.classes)
+        placed: Placed = put_file(model, path, resolved, partial_head, True, train.classes)
     elif not there(path):
         raise CheckpointError(f"{path} does not exist; give a file of weights, or the folder of a run.")
     else:
-        left, said = _put_run(model, path, resolved, train, partial_head)
-    if said:
-        tell(said)
-    if partial_head and left:
-        tell(f"Left out of {path}, so that they begin as the model has them: {', '.join(left)}.")
+        placed = _put_run(model, path, resolved, train, partial_head)
+    if placed.said:
+        tell(placed.said)
+    if partial_head and placed.left:
+        tell(f"Left out of {path}, so that they begin as the model has them: {', '.join(placed.left)}.")
     elif partial_head:
         tell(f"Nothing was left out of {path}: all weights fit, those of the last layer, too.")
+    return placed.notes
 
 
 def _put_run(model: nn.Module, path: Path, resolved: Resolved, train: Dataset, partial_head: bool) -> Placed:
@@ -211,26 +215,6 @@ def _normalisation(origin: Origin, resolved: Resolved, train: Dataset) -> Normal
     net = build_model(replace(resolved, model_options=options), train)
     layers = [layer for layer in net.modules() if isinstance(layer, Normalize)]
     return Normalisation(layers[0].mean.flatten(), layers[0].std.flatten()) if len(layers) == 1 else None
-
-
-def held_out_now(path: Path, resolved: Resolved, splits: Splits) -> str:
-    """What to say where a run begins with the weights of one that was trained on images it holds out itself."""
-    folder = RunFolder.open(path)
-    settings, (_, state) = folder.file().settings, folder.load("last")
-    if state.get("data") != splits.train.fingerprint() or resolved.validation.split == "test":
-        return ""
-    run = resolved.run.model_copy(update={"seed": settings.get("run.seed", 0)})
-    kept = resolved.validation.model_copy(update={"fraction": settings.get("validation.fraction", 0.0)})
-    before = replace(resolved, sections={**resolved.sections, "run": run, "validation": kept})
-    held_out = parted(resolved, len(splits.train))[1]
-    count = int(torch.isin(held_out, parted(before, len(splits.train))[0]).sum())
-    if not count:
-        return ""
-    return (
-        f"{path} was trained with run.seed {run.seed} and validation.fraction {kept.fraction} on {count} of the "
-        f"{len(held_out)} images that are held out with {resolved.run.seed} and {resolved.validation.fraction}: "
-        "validation is optimistic, and so is the choice of `best`; set both as they were"
-    )
 
 
 def listed(classes: Sequence[object]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,9 +25,10 @@ from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .added import seen_in_training
-from .beginning import begin_from, held_out_now
+from .beginning import begin_from
 from .code_told import changes, code_of
 from .given import first_logits
+from .inherited import inherited
 from .loop import Trainer
 from .notes import note
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
@@ -59,24 +59,24 @@ def start(
     ranks = here()
     seen = voice(ranks, Aloud() if progress is None else progress)
     with unchanged_if_refused(resolved, model, init_from is not None):
-        begin_from(init_from, model, resolved, splits.train, partial_head, seen.warn)
+        handed_on = begin_from(init_from, model, resolved, splits.train, partial_head, seen.warn)
         if init_from and (name := broken(model)):
             raise CheckpointError(f"{init_from} holds NaN or Inf in {name}; give weights from before that.")
-        if init_from and not os.path.isfile(init_from) and (known := held_out_now(init_from, resolved, splits)):
-            seen.warn(known)
-        for note in (*splits.cautions, *unusual_type(resolved, model), *none_held_out(resolved, splits)):
+        notes = inherited(init_from, handed_on, resolved, splits) if init_from else []
+        for note in (*notes, *splits.cautions, *unusual_type(resolved, model), *none_held_out(resolved, splits)):
             seen.warn(note)
         if out is not None:
             refuse_unsavable(model)
         trainer = Trainer(resolved, splits, model, None, seen)  # whatever it refuses, it refuses before writing
         if "model.name" in resolved.files:
             _refuse_other_images(trainer)
-        for note in (notes := seen_in_training(trainer)):
+        beside = trainer.panel.state.building
+        for note in (added := [*seen_in_training(trainer), *(beside.notes if beside else [])]):
             seen.warn(note)
         folder = trainer.folder = None if out is None or ranks.rank else RunFolder.create(out)
     with folder.lock if folder else nullcontext():
         if folder:
-            begun = {"init_from": init_from and str(init_from), "notes": notes}
+            begun = {"init_from": init_from and str(init_from), "notes": [*notes, *added]}
             folder.describe(resolved, code_of(resolved, model), begun)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run() if out is None else _run(trainer)

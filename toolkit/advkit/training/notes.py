@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from ..storage import files
 from ..storage.run_folder import RunFolder
 
+CHOSEN_ON_TEST = "The checkpoint was chosen on the test split: figures on it are optimistic"
+
 
 def noted(folder: RunFolder) -> list[str]:
     """Sentences of its start, and of resumes since."""

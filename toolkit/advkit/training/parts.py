@@ -244,10 +244,14 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
 
 
 def judged_weights(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state of the checkpoint of a run that is judged where none is named: "best", or "last" of standard
-    training, of which no epoch is the best under attack."""
+    """Tensors and state of the checkpoint of a run that is judged where none is named."""
+    return folder.load(judged_by(folder))
+
+
+def judged_by(folder: RunFolder) -> str:
+    """Its name: "best", or "last" of standard training, of which no epoch is the best under attack."""
     file, composition = folder.file(), None
     if file.names and standard(file.settings):
         with suppress(CheckpointError):  # whose plugins are not here
             composition = resolve_folder(folder).composition
-    return folder.load("last" if standard(file.settings, composition) else "best")
+    return "last" if standard(file.settings, composition) else "best"

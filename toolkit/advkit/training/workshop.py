@@ -32,6 +32,7 @@ from .beginning import listed, put_file
 from .by_itself import copied
 from .code_told import changes
 from .engine import LAYOUTS, Engine
+from .inherited import handed_on
 from .parts import build_model, judged_weights
 from .ranks import here
 from .trained import TrainedNet
@@ -50,6 +51,8 @@ class Workshop:
     """Of the batches that nets are compiled for."""
     left_out: list[tuple[str, object]] = field(default_factory=list)
     """By net, hooks of the model that it, a copy, has not."""
+    notes: list[str] = field(default_factory=list)
+    """What results of their weights have to say."""
 
     def __call__(self, name: str, source: str | Path | nn.Module, model: str) -> FrozenNet:
         """From a module, a run's folder or a file of weights. Raises OptionError, CheckpointError and NonFinite."""
@@ -188,6 +191,7 @@ class Workshop:
             net, built = self._built(name, settings), self._named(settings)
         for sentence in changes(folder, built, net):
             self.warn(f"{name}, {path}: {sentence}")
+        self._note(name, path, handed_on(folder))
         if self.train is not None:
             self._refuse_other_data(name, path, net, state)
         self._tell(put_weights(net, tensors, str(path), averaged=True).said)
@@ -213,7 +217,9 @@ class Workshop:
         """A file of weights in the registered net `model`, or in one such as the run's own."""
         net = self._built(name, {"model.name": model}) if model else self._without_hooks(name, self.model)
         resolved = self._named({"model.name": model}) if model else self.resolved
-        self._tell(put_file(net, path, resolved, classes=self.train.classes if self.train else ()).said)
+        placed = put_file(net, path, resolved, classes=self.train.classes if self.train else ())
+        self._tell(placed.said)
+        self._note(name, path, placed.notes)
         return net
 
     def _built(self, name: str, settings: Mapping[str, object]) -> nn.Module:
@@ -234,6 +240,9 @@ class Workshop:
     @staticmethod
     def _named(settings: Mapping[str, object]) -> Resolved:
         return Resolved.of(Request((Layer("net beside the model", settings),)))
+
+    def _note(self, name: str, path: Path, sentences: Iterable[str]) -> None:
+        self.notes.extend(f"of {path}, which {name} is from: {sentence}" for sentence in sentences)
 
     def _tell(self, sentence: str) -> None:
         if sentence:

@@ -10,6 +10,7 @@ from ...evaluation.statistics import wilson
 from ...training.cost import cost_words
 from ...training.plan import plan
 from ..documents import number
+from ..kept import net_named
 from . import charts
 from .accuracies import accuracies, legend
 from .alarms import alarms
@@ -50,7 +51,7 @@ def _runs(sources: Sequence[Source]) -> Html:
                 tag("span", charts.swatch(source.number - 1), link, class_="named"),
                 ", ".join(source.file.names) or f"none ({without_plugins(values)})",
                 figure(values.get("data.name")),
-                figure(values.get("model.name")),
+                net_named(values),
                 "–" if source.standard else f"{figure(values.get('attack.norm'))} {figure(values.get('attack.eps'))}",
                 figure(values.get("run.seed")),
                 f"{source.done} of {figure(epochs)}",

@@ -11,10 +11,11 @@ from ...data.base import Splits
 from ...errors import AdvkitError
 from ...evaluation.audit.checks import Check
 from ...training.cost import cost_words
+from ...training.notes import CHOSEN_ON_TEST
 from ...training.plan import plan
 from ...types import Passes
 from ..kept import validated_on
-from ..records import CHOSEN_ON_TEST, AttackRow, Evaluation
+from ..records import AttackRow, Evaluation
 from . import charts
 from .alarms import short_alarms, told
 from .markup import Html, details, figure, join, listing, paragraph, section, sentences, share, span, table, tag

@@ -16,9 +16,11 @@ from ...config.request import MODEL, PASSED
 from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError, PluginLoad
 from ...plugin import CORE
-from ...storage.files import there
+from ...storage import naming
+from ...storage.checkpoint import load_state
+from ...storage.files import past_damage, there
 from ...storage.run_folder import RunFolder
-from ...storage.schema import Position
+from ...storage.schema import Position, state_of
 from ...storage.weights import digest, evaluated
 from ...training.same_run import of_several
 from ..documents import members, number
@@ -218,6 +220,15 @@ class Source:
         """That `best` was chosen on the test split."""
         chosen = self.position and self.position.best and self.position.best.split == "test"
         return "its best epoch was chosen on the test split: figures on it are optimistic" if chosen else ""
+
+    @cached_property
+    def weights(self) -> str | None:
+        """ "raw" or "averaged": which `best` is judged by; None where nothing tells."""
+        with past_damage():
+            best = naming.found(self.folder.checkpoints, "best")
+            known = state_of(load_state(best)).evaluated if best else None
+            return None if known is None else "averaged" if known else "raw"
+        return None
 
     @property
     def done(self) -> int:
