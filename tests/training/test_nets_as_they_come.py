@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import advkit
-from advkit import AdvkitError, L2Ball, OptionError, Plugin, Step, hookimpl
+from advkit import AdvkitError, L2Ball, LinfBall, OptionError, Plugin, Step, hookimpl
 from advkit.errors import blames
 
 X, Y, INDEX = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3, torch.arange(4)
@@ -333,6 +334,50 @@ def test_an_attack_by_hand_says_what_is_wrong_with_its_net(how: str) -> None:
         advkit.pgd(Net(forward), L2Ball(X, size), X, advkit.margin(Y), steps=1, step_size=size)
     with pytest.raises(OptionError, match=r"^steps must be a whole number, not 1\.5"):
         advkit.pgd(Net(), L2Ball(X, size), X, advkit.margin(Y), steps=1.5, step_size=size)  # type: ignore[arg-type]
+
+
+ODD = torch.full((4,), 0.2).where(torch.arange(4) != 1, torch.nan)
+BY_HAND: list[tuple[dict[str, Any], str]] = [
+    ({"x": "x"}, r"x must be images \(B, C, H, W\), floats in \[0, 1\], not str"),
+    ({"x": X.byte()}, r"x must be images .*, not \(4, 1, 4, 4\) uint8"),
+    ({"x": 255 * X}, r"x leaves \[0, 1\]; pass images in \[0, 1\] and normalise them inside the model"),
+    ({"x": X - 0.5}, r"x leaves \[0, 1\]"),
+    ({"x": X * torch.nan}, r"x leaves \[0, 1\]"),
+    *(({name: -0.1}, f"{name} must be finite and not negative") for name in ("radius", "step_size")),
+    *(({name: ODD}, f"{name} must be finite and not negative") for name in ("radius", "step_size")),
+    *(({name: torch.inf}, f"{name} must be finite and not negative") for name in ("radius", "step_size")),
+    *(({name: ODD[:3]}, rf"{name} must be .* \(4,\) .*, not \(3,\) float32") for name in ("radius", "step_size")),
+    *(({name: ODD.long()}, rf"{name} must be .*, not \(4,\) int64") for name in ("radius", "step_size")),
+    ({"radius": "far"}, "radius is 'far'; pass a number"),
+    ({"step_size": True}, "step_size must be a tensor or a number, not True"),
+    ({"steps": -1}, "steps = -1 must be an integer from 0"),
+    ({"begin": X[:2]}, r"begin must be \(4, 1, 4, 4\) float32, as the images of the ball, not \(2, 1, 4, 4\) float32"),
+    ({"begin": X.double()}, r"begin must be .*, not \(4, 1, 4, 4\) float64"),
+    ({"begin": X / 0}, "begin holds NaN or Inf"),
+    ({"limit": -torch.ones(4).long()}, "limit is negative"),
+    ({"limit": torch.ones(4)}, r"limit must be \(4,\) int64, moves of each image, not \(4,\) float32"),
+    ({"limit": torch.ones(1).long()}, r"limit must be \(4,\) int64, moves of each image, not \(1,\) int64"),
+    ({"objective": lambda logits: logits.sum()}, r"objective must return \(4,\), one value for each image"),
+]
+
+
+@pytest.mark.parametrize("ball", [LinfBall, L2Ball])
+@pytest.mark.parametrize(("given", "sentence"), BY_HAND, ids=lambda value: ", ".join(value))
+def test_what_an_attack_by_hand_can_not_be(ball: type[LinfBall | L2Ball], given: dict[str, Any], sentence: str) -> None:
+    how: dict[str, Any] = {"x": X, "radius": 0.2, "step_size": 0.1, "steps": 1, "objective": advkit.margin(Y), **given}
+    x, radius = how.pop("x"), how.pop("radius")
+    with pytest.raises(OptionError, match=f"^{sentence}"):
+        advkit.pgd(Net(), ball(x, radius), begin=how.pop("begin", x), **how)
+
+
+@pytest.mark.parametrize("ball", [LinfBall, L2Ball])
+def test_a_number_is_that_of_every_image(ball: type[LinfBall | L2Ball]) -> None:
+    whole = torch.full((4,), 0.2)
+    first, *others = (
+        advkit.pgd(Net(), ball(X, radius), X, advkit.margin(Y), steps=3, step_size=size).x_adv
+        for radius, size in ((whole, whole / 2), (0.2, np.float64(0.1)), (torch.tensor(0.2), 0.1))
+    )
+    assert not torch.equal(first, X) and all(torch.equal(first, other) for other in others)
 
 
 def test_an_attack_leaves_its_start_where_it_is() -> None:

@@ -56,6 +56,21 @@ def a_dense_tensor(what: str, value: object) -> Tensor:
     return value
 
 
+# ---------------------------------------------------------------------- what an attack by hand is given
+
+
+def per_image(name: str, value: Tensor | float, x: Tensor) -> Tensor:
+    """(B,), one for each of images x (B, C, H, W); a number is that of all. OptionError, without a look at values."""
+    if not isinstance(x, Tensor) or not x.dim() or not x.is_floating_point():
+        raise OptionError(f"x must be images (B, C, H, W), floats in [0, 1], not {described(x)}.")
+    if not isinstance(value, Tensor) or not value.dim():
+        return x.new_full((len(x),), a_number(name, value))
+    if (value.shape, value.device) != ((len(x),), x.device) or not value.is_floating_point():
+        expected = f"({len(x)},) floating point{where(x)}, one for each image"
+        raise OptionError(f"{name} must be a number or {expected}, not {described(value)}.")
+    return value
+
+
 # ---------------------------------------------------------------------- what a plugin gives to `run`
 
 

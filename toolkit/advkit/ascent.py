@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from .arguments import per_image
 from .rng import Draws
 from .types import AttackResult, Objective
 
@@ -24,10 +25,10 @@ def per_sample(values: Tensor, x: Tensor) -> Tensor:
 
 
 class Ball(ABC):
-    """The points within `radius` (B,) of x (B, C, H, W) that are images in [0, 1]."""
+    """The points within `radius` (B,), or a number for all, of x (B, C, H, W) that are images in [0, 1]."""
 
-    def __init__(self, x: Tensor, radius: Tensor) -> None:
-        self.x, self.radius = x.detach(), radius
+    def __init__(self, x: Tensor, radius: Tensor | float) -> None:
+        self.radius, self.x = per_image("radius", radius, x), x.detach()
 
     @abstractmethod
     def project_(self, point: Tensor) -> Tensor:
@@ -49,9 +50,9 @@ class Ball(ABC):
 class LinfBall(Ball):
     """Box and ball are one pair of bounds, computed once. Step: size * sign(gradient) (Madry et al. 2018)."""
 
-    def __init__(self, x: Tensor, radius: Tensor) -> None:
+    def __init__(self, x: Tensor, radius: Tensor | float) -> None:
         super().__init__(x, radius)
-        wide = per_sample(radius, x)
+        wide = per_sample(self.radius, x)
         self.lower, self.upper = (self.x - wide).clamp_(min=0), (self.x + wide).clamp_(max=1)
 
     def project_(self, point: Tensor) -> Tensor:
@@ -140,8 +141,7 @@ def pgd(
 
     `model` maps images to logits (B, K) with frozen parameters. `step_size` (B,) is in the unit of the radius.
     `limit` (B,) int64 stops samples after that many moves, an `observe`r earlier; a `transform` changes moves. All is
-    per sample, so splitting a batch splits the result: in L2 up to the rounding of the net's own gradient, 1e-7 in
-    float32.
+    per sample: splitting a batch splits the result, in L2 up to the rounding of the net's gradient, 1e-7 in float32.
     """
     x_adv, rows, peaks = begin.detach().clone(), begin.shape[0], list[Tensor]()  # the moves are in place
     first = x_adv.clone() if keep_start else None
