@@ -129,8 +129,8 @@ def build_model(resolved: Resolved, train: Dataset | DataSpec, looked_at: bool =
     build = partial(built, builder_of(resolved)) if file is None else _builder_of(file, resolved)
     with repeatable(derive_seed(resolved.run.seed, CORE, "init")), fitting(name, resolved.model_options):
         net = build(DataSpec.of(train) if isinstance(train, Dataset) else train)
-    if file is not None and not looked_at:
-        refuse_given_before(net, file.short)
+    if not looked_at:
+        refuse_given_before(net, name if file is None else file.short)
     return net
 
 
