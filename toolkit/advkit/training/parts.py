@@ -190,6 +190,17 @@ def none_held_out(resolved: Resolved, splits: Splits) -> list[str]:
     ]
 
 
+def held_out_in_vain(resolved: Resolved, splits: Splits) -> list[str]:
+    """A sentence where training images are held out, and others choose."""
+    share, n = resolved.validation.fraction, len(splits.train)
+    if resolved.validation.split != "test" or not (unused := round(share * n)):
+        return []
+    return [
+        f"validation.fraction = {share:g} holds {unused} of {n} training images out, and validation.split = test "
+        "leaves them nothing to judge; set validation.fraction=0 to train on all"
+    ]
+
+
 def builder_of(resolved: Resolved) -> ModelBuilder:
     """What builds the net that an installed package has."""
     builder = cast(type[ModelBuilder], registry.load("model", resolved.model_name))
