@@ -591,7 +591,12 @@ def test_only_owners_of_the_attack_and_the_base_loss_may_prefer(compose: Compose
 
 def test_a_preference_must_be_a_setting(compose: Compose) -> None:
     assert sentence(OptionError, lambda: compose(owns_budget("odd", prefers={"attack.int": "zero"}))) == (
-        "Unknown setting attack.int. Did you mean attack.init? `advkit plan` lists them all."
+        "Unknown setting attack.int. Did you mean attack.init? `advkit plan` lists them all. Plugin odd suggests it, "
+        "in prefers; mend that."
+    )
+    assert sentence(OptionError, lambda: compose(owns_budget("odd", prefers={"attack.init": "one"}))) == (
+        "attack.init = 'one' must be 'zero', 'uniform' or 'normal'. Plugin odd suggests it, in prefers; set "
+        "attack.init, or mend that."
     )
 
 

@@ -433,6 +433,11 @@ class Liar(EvaluationAttack):
         (lambda x: x - 0.09, "pixels outside"),
         (lambda x: x * torch.nan, "returned NaN or Inf"),
         (lambda x: x[:1], "must return images as it got"),
+        (lambda x: x.to_sparse(), r"returned torch.float32 \(.*\), torch.sparse_coo; it must return images as it got"),
+        (
+            lambda x: torch.nested.as_nested_tensor([*x], layout=torch.jagged),
+            "returned a nested tensor, torch.jagged; it must return images as it got",
+        ),
         (lambda x: None, "returned NoneType"),
     ],
 )

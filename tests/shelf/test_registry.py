@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import field_validator
 
 import advkit
-from advkit import HookContract, PluginImport, option, registry
+from advkit import DataError, HookContract, OptionError, PluginImport, option, registry
 from advkit.cli.main import run
 from advkit.config.layer import Layer
 from advkit.config.request import Request
-from advkit.config.resolve import Resolved
+from advkit.config.resolve import Resolved, resolve
 from advkit.evaluation.attacks import parse_attack
 from advkit.models.base import DataSpec
 from advkit.options import OptionModel, validate
@@ -134,23 +136,93 @@ CALLS: dict[str, Callable[..., object]] = {
 }
 
 
-@pytest.mark.parametrize("what", CALLS)
-def test_a_failure_in_a_registered_class_names_it(site: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def acme(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of a package with a data set, a net and an attack."""
     groups = {"datasets": "Data", "models": "Net", "attacks": "Attack"}
     points = "".join(f"[advkit.{group}]\nacme = acme:{name}\n" for group, name in groups.items())
     install(site, "acme", points.encode())
     (site / "acme.py").write_text(f"{OF_OTHERS}work()")
     monkeypatch.delitem(sys.modules, "acme", raising=False)
-    module = importlib.import_module("acme")
+    yield importlib.import_module("acme")
+    sys.modules.pop("acme")
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_failure_in_a_registered_class_names_it(acme: Any, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS[what]()
-    monkeypatch.setattr(module, "does", lambda work: {}["w"])
+    monkeypatch.setattr(acme, "does", lambda work: {}["w"])
     with pytest.raises(KeyError) as failed:
         CALLS[what]()
     assert failed.value.__notes__ == [f"in {what} acme of acme 1.0"]
-    monkeypatch.setattr(module, "does", lambda work: "nothing")
+    monkeypatch.setattr(acme, "does", lambda work: "nothing")
     with pytest.raises(HookContract, match=rf"^{what} acme of acme 1\.0 returns 'nothing'; return "):
         CALLS[what]()
-    sys.modules.pop("acme")
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "code"),
+    [
+        ("load of the data set", DataError, 4),
+        ("build of the model", PluginImport, 4),
+        ("spelled of the attack", OSError, None),
+    ],
+)
+def test_a_file_that_a_registered_class_lacks_is_said_to_be_absent(
+    acme: Any, what: str, kind: type[Exception], code: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> None:
+        raise FileNotFoundError(2, "No such file", "a.bin")
+
+    monkeypatch.setattr(acme, "does", fails)
+    with pytest.raises(kind) as failed:
+        CALLS[what]()
+    assert getattr(failed.value, "exit_code", None) == code
+    if code:
+        assert str(failed.value) == (
+            f"{what} acme of acme 1.0 can not use a file (FileNotFoundError: [Errno 2] No such file: 'a.bin'); "
+            "restore it."
+        )
+
+
+class Mine(OSError):
+    """A class of a script's own."""
+
+
+def test_an_exception_of_ones_own_is_no_such_file(acme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise Mine
+
+    monkeypatch.setattr(acme, "does", fails)
+    with pytest.raises(Mine):
+        CALLS["load of the data set"]()
+
+
+@pytest.mark.parametrize(
+    ("defaults", "sentence"),
+    [
+        (
+            {"nope.x": 1},
+            "Unknown setting nope.x. `advkit plan` lists them all. {} suggests it, in defaults; mend that.",
+        ),
+        (
+            {"attack.eps": "x"},
+            "attack.eps = 'x' is not a number, a fraction such as 8/255, or a multiple of eps such as 'eps/4'. {} "
+            "suggests it, in defaults; set attack.eps, or mend that.",
+        ),
+        (
+            {"model.wide": 3},
+            "Unknown option model.wide. Did you mean width? Known: normalise, width, norm. {} suggests it, in "
+            "defaults; mend that.",
+        ),
+        ([1], "{}: defaults must be settings and values, such as {{'attack.eps': 0.1}}, not [1]."),
+    ],
+)
+def test_what_a_data_set_suggests_must_be_settings(acme: Any, defaults: object, sentence: str) -> None:
+    acme.Data.defaults = defaults
+    with pytest.raises(OptionError) as refused:
+        resolve((), [Layer("a test", {"data.name": "acme"})])
+    assert str(refused.value) == sentence.format("Data set acme of acme 1.0")
 
 
 def test_so_does_one_in_a_validator_of_options() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 import advkit
 from advkit import CheckpointError, NonFinite, OptionError, Step
+from advkit.config.resolve import resolve
 from advkit.modes import traced
 from advkit.studies.analysis import Ascent, margins
+from advkit.training.parts import unusual_type
 
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
 FEATURES = 2 * 4 * 4
@@ -610,6 +613,20 @@ def test_a_default_dtype_is_told_of_and_a_default_device_decides_nothing() -> No
     finally:
         torch.set_default_dtype(torch.float32)
     assert any(said.startswith("small-cnn is built in float64, torch's default dtype in") for said in heard.said)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_a_default_dtype_is_told_of_where_it_is_the_nets(default: torch.dtype) -> None:
+    """Of what is built here: a net of a package or a file is of another type where its code says so."""
+    torch.set_default_dtype(default)
+    try:
+        for name in ("small-cnn", "net.py:Net", "python:Net"):
+            resolved = replace(resolve(()), model_name=name)
+            said = unusual_type(resolved, nn.Linear(1, 1).double())
+            assert bool(said) == (default is torch.float64 and name != "python:Net")
+            assert not unusual_type(resolved, nn.Linear(1, 1).half())
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 MASK = torch.tensor([0, 0, 0, -torch.inf])

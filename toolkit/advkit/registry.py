@@ -15,7 +15,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from .api_version import unfit
-from .errors import HookContract, PluginImport, PluginLoad, blamed, cut, did_you_mean, says, shown
+from .errors import (
+    DataError,
+    HookContract,
+    PluginImport,
+    PluginLoad,
+    blamed,
+    cut,
+    did_you_mean,
+    says,
+    shown,
+    without_temporary_files,
+)
+from .explained import is_somebodys
 from .unreadable import tolerate
 
 A = TypeVar("A")
@@ -162,7 +174,8 @@ def by_advkit(given: type) -> bool:
 def answer(group: str, given: type, kinds: tuple[type, ...], method: Callable[..., A], *arguments: object) -> A:
     """What a method of a registered class returns. If the class is not advkit's own, failures name it.
 
-    Raises HookContract for what is none of `kinds`.
+    Raises HookContract for what is none of `kinds`; of data sets and models DataError or PluginImport for a file that
+    can not be read.
     """
     if by_advkit(given):
         return method(*arguments)
@@ -170,8 +183,16 @@ def answer(group: str, given: type, kinds: tuple[type, ...], method: Callable[..
     owner = owners(group).get(name)
     whose = f"the {group} {name} of {owner}" if owner else f"the {group} {name}"
     called = "__init__" if method is given else method.__name__
-    with blamed(f"in {called} of {whose}"):
-        answered = method(*arguments)
+    try:
+        with blamed(f"in {called} of {whose}"):
+            answered = method(*arguments)
+    except OSError as error:
+        kind = {"data set": DataError, "model": PluginImport}.get(group)  # those that read files
+        if kind is None or is_somebodys(error) or without_temporary_files(error):
+            raise
+        raise kind(
+            f"{called} of {whose} can not use a file ({type(error).__name__}: {says(error)}); restore it."
+        ) from error
     if not isinstance(answered, kinds):
         expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise HookContract(f"{called} of {whose} returns {shown(answered)}; return {expected}.")

@@ -15,14 +15,14 @@ from pathlib import Path
 from .. import registry
 from ..compose.companions import loaded
 from ..compose.registration import HOOKS, check, hooks_of
-from ..errors import OptionError, PluginLoad, named, shown, spoken
+from ..errors import OptionError, PluginLoad, did_you_mean, named, shown, spoken
 from ..optimizers import KNOWN, OptimizerSettings
 from ..options import parse_number
 from ..own_file import OwnFile
 from ..plain import plain
 from ..plugin import Plugin
 from ..settings import DataSettings, known_setting
-from . import recipes, runfile
+from . import recipes, runfile, suggested
 from .layer import Layer, PluginChoice, with_files, with_trackers
 
 PASSED = "python:"
@@ -208,6 +208,16 @@ def options_of(layers: Sequence[Layer]) -> tuple[dict[str, dict[str, object]], d
     return raw, origins
 
 
+def refuse_options_of_strangers(layers: Sequence[Layer], plugins: Mapping[str, type[Plugin]]) -> None:
+    for name in options_of(layers)[0]:
+        if name not in plugins:
+            run = ", ".join(sorted(plugins)) or "none"
+            raise OptionError(
+                f"Options are given for {name}, which is not in this run.{did_you_mean(name, plugins)} "
+                f"Its plugins: {run}."
+            )
+
+
 def settings_of(
     layers: Sequence[Layer], plugins: Mapping[str, type[Plugin]]
 ) -> tuple[dict[str, object], dict[str, str], list[str]]:
@@ -231,7 +241,7 @@ def settings_of(
             f"data.name = {shown(name)} must be a name; installed: {', '.join(registry.names('data set'))}."
         )
     if registered(name):
-        for key, value in getattr(registry.load("data set", name), "defaults", {}).items():
+        for key, value in suggested.of_data(name).items():
             below[key] = value
             origins.setdefault(key, f"data set {name}")
     preferred, cautions = _preferences(plugins, given)
@@ -266,7 +276,7 @@ def _preferences(
                     f"Plugin {name} prefers {key}, but owns none of {', '.join(preferring)}; "
                     "it may only state a caution."
                 )
-            known_setting(key)
+            suggested.refuse_unknown(key, f"plugin {name}")
             stated.setdefault(key, []).append((value, name))
     agreed, cautions = {}, []
     for key, wishes in stated.items():

@@ -15,7 +15,7 @@ from ..compose.parts import WHOLE, refuse_parts
 from ..compose.registration import check
 from ..compose.replaced import standard
 from ..compose.stage import Setting
-from ..errors import OptionError, did_you_mean, named
+from ..errors import OptionError, named
 from ..net_arguments import arguments
 from ..optimizers import OptimizerSettings
 from ..options import OptionModel, parse_number, refuse_none, validate
@@ -33,7 +33,8 @@ from ..settings import (
 from . import runfile
 from .idle import unused
 from .layer import Layer, PluginChoice, chosen, files_of
-from .request import MODEL, PASSED, Request, options_of, registered, settings_of
+from .request import MODEL, PASSED, Request, options_of, refuse_options_of_strangers, registered, settings_of
+from .suggested import told
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def resolve(
     # A companion is missed by what the plugins are with their options, and may prefer settings itself.
     added = add_companions(draft.plugins, declined)
     joined = {**types, **{name: loaded(name) for name in added}}
-    _refuse_options_of_strangers(layers, joined)
+    refuse_options_of_strangers(layers, joined)
     if added:
         draft = _draft(joined, passed, layers, declined, decays_known)
 
@@ -176,7 +177,8 @@ def resolve(
         raise
     if run.accumulate > 1:
         refuse_parts(composition, f"run.accumulate = {run.accumulate}", (*WHOLE, "train_transform"))
-    model_name, model_options = net_of(draft.settings, attack.eps)
+    with told(draft.origins):
+        model_name, model_options = net_of(draft.settings, attack.eps)
     return Resolved(
         composition=composition,
         sections=draft.sections,
@@ -210,7 +212,8 @@ def _draft(
     decays_known: bool,
 ) -> _Draft:
     settings, origins, cautions = settings_of(layers, types)
-    sections = _sections(settings)
+    with told(origins):
+        sections = _sections(settings)
     eps, rates = cast(AttackSettings, sections["attack"]).eps, cast(OptimizerSettings, sections["optimizer"])
     epochs = cast(RunSettings, sections["run"]).epochs
     decays = rates.decays(epochs) if decays_known else None
@@ -236,16 +239,6 @@ def _draft(
         origins |= {f"{name}.{key}": f"companion of {asker}" for key in defaults}
         origins |= {f"{name}.{key}": option_origins[f"{name}.{key}"] for key in given}
     return _Draft(plugins, settings, sections, origins, cautions)
-
-
-def _refuse_options_of_strangers(layers: Sequence[Layer], plugins: Mapping[str, type[Plugin]]) -> None:
-    for name in options_of(layers)[0]:
-        if name not in plugins:
-            run = ", ".join(sorted(plugins)) or "none"
-            raise OptionError(
-                f"Options are given for {name}, which is not in this run.{did_you_mean(name, plugins)} "
-                f"Its plugins: {run}."
-            )
 
 
 def _sections(raw: Mapping[str, object]) -> dict[str, OptionModel]:

@@ -169,10 +169,11 @@ def prepared(
 
 
 def unusual_type(resolved: Resolved, model: nn.Module) -> list[str]:
-    """A sentence where a registered model is not of float32, because torch's default dtype is not."""
-    dtype = str(placement(model)[1]).removeprefix("torch.")
-    if not registered(resolved.model_name) or dtype == "float32":
+    """A sentence where a model that is built here is not of float32, because torch's default dtype is not."""
+    default = torch.get_default_dtype()
+    if resolved.model_name.startswith(PASSED) or placement(model)[1] is not default or default is torch.float32:
         return []
+    dtype = str(default).removeprefix("torch.")
     return [
         f"{resolved.model_name} is built in {dtype}, torch's default dtype in this process, which run.toml does not "
         "record; elsewhere the run is in float32, with other bits"

@@ -261,11 +261,12 @@ def attacked(attack: EvaluationAttack, net: Victim, x: Tensor, y: Tensor, radius
 
 def refuse_outside(attack: str, x: Tensor, x_adv: object, radius: Tensor, norm: str) -> Tensor:
     """`x_adv` if it is what `perturb` promises, up to rounding; HookContract otherwise."""
-    if not isinstance(x_adv, Tensor) or (x_adv.shape, x_adv.dtype, x_adv.device) != (x.shape, x.dtype, x.device):
+    if not isinstance(x_adv, Tensor) or x_adv.is_nested or _form(x_adv) != _form(x):
         given = type(x_adv).__name__
         if isinstance(x_adv, Tensor):
             there = f" on {x_adv.device}" if x_adv.device != x.device else ""
-            given = f"{x_adv.dtype} {tuple(x_adv.shape)}{there}"
+            kind = "a nested tensor" if x_adv.is_nested else f"{x_adv.dtype} {tuple(x_adv.shape)}"
+            given = f"{kind}{there}" + (f", {x_adv.layout}" if x_adv.layout != x.layout else "")
         raise HookContract(f"The attack {attack} returned {given}; it must return images as it got: {tuple(x.shape)}.")
     x, x_adv = x.detach(), x_adv.detach()
     if len(x) == 0:
@@ -282,6 +283,10 @@ def refuse_outside(attack: str, x: Tensor, x_adv: object, radius: Tensor, norm: 
     if float(x_adv.min()) < -SLACK or float(x_adv.max()) > 1 + SLACK:
         raise HookContract(f"The attack {attack} returned pixels outside [0, 1]; its accuracy would mean nothing.")
     return x_adv
+
+
+def _form(images: Tensor) -> tuple[object, ...]:
+    return images.shape, images.dtype, images.device, images.layout
 
 
 def shared_radius(attack: str, radius: Tensor) -> float:
