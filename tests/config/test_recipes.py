@@ -193,6 +193,10 @@ def test_a_recipe_resolves_to_the_published_settings(name: str) -> None:
         assert found.origins.get(key, "default") in (f"recipe {name}", "default")
     about = recipes.load(name)
     assert bool(about.published) != (name in UNFIGURED) and about.notes and about.paper
+    share = found.validation.fraction
+    assert [note for note in about.notes if "of the training images out, which choose the checkpoint" in note] == (
+        [recipes.HELD_OUT.format(share=share)] if about.published and share else []
+    )
     assert about.at_epochs == at_epochs(found), "what the plan says"
     for figure in about.published:
         assert 1 < figure["robust"] < figure.get("clean", 99.0) < 100

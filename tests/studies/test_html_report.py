@@ -790,7 +790,12 @@ def test_several_runs_are_compared_on_equal_terms(runs: Path) -> None:
     assert ["pgd-20 linf 0.15, step 0.03", "0.500 0.431 to 0.569", "0.400 0.335 to 0.469"] in table  # the lower
     cautions = text(page.id("comparison-runs"))
     assert "differ in their data" not in cautions and "differ in norm" not in cautions
-    assert ["run.seed", "0", "7"] in rows(page, "comparison-settings", "Values by run")
+    assert ["run.seed", "0", "7"] in (settings := rows(page, "comparison-settings", "Values by run"))
+    assert "--init-from" not in [row[0] for row in settings]
+    environment = json.loads((runs / "cat" / "environment.json").read_text())
+    (runs / "cat" / "environment.json").write_text(json.dumps(environment | {"init_from": "runs/at"}))
+    settings = rows(page_of("plain", "cat"), "comparison-settings", "Values by run")
+    assert ["--init-from", "–", "runs/at"] in settings
 
 
 def test_a_table_says_whose_averaged_weights_it_is_of(runs: Path) -> None:

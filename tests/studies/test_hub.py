@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from advkit.cli.main import run
 from advkit.models.base import Normalize
 from advkit.studies import export
 
+TRAINED = "advkit train --config run.toml"
 QUICK = {"data.limit": 40, "model.width": 2, "attack.steps": 1, "validation.steps": 1}
 
 
@@ -91,6 +93,14 @@ def test_a_card_says_what_is_known_of_these_weights(tmp_path: Path, capsys: pyte
     kept.write_text(json.dumps(told | {"sha256_of_weights": "0" * 64}))
     advkit.export(home, tmp_path / "other", hub=True)
     assert "Nothing is known of these weights" in (tmp_path / "other" / "README.md").read_text()
+    # whose weights it began with belongs to how it was trained
+    environment = json.loads((home / "environment.json").read_text())
+    (home / "environment.json").write_text(json.dumps(environment | {"init_from": "runs/of AT"}))
+    advkit.export(home, tmp_path / "begun", hub=True)
+    assert f"`{TRAINED} --init-from 'runs/of AT'` with" in (tmp_path / "begun" / "README.md").read_text()
+    assert f"`{TRAINED}` with" in card
+    capsys.readouterr()
+    assert run(["runs", "show", str(home)]) == 0 and re.search(r"--init-from +runs/of AT", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("how", [{}, {"model.normalise": "none"}, {"model.resize": 16}], ids=str)

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import advkit
-from advkit import OptionError, own_file
+from advkit import OptionError, own_file, registry
 from advkit.cli.main import run
 from advkit.config.layer import Layer, with_files
 from advkit.config.resolve import resolve
 from advkit.errors import Stopped
-from advkit.models.base import DataSpec
+from advkit.models.base import DataSpec, ModelBuilder
 from advkit.own_file import OwnFile
 from advkit.studies import arms
 from advkit.studies.report import report
@@ -436,9 +437,41 @@ def test_what_a_file_gives_again_is_refused_where_a_run_may_change_it(
         assert build_model(named, spec) is not first
 
 
-@pytest.mark.parametrize(("name", "trains"), [("outside", False), ("frozen", False), ("constant", True)])
+def test_a_net_with_a_buffer_of_no_memory_is_given_for_others_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.BatchNorm2d(1, device='meta')\n"
+    )
+    named = resolve((), [with_files(Layer("command line", {"model.name": f"{tmp_path}/net.py:net"}))])
+    assert build_model(named, DataSpec(1, 8, 8, 1, (0.5,), (0.5,)))
+
+
+@pytest.fixture
+def kept_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registered net that is the same at every call."""
+    kept, load = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), registry.load
+    kind = type("Kept", (ModelBuilder,), {"name": "kept-net", "build": lambda self, spec: kept})
+    monkeypatch.setattr(registry, "load", lambda group, name: kind if name == "kept-net" else load(group, name))
+
+
+@pytest.mark.parametrize("name", ["kept-net", "small-cnn", "torchvision:resnet18"])
+def test_of_registered_nets_those_that_are_given_again_are_refused(name: str, kept_net: None) -> None:
+    named, spec = resolve((), [Layer("command line", {"model.name": name})]), DataSpec(1, 8, 8, 10, (0.5,), (0.5,))
+    build_model(named, spec)
+    again = r"^kept-net gives weights or buffers that it has given to another net of this process; build all "
+    with pytest.raises(OptionError, match=again) if name == "kept-net" else nullcontext():
+        build_model(named, spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "trains"), [("outside", False), ("frozen", False), ("constant", True), ("kept-net", False)]
+)
 def test_a_study_refuses_weights_that_its_runs_would_share_before_it_trains(
-    name: str, trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    trains: bool,
+    kept_net: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "net.py").write_text(AGAIN)
     begun = []
@@ -448,6 +481,7 @@ def test_a_study_refuses_weights_that_its_runs_would_share_before_it_trains(
         raise OptionError("It trains.")
 
     monkeypatch.setattr(arms, "start", start)
-    line = ["--model", f"{tmp_path}/net.py:{name}", "--out", str(tmp_path / "out"), "--seeds", "0,", "--epochs", "1"]
+    net = name if name == "kept-net" else f"{tmp_path}/net.py:{name}"
+    line = ["--model", net, "--out", str(tmp_path / "out"), "--seeds", "0,", "--epochs", "1"]
     assert run(["ablate", "--plugins", "awp", *line, "--limit", "40", "--attacks", "clean", "--n", "4"]) == 2
     assert ("that it has given to another net" not in capsys.readouterr().err) == bool(begun) == trains

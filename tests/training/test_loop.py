@@ -251,3 +251,9 @@ def test_a_share_that_holds_no_image_out_is_said() -> None:
     settings = {"attack.steps": 1, "validation.fraction": 0.001, "data.limit": 40, "model.width": 2}
     with pytest.warns(UserWarning, match=r"^validation\.fraction = 0\.001 of 40 images is none: nothing is validated"):
         advkit.train(epochs=1, eps=0.1, settings=settings)
+
+
+def test_images_held_out_while_others_choose_are_said() -> None:
+    settings = {"attack.steps": 1, "validation.split": "test", "data.limit": 40, "model.width": 2}
+    with pytest.warns(UserWarning, match=r"^validation\.fraction = 0\.1 holds 4 of 40 training images out, and valid"):
+        advkit.train(epochs=1, eps=0.1, settings=settings)

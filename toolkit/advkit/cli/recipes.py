@@ -26,7 +26,7 @@ def list_(as_json: bool) -> None:
         keys = ("name", "distribution", "summary", "paper", "published", "at_epochs")
         print_json([{key: getattr(recipe, key) for key in keys} for recipe in installed.values()])
         return
-    from .display import stdout, table_of
+    from .display import stdout, table_of, text
 
     heads = ("recipe", "in minutes", "plugins", "summary", ">AT epochs", "published, robust %")
     table = table_of(*heads, wrap=WRAPPED)
@@ -39,6 +39,7 @@ def list_(as_json: bool) -> None:
             cost = "" if recipe.at_epochs is None else f"{recipe.at_epochs:.0f}"
             table.add_row(name, recipe.mini or "", plugins, recipe.summary, cost, "\n".join(figures))
     stdout().print(table)
+    stdout().print(text("Figures are of papers; `advkit recipes show NAME` says what advkit does otherwise."))
 
 
 @command.command("show")

@@ -106,6 +106,8 @@ def show(run: str, as_json: bool) -> None:
     for key in dict.fromkeys(("model.name", "data.name", "attack.norm", "attack.eps", *loaded.given)):
         value = loaded.settings.get(key)
         table.add_row(key, f"{value:.6g}" if isinstance(value, float) else str(value))
+    if loaded.init_from:
+        table.add_row("--init-from", loaded.init_from)
     console.print(table)
     lines = EpochLines()
     console.print()

@@ -19,6 +19,12 @@ from .toml import parsed
 
 GROUP = "advkit.recipes"
 MINI = "-mini"
+FRACTION = 0.1
+"""The default of validation.fraction, which is defined where torch is."""
+HELD_OUT = (
+    "advkit holds {share:.0%} of the training images out, which choose the checkpoint, and trains on the others; with "
+    "validation.fraction=0 it trains on all, and the last epoch counts."
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Recipe:
     published: tuple[Mapping[str, Any], ...]
     """Figures in percent: net, clean, attack, robust, eps, source; `clean` may be absent. A twin has none."""
     notes: tuple[str, ...]
-    """Where paper and official code differ, and what advkit does."""
+    """Where paper and official code differ, and what advkit does; beside figures, on how many images it trains."""
     table: Mapping[str, Any]
     at_epochs: float | None = None
     """What it costs, as a plan says it, in epochs of PGD-AT with ten steps; None where its file does not say."""
@@ -70,6 +76,8 @@ def load(name: str) -> Recipe:
     if name != whole:
         table = _merged(table, mini)
         summary, published, cost = f"{summary}, small enough for a laptop", (), None
+    if published and (share := table.get("validation", {}).get("fraction", FRACTION)):
+        notes = [*notes, HELD_OUT.format(share=share)]
     return Recipe(name, distribution, summary, about["paper"], twin, tuple(published), tuple(notes), table, cost)
 
 

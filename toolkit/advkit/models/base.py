@@ -103,7 +103,9 @@ class ModelBuilder(ABC):
     def build(self, spec: DataSpec) -> nn.Module:
         """A new module from images (B, C, H, W) in [0, 1] to logits (B, classes), on the CPU.
 
-        Weights are drawn by torch's default initialisation; the caller seeds it, inside `fork_rng`.
+        All that has weights is built anew at every call, without a cache: one process may need several such nets, and
+        refuses weights that it has had. They are drawn by torch's default initialisation, seeded by the caller, inside
+        `fork_rng`.
         """
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

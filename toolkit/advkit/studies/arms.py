@@ -229,8 +229,7 @@ def measure(
             refuse_difference(resolve_folder(folder), resolved)
             resume(folder, resolved, splits, build_model(resolved, splits.train), seen)
         else:
-            if "model.name" in resolved.files:
-                build_model(resolved, splits.train)  # weights that it gives again are refused now, not after the epochs
+            build_model(resolved, splits.train)  # weights that it gives again are refused now, not after the epochs
             start(resolved, splits, build_model(resolved, splits.train), out=path, progress=seen)
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
     notes = (*result.notes, f"accuracies are on {result.images}")

@@ -17,6 +17,7 @@ from ..config import runfile
 from ..escapes import one_line
 from ..own_file import words
 from ..storage.files import there
+from ..storage.run_folder import RunFolder
 from .kept import is_of, kept, most_telling
 from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
 from .subject import Subject
@@ -52,7 +53,7 @@ It takes images in [0, 1]{normalised}. {licence}
 {notes}
 ## How it was trained
 
-`advkit train --config run.toml` with this run file:
+`{train}` with this run file:
 
 ```toml
 {settings}
@@ -146,6 +147,8 @@ def card(subject: Subject, record: ExportRecord) -> str:
     threat = "" if subject.resolved.standard else f"{record.norm} of {_eps(record.eps)}"
     typed = shlex.join(map(one_line, (str(run), *words(subject.resolved.files))))
     tags = ("adversarial-robustness", "advkit", *record.plugins)
+    begun = RunFolder.open(run).init_from()
+    train = "advkit train --config run.toml" + (f" --init-from {shlex.quote(one_line(begun))}" if begun else "")
     return CARD.format(
         library="timm" if timms else "pytorch",
         tags="\n".join(f"- {tag}" for tag in tags),
@@ -163,6 +166,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
         audit=_audited(audit if isinstance(audit, AuditRecord) and fits else None, typed),
         use=TIMM if timms else WEIGHTS if record.without_graph else GRAPH,
         notes="".join(f"\n- {_plain(note)}." for note in record.notes) + ("\n" if record.notes else ""),
+        train=train,
         settings=runfile.dump(subject.resolved).strip(),
     )
 

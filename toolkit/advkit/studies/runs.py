@@ -53,10 +53,15 @@ class LoadedRun:
         """How many the run is to have."""
         return int(str(self.settings["run.epochs"]))
 
+    @property
+    def init_from(self) -> str:
+        """Whose weights it began with, as it was told then; "" for those that its net has from its seed."""
+        return str(self.environment.get("init_from") or "")
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         plain = {"folder": str(self.folder), "plugins": list(self.plugins), "notes": list(self.notes)}
-        return {**vars(self), **plain, "epochs": self.epochs}
+        return {**vars(self), **plain, "epochs": self.epochs, "init_from": self.init_from}
 
 
 @checked()

@@ -32,7 +32,7 @@ from .inherited import inherited
 from .loop import Trainer
 from .notes import note
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
-from .parts import none_held_out, on_this_machine, passed, prepared, refuse_no_test, unusual_type
+from .parts import held_out_in_vain, none_held_out, on_this_machine, passed, prepared, refuse_no_test, unusual_type
 from .progress import Aloud, Progress, Stoppable, voice
 from .ranks import here
 from .result import TrainResult, ended, finished, left_by
@@ -63,7 +63,8 @@ def start(
         if init_from and (name := broken(model)):
             raise CheckpointError(f"{init_from} holds NaN or Inf in {name}; give weights from before that.")
         notes = inherited(init_from, handed_on, resolved, splits) if init_from else []
-        for note in (*notes, *splits.cautions, *unusual_type(resolved, model), *none_held_out(resolved, splits)):
+        held_out = *none_held_out(resolved, splits), *held_out_in_vain(resolved, splits)
+        for note in (*notes, *splits.cautions, *unusual_type(resolved, model), *held_out):
             seen.warn(note)
         if out is not None:
             refuse_unsavable(model)

@@ -1,4 +1,4 @@
-"""Nets of FILE.py:NAME that have weights of their own: what NAME gives twice, two runs of one process would change."""
+"""Nets that have weights of their own: what a builder gives twice, two runs of one process would change."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MEMORY: dict[StorageWeakRef, str] = {}
 """What their weights and buffers lie in, which may outlive them: "", or of buffers the SHA-256 of what it held."""
 
 
-def refuse_given_before(net: nn.Module, short: str) -> None:
-    """OptionError where `short` has given now what an earlier net of this process had, alive or not, used or not.
+def refuse_given_before(net: nn.Module, name: str) -> None:
+    """OptionError where `name`, which builds nets, has given now what an earlier one of this process had, alive or not.
 
     That is a weight, trained or not, for whoever loads a run changes it; or a module that has buffers. A buffer alone,
     such as a constant of the file, may be given again as long as its memory holds what it held.
@@ -38,7 +38,7 @@ def refuse_given_before(net: nn.Module, short: str) -> None:
         place in _MEMORY and not (held and held == _MEMORY[place]) for place, held in memory.items()
     ):
         raise OptionError(
-            f"{short} gives weights or buffers that it has given to another net of this process; build all that has "
+            f"{name} gives weights or buffers that it has given to another net of this process; build all that has "
             "weights inside it, frozen or not, anew at every call and without a cache."
         )
     _GIVEN.extend(map(ref, (*weights, *modules)))
@@ -46,9 +46,11 @@ def refuse_given_before(net: nn.Module, short: str) -> None:
 
 
 def _memory(tensors: Iterable[Tensor]) -> dict[StorageWeakRef, UntypedStorage]:
-    """What tensors lie in, by what does not keep it; sparse, lazy and some other ones do not tell."""
+    """What tensors lie in, by what does not keep it; sparse, lazy and others do not tell, meta ones have none."""
     found = {}
     for tensor in tensors:
+        if tensor.is_meta:
+            continue
         with suppress(RuntimeError, ValueError):
             storage = tensor.untyped_storage()
             found[StorageWeakRef(storage)] = storage  # type: ignore[no-untyped-call]

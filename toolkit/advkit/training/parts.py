@@ -129,8 +129,8 @@ def build_model(resolved: Resolved, train: Dataset | DataSpec, looked_at: bool =
     build = partial(built, builder_of(resolved)) if file is None else _builder_of(file, resolved)
     with repeatable(derive_seed(resolved.run.seed, CORE, "init")), fitting(name, resolved.model_options):
         net = build(DataSpec.of(train) if isinstance(train, Dataset) else train)
-    if file is not None and not looked_at:
-        refuse_given_before(net, file.short)
+    if not looked_at:
+        refuse_given_before(net, name if file is None else file.short)
     return net
 
 
@@ -187,6 +187,17 @@ def none_held_out(resolved: Resolved, splits: Splits) -> list[str]:
     return [
         f"validation.fraction = {validation.fraction:g} of {n} images is none: nothing is validated, and the last "
         "epoch counts as the best; raise it, or set 0"
+    ]
+
+
+def held_out_in_vain(resolved: Resolved, splits: Splits) -> list[str]:
+    """A sentence where training images are held out, and others choose."""
+    share, n = resolved.validation.fraction, len(splits.train)
+    if resolved.validation.split != "test" or not (unused := round(share * n)):
+        return []
+    return [
+        f"validation.fraction = {share:g} holds {unused} of {n} training images out, and validation.split = test "
+        "leaves them nothing to judge; set validation.fraction=0 to train on all"
     ]
 
 

@@ -159,6 +159,9 @@ def _differences(sources: Sequence[Source]) -> Html:
         cells = [figure(source.values[key], 6) if source in holders else "–" for source in sources]
         if len(holders) > 1 and len(set(cells)) > 1:  # an option that one run has is listed there
             rows.append([tag("code", key), *cells])
+    begun = [source.folder.init_from() for source in sources]
+    if len({*begun}) > 1:
+        rows.append([tag("code", "--init-from"), *(path or "–" for path in begun)])
     for label, digests in (
         ("SHA-256 of the net's file", [_file(source) for source in sources]),
         ("SHA-256 of the training images", [source.fingerprint for source in sources]),
