@@ -57,6 +57,43 @@ def test_marks_that_order_calls(mark: str) -> None:
     )
 
 
+class Odd:
+    """Methods a call of which runs nothing, or that are given something else than hooks are."""
+
+    def after_update(self, model):
+        yield
+
+    async def setup(self, run): ...
+
+    async def teardown(self, run):
+        yield
+
+    @staticmethod
+    async def epoch_end(run): ...
+
+    @classmethod
+    def epoch_start(cls, run): ...
+
+    @staticmethod
+    def observe_update(bacth): ...
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ("after_update", "it yields, so that a call runs nothing of it; write it without yield."),
+        ("setup", "it is async, so that a call runs nothing of it; write it without async."),
+        ("teardown", "it is async, so that a call runs nothing of it; write it without async."),
+        ("epoch_end", "it is async, so that a call runs nothing of it; write it without async."),
+        ("epoch_start", "it is a classmethod; write it as an ordinary method, with self."),
+        ("observe_update", "there is no argument bacth. Did you mean batch? Known: batch, "),
+    ],
+)
+def test_methods_that_would_not_run(hook: str, said: str) -> None:
+    alone = type("Alone", (Plugin,), {"name": "odd", hook: hookimpl(vars(Odd)[hook])})
+    assert sentence(UnknownHook, lambda: check(alone)).startswith(f"Plugin odd, hook {hook}: {said}")
+
+
 @pytest.mark.parametrize("marks", [{"specname": "after_update"}, {"optionalhook": True}])
 def test_marks_that_silence_misspellings(marks: dict[str, Any]) -> None:
     class Quiet(Plugin):

@@ -17,6 +17,7 @@ from advkit import (
     Budget,
     BudgetScale,
     Dataset,
+    HookContract,
     Mix,
     Plugin,
     PluginOptions,
@@ -26,6 +27,7 @@ from advkit import (
     hookimpl,
 )
 from advkit.compose.registration import HOOKS
+from advkit.hookspec import Rule
 
 Net = Callable[..., nn.Sequential]
 BatchOf = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -379,6 +381,14 @@ def test_hook_teardown(trained: Any) -> None:
     with pytest.raises(ZeroDivisionError):
         trained(teardown=lambda: told.append("failed"), observe_update=fails)
     assert told == ["ended", "failed"]
+
+
+@pytest.mark.parametrize("hook", [name for name, spec in HOOKS.items() if spec.rule is Rule.NOTIFY])
+def test_what_a_told_plugin_returns_is_not_dropped(trained: Any, hook: str) -> None:
+    with pytest.raises(
+        HookContract, match=rf"Plugin answering broke .* {hook}: it returns \(3,\) float32, which nobody"
+    ):
+        trained(**{hook: lambda: torch.ones(3)})
 
 
 def test_hook_evaluation_weights(trained: Any, tiny_net: Net) -> None:

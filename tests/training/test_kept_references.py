@@ -361,7 +361,7 @@ def test_global_switches_are_left_alone(
 ) -> None:
     before = read()
     with pytest.raises(HookContract, match=f"it changed {what}; leave it as it was"):
-        step_of(tiny_net(), bad(observe_update=lambda self: deed()))(*tiny_batch(), epoch=0)
+        step_of(tiny_net(), bad(observe_update=lambda self: (deed(), None)[1]))(*tiny_batch(), epoch=0)
     assert read() == before
 
 

@@ -239,7 +239,7 @@ def parse_value(text: str) -> object:
 
     try:
         return parsed(f"value = {text}")["value"] if "\n" not in text else text
-    except (ValueError, RecursionError):
+    except ValueError:
         return text
 
 

@@ -29,17 +29,24 @@ def check_method(
             f"{where}: {used[0]} is refused, because results must not depend on call order; "
             "declare `order` on the class for chained hooks."
         )
+    if isinstance(method, classmethod):
+        raise UnknownHook(f"{where}: it is a classmethod; write it as an ordinary method, with self.")
+    function = method.__func__ if isinstance(method, staticmethod) else method
+    if inspect.isgeneratorfunction(function):
+        raise UnknownHook(f"{where}: it yields, so that a call runs nothing of it; write it without yield.")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise UnknownHook(f"{where}: it is async, so that a call runs nothing of it; write it without async.")
     if marks.get("specname") or marks.get("optionalhook"):
         raise UnknownHook(
             f"{where}: specname and optionalhook are refused, because they silence misspellings; "
             "name the method like the hook."
         )
     specified = hooks[name].signature.parameters
-    signature = inspect.signature(method)
+    signature = inspect.signature(function)
     for position, (argument, parameter) in enumerate(signature.parameters.items()):
         if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
             raise UnknownHook(f"{where}: argument {argument} must be an ordinary one, not *, ** or keyword-only.")
-        if position == 0:
+        if position == 0 and function is method:
             continue  # self
         if parameter.default is not inspect.Parameter.empty:
             raise UnknownHook(

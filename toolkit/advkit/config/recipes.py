@@ -107,7 +107,7 @@ def _files() -> dict[str, tuple[Path, str]]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return parsed(read(path, 1 << 20).decode())
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(path, next(iter(str(error).splitlines()), type(error).__name__)) from None
 
 

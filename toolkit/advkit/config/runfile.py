@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import replace
@@ -50,14 +49,9 @@ def load(path: Path) -> Layer:
     """Read a run file. Raises OptionError, one sentence, for whatever is wrong with it."""
     try:
         table = parsed(text(path))
-    except (ValueError, RecursionError) as error:
-        raise _no_toml(path, error) from None
+    except ValueError as error:
+        raise OptionError(f"{path} is not valid TOML ({str(error).splitlines()[0]}); correct it.") from None
     return parse(table, path.name)
-
-
-def _no_toml(path: Path, error: Exception) -> OptionError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return OptionError(f"{path} is not valid TOML ({reason}); correct it.")
 
 
 def parse(table: Mapping[str, Any], name: str, origin: str = "") -> Layer:
@@ -151,7 +145,7 @@ def dump(resolved: Resolved) -> str:
 def difference(stored: str, now: str) -> list[str]:
     """What two dumps disagree on: ["run.epochs: 3 in the run, 4 now"]."""
     try:
-        before, after = (_as_today(_flat(tomllib.loads(each))) for each in (stored, now))
+        before, after = (_as_today(_flat(parsed(each))) for each in (stored, now))
     except ValueError:
         return ["what is stored is no run file"]
     return [

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import _HookMixin
 
+from ..arguments import described
 from ..bits import overwrite, same_bits
+from ..compose.registration import HOOKS
 from ..compose.stage import Answer
 from ..errors import HookContract, OptionError
 from ..generators import drawn_from, generators, put_back
 from ..global_state import switch_back, switches
+from ..hookspec import Rule
 from ..judging import writes
 from ..modules import hook_before
 from ..plugin import Plugin
@@ -278,8 +281,10 @@ def _tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def plain(key: tuple[str, str], answer: Any) -> Any:
-    """The answer of (hook, plugin). HookContract for a tensor in it that nobody could compute with."""
+    """The answer of (hook, plugin). HookContract for one that nobody reads, or could compute with."""
     hook, who = key
+    if answer is not None and HOOKS[hook].rule is Rule.NOTIFY:
+        raise HookContract.broken(who, hook, f"it returns {described(answer)}, which nobody reads; return nothing")
     for _, tensor in _tensors(answer):
         if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
             raise HookContract.broken(who, hook, "it gives a sparse, nested or quantized tensor; give a dense one")

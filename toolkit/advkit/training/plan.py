@@ -28,6 +28,7 @@ from ..torchrun import processes
 from .ahead import refuse_undecoded
 from .cost import pgd_at_cost
 from .feed import parted, refuse_no_rest
+from .guard import plain
 from .lone import batched, lone, refuse_lone, refuses_one
 from .objects import refuse_net
 from .parts import build_model, builder_of, refuse_no_test, refused_here, source_of
@@ -241,7 +242,7 @@ def _claims(resolved: Resolved, data: Dataset | None) -> tuple[RunState, dict[st
         try:
             if "model" in answer.arguments:
                 raise NoNet
-            answer({"run": Run(state, answer.plugin.name, composition.company)})
+            plain(answer.key, answer({"run": Run(state, answer.plugin.name, composition.company)}))
         except NoNet:
             unknown[f"{answer.plugin.name}/(depends on the model)"] = {"per_sample": None, "total": None}
     claims = dict[str, dict[str, int | None]]()
