@@ -376,11 +376,29 @@ def test_a_folder_that_is_not_as_it_says_is_refused(
         load_data("mapped", folder)
 
 
-def test_nothing_is_read_through_a_link(folder: Path, tmp_path: Path) -> None:
-    (folder / "train-images.npy").rename(tmp_path / "elsewhere.npy")
-    (folder / "train-images.npy").symlink_to(tmp_path / "elsewhere.npy")
-    with pytest.raises(DataError, match=r"train-images\.npy is damaged \(Too many levels of symbolic links\)"):
-        load_data("mapped", folder)
+def test_files_may_be_links(folder: Path, tmp_path: Path) -> None:
+    """As the Hub's cache, DVC and git-annex make them."""
+    before, kept = load_data("mapped", folder).train.fingerprint(), folder.rename(tmp_path / "kept")
+    folder.mkdir()
+    for file in kept.iterdir():
+        (folder / file.name).symlink_to(file)
+    assert load_data("mapped", folder).train.fingerprint() == before
+    assert check(folder).splits["train"].fingerprint == before
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "train-images.npy", "test-labels.npy"])
+def test_links_to_what_is_no_file_are_refused(folder: Path, file: str) -> None:
+    os.mkfifo(folder / "pipe")
+    for target, said in (
+        ("absent", "is a link to nothing; fetch what it leads to, or put a copy in its place."),
+        ("pipe", "is damaged (it is no regular file); prepare the folder anew."),
+        ("/dev/zero", "is damaged (it is no regular file); prepare the folder anew."),
+    ):
+        (folder / file).unlink()
+        (folder / file).symlink_to(target)
+        with pytest.raises(DataError) as caught:
+            load_data("mapped", folder)
+        assert str(caught.value) == f"{folder / file} {said}"
 
 
 def test_a_value_that_changed_is_seen_by_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ from advkit.storage.run_folder import RunFolder
 from advkit.studies.analysis import plotting
 from advkit.studies.report import build, charts, markup
 from advkit.studies.report.charts import Bar, Series
+from advkit.studies.report.recorded import recorded
 from advkit.studies.subject import of_run
 from advkit.training.parts import build_model, data_of, load_weights
 from advkit.training.same_run import resolve_folder
@@ -516,6 +517,15 @@ def test_pictures_of_analyses_are_embedded_the_vector_one_unless_it_is_large(run
         page = page_of("plain")
         assert len(page.within("run-1-analyses", "img")) == shown
         assert ("margin.png is not of its analysis, margin.json; make" in text(page.id("run-1-analyses"))) != shown
+
+
+def test_an_analysis_that_is_a_link_is_told_to_be_copied(tmp_path: Path) -> None:
+    for name in ("margin.json", "margin.svg"):
+        (tmp_path / name).symlink_to("kept")
+    (tmp_path / "kept").write_text("{}")
+    said = "is a link, and nothing of a run is read through one; put a copy in its place."
+    (found,) = recorded(tmp_path)
+    assert found.problems == (f"{tmp_path / 'margin.json'} {said}", f"{tmp_path / 'margin.svg'} {said}")
 
 
 def test_every_analysis_is_shown_whatever_its_file_is_called(runs: Path) -> None:

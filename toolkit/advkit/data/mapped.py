@@ -5,7 +5,8 @@ SPLIT-images.npy (N, C, H, W) uint8 and SPLIT-labels.npy (N,) int64, which `nump
 look at every image, their fingerprint and how often each gray level comes, is written down in the manifest.
 
 Nothing in a folder is trusted but what costs a look at all images: names, sizes and headers are judged before a file
-is mapped, links are not followed. A file must stay as it is while it is mapped.
+is mapped. Links are followed, since caches and versions of data keep files elsewhere: what they lead to is judged, too.
+A file must stay as it is while it is mapped.
 """
 
 from __future__ import annotations
@@ -114,16 +115,16 @@ def manifest_of(root: Path) -> Manifest:
     """The manifest of a folder, judged. Raises DataError."""
     path = root / MANIFEST
     try:
-        told = json.loads(read(path, MAX_BYTES, links=False))
-    except FileNotFoundError:
+        told = json.loads(read(path, MAX_BYTES))
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise _unread(path, error) from None
         raise DataError(
             f"{root} is no folder of mapped images: {MANIFEST} is absent; name where it lies, or make "
             "one with `advkit data prepare mapped --from PATH --data-root DIR`."
         ) from None
-    except PermissionError as error:
-        raise DataError(f"{path} can not be read ({error.strerror}); check its permissions.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, getattr(error, "strerror", None) or str(error)) from None
+        raise _unread(path, error) from None
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise _damaged(path, f"its format is not {FORMAT}")
     try:
@@ -170,7 +171,7 @@ def _map(path: Path, values: str, shape: Sequence[int]) -> Tensor:
     dtype, as_torch = DTYPES[values]
     count = int(np.prod(shape, dtype=object))
     try:
-        with opened(path, links=False) as stream:
+        with opened(path) as stream:
             if array_header(stream) != (tuple(shape), dtype):
                 raise _damaged(path, f"it is no {dtype} array {tuple(shape)}")
             offset, size = stream.tell(), os.fstat(stream.fileno()).st_size
@@ -179,7 +180,7 @@ def _map(path: Path, values: str, shape: Sequence[int]) -> Tensor:
             flags = mmap.MAP_PRIVATE | NO_RESERVE
             memory = mmap.mmap(stream.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
     except (OSError, ValueError) as error:
-        raise _damaged(path, getattr(error, "strerror", None) or str(error)) from None
+        raise _unread(path, error) from None
     if values == "images":
         memory.madvise(mmap.MADV_RANDOM)  # else a disk reads the neighbours of each image with it
     return torch.frombuffer(memory, dtype=as_torch, count=count, offset=offset).view(*shape)
@@ -212,6 +213,14 @@ def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if by_columns and len(shape) > 1:
         raise ByColumns("it is stored by columns (Fortran order)")
     return shape, dtype
+
+
+def _unread(path: Path, error: Exception) -> DataError:
+    if isinstance(error, PermissionError):
+        return DataError(f"{path} can not be read ({error.strerror}); check its permissions.")
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return DataError(f"{path} is a link to nothing; fetch what it leads to, or put a copy in its place.")
+    return _damaged(path, getattr(error, "strerror", None) or str(error))
 
 
 def _damaged(path: Path, reason: str) -> DataError:

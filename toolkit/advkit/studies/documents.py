@@ -27,6 +27,8 @@ def prose(text: str) -> bytes:
 def content(file: Path) -> bytes:
     """A file of at most `CAP` bytes."""
     try:
+        if file.is_symlink():
+            raise OptionError(f"{file} is a link, and nothing of a run is read through one; put a copy in its place.")
         if file.stat().st_size > CAP:
             raise OptionError(f"{file} is larger than {CAP >> 20} MiB and was left out.")
         return read(file, CAP)
