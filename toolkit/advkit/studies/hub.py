@@ -148,7 +148,8 @@ def card(subject: Subject, record: ExportRecord) -> str:
     typed = shlex.join(map(one_line, (str(run), *words(subject.resolved.files))))
     tags = ("adversarial-robustness", "advkit", *record.plugins)
     begun = RunFolder.open(run).init_from()
-    train = "advkit train --config run.toml" + (f" --init-from {shlex.quote(one_line(begun))}" if begun else "")
+    begins = ["--init-from", one_line(begun)] if begun else []
+    train = shlex.join(["advkit", "train", "--config", "run.toml", *begins])
     return CARD.format(
         library="timm" if timms else "pytorch",
         tags="\n".join(f"- {tag}" for tag in tags),
