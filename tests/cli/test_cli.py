@@ -637,6 +637,16 @@ def test_no_run_folder(line: str, tmp_path: Path) -> None:
         assert ran == (4, "", f"Error: {folder} {said}\n")
 
 
+def test_the_folder_of_an_export_is_no_run(tmp_path: Path) -> None:
+    """Its weights are a file in it, as those of a teacher are."""
+    (tmp_path / "model.safetensors").touch()
+    said = f"{tmp_path} is an export and no run; give its file of weights, {tmp_path}/model.safetensors."
+    for line in (["evaluate"], ["train", *TINY, "--progress=none", "--init-from"]):
+        assert advkit(*line, tmp_path) == (4, "", f"Error: {said}\n")
+    ran = advkit("plan", "--plugins", "rslad", "-o", f"rslad.teacher={tmp_path}")
+    assert (ran.code, said in ran.err + ran.out) == (4, True)
+
+
 def copied(folder: Path, to: Path) -> Path:
     import shutil
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import naive
 import pytest
 import torch
@@ -240,9 +242,10 @@ def test_a_probe_is_the_attack_that_it_says(net: nn.Module, data) -> None:
         {"objective": lambda logits: -logits[:, 0]},
         {"step_size": 0.07},
         {"radius": 0.1},
+        {"radius": torch.tensor(0.1, dtype=torch.float64), "step_size": torch.tensor(0.07, dtype=torch.float64)},
     ):
         prober, _ = probed(net, data, **how)
-        attack, goal = Attack(0.1, how.get("step_size", ATTACK.alpha), 2), how.get("objective")
+        attack, goal = Attack(0.1, float(how.get("step_size", ATTACK.alpha)), 2), how.get("objective")
         noise = drawn("prober", "other", "probe", 0, data.index, data.x)
         for i, target in enumerate(one_hot(data.y, CLASSES)):
             begin = boxed(data.x[i], 0.1 * noise[i]) if "init" in how else None
@@ -297,8 +300,18 @@ NAN = torch.tensor([0.1] * 8).where(torch.arange(8) != 2, torch.nan)
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ({"radius": torch.ones(3)}, f"{BROKEN}: radius must be (8,) floating point, not (3,) float32. {PAGE}"),
-        ({"radius": torch.ones(8).long()}, f"{BROKEN}: radius must be (8,) floating point, not (8,) int64. {PAGE}"),
+        (
+            {"radius": torch.ones(3)},
+            f"{BROKEN}: radius must be (8,) floating point or a number, not (3,) float32. {PAGE}",
+        ),
+        (
+            {"radius": torch.ones(8).long()},
+            f"{BROKEN}: radius must be (8,) floating point or a number, not (8,) int64. {PAGE}",
+        ),
+        (
+            {"step_size": torch.tensor(True)},
+            f"{BROKEN}: step_size must be (8,) floating point or a number, not () bool. {PAGE}",
+        ),
         ({"radius": NAN}, f"{BROKEN}: radius is not finite (dataset index 29). {PAGE}"),
         ({"radius": -NAN.isnan().double()}, f"{BROKEN}: radius must not be negative (dataset index 29). {PAGE}"),
         ({"radius": torch.inf}, f"{BROKEN}: radius is not finite (dataset index 17). {PAGE}"),
@@ -319,6 +332,33 @@ def test_what_a_probe_can_not_be(net: nn.Module, data, how: dict[str, object], s
     with pytest.raises((HookContract, OptionError)) as refused:
         probed(net, data, **how)
     assert str(refused.value) == f"Plugin prober{sentence}"
+
+
+ODD_BATCHES = {
+    "y must be (4,) int64, a row for each image, not (8,) int64": lambda batch: {"x": batch.x[:4]},
+    "y must be (8,) int64, a row for each image, not (4,) int64": lambda batch: {"y": batch.y[:4]},
+    "y must be (8,) int64, a row for each image, not (8,) float32": lambda batch: {"y": batch.y.float()},
+    "y must be (8,) int64, a row for each image, not list": lambda batch: {"y": batch.y.tolist()},
+    "index must be (8,) int64, a row for each image, not (4,) int64": lambda batch: {"index": batch.index[:4]},
+    "occurrence must be (8,) int64, a row for each image, not (8, 1) int64": lambda batch: {
+        "occurrence": batch.occurrence[:, None]
+    },
+    f"labels leave 0..{CLASSES - 1} (dataset index 17)": lambda batch: {"y": batch.y - CLASSES},
+    "it is called in torch.inference_mode, where nothing has a gradient; call it outside of that": lambda batch: {},
+}
+
+
+@pytest.mark.parametrize("sentence", ODD_BATCHES)
+def test_what_a_probe_can_not_be_of(net: nn.Module, data, sentence: str) -> None:
+    class Odd(Prober):
+        @hookimpl
+        def perturbation_budget(self, batch, run: Run):
+            with torch.inference_mode(sentence.startswith("it is")):
+                run.probe(replace(batch, **ODD_BATCHES[sentence](batch)), 0.1, init="uniform")
+
+    with pytest.raises(HookContract) as refused:
+        Subject(net, [Odd(PluginOptions())], attack=ATTACK, samples=data.samples, lr=0.1).visit(*data.of_step, 0)
+    assert str(refused.value) == f"Plugin prober{BROKEN}: {sentence}. {PAGE}"
 
 
 class Spoilt(nn.Module):

@@ -252,6 +252,18 @@ def test_only_a_table_of_an_ablation_is_replaced(name: str, here: Path, capsys: 
     assert [file.name for file in (here / "a").iterdir()] == [name]
 
 
+@pytest.mark.parametrize("more", [[], ["--task", "1"]])
+def test_no_study_is_put_into_a_run(more: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "a" / "checkpoints").mkdir(parents=True)
+    (here / "a" / "run.toml").touch()
+    for what, line in (("an ablation", ["ablate"]), ("a sweep", ["sweep", "--set", "optimizer.lr=0.1,0.2"])):
+        for out in ("a", str(Path("a", "checkpoints"))):
+            said = f"Error: a is a run, no folder of {what}; name another --out.\n"
+            asked = [*line, "--plugins", "awp", "--seeds", "1", *TINY, *ASKED, "--out", out, *more]
+            assert advkit(capsys, *asked) == (2, "", said)
+    assert {file.name for file in (here / "a").rglob("*")} == {"checkpoints", "run.toml"}
+
+
 def test_a_preference_that_leaves_with_its_plugin_is_named() -> None:
     request = Request((Layer("test", {"attack.init": "zero"}, plugins=("cat-eps",)),))
     by_name = {arm.name: arm for arm in ablation.arms(request, [0])}

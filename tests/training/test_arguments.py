@@ -207,6 +207,26 @@ def test_nets_are_called_with_images(tiny_net: Net) -> None:
             trained(tiny_net(), plugin(setup=setup, epoch_end=epoch_end))
 
 
+@pytest.mark.parametrize("service", ["forward", "input_gradient", "learn"])
+def test_nothing_takes_gradients_in_inference_mode(tiny_net: Net, tiny_batch: BatchOf, service: str) -> None:
+    """The plugin is named, not the net."""
+
+    def setup(self: Any, run: advkit.Run) -> None:
+        self.net = run.module("net", lambda model: tiny_net(), optimizer={"name": "sgd", "lr": 0.1})
+
+    @torch.inference_mode()
+    def ask(self: Any, batch: advkit.Batch, run: advkit.Run) -> Any:
+        if service == "learn":
+            return self.net.learn(batch.x, lambda output: output.sum(1))
+        return run.forward(batch.x) if service == "forward" else run.input_gradient(batch.x, lambda z: z.sum(1))
+
+    hook = "observe_update" if service == "learn" else "extra_regularizer"
+    members = {"setup": setup, hook: lambda self, batch, run: ask(self, batch, run)}
+    what = r"run\.module \(odd/net\)" if service == "learn" else rf"run\.{service}"
+    with pytest.raises(HookContract, match=rf"^Plugin odd broke the contract of {what}: it is called in torch\.inf"):
+        step_of(tiny_net(), plugin(**members))(*tiny_batch(), epoch=0)
+
+
 def test_a_probe_after_the_epoch(tiny_net: Net) -> None:
     """What is wrong there is told whether hooks are checked or not, and so is a gradient that is no number."""
 

@@ -358,6 +358,31 @@ BY_HAND: list[tuple[dict[str, Any], str]] = [
     ({"limit": torch.ones(4)}, r"limit must be \(4,\) int64, moves of each image, not \(4,\) float32"),
     ({"limit": torch.ones(1).long()}, r"limit must be \(4,\) int64, moves of each image, not \(1,\) int64"),
     ({"objective": lambda logits: logits.sum()}, r"objective must return \(4,\), one value for each image"),
+    *(
+        ({"observe": lambda given=given, **at: given}, rf"observe must return \(4,\) bool, whether .*, not {what}\.$")
+        for given, what in (
+            (None, "NoneType"),
+            ([True] * 4, "list"),
+            (np.ones(4, bool), "ndarray"),
+            (torch.ones(4).byte(), r"\(4,\) uint8"),
+            (torch.ones(4).long(), r"\(4,\) int64"),
+            (torch.ones(4), r"\(4,\) float32"),
+            (torch.ones(1).bool(), r"\(1,\) bool"),
+            (torch.ones(4, 1).bool(), r"\(4, 1\) bool"),
+        )
+    ),
+    *(
+        (
+            {"transform": lambda given=given, **at: given},
+            rf"transform must return a move \(4, 1, 4, 4\) .*, not {what}\.$",
+        )
+        for given, what in (
+            (None, "NoneType"),
+            (X[0, 0, 0], r"\(4,\) float32"),
+            (X.double(), r"\(4, 1, 4, 4\) float64"),
+        )
+    ),
+    *(({name: 3}, f"{name} must be a function or None, not int") for name in ("observe", "transform")),
 ]
 
 

@@ -88,6 +88,27 @@ def a_batch(plugin: str, service: str, value: object) -> Batch:
     return value
 
 
+def a_whole_batch(plugin: str, service: str, value: object, dtype: torch.dtype) -> Batch:
+    """`value` if a net of this type can be attacked on it: a row of everything for each image, where gradients are."""
+    refuse_inference(plugin, service)
+    batch = a_batch(plugin, service, value)
+    x = images(plugin, service, batch.x, dtype)
+    for name in ("y", "index", "occurrence"):
+        rows = getattr(batch, name)
+        whole = isinstance(rows, Tensor) and (rows.shape, rows.dtype) == (x.shape[:1], torch.int64)
+        if not whole or rows.device != x.device:
+            expected = f"({len(x)},) int64{where(x)}, a row for each image"
+            raise HookContract.broken(plugin, service, f"{name} must be {expected}, not {described(rows)}")
+    return batch
+
+
+def refuse_inference(plugin: str, service: str) -> None:
+    """HookContract under torch.inference_mode, for what takes gradients."""
+    if torch.is_inference_mode_enabled():
+        complaint = "it is called in torch.inference_mode, where nothing has a gradient; call it outside of that"
+        raise HookContract.broken(plugin, service, complaint)
+
+
 def images(plugin: str, service: str, value: object, dtype: torch.dtype) -> Tensor:
     """`value` if a net of this type can be called on it."""
     if not isinstance(value, Tensor) or not value.dim() or value.dtype != dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,8 @@ def pgd(
 
     `model` maps images in [0, 1] to logits (B, K) with frozen parameters. `step_size`, (B,) or a number for all, is in
     the unit of the radius; both are finite and not negative. `limit` (B,) int64 stops samples after that many moves, an
-    `observe`r earlier; a `transform` changes moves. Raises OptionError for arguments that are none of that, and for a
-    model that fails, returns no logits or has no gradient at its images.
+    `observe`r earlier; a `transform` changes moves. Raises OptionError for arguments that are none of that or return
+    something else, and for a model that fails, returns no logits or has no gradient at its images.
     """
     refuse_place()
     steps, size = a_whole_number("steps", steps, 0, 2**31 - 1), per_image("step_size", step_size, ball.x)
@@ -65,8 +66,8 @@ def pgd(
             steps=steps,
             step_size=size,
             limit=limit,
-            observe=observe,
-            transform=transform,
+            observe=_observer(observe, ball.x),
+            transform=_transform(transform, ball.x),
             keep_start=keep_start,
         )
 
@@ -87,3 +88,39 @@ def _refuse_values(ball: Ball, begin: Tensor, size: Tensor, limit: Tensor | None
         raise OptionError(f"limit must be ({len(x)},) int64{where(x)}, moves of each image, not {described(limit)}.")
     if limit is not None and bool((limit < 0).any()):
         raise OptionError("limit is negative; it counts moves, from 0.")
+
+
+def _observer(observe: Observer | None, x: Tensor) -> Observer | None:
+    """It, held to what it must return."""
+    if observe is None:
+        return None
+    _refuse_no_function("observe", observe)
+
+    def checked_mask(**iterate: Any) -> Tensor:
+        mask = observe(**iterate)
+        if not isinstance(mask, Tensor) or (mask.shape, mask.dtype, mask.device) != (x.shape[:1], torch.bool, x.device):
+            expected = f"({len(x)},) bool{where(x)}, whether each image goes on"
+            raise OptionError(f"observe must return {expected}, not {described(mask)}.")
+        return mask
+
+    return checked_mask
+
+
+def _transform(transform: Transform | None, x: Tensor) -> Transform | None:
+    """The same."""
+    if transform is None:
+        return None
+    _refuse_no_function("transform", transform)
+
+    def checked_move(**iterate: Any) -> Tensor:
+        move = transform(**iterate)
+        if not isinstance(move, Tensor) or described(move) != described(x):
+            raise OptionError(f"transform must return a move {described(x)}, as the images, not {described(move)}.")
+        return move.detach()
+
+    return checked_move
+
+
+def _refuse_no_function(name: str, value: object) -> None:
+    if not callable(value):
+        raise OptionError(f"{name} must be a function or None, not {described(value)}.")

@@ -11,7 +11,7 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor, nn
 
-from .arguments import a_batch, a_name, images
+from .arguments import a_name, a_whole_batch, images
 from .claims import claim
 from .errors import HookContract, OptionError
 from .escapes import one_line
@@ -131,7 +131,7 @@ class Services:
         """
         return self._asked().attack(
             self._plugin,
-            a_batch(self._plugin, "run.probe", batch),
+            a_whole_batch(self._plugin, "run.probe", batch, self._state.dtype),
             radius,
             objective=objective,
             steps=steps,

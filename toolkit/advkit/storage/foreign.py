@@ -121,6 +121,12 @@ def refuse_others(path: Path) -> None:
         raise _unreadable(path, "it is no regular file")
 
 
+def refuse_export(folder: Path) -> None:
+    """CheckpointError for the folder of an export, where that of a run or a file of weights is asked for."""
+    if files.there(file := folder / "model.safetensors") and not files.there(folder / "run.toml"):
+        raise CheckpointError(f"{folder} is an export and no run; give its file of weights, {file}.")
+
+
 def _content(path: Path, cap: int) -> bytes:
     try:
         content = files.read(Path(os.path.realpath(path)), cap, _refuse_other)

@@ -19,7 +19,7 @@ from ..errors import TYPED, CheckpointError, NonFinite, OptionError, Stopped, na
 from ..evaluation.statistics import accuracy, bits, difference, share
 from ..global_state import one_at_a_time
 from ..reading import opened
-from ..storage.files import make_named, there, unwritable, write_atomic
+from ..storage.files import make_named, run_above, there, unwritable, write_atomic
 from ..storage.lock import RunLock
 from ..storage.run_folder import RunFolder
 from ..training.launch import resume, start
@@ -106,11 +106,14 @@ class Study:
     said: set[str] = field(default_factory=set, init=False)
     """Cautions on settings, each once."""
 
+    def __post_init__(self) -> None:
+        if run := run_above(self.out / "run.toml"):
+            raise OptionError(f"{run} is a run, no folder of {self.layout.what}; name another {named('--out')}.")
+
     def table(self, arms: Sequence[Arm], task: int | None = None) -> list[AblationRow]:
         """The rows, which are written to table.json and table.md; runs that are finished are not run again.
 
         A run that ends in NaN or Inf leaves the others alone: its row says so, and has no figures.
-
         `task`: only the run of that number, from 1, and no table, so that a cluster runs them side by side.
         """
         # Seed by seed: an early look at the table is a complete one.
@@ -163,11 +166,9 @@ class Study:
             raise OptionError(f"progress made {shown(watching)}; let it make an advkit.Progress for each run.")
         self.judging.refuse_unjudged(arm.resolved[seed], splits)
         path = self.out / "runs" / arm.folder(seed)
-        for place in (path.parent, path):
-            if os.path.islink(place):
-                raise CheckpointError(
-                    f"{place} is a link, and nothing is written through one; put a copy in its place."
-                )
+        for at in (path.parent, path):
+            if os.path.islink(at):
+                raise CheckpointError(f"{at} is a link, and nothing is written through one; put a copy in its place.")
         for caution in (told for told in cautions(arm.resolved[seed]) if told not in self.said):
             watching.warn(caution)
             self.said.add(caution)

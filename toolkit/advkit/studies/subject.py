@@ -27,7 +27,7 @@ from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
 from ..storage import naming
 from ..storage.files import refuse_another, there
-from ..storage.foreign import refuse_others
+from ..storage.foreign import refuse_export, refuse_others
 from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
@@ -233,6 +233,7 @@ def subject_of(
     texts = {key: text for key, text in asked.items() if isinstance(text, str)}
     folder = os.path.isdir(path)  # unlike Path's, false for what no disk could hold
     if folder or not (path.suffix or texts):
+        refuse_export(path)
         typed = with_files(Layer("command line", texts))
         if typed.files.keys() != texts.keys() or settings:
             if folder and not there(path / "run.toml"):

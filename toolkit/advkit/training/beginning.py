@@ -22,7 +22,7 @@ from ..models.base import Normalize
 from ..options import validate
 from ..storage import naming
 from ..storage.files import there
-from ..storage.foreign import read_weights
+from ..storage.foreign import read_weights, refuse_export
 from ..storage.foreign_names import Normalisation, put_named
 from ..storage.run_folder import RunFolder, of_a_run
 from ..storage.weights import Placed, digest, evaluated, prefixed, put_weights
@@ -167,6 +167,7 @@ def begin_from(
     elif not there(path):
         raise CheckpointError(f"{path} does not exist; give a file of weights, or the folder of a run.")
     else:
+        refuse_export(path)
         placed = _put_run(model, path, resolved, train, partial_head)
     if placed.said:
         tell(placed.said)

@@ -18,16 +18,19 @@ class Rows:
     def __init__(self, batch: Batch, values: bool) -> None:
         self.batch, self.rows, self.values = batch, batch.x.shape[0], values
 
-    def size(self, who: str, hook: str, name: str, value: Tensor) -> None:
-        """A radius, or the length of a step, of each: (B,)."""
-        self._per_sample(who, hook, name, value)
+    def size(self, who: str, hook: str, name: str, value: Tensor, other: str = "") -> None:
+        """A radius, or the length of a step, of each: (B,). `other` is what else it might have been."""
+        self._per_sample(who, hook, name, value, other=other)
         self._true(who, hook, lambda: value >= 0, f"{name} must not be negative")
 
     def asked(self, who: str, service: str, name: str, value: Tensor | float) -> Tensor:
         """The same of a service of `run`, which takes a number for all as well."""
+        x = self.batch.x
         if not isinstance(value, Tensor):
-            value = self.batch.x.new_full((self.rows,), a_number(f"Plugin {who}: {name} of {service}", value))
-        self.size(who, service, name, value)
+            value = x.new_full((self.rows,), a_number(f"Plugin {who}: {name} of {service}", value))
+        elif not value.dim() and value.dtype != torch.bool and not value.is_complex():
+            value = value.to(x).expand(self.rows)
+        self.size(who, service, name, value, " or a number")
         return value
 
     def box(self, who: str, hook: str) -> None:
@@ -35,14 +38,19 @@ class Rows:
         x = self.batch.x
         self._true(who, hook, lambda: ((x >= 0) & (x <= 1)).flatten(1).all(1), "images leave [0, 1]")
 
-    def _per_sample(self, who: str, hook: str, name: str, value: object, finite: bool = True) -> None:
+    def labels(self, who: str, hook: str, classes: int) -> None:
+        """The labels are classes."""
+        y = self.batch.y
+        self._true(who, hook, lambda: (y >= 0) & (y < classes), f"labels leave 0..{classes - 1}")
+
+    def _per_sample(self, who: str, hook: str, name: str, value: object, finite: bool = True, other: str = "") -> None:
         shape, device = (self.rows,), self.batch.x.device
         if (
             not isinstance(value, Tensor)
             or (value.shape, value.device) != (shape, device)
             or not value.is_floating_point()
         ):
-            expected = f"({self.rows},) floating point{where(self.batch.x)}"
+            expected = f"({self.rows},) floating point{where(self.batch.x)}{other}"
             raise HookContract.broken(who, hook, f"{name} must be {expected}, not {described(value)}")
         if finite:
             self._true(who, hook, value.isfinite, f"{name} is not finite")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import a_whole_number, images
+from ..arguments import a_whole_number
 from ..ascent import NORMS, Ball, BoxFirstL2Ball, Init, pgd, start
 from ..errors import HookContract, NonFinite
 from ..generators import generators, put_back
@@ -66,9 +66,9 @@ class Probes:
         settings = self.state.attack
         count = settings.steps if steps is None else a_whole_number(f"Plugin {plugin}: steps", steps, 0, 9999)
         begin: Any = settings.init if init is None else init
-        images(plugin, "run.probe", batch.x, self.state.dtype)
         rows = Rows(batch, self.between or self.network.careful)
         rows.box(plugin, "run.probe")
+        rows.labels(plugin, "run.probe", self.state.num_classes)
         length = rows.asked(plugin, "run.probe", "radius", radius)
         size = rows.asked(plugin, "run.probe", "step_size", settings.step_size if step_size is None else step_size)
         goal = None if objective is None else a_goal(plugin, "the objective of run.probe", objective)

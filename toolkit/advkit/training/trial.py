@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import images
+from ..arguments import images, refuse_inference
 from ..compose.stage import Answer, Stage
 from ..errors import HookContract, OptionError
 from ..optimizers import before_step
@@ -89,6 +89,7 @@ class Trial:
                 f"Plugin {plugin} teaches {name} by other rows than those of the batch; pass tensors of its "
                 f"{self.batch.count} samples."
             )
+        refuse_inference(plugin, f"run.module ({name})")
         images(plugin, f"run.module ({name})", x, self.state.dtype)
         refuse_no_function(plugin, f"the loss of run.module ({name})", loss)
         net.learn(self.network, x, loss, rows, self.batch)

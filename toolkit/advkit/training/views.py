@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..arguments import refuse_inference
 from ..bits import overwrite
 from ..generators import generators, put_back
 from ..modules import frozen
@@ -41,6 +42,8 @@ class Views:
 
     def forward(self, plugin: str, x: Tensor, gradient: bool, statistics: bool) -> Tensor:
         """`Run.forward`, for `plugin`."""
+        if gradient:
+            refuse_inference(plugin, "run.forward")
         moves = statistics and self.minimised
         if moves and not self.statistics:
             self.statistics.update({name: buffer.clone() for name, buffer in self.network.model.named_buffers()})
@@ -54,6 +57,7 @@ class Views:
 
     def input_gradient(self, plugin: str, x: Tensor, loss: Objective, create_graph: bool) -> Tensor:
         """`Run.input_gradient`, for `plugin`."""
+        refuse_inference(plugin, "run.input_gradient")
         goal = a_goal(plugin, "the loss of run.input_gradient", loss)
         leaf, ledger = x.detach().requires_grad_(), self.network.ledger
         fixed = {name: p.detach() for name, p in self.moved.items()}

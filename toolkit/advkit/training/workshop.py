@@ -24,7 +24,7 @@ from ..options import PLACE, validate
 from ..rates import SHAPES
 from ..rng import derive_seed
 from ..run import RunState
-from ..storage.foreign import refuse_others
+from ..storage.foreign import refuse_export, refuse_others
 from ..storage.run_folder import RunFolder
 from ..storage.weights import digest, put_weights
 from .auxiliary import FrozenNet
@@ -170,6 +170,7 @@ class Workshop:
 
         Code of a file is never run for it: such a net is a copy of this run's own, where that is of the same code.
         """
+        refuse_export(path)
         if model:
             raise OptionError(f"{name}: {path} is a run, which has a net of its own; leave {model} out.")
         folder = RunFolder.open(path)
@@ -258,7 +259,11 @@ def refuse_absent(resolved: Resolved, sources: Iterable[object]) -> None:
         if PLACE in known.metadata
     }
     for source in sorted(places & {*map(str, sources)}):
-        RunFolder.open(Path(source)) if os.path.isdir(source) else refuse_others(Path(source))
+        if os.path.isdir(source):
+            refuse_export(Path(source))
+            RunFolder.open(Path(source))
+        else:
+            refuse_others(Path(source))
 
 
 def _named(hook: object) -> str:
