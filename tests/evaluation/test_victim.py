@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import advkit
-from advkit.errors import NonFinite, OptionError
+from advkit.errors import Caution, NonFinite, OptionError
+from advkit.evaluation import audit as auditing
 from advkit.evaluation.attacks import EvaluationAttack, Square, Victim, parse_attacks
 from advkit.evaluation.attacks.libraries import ApgdCe
 from advkit.evaluation.soundness import BY_BATCH
 from advkit.evaluation.verdicts import verdicts
+from advkit.studies.analysis import Ascent, adversarial_vulnerability
 
 
 def images(count: int = 12, classes: int = 3) -> advkit.Dataset:
@@ -90,6 +93,29 @@ def test_gradients_of_zero_are_said() -> None:
     assert "many input gradients are zero" in notes["pgd-3"][0] and not notes["square"] and not notes["clean"]
     quiet = advkit.evaluate(net(), labelled(net(), images()), ("clean", "pgd-3"), eps=0.1)
     assert not any("gradients are zero" in note for row in quiet["attacks"] for note in row.get("notes", []))
+
+
+def test_a_net_that_clips_its_images_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same function on [0, 1], so the figures are believed unless something says why they are not."""
+
+    class Clips(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = core(x.clamp(0, 1))
+            return logits
+
+    core, few = net(), images()
+    few = labelled(core, advkit.Dataset("edges", few.images // 128 * 255, few.labels, few.classes))
+    monkeypatch.setattr(auditing, "RULES", {})
+    said = "pixels at exactly 0 or 1 have no input gradient"
+    for model in (Clips(), core):
+        found = advkit.evaluate(model, few, ("clean", "pgd-2", "cw-2", Square(queries=5)), eps=0.1, audit=False)
+        notes = [any(said in note for note in row.get("notes", [])) for row in found["attacks"]]
+        assert notes == [False, model is not core, model is not core, False]
+        assert any(said in note for note in auditing.audit(model, few, eps=0.1).notes) == (model is not core)
+        with pytest.warns(Caution, match=said) if model is not core else nullcontext():
+            adversarial_vulnerability(model, few, Ascent(eps=0.1, steps=1))
+    spent = [verdicts(one, few, parse_attacks(("pgd-2",)), eps=1e-6, norm="linf")["pgd-2"] for one in (Clips(), core)]
+    assert spent[0].forwards == spent[1].forwards and spent[0].backwards == spent[1].backwards
 
 
 def test_an_attack_that_asks_for_no_gradient_may_keep_one() -> None:

@@ -482,6 +482,23 @@ def test_a_net_that_clips_its_images_is_told(tiny_batch: BatchOf, clip: Callable
     step_of(Calls(lambda net, x: net.core(clip(x))))(*tiny_batch(), epoch=0)  # no pixel is there
 
 
+@pytest.mark.parametrize("clip", [torch.relu, nn.functional.relu6, lambda x: 1 - (1 - x).relu()])
+def test_a_net_that_clips_one_end_is_told(tiny_batch: BatchOf, clip: Callable[[Tensor], Tensor]) -> None:
+    end = int(clip(torch.full((), 2.0)) == 1)
+    with pytest.warns(UserWarning, match=rf"^100% of the pixels at exactly {end} have"):
+        step_of(Calls(lambda net, x: net.core(clip(x))))(*at_edges(tiny_batch), epoch=0)
+
+
+def test_it_is_looked_for_in_a_part_of_a_batch(tiny_batch: BatchOf) -> None:
+    def clipping(net: Calls, x: Tensor) -> Tensor:
+        assert len(x) <= 2
+        logits: Tensor = net.core(x.clamp(0, 1))
+        return logits
+
+    with pytest.warns(UserWarning, match="remove the clamp"):
+        step_of(Calls(clipping), **{"run.accumulate": 2})(*at_edges(tiny_batch), epoch=0)
+
+
 def framed(net: Calls, x: Tensor) -> Tensor:
     """Sees the inner pixels alone."""
     return net.core(nn.functional.pad(x[:, :, 1:-1, 1:-1], (1, 1, 1, 1)))
@@ -496,6 +513,7 @@ def framed(net: Calls, x: Tensor) -> Tensor:
         lambda net, x: net.core(nn.functional.max_pool2d(x, 2).repeat(1, 4, 1, 1).view_as(x)),
         lambda net, x: net.core(nn.functional.conv2d(x, torch.eye(2).view(2, 2, 1, 1) - 0.5).relu()),  # at its kink
         lambda net, x: net.core(x + (x.clamp(0, 1) - x).detach()),
+        lambda net, x: net.core(x**2),  # its gradient is 0 at 0, and next to nothing beside it
         lambda net, x: net.core((x - x.amin((1, 2, 3), True)) / (x.amax((1, 2, 3), True) - x.amin((1, 2, 3), True))),
     ],
 )

@@ -131,9 +131,9 @@ class _Chunk:
         reseed: Callable[[int], None],
         beside: Callable[[], Tensor] | None,
     ) -> None:
-        self.beside = beside
         self.part, self.first, self.seed, self.reseed = part, first, seed, reseed
-        self.model, self.size, self.batch_size = model, len(self.part), batch_size
+        self.model, self.size, self.batch_size, self.beside = model, len(self.part), batch_size, beside
+        self._edges: list[str] = []
         self._clean: tuple[Tensor, Tensor, Tensor, int, list[str]] | None = None
 
     def judge(
@@ -157,10 +157,12 @@ class _Chunk:
         self._seed(attack.name)
         robust = known.clone()
         if len(left):
-            index = self.part.index.to(x.device)[left]
-            x_adv = attacked(attack, net, x[left], y[left], radius.to(x)[left], index)
+            x_adv = attacked(attack, net, x[left], y[left], radius.to(x)[left], self.part.index.to(x.device)[left])
             robust[left] = net.correct(x_adv, y[left])
         seconds = time.perf_counter() - began
+        if len(left) and self.first == 0 and attack.access == "gradient":
+            self._edges = self._edges or [net.look_at_edges(x[left], y[left])]
+            notes = [*notes, *filter(None, self._edges)]
         notes = [*notes, *(note for note in net.notes if note not in notes)]
         return Verdicts(settings, robust.cpu(), net.forwards, net.backwards, seconds, notes, attack.access, unsound)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..bits import same_bits
 from ..compose.stage import Stage
 from ..errors import OptionError
+from ..evaluation.edges import stuck_at_edges
 from ..explained import calling
 from ..hidden import Counts, Generators, unregistered
 from ..modes import traced
@@ -20,11 +21,13 @@ from ..optimizers import before_step
 from ..settings import RunSettings
 from ..types import Batch
 from .announced import refuse_changed
+from .by_itself import by_itself
+from .compiled import eagerly
 from .given import at_rest, first_logits, idle, refuse_strangers, refuse_stray_values, unlearnt
 from .memory import Memory, by_batch
 from .objective import Update
 from .panel import Panel
-from .probe import doubts, refuse_other_weights, standing_still, stuck_at_edges
+from .probe import doubts, refuse_other_weights, standing_still
 from .ranks import here
 from .unfit import refuse_unfit
 from .visits import all_differ
@@ -135,7 +138,8 @@ class Care:
         still = standing_still(known["attack"], known["batch"], known["radius"], final, steps, flat)
         cautions = [still, doubts(logits, self._judged)]
         if steps and known["attack"].finite is not None and bool((known["radius"] > 0).any()):
-            cautions.append(stuck_at_edges(self.model, known["batch"], self.computing))
+            with by_itself(self.model, self.computing), eagerly(self.model):
+                cautions.append(stuck_at_edges(self.model, self.model, x, known["batch"].y[: len(x)]))
         if not self._seen:
             if self.state.building is not None:
                 self.state.building.refuse_left_out(self.computing)

@@ -18,9 +18,9 @@ from ..errors import OptionError
 from ..gradients import set_aside
 from ..hidden import without_trace
 from ..judging import probabilities, sum_to_1
-from ..losses import cross_entropy, soft_cross_entropy
+from ..losses import soft_cross_entropy
 from ..modes import own_mode
-from ..modules import mode, own_generator, placement
+from ..modules import own_generator, placement
 from ..substituted import call_at
 from ..types import AttackResult, Batch
 from .by_itself import by_itself
@@ -32,9 +32,6 @@ TOLERANCE = 1e-2
 
 NEGLIGIBLE = 1e-4
 """A gradient of so small a share of the whole may be rounding on an accelerator."""
-
-IMAGES, FEWEST = 16, 8
-"""Of a batch, whose pixels at 0 and 1 are looked at; so many pixels tell something."""
 
 SURE, MANY, NEARLY_ALL = 0.999, 0.5, 0.9
 """Above which probability of its label an image may have no gradient; which share of images may not stand still."""
@@ -178,42 +175,6 @@ def standing_still(
         f"model is not sure of them: its input gradients are 0{zeros}, or its steps too small to change a pixel. The "
         f"others are trained on as they are; look for {other}rounding, argmax or detach in the model, or a last layer "
         "of zeros."
-    )
-
-
-def stuck_at_edges(model: nn.Module, batch: Batch, computing: Container[object]) -> str:
-    """A sentence where pixels at 0 and 1 have no gradient that they have a step beside it, "" elsewhere.
-
-    Two input gradients of a few images, as a net is evaluated, at points that differ in half of these pixels alone: at
-    their edge, or by rounding's size inside. The others lie deeper inside, where nothing ties and no ReLU is at its
-    kink; a pixel that the net does not see has no gradient at either point. It synchronises.
-    """
-    x, y = batch.x[:IMAGES].detach(), batch.y[:IMAGES]
-    edge = (x == 0) | (x == 1)
-    device, inward = placement(model)[0], 1 - 2 * x
-    draws = torch.rand(2, *x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    kept = edge & (draws[0] < 0.5)
-    if int(kept.sum()) < FEWEST:
-        return ""
-    beside = torch.where(edge & ~kept, x + inward * (0.02 + 0.06 * draws[1]), x)
-
-    def moving(images: Tensor) -> Tensor:
-        with own_generator(device) as seed, without_trace(model, hooks=True), mode(model, training=False):
-            seed(0)
-            with torch.enable_grad():
-                loss = cross_entropy(y)(model(images.requires_grad_())).sum() + 0 * images.sum()  # it may be cut off
-                (gradient,) = torch.autograd.grad(loss, images)
-        return gradient != 0
-
-    with by_itself(model, computing), eagerly(model):
-        inside = moving(torch.where(kept, x + inward * 8 * torch.finfo(x.dtype).eps, beside)) & kept
-        seen, stuck = int(inside.sum()), int((inside & ~moving(beside)).sum())
-    if seen < FEWEST or stuck < NEARLY_ALL * seen:
-        return ""
-    return (
-        f"{stuck / seen:.0%} of the pixels at exactly 0 or 1 have no input gradient, and have one just inside: the "
-        "model clips its images, as x.clamp(0, 1) does, which has no gradient at its ends. Attacks by gradients never "
-        "move such pixels, so they find less. Images are in [0, 1] already: remove the clamp."
     )
 
 

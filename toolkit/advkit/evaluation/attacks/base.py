@@ -21,12 +21,12 @@ from ...judging import GradientWatch, checked_logits, untouched
 from ...modules import hook_before, placement
 from ...registry import by_advkit
 from ...rng import Draws, derive_key
+from ..edges import IMAGES, stuck_at_edges
 from ..soundness import classified_as
 from .lent import FEW, lent
 
 SLACK = 1e-5
 """How far beyond ball or box an answer may lie: float32 rounding of other libraries' projections."""
-
 
 CAT_PACE = 0.2
 """CAT's step as a share of eps: 1/5."""
@@ -114,9 +114,8 @@ class Victim:
             return self._logits(x)
         parts = []
         for part in torch.split(x, size):
-            with set_checkpoint_early_stop(
-                False
-            ):  # torch stops early by an error in the forward, as TorchScript can not
+            # torch stops early by an error in the forward, as TorchScript can not
+            with set_checkpoint_early_stop(False):
                 parts.append(checkpoint(self._logits, part, use_reentrant=False) if followed else self._logits(part))
         return torch.cat(parts)
 
@@ -164,6 +163,11 @@ class Victim:
                     logits = self._logits(point)
                     if logits.requires_grad:
                         torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), point)
+
+    def look_at_edges(self, x: Tensor, y: Tensor) -> str:
+        """What `stuck_at_edges` says of these images, no passes of an attack; "" of a net without gradient."""
+        few = min(IMAGES, self.batch_size or IMAGES)
+        return stuck_at_edges(self.model, self._logits, x[:few], y[:few]).rstrip(".")
 
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) bool: which images are classified as y (B,); none whose logits are NaN or Inf, but -Inf for others."""

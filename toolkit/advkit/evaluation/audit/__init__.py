@@ -97,5 +97,7 @@ def audit(
             outcomes.append(rule.judge(table.answer(name, chosen[name])))
             tick(1)
         stood = {} if table.hopeless else table.withstood()
+        edges = "" if table.hopeless else table.net.look_at_edges(table.x, table.y)
+        notes = (*table.notes, *filter(None, [edges]))
         checks = tuple(told(outcomes, stood))
-        return AuditResult(checks, stood, table.hopeless, table.net.forwards, table.net.backwards, table.notes)
+        return AuditResult(checks, stood, table.hopeless, table.net.forwards, table.net.backwards, notes)

@@ -127,7 +127,7 @@ def sample_budgets(
     with still(model, len(train.classes) or None) as forward, torch.no_grad():
         for x, y in batches(model, train, index, batch_size):
             losses.append(cross_entropies(forward(x), y).cpu())
-    tell_doubt(model, train, index, batch_size, tell)
+    tell_doubt(model, train, index, batch_size, tell, follows=False)
     history = [
         {"epoch": row["epoch"], **row["state"][state], "mean_radius": row["mean_radius"]}
         for row in folder.history()

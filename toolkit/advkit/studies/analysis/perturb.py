@@ -18,6 +18,7 @@ from ...data.base import Dataset
 from ...data.transforms import to_float
 from ...errors import Caution, NonFinite, OptionError, cut, shown
 from ...evaluation.attacks.gradient import climb
+from ...evaluation.edges import IMAGES, stuck_at_edges
 from ...evaluation.soundness import doubt
 from ...evaluation.verdicts import refuse_gray_levels
 from ...explained import calling, explained
@@ -149,15 +150,29 @@ def caution(sentence: str) -> None:
     warnings.warn(sentence, Caution, stacklevel=6)
 
 
-def tell_doubt(model: nn.Module, dataset: Dataset, index: Tensor, batch_size: int, tell: Callable[[str], None]) -> None:
+def tell_doubt(
+    model: nn.Module,
+    dataset: Dataset,
+    index: Tensor,
+    batch_size: int,
+    tell: Callable[[str], None],
+    *,
+    follows: bool = True,
+) -> None:
     """`tell` where the logits of the images at `index` (n,) depend on more than their image.
 
-    A lone one, which is no batch, is asked among all of the data set.
+    A lone one, which is no batch, is asked among all of the data set. `follows`: the figures follow the input gradient,
+    so that it is told where the net clips its images, too.
     """
     among = index if len(index) > 1 else torch.arange(len(dataset))
     x, _ = next(batches(model, dataset, among, batch_size))
     if sentence := doubt(model, x, "figures"):
         tell(sentence)
+    x, y = next(batches(model, dataset, index[:IMAGES], batch_size))
+    with still(model) as forward:
+        sentence = stuck_at_edges(model, forward, x, y) if follows else ""
+    if sentence:
+        tell(sentence.rstrip("."))
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
