@@ -409,3 +409,41 @@ def test_the_seed_of_a_run_file_gives_way_to_the_seeds_of_a_study(tmp_path: Path
     ablation.ablate_request(request, [0, 1], study)
     for found in (study.table.call_args.args[0], cells(request, {"lsiw.lam": [0.1, 0.2]}, [0, 1])):
         assert [one.run.seed for one in found[0].resolved.values()] == [0, 1]
+
+
+def stays(layer: Layer, file: Path | None, recipe: str | None = None) -> list[str]:
+    return [said for said in layered(layer, file, recipe).cautions if "whose values for that stay" in said]
+
+
+def test_what_a_file_has_for_another_eps_or_length_is_said_to_stay(tmp_path: Path) -> None:
+    typed = Layer(
+        "top",
+        {"attack.eps": 0.1, "run.epochs": 4, "attack.steps": 4},
+        {"lsiw": {"lam": "0.1 after decay 1"}},
+        plugins=("cat-eps", "lsiw"),
+    )
+    path = tmp_path / "run.toml"
+    path.write_text(dump(Resolved.of(Request((typed,)))))
+    assert stays(Layer("top"), path) == stays(Layer("top", {"attack.eps": 0.1, "run.seed": 3}), path) == []
+    (eps,) = stays(Layer("top", {"attack.eps": 0.02}), path)
+    assert eps == (
+        "attack.eps = 0.02 is 0.1 in file run.toml, whose values for that stay: attack.step_size = 0.025, "
+        "cat-eps.eta = 0.01594, cat-eps.eps_max = 0.1; set them too"
+    )
+    (rest,) = stays(Layer("top", {"attack.eps": 0.02, "attack.step_size": 0.005}, {"cat-eps": {"eta": 0.003}}), path)
+    assert rest.endswith("stay: cat-eps.eps_max = 0.1; set them too")
+    (epochs,) = stays(Layer("top", {"run.epochs": 8}), path)
+    assert epochs == (
+        "run.epochs = 8 is 4 in file run.toml, whose values for that stay: lsiw.lam = [[0, 0.0], [2, 0.1]]; set them "
+        "too"
+    )
+    assert not stays(Layer("top", {"run.epochs": 8}, {"lsiw": {"lam": "0.1 after decay 1"}}), path)
+
+
+def test_what_a_recipe_has_for_another_eps_is_said_to_stay() -> None:
+    (said,) = stays(Layer("top", {"attack.eps": "4/255"}), None, "pgd-at-rice")
+    assert said == (
+        "attack.eps = 0.01569 is 0.03137 in recipe pgd-at-rice, whose values for that stay: attack.step_size = "
+        "0.007843; set them too"
+    )
+    assert not stays(Layer("top", {"run.epochs": 30}), None, "pgd-at-rice"), "its milestones are shares of the run"

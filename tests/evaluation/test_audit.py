@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from advkit.evaluation.audit.checks import hopeless
 from advkit.evaluation.figure import Figure, above, gap, jackknife, least, share
 from advkit.evaluation.results import Verdicts
 from advkit.evaluation.soundness import BY_BATCH
+from advkit.evaluation.statistics import worse_than_guessing
 from advkit.evaluation.verdicts import verdicts
 from advkit.losses import margin
 from advkit.modules import mode
@@ -177,6 +179,30 @@ def test_a_net_at_chance_is_said_to_be_and_nothing_is_attacked(masks: ModuleType
     assert found.alarms == ["non-determinism"] and found.withstood == {}
     said = next(check for check in found.checks if check.name == "large-eps")
     assert said.alarm is None and said.sentence == f"Not checked: {found.hopeless}."
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_a_net_whose_labels_are_shifted_is_worse_than_guessing(shift: int) -> None:
+    grey = labelled(linear(4), 60)
+    labels = (grey.labels + shift) % 4
+    labels[0] = grey.labels[0]  # one image is right
+    data = advkit.Dataset("grey", grey.images, labels, grey.classes)
+    said = audited(linear(4), data).hopeless
+    assert said and said.startswith("the net is worse than guessing, 1 of 60 images right, 0.0")
+    assert said.endswith("guessing gets 0.250, as where the labels or the order of the classes are shifted")
+
+
+def test_guessing_is_seldom_called_worse_than_guessing() -> None:
+    """By 95 % from below, so for one in 40 at most; answers in classes that no image has say nothing."""
+    draw = torch.Generator().manual_seed(0)
+    for labels in (torch.arange(100) % 4, (torch.arange(100) % 10).clamp(max=3)):
+        for shares in (torch.ones(4), torch.tensor([0.5, 0.1, 0.2, 0.2])):
+            answers = shares.multinomial(400 * 100, replacement=True, generator=draw).view(400, 100)
+            worse = sum(worse_than_guessing(row == labels, labels, 4) for row in answers)
+            assert worse <= 400 * 0.025 + 2 * math.sqrt(400 * 0.025)
+    none = torch.zeros(100, dtype=torch.bool)
+    assert worse_than_guessing(none, torch.arange(100) % 4, 4)
+    assert not worse_than_guessing(none, torch.arange(100) % 4, 5)
 
 
 class Collapsed(nn.Module):
@@ -365,6 +391,19 @@ def test_the_short_form_uses_the_verdicts_and_changes_none(masks: ModuleType) ->
         assert all(torch.equal(before[name], each.robust) for name, each in found.items())
         left_out = {check.name for check in checks if check.alarm is None}
         assert left_out == {"transfer", "apgd-t-gap"}
+
+
+def test_a_pgd_that_is_too_short_to_count_is_named_with_the_steps_that_would_do() -> None:
+    def asked(*names: str) -> dict[str, str]:
+        found = from_verdicts(list(judged(linear(), labelled(linear()), *names).values()))
+        return {name: answer.rpartition("has not ")[2] for name, answer in found.items() if isinstance(answer, str)}
+
+    said = asked("fgsm", "pgd-3", "cw-10")
+    assert said["apgd-t-gap"] == "all of pgd-K and apgd-t; pgd-3 takes too few steps, 10 would do"
+    assert said["one-step"] == "all of pgd-K and fgsm; pgd-3 takes too few steps, 10 would do"
+    assert said["loss-gap"] == "both pgd-K and cw-K of the same steps; pgd-3 takes too few steps, 5 would do"
+    assert said["black-box"] == "all of pgd-K, cw-K and square; pgd-3 takes too few steps, 10 would do"
+    assert asked("pgd-3", "pgd-10", "cw-10")["apgd-t-gap"] == "all of pgd-K and apgd-t", "long ones are there"
 
 
 def test_the_short_form_names_the_attack_that_breaks_the_net(masks: ModuleType) -> None:

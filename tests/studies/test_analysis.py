@@ -267,7 +267,7 @@ def test_the_shares_are_against_each_samples_own_budget() -> None:
 
     mu = torch.tensor([0.1, 0.3, 0.9, 1.1, 2.1, 50.0, 50.0, nan], dtype=torch.float64)
     flipped = torch.tensor([True, True, True, True, True, True, False, False])
-    length = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 60.0, 60.0, 0.0], dtype=torch.float64)
+    length = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 60.0, 25.0, 0.0], dtype=torch.float64)
     figures = Margins(torch.arange(8), mu, flipped, length, 50.0, 0.1).as_dict()
     assert figures["within_third_of_eps"] == pytest.approx(2 / 7)
     assert figures["within_eps"] == pytest.approx(4 / 7)  # the one that never flips is not within
@@ -276,6 +276,22 @@ def test_the_shares_are_against_each_samples_own_budget() -> None:
     assert (figures["q10"], figures["q50"], figures["q90"]) == (0.1, 1.1, 50.0)
     assert quantiles(torch.arange(6.0)) == {"q00": 0, "q25": 1, "q50": 2, "q75": 3, "q100": 5}, "lower ones, too"
     assert figures["mean"] == pytest.approx((0.1 + 0.3 + 0.9 + 1.1 + 2.1 + 100) / 7)
+
+
+@pytest.mark.parametrize(("never", "unknown"), [(0.5, 0), (0.6, 1), (1.2, 2), (3.3, 3)])
+def test_a_share_is_not_known_where_the_scan_ends_before_its_bound(never: float, unknown: int) -> None:
+    """Of margins up to 1; the length of the sample that never flips tells which bounds the scan has passed."""
+    from advkit.studies.analysis import Margins
+    from advkit.studies.analysis.words import figure_rows
+    from advkit.studies.records import AnalysisRecord
+
+    mu, length = torch.tensor([0.5, 1.0], dtype=torch.float64), torch.tensor([9.0, never], dtype=torch.float64)
+    figures = Margins(torch.arange(2), mu, torch.tensor([True, False]), length, 1.0, 0.1).as_dict()
+    values = [figures[key] for key in ("within_third_of_eps", "within_eps", "beyond_twice_eps")]
+    assert values == [*[0.5] * (3 - unknown), *[None] * unknown] and figures["disordered"] == 0.5
+    head: dict[str, Any] = {"analysis": "margin", "split": "test", "n": 2, "seed": 0, "versions": {}, "cap": 1.0}
+    rows = dict(figure_rows("margin", AnalysisRecord(**head, figures=figures))[0])
+    assert [*rows.values()].count("not known; take a larger --cap") == unknown
 
 
 @pytest.mark.parametrize(("cap", "precision"), [(1.0, 0.3), (1.0, 0.0), (0.1, 1.0), (float("inf"), 0.1), (nan, 0.1)])

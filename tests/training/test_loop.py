@@ -191,6 +191,10 @@ def test_load_weights_puts_the_runs_weights_into_a_model(train: Any, tmp_path: P
     inner = tiny_net()
     advkit.load_weights(nn.DataParallel(inner), tmp_path / "run", "last")
     assert bits(inner) == bits(result.model)
+    averaged = torch.optim.swa_utils.AveragedModel(nn.DataParallel(tiny_net()))
+    averaged.n_averaged += 3
+    advkit.load_weights(averaged, tmp_path / "run", "last")
+    assert bits(averaged.module.module) == bits(result.model) and averaged.n_averaged == 3
     with pytest.raises(advkit.AdvkitError):
         advkit.load_weights(nn.Linear(2, 2), tmp_path / "run")
 

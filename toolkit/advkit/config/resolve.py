@@ -33,6 +33,7 @@ from ..settings import (
 from . import runfile
 from .idle import unused
 from .layer import Layer, PluginChoice, chosen, files_of
+from .outgrown import outgrown
 from .request import MODEL, PASSED, Request, options_of, refuse_options_of_strangers, registered, settings_of
 from .suggested import told
 
@@ -60,7 +61,12 @@ class Resolved:
             runfile.same_companions(layer.companions, run, layer.origin)
             if layer.plugins is not None or layer.no_companion:
                 break  # those of the layers below are replaced
-        return run
+        types = [type(choice) if isinstance(choice, Plugin) else choice for choice in request.plugins]
+
+        def defaults(settings: Mapping[str, object]) -> Mapping[str, object]:
+            return resolve(types, [Layer("", settings)], no_companion=request.declined).values()
+
+        return replace(run, cautions=(*run.cautions, *outgrown(request.in_force(), run.values(), defaults)))
 
     @property
     def run(self) -> RunSettings:

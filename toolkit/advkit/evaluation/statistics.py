@@ -95,6 +95,20 @@ def guessing(right: Tensor, labels: Tensor) -> tuple[float, float] | None:
     return None if accuracies.sum() > most else (float(accuracies.mean()), float(most) / classes)
 
 
+def worse_than_guessing(right: Tensor, labels: Tensor, outputs: int) -> bool:
+    """Whether the mean accuracy by class is below that of any guessing by 95 %: `right` (n,) bool of `labels` (n,).
+
+    Guessing gets 1 / `outputs`, if all of these classes are among the labels.
+    """
+    labels, right = labels.cpu(), right.cpu()
+    counts = labels.bincount(minlength=outputs).double()
+    if len(counts) != outputs or bool((counts == 0).any()):
+        return False
+    accuracies = labels[right].bincount(minlength=outputs) / counts
+    # The largest variance of the sum for any shares of the answers.
+    return bool(accuracies.sum() < 1 - Z * ((1 - 1 / outputs) / counts.min()).sqrt())
+
+
 def wilson(correct: float, n: int) -> list[float]:
     """95 % score interval of a share (Wilson 1927)."""
     share, spread = correct / n, Z * Z / n

@@ -235,6 +235,10 @@ def on_this_machine(resolved: Resolved, timeout: float | None = None) -> Resolve
     return replace(resolved, sections={**resolved.sections, "run": run}, origins=origins)
 
 
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+"""Modules of torch that hold a net as `module`."""
+
+
 @checked()
 @one_at_a_time
 def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = None) -> None:
@@ -244,9 +248,9 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
     taken where a plugin provided some, as `advkit evaluate` does. Warns where the model's type rounds them. Raises
     CheckpointError.
     """
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
-    model = without_wrapper(model)
+    outer: nn.Module | None = None
+    while model is not outer:  # of a wrapper in a wrapper, too
+        outer, model = model, cast(nn.Module, model.module) if isinstance(model, WRAPPERS) else without_wrapper(model)
     folder = RunFolder.open(Path(run))
     tensors, state = folder.load(checkpoint) if checkpoint else judged_weights(folder)
     other = told_apart(model, tensors, state, str(run))

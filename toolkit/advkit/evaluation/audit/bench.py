@@ -21,7 +21,7 @@ from ..attacks.gradient import OBJECTIVES, climb
 from ..figure import Figure, share
 from ..results import UNSOUND
 from ..soundness import classified_as, refuse_unsound, sound
-from ..statistics import guessing
+from ..statistics import guessing, worse_than_guessing
 from ..team import Team
 from .trace import Seen, Trace
 from .turns import Turns
@@ -76,7 +76,7 @@ class Bench:
         kept = classified_as(logits, self.y)
         self.answers = [dataset.classes[place] for place in sorted({*logits[sound(logits)].argmax(1).tolist()})]
         """The classes that the net answers to the images as they are."""
-        self.hopeless = self._hopeless(kept)
+        self.hopeless = self._hopeless(kept, logits.shape[1])
         """Why there is nothing to attack; None where there is."""
         self.x, self.y, self.index = self.x[kept], self.y[kept], self.index[kept]
 
@@ -87,12 +87,17 @@ class Bench:
         with explained():
             return measure(self)
 
-    def _hopeless(self, right: Tensor) -> str | None:
+    def _hopeless(self, right: Tensor, outputs: int) -> str | None:
         """Of the images (n,) that the net gets right; images of one class do not tell what it knows of the others."""
         count = int(right.sum())
         found = guessing(right, self.y) if self.n >= FEWEST else None
         if found and len(self.answers) == 1:
             return f"the net answers {self.answers[0]!r} to all {self.n} images, right for {count} of them"
+        if found and worse_than_guessing(right, self.y, outputs):
+            return (
+                f"the net is worse than guessing, {count} of {self.n} images right, {found[0]:.3f} on average by class "
+                f"where guessing gets {1 / outputs:.3f}, as where the labels or the order of the classes are shifted"
+            )
         if not count:
             return "no image is classified correctly as it is"
         if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +85,12 @@ def from_verdicts(verdicts: Sequence[Verdicts]) -> dict[str, Answer]:
 
     def broken(needs: str, standing: Tensor | None, by: Tensor | None) -> Answer:
         if standing is None or by is None:
-            return f"this evaluation has not all of {needs}"
+            return f"this evaluation has not all of {needs}{_too_short(ours, needs, 2)}"
         return share(int((standing & ~by).sum()), len(by))
 
     pair = widest_gap(verdicts)
     unpaired = "this evaluation has not both pgd-K and cw-K of the same steps"
-    apart = unpaired if pair is None else gap(*pair, len(pair[0]))
+    apart = unpaired + _too_short(ours, unpaired, 1) if pair is None else gap(*pair, len(pair[0]))
     return {
         "black-box": broken("pgd-K, cw-K and square", gradient, square),
         "transfer": broken("pgd-K, cw-K and transfer:RUN", gradient, transferred),
@@ -97,6 +98,18 @@ def from_verdicts(verdicts: Sequence[Verdicts]) -> dict[str, Answer]:
         "apgd-t-gap": broken("pgd-K and apgd-t", entropy, apgd_t),
         "one-step": broken("pgd-K and fgsm", entropy, fgsm),
     }
+
+
+def _too_short(ours: Iterable[Verdicts], needs: str, eps: int) -> str:
+    """Those of the missing ones whose steps do not add up to so many eps, and how many would; "" without any."""
+    walks = [(one.settings, reach(one)) for one in ours if one.settings["name"] != "fgsm"]
+    there = {settings.get("loss") for settings, far in walks if far >= eps}
+    missing = {"cross-entropy": "pgd-K" in needs, "margin": "cw-K" in needs} | dict.fromkeys(there, False)
+    return "".join(
+        f"; {settings['name']} takes too few steps, {ceil(eps * settings['steps'] / far - 1e-6)} would do"
+        for settings, far in walks
+        if 0 < far < eps and missing.get(settings.get("loss"))
+    )
 
 
 def _standing(chosen: Iterable[Verdicts]) -> Tensor | None:

@@ -44,7 +44,8 @@ class Margins:
         """The figures of ISEAT's section 3.2. Means and shares are over the samples that have a direction.
 
         `disordered` is the share that never flips up to the cap ("disordered robustness"), `within_eps` that with
-        mu <= mu_eps, and so on. `mean` counts those that never flip with the cap, `mean_flipped` leaves them out.
+        mu <= mu_eps, and so on: None where the cap is below that bound of a sample that never flips. `mean` counts
+        those that never flip with the cap, `mean_flipped` leaves them out.
         """
         known = ~self.mu.isnan()
         mu, length, flipped = self.mu[known], self.length[known], self.flipped[known]
@@ -53,6 +54,10 @@ class Margins:
         def mean(values: Tensor) -> float | None:
             return float(values.double().mean()) if len(values) else None
 
+        def share(holds: Tensor, bound: Tensor) -> float | None:
+            scanned = bool((flipped | (bound <= self.cap)).all())  # beyond the cap nobody looked
+            return mean(holds) if scanned else None
+
         return {
             "n": len(self.mu),
             "undefined": int((~known).sum()),
@@ -60,9 +65,9 @@ class Margins:
             "mean_flipped": mean(mu[flipped]),
             # Lower quantiles: a margin that a sample has, also where half of them are the cap.
             **{f"q{round(100 * q)}": float(ranked[int(q * (n - 1))]) if n else None for q in QUANTILES},
-            "within_third_of_eps": mean(flipped & (mu <= length / 3)),
-            "within_eps": mean(flipped & (mu <= length)),
-            "beyond_twice_eps": mean(~flipped | (mu > 2 * length)),
+            "within_third_of_eps": share(flipped & (mu <= length / 3), length / 3),
+            "within_eps": share(flipped & (mu <= length), length),
+            "beyond_twice_eps": share(~flipped | (mu > 2 * length), 2 * length),
             "disordered": mean(~flipped),
             "mean_mu_eps": mean(length),
         }

@@ -64,13 +64,15 @@ def figure_rows(analysis: str, record: AnalysisRecord) -> tuple[list[tuple[str, 
     left: dict[str, Any] = dict(record.figures)
     left.pop("n", None)
     cap, largest = number(record.get("cap")), number(left.get("q100"))
-    rows = []
+    rows, known = [], number(left.get("mean")) is not None
     for key, (name, unit) in WORDS[analysis].items():
         if key not in left:
             continue
         value, whole = number(left[key]), isinstance(left.pop(key), int)
         digits = 0 if whole else 3 if unit else 4
-        text = "–" if value is None else f"{100 * value:.2f} %" if unit == "%" else f"{value:.{digits}f} {unit}"
+        # Shares of margins: those without a direction have no mean either.
+        unknown = "not known; take a larger --cap" if known and unit == "%" else "–"
+        text = unknown if value is None else f"{100 * value:.2f} %" if unit == "%" else f"{value:.{digits}f} {unit}"
         place = [number(left.pop(f"{key}_at_{axis}", None)) for axis in ("first", "second")]
         if None not in place:
             text += f" at ({place[0]:.3g}, {place[1]:.3g})"

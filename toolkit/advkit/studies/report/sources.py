@@ -12,6 +12,7 @@ from typing import Any
 from ... import own_file
 from ...compose.replaced import standard
 from ...config.layer import Layer
+from ...config.outgrown import NAMES, SCALES
 from ...config.request import MODEL, PASSED
 from ...config.resolve import Resolved, resolve
 from ...errors import AdvkitError, CheckpointError, OptionError, PluginLoad
@@ -114,11 +115,9 @@ class Source:
         if self.resolved is None:
             return {}
         values, chosen, declined = self.values, self.resolved.chosen, self.resolved.no_companion
-        named = {key: values[key] for key in ("data.name", "data.root", "model.name")}
-        # What other defaults are fractions of.
-        scales = ("attack.eps", "run.epochs", "optimizer.schedule", "optimizer.milestones")
+        named = {key: values[key] for key in NAMES}
         try:
-            given = [Layer("given", each) for each in (named, {**named, **{key: values[key] for key in scales}})]
+            given = [Layer("given", each) for each in (named, {**named, **{key: values[key] for key in SCALES}})]
             guesses = [resolve(chosen, [each], no_companion=declined) for each in given]
         except AdvkitError:
             return {}
