@@ -111,6 +111,7 @@ def test_a_net_that_clips_its_images_is_told(monkeypatch: pytest.MonkeyPatch) ->
         found = advkit.evaluate(model, few, ("clean", "pgd-2", "cw-2", Square(queries=5)), eps=0.1, audit=False)
         notes = [any(said in note for note in row.get("notes", [])) for row in found["attacks"]]
         assert notes == [False, model is not core, model is not core, False]
+        assert sum(said in note for note in found.of_net) == (model is not core)
         assert any(said in note for note in auditing.audit(model, few, eps=0.1).notes) == (model is not core)
         with pytest.warns(Caution, match=said) if model is not core else nullcontext():
             adversarial_vulnerability(model, few, Ascent(eps=0.1, steps=1))

@@ -108,6 +108,7 @@ def test_rows_say_which_weights_were_judged(
 
     def averaged(subject: Subject, *given: Any, **named: Any) -> tuple[Evaluation, dict[str, Verdicts]]:
         result, verdicts = real(subject, *given, **named)
+        result = result.model_copy(update={"attacks": [result.attacks[0].model_copy(update={"notes": [BY_CALL, "x"]})]})
         of = {"weights": "averaged"} if (result.run, result.checkpoint) == (runs[1], "last") else {}
         return result.model_copy(update=of), verdicts
 
@@ -116,6 +117,7 @@ def test_rows_say_which_weights_were_judged(
     assert [row["weights"] for row in comparison.as_dict()["runs"]] == ["raw", "raw", "raw", "averaged"]
     note = "best is judged by raw weights, last by averaged ones, so averaging is part of how they differ"
     assert [row.notes[-1:] == [note] for row in comparison.runs] == [False, False, False, True]
+    assert all(BY_CALL in row.notes and "x" not in row.notes for row in comparison.runs)  # what is on the net
     capsys.readouterr()
     show(comparison)
     shown = capsys.readouterr().out

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..hidden import without_trace
 from ..losses import cross_entropy
 from ..modules import mode, own_generator, placement
+from .soundness import CLIPS
 
 IMAGES, FEWEST = 16, 8
 """Whose pixels at 0 and 1 are looked at; so many pixels tell something."""
@@ -58,5 +59,5 @@ def stuck_at_edges(model: nn.Module, forward: Callable[[Tensor], Tensor], x: Ten
     return (
         f"{still / many:.0%} of the pixels at exactly {where} have no input gradient, and have one just inside: the "
         "model clips its images, as x.clamp(0, 1) and x.relu() do, which have no gradient at their ends. Attacks by "
-        "gradients never move such pixels, so they find less. Images are in [0, 1] already: remove the clamp."
+        f"gradients never move such pixels, so they find less. {CLIPS}."
     )

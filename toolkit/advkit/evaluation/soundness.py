@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,22 @@ BY_BATCH = "the logits of an image depend on the other images of its batch, and 
 BY_CALL = "the net's answers to the same images change from call to call, and so would these verdicts"
 """Said of a net that draws from a generator which nobody seeds, or keeps something of what it has seen."""
 
+UNMOVED = "many input gradients are zero, and attacks that follow them do not move there"
+"""Said of a net whose attacks end where they begin."""
+
+CLIPS = "Images are in [0, 1] already: remove the clamp"
+"""The end of what is said of a net that gives pixels at 0 and 1 no gradient."""
+
 BY_DRAW = (
     "the net draws random numbers in eval mode, as dropout does that is left on, and these verdicts are of one draw"
 )
 """Said of a net whose answers change with the seed of torch's generator."""
+
+
+def of_the_net(notes: Iterable[str]) -> list[str]:
+    """Those of the notes on attacks, each once, that are on the net, whatever attacks it."""
+    every = (BY_BATCH, BY_CALL, UNMOVED, CLIPS)
+    return [note for note in dict.fromkeys(notes) if any(said in note for said in every)]
 
 
 def sound(logits: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ def measure(
             build_model(resolved, splits.train)  # weights that it gives again are refused now, not after the epochs
             start(resolved, splits, build_model(resolved, splits.train), out=path, progress=seen)
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
-    notes = (*result.notes, f"accuracies are on {result.images}")
+    notes = (*result.of_net, f"accuracies are on {result.images}")
     own = (f"there is nothing to be robust: {result.hopeless}",) if result.hopeless else ()
     return Outcome(
         {name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), notes, own, result.averaged

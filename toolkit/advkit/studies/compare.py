@@ -178,7 +178,7 @@ def compared(results: Sequence[Evaluation], verdicts: Sequence[Mapping[str, Verd
                 suspect=result.suspect,
                 audit=result.audit or [],
                 alarms=result.alarms,
-                notes=[*result.notes, *mixed],
+                notes=[*result.of_net, *mixed],
                 attacks=attacks,
                 worst_case=None if worst is None else ComparedAccuracy(**dict(worst), **to_first.get(WORST, {})),
             )

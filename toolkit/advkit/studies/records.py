@@ -16,6 +16,7 @@ from ..arguments import checked
 from ..by_key import ByKey
 from ..errors import OptionError
 from ..evaluation.audit.checks import Check, hopeless
+from ..evaluation.soundness import of_the_net
 from ..storage.files import write_atomic
 from .documents import document, members
 
@@ -165,6 +166,11 @@ class Evaluation(Judged):
         """Their eps, which is not that of the evaluation where its own norm is another one."""
         own = [row.eps for row in self.attacked(norm) if row.eps is not None]
         return max(own, default=self.eps if norm == self.norm else None)
+
+    @property
+    def of_net(self) -> list[str]:
+        """`notes`, and those of attacks that are on the net, each once: what stands beside its accuracies."""
+        return [*dict.fromkeys([*self.notes, *of_the_net(note for row in self.attacks for note in row.notes)])]
 
     @property
     def alarms(self) -> list[str]:

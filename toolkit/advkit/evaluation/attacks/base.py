@@ -22,7 +22,7 @@ from ...modules import hook_before, placement
 from ...registry import by_advkit
 from ...rng import Draws, derive_key
 from ..edges import IMAGES, stuck_at_edges
-from ..soundness import classified_as
+from ..soundness import UNMOVED, classified_as
 from .lent import FEW, lent
 
 SLACK = 1e-5
@@ -146,7 +146,7 @@ class Victim:
         if not bool(self._watch.finite):
             raise NonFinite(f"{attack} met an input gradient that is NaN or Inf; its accuracy would mean nothing.")
         if int(self._watch.still) > STILL * self.backwards:
-            self.note("many input gradients are zero, and attacks that follow them do not move there")
+            self.note(UNMOVED)
 
     def ask_gradients(self, images: Iterable[Tensor], y: Tensor) -> None:
         """Of the cross-entropy, where an attack has followed none that was seen, such as those of a copy of the net.
