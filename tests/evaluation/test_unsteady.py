@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import advkit
 from advkit import Dataset, OptionError, load_data
+from advkit.errors import Caution
 from advkit.evaluation.attacks import Square
-from advkit.evaluation.soundness import BY_BATCH, BY_CALL
+from advkit.evaluation.soundness import BY_BATCH, BY_CALL, BY_DRAW, doubt
 from advkit.studies.analysis.margin import margins
 from advkit.studies.analysis.perturb import Ascent
 
@@ -155,6 +156,19 @@ def test_a_net_that_answers_by_turns_is_not_blamed_on_the_batch(
 ) -> None:
     notes = advkit.evaluate(Wrapped(sure, call), digits, "clean", eps=0.05, audit=False)["attacks"][0]["notes"]
     assert BY_CALL in notes and BY_BATCH not in notes
+
+
+def dropping(core: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = core(F.dropout(x, 0.3, training=True))
+    return logits
+
+
+def test_what_is_computed_of_a_net_that_draws_says_so(sure: nn.Module, digits: Dataset) -> None:
+    said = BY_DRAW.replace("verdicts", "figures")
+    with pytest.warns(Caution, match=said):
+        margins(Wrapped(sure, dropping), digits.take(slice(8)), Ascent(eps=0.05, steps=1), cap=1.0)
+    x = digits.images / 255
+    assert doubt(Wrapped(sure, dropping), x, "figures") == said and not doubt(sure, x, "figures")  # labels ask this too
 
 
 def scripted(net: nn.Module) -> nn.Module:

@@ -154,9 +154,25 @@ CUT = {
 @pytest.mark.parametrize("name", CUT)
 def test_a_net_that_cuts_its_gradient_is_one_sentence(tiny_batch: BatchOf, name: str) -> None:
     for plugins in ((), "trades"):  # which asks for clean logits first
-        said = r"^The net has no gradient at its input, .*; train one that is differentiable, or set attack\.steps=0\.$"
+        said = r"^The net has no gradient at its input, .*; train one that is differentiable, or set attack\.steps=0 "
         with pytest.raises(OptionError, match=said):
             step_of(Calls(CUT[name]), plugins)(*tiny_batch(), epoch=0)
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda net, x: net.core(x.detach()), lambda net, x: net.core(x if net.training else x.detach())]
+)
+def test_such_a_net_is_refused_before_a_validation_attacks_it(cut: Callable[[Calls, Tensor], Tensor]) -> None:
+    """And what the sentence names is enough."""
+    drawn = torch.randint(0, 256, (12, 2, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    toy = advkit.Dataset("toy", drawn, torch.arange(12) % 3, ("a", "b", "c"))
+    net, data = Calls(cut), advkit.Splits(toy, toy, "none")
+    settings, before = {"attack.steps": 0, "validation.fraction": 0.5}, net.core[1].weight.detach().clone()
+    with pytest.raises(OptionError, match=r"set attack\.steps=0 and, where .*, validation\.fraction=0 \(with"):
+        advkit.train(net, data, epochs=1, batch_size=4, eps=0.1, settings=settings)
+    assert torch.equal(net.core[1].weight, before)
+    advkit.train(net, data, epochs=1, batch_size=4, eps=0.1, settings={**settings, "validation.fraction": 0.0})
+    assert not torch.equal(net.core[1].weight, before)
 
 
 def test_a_frozen_net_without_an_optimizer_is_told_as_one() -> None:

@@ -18,7 +18,10 @@ NO_GRADIENT = "The net has no gradient at its input, so attacks that follow it m
 """Where the images ask for a gradient and the logits have none: detach, no_grad or numpy in the forward."""
 
 
-TRAIN_ANOTHER = NO_GRADIENT + "train one that is differentiable, or set attack.steps=0."
+TRAIN_ANOTHER = NO_GRADIENT + (
+    "train one that is differentiable, or set attack.steps=0 and, where epochs are validated, validation.fraction=0 "
+    "(with validation.split=validation)."
+)
 """The same of a net that is trained."""
 
 

@@ -20,6 +20,11 @@ BY_BATCH = "the logits of an image depend on the other images of its batch, and 
 BY_CALL = "the net's answers to the same images change from call to call, and so would these verdicts"
 """Said of a net that draws from a generator which nobody seeds, or keeps something of what it has seen."""
 
+BY_DRAW = (
+    "the net draws random numbers in eval mode, as dropout does that is left on, and these verdicts are of one draw"
+)
+"""Said of a net whose answers change with the seed of torch's generator."""
+
 
 def sound(logits: Tensor) -> Tensor:
     """(B,) bool: rows of logits (B, K) without NaN and Inf; -Inf is how classes are masked, if not all of them."""
@@ -88,12 +93,23 @@ def unsteady(
 
 
 def doubt(model: nn.Module, x: Tensor, what: str) -> str:
-    """The sentence of `unsteady` on `what` is computed of images x (B, C, H, W), shown at once; "" elsewhere."""
+    """The sentence of `unsteady` on `what` is computed of images x (B, C, H, W), shown at once, or BY_DRAW; "" else."""
 
     def net(images: Tensor) -> Tensor:
         with explained(), staying(), calling(images.shape):
             return checked_logits(model(images.clone()), len(images))
 
     with judged(model) as reseed:
-        sentence = unsteady(model, net, net, x, lambda purpose: reseed(derive_seed(0, "core", f"doubt {purpose}")))
+
+        def seed(purpose: str) -> None:
+            reseed(derive_seed(0, "core", f"doubt {purpose}"))
+
+        def drawn(purpose: str) -> Tensor:
+            seed(purpose)
+            with torch.no_grad():
+                return net(x)
+
+        sentence = unsteady(model, net, net, x, seed)
+        if not sentence and far_apart(drawn("clean"), drawn("once more")):
+            sentence = BY_DRAW
     return sentence.replace("verdicts", what)

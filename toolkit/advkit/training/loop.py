@@ -33,7 +33,7 @@ from .step import TrainingStep
 from .step_report import Report
 from .stored import unsaved
 from .unfit import refuse_unfit_net
-from .validation import not_stored, validated, weights_of
+from .validation import not_stored, refuse_unattackable, validated, weights_of
 from .visits import occurrences
 from .workshop import Workshop
 
@@ -72,6 +72,7 @@ class Trainer:
         state.building = Workshop(resolved, self.model, state, self.progress.warn, splits.train, self.feed.rows)
         self.panel.notify("setup", model=self.model)
         refuse_lone_of(self)
+        refuse_unattackable(self)
 
     # ------------------------------------------------------------------ the run
 
@@ -189,8 +190,7 @@ class Trainer:
         owner = self.panel.stage.owner("evaluation_weights")
         if owner is None:
             return {}
-        answer = self.panel.ask(owner, {"model": self.model})
-        return weights_of(owner.plugin.name, answer, self.model.state_dict())
+        return weights_of(owner.plugin.name, self.panel.ask(owner, {"model": self.model}), self.model.state_dict())
 
     def go_on_from(self, stored: Mapping[str, Any]) -> None:
         """Stand where a checkpoint's position says."""

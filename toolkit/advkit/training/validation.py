@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config.resolve import Resolved
 from ..data.base import Dataset
-from ..errors import HookContract, NonFinite, named
+from ..data.transforms import to_float
+from ..errors import HookContract, NonFinite, OptionError, named
 from ..evaluation.attacks.names import parse_attacks
 from ..evaluation.results import BATCH, UNSOUND, Verdicts
 from ..evaluation.verdicts import verdicts
-from ..judging import BEFORE
+from ..explained import TRAIN_ANOTHER
+from ..hidden import without_trace
+from ..judging import BEFORE, checked_logits
+from ..modules import mode, own_generator, placement
 from ..substituted import replaced
+from .compiled import eagerly
 from .finite import REMEDY
 from .stored import place
 from .undo import became_broken
@@ -46,6 +52,25 @@ def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> 
     trainer.chance.tell(trainer.progress, judged["clean"].robust, dataset.labels)
     # Cross-entropy PGD alone would pick epochs whose gradients are masked.
     return {"split": split, "n": len(dataset), **accuracy, "selected": min([*accuracy.values()][1:])}
+
+
+def refuse_unattackable(trainer: Trainer) -> None:
+    """OptionError where validations would attack a net that has no gradient at its input, before the first epoch."""
+    if trainer.selecting_split() is None or trainer.finished:
+        return
+    model, (device, dtype) = trainer.model, placement(trainer.model)
+    if device.type == "meta":  # which holds no values to put back
+        return
+    x = to_float(trainer.splits.train.images[:2].to(device), dtype).requires_grad_()
+    unseen = without_trace(model, hooks=True)
+    with own_generator(device), mode(model, training=False), eagerly(model), unseen, torch.enable_grad():
+        try:
+            logits = checked_logits(model(x), len(x))
+            found = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
+        except Exception:  # told in the first step, with all that is looked at there
+            return
+    if found[0] is None:
+        raise OptionError(TRAIN_ANOTHER)
 
 
 def not_stored(trainer: Trainer) -> str:
