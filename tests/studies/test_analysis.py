@@ -291,7 +291,7 @@ def test_a_share_is_not_known_where_the_scan_ends_before_its_bound(never: float,
     assert values == [*[0.5] * (3 - unknown), *[None] * unknown] and figures["disordered"] == 0.5
     head: dict[str, Any] = {"analysis": "margin", "split": "test", "n": 2, "seed": 0, "versions": {}, "cap": 1.0}
     rows = dict(figure_rows("margin", AnalysisRecord(**head, figures=figures))[0])
-    assert [*rows.values()].count("not known; take a larger --cap") == unknown
+    assert [*rows.values()].count("not known: the cap is too low") == unknown
 
 
 @pytest.mark.parametrize(("cap", "precision"), [(1.0, 0.3), (1.0, 0.0), (0.1, 1.0), (float("inf"), 0.1), (nan, 0.1)])

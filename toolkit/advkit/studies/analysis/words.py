@@ -71,7 +71,7 @@ def figure_rows(analysis: str, record: AnalysisRecord) -> tuple[list[tuple[str, 
         value, whole = number(left[key]), isinstance(left.pop(key), int)
         digits = 0 if whole else 3 if unit else 4
         # Shares of margins: those without a direction have no mean either.
-        unknown = "not known; take a larger --cap" if known and unit == "%" else "–"
+        unknown = "not known: the cap is too low" if known and unit == "%" else "–"
         text = unknown if value is None else f"{100 * value:.2f} %" if unit == "%" else f"{value:.{digits}f} {unit}"
         place = [number(left.pop(f"{key}_at_{axis}", None)) for axis in ("first", "second")]
         if None not in place:
