@@ -92,7 +92,7 @@ def test_images_held_out_now_that_the_first_run_was_trained_on_are_said(run: Pat
         ({"run.seed": 7}, True),
         ({"validation.fraction": 0.3}, True),
         ({"run.seed": 7, "validation.fraction": 0.0}, False),
-        ({"run.seed": 7, "validation.split": "test"}, False),
+        ({"run.seed": 7, "validation.split": "test"}, True),
         ({"run.seed": 7, "data.limit": 41}, False),
     ):
         heard = Heard()
@@ -117,7 +117,9 @@ def test_what_the_results_of_a_run_say_is_said_of_those_that_begin_with_it(tmp_p
     chosen, seen = notes_of(second)
     assert chosen == f"of {first}, whose weights are the start: {CHOSEN_ON_TEST}" and seen.startswith(held_out)
     of_second = f"of {second}, whose weights are the start: "
-    assert notes_of(third) == [of_second + chosen, of_second + seen]
+    earlier = f"{second} and the runs that it began with were trained on {seen.partition(' on ')[2]}"
+    assert notes_of(third) == [of_second + chosen, of_second + seen, earlier]
+    assert advkit.load_run(third).notes == (of_second + chosen, of_second + seen, earlier)
 
 
 def test_weights_that_other_images_trained_may_have_seen_these(run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ..arguments import checked
 from ..errors import AdvkitError, CheckpointError
 from ..storage.files import entries, there
+from ..training.notes import noted
 from .documents import number
 from .kept import validated_on
 from .report.sources import Source
@@ -42,7 +43,7 @@ class LoadedRun:
     """environment.json; {} where it is absent or damaged."""
     notes: tuple[str, ...] = ()
     """That `best` was chosen on the test split, and what is lost or is otherwise than the newest checkpoint says: such
-    figures may be another run's."""
+    figures may be another run's; and those of environment.json, which every result repeats."""
     validated_on: str = ""
     """The images of its validations, in words."""
     weights: str | None = None
@@ -79,7 +80,7 @@ def load_run(run: str | Path) -> LoadedRun:
         raise CheckpointError(
             f"{run}/metrics.jsonl is damaged in the line of epoch {odd[0]}; restore it, or remove it to go on without."
         )
-    values = source.values
+    values, doubts = source.values, (*source.doubts, source.lost, source.optimistic)
     return LoadedRun(
         folder=Path(run),
         plugins=tuple(plugin.name for plugin in known.composition.plugins) if known else source.file.names,
@@ -91,7 +92,7 @@ def load_run(run: str | Path) -> LoadedRun:
         environment=source.environment if isinstance(source.environment, dict) else {},
         validated_on=validated_on(source.history, values),
         weights=source.weights,
-        notes=(*filter(None, [source.unresolved.removesuffix("."), *source.doubts, source.lost, source.optimistic]),),
+        notes=(*filter(None, [source.unresolved.removesuffix("."), *doubts]), *noted(source.folder)),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from ..config.resolve import Resolved
 from ..data.base import Splits
+from ..errors import AdvkitError
 from ..storage.run_folder import RunFolder
 from .feed import parted
 from .notes import CHOSEN_ON_TEST, noted
@@ -41,24 +43,48 @@ def handed_on(folder: RunFolder) -> list[str]:
 
 
 def _seen(folder: RunFolder, resolved: Resolved, splits: Splits) -> str:
-    """On images of `splits` that the weights were trained on."""
-    path, settings, (_, state) = folder.path, folder.file().settings, folder.load("last")
-    if state.get("data") != splits.train.fingerprint():
+    """On images of `splits` that the weights were trained on, by this run or by those whose weights it began with."""
+    path, others = folder.path, splits.train.fingerprint()
+    if folder.load("last")[1].get("data") != others:
         return (
             f"The images of {splits.train.name} are not those that {path} was trained on; if held-out or test images "
             "were among those, accuracies on them are optimistic"
         )
+    held_out, known, by_itself = parted(resolved, len(splits.train))[1], torch.zeros(len(splits.train)), 0
+    before: Resolved | None = None
+    for run in _lineage(folder):
+        settings, (_, state) = run.file().settings, run.load("last")
+        if state.get("data") != others:
+            continue
+        seed = resolved.run.model_copy(update={"seed": settings.get("run.seed", 0)})
+        kept = resolved.validation.model_copy(update={"fraction": settings.get("validation.fraction", 0.0)})
+        there = replace(resolved, sections={**resolved.sections, "run": seed, "validation": kept})
+        known[parted(there, len(splits.train))[0]] = 1
+        if before is None:
+            before, by_itself = there, int(known[held_out].sum())
+    count = int(known[held_out].sum())
+    if not count or before is None:
+        return ""
+    then = f" with run.seed {before.run.seed} and validation.fraction {before.validation.fraction}"
+    who = f"{path} was trained{then}" if count == by_itself else f"{path} and the runs that it began with were trained"
+    so = "validation is optimistic, and so is the choice of `best`; set both as they were"
     if resolved.validation.split == "test":
-        return ""
-    run = resolved.run.model_copy(update={"seed": settings.get("run.seed", 0)})
-    kept = resolved.validation.model_copy(update={"fraction": settings.get("validation.fraction", 0.0)})
-    before = replace(resolved, sections={**resolved.sections, "run": run, "validation": kept})
-    held_out = parted(resolved, len(splits.train))[1]
-    count = int(torch.isin(held_out, parted(before, len(splits.train))[0]).sum())
-    if not count:
-        return ""
+        so = "figures on them are optimistic"
     return (
-        f"{path} was trained with run.seed {run.seed} and validation.fraction {kept.fraction} on {count} of the "
-        f"{len(held_out)} images that are held out with {resolved.run.seed} and {resolved.validation.fraction}: "
-        "validation is optimistic, and so is the choice of `best`; set both as they were"
+        f"{who} on {count} of the {len(held_out)} images that are held out with {resolved.run.seed} and "
+        f"{resolved.validation.fraction}: {so}"
     )
+
+
+def _lineage(folder: RunFolder) -> Iterator[RunFolder]:
+    """The run, and those whose weights it began with, as far as they are there."""
+    seen: set[str] = set()
+    run: RunFolder | None = folder
+    while run is not None and (place := os.path.realpath(run.path)) not in seen:
+        yield run
+        seen.add(place)
+        start, run = run.init_from(), None
+        if start and os.path.isdir(start):
+            with suppress(AdvkitError):
+                run = RunFolder.open(Path(start))
+                run.file(), run.load("last")
