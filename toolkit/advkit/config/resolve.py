@@ -266,7 +266,8 @@ def net_of(raw: Mapping[str, object], eps: float = 1.0) -> tuple[str, dict[str, 
     given = {key.partition(".")[2]: v for key, v in raw.items() if key.startswith("model.")}
     name = given.pop("name", MODEL)
     if not isinstance(name, str):
-        raise OptionError(f"model.name = {name!r} must be a name; installed: {', '.join(registry.names('model'))}.")
+        installed = ", ".join(registry.names("model"))
+        raise OptionError(f"model.name = {name!r} must be a name; installed: {installed}.", "model.name")
     if name.startswith(PASSED):
         return name, {}
     if not registered(name):
