@@ -40,6 +40,7 @@ class Average(Plugin, ABC):
     options: AverageOptions
 
     def join(self, company: Company) -> list[str]:
+        self.parts = company.parts
         self.first = ceil(company.share_of_run(f"{self.name}.start", self.options.start) - 1e-9)
         if self.first < company.epochs:
             return []
@@ -116,7 +117,8 @@ class Average(Plugin, ABC):
         for name, value in own.items():
             value.fill_(1 if name.endswith("running_var") else 0)
         with torch.no_grad(), _only_these_train(model, norms.values()):
-            for chunk in torch.split(self.images[:count], int(self.batch_size)):
+            # As many at once as BatchNorm has seen in training: a part, where a batch is computed in parts.
+            for chunk in torch.split(self.images[:count], -(-int(self.batch_size) // self.parts)):
                 if len(chunk) > 1 or count == 1:
                     call_at(model, {**self.average, **buffers}, chunk)
         return own

@@ -77,11 +77,17 @@ class Follower(Silent):
 
 
 def trained(
-    name: str, follower: Silent, options: dict[str, Any], net: nn.Module | None = None, **arguments: Any
+    name: str,
+    follower: Silent,
+    options: dict[str, Any],
+    net: nn.Module | None = None,
+    parts: int = 1,
+    **arguments: Any,
 ) -> TrainResult:
     """Four epochs of three steps each on twelve of sixteen images."""
     toy = Splits(pictures(), pictures(), "none")
     settings = {"attack.steps": 2, "validation.steps": 1, "validation.fraction": 0.25, "optimizer.lr": 0.05}
+    settings["run.accumulate"] = parts
     net = net or tiny_net(batch_norm=True, dropout=0.0, dtype=torch.float64)
     return advkit.train(
         net, toy, [name], options={name: options}, settings=settings, epochs=4, batch_size=4, eps=0.1,
@@ -158,15 +164,16 @@ def test_swa_is_the_mean_of_the_ends_of_epochs_as_torchs(start: float, first: in
         assert torch.allclose(averaged[name], theirs, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "images"), [("swa", 1024), ("ema", 8)])
-def test_statistics_re_estimated_are_those_of_update_bn(name: str, images: int) -> None:
+@pytest.mark.parametrize(("name", "images", "parts"), [("swa", 1024, 1), ("ema", 8, 1), ("ema", 1024, 2)])
+def test_statistics_re_estimated_are_those_of_update_bn(name: str, images: int, parts: int) -> None:
+    """Over as many images as were trained on at once."""
     follower = Follower(fresh(None), each_epoch=True)
-    result = trained(name, follower, {"start": 0.0, "buffers": "re-estimated", "images": images})
+    result = trained(name, follower, {"start": 0.0, "buffers": "re-estimated", "images": images}, parts=parts)
     ours = judged(result)
     theirs = deepcopy(ours)
     newest = torch.cat(follower.images)[-images:]
     kept = newest.roll(len(torch.cat(follower.images)) % images if images < 48 else 0, 0)  # as the ring lies
-    update_bn([(chunk,) for chunk in kept.split(len(follower.images[0]))], theirs)
+    update_bn([(chunk,) for chunk in kept.split(len(follower.images[0]) // parts)], theirs)
     assert torch.equal(kept.sort(0).values, newest.sort(0).values)
     for statistic in ("1.running_mean", "1.running_var"):
         assert torch.allclose(ours.state_dict()[statistic], theirs.state_dict()[statistic], rtol=1e-12, atol=0)

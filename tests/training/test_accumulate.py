@@ -12,7 +12,7 @@ from methods import pictures, tiny_net
 from torch import Tensor, nn
 
 import advkit
-from advkit import HookConflict, OptionError, Splits, Step
+from advkit import HookConflict, OptionError, Plugin, PluginOptions, Run, Splits, Step, hookimpl, option
 from advkit.errors import Stopped
 from advkit.training.accumulate import parts_of
 from advkit.training.progress import Silent
@@ -38,8 +38,20 @@ ALONE = {"lsiw": ["instance_weight:lsiw"]}
 """Whose companion needs the whole batch."""
 
 
-def train(*plugins: Any, parts: int, **arguments: Any) -> advkit.TrainResult:
-    net = tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float64)
+SIZES: set[int] = set()
+"""Of the images that a `Counting` was called on."""
+
+
+class Counting(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        SIZES.add(len(x))
+        out: Tensor = super().forward(x)
+        return out
+
+
+def train(*plugins: Any, parts: int, batch_norm: bool = False, **arguments: Any) -> advkit.TrainResult:
+    SIZES.clear()
+    net = Counting(*tiny_net(batch_norm=batch_norm, dropout=0.0, dtype=torch.float64))
     settings = {"attack.steps": 3, "attack.init": "uniform", "validation.fraction": 0, "run.accumulate": parts}
     given = {"epochs": 2, "batch_size": 8, "eps": 0.1, "settings": settings | arguments.pop("settings", {})}
     return advkit.train(net, TOY, plugins, **given | arguments)
@@ -58,16 +70,68 @@ def taking_parts() -> list[str]:
 
 @pytest.mark.parametrize("name", ["", *taking_parts()])
 def test_in_parts_it_is_the_whole_batch(name: str) -> None:
-    """In float64, for nets without BatchNorm and dropout. Passes, figures and per-sample state are the same, too."""
-    declined = ALONE.get(name, ())
-    whole, halves, thirds = (
-        train(*([name] if name else []), parts=parts, no_companion=declined) for parts in (1, 2, 3)
-    )
+    """In float64, for nets without BatchNorm and dropout. Passes, figures and per-sample state are the same, too.
+
+    No net computes more than a part at once.
+    """
+    declined, results, most = ALONE.get(name, ()), [], []
+    for parts in (1, 2, 3):
+        results.append(train(*([name] if name else []), parts=parts, no_companion=declined))
+        most.append(max(SIZES))
+    whole, halves, thirds = results
+    assert most == [8, 4, 3]
     for parted in (halves, thirds):
         assert apart(parted.model, whole.model) < 1e-12
         for one, other in zip(parted.history, whole.history, strict=True):
             assert {k: v for k, v in one.items() if k != "seconds"} == close({**other, "seconds": 0})
     assert apart(whole.model, tiny_net(batch_norm=False, dropout=0.0, dtype=torch.float64)) > 1e-3  # the control
+
+
+class Looks(Plugin):
+    """Asks what may be asked between steps: in `part`, whose answers are by image, or of the whole batch."""
+
+    name = "looks"
+
+    class Options(PluginOptions):
+        whole: bool = option(False, help="by an objective")
+
+    options: Options
+
+    @hookimpl
+    def setup(self, model: nn.Module, run: Run) -> None:
+        self.twin = run.module("twin", model)
+
+    @hookimpl
+    def epoch_end(self, batch: Batch, run: Run) -> None:
+        def loss(logits: Tensor) -> Tensor:
+            return logits[torch.arange(len(batch.y)), batch.y].neg()
+
+        attack = run.probe(batch, 0.1, steps=2, init="uniform", objective=loss if self.options.whole else None)
+        run.figure("logits", float(run.logits(attack.x_adv).square().sum()))
+        run.figure("twin", float(self.twin(attack.x_adv).square().sum()))
+
+
+RE_ESTIMATED = {"buffers": "re-estimated", "start": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options", "mode", "most"),
+    [
+        ("ema", RE_ESTIMATED, "eval", 3),
+        ("swa", RE_ESTIMATED, "eval", 3),
+        ("las-at", {"net": "model"}, "eval", 3),
+        (Looks, {}, "eval", 3),
+        (Looks, {}, "train-frozen", 8),  # whose statistics are of all
+        (Looks, {"whole": True}, "eval", 8),
+    ],
+)
+def test_beside_steps_no_more_at_once_than_in_them(plugin: Any, options: Any, mode: str, most: int) -> None:
+    given = {"options": {getattr(plugin, "name", plugin): options}, "settings": {"attack.mode": mode}, "epochs": 1}
+    train(plugin, parts=3, batch_norm=True, **given)
+    assert max(SIZES) == most
+    whole, parted = (train(plugin, parts=parts, **given) for parts in (1, 3))
+    assert apart(parted.model, whole.model) < 1e-12
+    assert parted.history[0]["figures"] == close(whole.history[0])["figures"]
 
 
 def close(row: dict[str, Any]) -> dict[str, Any]:
@@ -159,17 +223,6 @@ def test_stopped_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(tmp_path:
 def test_more_parts_than_images_are_refused() -> None:
     with pytest.raises(OptionError, match="accumulate is 9, but a batch has 8 images; lower it"):
         train(parts=9)
-
-
-SIZES: set[int] = set()
-"""Of the images that a `Counting` was called on."""
-
-
-class Counting(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        SIZES.add(len(x))
-        out: Tensor = super().forward(x)
-        return out
 
 
 def test_no_more_images_are_judged_at_once_than_are_trained_on_at_once(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from advkit.config.resolve import resolve
 from advkit.settings import RunSettings
 from advkit.storage.run_folder import RunFolder
 from advkit.training import meeting
-from advkit.training.accumulate import cut
 from advkit.training.meeting import join
 from advkit.training.parts import build_model, data_of
+from advkit.training.pieces import cut
 from advkit.training.ranks import ALONE
 
 REFUSED = [

@@ -56,6 +56,7 @@ class Company:
     _loss_views: Callable[[str], frozenset[str]] = field(repr=False)
     epochs_known: bool = True
     """Whether anybody has said how long the run is, so that cautions may be of its length, and shares of it known."""
+    parts: int = 1  # `run.accumulate`, in which a batch is computed
 
     @property
     def largest_budget(self) -> Budgets:

@@ -286,7 +286,7 @@ class Trained(Beside):
     def learn(self, x: Tensor, loss: Callable[..., Tensor], *rows: Tensor) -> None:
         """Add the gradient of the mean of `loss`(output, *rows), (B,), to that by which it is updated after the hook.
 
-        `x` and `rows` are of the whole batch; of several processes each gets its share, so the loss takes its tensors
+        `x` and `rows` are of the whole batch; a process gets its share, part by part, so the loss takes its tensors
         as rows. The output (B, M) is in train mode. It costs an `auxiliary_forward` and an `auxiliary_backward`.
         """
         self._run._trial(f"teaches {self._name}").learn(self._run._plugin, self._name, x, loss, rows)

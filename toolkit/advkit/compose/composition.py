@@ -60,6 +60,7 @@ class Composition:
             _largest_budget=self._largest_budget,
             _loss_views=self._loss_views,
             epochs_known=setting.epochs_known,
+            parts=setting.parts,
         )
         for plugin in self.plugins:
             self.cautions += declared(plugin, "join", self.company)

@@ -126,6 +126,7 @@ class Setting:
     clean_at_start: bool = False
     """Whether the update's clean logits are those of the attack's start."""
     order: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    parts: int = 1  # of a batch
 
 
 def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting) -> Stage:

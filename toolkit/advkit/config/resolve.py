@@ -172,6 +172,7 @@ def resolve(
         batch_norm=update.views,
         clean_at_start=update.clean == "start",
         order=_order(draft.settings),
+        parts=run.accumulate,
     )
     try:
         composition = Composition(draft.plugins.values(), setting, added)

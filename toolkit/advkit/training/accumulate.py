@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import HookContract
 from ..types import Batch
 from .objective import Objective, Outcome, Update
+from .pieces import cut
 from .probe import nothing_moves
 
 GradientAt = Callable[..., Mapping[str, Tensor]]
@@ -29,14 +30,6 @@ def parts_of(batch: Batch, count: int, most: int | None = None) -> dict[str, Bat
     return _named(batch, rows, " part" if most is None else " piece")
 
 
-def cut(rows: Tensor, count: int, most: int | None = None) -> Sequence[Tensor]:
-    """The rows (b,) of a batch by the parts of `parts_of`."""
-    if most is not None:
-        return rows.tensor_split(max(1, min(count, most // 2)))
-    *parts, last = torch.split(rows, -(-len(rows) // count))
-    return [*parts[:-1], torch.cat([parts[-1], last])] if parts and len(last) == 1 else [*parts, last]
-
-
 def _named(batch: Batch, rows: Sequence[Tensor], word: str) -> dict[str, Batch]:
     named = {f"{word} {number}" if number else "": part for number, part in enumerate(rows)}
     return {
@@ -47,16 +40,19 @@ def _named(batch: Batch, rows: Sequence[Tensor], word: str) -> dict[str, Batch]:
 
 def together(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """What is known of a batch, from what is known of its parts."""
-    whole: Mapping[str, Any] = parts[0] if len(parts) == 1 else _joined(parts)
+    whole: Mapping[str, Any] = joined(parts)
     return whole
 
 
-def _joined(values: Sequence[Any]) -> Any:
+def joined(values: Sequence[Any]) -> Any:
+    """A value of the whole batch, from those of its parts."""
     first = values[0]
+    if len(values) == 1:
+        return first
     if isinstance(first, Mapping):
-        return {name: _joined([value[name] for value in values]) for name in first}
+        return {name: joined([value[name] for value in values]) for name in first}
     if is_dataclass(first) and not isinstance(first, type):
-        return replace(first, **{f.name: _joined([getattr(value, f.name) for value in values]) for f in fields(first)})
+        return replace(first, **{f.name: joined([getattr(value, f.name) for value in values]) for f in fields(first)})
     if not isinstance(first, Tensor):
         return first
     return torch.cat(list(values)) if first.dim() else torch.stack(list(values)).all()  # whether all was finite
@@ -104,7 +100,7 @@ def backward(
         loss=torch.stack([outcome.loss for outcome in outcomes]).sum(),
         raw=_sums([outcome.raw for outcome in outcomes]),
         weighted=_sums([outcome.weighted for outcome in outcomes]),
-        logits=_joined([outcome.logits for outcome in outcomes]),
+        logits=joined([outcome.logits for outcome in outcomes]),
     )
 
 

@@ -15,6 +15,7 @@ from ..modules import mode
 from ..run import RunState
 from .engine import Engine
 from .network import Network
+from .pieces import pieces
 from .trained import TrainedNet, blamed
 
 
@@ -37,14 +38,20 @@ class FrozenNet:
         return checked_logits(output, len(x), network.classes)
 
 
-def auxiliary_logits(state: RunState, network: Network, phase: str, plugin: str, name: str, x: Tensor) -> Tensor:
-    """What `Run.module` answers in a step: booked, unless it has been asked about this very tensor before."""
+def auxiliary_logits(
+    state: RunState, network: Network, phase: str, plugin: str, name: str, x: Tensor, parts: int = 1
+) -> Tensor:
+    """What `Run.module` answers in a step: booked, unless it has been asked about this very tensor before.
+
+    It is computed in `parts`.
+    """
     net, ledger = cast(FrozenNet | TrainedNet, state.modules[name]), network.ledger
     images, version, logits = ledger.answered.get((name, id(x)), (None, 0, x))
     if images is x and version == x._version:
         return logits.clone()  # whoever asks may write into what he gets
     with blamed(name, net.source, x):
-        logits = net.logits(network, f"{phase} {name}", x)
+        each = [net.logits(at, f"{phase} {name}", *part) for at, part in pieces(network, parts, len(x), x)]
+        logits = each[0] if len(each) == 1 else torch.cat(each)
     ledger.auxiliary(phase, name, plugin)
     ledger.answered[name, id(x)] = x, x._version, logits
     return logits.clone()

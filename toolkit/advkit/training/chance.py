@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..compose.composition import Composition
-from ..data.base import Dataset
 from ..data.transforms import to_float
 from ..errors import NonFinite
 from ..evaluation.statistics import guessing
@@ -15,6 +16,9 @@ from ..global_state import products
 from ..modules import mode, own_generator, placement
 from ..plugin import CORE
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from .loop import Trainer
 
 PATIENCE = 3
 """Validations in a row."""
@@ -61,11 +65,12 @@ class Chance:
             )
 
 
-def refuse_broken_net(model: nn.Module, dataset: Dataset, index: Tensor, most: int, remedy: str) -> None:
-    """NonFinite, with the remedy, where the net computes no logits any more, asked of `most` images after a run's last
-    step."""
+def refuse_broken_net(trainer: Trainer, remedy: str) -> None:
+    """NonFinite, with the remedy, where the net computes no logits any more after a run's last step."""
+    model, feed = trainer.model, trainer.feed
     device, dtype = placement(model)
-    x = to_float(dataset.images[index[: min(most, ENOUGH)]].to(device), dtype)
+    most = min(ENOUGH, trainer.resolved.run.at_once(trainer.ranks.size))
+    x = to_float(feed.train_set.images[feed.training[:most]].to(device), dtype)
     with mode(model, training=False), own_generator(device), products("highest"), torch.no_grad(), calling(x.shape):
         logits = model(x)
     if bool((logits.isnan() | logits.isposinf()).any()):

@@ -32,12 +32,10 @@ class Feed:
         self.transform, self._drawn = transform_of(name, self.train_set), name == WHEN_DECODED
         self._images, self._labels = near(self.train_set, panel.state.device)
         self._ahead = ahead(self._pixels, self._images, panel.state.device)
-        original = len(splits.train)
-        training, self.validation = parted(resolved, original)
-        self.training = torch.cat([training, torch.arange(original, len(self.train_set))])  # none added is held out
+        training, self.validation = parted(resolved, len(splits.train))  # of added ones none is held out
+        self.training = torch.cat([training, torch.arange(len(splits.train), len(self.train_set))])
         refuse_no_rest(len(self.training))
-        share = here().share(self.training[: self.run.batch_size])
-        self.rows = -(-len(share) // self.run.accumulate)  # of most forwards
+        self.rows = -(-len(here().share(self.training[: self.run.batch_size])) // self.run.accumulate)  # usually
 
     def _grown(self, dataset: Dataset) -> Dataset:
         """The training set after the chain of `train_dataset`."""

@@ -16,8 +16,8 @@ from ..explained import LONE, wants_several
 from ..hidden import without_trace
 from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
-from .accumulate import cut
 from .compiled import eagerly
+from .pieces import cut
 
 if TYPE_CHECKING:
     from .loop import Trainer

@@ -21,11 +21,13 @@ from ..rng import Draws, derive_key
 from ..run import RunState
 from ..settings import AttackSettings
 from ..types import AttackResult, Batch, Objective
+from .accumulate import joined
 from .auxiliary import auxiliary_logits
 from .by_row import Rows, a_goal
 from .finite import REMEDY
 from .ledger import Ledger
 from .network import Network
+from .pieces import pieces
 
 if TYPE_CHECKING:
     from .step import TrainingStep
@@ -45,6 +47,9 @@ class Probes:
     state: RunState
     network: Network
     moves: bool
+    parts: int = 1
+    """In how many what is asked is computed, where the model is in eval mode: elsewhere BatchNorm takes its statistics
+    of all."""
     between: bool = False
     """Whether they belong to no step: nobody waits there, so what is in them is looked at every time."""
     finite: list[Tensor] = field(default_factory=list)
@@ -75,19 +80,24 @@ class Probes:
         if begin not in get_args(Init):
             known = ", ".join(get_args(Init))
             raise HookContract(f"Plugin {plugin}: init of run.probe must be one of {known}, not {begin!r:.40}.")
-        ball, target = ball_of(settings, batch.x, length), F.one_hot(batch.y, self.state.num_classes).to(length.dtype)
         key = derive_key(self.state.seed, plugin, purpose, "probe", self.state.epoch)
-        model = self.network.attacked(plugin, self.moves, f"{purpose} of {plugin}")
+
+        def climbed(network: Network, x: Tensor, y: Tensor, length: Tensor, size: Tensor, *ids: Tensor) -> AttackResult:
+            ball, target = ball_of(settings, x, length), F.one_hot(y, self.state.num_classes).to(length.dtype)
+            return pgd(
+                network.attacked(plugin, self.moves, f"{purpose} of {plugin}"),
+                ball,
+                start(ball, begin, lambda: Draws(key, *ids)),
+                goal or (lambda logits: soft_cross_entropy(logits, target)),
+                steps=count,
+                step_size=size,
+            )
+
+        rows_of = batch.x, batch.y, length, size, batch.index, batch.occurrence
+        parts = 1 if goal else self._parts  # an objective is of the whole batch
         with frozen(self.network.model):
-            result = self._ran(
-                lambda: pgd(
-                    model,
-                    ball,
-                    start(ball, begin, lambda: Draws(key, batch.index, batch.occurrence)),
-                    goal or (lambda logits: soft_cross_entropy(logits, target)),
-                    steps=count,
-                    step_size=size,
-                )
+            result: AttackResult = self._ran(
+                lambda: joined([climbed(at, *part) for at, part in pieces(self.network, parts, len(batch.y), *rows_of)])
             )
         if result.finite is not None:
             self.finite.append(result.finite)
@@ -100,11 +110,16 @@ class Probes:
 
     def logits(self, plugin: str, x: Tensor) -> Tensor:
         """`Run.logits`, for `plugin`."""
-        return self._ran(lambda: self.network.judge(f"logits of {plugin}", [plugin], x))
+        parts = pieces(self.network, self._parts, len(x), x)
+        return self._ran(lambda: torch.cat([at.judge(f"logits of {plugin}", [plugin], *part) for at, part in parts]))
 
     def auxiliary(self, plugin: str, name: str, x: Tensor) -> Tensor:
         """A net of `Run.module`, for `plugin`."""
-        return auxiliary_logits(self.state, self.network, self.network.phase, plugin, name, x)
+        return auxiliary_logits(self.state, self.network, self.network.phase, plugin, name, x, self.parts)
+
+    @property
+    def _parts(self) -> int:
+        return self.parts if self.state.attack.mode == "eval" else 1
 
     def _ran(self, call: Callable[[], T]) -> T:
         """In the attack's mode. What the net draws is not the plugin's: the core seeds it anew for every forward."""
@@ -123,9 +138,9 @@ class Probes:
 
 
 @contextmanager
-def opened(state: RunState, network: Network, moves: bool, between: bool = False) -> Iterator[Probes]:
+def opened(state: RunState, network: Network, moves: bool, parts: int = 1, between: bool = False) -> Iterator[Probes]:
     """The scope in which plugins may probe."""
-    probes = Probes(state, network, moves, between)
+    probes = Probes(state, network, moves, parts, between)
     with answering(state, probes):
         yield probes
 
@@ -148,5 +163,6 @@ def between_steps(step: TrainingStep) -> Iterator[None]:
         network = Network(
             step.model, step.engine, Ledger(), lambda label: seed(step.seed_of(label)), state.num_classes, careful=False
         )
-        with opened(state, network, moves=False, between=True):
+        # Every process computes the whole of what is asked.
+        with opened(state, network, moves=False, parts=step.accumulate * step.ranks.size, between=True):
             yield

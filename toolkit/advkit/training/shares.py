@@ -18,6 +18,7 @@ class Whole:
 
     most: int | None = None
     """Samples of the largest share; None in one process."""
+    processes = 1
 
     @property
     def count(self) -> int:
@@ -44,7 +45,7 @@ class Shares(Whole):
     """A batch of which process `rank` has rows[rank] samples. `gathered` brings tensors of one shape together."""
 
     def __init__(self, rank: int, rows: Sequence[int], gathered: Callable[[Tensor], list[Tensor]]) -> None:
-        self._rows, self._gathered = rows, gathered
+        self._rows, self._gathered, self.processes = rows, gathered, len(rows)
         self.most, before = max(rows), sum(rows[:rank])
         self._own = slice(before, before + rows[rank])
 

@@ -19,6 +19,7 @@ from ..run import RunState
 from .engine import Engine
 from .given import take_step
 from .network import Network
+from .pieces import pieces
 from .shares import Whole
 
 
@@ -66,30 +67,36 @@ class TrainedNet:
             return self._output(network, label, x)
 
     def learn(
-        self, network: Network, x: Tensor, loss: Callable[..., Tensor], rows: Sequence[Tensor], batch: Whole
+        self, network: Network, x: Tensor, loss: Callable[..., Tensor], rows: Sequence[Tensor], batch: Whole, parts: int
     ) -> None:
         """Add to `.grad` the gradient of the mean over the batch of `loss`(output, *rows), (B,), in train mode.
 
-        All arguments are of the whole batch; computed is the own share of it.
+        All arguments are of the whole batch; computed is the own share of it, in `parts`.
         """
-        own, parameters = batch.own(x), self.trained
-        with mode(self.engine.model, training=True), torch.enable_grad():
-            with blamed(self.name, self.source, x):
-                output = self._output(network, f"learning {self.name}", own)
-            values = loss(output, *map(batch.own, rows))
-            if not isinstance(values, Tensor) or values.shape != (len(own),) or not values.requires_grad:
-                raise HookContract(
-                    f"The loss of {self.name} must be ({len(own)},), one value a sample, with a gradient to its output."
-                )
-            gradients = torch.autograd.grad(values.sum() / batch.count, [*parameters.values()], allow_unused=True)
-        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        for at, (own, *others) in pieces(network, parts, batch.most, *map(batch.own, (x, *rows))):
+            self._learn_part(at, own, loss, others, batch.count)
         if not self.taught:
             raise OptionError(
                 f"{self.name}, {self.source}, gets no gradient, so it would learn nothing: its forward computes with "
                 "copies of its weights (nn.Parameter(w.detach()), copy.deepcopy). Let it take its own."
             )
+
+    def _learn_part(
+        self, network: Network, x: Tensor, loss: Callable[..., Tensor], rows: Sequence[Tensor], count: int
+    ) -> None:
+        parameters = self.trained
+        with mode(self.engine.model, training=True), torch.enable_grad():
+            with blamed(self.name, self.source, x):
+                output = self._output(network, f"learning {self.name}", x)
+            values = loss(output, *rows)
+            if not isinstance(values, Tensor) or values.shape != (len(x),) or not values.requires_grad:
+                raise HookContract(
+                    f"The loss of {self.name} must be ({len(x)},), one value a sample, with a gradient to its output."
+                )
+            gradients = torch.autograd.grad(values.sum() / count, [*parameters.values()], allow_unused=True)
+        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     @property
     def taught(self) -> bool:

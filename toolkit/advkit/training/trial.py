@@ -27,11 +27,11 @@ from .trained import TrainedNet, trained_nets
 
 
 class Shared(Probes):
-    """Probes of a whole batch, of which every process runs the share that it has."""
+    """Probes of a whole batch, of which every process runs the share that it has, in `parts`."""
 
-    def __init__(self, state: RunState, network: Network, batch: Whole) -> None:
-        super().__init__(state, network, moves=False)
-        self._batch = batch
+    def __init__(self, state: RunState, network: Network, batch: Whole, parts: int) -> None:
+        super().__init__(state, network, moves=False, parts=parts * batch.processes)
+        self._batch, self._share = batch, Probes(state, network, moves=False, parts=parts)
 
     def attack(self, plugin: str, batch: Batch, radius: Tensor | float, **how: Any) -> AttackResult:
         own = self._batch.own
@@ -39,13 +39,13 @@ class Shared(Probes):
             return super().attack(plugin, batch, radius, **how)
         share = Batch(own(batch.x), own(batch.y), own(batch.index), own(batch.occurrence))
         how["step_size"] = own(how["step_size"])
-        result: AttackResult = self._batch.whole(super().attack(plugin, share, own(radius), **how))
+        result: AttackResult = self._batch.whole(self._share.attack(plugin, share, own(radius), **how))
         return result
 
     def logits(self, plugin: str, x: Tensor) -> Tensor:
         if self._batch.count != len(x):
             return super().logits(plugin, x)
-        logits: Tensor = self._batch.whole(super().logits(plugin, self._batch.own(x)))
+        logits: Tensor = self._batch.whole(self._share.logits(plugin, self._batch.own(x)))
         return logits
 
 
@@ -57,6 +57,8 @@ class Trial:
     network: Network
     optimizer: torch.optim.Optimizer
     batch: Whole
+    parts: int
+    """Of a share of the batch."""
     tried: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """The weights one step ahead by name, by plugin that has looked."""
 
@@ -75,7 +77,7 @@ class Trial:
             name: at[id(p)] for name, p in self.network.params.items() if id(p) in at
         }
         try:
-            with answering(self.state, Shared(self.state, self.network, self.batch)):
+            with answering(self.state, Shared(self.state, self.network, self.batch, self.parts)):
                 yield
         finally:
             self.network.at = {}
@@ -92,7 +94,7 @@ class Trial:
         refuse_inference(plugin, f"run.module ({name})")
         images(plugin, f"run.module ({name})", x, self.state.dtype)
         refuse_no_function(plugin, f"the loss of run.module ({name})", loss)
-        net.learn(self.network, x, loss, rows, self.batch)
+        net.learn(self.network, x, loss, rows, self.batch, self.parts)
         self.network.ledger.auxiliary("update", name, plugin)
         self.network.ledger.backward("update", "auxiliary_backward")
 
@@ -126,7 +128,7 @@ def trying(
     own.phase, nets = "update", trained_nets(state)
     for net in nets:
         net.forget()
-    state.trial = trial = Trial(state, own, optimizer, batch)
+    state.trial = trial = Trial(state, own, optimizer, batch, network.ledger.parts)
     try:
         yield trial.tried
     finally:
