@@ -56,9 +56,10 @@ class Arm:
 
 
 class Outcome(NamedTuple):
-    """What one run withstands: by attack a text of 0 and 1, a character an image; alarms and notes."""
+    """What one run withstands: by attack a text of 0 and 1, a character an image; their places; alarms, notes."""
 
     verdicts: dict[str, str]
+    images: tuple[int, ...]
     suspect: bool
     notes: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
@@ -236,9 +237,8 @@ def measure(
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
     notes = (*result.of_net, f"accuracies are on {result.images}")
     own = (f"there is nothing to be robust: {result.hopeless}",) if result.hopeless else ()
-    return Outcome(
-        {name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), notes, own, result.averaged
-    )
+    withstood = {name: bits(one.robust) for name, one in verdicts.items()}
+    return Outcome(withstood, tuple(result.index), bool(result.alarms), notes, own, result.averaged)
 
 
 def refuse_failed(rows: Sequence[AblationRow]) -> None:
@@ -265,6 +265,7 @@ def _row(
         attack: {seed: outcome.verdicts[attack] for seed, outcome in runs.items()}
         for attack in next(iter(runs.values())).verdicts
     }
+    images = [outcome.images for outcome in runs.values()]
     paired = beside.keys() == runs.keys() and arm is not first
     return AblationRow(
         **head,
@@ -277,13 +278,12 @@ def _row(
         suspect=[seed for seed, outcome in runs.items() if outcome.suspect],
         averaged=[seed for seed, outcome in runs.items() if outcome.averaged],
         changed=changed(*(next(iter(one.resolved.values())) for one in (arm, first))) if first.resolved else {},
-        accuracy={name: SeedAccuracy(**accuracy(list(texts.values()))) for name, texts in by_attack.items()},
+        accuracy={name: SeedAccuracy(**accuracy(list(texts.values()), images)) for name, texts in by_attack.items()},
         difference={
-            name: SeedDifference(**difference([(texts[seed], beside[seed].verdicts[name]) for seed in texts]))
-            for name, texts in by_attack.items()
-            if paired
+            name: SeedDifference(**difference([(texts[seed], beside[seed].verdicts[name]) for seed in texts], images))
+            for name, texts in (by_attack.items() if paired else ())
         },
-        worst_case=SeedAccuracy(**accuracy([outcome.worst_case for outcome in runs.values()])),
+        worst_case=SeedAccuracy(**accuracy([outcome.worst_case for outcome in runs.values()], images)),
     )
 
 
