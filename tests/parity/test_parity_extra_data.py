@@ -217,17 +217,23 @@ def test_images_that_judge_the_run_are_counted_among_the_extra_ones(root: Path, 
     both = [other.images[:7], own.images[held_out[:2]], own.images[trained[:9]]]
     first, second = go(both, "both")
     assert first == tested and second.startswith(choosing)
-    assert go(both[1:], "on-test", **{"validation.split": "test"}) == []
+    assert [said.partition(";")[0] for said in go(both[1:], "on-test", **{"validation.split": "test"})] == [
+        f"2 of 5 held-out images {WHERE}: figures on them are optimistic"
+    ]
     heard = Heard()
     advkit.train(dataset=data, resume_from=tmp_path / "both" / "run", progress=heard)
     assert not any("environment.json" in sentence for sentence in heard.said)
+    begun = tmp_path / "on-test" / "run"
+    advkit.train("small-cnn", data, settings=SETTINGS | at | {"run.seed": 7}, init_from=begun, progress=heard)
+    unless = "if held-out or test images were among those, accuracies on them are optimistic"
+    assert f"{begun} was also trained on 311 images that plugins added; {unless}" in heard.said
 
 
 def test_of_very_many_extra_images_not_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     images = labelled().train.images
     for most, found in ((6 * SIDE * SIDE, 2), (6 * SIDE * SIDE - 1, 0)):
         monkeypatch.setattr(repeats, "MOST", most)
-        assert len(repeats.among_extra(images[:3], images, images[:2], torch.tensor([1]), "here")) == found
+        assert len(repeats.among_extra(images[:3], images, images[:2], torch.tensor([1]), "here", "test")) == found
 
 
 def test_extra_images_of_other_classes_are_named(root: Path, tmp_path: Path) -> None:

@@ -215,6 +215,16 @@ def test_an_exception_of_ones_own_is_no_such_file(acme: Any, monkeypatch: pytest
             "Unknown option model.wide. Did you mean width? Known: normalise, width, norm. {} suggests it, in "
             "defaults; mend that.",
         ),
+        (
+            {"attack.eps": 2.0},
+            "attack.eps is above 1, but images lie in [0, 1]; a budget of 8 gray levels is 8/255. {} suggests it, in "
+            "defaults; set attack.eps, or mend that.",
+        ),
+        (
+            {"model.name": "net.py:net", "model.depth": {1: 2}},
+            "model.depth = {{1: 2}} must be a number, a text, true or false, or a list. {} suggests it, in defaults; "
+            "set model.depth, or mend that.",
+        ),
         ([1], "{}: defaults must be settings and values, such as {{'attack.eps': 0.1}}, not [1]."),
     ],
 )

@@ -60,9 +60,13 @@ class AdvkitError(Exception):
 
 
 class OptionError(AdvkitError):
-    """A setting, plugin option or argument is unknown, malformed or out of range."""
+    """A setting, plugin option or argument is unknown, malformed or out of range; `key` is which, where one is."""
 
     exit_code = 2
+
+    def __init__(self, sentence: str = "", key: str = "", unknown: bool = False) -> None:
+        super().__init__(sentence)
+        self.key, self.unknown = key, unknown
 
 
 class NotTyped(OptionError):

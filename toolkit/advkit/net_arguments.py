@@ -18,10 +18,11 @@ def arguments(given: Mapping[str, object]) -> dict[str, object]:
     """
     found = {key: plain(value) for key, value in given.items()}
     for key, value in found.items():
+        said = f"model.{key} = {shown(value)}"
         if not _writable(value):
-            raise OptionError(f"model.{key} = {shown(value)} must be a number, a text, true or false, or a list.")
+            raise OptionError(f"{said} must be a number, a text, true or false, or a list.", f"model.{key}")
         if isinstance(value, str) and (instead := _instead(value)):
-            raise OptionError(f"model.{key} = {shown(value)} is a text to the net; {instead}.")
+            raise OptionError(f"{said} is a text to the net; {instead}.", f"model.{key}")
     return found
 
 

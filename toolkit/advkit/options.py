@@ -130,8 +130,7 @@ _STAGED = re.compile(r"\s*(\S.*?)\s+after\s+decay\s+([1-9]\d{0,3})\s*", re.ASCII
 
 def _decay(number: int, info: ValidationInfo) -> int:
     """The first epoch after the `number`-th decay of the learning rate."""
-    decays = (info.context or {}).get("decays")
-    if decays is None:
+    if (decays := (info.context or {}).get("decays")) is None:
         raise ValueError(
             "is relative to the decays of the learning rate, which are not known here; give epochs, such as "
             "[[0, 0.0], [10, 0.1]], or let a Step know them by its settings run.epochs and optimizer.milestones"
@@ -275,7 +274,7 @@ def validate(
         with blamed(f"in the validators of {model.__module__}.{model.__qualname__}"):
             options = model.model_validate(dict(values), context={"eps": eps, "decays": decays})
     except ValidationError as error:
-        raise OptionError(_sentence(model, where, error)) from None
+        raise _refusal(model, where, error) from None
     refuse_none(options, where)
     return options
 
@@ -283,18 +282,19 @@ def validate(
 def refuse_none(options: OptionModel, where: str) -> None:
     for key, field in type(options).model_fields.items():
         if holds_none(value := getattr(options, key)) and (value, field.default) != (None, None):
-            raise OptionError(f"{where}.{key} = {shown(value)} has None, which no run file holds; give another value.")
+            name = f"{where}.{key}"
+            raise OptionError(f"{name} = {shown(value)} has None, which no run file holds; give another value.", name)
 
 
-def _sentence(model: type[OptionModel], where: str, error: ValidationError) -> str:
+def _refusal(model: type[OptionModel], where: str, error: ValidationError) -> OptionError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    name = f"{where}.{key}" if key else where
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(model.model_fields) or "it has none"
-        return f"Unknown option {cut(name)}.{did_you_mean(key, model.model_fields)} Known: {known}."
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if not key:  # about options together: the message names them
-        return f"{where}.{message}."
+    name = f"{where}.{key or message.partition(' ')[0]}"
+    if first["type"] == "extra_forbidden":
+        near, known = did_you_mean(key, model.model_fields), ", ".join(model.model_fields) or "it has none"
+        return OptionError(f"Unknown option {cut(name)}.{near} Known: {known}.", name, unknown=True)
+    if not key:  # about options together: the message starts with the name of one
+        return OptionError(f"{where}.{message}.", name)
     verb = "" if message.startswith(("is ", "has ", "must ", "divides ")) else "must be "
-    return f"{name} = {shown(first['input'])} {verb}{message}."
+    return OptionError(f"{name} = {shown(first['input'])} {verb}{message}.", name)

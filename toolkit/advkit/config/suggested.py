@@ -40,12 +40,10 @@ def told(origins: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except OptionError as error:
-        unknown = str(error).startswith("Unknown option ")
-        key = str(error).removeprefix("Unknown option ").partition(" ")[0].rstrip(".")
-        origin = origins.get(key, "")
+        origin = origins.get(error.key, "")
         if not origin.startswith(tuple(ATTRIBUTES)):
             raise
-        advice = "mend that" if unknown else f"set {key}, or mend that"
+        advice = "mend that" if error.unknown else f"set {error.key}, or mend that"
         raise OptionError(f"{error} {_suggests(origin)}; {advice}.") from None
 
 

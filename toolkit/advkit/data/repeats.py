@@ -35,13 +35,20 @@ def repeats(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tens
     return "; ".join(said)
 
 
+def optimistic(split: str) -> str:
+    """What follows where held-out images were trained on, and those of `split` choose."""
+    if split == "test":
+        return "figures on them are optimistic"
+    return "validation is optimistic, and so is the choice of `best`"
+
+
 def among_extra(
-    extra: Tensor, train: Tensor, test: Tensor, held_out: Tensor, where: str, *, first: int = 0
+    extra: Tensor, train: Tensor, test: Tensor, held_out: Tensor, where: str, split: str, *, first: int = 0
 ) -> list[str]:
     """Sentences on images to test on, or held out, that are among `extra` from its place `first` on, which lie `where`.
 
-    Images are (N, C, H, W) uint8; `held_out` (n,) are places in `train`, and a test set that is `train` is none. None
-    where there are so many that not every image is read.
+    Images are (N, C, H, W) uint8; `held_out` (n,) are places in `train`, and a test set that is `train` is none. Those
+    of `split`, "validation" or "test", choose. None where there are so many that not every image is read.
     """
     alone = test is not train
     if (len(extra) - first + alone * len(test) + len(held_out)) * prod(extra.shape[1:]) > MOST:
@@ -54,8 +61,8 @@ def among_extra(
         )
     if len(held_out) and (count := sum(digest in known for digest in _digests(train[held_out]))):
         said.append(
-            f"{count} of {len(held_out)} held-out images are {where}: validation is optimistic, and so is the choice "
-            "of `best`; leave them out of the extra ones, or set validation.fraction=0"
+            f"{count} of {len(held_out)} held-out images are {where}: {optimistic(split)}; leave them out of the extra "
+            "ones, or set validation.fraction=0"
         )
     return said
 

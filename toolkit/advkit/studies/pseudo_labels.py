@@ -78,9 +78,8 @@ def pseudo_label(
         reseed(derive_seed(0, "core", "pseudo-labels"))
         labeller = Labeller(ask, seen.shape, seen.classes, seen.counted, record)
         manifest = convert(given, folder, tell=tell, labeller=labeller)
-    choose = net.own_images and net.resolved.validation.split == "validation"
-    held_out = net.parts[1] if net.parts and choose else torch.arange(0)
-    extra = mapped_images(folder).images
-    for sentence in among_extra(extra, seen.images, net.splits.test.images, held_out, f"in {folder}"):
+    held_out = net.parts[1] if net.parts and net.own_images else torch.arange(0)
+    extra, split = mapped_images(folder).images, net.resolved.validation.split
+    for sentence in among_extra(extra, seen.images, net.splits.test.images, held_out, f"in {folder}", split):
         tell(f"As extra images beside those of {run}: {sentence}.")
     return manifest

@@ -12,11 +12,15 @@ import torch
 
 from ..config.resolve import Resolved
 from ..data.base import Splits
+from ..data.repeats import optimistic
 from ..errors import AdvkitError
 from ..storage.run_folder import RunFolder
+from .added import added_in
 from .feed import parted
 from .notes import CHOSEN_ON_TEST, noted
 from .parts import judged_by
+
+AMONG = "if held-out or test images were among those, accuracies on them are optimistic"
 
 
 def inherited(path: Path, notes: Sequence[str], resolved: Resolved, splits: Splits) -> list[str]:
@@ -25,14 +29,13 @@ def inherited(path: Path, notes: Sequence[str], resolved: Resolved, splits: Spli
     They are what the weights' own results say, and which held-out or test images the weights have seen.
     """
     if os.path.isfile(path):
-        seen = (
-            f"The images that {path} was trained on are not known here; if held-out or test images were among those, "
-            "accuracies on them are optimistic"
-        )
+        seen = [f"The images that {path} was trained on are not known here; {AMONG}"]
     else:
         folder = RunFolder.open(path)
-        notes, seen = handed_on(folder), _seen(folder, resolved, splits)
-    return [*(f"of {path}, whose weights are the start: {note}" for note in notes), *filter(None, [seen])]
+        notes, seen = handed_on(folder), [_seen(folder, resolved, splits)]
+        if count := added_in(folder):  # of runs before it, its own notes say so
+            seen.append(f"{path} was also trained on {count:,} images that plugins added; {AMONG}")
+    return [*(f"of {path}, whose weights are the start: {note}" for note in notes), *filter(None, seen)]
 
 
 def handed_on(folder: RunFolder) -> list[str]:
@@ -46,10 +49,7 @@ def _seen(folder: RunFolder, resolved: Resolved, splits: Splits) -> str:
     """On images of `splits` that the weights were trained on, by this run or by those whose weights it began with."""
     path, others = folder.path, splits.train.fingerprint()
     if folder.load("last")[1].get("data") != others:
-        return (
-            f"The images of {splits.train.name} are not those that {path} was trained on; if held-out or test images "
-            "were among those, accuracies on them are optimistic"
-        )
+        return f"The images of {splits.train.name} are not those that {path} was trained on; {AMONG}"
     held_out, known, by_itself = parted(resolved, len(splits.train))[1], torch.zeros(len(splits.train)), 0
     before: Resolved | None = None
     for run in _lineage(folder):
@@ -67,9 +67,9 @@ def _seen(folder: RunFolder, resolved: Resolved, splits: Splits) -> str:
         return ""
     then = f" with run.seed {before.run.seed} and validation.fraction {before.validation.fraction}"
     who = f"{path} was trained{then}" if count == by_itself else f"{path} and the runs that it began with were trained"
-    so = "validation is optimistic, and so is the choice of `best`; set both as they were"
-    if resolved.validation.split == "test":
-        so = "figures on them are optimistic"
+    so = optimistic(resolved.validation.split)
+    if resolved.validation.split == "validation":
+        so += "; set both as they were"
     return (
         f"{who} on {count} of the {len(held_out)} images that are held out with {resolved.run.seed} and "
         f"{resolved.validation.fraction}: {so}"

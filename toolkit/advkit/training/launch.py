@@ -24,7 +24,7 @@ from ..stopping import Signals
 from ..storage import checkpoint, files, naming, schema
 from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
-from .added import seen_in_training
+from .added import added, seen_in_training
 from .beginning import begin_from
 from .code_told import changes, code_of
 from .given import first_logits
@@ -72,12 +72,12 @@ def start(
         if "model.name" in resolved.files:
             _refuse_other_images(trainer)
         beside = trainer.panel.state.building
-        for note in (added := [*seen_in_training(trainer), *(beside.notes if beside else [])]):
+        for note in (beyond := [*seen_in_training(trainer), *(beside.notes if beside else [])]):
             seen.warn(note)
         folder = trainer.folder = None if out is None or ranks.rank else RunFolder.create(out)
     with folder.lock if folder else nullcontext():
         if folder:
-            begun = {"init_from": init_from and str(init_from), "notes": [*notes, *added]}
+            begun = {"init_from": init_from and str(init_from), "notes": [*notes, *beyond], "added": added(trainer)}
             folder.describe(resolved, code_of(resolved, model), begun)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run() if out is None else _run(trainer)
