@@ -8,6 +8,7 @@ from functools import partial
 from math import gamma, pi, sqrt
 from pathlib import Path
 from random import Random
+from statistics import fmean, pvariance
 from typing import Any
 
 import pytest
@@ -339,7 +340,7 @@ def test_the_interval_over_images_is_bonett_and_prices(b: int, c: int, same: int
     n = b + c + same
     one, two = (b + 1) / (n + 2), (c + 1) / (n + 2)
     half = 1.959963984540054 * sqrt((one + two - (one - two) ** 2) / (n + 2))
-    found = statistics.difference([("1" * b + "0" * c + "1" * same, "0" * b + "1" * c + "1" * same)])
+    found = statistics.difference([("1" * b + "0" * c + "1" * same, "0" * b + "1" * c + "1" * same)], [range(n)])
     assert found["mean"] == pytest.approx((b - c) / n) and found["seed_interval"] is None
     assert found["image_interval"] == pytest.approx([max(-1, one - two - half), min(1, one - two + half)])
 
@@ -356,10 +357,54 @@ def test_the_interval_over_images_covers() -> None:
 
 
 def test_accuracy_counts_images_once() -> None:
-    found = statistics.accuracy(["1100", "1110"])
+    found = statistics.accuracy(["1100", "1110"], [range(4)] * 2)
     assert (found["mean"], found["seeds"]) == (0.625, [0.5, 0.75])
     low, high = found["interval"]
     assert low < 0.3 and high > 0.85, "four images, not eight"
+
+
+def test_answers_of_seeds_are_worth_so_many_images() -> None:
+    assert statistics.effective([range(7)] * 3) == 7 and statistics.effective([range(7), range(7, 14)]) == 14
+    assert statistics.effective([[3, 1], [1, 2]]) == 16 / 6
+    assert statistics.accuracy(["1100", "1110"], [range(4), range(4, 8)])["interval"] == statistics.wilson(5, 8)
+
+
+ANSWERS = st.lists(st.tuples(*[st.sampled_from("01")] * 6), min_size=1, max_size=30)
+"""Of three seeds' nets of two arms, an image a tuple."""
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=ANSWERS, turns=st.randoms(use_true_random=False))
+def test_where_seeds_share_their_images_they_are_paired_by_place(rows: list[tuple[str, ...]], turns: Random) -> None:
+    """Bonett and Price of each image's mean difference over seeds; in whatever order a seed has the images."""
+    texts = ["".join(column) for column in zip(*rows, strict=True)]
+    pairs, n = list(zip(texts[::2], texts[1::2], strict=True)), len(rows)
+    found = statistics.difference(pairs, [range(n)] * 3)
+    values = [*(sum(int(a) - int(b) for a, b in zip(row[::2], row[1::2], strict=True)) / 3 for row in rows), 1.0, -1.0]
+    half = statistics.Z * sqrt(pvariance(values) / (n + 2))
+    ends = [max(-1.0, fmean(values) - half), min(1.0, fmean(values) + half)]
+    assert found["image_interval"] == pytest.approx(ends, rel=0, abs=1e-15)
+    orders = [turns.sample(range(n), n) for _ in pairs]
+    turned = [
+        ("".join(one[i] for i in order), "".join(other[i] for i in order))
+        for (one, other), order in zip(pairs, orders, strict=True)
+    ]
+    assert statistics.difference(turned, orders)["image_interval"] == found["image_interval"]
+
+
+def test_intervals_over_images_cover_where_seeds_hold_out_some_of_the_same() -> None:
+    """Half of 120 images at each of eight seeds, on which all nets of an arm answer alike: 0.04 and 0.7 lie inside."""
+    draws, inside, shares = Random(0), 0, 0
+    for _ in range(200):
+        gaps = draws.choices((0, 1, -1), (80, 12, 8), k=120)
+        easy = draws.choices("01", (30, 70), k=120)
+        images = [draws.sample(range(120), 60) for _ in range(8)]
+        pairs = [("".join("01"[gaps[i] >= 0] for i in one), "".join("01"[gaps[i] <= 0] for i in one)) for one in images]
+        low, high = statistics.difference(pairs, images)["image_interval"]
+        inside += low <= 0.04 <= high
+        low, high = statistics.accuracy(["".join(easy[i] for i in one) for one in images], images)["interval"]
+        shares += low <= 0.7 <= high
+    assert 0.92 <= inside / 200 <= 0.98 and 0.92 <= shares / 200 <= 0.98, (inside, shares)
 
 
 def test_the_table_says_what_is_suspect_declined_and_changed() -> None:

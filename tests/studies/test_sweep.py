@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from math import log10
@@ -20,6 +21,7 @@ from advkit.config.layer import Layer
 from advkit.config.request import Request
 from advkit.config.resolve import resolve
 from advkit.errors import NonFinite
+from advkit.evaluation.statistics import accuracy, image_interval, wilson
 from advkit.studies import arms
 from advkit.studies.arms import Arm, Outcome, changed
 from advkit.studies.paired_records import AblationRow
@@ -62,7 +64,9 @@ def test_a_sweep_is_kept_and_its_tasks_are_its_runs(
     evaluations = [json.loads(path.read_text()) for path in Path("s").rglob("evaluation.json")]
     assert {(one["split"], one["n"]) for one in evaluations} == {("validation", 18)} and len(evaluations) == 2
     assert advkit(capsys, *line, "--task", "3") == (2, "", "Error: There is no task 3: a sweep has the runs 1 to 2.\n")
-    # the same from Python, of the runs that are there
+    # the same from Python, of the runs that are there; images are told apart by their places in the training split
+    asked: list[list[tuple[int, ...]]] = []
+    monkeypatch.setattr(arms, "accuracy", lambda bits, images: asked.append(images) or accuracy(bits, images))
     settings = {
         "data.limit": 60,
         "model.width": 2,
@@ -81,6 +85,9 @@ def test_a_sweep_is_kept_and_its_tasks_are_its_runs(
         epochs=1,
     )
     assert [row.as_dict() for row in again] == rows
+    with next(Path("s").rglob("verdicts.csv")).open() as stream:
+        held_out = tuple(int(row["index"]) for row in csv.DictReader(stream))
+    assert len(set(held_out)) == 18 and max(held_out) > 60 and asked == [[held_out]] * 6
     code, _, err = advkit(capsys, "ablate", "--plugins", "cat-eps", *TINY, "--seeds", "1", "--out", "s")
     assert code == 2 and "is there and is no table of an ablation; name another --out." in err
 
@@ -274,11 +281,24 @@ def test_what_this_machine_can_not_train_is_refused_first(
 
 
 def test_values_may_be_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arms, "measure", lambda *_: Outcome({"pgd": "10"}, False))
+    monkeypatch.setattr(arms, "measure", lambda *_: Outcome({"pgd": "10"}, (0, 1), False))
     grid = {"trades.beta": np.linspace(1, 6, 2), "attack.steps": torch.tensor([1, 2]), "run.accumulate": [np.int64(1)]}
     rows = package.sweep("trades", grid=grid, out=tmp_path, seeds=1, settings={"data.limit": 60})
     names = [f"trades.beta={beta} attack.steps={steps} run.accumulate=1" for beta in (1.0, 6.0) for steps in (1, 2)]
     assert [row.arm for row in rows] == names
+
+
+def test_an_image_that_two_seeds_hold_out_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(resolved: Any, *_: Any) -> Outcome:
+        here = (2, 3, 4) if resolved.run.seed else (1, 2, 3)
+        better = resolved.values()["trades.beta"] == 6
+        return Outcome({"clean": "111", "pgd": "".join("01"[better and i in (2, 4)] for i in here)}, here, False)
+
+    monkeypatch.setattr(arms, "measure", measure)
+    _, row = package.sweep("trades", grid={"trades.beta": [1, 6]}, out=tmp_path, seeds=2, settings={"data.limit": 60})
+    gap = row.difference["pgd"]
+    assert row.worst_case == row.accuracy["pgd"] and list(row.accuracy["pgd"].interval) == wilson(0.5 * 3.6, 3.6)
+    assert (gap.mean, list(gap.image_interval)) == (0.5, image_interval([0, 2, 0, 1], [1, 2, 2, 1]))
 
 
 @pytest.mark.parametrize("values", [6, np.float64(6), np.array(6), torch.tensor(6), "6", [], np.array([]), {6: 6}])
@@ -295,7 +315,7 @@ def test_from_python_no_value_is_dropped_for_those_of_the_grid(given: dict[str, 
 
 
 def test_the_best_is_the_one_whose_images_withstand_every_attack() -> None:
-    assert Outcome({"clean": "1101", "pgd": "0111"}, False).worst_case == "0101"
+    assert Outcome({"clean": "1101", "pgd": "0111"}, (0, 1, 2, 3), False).worst_case == "0101"
 
     def row(arm: str, worst: float, suspect: list[int]) -> AblationRow:
         def share(mean: float) -> dict[str, Any]:
@@ -328,7 +348,7 @@ def imagined(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         if lam > 0.5:
             raise NonFinite("The loss is NaN.")
         count = round(100 - 30 * abs(log10(lam / 0.002)))
-        return Outcome({"pgd": "1" * count + "0" * (100 - count)}, False)
+        return Outcome({"pgd": "1" * count + "0" * (100 - count)}, tuple(range(100)), False)
 
     monkeypatch.setattr(arms, "measure", measure)
     return tried

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..arguments import fits
 from ..config import runfile
+from ..config.layer import flat
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..errors import TYPED, CheckpointError, NonFinite, OptionError, Stopped, named, shown
@@ -55,9 +56,10 @@ class Arm:
 
 
 class Outcome(NamedTuple):
-    """What one run withstands: by attack a text of 0 and 1, a character an image; alarms and notes."""
+    """What one run withstands: by attack a text of 0 and 1, a character an image; their places; alarms, notes."""
 
     verdicts: dict[str, str]
+    images: tuple[int, ...]
     suspect: bool
     notes: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
@@ -235,9 +237,8 @@ def measure(
     result, verdicts = evaluate_subject(of_run(path, splits=splits, files=resolved.files), request, watch=go_on)
     notes = (*result.of_net, f"accuracies are on {result.images}")
     own = (f"there is nothing to be robust: {result.hopeless}",) if result.hopeless else ()
-    return Outcome(
-        {name: bits(one.robust) for name, one in verdicts.items()}, bool(result.alarms), notes, own, result.averaged
-    )
+    withstood = {name: bits(one.robust) for name, one in verdicts.items()}
+    return Outcome(withstood, tuple(result.index), bool(result.alarms), notes, own, result.averaged)
 
 
 def refuse_failed(rows: Sequence[AblationRow]) -> None:
@@ -264,6 +265,7 @@ def _row(
         attack: {seed: outcome.verdicts[attack] for seed, outcome in runs.items()}
         for attack in next(iter(runs.values())).verdicts
     }
+    images = [outcome.images for outcome in runs.values()]
     paired = beside.keys() == runs.keys() and arm is not first
     return AblationRow(
         **head,
@@ -276,25 +278,19 @@ def _row(
         suspect=[seed for seed, outcome in runs.items() if outcome.suspect],
         averaged=[seed for seed, outcome in runs.items() if outcome.averaged],
         changed=changed(*(next(iter(one.resolved.values())) for one in (arm, first))) if first.resolved else {},
-        accuracy={name: SeedAccuracy(**accuracy(list(texts.values()))) for name, texts in by_attack.items()},
+        accuracy={name: SeedAccuracy(**accuracy(list(texts.values()), images)) for name, texts in by_attack.items()},
         difference={
-            name: SeedDifference(**difference([(texts[seed], beside[seed].verdicts[name]) for seed in texts]))
-            for name, texts in by_attack.items()
-            if paired
+            name: SeedDifference(**difference([(texts[seed], beside[seed].verdicts[name]) for seed in texts], images))
+            for name, texts in (by_attack.items() if paired else ())
         },
-        worst_case=SeedAccuracy(**accuracy([outcome.worst_case for outcome in runs.values()])),
+        worst_case=SeedAccuracy(**accuracy([outcome.worst_case for outcome in runs.values()], images)),
     )
 
 
 def changed(here: Resolved, first: Resolved) -> dict[str, tuple[object, object]]:
     """Settings in which an arm differs from the first, as by plugins' preferences: {"attack.init": (first, here)}."""
     before, after = (
-        {
-            f"{section}.{key}": value
-            for section, settings in one.sections.items()
-            for key, value in settings.model_dump().items()
-        }
-        for one in (first, here)
+        flat({section: settings.model_dump() for section, settings in one.sections.items()}) for one in (first, here)
     )
     every = (before | after).keys()  # sections may differ: those of two optimizers do
     return {key: (before.get(key), after.get(key)) for key in every if before.get(key) != after.get(key)}

@@ -13,12 +13,14 @@ FULL = "full"
 
 LEGEND = (
     "Means over seeds, with 95 % intervals. An accuracy's is Wilson's, over images. A difference is paired; its "
-    "intervals are over seeds (Student's t; of two seeds they say next to nothing) and over images (Bonett and Price)."
+    "intervals are over seeds (Student's t, given these images; of two seeds they say next to nothing) and over images "
+    "(Bonett and Price)."
 )
 SUSPECT = "Suspect: the short audit of the evaluation raises an alarm; the run's report says which."
 CHOSEN = (
-    "All on the images that each run held out, other ones for other seeds. Best: in the worst case, the images that "
-    "withstand every attack. It was chosen on them: judge it anew on the test images."
+    "All on the images that each run held out, other ones for other seeds; one that several seeds held out counts as "
+    "one image in intervals over images. Best: in the worst case, the images that withstand every attack. It was "
+    "chosen on them: judge it anew on the test images."
 )
 
 
