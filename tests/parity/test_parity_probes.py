@@ -361,6 +361,20 @@ def test_what_a_probe_can_not_be_of(net: nn.Module, data, sentence: str) -> None
     assert str(refused.value) == f"Plugin prober{BROKEN}: {sentence}. {PAGE}"
 
 
+def test_on_a_cpu_a_probe_is_looked_at_in_every_step(net: nn.Module, data) -> None:
+    class Late(Prober):
+        @hookimpl
+        def perturbation_budget(self, batch, run: Run):
+            odd = {"y": batch.y + CLASSES} if run.epoch else {}
+            run.logits(run.probe(replace(batch, **odd), 0.1, steps=2).x_adv)
+            return Budget(attack=torch.full_like(batch.x[:, 0, 0, 0], 0.1), label=batch.x.new_full((8,), 0.1))
+
+    subject = Subject(net, [Late(PluginOptions())], attack=ATTACK, samples=data.samples, lr=0.1)
+    subject.visit(*data.of_step, 0)
+    with pytest.raises(HookContract, match=rf"run\.probe: labels leave 0\.\.{CLASSES - 1} \(dataset index 17\)"):
+        subject.visit(*data.of_step, 1)
+
+
 class Spoilt(nn.Module):
     """Its gradient at the images is NaN in its first two backwards."""
 

@@ -125,6 +125,13 @@ def test_a_step_that_no_attack_takes_is_refused(attacks: Any, refused: bool) -> 
         EvaluationRequest.of(attacks, step="eps/2")
 
 
+def test_a_name_that_no_file_can_hold_is_refused_before_anything_is_attacked() -> None:
+    """As the name of transfer:RUN is, where RUN is no UTF-8."""
+    said = r"^The attack 'mine\\udcff' has a name that is no UTF-8, so no verdicts\.csv can hold it; rename the attack"
+    with pytest.raises(OptionError, match=said):
+        EvaluationRequest.of(["clean", Pgd("mine\udcff", 3)])
+
+
 def test_attacks_may_be_an_iterator() -> None:
     def some() -> Iterator[str]:
         yield from ("clean", "pgd-2")

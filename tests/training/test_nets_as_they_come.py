@@ -415,6 +415,15 @@ def test_an_attack_leaves_its_start_where_it_is() -> None:
     assert 0.1 < float((found.x_adv - X).flatten(1).norm(dim=1).max()) < 0.2001
 
 
+@pytest.mark.parametrize(("broken", "finite"), [(0, False), (2, False), (3, True)])
+def test_a_move_that_is_nan_is_told_in_the_last_step_too(broken: int, finite: bool) -> None:
+    def transform(*, move: torch.Tensor, step: int, **_: Any) -> torch.Tensor:
+        return move * torch.nan if step == broken else move
+
+    found = advkit.pgd(Net(), LinfBall(X, 0.2), X, advkit.margin(Y), steps=3, step_size=0.1, transform=transform)
+    assert bool(found.finite) == finite == bool(found.x_adv.isfinite().all())
+
+
 class Enough(Exception):
     """Of somebody's own."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,8 +37,9 @@ def pgd(
 
     `model` maps images in [0, 1] to logits (B, K) with frozen parameters. `step_size`, (B,) or a number for all, is in
     the unit of the radius; both are finite and not negative. `limit` (B,) int64 stops samples after that many moves, an
-    `observe`r earlier; a `transform` changes moves. Raises OptionError for arguments that are none of that or return
-    something else, and for a model that fails, returns no logits or has no gradient at its images.
+    `observe`r earlier; a `transform` changes moves. `finite` is of x_adv, too. Raises OptionError for arguments that
+    are none of that or return something else, and for a model that fails, returns no logits or has no gradient at its
+    images.
     """
     refuse_place()
     steps, size = a_whole_number("steps", steps, 0, 2**31 - 1), per_image("step_size", step_size, ball.x)
@@ -58,7 +60,7 @@ def pgd(
         return loss
 
     with explained(), set_aside(model.parameters() if isinstance(model, nn.Module) else ()):
-        return ascent.pgd(
+        result = ascent.pgd(
             net,
             ball,
             begin,
@@ -70,6 +72,8 @@ def pgd(
             transform=_transform(transform, ball.x),
             keep_start=keep_start,
         )
+    assert result.finite is not None
+    return replace(result, finite=result.finite & result.x_adv.isfinite().all())  # no gradient follows the last move
 
 
 def _refuse_values(ball: Ball, begin: Tensor, size: Tensor, limit: Tensor | None) -> None:

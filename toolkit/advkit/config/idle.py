@@ -31,14 +31,7 @@ OF_SEVERAL = ("run.batchnorm", "run.timeout")
 
 def unused(layers: Sequence[Layer], composition: Composition, sections: Mapping[str, OptionModel]) -> list[str]:
     """A caution for each setting and option that was typed in vain, in the order of the alphabet; and for schedules."""
-    typed = {key for layer in layers if layer.origin in TYPED for key in layer.settings}
-    typed |= {
-        f"{plugin}.{key}"
-        for layer in layers
-        if layer.origin in TYPED
-        for plugin, own in layer.options.items()
-        for key in own
-    }
+    typed = {key for layer in layers if layer.origin in TYPED for key in layer.values}
     why = {key: f"under {owner}" for key, owner in replaced(composition).items()}
     for plugin in composition.plugins:
         why |= {f"{plugin.name}.{key}": f"under {plugin.name}.{it}" for key, it in idle(plugin.options).items()}

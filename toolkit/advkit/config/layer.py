@@ -38,9 +38,19 @@ class Layer:
         return tuple(sorted(plugin if isinstance(plugin, str) else plugin.name for plugin in self.plugins or ()))
 
     @property
+    def values(self) -> dict[str, object]:
+        """Its settings and options, as `Resolved.values` has those of a run."""
+        return {**self.settings, **flat(self.options)}
+
+    @property
     def empty(self) -> bool:
         """Whether nothing is written in it."""
         return self.plugins is None and not (self.settings or self.options or self.no_companion)
+
+
+def flat(options: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """{"cat-eps.eta": 0.02} of {"cat-eps": {"eta": 0.02}}."""
+    return {f"{name}.{key}": value for name, own in options.items() for key, value in own.items()}
 
 
 def chosen(plugins: str | Iterable[PluginChoice] | None) -> tuple[PluginChoice, ...] | None:

@@ -26,18 +26,18 @@ def outgrown(
     """
     said = []
     for place, layer in enumerate(layers):
+        own, above = layer.values, {key for one in layers[place + 1 :] for key in one.values}
         then = {key: layer.settings[key] for key in SCALES if key in layer.settings}
-        own = {**layer.settings, **{f"{name}.{key}": v for name, o in layer.options.items() for key, v in o.items()}}
-        above = {key for one in layers[place + 1 :] for key in one.settings}
-        above |= {f"{name}.{key}" for one in layers[place + 1 :] for name, o in one.options.items() for key in o}
         if layer.origin in TYPED or not then.keys() & above:
             continue
         named = {key: values[key] for key in NAMES if values[key]}
         try:
-            before, now = defaults({**named, **then}), defaults({**named, **{key: values[key] for key in SCALES}})
+            before = defaults({**named, **then})
+            if not (changed := [key for key in then if before[key] != values[key]]):
+                continue
+            now = defaults({**named, **{key: values[key] for key in SCALES}})
         except AdvkitError:
             continue  # where only what else is given makes a run of it
-        changed = [key for key in then if before[key] != values[key]]
         longer = {*changed} - {"attack.eps"}
         kept = [
             key
@@ -45,7 +45,7 @@ def outgrown(
             if key in values and key not in {*above, *SCALES} and values[key] != now.get(key)
             if values[key] == before.get(key) or (longer and key not in layer.settings and _by_epoch(own[key]))
         ]
-        if changed and kept:
+        if kept:
             scales = " and ".join(f"{key} = {_said(values[key])} is {_said(before[key])}" for key in changed)
             stay = ", ".join(f"{key} = {_said(values[key])}" for key in kept)
             said.append(f"{scales} in {layer.origin}, whose values for that stay: {stay}; set them too")

@@ -32,7 +32,7 @@ from ..settings import (
 )
 from . import runfile
 from .idle import unused
-from .layer import Layer, PluginChoice, chosen, files_of
+from .layer import Layer, PluginChoice, chosen, files_of, flat
 from .outgrown import outgrown
 from .request import MODEL, PASSED, Request, options_of, refuse_options_of_strangers, registered, settings_of
 from .suggested import told
@@ -116,17 +116,12 @@ class Resolved:
 
     def values(self) -> dict[str, object]:
         """Every setting and option in force: {"attack.eps": 0.15, "model.width": 32, "cat-eps.eta": 0.0239}."""
-        flat: dict[str, object] = {
-            f"{section}.{key}": value
-            for section, options in self.sections.items()
-            for key, value in options.model_dump().items()
+        order = {hook: list(names) for hook, names in self.composition.setting.order.items()}
+        return {
+            **flat({section: options.model_dump() for section, options in self.sections.items()}),
+            **flat({"model": {"name": self.model_name, **self.model_options}, "order": order}),
+            **flat({plugin.name: plugin.options.model_dump() for plugin in self.composition.plugins}),
         }
-        flat["model.name"] = self.model_name
-        flat |= {f"model.{key}": value for key, value in self.model_options.items()}
-        flat |= {f"order.{hook}": list(names) for hook, names in self.composition.setting.order.items()}
-        for plugin in self.composition.plugins:
-            flat |= {f"{plugin.name}.{key}": value for key, value in plugin.options.model_dump().items()}
-        return flat
 
 
 def resolve(

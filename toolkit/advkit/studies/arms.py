@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..arguments import fits
 from ..config import runfile
+from ..config.layer import flat
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..errors import TYPED, CheckpointError, NonFinite, OptionError, Stopped, named, shown
@@ -289,12 +290,7 @@ def _row(
 def changed(here: Resolved, first: Resolved) -> dict[str, tuple[object, object]]:
     """Settings in which an arm differs from the first, as by plugins' preferences: {"attack.init": (first, here)}."""
     before, after = (
-        {
-            f"{section}.{key}": value
-            for section, settings in one.sections.items()
-            for key, value in settings.model_dump().items()
-        }
-        for one in (first, here)
+        flat({section: settings.model_dump() for section, settings in one.sections.items()}) for one in (first, here)
     )
     every = (before | after).keys()  # sections may differ: those of two optimizers do
     return {key: (before.get(key), after.get(key)) for key in every if before.get(key) != after.get(key)}

@@ -77,8 +77,7 @@ def evaluate(
             has its own.
         norm: "linf" or "l2", for a module; "linf" if it is left out.
         seed: of random starts and searches.
-        batch_size: images computed at once, 0: as many as an attack shows; 100, or as many as a
-            run computed at once in training if that is less.
+        batch_size: images computed at once, 0: as many as an attack shows; 100, or fewer if a run trained on fewer.
         n: how many images; 0 is all. Of a run 1000 unless said, of a module all.
         split, checkpoint, data_root: of a run: "test" or "train"; "best" or "last"; where its data lies now.
         step: of PGD, a share of eps.

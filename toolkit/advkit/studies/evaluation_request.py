@@ -66,6 +66,12 @@ class EvaluationRequest:
         if split not in ("test", "train"):
             raise OptionError(f"split = {split!r} must be test or train.")
         chosen = _attacks(attacks, share, data_root)
+        for attack in chosen:
+            if attack.name.encode(errors="ignore").decode() != attack.name:
+                raise OptionError(
+                    f"The attack {attack.name!r} has a name that is no UTF-8, so no verdicts.csv can hold it; rename "
+                    "the attack, or the folder in its name."
+                )
         again = isinstance(attacks, str | list | tuple) and share != CAT_PACE
         if again and chosen == _attacks(attacks, CAT_PACE, data_root):
             raise OptionError(

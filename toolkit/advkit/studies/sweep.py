@@ -61,7 +61,7 @@ def _arm(request: Request, cell: Mapping[str, object], seeds: Sequence[int]) -> 
 
 def _refuse_grid(request: Request, grid: Grid) -> None:
     top = request.top
-    given = {**top.settings, **{f"{name}.{key}": v for name, own in top.options.items() for key, v in own.items()}}
+    given = top.values
     for key, values in grid.items():
         if key in given:
             raise OptionError(f"{key} is given twice, {shown(given[key])} and as values to sweep; give it once.")

@@ -71,7 +71,7 @@ class Probes:
         settings = self.state.attack
         count = settings.steps if steps is None else a_whole_number(f"Plugin {plugin}: steps", steps, 0, 9999)
         begin: Any = settings.init if init is None else init
-        rows = Rows(batch, self.between or self.network.careful)
+        rows = Rows(batch, self.between or self.network.careful or batch.x.is_cpu)  # elsewhere a check waits
         rows.box(plugin, "run.probe")
         rows.labels(plugin, "run.probe", self.state.num_classes)
         length = rows.asked(plugin, "run.probe", "radius", radius)

@@ -96,10 +96,7 @@ class Source:
     @cached_property
     def values(self) -> dict[str, object]:
         """Every setting and option, {"attack.eps": 0.15, "cat-eps.eta": 0.0239}."""
-        if self.resolved is not None:
-            return self.resolved.values()
-        own = self.file.options
-        return {**self.file.settings, **{f"{name}.{key}": v for name, each in own.items() for key, v in each.items()}}
+        return self.resolved.values() if self.resolved else self.file.values
 
     @property
     def standard(self) -> bool:
