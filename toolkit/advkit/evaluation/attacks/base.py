@@ -21,7 +21,7 @@ from ...judging import GradientWatch, checked_logits, untouched
 from ...modules import hook_before, placement
 from ...registry import by_advkit
 from ...rng import Draws, derive_key
-from ..edges import IMAGES, stuck_at_edges
+from ..edges import stuck_at_edges
 from ..soundness import UNMOVED, classified_as
 from .lent import FEW, lent
 
@@ -166,8 +166,7 @@ class Victim:
 
     def look_at_edges(self, x: Tensor, y: Tensor) -> str:
         """What `stuck_at_edges` says of these images, no passes of an attack; "" of a net without gradient."""
-        few = min(IMAGES, self.batch_size or IMAGES)
-        return stuck_at_edges(self.model, self._logits, x[:few], y[:few]).rstrip(".")
+        return stuck_at_edges(self.model, self._logits, x[: self.batch_size], y[: self.batch_size]).rstrip(".")
 
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) bool: which images are classified as y (B,); none whose logits are NaN or Inf, but -Inf for others."""

@@ -18,7 +18,7 @@ from ...data.base import Dataset
 from ...data.transforms import to_float
 from ...errors import Caution, NonFinite, OptionError, cut, shown
 from ...evaluation.attacks.gradient import climb
-from ...evaluation.edges import IMAGES, stuck_at_edges
+from ...evaluation.edges import stuck_at_edges
 from ...evaluation.soundness import doubt
 from ...evaluation.verdicts import refuse_gray_levels
 from ...explained import calling, explained
@@ -168,9 +168,11 @@ def tell_doubt(
     x, _ = next(batches(model, dataset, among, batch_size))
     if sentence := doubt(model, x, "figures"):
         tell(sentence)
-    x, y = next(batches(model, dataset, index[:IMAGES], batch_size))
+    if not follows:
+        return
+    x, y = next(batches(model, dataset, index, batch_size))
     with still(model) as forward:
-        sentence = stuck_at_edges(model, forward, x, y) if follows else ""
+        sentence = stuck_at_edges(model, forward, x, y)
     if sentence:
         tell(sentence.rstrip("."))
 
