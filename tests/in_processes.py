@@ -291,6 +291,35 @@ def audited(weights: Path) -> Mapping[str, Any]:
     return {"record": record, "code": code, "said": said.getvalue()}
 
 
+class Counting(nn.Sequential):
+    """Knows how many images it was called on."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(32, 3))
+        nn.init.constant_(self[1].weight, 0.1)
+        self.sizes: set[int] = set()
+
+    def forward(self, x: Tensor) -> Any:
+        self.sizes.add(len(x))
+        return super().forward(x)
+
+
+def counted(out: Path) -> Mapping[str, Any]:
+    """The most images at once of a run with a validation, and of an evaluation that its processes share."""
+    net, settings = Counting(), {"attack.steps": 1, "validation.steps": 1, "validation.fraction": 49 / 97}
+    given = {"epochs": 1, "batch_size": 16, "settings": settings | {"run.accumulate": 2}, "out": out}
+    advkit.train(net, TOY, **given)
+    here().heard("written")
+    return {"trained": max(net.sizes), "judged": most_judged(out, together=True)}
+
+
+def most_judged(run: Path, **given: Any) -> int:
+    """The most images at once in an evaluation of one chunk, which the first process has."""
+    net = Counting()
+    advkit.evaluate(run, TOY, "clean,pgd-1", model=net, n=40, audit=False, **given)
+    return max(net.sizes, default=0)
+
+
 class Recomputed(nn.Module):
     """BatchNorm under activation checkpointing."""
 
@@ -435,6 +464,7 @@ def jobs_of(out: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
         "end": lambda: elastic(resume_from=out.parent / "elastic"),
         "module": module,
         "apart from each other": apart_from_each_other,
+        "counted": lambda: counted(out.parent / f"counted-{here().size}"),
         "audited": lambda: audited(out.parent / "net.pt"),
         "judged": lambda: judged(
             *WEIGHTS.split(), str(out.parent / "net.pt"), out=out.parent / f"judged-{here().size}"

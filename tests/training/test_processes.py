@@ -16,6 +16,7 @@ from advkit.config.resolve import resolve
 from advkit.settings import RunSettings
 from advkit.storage.run_folder import RunFolder
 from advkit.training import meeting
+from advkit.training.accumulate import cut
 from advkit.training.meeting import join
 from advkit.training.parts import build_model, data_of
 from advkit.training.ranks import ALONE
@@ -66,6 +67,7 @@ def two(out: Path) -> list[dict[str, Outcome]]:
         "begin",
         "module",
         "audited",
+        "counted",
         "apart from each other",
         *REFUSED,
         "judged",
@@ -169,6 +171,24 @@ def test_several_judge_as_one_does(alone: dict[str, Outcome], two: list[dict[str
     assert one["code"] == 0 and one["kept"] == 6
     assert [process["module"] for process in two] == [alone["module"]] * 2
     assert {line[-4:] for line in one["verdicts"].splitlines()[1:]} == {",0,0", ",1,0", ",1,1"}
+
+
+def test_a_process_judges_no_more_at_once_than_it_trains_on(
+    out: Path, alone: dict[str, Outcome], two: list[dict[str, Outcome]]
+) -> None:
+    """A part of its share; also where one process judges what two have trained."""
+    assert alone["counted"] == {"trained": 8, "judged": 8}
+    assert [process["counted"] for process in two] == [{"trained": 4, "judged": most} for most in (4, 0)]
+    assert in_processes.most_judged(out / "counted-2", fresh=True) == 4
+    assert in_processes.most_judged(out / "counted-2", fresh=True, batch_size=7) == 7
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, 1), (1, 3), (2, 1), (2, 3), (3, 2), (3, 5), (16, 1), (16, 2)])
+def test_as_many_at_once_as_the_largest_part_of_the_largest_share(processes: int, parts: int) -> None:
+    shares = torch.arange(16).tensor_split(processes)
+    most = len(shares[0]) if processes > 1 else None
+    sizes = [len(part) for share in shares for part in cut(share, parts, most)]
+    assert RunSettings(batch_size=16, accumulate=parts).at_once(processes) == max(sizes)
 
 
 def test_several_audit_as_one_does(alone: dict[str, Outcome], two: list[dict[str, Outcome]]) -> None:

@@ -69,10 +69,11 @@ class RunSettings(OptionModel):
             raise ValueError(f"accumulate is {self.accumulate}, but a batch has {self.batch_size} images; lower it")
         return self
 
-    @property
-    def at_once(self) -> int:
-        """How many images the net computes at once in training: a part of a batch where it is cut into parts."""
-        return -(-self.batch_size // self.accumulate)
+    def at_once(self, processes: int = 1) -> int:
+        """How many images a process computes at once in training: its share of a batch, cut as `parts_of` cuts it."""
+        share = -(-self.batch_size // processes)
+        parts = self.accumulate if processes == 1 else max(1, min(self.accumulate, share // 2))
+        return -(-share // parts)
 
 
 class DataSettings(OptionModel):

@@ -28,7 +28,7 @@ DATA_ROOT = click.option(
 )
 
 BATCH_SIZE = click.option(
-    "--batch-size", metavar="B", help="Images at once; the run's batch size, 100 at most, by default."
+    "--batch-size", metavar="B", help="Images at once; as many as in training, 100 at most, by default."
 )
 
 

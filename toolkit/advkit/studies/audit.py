@@ -95,7 +95,7 @@ def audit(
         )
         if other is not None:
             refuse_itself(other, chosen.identity())
-        size = at_once(batch_size, chosen.resolved.run.at_once)
+        size = at_once(batch_size, chosen.at_once)
         radius, norm = chosen.eps if radius is None else radius, chosen.norm
         net, every, examples = chosen.model, chosen.images(split), chosen.splits.train.sample(EXAMPLES)
         images = every.sample(200 if count is None else count)

@@ -77,7 +77,7 @@ def evaluate(
             has its own.
         norm: "linf" or "l2", for a module; "linf" if it is left out.
         seed: of random starts and searches.
-        batch_size: images computed at once, 0: as many as an attack shows; 100, or a run's batch size if that is less.
+        batch_size: images computed at once, 0: as many as an attack shows; 100, or fewer if a run trained on fewer.
         n: how many images; 0 is all. Of a run 1000 unless said, of a module all.
         split, checkpoint, data_root: of a run: "test" or "train"; "best" or "last"; where its data lies now.
         step: of PGD, a share of eps.
@@ -185,7 +185,7 @@ def evaluate_subject(
     """The result, which is kept on disk too, and the verdicts by attack."""
     for attack in request.attacks:
         refuse_itself(attack, net.identity())
-    request, norm, radii = request.bounded(net.resolved.run.at_once), net.norm, request.radii(net)
+    request, norm, radii = request.bounded(net.at_once), net.norm, request.radii(net)
     eps = radii[norm]
     budgets(request.attacks, radii, norm, 1)  # refused before anything is written
     count = 1000 if request.n is None else request.n

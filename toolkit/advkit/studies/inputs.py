@@ -13,6 +13,8 @@ from ..arguments import a_number
 from ..errors import OptionError, shown
 from ..evaluation.results import BATCH
 from ..options import VANISHES, parse_number
+from ..settings import RunSettings
+from ..storage.run_folder import RunFolder
 
 
 def amount(name: str, given: float | str) -> float:
@@ -60,11 +62,17 @@ def whole(name: str, given: int | str) -> int:
 
 
 def at_once(given: int | str | None, own: int = BATCH) -> int:
-    """How many images are computed at once: `given`, 0 for no bound; unless said `own`, a run's batch size, or BATCH.
+    """How many images are computed at once: `given`, 0 for no bound; unless said `own`, of a run's training, or BATCH.
 
     A run's never are more than BATCH, as in its validation.
     """
     return min(BATCH, own) if given is None else min(whole("batch_size", given), 2**31)
+
+
+def of_training(folder: RunFolder, run: RunSettings) -> int:
+    """How many images each process computed at once where a run began, of as many as environment.json says."""
+    processes = (folder.environment() or {}).get("processes")
+    return run.at_once(max(1, processes) if isinstance(processes, int) else 1)
 
 
 def listed(given: str | Iterable[str]) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def pseudo_label(
     """
     at_once(batch_size)
     net = subject_of(run, checkpoint, model=model, dataset=dataset, data_root=data_root)
-    size = at_once(batch_size, net.resolved.run.at_once) or BATCH
+    size = at_once(batch_size, net.at_once) or BATCH
     seen = net.splits.train
     device, dtype = placement(net.model)
     first = True

@@ -38,6 +38,7 @@ from ..training.notes import CHOSEN_ON_TEST, noted
 from ..training.parts import build_model, data_of, on_this_machine, prepared
 from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder
+from .inputs import of_training
 
 AS_WRITTEN = "the setting {key} = {value}"
 SPLITS = ("test", "train", "validation")
@@ -55,6 +56,7 @@ class Subject:
     resolved: Resolved
     record: Mapping[str, Any]
     """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on, sha256_of_weights, notes if any."""
+    at_once: int  # images, in its training
     parts: tuple[Tensor, Tensor] | None = None
     """Positions in the training split of what it was trained on, and of what was held out; None where nobody knows."""
     own_images: bool = True
@@ -179,7 +181,8 @@ def of_run(
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
     doubts = CHOSEN_ON_TEST if record["selected_on"] == "test" else "", naming.doubt(folder.checkpoints)
     record |= _notes(splits, note, *noted(folder), *said, *doubts, *changes(folder, resolved, net))
-    return Subject(str(path), net, splits, resolved, record, parted(resolved, len(splits.train)), own, place)
+    most, parts = of_training(folder, resolved.run), parted(resolved, len(splits.train))
+    return Subject(str(path), net, splits, resolved, record, most, parts, own, place)
 
 
 def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:
@@ -201,7 +204,7 @@ def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Sub
         "sha256_of_weights": digest(model.state_dict()),
         **_notes(splits, *placed.notes, placed.said),
     }
-    return Subject(str(path), model, splits, resolved, record)
+    return Subject(str(path), model, splits, resolved, record, resolved.run.at_once())
 
 
 def refuse_dropped(subject: object, dataset: object, norm: str | None, split: str, **of_runs: object) -> None:

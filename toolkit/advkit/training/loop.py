@@ -145,7 +145,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         epoch = self.panel.state.epoch
         if epoch + 1 == self.resolved.run.epochs:
-            most = self.resolved.run.at_once
+            most = self.resolved.run.at_once(self.ranks.size)
             refuse_broken_net(self.model, self.feed.train_set, self.feed.training, most, not_stored(self))
         self.meter.lap()
         self._evaluated = evaluated = self.evaluated()

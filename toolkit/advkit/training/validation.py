@@ -40,7 +40,7 @@ def validated(trainer: Trainer, epoch: int, evaluated: Mapping[str, Tensor]) -> 
         return None
     dataset = trainer.splits.test if split == "test" else trainer.splits.train.take(trainer.feed.validation)
     try:
-        judged = validate(trainer.model, evaluated, dataset, trainer.resolved)
+        judged = validate(trainer.model, evaluated, dataset, trainer.resolved, trainer.ranks.size)
     except NonFinite as error:
         what = str(error)[:1].lower() + str(error)[1:].removesuffix(BEFORE).rstrip(".")
         given = trainer.panel.stage.owner("evaluation_weights") if evaluated else None
@@ -92,13 +92,13 @@ def judged_on(split: str, n: int, fraction: float) -> str:
 
 
 def validate(
-    model: nn.Module, weights: Mapping[str, Tensor], dataset: Dataset, resolved: Resolved
+    model: nn.Module, weights: Mapping[str, Tensor], dataset: Dataset, resolved: Resolved, processes: int = 1
 ) -> dict[str, Verdicts]:
     """Under no attack and under two, by the names of the attacks, with `weights` in place of the model's."""
     attack, steps = resolved.attack, resolved.validation.steps
     attacks = parse_attacks(("clean", f"pgd-{steps}", f"cw-{steps}"), pace=PACE)
     with replaced(model, weights):
-        size = min(BATCH, resolved.run.at_once)
+        size = min(BATCH, resolved.run.at_once(processes))
         return verdicts(model, dataset, attacks, eps=attack.eps, norm=attack.norm, chunk=size)
 
 

@@ -210,7 +210,7 @@ class Study:
 
     @property
     def _at_once(self) -> int:
-        return at_once(self.batch_size, self._net.resolved.run.at_once) or BATCH
+        return at_once(self.batch_size, self._net.at_once) or BATCH
 
     def _count(self, usual: int) -> int:
         return usual if self.n is None else whole("n", self.n)

@@ -22,7 +22,7 @@ from ...rng import derive_seed
 from ...storage.weights import EVALUATED, put_weights
 from ...training.code_told import changes
 from ...training.parts import build_model
-from ..inputs import at_once
+from ..inputs import at_once, of_training
 from .sources import Source
 
 STEPS, PACE = 20, 0.2
@@ -82,7 +82,7 @@ def draw(source: Source, splits: Splits, count: int) -> Samples:
             model,
             classes=len(test.classes),
             norm=norm,
-            batch_size=at_once(None, resolved.run.at_once),
+            batch_size=at_once(None, of_training(source.folder, resolved.run)),
             beside=others(model, test),
         )
         radius = torch.full((len(x),), float(eps))
