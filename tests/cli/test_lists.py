@@ -63,6 +63,18 @@ def test_runs_are_listed_with_their_best_and_what_is_damaged(runs: Path, capsys:
     assert "advkit train" in out(capsys, "runs", "list", runs / "first" / "checkpoints")
 
 
+def test_a_note_of_several_runs_is_said_once(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = [tmp_path / name for name in "abc"]
+    for place, notes in zip(places, (["old", "both"], ["both", "old"], ["old"]), strict=True):
+        environment = shutil.copytree(runs / "first", place, symlinks=True) / "environment.json"
+        environment.write_text(json.dumps(json.loads(environment.read_text()) | {"notes": notes}))
+    assert run(["runs", "list", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == f"All: old.\n{places[0]}, {places[1]}: both.\n"
+    shutil.rmtree(places[0])
+    assert run(["runs", "list", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == f"{places[1]}: both.\nAll: old.\n"
+
+
 def test_what_may_not_be_looked_at_is_not_taken_for_absent(
     runs: Path, capsys: pytest.CaptureFixture[str], denied: Callable[[Path], None]
 ) -> None:

@@ -229,11 +229,16 @@ def test_images_that_judge_the_run_are_counted_among_the_extra_ones(root: Path, 
     assert f"{begun} was also trained on 311 images that plugins added; {unless}" in heard.said
 
 
-def test_of_very_many_extra_images_not_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = labelled().train.images
-    for most, found in ((6 * SIDE * SIDE, 2), (6 * SIDE * SIDE - 1, 0)):
-        monkeypatch.setattr(repeats, "MOST", most)
-        assert len(repeats.among_extra(images[:3], images, images[:2], torch.tensor([1]), "here", "test")) == found
+def test_of_very_many_extra_images_not_all_are_read_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, held_out, none = labelled().train.images, torch.tensor([1]), torch.arange(0)
+    monkeypatch.setattr(repeats, "MOST", 6 * SIDE * SIDE)
+    assert len(repeats.among_extra(images[:3], images, images[:2], held_out, "here", "test")) == 2
+    monkeypatch.setattr(repeats, "MOST", 2 * SIDE * SIDE)
+    unread = "3 extra images are too many to look for the {} ones among them; if some are, accuracies on those are "
+    for test, kept, judged in ((images[:2], held_out, "test and held-out"), (images[:2], none, "test")):
+        said = repeats.among_extra(images[:3], images, test, kept, "here", "test")
+        assert said == [unread.format(judged) + "optimistic"]
+    assert repeats.among_extra(images[:3], images, images, none, "here", "test") == []
 
 
 def test_extra_images_of_other_classes_are_named(root: Path, tmp_path: Path) -> None:

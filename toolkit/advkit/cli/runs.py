@@ -54,12 +54,15 @@ def list_(folder: str, as_json: bool) -> None:
     console = stdout()
     if rows:
         console.print(table)
+    noted: dict[str, list[str]] = {}
     for path, run in rows:
         if isinstance(run, str):
             console.print(text(f"{path}: {run}", "yellow"))
         else:
-            for note in run.notes:
-                say(f"{path}: {note}.")
+            for note in dict.fromkeys(run.notes):
+                noted.setdefault(note, []).append(str(path))
+    for note, of in noted.items():
+        say(f"{'All' if 1 < len(of) == len(rows) else ', '.join(of)}: {note}.")
     if not rows:
         first = shlex.quote(f"{folder}/first")
         console.print(text(f"No run is in {folder}; `advkit train --out {first}` makes one."))

@@ -48,11 +48,15 @@ def among_extra(
     """Sentences on images to test on, or held out, that are among `extra` from its place `first` on, which lie `where`.
 
     Images are (N, C, H, W) uint8; `held_out` (n,) are places in `train`, and a test set that is `train` is none. Those
-    of `split`, "validation" or "test", choose. None where there are so many that not every image is read.
+    of `split`, "validation" or "test", choose. Where there are so many that not every image is read, it says that.
     """
-    alone = test is not train
-    if (len(extra) - first + alone * len(test) + len(held_out)) * prod(extra.shape[1:]) > MOST:
-        return []
+    alone, count = test is not train, len(extra) - first
+    judged = " and ".join(("test",) * alone + ("held-out",) * bool(len(held_out)))
+    if judged and (count + alone * len(test) + len(held_out)) * prod(extra.shape[1:]) > MOST:
+        return [
+            f"{count:,} extra images are too many to look for the {judged} ones among them; if some are, accuracies on "
+            "those are optimistic"
+        ]
     known, said = set(_digests(extra, first)), []
     if alone and (count := sum(digest in known for digest in _digests(test))):
         said.append(
