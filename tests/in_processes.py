@@ -305,7 +305,7 @@ class Counting(nn.Sequential):
 
 
 def counted(out: Path) -> Mapping[str, Any]:
-    """The most images at once of a run with a validation and looks beside its steps, and of an evaluation that its processes share."""
+    """The most images at once of a run that looks beside its steps and validates, and of a shared evaluation."""
     net, settings = Counting(), {"attack.steps": 1, "validation.steps": 1, "validation.fraction": 49 / 97}
     given = {"epochs": 1, "batch_size": 16, "settings": settings | {"run.accumulate": 2}, "out": out}
     advkit.train(net, TOY, "collapse-guard,las-at", **given)
