@@ -23,6 +23,7 @@ from advkit.storage import checkpoint, files
 from advkit.storage.run_folder import RunFolder
 from advkit.studies.report import report
 from advkit.studies.runs import load_run
+from advkit.studies.subject import of_run
 from advkit.training.loop import Trainer
 from advkit.training.progress import Silent
 from advkit.training.step_report import Report
@@ -59,6 +60,15 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("short") / "run"
     assert run([*LINE, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def twin(short: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the same run.toml that began with other weights: same steps, same accuracies of the best epoch."""
+    folder = tmp_path_factory.mktemp("twin") / "run"
+    assert run([*LINE, "--init-from", str(short), "--out", str(folder)]) == 0
+    assert (folder / "run.toml").read_text() == (short / "run.toml").read_text()
     return folder
 
 
@@ -122,6 +132,7 @@ def test_a_copy_by_any_tool_goes_on_to_the_same_end(
             (store / name).unlink(missing_ok=True)
     last = RunFolder.open(copied).load("last")[1]["position"]
     assert last == RunFolder.open(stopped).load("last")[1]["position"]
+    assert RunFolder.open(copied).load("best")[1]["position"]["epoch"] == 1 and not RunFolder.open(copied).doubts()
     assert resume(copied).code == 0
     assert ended(copied) == ended(short)
     assert json.loads((store / "names.json").read_text()) == ended(short)[2]
@@ -253,6 +264,122 @@ def test_a_best_checkpoint_that_is_lost_is_no_other(short: Path, tmp_path: Path)
     shutil.rmtree(folder / "checkpoints" / "step-00000003")
     with pytest.raises(CheckpointError, match=r"the best checkpoint, of epoch 1, is lost or damaged; restore it"):
         RunFolder.open(folder).load("best")
+
+
+def merged(short: Path, other: Path, step: int, folder: Path) -> Path:
+    """A copy of a run, into which a checkpoint of another was synchronised."""
+    shutil.copytree(short, folder, symlinks=True)
+    (store := folder / "checkpoints").joinpath(name := f"step-{step:08d}").rename(folder.parent / "own")
+    shutil.copytree(other / "checkpoints" / name, store / name)
+    assert checkpoint.verified(store / name)
+    return folder
+
+
+CLEAN = ["--attacks", "clean", "--n", "10"]
+
+
+def test_a_best_checkpoint_of_another_run_is_refused(
+    short: Path, twin: Path, tmp_path: Path, advkit_: Callable[..., Ran], resume: Callable[[Path], Ran]
+) -> None:
+    folder, new = merged(short, twin, 3, tmp_path / "run"), tmp_path / "new"
+    told = f"{folder}/checkpoints: the best checkpoint, of epoch 1, is of another run than the newest; restore it, or "
+    told += "read another: --checkpoint last."
+    for command in (
+        ["evaluate", folder, *CLEAN],
+        ["compare", short, folder, *CLEAN],
+        ["export", folder, "--out", new],
+        [*LINE, "--init-from", folder, "--out", new],
+        ["train", *LINE[3:], "--plugins", "rslad", "-o", f"rslad.teacher={folder}", "--out", new],
+    ):
+        ran = advkit_(*command)
+        assert (ran.code, ran.err.splitlines()[-1]) == (4, f"Error: {told}"), command
+    judged = json.loads(advkit_("evaluate", folder, *CLEAN, "--checkpoint", "last", "--json").out)
+    assert (judged["epoch"], judged.get("notes", [])) == (2, [])
+    shown = advkit_("runs", "show", folder)
+    assert (shown.code, shown.err) == (0, f"{folder}: {told}\n")
+    assert not load_run(short).notes
+    said = f"The best checkpoint of {folder}, of epoch 1, is of another run than the newest; until an epoch is better, "
+    assert (ran := resume(folder)).code == 0 and ran.err.splitlines()[0] == f"{said}take --checkpoint last"
+    (folder / "checkpoints" / "names.json").unlink()  # and the links, as some copies do
+    (folder / "checkpoints" / "best").unlink()
+    assert advkit_("evaluate", folder, *CLEAN).err == f"Error: {told}\n"
+
+
+def test_one_with_another_accuracy_is_of_another_run_whatever_the_metrics_say(short: Path, tmp_path: Path) -> None:
+    shutil.copytree(short, folder := tmp_path / "run", symlinks=True)
+    tensors, state = checkpoint.load(folder / "checkpoints" / "step-00000003")
+    state["position"]["best"]["selected"] += 0.25
+    checkpoint.save(folder / "checkpoints", 3, tensors, state)
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="of epoch 1, is of another run than the newest"):
+        RunFolder.open(folder).load("best")
+
+
+def test_a_newest_checkpoint_of_another_run_is_said(
+    short: Path, twin: Path, tmp_path: Path, advkit_: Callable[..., Ran], resume: Callable[[Path], Ran]
+) -> None:
+    folder, new = merged(short, twin, 9, tmp_path / "run"), tmp_path / "new"
+    told = (
+        f"{folder}/metrics.jsonl is not what the newest checkpoint was made with: it is edited or cut short, or one of "
+        "them is another run's; restore that one, or remove metrics.jsonl to go on without"
+    )
+    for which in ("best", "last"):
+        judged = json.loads(advkit_("evaluate", folder, *CLEAN, "--checkpoint", which, "--json").out)
+        assert judged["notes"] == [told]
+    rows = json.loads(advkit_("compare", short, folder, *CLEAN, "--json").out)["runs"]
+    assert [told in row["notes"] for row in rows] == [False, False, True, True]
+    assert advkit_("export", folder, "--out", new / "export").code == 0
+    assert json.loads((new / "export" / "export.json").read_text())["notes"] == [told]
+    attacked = json.loads(advkit_("evaluate", twin, "--attacks", f"transfer:{folder}", "--n", "10", "--json").out)
+    assert f"of its source: {told}" in attacked["attacks"][-1]["notes"]
+    with pytest.warns(UserWarning, match="is not what the newest checkpoint was made with"):
+        advkit.load_weights(of_run(twin).model, folder)
+    once = ["train", *LINE[3:7], "--epochs", "1", *LINE[9:], "--out"]
+    begun = advkit_(*once, new / "begun", "--init-from", folder)
+    taught = advkit_(*once, new / "taught", "--plugins", "rslad", "-o", f"rslad.teacher={folder}")
+    assert begun.code == taught.code == 0 and begun.err.count(told) == taught.err.count(told) == 1
+    assert all(told in "".join(load_run(new / name).notes) for name in ("begun", "taught"))
+    assert told in advkit_("runs", "show", folder).err
+    assert resume(folder).code == 4
+
+
+OWN: dict[str, tuple[Callable[[str], str | None], list[str]]] = {
+    "written further": (lambda text: text + text.splitlines(True)[-1].replace('"epoch": 2', '"epoch": 3'), []),
+    "within a line": (lambda text: text + '{"epoch": 3, "be', []),
+    "removed": (lambda text: None, []),
+    "edited": (_edited, ["is not what the newest checkpoint was made with"]),
+    "cut by a full disk": (lambda text: text[:-500], ["is not what the newest checkpoint was made with"]),
+    "damaged": (lambda text: "[1]\n", ["is damaged; restore it, or remove it to go on without"]),
+}
+
+
+@pytest.mark.parametrize("harm", OWN)
+def test_a_run_is_judged_whatever_its_metrics_are(
+    short: Path, tmp_path: Path, advkit_: Callable[..., Ran], harm: str
+) -> None:
+    shutil.copytree(short, folder := tmp_path / "run", symlinks=True)
+    edit, said = OWN[harm]
+    (metrics := folder / "metrics.jsonl").unlink()
+    if (text := edit((short / "metrics.jsonl").read_text())) is not None:
+        metrics.write_text(text)
+    judged = json.loads(advkit_("evaluate", folder, *CLEAN, "--json").out)
+    assert judged["epoch"] == 0 and len(judged.get("notes", [])) == len(said)
+    assert all(part in note for part, note in zip(said, judged.get("notes", []), strict=True))
+
+
+def test_the_best_of_before_its_metrics_were_lost_is_of_the_run(stopped: Path, resume: Callable[[Path], Ran]) -> None:
+    (stopped / "metrics.jsonl").unlink()
+    assert resume(stopped).code == 0 and [row["epoch"] for row in RunFolder.open(stopped).history()] == [1, 2]
+    assert RunFolder.open(stopped).load("best")[1]["position"]["epoch"] == 1
+    assert "best checkpoint" not in resume(stopped).err
+
+
+def test_a_best_checkpoint_of_before_has_no_checksum_of_the_metrics(short: Path, tmp_path: Path) -> None:
+    shutil.copytree(short, folder := tmp_path / "run", symlinks=True)
+    tensors, state = checkpoint.load(folder / "checkpoints" / "step-00000003")
+    del state["position"]["metrics_crc"], state["position"]["stopped"]
+    checkpoint.save(folder / "checkpoints", 3, tensors, state)
+    assert RunFolder.open(folder).load("best")[1] == state and not load_run(folder).notes
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{", '{"torch": [1], "advkit": null}', "[" * 100_000])

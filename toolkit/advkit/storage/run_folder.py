@@ -23,8 +23,8 @@ from ..errors import CheckpointError, HookConflict, OptionError, PluginImport, P
 from . import checkpoint, files, machine, naming, schema
 from .lock import RunLock
 
-METRICS_CAP, TABLE_CAP = 1 << 30, 1 << 20
-"""Bytes of metrics.jsonl and environment.json, judged before they are read."""
+TABLE_CAP = 1 << 20
+"""Bytes of environment.json, judged before it is read."""
 
 
 class Mark(NamedTuple):
@@ -40,7 +40,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.metrics = path / "metrics.jsonl"
+        self.metrics = path / naming.METRICS
         self.lock = RunLock(path / "lock")
 
     @classmethod
@@ -147,47 +147,44 @@ class RunFolder:
         return None
 
     def doubts(self) -> list[str]:
-        """What here is otherwise than the newest checkpoint says of it, as sentences: run.toml, names, metrics.jsonl.
-
-        Lines behind those that it knows of are rightly there: the run goes on, or was killed.
-        """
+        """Sentences on what is otherwise than the newest checkpoint says of it: run.toml, names, metrics.jsonl."""
         said = [naming.doubt(self.checkpoints)]
         if known := self.known():
             if changes := runfile.other_run(known.run, self.text()):
                 said.append(f"{self.path}/run.toml is not of the run that was trained here: {'; '.join(changes[:3])}")
-            at, rows = known.position, self.history()
-            then, now = Mark(at.metrics_size, at.metrics_crc), self.mark(at.metrics_size)
-            if "metrics_crc" not in at.model_fields_set:  # of an advkit that could not check it
-                then = then._replace(crc=now.crc)
-            behind = [row["epoch"] for row in rows if row["epoch"] >= at.epoch]
-            if rows and (now != then or behind != list(range(at.epoch, at.epoch + len(behind)))):
-                said.append(
-                    f"{self.metrics} is not what the newest checkpoint was made with, so its figures may be edited or "
-                    "another run's; restore it, or remove it to go on without"
-                )
+            try:
+                content, at = self._content(), known.position
+                rows = self.history_and_rest(content)[0]
+                behind = [row["epoch"] for row in rows if row["epoch"] >= at.epoch]  # the run goes on, or was killed
+                if rows and not (naming.fits(at, content) and behind == [*range(at.epoch, at.epoch + len(behind))]):
+                    said.append(
+                        f"{self.metrics} is not what the newest checkpoint was made with: it is edited or cut short, "
+                        "or one of them is another run's; restore that one, or remove metrics.jsonl to go on without"
+                    )
+            except CheckpointError as error:  # weights can be judged all the same
+                said.append(str(error).removesuffix("."))
         return [*filter(None, said)]
 
     def history(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; none where there is no such file."""
         return self.history_and_rest()[0]
 
-    def history_and_rest(self) -> tuple[list[dict[str, Any]], bool]:
+    def history_and_rest(self, read: bytes | None = None) -> tuple[list[dict[str, Any]], bool]:
         """As `history`, and whether a line follows that was begun: the run was killed there, or is writing it now."""
-        content = files.read(self.metrics, METRICS_CAP) if files.there(self.metrics) else b""
+        content = self._content() if read is None else read
         try:
             return self._rows(content), False
         except CheckpointError:
             if content.endswith(b"\n"):
                 raise
-            return self._rows(content[: content.rfind(b"\n") + 1]), True
+        return self._rows(content[: content.rfind(b"\n") + 1]), True
 
     def history_to(self, mark: Mark) -> list[dict[str, Any]]:
         """The lines that a checkpoint knows of. What was written after it goes with the next `append_metrics`.
 
         Raises CheckpointError where the file is not the one the checkpoint was made with.
         """
-        content = files.read(self.metrics, METRICS_CAP) if files.there(self.metrics) else b""
-        rows = self._rows(content[: mark.size])
+        rows = self._rows(self._content()[: mark.size])
         if mark != self.mark(mark.size):
             raise CheckpointError(
                 f"{self.metrics} is not what the checkpoint was made with ({mark.size} bytes of it); restore it, or "
@@ -197,8 +194,10 @@ class RunFolder:
 
     def mark(self, size: int) -> Mark:
         """Of the first `size` bytes of metrics.jsonl, or of those that are there."""
-        content = files.read(self.metrics, METRICS_CAP)[:size] if files.there(self.metrics) else b""
-        return Mark(len(content), zlib.crc32(content))
+        return Mark(len(content := self._content()[:size]), zlib.crc32(content))
+
+    def _content(self) -> bytes:
+        return files.read(self.metrics, naming.METRICS_CAP) if files.there(self.metrics) else b""
 
     def _rows(self, content: bytes) -> list[dict[str, Any]]:
         try:

@@ -42,8 +42,8 @@ class LoadedRun:
     environment: Mapping[str, Any] = field(repr=False)
     """environment.json; {} where it is absent or damaged."""
     notes: tuple[str, ...] = ()
-    """That `best` was chosen on the test split, and what is lost or is otherwise than the newest checkpoint says: such
-    figures may be another run's; and those of environment.json, which every result repeats."""
+    """That `best` was chosen on the test split, and what is lost or is otherwise than the newest checkpoint says,
+    for it may be another run's; and those of environment.json, which every result repeats."""
     validated_on: str = ""
     """The images of its validations, in words."""
     weights: str | None = None

@@ -25,7 +25,6 @@ from ..evaluation.verdicts import Radius
 from ..fingerprint import fingerprint
 from ..models.base import ModelBuilder, Normalize
 from ..own_file import OwnFile, load_all
-from ..storage import naming
 from ..storage.files import refuse_another, there
 from ..storage.foreign import refuse_export, refuse_others
 from ..storage.machine import installed
@@ -179,7 +178,7 @@ def of_run(
     note = other and f"{other}; if its test images were among those, accuracies are optimistic"
     if own and splits.test is splits.train:
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
-    doubts = CHOSEN_ON_TEST if record["selected_on"] == "test" else "", naming.doubt(folder.checkpoints)
+    doubts = CHOSEN_ON_TEST if record["selected_on"] == "test" else "", *folder.doubts()
     record |= _notes(splits, note, *noted(folder), *said, *doubts, *changes(folder, resolved, net))
     most, parts = of_training(folder, resolved.run), parted(resolved, len(splits.train))
     return Subject(str(path), net, splits, resolved, record, most, parts, own, place)

@@ -20,7 +20,6 @@ from ..data.base import Dataset
 from ..errors import CheckpointError, DataError, OptionError, called, shown
 from ..models.base import Normalize
 from ..options import validate
-from ..storage import naming
 from ..storage.files import there
 from ..storage.foreign import read_weights, refuse_export
 from ..storage.foreign_names import Normalisation, put_named
@@ -204,8 +203,7 @@ def _put_run(model: nn.Module, path: Path, resolved: Resolved, train: Dataset, p
         raise CheckpointError(f"{unknown}; give them, which {export} has: model.normalise=MEANS,DEVIATIONS.")
     if unknown:
         unknown += f"; model.normalise = {how} is taken as it is"
-    doubt = naming.doubt(folder.checkpoints)
-    return placed._replace(said=_together(doubt, other, placed.said, unknown, origin.otherwise(resolved)))
+    return placed._replace(said=_together(other, placed.said, unknown, origin.otherwise(resolved)))
 
 
 def _normalisation(origin: Origin, resolved: Resolved, train: Dataset) -> Normalisation | None:

@@ -42,7 +42,8 @@ def handed_on(folder: RunFolder) -> list[str]:
     """What results of a run's weights, those that are judged where none are named, have to say."""
     name = judged_by(folder)
     best = folder.load(name)[1]["position"]["best"] or {}
-    return [*noted(folder), *([CHOSEN_ON_TEST] if name == "best" and best.get("split") == "test" else [])]
+    chosen = [CHOSEN_ON_TEST] if name == "best" and best.get("split") == "test" else []
+    return [*noted(folder), *chosen, *folder.doubts()]
 
 
 def _seen(folder: RunFolder, resolved: Resolved, splits: Splits) -> str:

@@ -140,11 +140,11 @@ def _restore(trainer: Trainer, folder: RunFolder, seen: Progress) -> None:
     newest = None if ranks.rank else checkpoint.newest(folder.checkpoints, seen.warn)
     if told := ranks.told(newest and newest.name):
         tensors, state = checkpoint.load(folder.checkpoints / told)
-        schema.check_place(folder.checkpoints / told, schema.state_of(state))
+        schema.check_place(folder.checkpoints / told, known := schema.state_of(state))
         restore(trainer, tensors, state)
         if newest:
             trainer.metrics, trainer.history = _history(folder, trainer.position, state["position"], seen)
-            _mend_best(folder, trainer.position, seen)
+            _mend_best(folder, known.position, seen)
             publish(trainer.position, trainer.resolved.checkpoint.keep, newest)
         trainer.history = ranks.told(trainer.history)
     elif checkpoint.steps(folder.checkpoints):
@@ -191,17 +191,17 @@ def _chosen(row: Mapping[str, Any], by: object) -> tuple[object, object]:
     return row["epoch"], by.get("selected") if isinstance(by, Mapping) else None
 
 
-def _mend_best(folder: RunFolder, at: Position, seen: Progress) -> None:
-    """Let `best` name the checkpoint of the best epoch, or say that it is lost."""
+def _mend_best(folder: RunFolder, at: schema.Position, seen: Progress) -> None:
+    """Let `best` name the checkpoint of the best epoch, or say that it is lost or another run's."""
     if at.best is None:
         return
-    path = naming.end_of(folder.checkpoints, at.best["epoch"])
+    path = naming.best_of(folder.checkpoints, at)
     if path is not None:
         checkpoint.point(folder.checkpoints, "best", path)
     else:
         seen.warn(
-            f"The best checkpoint of {folder.path}, of epoch {at.best['epoch'] + 1}, is lost or damaged; until an "
-            f"epoch is better, take {named('--checkpoint', 'last')}"
+            f"The best checkpoint of {folder.path}, of epoch {at.best.epoch + 1}, is "
+            f"{naming.missing(folder.checkpoints, at)}; until an epoch is better, take {named('--checkpoint', 'last')}"
         )
 
 

@@ -30,7 +30,6 @@ from ..modules import placement
 from ..own_file import OwnFile, load_all
 from ..plugin import CORE
 from ..rng import derive_seed
-from ..storage import naming
 from ..storage.run_folder import RunFolder
 from ..storage.weights import put_weights
 from .compiled import without_wrapper
@@ -255,7 +254,7 @@ def load_weights(model: nn.Module, run: str | Path, checkpoint: str | None = Non
     tensors, state = folder.load(checkpoint) if checkpoint else judged_weights(folder)
     other = told_apart(model, tensors, state, str(run))
     said = put_weights(model, tensors, str(run), averaged=True).said
-    if sentences := [*filter(None, (naming.doubt(folder.checkpoints), other, said))]:
+    if sentences := [*filter(None, (*folder.doubts(), other, said))]:
         warnings.warn("; ".join(sentences), stacklevel=4)
 
 

@@ -38,6 +38,8 @@ class Source:
         self.folder = RunFolder.open(Path(path))
         self.file: Layer = self.folder.file()
         self.known, self.doubts = self.folder.known(), self.folder.doubts()
+        with past_damage(lambda error: self.doubts.append(str(error).removesuffix("."))):
+            naming.found(self.folder.checkpoints, "best")
         self.history, self.cut_short = self.folder.history_and_rest()
         epochs = [row.get("epoch") if isinstance(row, dict) else None for row in self.history]
         if not all(isinstance(epoch, int) and 0 <= epoch < 1 << 53 for epoch in epochs):
