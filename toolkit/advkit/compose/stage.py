@@ -108,13 +108,9 @@ class Stage:
 
     @property
     def cost(self) -> float:
-        """In forwards, in the mean over the steps of long epochs."""
-        return self.cost_in(None)
-
-    def cost_in(self, steps: int | None) -> float:
-        """The same of epochs of so many steps: who is asked seldom is asked at the first step of each."""
-        asked = [(-(-steps // every) / steps if steps else 1 / every, passes) for every, passes in self.seldom]
-        return sum(each.cost for each in self.passes.values()) - sum((1 - share) * each.cost for share, each in asked)
+        """In forwards, in the mean over steps."""
+        spared = sum(passes.cost * (1 - 1 / every) for every, passes in self.seldom)
+        return sum(passes.cost for passes in self.passes.values()) - spared
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ..run import Run, RunState
 from ..services import NoNet
 from ..torchrun import processes
 from .ahead import refuse_undecoded
-from .cost import pgd_at_cost
+from .cost import cost_of, pgd_at_cost
 from .feed import parted, refuse_no_rest
 from .guard import plain
 from .lone import batched, lone, refuse_lone, refuses_one
@@ -57,7 +57,7 @@ def plan(
     alone = [] if past else _refuse_lone(resolved, splits, model, state)
     stages = composition.stages()
     steps = _steps(resolved, data)
-    dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost_in(steps))
+    dearest = max((stage for _, stage in stages), key=lambda stage: cost_of(stage, steps))
     values = resolved.values()
     return {
         "plugins": [plugin.name for plugin in composition.plugins],
@@ -77,7 +77,7 @@ def plan(
         "state_bytes": claims,
         "modules": {name: str(source) for name, source in state.modules.items()},
         "passes": {phase: passes.as_dict() for phase, passes in dearest.passes.items()},
-        "relative_cost": round(dearest.cost_in(steps) / max(1, pgd_at_cost(resolved.attack.steps)), 4),
+        "relative_cost": round(cost_of(dearest, steps) / max(1, pgd_at_cost(resolved.attack.steps)), 4),
         "at_epochs": at_epochs(resolved, data),
         "standard": resolved.standard,
         "stages": [
@@ -207,7 +207,7 @@ def at_epochs(resolved: Resolved, data: Dataset | None = None) -> float:
     """What the whole run costs, in epochs of PGD-AT with ten steps on as many images."""
     steps, epochs, stages = _steps(resolved, data), resolved.run.epochs, resolved.composition.stages()
     ends = [first for first, _ in stages[1:]] + [epochs]
-    cost = sum((end - first) * stage.cost_in(steps) for end, (first, stage) in zip(ends, stages, strict=True))
+    cost = sum((end - first) * cost_of(stage, steps) for end, (first, stage) in zip(ends, stages, strict=True))
     return round(cost / pgd_at_cost(10), 1)
 
 
