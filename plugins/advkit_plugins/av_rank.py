@@ -49,7 +49,11 @@ class AvRank(Plugin):
         term: str = option("lsiw", help="the loss term to weight: a plugin's name, or base_loss")
         scheme: Literal["linear", "top-k", "uniform"] = option("linear", help="Eq. 15, Eq. 9, or no weighing")
         share: Real = option(
-            0.1, gt=0, le=1, under="scheme=top-k", help="top-k: share of the batch that gets weight 1, rounded down"
+            0.1,
+            gt=0,
+            le=1,
+            under="scheme=top-k",
+            help="top-k: share of the batch that gets weight 1: rounded down, at least one",
         )
         target: Literal["hard", "soft"] = option(
             "hard", under="scheme=linear,top-k", help="labels of both cross-entropies in AV"

@@ -42,6 +42,8 @@ class Score(Plugin):
                 "attack.init is zero, where the squared error of score has no gradient, so nothing would ever be "
                 "attacked; set attack.init=normal"
             )
+        if self.options.slack >= 2:
+            return ["score.slack of 2 or more leaves nothing of the consistency, which is below 2; lower it"]
         return []
 
     @hookimpl

@@ -50,6 +50,7 @@ def test_env(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     assert (code, err) == (0, "") and torch.__version__ in out and "awp" in out
 
 
+@pytest.mark.filterwarnings("error::advkit.errors.Caution")
 def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = advkit(capsys, "doctor")
     lines = out.splitlines()

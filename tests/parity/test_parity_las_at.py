@@ -19,6 +19,8 @@ from advkit import HookConflict, OptionError, Passes, Step
 from advkit.config.layer import Layer
 from advkit.config.resolve import resolve
 from advkit.rng import Draws, derive_key
+from advkit.training.cost import pgd_at_cost
+from advkit.training.plan import plan
 from advkit_plugins.las_at import drawn, log_probability, nearest
 
 EPS, STEPS, SEED = 0.1, 4, 5
@@ -217,6 +219,18 @@ def test_its_passes_are_declared_and_apart(normed: nn.Module, data) -> None:
     assert [report.passes["update"] for report in reports] == [Passes(1, 0, 1) + tried, Passes(1, 0, 1)]
 
 
+@pytest.mark.parametrize(("images", "steps", "looks"), [(64, 2, 1), (160, 5, 2)])
+def test_the_plan_knows_how_often_it_looks_ahead_in_an_epoch(images: int, steps: int, looks: int) -> None:
+    settings = {"attack.steps": 5, "data.limit": images, "validation.fraction": 0.0, "run.batch_size": 32}
+    resolved = resolve(["las-at"], [Layer("test", settings, {"las-at": {"every": 3}})])
+    found, stage = plan(resolved), resolved.composition.at(0)
+    ((_, ahead),) = stage.seldom
+    dear = sum(passes.cost for passes in stage.passes.values())
+    cost = dear - (steps - looks) / steps * ahead.cost
+    assert found["relative_cost"] == round(cost / pgd_at_cost(5), 4) > round(stage.cost / pgd_at_cost(5), 4)
+    assert found["at_epochs"] == round(resolved.run.epochs * cost / pgd_at_cost(10), 1)
+
+
 def test_a_reward_is_ten_at_most_from_the_loss() -> None:
     logits, choice = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]), torch.tensor([[1, 0], [0, 0]])
     wanted = [float(F.log_softmax(row[:2], 0)[k]) for row, k in zip(logits, (1, 0), strict=True)]
@@ -236,18 +250,20 @@ def test_the_models_own_net_may_be_the_strategy(normed: nn.Module, data) -> None
 
 
 def test_what_it_refuses_and_says(normed: nn.Module) -> None:
-    def plan(*others: str, **options: object):
+    def cautions(*others: str, **options: object):
         return resolve(["las-at", *others], [Layer("test", {"attack.steps": 5}, {"las-at": options})]).cautions
 
-    assert plan() == (
+    assert cautions() == (
         "las-at looks ahead once in 20 steps, from an epoch's first: passes are those of such a step, the cost is the "
         "mean",
     )
-    assert plan(every=1, steps_min=6) == ("las-at.steps_min is above the 5 steps of attack.steps: every attack has 5",)
+    assert cautions(every=1, steps_min=6) == (
+        "las-at.steps_min is above the 5 steps of attack.steps: every attack has 5",
+    )
     with pytest.raises(OptionError, match=r"^las-at\.eps_min = 0\.2 is above las-at\.eps_max = 0\.1; exchange them\.$"):
-        plan(eps_min=0.2, eps_max=0.1)
+        cautions(eps_min=0.2, eps_max=0.1)
     with pytest.raises(HookConflict, match="Plugins cat-eps and las-at both own perturbation_budget"):
-        plan("cat-eps")
+        cautions("cat-eps")
     half_told: tuple[dict[str, Any], ...] = ({}, {"num_classes": CLASSES}, {"image_shape": (1, 4, 4)})
     for told in half_told:
         with pytest.raises(OptionError, match=r"^las-at builds its strategy net for images of a size; tell the Step"):

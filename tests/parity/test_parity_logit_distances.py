@@ -192,3 +192,11 @@ def test_a_start_at_the_image_is_told_of_unless_a_plugin_makes_another(
     except OptionError as refused:
         told = "attack.init is zero" in str(refused)
     assert told == starts_at_x
+
+
+def test_a_slack_beyond_the_distance_of_two_predictions_is_told() -> None:
+    layers = [Layer("test", {}, {"score": {"slack": slack}}) for slack in (1.99, 2)]
+    less, more = (resolve(["score"], [layer]).cautions for layer in layers)
+    assert [caution for caution in more if caution not in less] == [
+        "score.slack of 2 or more leaves nothing of the consistency, which is below 2; lower it"
+    ]

@@ -104,7 +104,7 @@ def trained_twice() -> str:
     return f"two steps on digits, twice: {len(one)} tensors, the same bits"
 
 
-SMALL = {"data.limit": 60, "validation.fraction": 0, "attack.steps": 3}
+SMALL = {"data.limit": 60, "validation.fraction": 0, "attack.steps": 3, "attack.step_size": "eps/2"}
 
 
 def loaded(group: str, name: str) -> str:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
+
+from ..compose.stage import Stage
 
 
 def pgd_at_cost(steps: int) -> int:
     """PGD-AT in forwards: an input backward counts 1, a full backward 2."""
     return 2 * steps + 3
+
+
+def cost_of(stage: Stage, steps: int | None) -> float:
+    """Of a step in forwards, in the mean over an epoch of so many, at whose first one all are asked; None: of many."""
+    if not steps:
+        return stage.cost
+    spared = sum(passes.cost * (1 - ceil(steps / every) / steps) for every, passes in stage.seldom)
+    return sum(passes.cost for passes in stage.passes.values()) - spared
 
 
 def cost_words(plan: Mapping[str, Any]) -> str:

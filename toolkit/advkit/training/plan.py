@@ -26,7 +26,7 @@ from ..run import Run, RunState
 from ..services import NoNet
 from ..torchrun import processes
 from .ahead import refuse_undecoded
-from .cost import pgd_at_cost
+from .cost import cost_of, pgd_at_cost
 from .feed import parted, refuse_no_rest
 from .guard import plain
 from .lone import batched, lone, refuse_lone, refuses_one
@@ -56,7 +56,8 @@ def plan(
         refuse_absent(resolved, state.modules.values())
     alone = [] if past else _refuse_lone(resolved, splits, model, state)
     stages = composition.stages()
-    dearest = max((stage for _, stage in stages), key=lambda stage: stage.cost)
+    steps = _steps(resolved, data)
+    dearest = max((stage for _, stage in stages), key=lambda stage: cost_of(stage, steps))
     values = resolved.values()
     return {
         "plugins": [plugin.name for plugin in composition.plugins],
@@ -76,8 +77,8 @@ def plan(
         "state_bytes": claims,
         "modules": {name: str(source) for name, source in state.modules.items()},
         "passes": {phase: passes.as_dict() for phase, passes in dearest.passes.items()},
-        "relative_cost": round(dearest.cost / max(1, pgd_at_cost(resolved.attack.steps)), 4),
-        "at_epochs": at_epochs(resolved),
+        "relative_cost": round(cost_of(dearest, steps) / max(1, pgd_at_cost(resolved.attack.steps)), 4),
+        "at_epochs": at_epochs(resolved, data),
         "standard": resolved.standard,
         "stages": [
             {"from_epoch": epoch, "passes": {phase: passes.as_dict() for phase, passes in stage.passes.items()}}
@@ -202,11 +203,11 @@ def _some(resolved: Resolved, data: Dataset | None) -> tuple[Tensor | None, int]
     return shades.to(torch.uint8), classes
 
 
-def at_epochs(resolved: Resolved) -> float:
+def at_epochs(resolved: Resolved, data: Dataset | None = None) -> float:
     """What the whole run costs, in epochs of PGD-AT with ten steps on as many images."""
-    epochs, stages = resolved.run.epochs, resolved.composition.stages()
+    steps, epochs, stages = _steps(resolved, data), resolved.run.epochs, resolved.composition.stages()
     ends = [first for first, _ in stages[1:]] + [epochs]
-    cost = sum((end - first) * stage.cost for end, (first, stage) in zip(ends, stages, strict=True))
+    cost = sum((end - first) * cost_of(stage, steps) for end, (first, stage) in zip(ends, stages, strict=True))
     return round(cost / pgd_at_cost(10), 1)
 
 
@@ -265,6 +266,14 @@ def _parts(resolved: Resolved, data: Dataset | None) -> tuple[int, int] | None:
         return None
     held_out = round(resolved.validation.fraction * samples)
     return samples - held_out, held_out
+
+
+def _steps(resolved: Resolved, data: Dataset | None) -> int | None:
+    """Of an epoch, as far as it is known."""
+    parts = _parts(resolved, data)
+    if parts is None or resolved.composition.owners("train_sampler"):
+        return None
+    return len(batched(torch.arange(parts[0]), resolved.run))
 
 
 def _count(resolved: Resolved, data: Dataset | None, split: int) -> int | None:
