@@ -305,6 +305,29 @@ def test_a_best_checkpoint_of_another_run_is_refused(
     assert advkit_("evaluate", folder, *CLEAN).err == f"Error: {told}\n"
 
 
+@pytest.mark.parametrize("step", [9, 10])
+def test_a_checkpoint_that_training_replaces_or_removes_meanwhile_is_read_anew(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    shutil.copytree(short, folder := tmp_path / "run", symlinks=True)
+    tensors, state = checkpoint.load(store := folder / "checkpoints" / "step-00000009")
+    newer = {name: tensor.neg() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    reads, read = list[Path](), checkpoint._read
+
+    def as_it_trains(path: Path, most: int) -> bytes:
+        reads.append(path)
+        if path.name == "tensors.safetensors" and reads.count(path) == 1 and path.parent == store:
+            with monkeypatch.context() as alone:
+                alone.setattr(checkpoint, "_read", read)
+                checkpoint.point(store.parent, "last", checkpoint.save(store.parent, step, newer, state))
+                checkpoint.prune(store.parent, 1)
+        return read(path, most)
+
+    monkeypatch.setattr(checkpoint, "_read", as_it_trains)
+    found = RunFolder.open(folder).load("last")[0]
+    assert all(torch.equal(found[name], newer[name]) for name in newer)
+
+
 def test_one_with_another_accuracy_is_of_another_run_whatever_the_metrics_say(short: Path, tmp_path: Path) -> None:
     shutil.copytree(short, folder := tmp_path / "run", symlinks=True)
     tensors, state = checkpoint.load(folder / "checkpoints" / "step-00000003")

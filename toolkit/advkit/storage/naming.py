@@ -6,13 +6,22 @@ So is the checkpoint itself, for folders of two runs may have been merged.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..errors import CheckpointError, OptionError, named
 from . import checkpoint, schema
 from .files import past_damage, read
 
+if TYPE_CHECKING:
+    from .run_folder import RunFolder
+
+Load = Callable[["RunFolder", str], tuple[dict[str, Tensor], dict[str, Any]]]
 NAMES = ("last", "best")
 METRICS, METRICS_CAP = "metrics.jsonl", 1 << 30
 """Beside the folder of checkpoints, and the bytes of it, judged before it is read."""
@@ -48,6 +57,31 @@ def found(folder: Path, name: str) -> Path | None:
             f"it, or read another: {named('--checkpoint', 'last')}."
         )
     return right or told
+
+
+def settled(load: Load) -> Load:
+    """Once more where training has put another step in the place of what was read, or removed it, meanwhile."""
+
+    @wraps(load)
+    def again(run: RunFolder, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tries = 10
+        while True:
+            before = _steps(run.checkpoints)
+            try:
+                return load(run, name)
+            except CheckpointError:
+                tries -= 1
+                if not tries or _steps(run.checkpoints) == before:
+                    raise
+
+    return again
+
+
+def _steps(folder: Path) -> list[tuple[str, int]]:
+    """Of each step its name and which folder that is."""
+    with suppress(OSError):
+        return [(step.name, step.stat().st_ino) for step in checkpoint.steps(folder)]
+    return []
 
 
 def position(step: Path) -> schema.Position:

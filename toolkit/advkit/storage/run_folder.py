@@ -120,6 +120,7 @@ class RunFolder:
         with of_a_run():
             return runfile.text(self.path / "run.toml")
 
+    @naming.settled
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and state of the checkpoint called `name` ("best", "last")."""
         path = naming.found(self.checkpoints, name)
