@@ -256,7 +256,8 @@ def _refusal(
     default = model.model_fields[key].default if key in model.model_fields and key not in values else None
     if isinstance(default, str) and "eps" in default:  # which nobody has typed
         return OptionError(
-            f"{name}, by default {default}, has no allowed value with attack.eps = {eps}; set it, or another attack.eps.",
+            f"{name}, by default {default}, has no allowed value with attack.eps = {eps}; set it, or another "
+            "attack.eps.",
             name,
         )
     verb = "" if message.startswith(("is ", "has ", "must ", "divides ")) else "must be "
