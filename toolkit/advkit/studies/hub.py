@@ -15,6 +15,7 @@ from .. import __version__
 from ..compose.replaced import without_plugins
 from ..config import runfile
 from ..escapes import one_line
+from ..models.elsewhere import untagged
 from ..own_file import words
 from ..storage.files import there
 from ..storage.run_folder import RunFolder
@@ -110,7 +111,7 @@ def config(subject: Subject, record: ExportRecord) -> dict[str, Any]:
         statistics |= {"mean": [0.0] * record.shape[0], "std": [1.0] * record.shape[0]}
     fixed = bool(net.pretrained_cfg.get("fixed_input_size"))
     return {
-        "architecture": record.architecture_options["architecture"],
+        "architecture": untagged(record.architecture_options)["architecture"],  # the weights are the tag's no longer
         "num_classes": len(record.classes),
         "num_features": net.num_features,
         "model_args": {"in_chans": record.shape[0], **({"img_size": record.shape[1:]} if fixed else {})},
@@ -179,7 +180,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
         library="timm" if timms else "pytorch",
         tags="\n".join(f"- {tag}" for tag in tags),
         name=_plain(run.name),
-        net=record.architecture_options["architecture"] if timms else subject.resolved.net,
+        net=untagged(record.architecture_options)["architecture"] if timms else subject.resolved.net,
         count=len(record.classes),
         data=record.data,
         shape=" x ".join(map(str, record.shape)),

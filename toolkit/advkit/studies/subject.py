@@ -37,6 +37,7 @@ from ..training.notes import CHOSEN_ON_TEST, noted
 from ..training.parts import build_model, data_of, on_this_machine, prepared
 from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder
+from ..training.short import normalisation
 from .inputs import of_training
 
 AS_WRITTEN = "the setting {key} = {value}"
@@ -202,7 +203,7 @@ def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Sub
         "epoch": None,
         "selected_on": None,
         "sha256_of_weights": digest(model.state_dict()),
-        **_notes(splits, *placed.notes, placed.said),
+        **_notes(splits, *placed.notes, placed.said, *normalisation(resolved)),
     }
     return Subject(str(path), model, splits, resolved, record, resolved.run.at_once())
 
