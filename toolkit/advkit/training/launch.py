@@ -26,7 +26,7 @@ from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .added import added, seen_in_training
 from .beginning import begin_from
-from .code_told import changes, code_of
+from .code_told import RESUMED, changes, code_of
 from .given import first_logits
 from .inherited import ancestors, inherited
 from .loop import Trainer
@@ -131,7 +131,7 @@ def resume(
             return trainer.result()
         if trainer.folder:
             trainer.folder.refuse_unwritable_metrics()
-            note(folder, [f"Resumed with other code: {said}" for said in changes(folder, resolved, model)])
+            note(folder, [f"{RESUMED}{said}" for said in changes(folder, resolved, model)])
         return _run(trainer)
 
 
