@@ -227,7 +227,7 @@ class EvaluationAttack(ABC):
 
     @classmethod
     def spelled(cls, typed: Typed) -> EvaluationAttack | None:
-        """The attack that was typed; None where that is none of `spellings`. The text begins with the name."""
+        """The attack that `typed.text` spells, which is to set its `name` to that; None where it spells none."""
         return cls() if typed.text == cls.name else None
 
     @abstractmethod
