@@ -27,7 +27,7 @@ from hypothesis import given, settings, strategies as st
 
 from advkit import DataError, OptionError, evaluate, load_data, plan
 from advkit.cli.main import PLACE, run
-from advkit.options import VANISHES
+from advkit.numerals import VANISHES
 from advkit.settings import SECTIONS
 from advkit.training.cost import cost_words
 
@@ -311,6 +311,11 @@ REFUSALS = [
     ("plan --eps eps/2", "attack.eps = 'eps/2' is relative to eps, which is not known here."),
     ("plan --plugins cat-eps -o cat-eps.eta=nan", "cat-eps.eta = nan must be a finite number."),
     ("plan --plugins cat-eps -o cat-eps.eta=0", "cat-eps.eta = 0 must be greater than 0."),
+    (
+        "plan --plugins cat-eps --eps 0",
+        "cat-eps.eta, by default 0.159375 eps, has no allowed value with attack.eps = 0.0; set it, or another "
+        "attack.eps.",
+    ),
     ("plan --plugins awp -o awp.min_dim=9", "awp.min_dim = 9 must be less than or equal to 4."),
     ("plan --plugins lsiw -o lsiw.distance=l3", "lsiw.distance = 'l3' must be 'l2' or 'kl'."),
     (

@@ -151,6 +151,12 @@ def test_nets_and_attacks_are_listed(capsys: pytest.CaptureFixture[str]) -> None
     shown = json.loads(out(capsys, "models", "show", "small-cnn", "--json"))
     assert shown["options"]["width"]["default"] == 24
     assert "advkit plan --model torchvision:resnet18" in out(capsys, "models", "show", "torchvision:resnet18")
+    shown = json.loads(out(capsys, "models", "show", "torchvision:vgg16.IMAGENET1K_V1", "--json"))
+    assert list(shown["published"]) == ["IMAGENET1K_V1", "IMAGENET1K_FEATURES"]
+    numbers = shown["published"]["IMAGENET1K_V1"]
+    assert numbers == "0.485,0.456,0.406,0.229,0.224,0.225" and numbers in out(
+        capsys, "models", "show", "torchvision:resnet18"
+    )
     assert run(["models", "show", "torchvision:resnet17"]) == 2
     assert "Did you mean resnet18?" in capsys.readouterr().err
     assert {"pgd-K", "autoattack"} <= {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -20,7 +22,7 @@ import torch
 from heard import StopAfter
 from PIL import Image
 
-from advkit import DataError, Dataset, Splits, Stopped, load_data, mapped_images, train
+from advkit import DataError, Dataset, Splits, Stopped, holding, load_data, mapped_images, train
 from advkit.cli.main import run
 from advkit.data import convert as converting
 from advkit.data.convert import convert
@@ -451,3 +453,58 @@ def test_what_is_typed_wrong_is_said(
 ) -> None:
     assert run(["data", "prepare", *line]) == code
     assert sentence in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- other systems, other disks
+
+
+def test_a_system_that_maps_and_locks_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows names neither MAP_PRIVATE nor MADV_RANDOM; some disks have no locks."""
+    for name in ("MAP_PRIVATE", "PROT_READ", "PROT_WRITE", "MADV_RANDOM"):
+        monkeypatch.delattr(mmap, name)
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(holding.fcntl, "flock", no_locks)
+    (tmp_path / ".advkit-unfinished-old").mkdir()
+    (tmp_path / ".advkit-unfinished-old" / "held").write_text("")
+    convert(str(generated(tmp_path / "g.npz")), tmp_path / "mapped")
+    there, (images, _) = mapped_images(tmp_path / "mapped"), stored(tmp_path / "g.npz")
+    assert torch.equal(there.images, images)
+    there.images.zero_()
+    assert torch.equal(mapped_images(tmp_path / "mapped").images, images)
+
+
+@pytest.mark.parametrize("fails", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_disk_that_does_not_put_names_where_they_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: int
+) -> None:
+    generated(tmp_path / "g.npz")
+    synced = os.fsync
+
+    def of_the_parent(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), os.stat(tmp_path)):
+            raise OSError(fails, os.strerror(fails))
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_the_parent)
+    folder = tmp_path / "mapped"
+    code = run(["data", "prepare", "mapped", "--from", str(tmp_path / "g.npz"), "--data-root", str(folder)])
+    said = f"{folder} is written, but its disk fails (Input/output error); look at it with `advkit data check {folder}`"
+    assert (code, said in capsys.readouterr().err) == ((4, True) if fails == errno.EIO else (0, False))
+    assert run(["data", "check", str(folder)]) == 0
+
+
+def test_a_parent_that_may_be_written_but_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def of_nobody(path: str, flags: int, *mode: int) -> int:
+        if os.path.isdir(path) and Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, flags, *mode)
+
+    generated(tmp_path / "g.npz")
+    monkeypatch.setattr(os, "open", of_nobody)
+    convert(str(tmp_path / "g.npz"), tmp_path / "mapped")
+    check(tmp_path / "mapped")

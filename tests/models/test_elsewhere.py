@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,11 +11,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import advkit
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
 from advkit.errors import OptionError
 from advkit.models.base import DataSpec, ModelBuilder
-from advkit.models.elsewhere import Timm, Torchvision
+from advkit.models.elsewhere import Statistics, Timm, Torchvision
 from advkit.options import validate
 from advkit.storage.foreign_names import fitted
+from advkit.training.parts import builder_of
+from advkit.training.short import cautions
 
 timm = pytest.importorskip("timm", reason="pip install 'advkit[timm]'")
 torchvision = pytest.importorskip("torchvision", reason="pip install 'advkit[vision]'")
@@ -56,6 +61,66 @@ def test_what_the_published_weights_expect_can_be_subtracted_instead() -> None:
     assert torch.allclose(theirs(x), plain((x - mean) / std), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("net", "tag", "mean", "other"),
+    [
+        ("timm:mobilenetv3_small_050", "", 0.485, ""),  # a net of one tag
+        ("timm:vit_small_patch16_224", "", 0.5, "dino"),
+        ("timm:vit_small_patch16_224", "dino", 0.485, ""),
+        ("timm:vit_small_patch16_224", "augreg_in1k", 0.5, ""),
+        ("timm:tf_efficientnet_b0", "ap_in1k", 0.5, ""),
+        ("torchvision:vgg16", "", 0.485, "IMAGENET1K_FEATURES"),
+        ("torchvision:vgg16", "IMAGENET1K_FEATURES", 0.48235, ""),
+    ],
+)
+def test_the_tag_says_what_the_published_weights_expect(net: str, tag: str, mean: float, other: str) -> None:
+    name = f"{net}.{tag}" if tag else net
+    layer = {"model.name": name, "model.normalise": "weights"}
+    resolved = resolve((), [Layer("python", layer)])
+    assert resolved.net == name, "so run.toml has it"
+    builder = builder_of(resolved)
+    assert isinstance(builder, Timm | Torchvision) and f"{builder.name}:{builder.architecture}" == net
+    assert builder.expected()[0][0] == pytest.approx(mean)
+    said = [sentence for sentence in cautions(resolved) if "model.normalise" in sentence]
+    assert len(said) == bool(other)
+    if other:
+        assert f"expect another ({other})" in said[0] and f'model="{net}.{other}"' in said[0]
+        assert f"takes the normalisation of {net}.{next(iter(builder.published()))}," in said[0]
+    given = resolve((), [Layer("python", layer | {"model.normalise": "0.5,0.25"})])
+    assert not [sentence for sentence in cautions(given) if "model.normalise" in sentence]
+
+
+def test_a_net_with_a_tag_is_the_net_with_its_normalisation() -> None:
+    x = torch.rand(2, 3, 32, 32)
+    net, tagged = (built(Timm, f"test_resnet{tag}", COLOUR, normalise="weights") for tag in ("", ".r160_in1k"))
+    assert torch.equal(net(x), tagged(x)) and net.state_dict().keys() == tagged.state_dict().keys()
+    assert torch.allclose(tagged(x), built(Timm, "test_resnet", COLOUR, normalise="none")((x - 0.5) / 0.5), atol=1e-5)
+
+
+def test_an_evaluation_of_published_weights_says_that_other_tags_expect_another_normalisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two(self: Timm, library: ModuleType, name: str) -> dict[str, Statistics]:
+        return {"a_in1k": ((0.5,) * 3, (0.5,) * 3), "b_in1k": ((0.4,) * 3, (0.2,) * 3)}
+
+    monkeypatch.setattr(Timm, "statistics", two)
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "net.pth")
+    notes = [
+        advkit.evaluate(
+            tmp_path / "net.pth",
+            "digits",
+            attacks="clean",
+            model=f"timm:test_resnet{tag}",
+            eps=0.1,
+            n=2,
+            settings={"data.limit": 10, "model.normalise": "weights"},
+            audit=False,
+        ).notes
+        for tag in ("", ".b_in1k")
+    ]
+    assert [any("expect another (b_in1k)" in note for note in each) for each in notes] == [True, False]
+
+
 @pytest.mark.parametrize(("kind", "name"), [(Timm, "vit_tiny_patch16_224"), (Torchvision, "vit_b_16")])
 def test_a_transformer_is_built_for_the_images_or_they_for_it(kind: type[Timm | Torchvision], name: str) -> None:
     if kind is Timm:  # torchvision's smallest has 86 million parameters: only its refusal below
@@ -76,6 +141,10 @@ def test_a_plan_builds_a_net_of_a_library_without_its_weights() -> None:
     ("model", "sentence"),
     [
         ("timm:resnet81", r"'resnet81' is none of timm's \d+ nets. Did you mean resnet18"),
+        ("timm:resnet81.a1_in1k", r"'resnet81.a1_in1k' is none of timm's \d+ nets. Did you mean resnet18"),
+        ("timm:resnet18.a1_in2k", "timm knows no weights 'a1_in2k' of resnet18, only a1_in1k, .* Did you mean a1_in1k"),
+        ("timm:resnet18.", "timm knows no weights '' of resnet18, only a1_in1k"),
+        ("torchvision:resnet18.V1", "torchvision knows no weights 'V1' of resnet18, only IMAGENET1K_V1."),
         ("timm:hf-hub:somebody/net", "none of timm's"),  # would be downloaded
         ("torchvision:resnet", "none of torchvision's"),
         ("torchvision:fcn_resnet50", "none of torchvision's"),

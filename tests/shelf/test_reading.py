@@ -17,6 +17,7 @@ from advkit import reading
 CORE = Path(reading.__file__).parent
 OWN = {
     "reading.py": "the way itself",
+    "holding.py": "folders, whose names it puts on the disk",
     "storage/files.py": "writes",
     "storage/lock.py": "the lock, opened as reading opens",
     "storage/process.py": "/proc",

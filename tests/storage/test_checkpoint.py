@@ -1043,5 +1043,5 @@ def test_a_lock_that_can_not_be_taken(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(holding.fcntl, "flock", unsupported)
-    with pytest.raises(CheckpointError, match="No locks available"):
+    with pytest.raises(CheckpointError, match=r"its disk has no locks \(No locks available\); take"):
         RunLock(tmp_path / "other").__enter__()

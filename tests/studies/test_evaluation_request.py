@@ -14,7 +14,7 @@ from torch import nn
 import advkit
 from advkit import OptionError
 from advkit.evaluation.attacks import Pgd
-from advkit.options import VANISHES
+from advkit.numerals import VANISHES
 from advkit.studies.evaluation_request import EvaluationRequest
 
 

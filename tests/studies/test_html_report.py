@@ -370,7 +370,7 @@ def test_the_verdict_comes_first(runs: Path) -> None:
         _, first, *_ = page_of("plain", samples=0).within("run-1", "p")
         return text(first), first.attributes.get("class")
 
-    assert said() == ("Robustness unknown: no evaluation of these weights.", "missing")
+    assert said() == ("Robustness unknown: no evaluation of this net.", "missing")
     put(runs / "plain", "evaluations/one/n-200/evaluation.json", changed(suspect=False, audit=[], images=CHOSEN))
     put(runs / "plain", "audit.json", AUDIT | {"sha256_of_weights": "0" * 64, "alarms": [], "checks": []})  # another's
     assert said() == (
@@ -1186,6 +1186,33 @@ def test_what_was_copied_from_another_run_is_marked_and_not_compared(runs: Path)
     mine = text(page.id("run-1"))
     assert all(f"This {what} is {why}" in mine for what in ("evaluation", "audit", "analysis"))
     assert mine.count(why) == 3 and why not in text(page.id("run-2"))
+
+
+def test_what_was_measured_in_another_net_is_marked_and_not_compared(runs: Path) -> None:
+    """The same weights behind a quantiser, say: a better figure, which is none of the run's net."""
+    apart = {"another_net": ["net.py has changed", "The code is another"]}
+    for name in ("plain", "cat"):
+        judge(runs / name, "own", (CLEAN, []), (PGD, range(40)), worst_case=half(160))
+    judge(runs / "plain", "other", (CLEAN, []), (PGD, range(190)), n=300, audit=AUDIT["checks"], **apart)
+    put(runs / "plain", "audit.json", AUDIT | apart)
+    put(runs / "plain", "analysis/margin.json", apart | {"checkpoint": None, "analysis": "margin", "figures": {}})
+    page = page_of("plain", "cat", samples=0)
+    why = "of another net than the run's: net.py has changed; The code is another."
+    assert "raises alarms" not in text(page.id("comparison"))
+    compared = text(page.id("comparison-accuracy"))
+    assert "0.367" not in compared and f"An evaluation of run 1 at n = 300 is left out: it is {why}" in compared
+    mine = text(page.id("run-1"))
+    assert all(f"This {what} is {why}" in mine for what in ("evaluation", "audit", "analysis"))
+    _, verdict, *_ = page.within("run-1", "p")
+    assert text(verdict).startswith(
+        "Worst case 0.800 (0.739 to 0.850) within linf 0.15 under pgd-20 (test split, n = 200)"
+    )
+    # Where two sets of test images were judged, the sentence says which one it is of.
+    for name, sha256, right in (("own", "a", 160), ("two", "b", 150)):
+        broken = range(right, 200)
+        judge(runs / "plain", name, (PGD, broken), worst_case=half(right), sha256_of_split=64 * sha256)
+    _, verdict, *_ = page_of("plain", samples=0).within("run-1", "p")
+    assert "Worst case 0.750" in text(verdict) and "(test split, n = 200, images bbbbbbbb)" in text(verdict)
 
 
 def test_only_an_older_report_is_replaced(runs: Path) -> None:

@@ -114,7 +114,8 @@ def test_timm_loads_its_own_nets(
         torch.manual_seed(0)
         data = (torch.rand(12, 3, 16, 16) * 255).byte(), torch.arange(12) % 3
     settings = {"attack.steps": 1, "validation.fraction": 0, "attack.eps": 0.1, **how}
-    advkit.train("timm:test_resnet", data, epochs=1, batch_size=6, settings=settings, out=tmp_path / "run")
+    name = "timm:test_resnet" + ("" if how else ".r160_in1k")  # whose weights these are no longer
+    advkit.train(name, data, epochs=1, batch_size=6, settings=settings, out=tmp_path / "run")
     record = advkit.export(tmp_path / "run", tmp_path / "net", dataset=data, hub=True)
     apart = [note for note in record.notes or () if note.startswith("timm does not load it, for it resizes images")]
     assert bool(apart) is ("model.resize" in how)
@@ -122,15 +123,16 @@ def test_timm_loads_its_own_nets(
         card = (tmp_path / "net" / "README.md").read_text()
         assert "library_name: pytorch" in card and "timm:test_resnet" in card
         return
+    assert json.loads((tmp_path / "net" / "config.json").read_text())["architecture"] == "test_resnet"
     net = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     example = safetensors.torch.load_file(tmp_path / "net" / "example.safetensors")
     normalise = Normalize(*(tuple(net.pretrained_cfg[name]) for name in ("mean", "std")))
     with torch.no_grad():
         assert torch.allclose(net(normalise(example["images"])), example["logits"], atol=1e-5)
     judged = advkit.evaluate(tmp_path / "run", dataset=data, attacks="clean", n=3, audit=False)
-    assert judged.model == "timm:test_resnet" and (judged.robustbench or {})["architecture"] == judged.model
+    assert judged.model == name and (judged.robustbench or {})["architecture"] == judged.model
     capsys.readouterr()
     assert run(["runs", "list", str(tmp_path), "--json"]) == 0
-    assert [row["model"] for row in json.loads(capsys.readouterr().out)] == ["timm:test_resnet"]
+    assert [row["model"] for row in json.loads(capsys.readouterr().out)] == [name]
     card = (tmp_path / "net" / "README.md").read_text()
     assert "library_name: timm" in card and 'timm.create_model("hf-hub:USER/NAME"' in card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import tomllib
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from advkit.config.resolve import resolve
 from advkit.errors import Stopped
 from advkit.models.base import DataSpec, ModelBuilder
 from advkit.own_file import OwnFile
-from advkit.studies import arms
+from advkit.studies import arms, export as exporting
 from advkit.studies.report import report
 from advkit.training.loop import Trainer
 from advkit.training.parts import build_model, prepared
@@ -124,6 +125,51 @@ def test_what_is_exported_and_analyzed_says_that_the_code_has_changed(
     assert "has changed since the run was started" in (tmp_path / "out" / "README.txt").read_text()
     assert run(["analyze", "margin", str(tmp_path / "run"), *words, "--attack", "pgd-1", "--n", "4", "--cap", "1"]) == 0
     assert "has changed since" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("quick_audit")
+def test_a_card_leaves_out_what_was_measured_in_another_net_or_on_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_graph", lambda *_: (None, "not asked for"))  # which takes seconds
+    home, words = tmp_path / "run", written(tmp_path)
+    own: dict[str, Any] = {"model": words[1], "dataset": words[3]}
+    assert run(["train", *words, *QUICK, "--out", str(home)]) == 0
+
+    def judged(n: int, checkpoint: str = "best", **how: Any) -> list[str]:
+        """By a state of the files, which are restored; in what the net was another."""
+        written(tmp_path, **how)
+        said = advkit.evaluate(home, attacks="fgsm", n=n, checkpoint=checkpoint, audit=False, **own).another_net
+        written(tmp_path)
+        return list(said)
+
+    def card(name: str, **how: Any) -> str:
+        written(tmp_path, **how)
+        advkit.export(home, tmp_path / name, hub=True, **own)
+        written(tmp_path)
+        return (tmp_path / name / "README.md").read_text()
+
+    file, code = judged(8, moves="Sigmoid")
+    assert "has changed since the run was started" in file and code.startswith("The code of the net, Net, is another")
+    written(tmp_path, moves="Sigmoid")
+    audit = advkit.audit(home, n=4, **own)
+    out = f"is left out, for it is of these weights in another net: {file}; {code}."
+    first = card("first")
+    assert f"- audit.json {out}" in first and f"/n-8 {out}" in first and first.count("left out") == 2
+    assert "Nothing is known of these weights" in first and "Not audited for masked gradients yet" in first
+    edited = card("edited", moves="Sigmoid")
+    assert "On the test split, 8 of 30 images" in edited and "left out" not in edited, "the control: of the net it is"
+    assert "Not audited" not in edited and f"- {file}.\n- {code}." in edited
+    assert judged(6) == judged(10, by=2) == []  # the images are others, the net is the run's
+    (home / "audit.json").write_text(json.dumps(audit.as_dict() | {"another_net": [], "sha256_of_split": "0" * 64}))
+    judged(7)
+    judged(6, "last")
+    last = card("last")
+    assert "On the test split, 7 of 30 images" in last and f"/n-8 {out}" in last
+    assert last.count("Also evaluated: test split, 6 of 30 images") == 1, "best and last are one"
+    also = r"Also evaluated: test split, 10 of 30 images, [^\n]*, of other images \([0-9a-f]{8}\), worst case "
+    assert len(re.findall(also, last)) == 1
+    assert "- audit.json is left out, for it is of these weights on other test images." in last
 
 
 def stopped(*_: object) -> None:

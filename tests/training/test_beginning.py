@@ -26,6 +26,7 @@ NETS: dict[str, dict[str, Any]] = {
     "small-cnn": {"model.width": 1},
     "wide-resnet": {"model.depth": 10, "model.width": 1},
     "timm:test_resnet": {},
+    "timm:test_resnet.r160_in1k": {},
 }
 
 
@@ -99,6 +100,7 @@ def test_a_normalisation_that_no_weights_hold_is_not_lost(
     numbers = ",".join(str(part) for both in images().statistics() for part in both)
     for fits in ("data", numbers):
         assert not begun(path, name, images(), normalise=fits)
+        assert not begun(path, f"{name}.r160_in1k", images(), normalise=fits), "the tag makes it no other net"
     for other in ("none", "weights", "0.5,0.25"):
         with pytest.raises(CheckpointError, match=rf"model\.normalise = {other}.* is another; set model\.normalise="):
             begun(path, name, images(), normalise=other)

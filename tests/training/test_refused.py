@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,10 @@ def test_what_the_results_of_a_run_say_is_said_of_those_that_begin_with_it(tmp_p
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     advkit.train(own_net(), settings=TINY | {"validation.split": "test"}, out=first)
     advkit.train(own_net(), settings=TINY | {"run.seed": 7}, init_from=first, out=second)
+    kept = json.loads((second / "environment.json").read_text())["ancestors"]
+    assert kept == [{"data": advkit.load_data("digits", limit=40).train.fingerprint(), "seed": 0, "fraction": 0.1}]
+    first.rename(tmp_path / "moved")
+    advkit.train(own_net(), settings=TINY | {"run.seed": 7, "validation.fraction": 0.0}, out=first)  # a stranger
     advkit.train(own_net(), settings=TINY | {"run.seed": 7}, init_from=second, out=third)
     held_out = f"{first} was trained with run.seed 0 and validation.fraction 0.1 on "
     chosen, seen = notes_of(second)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -391,6 +392,24 @@ def test_a_step_without_a_length_has_no_caution_of_it(tiny_net: Net) -> None:
         return [one for one in step.composition.cautions if "a run of 20" in one]
 
     assert not said({}) and len(said({"run.epochs": 20})) == 2
+
+
+def test_epochs_that_count_from_one_are_told_once(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """They would put every schedule one epoch off. The controls: a loop from 0, and a length that nobody gave."""
+
+    def said(epochs: Iterable[int], settings: dict[str, object]) -> list[str]:
+        net = tiny_net(False)
+        step = Step(net, torch.optim.SGD(net.parameters(), 0.1), num_samples=16, eps=0.1, settings=settings)
+        x, y, index = tiny_batch()
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            for epoch in epochs:
+                step.loss(x, y, index, epoch=epoch).backward()
+        return [str(one.message) for one in heard if "run.epochs" in str(one.message)]
+
+    (sentence,) = said(range(1, 5), {"run.epochs": 3})
+    assert sentence.startswith("epoch = 3, but run.epochs is 3 and epochs count from 0, so the last is 2.")
+    assert not said(range(3), {"run.epochs": 3}) and not said([0, 30], {})
 
 
 def test_a_step_is_pickled_and_goes_on_alike(made: Maker, tiny_batch: BatchOf) -> None:

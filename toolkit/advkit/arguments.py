@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import HookContract, OptionError, shown, without_temporary_files
-from .options import VANISHES
+from .numerals import VANISHES
 from .plain import plain
 from .types import Batch
 

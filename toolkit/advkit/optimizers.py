@@ -14,7 +14,8 @@ from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from .errors import did_you_mean
-from .options import Real, option, parse_number
+from .numerals import parse_number
+from .options import Real, option
 from .rates import RateSettings
 
 UNFIT = {

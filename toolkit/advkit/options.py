@@ -11,7 +11,6 @@ import operator
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import Annotated, Any, TypeVar, get_origin
 
 from pydantic import (
@@ -29,6 +28,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from .errors import OptionError, blamed, cut, did_you_mean, shown
+from .numerals import parse_number
 from .plain import holds_none, listed, plain
 from .registry import points
 
@@ -74,51 +74,6 @@ def idle(options: OptionModel) -> dict[str, str]:
         if str(value) not in values if values else not value:
             found[key] = f"{name}={shown(value) if value == '' else str(value).lower()}"
     return found
-
-
-# Exponents have at most three digits: 1e999999999 is an integer that no memory holds.
-_TOKEN = re.compile(r"\s*(?:((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?![\d.]|[eE][-+\d])|(eps)|([*/]))", re.ASCII)
-VANISHES = "is not 0, but closer to it than any number of float64; give 0, or 5e-324 and more"
-
-
-def parse_number(text: str, eps: float | None = None) -> float:
-    """The value of a product or quotient of numbers and `eps`, such as `8/255` or `0.25 eps`.
-
-    Evaluated exactly and rounded once. Raises ValueError for anything else.
-    """
-    value, operator, position = Fraction(1), "*", 0
-    sign = -1 if text.strip().startswith("-") else 1
-    body = text.strip().removeprefix("-").lstrip()
-    expect_operand, denominators = True, 0
-    while position < len(body):
-        match = _TOKEN.match(body, position)
-        if match is None or len(body) > 64 or (match[1] and not expect_operand):
-            raise ValueError("is not a number, a fraction such as 8/255, or a multiple of eps such as 'eps/4'")
-        position = match.end()
-        number, name, symbol = match.groups()
-        if symbol:
-            if expect_operand:
-                raise ValueError("has an operator without an operand")
-            operator, expect_operand = symbol, True
-            continue
-        if name and eps is None:
-            raise ValueError("is relative to eps, which is not known here")
-        operand = Fraction(eps if name else number)  # type: ignore[arg-type]
-        if operator == "/" and operand == 0:
-            raise ValueError("divides by zero")
-        denominators += operator == "/" and not name
-        if denominators > 1:  # nobody who types 8/256/3 means what it says
-            raise ValueError("is not a number, a fraction such as 8/255, or a multiple of eps such as 'eps/4'")
-        value = value / operand if operator == "/" else value * operand
-        operator, expect_operand = "*", False
-    if expect_operand:
-        raise ValueError("is not a number")
-    try:
-        if value and not float(value):
-            raise ValueError(VANISHES)
-        return sign * float(value)
-    except OverflowError:
-        raise ValueError("is too large") from None
 
 
 def _number(value: object, info: ValidationInfo) -> object:
@@ -274,7 +229,7 @@ def validate(
         with blamed(f"in the validators of {model.__module__}.{model.__qualname__}"):
             options = model.model_validate(dict(values), context={"eps": eps, "decays": decays})
     except ValidationError as error:
-        raise _refusal(model, where, error) from None
+        raise _refusal(model, where, error, values, eps) from None
     refuse_none(options, where)
     return options
 
@@ -286,7 +241,9 @@ def refuse_none(options: OptionModel, where: str) -> None:
             raise OptionError(f"{name} = {shown(value)} has None, which no run file holds; give another value.", name)
 
 
-def _refusal(model: type[OptionModel], where: str, error: ValidationError) -> OptionError:
+def _refusal(
+    model: type[OptionModel], where: str, error: ValidationError, values: Mapping[str, object], eps: float | None
+) -> OptionError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
@@ -296,5 +253,12 @@ def _refusal(model: type[OptionModel], where: str, error: ValidationError) -> Op
         return OptionError(f"Unknown option {cut(name)}.{near} Known: {known}.", name, unknown=True)
     if not key:  # about options together: the message starts with the name of one
         return OptionError(f"{where}.{message}.", name)
+    default = model.model_fields[key].default if key in model.model_fields and key not in values else None
+    if isinstance(default, str) and "eps" in default:  # which nobody has typed
+        return OptionError(
+            f"{name}, by default {default}, has no allowed value with attack.eps = {eps}; set it, or another "
+            "attack.eps.",
+            name,
+        )
     verb = "" if message.startswith(("is ", "has ", "must ", "divides ")) else "must be "
     return OptionError(f"{name} = {shown(first['input'])} {verb}{message}.", name)

@@ -48,19 +48,30 @@ def show(name: str, as_json: bool) -> None:
     from ..models.elsewhere import Elsewhere
     from . import options_shown
 
+    published: dict[str, str] = {}
     family, options = net_of({"model.name": name})
     builder: Any = registry.load("model", family)
     if family != name and isinstance(made := builder(builder.Options(**options)), Elsewhere):  # timm:resnet18
-        made.library()
+        published = {
+            tag or "(no tag)": ",".join(f"{one:.9g}" for one in (*mean, *std))
+            for tag, (mean, std) in made.published().items()
+        }
     said = inspect.getdoc(builder) or ""
     if as_json:
-        print_json({"name": name, "about": said, "options": options_shown.facts(builder.Options)})
+        print_json(
+            {"name": name, "about": said, "options": options_shown.facts(builder.Options), "published": published}
+        )
         return
-    from .display import stdout, text
+    from .display import stdout, table_of, text
 
     console = stdout()
     console.print(text(name, "bold"))
     console.print(text(said))
     console.print()
     options_shown.show(console, builder.Options, "model.")
+    if published:
+        table = table_of("published weights", "expect (model.normalise)")
+        for tag, numbers in published.items():
+            table.add_row(tag, numbers)
+        console.print(table)
     console.print(text(f"\nNext: advkit plan --model {name}"))

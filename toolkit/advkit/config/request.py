@@ -16,8 +16,8 @@ from .. import registry
 from ..compose.companions import loaded
 from ..compose.registration import HOOKS, check, hooks_of
 from ..errors import OptionError, PluginLoad, did_you_mean, named, shown, spoken
+from ..numerals import parse_number
 from ..optimizers import KNOWN, OptimizerSettings
-from ..options import parse_number
 from ..own_file import OwnFile
 from ..plain import plain
 from ..plugin import Plugin

@@ -17,8 +17,9 @@ from ..compose.replaced import standard
 from ..compose.stage import Setting
 from ..errors import OptionError, named
 from ..net_arguments import arguments
+from ..numerals import parse_number
 from ..optimizers import OptimizerSettings
-from ..options import OptionModel, parse_number, refuse_none, validate
+from ..options import OptionModel, refuse_none, validate
 from ..own_file import FLAGS, OwnFile, over
 from ..plugin import Plugin
 from ..settings import (

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from .. import registry
 from ..arguments import a_number
 from ..errors import DataError, OptionError, named
+from ..holding import sync_folder
 from .base import Dataset, DataSource, fingerprint_of, gray_levels, pieces
 from .image_folder import ImageFolder, sort_files, split_files
 from .mapped import FORMAT, MANIFEST, Manifest, Mapped, Stored, file_name, manifest_of, split_of
@@ -76,6 +77,7 @@ def convert(
     exists = f"{folder} exists; name a new folder with {flag}, or remove it."
     if os.path.lexists(folder):
         raise OptionError(exists)
+    made = False
     with _given(given, hold_out) if labeller is None else _unlabelled(given, labeller) as source:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +88,14 @@ def convert(
                 whole = work / "whole"
                 manifest = _written(source, whole, given)
                 os.rename(whole, folder)
-                _synced(folder.parent)
+                made = True
+                sync_folder(folder.parent)
         except OSError as error:
+            if made:
+                raise DataError(
+                    f"{folder} is written, but its disk fails ({error.strerror}); look at it with "
+                    f"`advkit data check {shlex.quote(str(folder))}`."
+                ) from None
             if os.path.lexists(folder):  # another process was faster
                 raise OptionError(exists) from None
             typed = labeller is not None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -182,7 +190,7 @@ def _written(source: Given, folder: Path, given: str) -> Manifest:
     with open(folder / MANIFEST, "xb") as out:
         out.write(json.dumps({"format": FORMAT, **asdict(manifest)}).encode())
         _flushed(out)
-    _synced(folder)
+    sync_folder(folder)
     return manifest
 
 
@@ -223,14 +231,6 @@ def _begin(out: IO[bytes], shape: Sequence[int], dtype: np.dtype[Any]) -> None:
 def _flushed(out: IO[bytes]) -> None:
     out.flush()
     os.fsync(out.fileno())
-
-
-def _synced(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---------------------------------------------------------------------- pictures, and registered sets

@@ -177,13 +177,19 @@ def _map(path: Path, values: str, shape: Sequence[int]) -> Tensor:
             offset, size = stream.tell(), os.fstat(stream.fileno()).st_size
             if size != offset + count * dtype.itemsize:
                 raise _damaged(path, f"it has {size} bytes, not {offset + count * dtype.itemsize}")
-            flags = mmap.MAP_PRIVATE | NO_RESERVE
-            memory = mmap.mmap(stream.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+            memory = mmap.mmap(stream.fileno(), size, **_private())
     except (OSError, ValueError) as error:
         raise _unread(path, error) from None
-    if values == "images":
+    if values == "images" and hasattr(mmap, "MADV_RANDOM"):
         memory.madvise(mmap.MADV_RANDOM)  # else a disk reads the neighbours of each image with it
     return torch.frombuffer(memory, dtype=as_torch, count=count, offset=offset).view(*shape)
+
+
+def _private() -> dict[str, int]:
+    """How to map what is written into without changing the file, as the system calls it."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return {"access": mmap.ACCESS_COPY}
+    return {"flags": mmap.MAP_PRIVATE | NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
 
 
 class ByColumns(ValueError):

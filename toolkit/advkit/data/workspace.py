@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..errors import CheckpointError
 from ..holding import take
 from ..reading import own_opener
 
@@ -22,7 +23,8 @@ def workspace(parent: Path) -> Iterator[Path]:
         TemporaryDirectory(dir=parent, prefix=PREFIX, ignore_cleanup_errors=True) as work,
         open(Path(work, "held"), "xb", opener=own_opener) as held,
     ):
-        take(held)
+        with suppress(CheckpointError):  # where nothing can be locked, nothing is swept either
+            take(held)
         yield Path(work)
 
 
@@ -30,6 +32,6 @@ def _sweep(parent: Path) -> None:
     for left in parent.glob(f"{PREFIX}*"):
         if left.is_symlink():
             continue
-        with suppress(OSError), open(left / "held", "rb+", opener=own_opener) as held:
+        with suppress(OSError, CheckpointError), open(left / "held", "rb+", opener=own_opener) as held:
             take(held)  # not of a living process
             shutil.rmtree(left)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..arguments import checked
 from ..data.base import Dataset
 from ..errors import OptionError
-from ..options import OptionModel, option, parse_number
+from ..numerals import parse_number
+from ..options import OptionModel, option
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..holding import sync_folder
 from . import files
 
 FORMAT = 1
@@ -50,13 +51,13 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     with files.using(final, work):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            files.sync_folder(folder.parent)
+            sync_folder(folder.parent)
         if verified(final) and _read(final / MANIFEST, MANIFEST_CAP) == blobs[MANIFEST]:
             return final
         work.mkdir()
         for name, blob in blobs.items():  # the manifest last
             files.write_new(work / name, blob)
-        files.sync_folder(work)
+        sync_folder(work)
         files.judge_place(final)  # all that took its time
         _publish(work, final)
     return final
@@ -287,7 +288,7 @@ def _publish(work: Path, final: Path) -> None:
             os.rename(old, final)
         raise
     try:
-        files.sync_folder(final.parent)
+        sync_folder(final.parent)
     finally:
         files.delete(old)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from .. import reading
 from ..errors import AdvkitError, CheckpointError, OptionError, named
+from ..holding import sync_folder
 from ..reading import Judge, opened, own_opener, regular
 from . import process
 
@@ -185,20 +186,6 @@ def read(path: Path, most: int, judge: Judge | None = None) -> bytes:
             raise CheckpointError(
                 f"{path} is damaged: {error.strerror}, and no run writes so many; restore it, or remove it."
             ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Names in it are on disk when this returns. Windows has no such call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such call
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def link(place: Path, to: str, copied: Set[str]) -> None:

@@ -257,7 +257,7 @@ class RunFolder:
         then = {"code": now["code"], "packages": now["packages"], "processes": 1} | then | {"digests": now["digests"]}
         return [
             f"{key}: {then.get(key)} then, {now.get(key)} now"
-            for key in sorted({*then, *now} - {"added", "command", "init_from", "notes"})
+            for key in sorted({*then, *now} - {"added", "ancestors", "command", "init_from", "notes"})
             if then.get(key) != now.get(key)
         ]
 

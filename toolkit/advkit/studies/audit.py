@@ -100,7 +100,8 @@ def audit(
         net, every, examples = chosen.model, chosen.images(split), chosen.splits.train.sample(EXAMPLES)
         images = every.sample(200 if count is None else count)
         described = chosen.described(split, len(images))
-        head = {"run": chosen.name, **chosen.record, "split": split, "images": described}
+        head = {"run": chosen.name, **chosen.record, "split": split, "sha256_of_split": every.fingerprint()}
+        head["images"] = described
     if not radius:
         raise OptionError(f"An audit needs a radius above 0; give {named('--eps', 'E')}.")
     refuse_gray_levels(radius, norm)

@@ -15,11 +15,12 @@ from .. import __version__
 from ..compose.replaced import without_plugins
 from ..config import runfile
 from ..escapes import one_line
+from ..models.elsewhere import untagged
 from ..own_file import words
 from ..storage.files import there
 from ..storage.run_folder import RunFolder
-from .kept import is_of, kept, most_telling
-from .records import AuditRecord, Evaluation, ExportRecord, read_or_told
+from .kept import is_of, kept, most_telling, split_of
+from .records import AuditRecord, Evaluation, ExportRecord, Judged, read_or_told
 from .subject import Subject
 
 CARD = """\
@@ -110,7 +111,7 @@ def config(subject: Subject, record: ExportRecord) -> dict[str, Any]:
         statistics |= {"mean": [0.0] * record.shape[0], "std": [1.0] * record.shape[0]}
     fixed = bool(net.pretrained_cfg.get("fixed_input_size"))
     return {
-        "architecture": record.architecture_options["architecture"],
+        "architecture": untagged(record.architecture_options)["architecture"],  # the weights are the tag's no longer
         "num_classes": len(record.classes),
         "num_features": net.num_features,
         "model_args": {"in_chans": record.shape[0], **({"img_size": record.shape[1:]} if fixed else {})},
@@ -127,23 +128,48 @@ def config(subject: Subject, record: ExportRecord) -> dict[str, Any]:
 
 def left_out(subject: Subject) -> list[str]:
     """Which evaluations and which audit of the run no card repeats, and why."""
-    run = Path(subject.name)
-    audit = [read_or_told(run / "audit.json", AuditRecord)] if there(run / "audit.json") else []
-    told = [found for found in (*kept(run).values(), *audit) if isinstance(found, str)]
-    return [f"What can not be believed is left out: {sentence.removesuffix('.')}" for sentence in told]
+    said = []
+    evaluations = {f"evaluations/{name}": found for name, found in kept(Path(subject.name)).items()}
+    for name, found in {**evaluations, "audit.json": _audit(subject)}.items():
+        if isinstance(found, str):
+            said.append(f"What can not be believed is left out: {found.removesuffix('.')}")
+        elif found is not None and _of_these_weights(found, subject) and (apart := _apart(found, subject)):
+            said.append(f"{name} is left out, for it is of these weights {apart}")
+    return said
+
+
+def _audit(subject: Subject) -> AuditRecord | str | None:
+    file = Path(subject.name) / "audit.json"
+    return read_or_told(file, AuditRecord) if there(file) else None
+
+
+def _of_these_weights(found: Judged, subject: Subject) -> bool:
+    return bool(found.sha256_of_weights == subject.record["sha256_of_weights"])
+
+
+def _apart(found: Judged, subject: Subject) -> str:
+    """How its net is another than the one that is exported, or the images of an audit are; "" where they are not."""
+    if found.another_net != subject.record.get("another_net", []):
+        return f"in another net: {'; '.join(found.another_net) or 'that of the run, which this is not'}"
+    test = isinstance(found, AuditRecord) and found.split == "test"
+    other = test and found.sha256_of_split not in (None, subject.splits.test.fingerprint())
+    return "on other test images" if other else ""
+
+
+def _fits(found: Judged, subject: Subject) -> bool:
+    return _of_these_weights(found, subject) and not _apart(found, subject)
 
 
 def card(subject: Subject, record: ExportRecord) -> str:
     """README.md: what is known of exactly these weights, and what is not known yet."""
     timms = is_timms(subject)
     run = Path(subject.name)
-    judged = [
-        one
-        for one in kept(run).values()
-        if isinstance(one, Evaluation) and (one.sha256_of_weights, one.split) == (record.sha256_of_weights, "test")
-    ]
-    audit = read_or_told(run / "audit.json", AuditRecord) if there(run / "audit.json") else ""
-    fits = isinstance(audit, AuditRecord) and audit.sha256_of_weights == record.sha256_of_weights
+    judged, elsewhere, images = list[Evaluation](), dict[str, list[Evaluation]](), subject.splits.test.fingerprint()
+    for name, one in kept(run).items():
+        if isinstance(one, Evaluation) and one.split == "test" and _fits(one, subject):
+            of = split_of(run, name, one)
+            (judged if of in ("", images) else elsewhere.setdefault(of, [])).append(one)
+    audit = _audit(subject)
     threat = "" if subject.resolved.standard else f"{record.norm} of {_eps(record.eps)}"
     typed = shlex.join(map(one_line, (str(run), *words(subject.resolved.files))))
     tags = ("adversarial-robustness", "advkit", *record.plugins)
@@ -154,7 +180,7 @@ def card(subject: Subject, record: ExportRecord) -> str:
         library="timm" if timms else "pytorch",
         tags="\n".join(f"- {tag}" for tag in tags),
         name=_plain(run.name),
-        net=record.architecture_options["architecture"] if timms else subject.resolved.net,
+        net=untagged(record.architecture_options)["architecture"] if timms else subject.resolved.net,
         count=len(record.classes),
         data=record.data,
         shape=" x ".join(map(str, record.shape)),
@@ -163,8 +189,8 @@ def card(subject: Subject, record: ExportRecord) -> str:
         against=f"against perturbations in\n{threat}" if threat else "on images that\nnothing attacked",
         normalised=", normalised by the numbers of config.json" if timms else "",
         licence=LICENCE,
-        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), record, typed, threat),
-        audit=_audited(audit if isinstance(audit, AuditRecord) and fits else None, typed),
+        accuracies=_accuracies(most_telling(judged, record.norm, record.eps), elsewhere, record, typed, threat),
+        audit=_audited(audit if isinstance(audit, AuditRecord) and _fits(audit, subject) else None, typed),
         use=TIMM if timms else WEIGHTS if record.without_graph else GRAPH,
         notes="".join(f"\n- {_plain(note)}." for note in record.notes) + ("\n" if record.notes else ""),
         train=train,
@@ -177,12 +203,26 @@ def _plain(text: str) -> str:
     return escape(one_line(text), quote=False)
 
 
-def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str, threat: str) -> str:
-    """Of the first, which says most; the others in a line each. `threat`: what it was trained against, or ""."""
+def _accuracies(
+    judged: Sequence[Evaluation],
+    elsewhere: Mapping[str, Sequence[Evaluation]],
+    record: ExportRecord,
+    run: str,
+    threat: str,
+) -> str:
+    """Of the first, which says most; the others in a line each.
+
+    `elsewhere`: those of other test images than the net's own, by SHA-256. `threat`: what it was trained against, or
+    "".
+    """
     command = f"`advkit evaluate {run} --attacks clean,autoattack`"
+    also = [line for one in judged[1:] for line in _also(one, one.judged_on)]
+    for images, found in elsewhere.items():
+        also += [line for one in found for line in _also(one, f"{one.judged_on}, of other images ({images[:8]})")]
+    lines_of_others = [f"\n{line}" for line in dict.fromkeys(also)]  # best and last may be one
     if not judged:
-        return f"Nothing is known of these weights: {command}, then export again."
-    chosen, *others = judged
+        return "\n".join([f"Nothing is known of these weights: {command}, then export again.", *lines_of_others])
+    chosen = judged[0]
     rows = [["attack", "norm", "eps", "accuracy", "95 %"], ["---"] * 5]
     for row, label in zip(chosen.attacks, chosen.labels, strict=True):
         attacked = row.name != "clean"
@@ -202,16 +242,20 @@ def _accuracies(judged: Sequence[Evaluation], record: ExportRecord, run: str, th
     said += [f"\n{label}: {note.removesuffix('.')}." for label, row in labelled for note in map(_plain, row.notes)]
     if threat and not is_of(chosen, record.norm, record.eps):
         said += ["", f"Trained against {record.norm} {_eps(record.eps)}, where nothing is known of it yet: {command}."]
-    said += [
-        f"\nAlso evaluated: {one.judged_on}, worst case {worst.accuracy:.4f} at {norm} "
-        f"{_eps(one.eps_in(norm) or 0.0)} under {', '.join(row.name for row in one.attacked(norm))}."
-        for one in others
-        for norm, worst in one.worst.items()
-    ]
+    said += [f"\n{_plain(note)}." for note in chosen.notes if note not in record.notes]
+    said += lines_of_others
     if not any(row.is_autoattack for row in chosen.attacks):
         said += ["", f"Not evaluated under AutoAttack yet: {command}."]
     fields = json.dumps(chosen.robustbench, indent=1)
     return "\n".join([*said, "", "As RobustBench's model_info:", "", "```json", fields, "```"])
+
+
+def _also(one: Evaluation, where: str) -> list[str]:
+    return [
+        f"Also evaluated: {where}, worst case {worst.accuracy:.4f} at {norm} "
+        f"{_eps(one.eps_in(norm) or 0.0)} under {', '.join(row.name for row in one.attacked(norm))}."
+        for norm, worst in one.worst.items()
+    ]
 
 
 def _audited(audit: AuditRecord | None, run: str) -> str:

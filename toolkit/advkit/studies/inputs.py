@@ -12,7 +12,7 @@ from operator import index
 from ..arguments import a_number
 from ..errors import OptionError, shown
 from ..evaluation.results import BATCH
-from ..options import VANISHES, parse_number
+from ..numerals import VANISHES, parse_number
 from ..settings import RunSettings
 from ..storage.run_folder import RunFolder
 

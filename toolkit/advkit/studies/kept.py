@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ..errors import OptionError, named
 from ..evaluation.statistics import wilson
 from ..storage.files import entries, there
 from ..training.validation import judged_on
-from .documents import content, number
+from .documents import content, members, number
 from .records import Accuracy, Evaluation, read_or_told
 
 
@@ -34,6 +35,15 @@ def kept(run: Path) -> dict[str, Evaluation | str]:
                 read = str(error)
         found[f"{file.parent.parent.name}/{file.parent.name}"] = read
     return dict(sorted(found.items(), key=lambda item: -item[1].n if isinstance(item[1], Evaluation) else 0))
+
+
+def split_of(run: Path, name: str, judged: Evaluation) -> str:
+    """SHA-256 of the split that an evaluation of that name is of; "" where nothing tells."""
+    if judged.sha256_of_split:
+        return judged.sha256_of_split
+    with suppress(OptionError):  # of before: beside it
+        return str(members(run / "evaluations" / name.partition("/")[0] / "identity.json").get("data") or "")
+    return ""
 
 
 def most_telling(judged: Iterable[Evaluation], norm: object, eps: object) -> list[Evaluation]:

@@ -102,9 +102,13 @@ class Judged(Record):
     selected_on: str | None = None
     """The split that chose the checkpoint."""
     sha256_of_weights: str | None = None
+    another_net: list[str] = []
+    """In what the net that had these weights is another than the run's: its code, or its answers."""
     notes: list[str] = []
     """What is to be known of its images and weights: files that were left out, numbers that were rounded."""
     split: str | None = None
+    sha256_of_split: str | None = None
+    """Of all its images and labels, whichever of them are judged; None in files of before."""
     n: int | None = Field(default=None, ge=1)
     images: str | None = None
     """Which they are, in words: all of the split, or chosen at random."""
@@ -135,8 +139,6 @@ class Evaluation(Judged):
 
     n: int = Field(ge=1)
     norm: str
-    sha256_of_split: str | None = None
-    """Of all images and labels of the split, whichever of them are judged; None in evaluations of before."""
     attacks: list[AttackRow]
     worst_case: Accuracy | None = None
     """Over the attacks in `norm`; None where there were none."""
@@ -241,6 +243,7 @@ class ExportRecord(Record):
     epoch: int | None
     selected_on: str | None
     sha256_of_weights: str
+    another_net: list[str] = []
     architecture: str
     architecture_options: dict[str, Any]
     data: str

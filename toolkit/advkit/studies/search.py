@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from ..errors import OptionError
-from ..options import parse_number
+from ..numerals import parse_number
 from .arms import Arm, Outcome, Study, data_for, distinct
 from .paired_records import AblationRow
 

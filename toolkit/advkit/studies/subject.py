@@ -31,12 +31,13 @@ from ..storage.machine import installed
 from ..storage.run_folder import RunFolder
 from ..storage.weights import EVALUATED, digest, put_weights
 from ..training.beginning import listed, put_file
-from ..training.code_told import changes
+from ..training.code_told import another_net, changes
 from ..training.feed import parted
 from ..training.notes import CHOSEN_ON_TEST, noted
 from ..training.parts import build_model, data_of, on_this_machine, prepared
 from ..training.passed_net import told_apart
 from ..training.same_run import resolve_folder
+from ..training.short import normalisation
 from .inputs import of_training
 
 AS_WRITTEN = "the setting {key} = {value}"
@@ -54,7 +55,7 @@ class Subject:
     splits: Splits
     resolved: Resolved
     record: Mapping[str, Any]
-    """For the result: checkpoint, weights ("raw", "averaged"), epoch, selected_on, sha256_of_weights, notes if any."""
+    """For the result: checkpoint, weights, epoch, selected_on, sha256_of_weights; another_net and notes if any."""
     at_once: int  # images, in its training
     parts: tuple[Tensor, Tensor] | None = None
     """Positions in the training split of what it was trained on, and of what was held out; None where nobody knows."""
@@ -158,7 +159,7 @@ def of_run(
             "that order; give them their names back."
         )
     net = (build_model(resolved, splits.train) if model is None else model).to(resolved.run.device)
-    said = told_apart(net, tensors, state, str(path)), put_weights(net, tensors, str(path), averaged=True).said
+    answer, said = told_apart(net, tensors, state, str(path)), put_weights(net, tensors, str(path), averaged=True).said
     best = position["best"] or {}
     record = {
         "checkpoint": checkpoint,
@@ -179,14 +180,14 @@ def of_run(
     if own and splits.test is splits.train:
         note = f"{splits.test.name} is one set for both splits, so accuracies are on images that {path} was trained on"
     doubts = CHOSEN_ON_TEST if record["selected_on"] == "test" else "", *folder.doubts()
-    record |= _notes(splits, note, *noted(folder), *said, *doubts, *changes(folder, resolved, net))
+    code = changes(folder, resolved, net)
+    record |= another_net(folder, answer, code) | _notes(splits, note, *noted(folder), answer, said, *doubts, *code)
     most, parts = of_training(folder, resolved.run), parted(resolved, len(splits.train))
     return Subject(str(path), net, splits, resolved, record, most, parts, own, place)
 
 
 def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:
-    notes = [*splits.cautions, *filter(None, others)]
-    return {"notes": notes} if notes else {}
+    return {"notes": notes} if (notes := [*splits.cautions, *filter(None, others)]) else {}
 
 
 def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Subject:
@@ -201,7 +202,7 @@ def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Sub
         "epoch": None,
         "selected_on": None,
         "sha256_of_weights": digest(model.state_dict()),
-        **_notes(splits, *placed.notes, placed.said),
+        **_notes(splits, *placed.notes, placed.said, *normalisation(resolved)),
     }
     return Subject(str(path), model, splits, resolved, record, resolved.run.at_once())
 

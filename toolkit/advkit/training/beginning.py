@@ -19,6 +19,7 @@ from ..config.resolve import Resolved
 from ..data.base import Dataset
 from ..errors import CheckpointError, DataError, OptionError, called, shown
 from ..models.base import Normalize
+from ..models.elsewhere import Elsewhere, untagged
 from ..options import validate
 from ..storage.files import there
 from ..storage.foreign import read_weights, refuse_export
@@ -59,13 +60,15 @@ class Origin(NamedTuple):
 
     def otherwise(self, resolved: Resolved) -> str:
         """A sentence on options of the net, but for its normalisation, that are others now; "" where none are."""
-        now = resolved.model_options
+        was, now = self.options, resolved.model_options
+        if registered(resolved.model_name) and issubclass(type(builder_of(resolved)), Elsewhere):
+            was, now = untagged(was), untagged(now)
         same_file = self.name == resolved.model_name and not registered(self.name)  # whose defaults nobody knows
-        keys = self.options.keys() | now.keys() if same_file else self.options.keys() & now.keys()
+        keys = was.keys() | now.keys() if same_file else was.keys() & now.keys()
         others = [
-            f"model.{key} {_said(self.options, key)} (now {_said(now, key)})"
+            f"model.{key} {_said(was, key)} (now {_said(now, key)})"
             for key in sorted(keys - ({"normalise"} if _how(resolved) else set()))
-            if _said(self.options, key) != _said(now, key)
+            if _said(was, key) != _said(now, key)
         ]
         if not others:
             return ""

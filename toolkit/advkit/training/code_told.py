@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from .. import registry
@@ -10,7 +12,11 @@ from ..config.request import registered
 from ..config.resolve import Resolved
 from ..storage import machine
 from ..storage.run_folder import RunFolder
+from .notes import noted
 from .passed_net import code_of_net
+
+RESUMED = "Resumed with other code: "
+"""Leads the note of a run that was resumed with code of which `changes` says that it is another."""
 
 
 def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
@@ -26,18 +32,33 @@ def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
     return known | {f"plugin {name}": digest for name, one in plugins.items() for digest in code(one).values()}
 
 
-def changes(folder: RunFolder, resolved: Resolved, model: nn.Module) -> list[str]:
+def changes(folder: RunFolder, resolved: Resolved, model: nn.Module) -> dict[str, str]:
     """Sentences where a file, or the code of a net or of data that are not advkit's, is another than the run's.
 
-    Digests of another Python or torch tell nothing; of a registered net, the version of its package does then.
+    Each with the setting whose code it is, of a file that gives both the net's. Digests of another Python or torch
+    tell nothing; of a registered net, the version of its package does then.
     """
-    name, said = resolved.model_name, [file.changed for file in resolved.files.values() if file.changed]
+    name, said = resolved.model_name, dict[str, str]()
+    for key, file in resolved.files.items():
+        if file.changed:
+            said[file.changed] = max(key, said.get(file.changed, ""))
     built, net = f"model {name}", f"net, {name if registered(name) else type(model).__name__}"
     then, now = folder.code(), code_of(resolved, model)
     was, here = folder.packages().get(built), machine.packages(resolved).get(built)
     if not then and was not in (None, here):
-        return [*said, f"The {net}, is of {here} now, and of {was} when the run was started"]
-    owners = {"model": net, built: net}
-    owners |= {file.short: f"data, {file.short}" for key, file in resolved.files.items() if key == "data.name"}
-    other = dict.fromkeys(whose for key, whose in owners.items() if then.get(key) not in (None, now.get(key)))
-    return said + [f"The code of the {whose}, is another than that the run was started with" for whose in other]
+        return said | {f"The {net}, is of {here} now, and of {was} when the run was started": "model.name"}
+    owners = {"model": (net, "model.name"), built: (net, "model.name")}
+    owners |= {f.short: (f"data, {f.short}", key) for key, f in resolved.files.items() if key == "data.name"}
+    other = dict(whose for key, whose in owners.items() if then.get(key) not in (None, now.get(key)))
+    sentence = "The code of the {}, is another than that the run was started with"
+    return said | {sentence.format(whose): key for whose, key in other.items()}
+
+
+def another_net(folder: RunFolder, answer: str, code: Mapping[str, str]) -> dict[str, list[str]]:
+    """For records: of what `told_apart` and `changes` say, in what a net is another than the run's; {} where it is its.
+
+    A net of code that the run was resumed with is the run's, too.
+    """
+    said, own = [answer, *(sentence for sentence, key in code.items() if key == "model.name")], noted(folder)
+    apart = [each for each in said if each and f"{RESUMED}{each}" not in own]
+    return {"another_net": apart} if apart else {}

@@ -257,8 +257,9 @@ def an_answer(logits: object, x: Tensor, phase: str, classes: int) -> Tensor:
     checked = checked_logits(logits, len(x))
     if checked.shape[1] != classes:
         raise OptionError(
-            f"The model returns {checked.shape[1]} logits for each image here, and {classes} in eval mode; let it "
-            "return the same classes in both."
+            f"The model returns {checked.shape[1]} logits for each image here, and had {classes} classes when this "
+            "training began, asked in eval mode; let it return the same in both modes, and build a new Step for a new "
+            "head."
         )
     if torch.is_grad_enabled() and not checked.requires_grad:
         if x.requires_grad:

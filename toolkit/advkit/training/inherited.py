@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from ..config.resolve import Resolved
 from ..data.base import Splits
 from ..data.repeats import optimistic
-from ..errors import AdvkitError
+from ..options import OptionModel
 from ..storage.run_folder import RunFolder
 from .added import added_in
 from .feed import parted
@@ -32,7 +34,7 @@ def inherited(path: Path, notes: Sequence[str], resolved: Resolved, splits: Spli
         seen = [f"The images that {path} was trained on are not known here; {AMONG}"]
     else:
         folder = RunFolder.open(path)
-        notes, seen = handed_on(folder), [_seen(folder, resolved, splits)]
+        notes, seen = handed_on(folder), [_seen(path, resolved, splits)]
         if count := added_in(folder):  # of runs before it, its own notes say so
             seen.append(f"{path} was also trained on {count:,} images that plugins added; {AMONG}")
     return [*(f"of {path}, whose weights are the start: {note}" for note in notes), *filter(None, seen)]
@@ -46,28 +48,55 @@ def handed_on(folder: RunFolder) -> list[str]:
     return [*noted(folder), *chosen, *folder.doubts()]
 
 
-def _seen(folder: RunFolder, resolved: Resolved, splits: Splits) -> str:
+class Ancestor(OptionModel):
+    """What tells the images of a data set that a run was trained on."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    data: str
+    """Fingerprint of the training split."""
+    seed: int = Field(ge=0, lt=2**63)
+    fraction: float = Field(ge=0, lt=1)
+
+    def trained_on(self, resolved: Resolved, samples: int) -> Tensor:
+        """Positions of them in the training split."""
+        run = resolved.run.model_copy(update={"seed": self.seed})
+        validation = resolved.validation.model_copy(update={"fraction": self.fraction})
+        then = replace(resolved, sections={**resolved.sections, "run": run, "validation": validation})
+        return parted(then, samples)[0]
+
+
+def ancestors(path: Path) -> list[Ancestor]:
+    """Of a run, itself and those that it began with, the nearest first; none of a file, or where nobody knows.
+
+    environment.json of each run has all of them, for those before it may be moved, or gone.
+    """
+    if os.path.isfile(path):
+        return []
+    folder, found = RunFolder.open(path), list[Ancestor]()
+    settings, known = folder.file().settings, folder.known()
+    own = {"seed": settings.get("run.seed", 0), "fraction": settings.get("validation.fraction", 0.0)}
+    before = (folder.environment() or {}).get("ancestors")
+    for run in ({"data": known and known.data, **own}, *(before if isinstance(before, list) else ())):
+        with suppress(ValidationError):
+            found.append(Ancestor.model_validate(run))
+    return found
+
+
+def _seen(path: Path, resolved: Resolved, splits: Splits) -> str:
     """On images of `splits` that the weights were trained on, by this run or by those whose weights it began with."""
-    path, others = folder.path, splits.train.fingerprint()
-    if folder.load("last")[1].get("data") != others:
+    runs, others = ancestors(path), splits.train.fingerprint()
+    if not runs or runs[0].data != others:
         return f"The images of {splits.train.name} are not those that {path} was trained on; {AMONG}"
-    held_out, known, by_itself = parted(resolved, len(splits.train))[1], torch.zeros(len(splits.train)), 0
-    before: Resolved | None = None
-    for run in _lineage(folder):
-        settings, (_, state) = run.file().settings, run.load("last")
-        if state.get("data") != others:
-            continue
-        seed = resolved.run.model_copy(update={"seed": settings.get("run.seed", 0)})
-        kept = resolved.validation.model_copy(update={"fraction": settings.get("validation.fraction", 0.0)})
-        there = replace(resolved, sections={**resolved.sections, "run": seed, "validation": kept})
-        known[parted(there, len(splits.train))[0]] = 1
-        if before is None:
-            before, by_itself = there, int(known[held_out].sum())
-    count = int(known[held_out].sum())
-    if not count or before is None:
+    held_out, known, counts = parted(resolved, len(splits.train))[1], torch.zeros(len(splits.train)), list[int]()
+    for run in runs:
+        if run.data == others:
+            known[run.trained_on(resolved, len(known))] = 1
+        counts.append(int(known[held_out].sum()))
+    if not (count := counts[-1]):
         return ""
-    then = f" with run.seed {before.run.seed} and validation.fraction {before.validation.fraction}"
-    who = f"{path} was trained{then}" if count == by_itself else f"{path} and the runs that it began with were trained"
+    then = f" with run.seed {runs[0].seed} and validation.fraction {runs[0].fraction}"
+    who = f"{path} was trained{then}" if count == counts[0] else f"{path} and the runs that it began with were trained"
     so = optimistic(resolved.validation.split)
     if resolved.validation.split == "validation":
         so += "; set both as they were"
@@ -75,17 +104,3 @@ def _seen(folder: RunFolder, resolved: Resolved, splits: Splits) -> str:
         f"{who} on {count} of the {len(held_out)} images that are held out with {resolved.run.seed} and "
         f"{resolved.validation.fraction}: {so}"
     )
-
-
-def _lineage(folder: RunFolder) -> Iterator[RunFolder]:
-    """The run, and those whose weights it began with, as far as they are there."""
-    seen: set[str] = set()
-    run: RunFolder | None = folder
-    while run is not None and (place := os.path.realpath(run.path)) not in seen:
-        yield run
-        seen.add(place)
-        start, run = run.init_from(), None
-        if start and os.path.isdir(start):
-            with suppress(AdvkitError):
-                run = RunFolder.open(Path(start))
-                run.file(), run.load("last")

@@ -26,9 +26,9 @@ from ..storage.run_folder import Mark, RunFolder
 from ..types import Batch
 from .added import added, seen_in_training
 from .beginning import begin_from
-from .code_told import changes, code_of
+from .code_told import RESUMED, changes, code_of
 from .given import first_logits
-from .inherited import inherited
+from .inherited import ancestors, inherited
 from .loop import Trainer
 from .notes import note
 from .objects import refuse_undone, tell_undone, unchanged_if_refused
@@ -77,7 +77,8 @@ def start(
         folder = trainer.folder = None if out is None or ranks.rank else RunFolder.create(out)
     with folder.lock if folder else nullcontext():
         if folder:
-            begun = {"init_from": init_from and str(init_from), "notes": [*notes, *beyond], "added": added(trainer)}
+            begun = {"notes": [*notes, *beyond], "added": added(trainer), "init_from": init_from and str(init_from)}
+            begun |= {"ancestors": [run.model_dump() for run in ancestors(init_from)]} if init_from else {}
             folder.describe(resolved, code_of(resolved, model), begun)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run() if out is None else _run(trainer)
@@ -130,7 +131,7 @@ def resume(
             return trainer.result()
         if trainer.folder:
             trainer.folder.refuse_unwritable_metrics()
-            note(folder, [f"Resumed with other code: {said}" for said in changes(folder, resolved, model)])
+            note(folder, [f"{RESUMED}{said}" for said in changes(folder, resolved, model)])
         return _run(trainer)
 
 

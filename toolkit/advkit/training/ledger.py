@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from torch import Tensor
 
+from ..torch_func import at_once
 from ..types import Passes
 from .values import LOGITS, Values
 
@@ -36,12 +37,14 @@ class Ledger:
         self.demanded.setdefault(f"{phase}.{label}", set()).update(owners)
         self.values.add(LOGITS, logits)
         if backward and logits.requires_grad:
-            logits.register_hook(lambda _: self.backward(phase, backward))  # type: ignore[no-untyped-call]
+            logits.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self.backward(phase, backward, at_once(gradient))
+            )
         return logits
 
-    def backward(self, phase: str, kind: str) -> None:
-        """Book one."""
-        self.counts[phase, kind] += 1
+    def backward(self, phase: str, kind: str, times: int = 1) -> None:
+        """Book one, or several."""
+        self.counts[phase, kind] += times
 
     def auxiliary(self, phase: str, label: str, owner: str) -> None:
         """Book a forward of a net beside the model."""

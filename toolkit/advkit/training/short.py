@@ -5,15 +5,29 @@ from __future__ import annotations
 from math import ceil
 
 from ..compose.composition import Composition
+from ..config.request import registered
 from ..config.resolve import Resolved
+from ..errors import OptionError
+from ..models.elsewhere import Elsewhere
 from ..reach import misfit
+from .parts import builder_of
 from .validation import PACE
 
 
 def cautions(resolved: Resolved) -> list[str]:
     """What a plan and a run from Python say of the settings."""
     attacks = (*short_attack(resolved.composition), *short_validation(resolved))
-    return [*resolved.cautions, *_balance(resolved), *attacks, *_autotuned(resolved)]
+    return [*resolved.cautions, *normalisation(resolved), *_balance(resolved), *attacks, *_autotuned(resolved)]
+
+
+def normalisation(resolved: Resolved) -> list[str]:
+    """A caution where nobody knows which published weights a library's net is normalised for."""
+    if not registered(resolved.model_name) or not isinstance(builder := builder_of(resolved), Elsewhere):
+        return []
+    try:
+        return [*filter(None, [builder.doubt()])]
+    except OptionError:  # that the library is not here is said where the net is built
+        return []
 
 
 def short_attack(composition: Composition) -> list[str]:

@@ -10,7 +10,19 @@ from .samples import data_uri
 from .sources import Source
 
 HEAD = {"analysis", "run", "dataset", "model", "checkpoint", "weights", "epoch", "selected_on", "split", "n", "norm"}
-HEAD |= {"eps", "attack", "figures", "versions", "kind", "index", "sha256_of_weights", "notes", "images", "pictures"}
+HEAD |= {
+    "eps",
+    "attack",
+    "figures",
+    "versions",
+    "kind",
+    "index",
+    "sha256_of_weights",
+    "another_net",
+    "notes",
+    "images",
+    "pictures",
+}
 """What title, caption and the rest of the page say."""
 
 

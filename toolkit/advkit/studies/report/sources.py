@@ -25,7 +25,7 @@ from ...storage.schema import Position, state_of
 from ...storage.weights import digest, evaluated
 from ...training.same_run import of_several
 from ..documents import members, number
-from ..kept import kept, withstood
+from ..kept import kept, split_of, withstood
 from ..records import AuditRecord, Evaluation, Judged, read_or_told
 from .recorded import Analysis, recorded
 
@@ -145,12 +145,7 @@ class Source:
 
     def split_of(self, name: str, judged: Evaluation) -> str:
         """SHA-256 of the split that an evaluation of that name is of; "" where nothing tells."""
-        if judged.sha256_of_split:
-            return judged.sha256_of_split
-        with suppress(OptionError):  # of before: beside it
-            identity = self.folder.path / "evaluations" / name.partition("/")[0] / "identity.json"
-            return str(members(identity).get("data") or "")
-        return ""
+        return split_of(self.folder.path, name, judged)
 
     def withstood(self, name: str) -> dict[str, list[bool]]:
         """Which images withstood in the evaluation of that name, by column."""
@@ -180,7 +175,7 @@ class Source:
     def outdated(self, found: Judged) -> str:
         """Why a figure is not of what is the best or the last checkpoint now; "" where it is.
 
-        The run has gone on since, or the file is of another run.
+        The run has gone on since, the file is of another run, or the weights were judged in another net.
         """
         best = self.best
         last = max([self.done - 1, *(row["epoch"] for row in self.history[-1:])])
@@ -189,9 +184,10 @@ class Source:
         if found.checkpoint == "best" and found.epoch is not None and best and found.epoch != best["epoch"]:
             return f"of the best checkpoint of then, epoch {found.epoch + 1}; the best is now epoch {best['epoch'] + 1}"
         named = [found.checkpoint] if found.checkpoint else ["best", "last"]
-        if not found.sha256_of_weights or {None, found.sha256_of_weights} & {self._sha256(name) for name in named}:
-            return ""
-        return f"of other weights than the {named[0]} checkpoint has: of another run, or of an older checkpoint"
+        digests = {self._sha256(name) for name in named}
+        if found.sha256_of_weights and not {None, found.sha256_of_weights} & digests:
+            return f"of other weights than the {named[0]} checkpoint has: of another run, or of an older checkpoint"
+        return f"of another net than the run's: {'; '.join(found.another_net)}" if found.another_net else ""
 
     def _sha256(self, checkpoint: str | None) -> str | None:
         """Of the weights that a checkpoint is judged by; None where it can not be read."""

@@ -11,20 +11,23 @@ from .sources import Source
 
 def verdict(source: Source) -> Html:
     """Of the evaluation that says most: of test images, at the run's eps, with AutoAttack, of the most, the worst."""
-    judged = [
-        one
-        for one in source.evaluations.values()
+    judged = {
+        name: one
+        for name, one in source.evaluations.items()
         if isinstance(one, Evaluation) and one.worst and not source.outdated(one)
-    ]
+    }
     if not judged:
-        return paragraph(tag("strong", "Robustness unknown"), ": no evaluation of these weights.", kind="missing")
+        return paragraph(tag("strong", "Robustness unknown"), ": no evaluation of this net.", kind="missing")
     threat = source.values.get("attack.norm"), source.values.get("attack.eps")
-    found = most_telling(judged, *threat)[0]
+    found = most_telling(judged.values(), *threat)[0]
     norm = found.norm if found.norm in found.worst else next(iter(found.worst))
     worst = found.worst[norm]
     attacks = [row.name for row in found.attacked(norm)]
     other = found.checkpoint not in (None, "last" if source.standard else "best")
     where = f"checkpoint {found.checkpoint}, {found.judged_on}" if other else found.judged_on
+    sets = {name: source.split_of(name, one) for name, one in judged.items() if one.split == found.split}
+    if len({*sets.values()} - {""}) > 1:
+        where += f", images {next(sets[name][:8] for name in sets if judged[name] is found) or 'unknown'}"
     audited, audit = alarms(source), source.audit
     whole = audit if isinstance(audit, AuditRecord) and not source.outdated(audit) else None
     nothing = found.hopeless or (whole and whole.hopeless)
