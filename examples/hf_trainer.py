@@ -7,6 +7,7 @@ python examples/hf_trainer.py --plugins trades --epochs 5
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from typing import Any
 
@@ -35,7 +36,7 @@ class Adversarial(Trainer):
             num_classes=len(data.classes),
             image_shape=data.shape,
             eps=EPS,
-            settings={"run.epochs": int(args.num_train_epochs)},
+            settings={"run.epochs": math.ceil(args.num_train_epochs)},
             seed=args.seed,
         )
         self.add_callback(Updated(self.attacked))

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import advkit
 from advkit import registry
 from advkit.errors import OptionError
-from advkit.evaluation.attacks import parse_attack
+from advkit.evaluation.attacks import parse_attack, parse_attacks
 
 STRANGER = '''
 from advkit import EvaluationAttack
@@ -43,6 +45,10 @@ class Counted(EvaluationAttack):
     def perturb(self, net, x, y, radius, index):
         return x
 '''
+
+
+NAMELESS = STRANGER.replace("self.name, self.times = name, times", "self.times = times")
+"""Counted keeps the name of its class, whatever was typed."""
 
 
 @pytest.fixture
@@ -82,6 +88,25 @@ def test_a_strangers_attacks_stand_beside_them(strangers: Path) -> None:
     for wrong in ("counted", "counted-x", "plain-3"):
         with pytest.raises(OptionError, match=f"Unknown attack {wrong}"):
             parse_attack(wrong)
+
+
+def test_attacks_of_one_name_are_told_who_they_are(strangers: Path) -> None:
+    """The control: those that `spelled` names as they were typed."""
+    typed = ["clean", "counted-3", "counted-4"]
+    assert [one.name for one in parse_attacks(typed)] == typed
+    (strangers / "nameless.py").write_text(NAMELESS)
+    (strangers / "stranger-1.dist-info" / "entry_points.txt").write_text(
+        "[advkit.attacks]\ncounted = nameless:Counted\n"
+    )
+    both = (
+        r"^counted-3 and counted-4 are both named 'counted', .*; `spelled` has to give each its own, .*typed\.text\.$"
+    )
+    with pytest.raises(OptionError, match=both):
+        parse_attacks(typed)
+    alone, data = parse_attack("counted-3"), (torch.rand(4, 1, 1, 2), torch.arange(4) % 2)
+    both = r"^attack 1 \(Counted\) and attack 3 \(Counted\) are both named 'counted', .*; give each its own\.$"
+    with pytest.raises(OptionError, match=both):
+        advkit.evaluate(torch.nn.Flatten(), data, [alone, "clean", alone], eps=0.1)
 
 
 def test_help_and_report_take_them_without_torch(strangers: Path) -> None:

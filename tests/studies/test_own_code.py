@@ -372,7 +372,7 @@ def test_transfer_from_a_run_of_a_file_runs_code_that_is_typed_and_no_other(
     other = f"{trained}@{tmp_path}/net.py:Net@{tmp_path}/mine.py:some"
     audit = advkit.audit(module(), images, n=2, eps=0.1, transfer=other)
     assert note in audit.notes and audit.source is not None and audit.source["name"] == name
-    with pytest.raises(advkit.OptionError, match="each once"):
+    with pytest.raises(advkit.OptionError, match=r"are one attack, transfer:.*; leave one of them out\."):
         advkit.evaluate(module(), images, f"{name + typed},{name}@{folder}/net.py:Net@{folder}//mine.py:some", eps=0.1)
 
 

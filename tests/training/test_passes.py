@@ -462,6 +462,24 @@ class Fgsm(Plugin):
         return AttackResult((batch.x + radius.view(-1, 1, 1, 1) * gradient.sign()).clamp(0, 1))
 
 
+class Jacobian(Fgsm):
+    """Takes the gradients of all three logits at once, which are three backwards."""
+
+    name = "jacobian"
+
+    def passes(self, hook, costs):
+        return Passes(forward=1, input_backward=3)
+
+    @hookimpl
+    def inner_attack(self, model, batch, radius):
+        x = batch.x.clone().requires_grad_()
+        logits = model(x)
+        each = torch.eye(3)[:, None].expand(3, *logits.shape)
+        (gradients,) = torch.autograd.grad(logits, x, each, is_grads_batched=True)
+        way = -gradients[batch.y, torch.arange(len(x))].sign()
+        return AttackResult((batch.x + radius.view(-1, 1, 1, 1) * way).clamp(0, 1))
+
+
 class Watcher(Plugin):
     """Looks at every iterate and stops nobody."""
 
@@ -495,6 +513,7 @@ K = Passes(10, 10)
         ([Anchored, Trades], {}, Passes(11, 10), updates(2)),  # somebody else wants that gradient
         ([Margin], {}, Passes(11, 10), updates(1)),
         ([Fgsm], {}, Passes(1, 1), updates(1)),
+        ([Jacobian], {}, Passes(1, 3), updates(1)),
         ([Fgsm, "cat-eps", "lsiw"], {}, Passes(2, 1), updates(3)),
         ([Watcher], {}, K, updates(1)),
     ],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -55,7 +56,10 @@ MISTAKES: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Any]], st
     "x NaN": (lambda x, y, i: {"x": x * float("nan")}, "x leaves [0, 1]"),
     "index too large": (lambda x, y, i: {"index": i + N}, "index leaves 0..7; pass each sample's place"),
     "index negative": (lambda x, y, i: {"index": i - 1}, "index leaves 0..7"),
-    "y too large": (lambda x, y, i: {"y": y + 1}, "y leaves 0..2, the classes of the model's 3 logits."),
+    "y too large": (
+        lambda x, y, i: {"y": y + 1},
+        "y leaves 0..2, the classes of the model's 3 logits when this training began.",
+    ),
     "y negative": (lambda x, y, i: {"y": y - 1}, "y leaves 0..2"),
     "index twice": (lambda x, y, i: {"index": i * 0}, "index names a sample twice in a batch; number its visits"),
     "no rows": (lambda x, y, i: {"x": x[:0], "y": y[:0], "index": i[:0]}, "A step takes x (B, C, H, W), y (B,)"),
@@ -391,6 +395,24 @@ def test_a_step_without_a_length_has_no_caution_of_it(tiny_net: Net) -> None:
         return [one for one in step.composition.cautions if "a run of 20" in one]
 
     assert not said({}) and len(said({"run.epochs": 20})) == 2
+
+
+def test_epochs_that_count_from_one_are_told_once(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """They would put every schedule one epoch off. The controls: a loop from 0, and a length that nobody gave."""
+
+    def said(epochs: Iterable[int], settings: dict[str, object]) -> list[str]:
+        net = tiny_net(False)
+        step = Step(net, torch.optim.SGD(net.parameters(), 0.1), num_samples=16, eps=0.1, settings=settings)
+        x, y, index = tiny_batch()
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            for epoch in epochs:
+                step.loss(x, y, index, epoch=epoch).backward()
+        return [str(one.message) for one in heard if "run.epochs" in str(one.message)]
+
+    (sentence,) = said(range(1, 5), {"run.epochs": 3})
+    assert sentence.startswith("epoch = 3, but run.epochs is 3 and epochs count from 0, so the last is 2.")
+    assert not said(range(3), {"run.epochs": 3}) and not said([0, 30], {})
 
 
 def test_a_step_is_pickled_and_goes_on_alike(made: Maker, tiny_batch: BatchOf) -> None:

@@ -325,8 +325,24 @@ def test_a_lazy_module_is_built_before(tiny_batch: BatchOf) -> None:
 
 def test_classes_are_the_same_in_both_modes(tiny_batch: BatchOf) -> None:
     net = Calls(lambda net, x: net.core(x) if net.training else net.core(x)[:, :3], classes=4)
-    with pytest.raises(OptionError, match="returns 4 logits for each image here, and 3 in eval mode"):
+    with pytest.raises(
+        OptionError, match=r"returns 4 logits for each image here, and had 3 classes when .* in eval mode"
+    ):
         step_of(net)(*tiny_batch(), epoch=0)
+
+
+def test_another_head_needs_a_new_step(tiny_batch: BatchOf) -> None:
+    net, (x, y, index) = nn.Sequential(*core()[:2], nn.Linear(8, 3)), tiny_batch()
+    step = step_of(net)
+    step(x, y, index, epoch=0)
+    net[2] = nn.Linear(8, 5)
+    step.optimizer.param_groups[0]["params"] = list(net.parameters())
+    with pytest.raises(OptionError, match=r"returns 5 logits .* had 3 classes when this training began.* a new Step"):
+        step(x, y, index, epoch=1)
+    with pytest.raises(
+        OptionError, match=r"y leaves 0\.\.2, the classes of the model's 3 logits when this training began"
+    ):
+        step(x, y + 2, index, epoch=1)
 
 
 def test_batch_norm_of_the_batch_is_shown_two_images(tiny_batch: BatchOf) -> None:

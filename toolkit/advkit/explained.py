@@ -74,6 +74,8 @@ def calling(shape: Sequence[int], net: str = "The model") -> Iterator[None]:
     except AdvkitError:
         raise
     except (Exception, SystemExit) as raised:  # nobody but the command line ends a program
+        if type(raised).__name__ == "_StopRecomputationError":  # of torch.utils.checkpoint, which catches it
+            raise
         error = passable(raised)
         if not is_somebodys(error) and any(words in says(error) for words in (*_EXPLAINED, *_ELSEWHERE)):
             raise
@@ -250,6 +252,10 @@ _EXPLAINED = {
     "torch.utils.checkpoint: ": (
         "A part of the model's forward is computed again in the backward (torch.utils.checkpoint) and comes out "
         "differently, as BatchNorm over several processes does. Switch that off."
+    ),
+    "support saved tensor hooks": (
+        "torch.func takes no gradient where a forward is computed again in the backward (torch.utils.checkpoint), or "
+        "other hooks see the tensors it saves; leave those out around it, or take torch.autograd.grad instead."
     ),
     _SEVERAL: LONE + "give two images at least.",
     "donated buffers": (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from .inventory import statistics_of
 from .modules import frozen, kept_values, mode, own_generator, placement
 from .own_file import staying
 from .precision import EXACT, HalfPrecision, first_forward_watched, named, refuse_half
+from .torch_func import refuse_transforms, unbatched
 
 IN_PLACE = (
     "The model changes its input in place, so the images that are attacked would not be those that are judged; let it "
@@ -212,18 +213,6 @@ def untouched(x: Tensor, *, by_value: bool = False) -> Iterator[None]:
         raise OptionError(IN_PLACE)
 
 
-def refuse_transforms(*kinds: str) -> None:
-    """RuntimeError for whoever calls a net inside a transform of torch.func: of these kinds, such as Vmap; or any."""
-    # torch has no public name for what runs now. Where this one is gone, its own errors are what is seen.
-    stack: Sequence[Any] = getattr(torch._C._functorch, "get_interpreter_stack", list)() or ()
-    running = [one.key().name for one in stack]
-    if found := [name for name in running if name in kinds or not kinds]:
-        raise RuntimeError(
-            f"the net is called inside a transform of torch.func ({found[0].lower()}), where its passes are not "
-            "watched and counted image by image; take torch.autograd.grad of its logits"
-        )
-
-
 def writes(x: Tensor) -> int:
     """How often torch has seen somebody write into it."""
     return 0 if x.is_inference() else x._version
@@ -291,8 +280,7 @@ class GradientWatch:
     def _see(self, gradient: Tensor | None) -> None:
         if gradient is None:  # of a net that ends there, as quantized ones do; who asked for it is told by torch
             return
-        refuse_transforms("Vmap")
-        peak = gradient.detach().flatten(1).abs().amax(1)  # keeps NaN
+        peak = unbatched(gradient).flatten(1).abs().amax(1)  # keeps NaN
         finite, still = peak.isfinite().all(), (peak == 0).sum()
         self.finite = finite if self.finite is None else self.finite & finite
         self.still = still if self.still is None else self.still + still

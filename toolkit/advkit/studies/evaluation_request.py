@@ -17,6 +17,7 @@ from ..errors import OptionError, named, shown
 from ..evaluation.attacks import EvaluationAttack, parse_attacks
 from ..evaluation.attacks.base import CAT_PACE
 from ..evaluation.attacks.gradient import Pgd
+from ..evaluation.attacks.names import refuse_namesakes
 from ..evaluation.results import BATCH
 from ..evaluation.verdicts import Radius
 from ..plain import plain
@@ -191,8 +192,7 @@ def _attacks(
     if all(isinstance(each, str) for each in named):
         return parse_attacks(listed(named), share, root)  # type: ignore[arg-type]
     chosen = [parse_attacks([one], share, root)[0] if isinstance(one, str) else _attack(one) for one in named]
-    if len({attack.name for attack in chosen}) != len(chosen):
-        raise OptionError("Name one or more attacks, each once.")
+    refuse_namesakes(named, chosen)
     return chosen
 
 

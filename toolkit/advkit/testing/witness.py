@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..run import RunState
+from ..torch_func import at_once
 from ..training.auxiliary import FrozenNet
 from ..training.trained import TrainedNet
 from ..types import Passes
@@ -46,7 +47,8 @@ class Witness:
         phase = "update" if state.viewing or state.trial else "attack"
         self._seen[phase, "auxiliary_forward"] += 1
         if output.requires_grad:
-            output.register_hook(lambda _: self._seen.update([(phase, "auxiliary_backward")]))  # type: ignore[no-untyped-call]
+            kind = (phase, "auxiliary_backward")
+            output.register_hook(lambda gradient: self._seen.update({kind: at_once(gradient)}))  # type: ignore[no-untyped-call]
 
     def _forward(self, layer: nn.Module, images: tuple[Tensor], output: Tensor) -> None:
         (x,) = images
@@ -57,14 +59,14 @@ class Witness:
         self._seen[phase, "forward"] += 1
         to_weights = output.requires_grad and layer.weight.requires_grad
 
-        def at_images(_: Tensor) -> None:
+        def at_images(gradient: Tensor | None) -> None:
             # On to the images alone, or for a gradient that is differentiated itself, in a backward after it.
             if not to_weights or torch.is_grad_enabled():
-                self._seen[phase, "input_backward"] += 1
+                self._seen[phase, "input_backward"] += at_once(gradient)
 
-        def at_weights(_: Tensor) -> None:
+        def at_weights(gradient: Tensor | None) -> None:
             if not torch.is_grad_enabled():
-                self._seen[phase, "full_backward"] += 1
+                self._seen[phase, "full_backward"] += at_once(gradient)
 
         if x.requires_grad:
             x.register_hook(at_images)  # type: ignore[no-untyped-call]

@@ -13,12 +13,13 @@ from ..errors import OptionError, says
 from ..explained import calling
 from ..global_state import products
 from ..hidden import without_trace
-from ..judging import examined, refuse_transforms, untouched
+from ..judging import examined, untouched
 from ..modes import has_mode
 from ..modules import mode, own_generator, placement
 from ..settings import RunSettings
 from ..spaces import layers, told
 from ..substituted import call_at
+from ..torch_func import refuse_transforms
 from .compiled import Compiled, another_gradient, compiled, eagerly, of_the_users
 from .given import standing_in
 from .synchronised import Synchronised, Watch

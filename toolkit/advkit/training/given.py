@@ -171,7 +171,9 @@ def one_hot(y: Tensor, classes: int) -> Tensor:
 
 
 def _no_class(classes: int) -> OptionError:
-    return OptionError(f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits.")
+    return OptionError(
+        f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits when this training began."
+    )
 
 
 def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:
@@ -257,8 +259,9 @@ def an_answer(logits: object, x: Tensor, phase: str, classes: int) -> Tensor:
     checked = checked_logits(logits, len(x))
     if checked.shape[1] != classes:
         raise OptionError(
-            f"The model returns {checked.shape[1]} logits for each image here, and {classes} in eval mode; let it "
-            "return the same classes in both."
+            f"The model returns {checked.shape[1]} logits for each image here, and had {classes} classes when this "
+            "training began, asked in eval mode; let it return the same in both modes, and build a new Step for a new "
+            "head."
         )
     if torch.is_grad_enabled() and not checked.requires_grad:
         if x.requires_grad:

@@ -8,7 +8,9 @@ from dataclasses import fields
 
 from torch import Tensor
 
+from ..torch_func import at_once
 from ..types import Passes
+from .values import LOGITS, Values
 
 PHASES = ("attack", "update")
 
@@ -19,8 +21,8 @@ class Ledger:
     A pass takes every image of the batch once: one for each of `parts`, where the step is in parts.
     """
 
-    def __init__(self, parts: int = 1) -> None:
-        self.parts = parts
+    def __init__(self, parts: int = 1, values: Values | None = None) -> None:
+        self.parts, self.values = parts, values or Values()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.demanded: dict[str, set[str]] = {}
         self.answered: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
@@ -33,13 +35,16 @@ class Ledger:
         """
         self.counts[phase, "forward"] += 1
         self.demanded.setdefault(f"{phase}.{label}", set()).update(owners)
+        self.values.add(LOGITS, logits)
         if backward and logits.requires_grad:
-            logits.register_hook(lambda _: self.backward(phase, backward))  # type: ignore[no-untyped-call]
+            logits.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self.backward(phase, backward, at_once(gradient))
+            )
         return logits
 
-    def backward(self, phase: str, kind: str) -> None:
-        """Book one."""
-        self.counts[phase, kind] += 1
+    def backward(self, phase: str, kind: str, times: int = 1) -> None:
+        """Book one, or several."""
+        self.counts[phase, kind] += times
 
     def auxiliary(self, phase: str, label: str, owner: str) -> None:
         """Book a forward of a net beside the model."""

@@ -143,7 +143,7 @@ class Step(TrainingStep):
         self.engine.compiled, self._unseen = own_compiled, own_compiled is not None
         state.building = Workshop(resolved, model, state, self.warn)
         self.panel.notify("setup", model=model)
-        self._visits = Visits(samples if state.samples else 0, self.state.device)  # nobody else is told of repeats
+        self._visits = Visits(samples if state.samples else 0, self.state.device, resolved.run.epochs if long else None)
         self._updates: Sequence[Update] = ()
         self._found: Kept | None = None
         """What the last loss found, for `again`; None where no loss was."""
@@ -256,9 +256,8 @@ class Step(TrainingStep):
         seen, visits = batch.occurrence, self._visits
         epoch = an_epoch(epoch)
         if epoch != visits.epoch:
-            if self.state.samples and bool(visits.repeated):
-                warnings.warn(f"In epoch {visits.epoch}, {AGAIN}", stacklevel=4)
-            visits.begin(epoch)
+            for caution in visits.begin(epoch):
+                warnings.warn(caution, stacklevel=4)
         if self.care.always and self.state.samples and visits.fit(index, seen) and bool(visits.repeats(index, seen)):
             raise OptionError(AGAIN[0].upper() + AGAIN[1:])
         if self._unseen:

@@ -15,17 +15,31 @@ FEW = 256
 
 
 class Visits:
-    """Counts, by index, how often each sample came in this epoch."""
+    """Counts, by index, how often each sample came in this epoch; none where nobody keeps anything of `samples`.
 
-    def __init__(self, samples: int, device: torch.device) -> None:
+    `epochs` is how many epochs the run has, as far as anybody has said.
+    """
+
+    def __init__(self, samples: int, device: torch.device, epochs: int | None = None) -> None:
         self.epoch, self.count = -1, torch.zeros(samples, dtype=torch.int32, device=device)
+        self._epochs = epochs
         self.repeated = torch.zeros((), dtype=torch.bool, device=device)
         """Whether some index of this epoch came twice with one occurrence."""
 
-    def begin(self, epoch: int) -> None:
+    def begin(self, epoch: int) -> list[str]:
+        """Cautions on the epoch that has ended, and, once, on one beyond the last."""
+        cautions = [f"In epoch {self.epoch}, {AGAIN}"] if len(self.count) and bool(self.repeated) else []
+        if self._epochs is not None and epoch >= self._epochs:
+            cautions.append(
+                f"epoch = {epoch}, but run.epochs is {self._epochs} and epochs count from 0, so the last is "
+                f"{self._epochs - 1}. Schedules that are shares of the run are one or more epochs off, or past their "
+                "end: count from 0, or give run.epochs the length of your loop."
+            )
+            self._epochs = None
         self.epoch = epoch
         self.count.zero_()
         self.repeated.zero_()
+        return cautions
 
     def fit(self, index: Tensor, occurrence: Tensor) -> bool:
         """Whether these can be counted; where they can not, the step says why."""

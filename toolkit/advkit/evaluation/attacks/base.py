@@ -21,6 +21,7 @@ from ...judging import GradientWatch, checked_logits, untouched
 from ...modules import hook_before, placement
 from ...registry import by_advkit
 from ...rng import Draws, derive_key
+from ...torch_func import at_once
 from ..edges import stuck_at_edges
 from ..soundness import UNMOVED, classified_as
 from .lent import FEW, lent
@@ -42,8 +43,8 @@ class Victim:
 
     `forwards` and `backwards` count the images that an attack shows, not calls: attacks drop images that are broken.
     `batch_size` images at most are computed at once, whatever the attack shows: those of a larger batch one part after
-    the other, and where a gradient is asked for, each part once more. So memory is bounded, and the verdicts are the
-    same up to the rounding of batches of different size.
+    the other, and where a gradient is asked for, each part once more, but not where torch.func takes it. So memory is
+    bounded, and the verdicts are the same up to the rounding of batches of different size.
     Attacks drop images until one is left, of which some nets take no statistics: it is shown with those `beside` it.
     """
 
@@ -75,12 +76,7 @@ class Victim:
     def of(self, model: nn.Module) -> Victim:
         """Another net of the same classes, with counters of its own."""
         return Victim(
-            model,
-            classes=self.classes,
-            norm=self.norm,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            beside=self.beside,
+            model, classes=self.classes, norm=self.norm, seed=self.seed, batch_size=self.batch_size, beside=self.beside
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -94,30 +90,34 @@ class Victim:
             raise OptionError(attack_another())
         if logits.requires_grad:
 
-            def count(_: Tensor) -> None:
-                self.backwards += rows
+            def count(gradient: Tensor | None) -> None:
+                self.backwards += rows * at_once(gradient)
 
             logits.register_hook(count)  # type: ignore[no-untyped-call]
         return logits
 
     def _forward(self, x: Tensor, followed: bool) -> Tensor:
-        with untouched(x, by_value=not self.forwards):
-            self._passing = True
-            try:
-                return self._parts(x, followed)
-            finally:
-                self._passing = False
-
-    def _parts(self, x: Tensor, followed: bool) -> Tensor:
         size = self.batch_size or len(x)
-        if len(x) <= size:
+        with untouched(x, by_value=not self.forwards):
+            if len(x) <= size:
+                return self._passed(x)
+            return torch.cat([self._part(part, followed) for part in torch.split(x, size)])
+
+    def _part(self, x: Tensor, followed: bool) -> Tensor:
+        if not followed:
+            return self._passed(x)
+        try:
+            with set_checkpoint_early_stop(False):  # by an error in the forward, as TorchScript can not
+                return checkpoint(self._passed, x, use_reentrant=False)
+        except RuntimeError:  # torch.func, around the net or in it, lets nothing be computed again; others raise again
+            return self._passed(x)
+
+    def _passed(self, x: Tensor) -> Tensor:
+        self._passing = True
+        try:
             return self._logits(x)
-        parts = []
-        for part in torch.split(x, size):
-            # torch stops early by an error in the forward, as TorchScript can not
-            with set_checkpoint_early_stop(False):
-                parts.append(checkpoint(self._logits, part, use_reentrant=False) if followed else self._logits(part))
-        return torch.cat(parts)
+        finally:
+            self._passing = False
 
     def _logits(self, x: Tensor) -> Tensor:
         try:
@@ -227,7 +227,7 @@ class EvaluationAttack(ABC):
 
     @classmethod
     def spelled(cls, typed: Typed) -> EvaluationAttack | None:
-        """The attack that was typed; None where that is none of `spellings`. The text begins with the name."""
+        """The attack that `typed.text` spells, which is to set its `name` to that; None where it spells none."""
         return cls() if typed.text == cls.name else None
 
     @abstractmethod

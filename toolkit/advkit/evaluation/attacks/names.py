@@ -7,6 +7,7 @@ from typing import cast
 
 from ... import registry
 from ...errors import OptionError, cut, did_you_mean, named, shown
+from ...registry import by_advkit
 from .base import CAT_PACE, EvaluationAttack, Typed
 
 
@@ -35,6 +36,27 @@ def parse_attacks(names: Sequence[str], pace: float = CAT_PACE, root: str | None
             f"{named('--attacks')} {given} must name one or more attacks, each once, such as clean,pgd-20,cw-20."
         )
     attacks = [parse_attack(name, pace, root) for name in names]
-    if len({attack.name for attack in attacks}) != len(attacks):
-        raise OptionError("Name one or more attacks, each once.")
+    refuse_namesakes(names, attacks)
     return attacks
+
+
+def refuse_namesakes(given: Sequence[object], attacks: Sequence[EvaluationAttack]) -> None:
+    """OptionError where two of the attacks, which were `given` as they were typed or as objects, have one name."""
+    first = dict[str, int]()
+    for place, attack in enumerate(attacks):
+        if (before := first.setdefault(attack.name, place)) == place:
+            continue
+        one, other = (
+            cut(each) if isinstance(each, str) else f"attack {at + 1} ({type(each).__name__})"
+            for at, each in ((before, given[before]), (place, given[place]))
+        )
+        if isinstance(given[place], str) and by_advkit(type(attack)):
+            raise OptionError(f"{one} and {other} are one attack, {attack.name}; leave one of them out.")
+        own = (
+            "`spelled` has to give each its own, such as typed.text"
+            if isinstance(given[place], str)
+            else "give each its own"
+        )
+        raise OptionError(
+            f"{one} and {other} are both named {attack.name!r}, and results tell attacks apart by name; {own}."
+        )
