@@ -29,6 +29,7 @@ from advkit.errors import OptionError
 from advkit.evaluation.attacks import EvaluationAttack, Square, Victim
 from advkit.evaluation.results import BATCH, Verdicts, summary
 from advkit.evaluation.statistics import wilson
+from advkit.studies import evaluation_request
 from advkit.studies.inputs import listed
 from advkit.studies.subject import of_run
 from advkit.studies.verdict_store import Store
@@ -553,7 +554,9 @@ class Faulty(EvaluationAttack):
         return {"loss": "cross-entropy", "steps": 20, "step_size": 0.03, "restarts": 1, "parts": ["apgd-t"]}
 
 
-def test_an_attack_of_somebody_else_is_no_other_by_its_name_nor_by_what_it_says(trained: Path, tmp_path: Path) -> None:
+def test_an_attack_of_somebody_else_is_no_other_by_its_name_nor_by_what_it_says(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = shutil.copytree(trained, tmp_path / "run", symlinks=True)
     attacks: list[str | EvaluationAttack] = ["clean", "pgd-20", "cw-20", Faulty("autoattack"), Faulty("mine")]
     judged = advkit.evaluate(home, attacks=attacks, n=8)
@@ -569,6 +572,9 @@ def test_an_attack_of_somebody_else_is_no_other_by_its_name_nor_by_what_it_says(
             advkit.evaluate(home, attacks=["clean", Faulty(name)], n=8)
     with pytest.raises(OptionError, match=r"^Results have a worst case of their own, over all attacks; give the"):
         advkit.evaluate(home, attacks=["clean", Faulty("worst case")], n=8)
+    monkeypatch.setattr(evaluation_request, "parse_attacks", lambda *_: [Faulty("worst case")])  # a registered one
+    with pytest.raises(OptionError, match=r"^Results have a worst case of their own"):
+        advkit.evaluate(home, attacks="worst case", n=8)
 
 
 def test_suspect_compares_like_with_like() -> None:

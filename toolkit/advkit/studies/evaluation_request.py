@@ -190,18 +190,24 @@ def _attacks(
             "EvaluationAttack."
         )
     if all(isinstance(each, str) for each in named):
-        return parse_attacks(listed(named), share, root)  # type: ignore[arg-type]
+        return _well_named(parse_attacks(listed(named), share, root))  # type: ignore[arg-type]
     chosen = [parse_attacks([one], share, root)[0] if isinstance(one, str) else _attack(one) for one in named]
     refuse_namesakes(named, chosen)
-    return chosen
+    return _well_named(chosen)
+
+
+def _well_named(attacks: list[EvaluationAttack]) -> list[EvaluationAttack]:
+    """The attacks; OptionError where one has a name that results have already."""
+    for name in (attack.name for attack in attacks):
+        if name in ("index", "label"):
+            raise OptionError(f"verdicts.csv has a column {name} of its own; give the attack another name.")
+        if name == WORST:
+            raise OptionError(f"Results have a {WORST} of their own, over all attacks; give the attack another name.")
+    return attacks
 
 
 def _attack(given: object) -> EvaluationAttack:
     if isinstance(given, EvaluationAttack) and isinstance(getattr(given, "name", None), str):
-        if given.name in ("index", "label"):
-            raise OptionError(f"verdicts.csv has a column {given.name} of its own; give the attack another name.")
-        if given.name == WORST:
-            raise OptionError(f"Results have a {WORST} of their own, over all attacks; give the attack another name.")
         return given
     name = given.__name__ if isinstance(given, type) else type(given).__name__
     raise OptionError(f"{name} is no attack; pass a name, or an object of an EvaluationAttack with a `name`.")
