@@ -167,6 +167,20 @@ def test_a_table_never_cuts_a_figure(monkeypatch: pytest.MonkeyPatch, where: str
     assert ("accuracy 0.5" in shown) == (where == "a narrow one"), "rows that have no room are a list"
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_of_runs_are_whole(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """Folded on a terminal, in one piece elsewhere: names may differ only in their ends."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    table, long = table_of("run", "attack", wrap=("run",)), "sweep/runs/" + 150 * "0"
+    for seed in "01":
+        table.add_row(f"{long}-seed-{seed}", "pgd-20")
+    with contextlib.redirect_stdout(Terminal() if terminal else io.StringIO()) as out:
+        stdout().print(table)
+    shown = out.getvalue() if not terminal else "".join(out.getvalue().replace("pgd-20", "").split())
+    assert all(f"{long}-seed-{seed}" in shown for seed in "01") and "…" not in shown
+
+
 @pytest.mark.usefixtures("quick_audit")
 def test_a_run_that_is_called_an_escape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

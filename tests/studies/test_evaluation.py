@@ -567,6 +567,8 @@ def test_an_attack_of_somebody_else_is_no_other_by_its_name_nor_by_what_it_says(
     for name in ("index", "label"):
         with pytest.raises(OptionError, match=f"^verdicts.csv has a column {name} of its own; give the attack another"):
             advkit.evaluate(home, attacks=["clean", Faulty(name)], n=8)
+    with pytest.raises(OptionError, match=r"^Results have a worst case of their own, over all attacks; give the"):
+        advkit.evaluate(home, attacks=["clean", Faulty("worst case")], n=8)
 
 
 def test_suspect_compares_like_with_like() -> None:

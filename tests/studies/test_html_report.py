@@ -484,6 +484,26 @@ def test_attacks_of_one_name_are_told_apart(runs: Path) -> None:
     assert "pgd-20, step 0.0375, 2: 1.000," in text(page.id("comparison-bars-d"))
 
 
+def test_a_row_is_of_attacks_of_equal_settings_source_and_code(runs: Path) -> None:
+    """Seeds apart, of which the lower counts; what one run has twice is shown twice."""
+    weak, strong = ({"name": "mine", "norm": "linf", "eps": 0.15, "code": "c0de", "tries": n} for n in (1, 200))
+    by, other = ({"name": "transfer:src", "norm": "linf", "eps": 0.15, "source": {"weights": w * 64}} for w in "ab")
+    judge(runs / "plain", "one", (weak, range(10)), (by, range(20)), (PGD | {"seed": 0}, range(40)))
+    judge(runs / "plain", "two", (strong, range(30)), (strong | {"code": "edited", "column": "mine 2"}, range(50)))
+    judge(runs / "cat", "one", (strong, range(60)), (other, range(70)), (PGD | {"seed": 1}, range(20, 60)))
+    judge(runs / "cat", "two", (PGD | {"seed": 2}, range(100)))
+    table = rows(page_of("plain", "cat", samples=0), "comparison-accuracy", "Accuracy with 95 % interval")
+    assert [[row[0], *(cell[:5] for cell in row[1:])] for row in table[1:]] == [
+        ["pgd-20 linf 0.15, step 0.03", "0.800", "0.500"],
+        ["transfer:src linf 0.15, source weights aaaaaaaa", "0.900", "–"],
+        ["transfer:src linf 0.15, source weights bbbbbbbb", "–", "0.650"],
+        ["mine linf 0.15, code c0de, tries 1", "0.950", "–"],
+        ["mine linf 0.15, code c0de, tries 200", "0.850", "0.700"],
+        ["mine linf 0.15, code edited, tries 200", "0.750", "–"],
+        ["worst case linf 0.15, over pgd-20, mine (code c0de, tries 200)", "0.800", "0.500"],
+    ]
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[]", "\x00", "[" * 100_000, json.dumps(changed(attacks=[{"name": "a", "accuracy": "high"}]))]
 )

@@ -108,6 +108,12 @@ def test_a_run_that_ends_in_nan_is_a_line_of_the_table(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = ["sweep", *TINY, "--attacks", "clean", "--set", "optimizer.lr=1e9,0.05,0.1", "--seeds", "1", "--out", "s"]
+    line += [
+        "--plugins",
+        "bilateral",
+        "--set",
+        "run.check_hooks=true",
+    ]  # which says of no plugin that it has made the NaN
     last = "Error: NaN or Inf ended 1 of the runs: optimizer.lr=1000000000.0, seed 0. The table has no figures of "
     last += "them, and says where it was and what to change."
     for _ in range(2):  # again when the command is repeated

@@ -90,7 +90,7 @@ WRONG = {
         (lambda self, target: target.clone().requires_grad_(), "the target must be detached"),
         (lambda self, target: 2 * target, "a row does not sum to 1 (dataset index 5)"),
         (lambda self, target: 1.5 * target - 0.5 / 3, "a row has a negative entry (dataset index 5)"),
-        (lambda self, target: target * math.nan, "a row has a negative entry (dataset index 5)"),
+        (lambda self, target: target * math.nan, "a row is not finite (dataset index 5)"),
     ],
     "attack_objective": [
         (lambda self: torch.ones(4), "a callable is expected, not Tensor"),
@@ -105,7 +105,7 @@ WRONG = {
         (at(lambda x: x.double()), "images (4, 2, 4, 4) float32 are expected, not (4, 2, 4, 4) float64"),
         (at(lambda x: None), "images (4, 2, 4, 4) float32 are expected, not NoneType"),
         (at(lambda x: x.clone().requires_grad_()), "the images must be detached"),
-        (at(lambda x: x * math.nan), "images leave [0, 1] (dataset index 5)"),
+        (at(lambda x: x * math.nan), "images are not finite (dataset index 5)"),
         (at(lambda x: -x), "images leave [0, 1] (dataset index 5)"),
         (at(lambda x: 1 - x), "images leave the ball of the budget (dataset index 5)"),
     ],

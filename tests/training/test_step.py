@@ -56,7 +56,10 @@ MISTAKES: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Any]], st
     "x NaN": (lambda x, y, i: {"x": x * float("nan")}, "x leaves [0, 1]"),
     "index too large": (lambda x, y, i: {"index": i + N}, "index leaves 0..7; pass each sample's place"),
     "index negative": (lambda x, y, i: {"index": i - 1}, "index leaves 0..7"),
-    "y too large": (lambda x, y, i: {"y": y + 1}, "y leaves 0..2, the classes of the model's 3 logits."),
+    "y too large": (
+        lambda x, y, i: {"y": y + 1},
+        "y leaves 0..2, the classes of the model's 3 logits when this training began.",
+    ),
     "y negative": (lambda x, y, i: {"y": y - 1}, "y leaves 0..2"),
     "index twice": (lambda x, y, i: {"index": i * 0}, "index names a sample twice in a batch; number its visits"),
     "no rows": (lambda x, y, i: {"x": x[:0], "y": y[:0], "index": i[:0]}, "A step takes x (B, C, H, W), y (B,)"),

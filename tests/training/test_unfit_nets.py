@@ -339,6 +339,10 @@ def test_another_head_needs_a_new_step(tiny_batch: BatchOf) -> None:
     step.optimizer.param_groups[0]["params"] = list(net.parameters())
     with pytest.raises(OptionError, match=r"returns 5 logits .* had 3 classes when this training began.* a new Step"):
         step(x, y, index, epoch=1)
+    with pytest.raises(
+        OptionError, match=r"y leaves 0\.\.2, the classes of the model's 3 logits when this training began"
+    ):
+        step(x, y + 2, index, epoch=1)
 
 
 def test_batch_norm_of_the_batch_is_shown_two_images(tiny_batch: BatchOf) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from methods import pictures, tiny_net
+from methods import names, needs_the_loop, pictures, refusal, tiny_net
 from torch import Tensor, nn
 
-from advkit import Budget, BudgetScale, HookContract, NonFinite, Plugin, Step, hookimpl
+from advkit import Budget, BudgetScale, HookContract, NonFinite, Passes, Plugin, Step, hookimpl
 from advkit.errors import AdvkitError
 
 ATTACK, LOSS = "NaN or Inf in an input gradient of the attack", "NaN or Inf in the loss"
@@ -125,6 +125,97 @@ def test_it_is_named(plugin: type[Plugin], said: str) -> None:
     assert isinstance(refused.value, NonFinite | HookContract) and said in str(refused.value)
 
 
+class Normed(nn.Module):
+    """Features of length 1, which are 0/0 of an image that is 0 everywhere, whose input gradient is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(32, 4), nn.Linear(4, 3)
+        draws = torch.Generator().manual_seed(0)
+        for p in self.parameters():
+            p.data = torch.rand(p.shape, generator=draws) / 10
+        self.features.bias.data.fill_(-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.features(x.flatten(1)).relu()
+        logits: Tensor = self.head(found / found.norm(dim=1, keepdim=True))
+        return logits
+
+
+def blames(plugin: str | type[Plugin], careful: bool, **settings: Any) -> str:
+    """What is said of `Normed` where the last image of a batch is 0, in the first step or, not `careful`, a later."""
+    net, settings = Normed(), {"attack.steps": 1, "run.epochs": 2, "run.check_hooks": careful, **settings}
+    made = {"num_samples": 8, "eps": 0.01, "num_classes": 3, "image_shape": (2, 4, 4), "settings": settings}
+    step = Step(net, torch.optim.SGD(net.parameters(), 0.01), [plugin], **made)
+    x, rows = 1 - torch.arange(8 * 32).reshape(8, 2, 4, 4) / 512, torch.arange(8)
+    if not careful:
+        step(x, rows % 3, rows, epoch=0)
+    with pytest.raises(NonFinite) as failed:
+        step(torch.cat([x[:-1], x[-1:] * 0]), rows % 3, rows, epoch=0)
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+    return str(failed.value)
+
+
+alone = [name for name in names() if not needs_the_loop([name]) and not refusal((name,))]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", alone)
+def test_no_built_in_has_made_what_the_net_has(name: str) -> None:
+    said = blames(name, careful=True)
+    assert f"of {name}" not in said and "no update was made yet, so look at what the model returns" in said
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["awp", "rwp", "lsiw", "bilateral", "mlcat"])
+def test_nor_in_a_step_that_nobody_looks_at(name: str) -> None:
+    said = blames(name, careful=False)
+    assert said.startswith(LOSS) and " of " not in said.partition(". ")[0]
+
+
+def by_logits(self, batch, run):
+    eps = 0 * run.logits(batch.x).sum(1)
+    return Budget(attack=eps, label=eps)
+
+
+def by_clean(self, target, clean_logits):
+    return target + 0 * clean_logits.sum(1, keepdim=True)
+
+
+def whole(self, batch, clean_logits):
+    """As Python has it: ValueError of NaN."""
+    return BudgetScale(radius=int(clean_logits.sum()) ** 0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("hook", "method", "careful"),
+    [
+        ("perturbation_budget", by_logits, True),
+        ("perturbation_budget", by_logits, False),
+        ("target_label", by_clean, True),
+        ("target_label", by_clean, False),
+        ("budget_scale", whole, True),
+    ],
+)
+def test_what_a_plugin_makes_of_it_is_not_its_own(hook: str, method: Any, careful: bool) -> None:
+    asked = Passes(forward=1) if method is by_logits else Passes()
+    plugin = late(**{hook: method})
+    plugin.passes = lambda self, hook, costs: asked  # type: ignore[method-assign]
+    assert "late" not in blames(plugin, careful)
+
+
+def by_probe(self, batch, run):
+    """What follows from an objective that breaks the gradient is its plugin's, as where it attacks."""
+    moved = run.probe(batch, 0.1, objective=lambda logits: (logits - logits.detach()).sum(1).sqrt()).x_adv
+    return BudgetScale(radius=moved.sum() * float("nan"))
+
+
+def test_what_an_objective_of_its_own_breaks_is() -> None:
+    with pytest.raises(HookContract, match="Plugin late broke the contract of budget_scale: radius must be finite"):
+        take(late(budget_scale=by_probe))
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_net_is_nobodys_plugin(norm: str) -> None:
     """A gradient that the net breaks makes broken images, which a plugin has then looked at."""
@@ -141,9 +232,10 @@ def test_a_net_is_nobodys_plugin(norm: str) -> None:
     net = Breaks()
     settings: dict[str, Any] = {"attack.steps": 2, "attack.norm": norm}
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    step = Step(net, optimizer, ["cat-eps"], num_samples=8, eps=0.1, settings=settings)
-    with pytest.raises(NonFinite, match="NaN or Inf in an input gradient of the attack at epoch 0, step 0"):
-        step(pictures(8).images.double() / 255, torch.arange(8) % 3, torch.arange(8), epoch=0)
+    for plugin in ("cat-eps", late(after=9, attack_move=move), late(after=9, attack_objective=objective)):
+        step = Step(net, optimizer, [plugin], num_samples=8, eps=0.1, settings=settings)
+        with pytest.raises(NonFinite, match="NaN or Inf in an input gradient of the attack at epoch 0, step 0"):
+            step(pictures(8).images.double() / 255, torch.arange(8) % 3, torch.arange(8), epoch=0)
 
 
 @pytest.mark.parametrize("parts", [2, 3])

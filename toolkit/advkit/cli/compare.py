@@ -41,7 +41,7 @@ def command(runs: tuple[str, ...], as_json: bool, **typed: Any) -> None:
 
 def show(comparison: Comparison) -> None:
     """For people."""
-    from ..studies.compare import WORST
+    from ..studies.evaluation_request import WORST
     from .display import stdout, table_of, text
 
     console = stdout()

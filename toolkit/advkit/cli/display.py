@@ -99,7 +99,7 @@ class _Rows(Table):
         """The width in which no line of a column is cut; where lines may break, none of its words."""
         shown = [column.header] * self.show_header + [*column.cells]
         found = measure_renderables(console, console.options.update(width=1 << 16), shown)
-        return found.maximum if column.no_wrap else min(found.minimum, LONGEST)
+        return found.maximum if column.no_wrap else found.minimum if console.soft_wrap else min(found.minimum, LONGEST)
 
 
 def table_of(*heads: str, wrap: Sequence[str] = (), header: bool = True) -> Table:
@@ -108,7 +108,7 @@ def table_of(*heads: str, wrap: Sequence[str] = (), header: bool = True) -> Tabl
     for head in heads:
         justify: JustifyMethod = "right" if head.startswith(">") else "left"
         name = head.removeprefix(">")
-        table.add_column(text(name), justify=justify, no_wrap=name not in wrap)
+        table.add_column(text(name), justify=justify, no_wrap=name not in wrap, overflow="fold")
     return table
 
 

@@ -20,7 +20,7 @@ from ..own_file import FLAGS
 from ..storage.run_folder import RunFolder
 from ..training.same_run import files_of_several, of_several
 from .evaluate import Watch, evaluate_subject
-from .evaluation_request import ATTACKS, EvaluationRequest
+from .evaluation_request import ATTACKS, WORST, EvaluationRequest
 from .paired_records import (
     AttackDifference,
     ComparedAccuracy,
@@ -34,7 +34,6 @@ from .records import Evaluation
 from .subject import of_run
 
 CHECKPOINTS = ("best", "last")
-WORST = "worst case"
 
 
 @checked("attacks")

@@ -26,6 +26,8 @@ from .inputs import amount, at_once, listed, pace, whole
 from .subject import Subject
 
 ATTACKS = "clean,pgd-20,cw-20"
+WORST = "worst case"
+"""The row of all attacks together, in tables."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ def _attack(given: object) -> EvaluationAttack:
     if isinstance(given, EvaluationAttack) and isinstance(getattr(given, "name", None), str):
         if given.name in ("index", "label"):
             raise OptionError(f"verdicts.csv has a column {given.name} of its own; give the attack another name.")
+        if given.name == WORST:
+            raise OptionError(f"Results have a {WORST} of their own, over all attacks; give the attack another name.")
         return given
     name = given.__name__ if isinstance(given, type) else type(given).__name__
     raise OptionError(f"{name} is no attack; pass a name, or an object of an EvaluationAttack with a `name`.")

@@ -58,8 +58,9 @@ def joined(values: Sequence[Any]) -> Any:
     return torch.cat(list(values)) if first.dim() else torch.stack(list(values)).all()  # whether all was finite
 
 
-def summed(gradients: Sequence[GradientAt]) -> GradientAt:
+def summed(updates: Sequence[Update], owner: str) -> GradientAt:
     """`gradient_at` of the batch, from those of its parts."""
+    gradients: list[GradientAt] = [update.gradient_at(owner) for update in updates]
 
     def gradient_at(*arguments: Any, **named: Any) -> Mapping[str, Tensor]:
         total = dict(gradients[0](*arguments, **named))

@@ -24,6 +24,7 @@ from .network import Network
 from .panel import Panel
 from .probes import ball_of
 from .restarts import strongest
+from .values import ATTACK
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class Attacker:
             return self._of_a_plugin(inner, known, scale, model, objective)
         if settings.steps == 0:
             return AttackResult(known["batch"].x, start=known["batch"].x)
-        return self._of_the_core(known, scale, model, objective)
+        result = self._of_the_core(known, scale, model, objective)
+        self.contract.seen.add(ATTACK, result.finite)
+        return result
 
     def _of_a_plugin(
         self,
@@ -98,6 +101,7 @@ class Attacker:
                 objective=objective,
                 observe=self._observer(known),
             )
+        self.contract.seen.add(ATTACK, watch.finite)
         result = self.contract.attack(inner.plugin.name, result, known["radius"], self.panel.state.attack.norm)
         return replace(result, finite=watch.finite)
 
@@ -157,6 +161,7 @@ class Attacker:
 
         def transform(*, move: Tensor, step: int, **seen: Tensor) -> Tensor:
             for answer in answers:
+                self.contract.seen.add(ATTACK, seen["gradient"].isfinite().all())
                 changed = self.panel.ask(answer, known, **seen, move=move, step=step, restart=restart)
                 move = self.contract.move(answer.plugin.name, changed)
             return move

@@ -52,6 +52,7 @@ def auxiliary_logits(
     with blamed(name, net.source, x):
         each = [net.logits(at, f"{phase} {name}", *part) for at, part in pieces(network, parts, len(x), x)]
         logits = each[0] if len(each) == 1 else torch.cat(each)
+    ledger.values.add(f"what the net {name} returns", logits)
     ledger.auxiliary(phase, name, plugin)
     ledger.answered[name, id(x)] = x, x._version, logits
     return logits.clone()

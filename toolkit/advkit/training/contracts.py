@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from ..arguments import described
 from ..ascent import per_sample
 from ..compose.composition import Composition
 from ..errors import HookContract, blamed
-from ..types import AttackResult, Batch, Budget, BudgetScale, Mix
+from ..types import AttackResult, Batch, Budget, BudgetScale, Mix, Objective
 from .by_row import Rows, a_loss
 from .guard import Lent, plain, unchanged, values_of
+from .sums import told
+from .values import GRADIENT, LOSS, Values
 
 LONG = torch.int64
 SLACK = 1e-6
@@ -24,10 +27,17 @@ SLACK = 1e-6
 
 
 class Contract(Rows):
-    """Checks answers of one step's hooks. `values` also checks finiteness, ranges and the simplex."""
+    """Checks answers of one step's hooks, and adds what is in them to `seen`.
 
-    def __init__(self, batch: Batch, classes: int, composition: Composition, model: nn.Module, values: bool) -> None:
+    `values` also checks finiteness, ranges and the simplex. Where that fails after something that nobody has answered
+    is not finite, such as logits, the step fails of it (`Undo`), and no plugin is to blame.
+    """
+
+    def __init__(
+        self, batch: Batch, classes: int, composition: Composition, model: nn.Module, seen: Values, values: bool
+    ) -> None:
         super().__init__(batch, values)
+        self.seen = seen
         self.classes, self.steps, self.model, self.lent = classes, composition.setting.attack.steps, model, Lent(batch)
         self.largest = composition.company.largest_budget if values else None
 
@@ -37,6 +47,7 @@ class Contract(Rows):
             raise _broken(who, "mix_batch", f"an advkit.Batch is expected, not {type(batch).__name__}")
         self._like(who, "mix_batch", batch.x)
         x = batch.x
+        self.seen.answer(who, "mix_batch", x)
         self._true(who, "mix_batch", lambda: ((x >= 0) & (x <= 1)).flatten(1).all(1), "images leave [0, 1]")
         if batch.y is not self.batch.y or batch.index is not self.batch.index:
             raise _broken(who, "mix_batch", "y and index must stay those of the batch")
@@ -58,6 +69,7 @@ class Contract(Rows):
             raise _broken(who, hook, f"an advkit.Budget is expected, not {type(budget).__name__}")
         for name in ("attack", "label", "step_size"):
             value = getattr(budget, name)
+            self.seen.answer(who, hook, value)
             if value is not None or name != "step_size":
                 self.size(who, hook, name, value)
                 most = getattr(self.largest, name, math.inf) * (1 + SLACK)
@@ -83,6 +95,7 @@ class Contract(Rows):
             value = torch.tensor(value) if isinstance(value, int | float) else value
             if not isinstance(value, Tensor) or value.shape not in ((), (self.rows,)) or value.is_complex():
                 raise _broken(who, "budget_scale", f"{name} must be () or ({self.rows},), not {described(value)}")
+            self.seen.answer(who, "budget_scale", value)
             self._true(who, "budget_scale", partial(_not_negative, value), f"{name} must be finite and not negative")
             if name == "radius":
                 too_large = f"radius is above {most:.4g}, which Plugin.largest_scale says is the largest"
@@ -95,11 +108,13 @@ class Contract(Rows):
             raise _broken(who, "target_label", f"({self.rows}, {self.classes}) is expected, not {described(target)}")
         if target.requires_grad:
             raise _broken(who, "target_label", "the target must be detached")
+        self.seen.answer(who, "target_label", target)
+        self._true(who, "target_label", lambda: target.isfinite().all(1), "a row is not finite")
         self._true(who, "target_label", lambda: (target >= 0).all(1), "a row has a negative entry")
         self._true(who, "target_label", lambda: (target.sum(1) - 1).abs() <= 1e-5, "a row does not sum to 1")
         return target
 
-    def objective(self, who: str, goal: object, known: Mapping[str, object]) -> Callable[[Tensor], Tensor]:
+    def objective(self, who: str, goal: object, known: Mapping[str, object]) -> Objective:
         if not callable(goal):
             raise _broken(who, "attack_objective", f"a callable is expected, not {type(goal).__name__}")
 
@@ -110,7 +125,7 @@ class Contract(Rows):
                 loss = plain(("attack_objective", who), goal(logits))
             return a_loss(who, "attack_objective", loss, logits)
 
-        return checked
+        return self.seen.objective(who, "objective", checked)
 
     def attack(self, who: str, result: object, radius: Tensor, norm: str) -> AttackResult:
         if not isinstance(result, AttackResult):
@@ -145,6 +160,9 @@ class Contract(Rows):
         self._like(who, hook, x_adv)
         if x_adv.requires_grad:
             raise _broken(who, hook, "the images must be detached")
+        fine = x_adv.isfinite().flatten(1).all(1)
+        self.seen.answer(who, hook, fine.all())
+        self._true(who, hook, lambda: fine, "images are not finite")
         slack = 4 * torch.finfo(x.dtype).eps
 
         def inside() -> Tensor:
@@ -175,7 +193,9 @@ class Contract(Rows):
         self._like(who, "attack_move", move)
         if move.requires_grad:
             raise _broken(who, "attack_move", "the move must be detached")
-        self._true(who, "attack_move", lambda: move.isfinite().flatten(1).all(1), "the move is not finite")
+        fine = move.isfinite().flatten(1).all(1)
+        self.seen.answer(who, "attack_move", fine.all())
+        self._true(who, "attack_move", lambda: fine, "the move is not finite")
         return move
 
     def mask(self, who: str, mask: Tensor) -> Tensor:
@@ -186,6 +206,7 @@ class Contract(Rows):
 
     def term(self, who: str, hook: str, term: Tensor) -> Tensor:
         self._per_sample(who, hook, "the term", term, finite=False)  # NaN here is the run's failure, named there
+        self.seen.add(f"{LOSS} (term {'base_loss' if hook == 'base_loss' else who})", term)
         if term.requires_grad and term.is_leaf:
             raise _broken(who, hook, "the term does not depend on the net; compute it from the logits")
         if hook == "extra_regularizer" and torch.is_grad_enabled() and not term.requires_grad:
@@ -196,6 +217,7 @@ class Contract(Rows):
         return term
 
     def weight(self, who: str, weight: Tensor) -> Tensor:
+        self.seen.answer(who, "instance_weight", weight)
         self._per_sample(who, "instance_weight", "the weight", weight)
         if weight.requires_grad:
             raise _broken(who, "instance_weight", "weights must be detached")
@@ -224,13 +246,21 @@ class Contract(Rows):
                     "weight_perturbation",
                     f"the shift of {name} requires grad, which would corrupt the gradient; detach it",
                 )
-            self._true(
-                who,
-                "weight_perturbation",
-                partial(_finite, value),
-                f"the shift of {name} is not finite",
-            )
+        self.seen.answer(who, "weight_perturbation", *_all_finite(shift))
+        for name, value in shift.items():
+            complaint = f"the shift of {name} is not finite"
+            self._true(who, "weight_perturbation", partial(_finite, value), complaint)
         return shift
+
+    def noted(self, gradient_at: Callable[..., Mapping[str, Tensor]]) -> Callable[..., Mapping[str, Tensor]]:
+        """`gradient_at`, what it returns being added to `seen`."""
+
+        def noted(*arguments: Any, **named: Any) -> Mapping[str, Tensor]:
+            gradients = gradient_at(*arguments, **named)
+            self.seen.add(GRADIENT, *_all_finite(gradients))
+            return gradients
+
+        return noted
 
     def question(self, who: str, shift: object, loss: str, params: Mapping[str, Tensor]) -> None:
         """What `gradient_at` is asked."""
@@ -258,6 +288,11 @@ _broken = HookContract.broken
 
 def _not_negative(value: Tensor) -> Tensor:
     return value.isfinite() & (value >= 0)
+
+
+def _all_finite(values: Mapping[str, Tensor]) -> list[Tensor]:
+    """() bool each, for one is small and theirs is the memory of the net."""
+    return [flags.all() for _, flags in told([*values.values()]).values()]
 
 
 def _finite(value: Tensor) -> Tensor:

@@ -14,17 +14,7 @@ from ..errors import NonFinite
 from ..run import RunState
 from .objective import Outcome, Update
 from .sums import finite, told
-
-REMEDY = "lower optimizer.lr or look at the options of the plugins in this run"
-"""For what is not finite where nobody else is to blame."""
-
-EARLY = "no update was made yet, so look at what the model returns, or at the options of the plugins in this run"
-"""The same of the first step."""
-
-USUAL = 1e6
-"""More than the logits of any net that has not diverged."""
-
-ATTACK, LOSS, GRADIENT = "an input gradient of the attack", "the loss", "a parameter gradient"
+from .values import ATTACK, GRADIENT, LOSS, masked, remedy
 
 
 @dataclass(frozen=True)
@@ -66,41 +56,19 @@ class Judged:
             return
         if what == LOSS and (terms := [name for name, value in self.outcome.raw.items() if not finite(value)]):
             what += f" (term {', '.join(terms)})"
-        what += _whose(what, self.known, self.updates, self.shift, self.outcome)
+        what += _whose(what, self.updates, self.outcome.logits)
         where = f"{what} at {state.place}"
-        advice = _advice(self.known["target"], self.outcome, EARLY if state.epoch == state.step == 0 else REMEDY)
+        advice = _advice(self.known["target"], self.outcome, remedy(state))
         raise NonFinite(f"NaN or Inf in {where}. The step was not applied; {advice}")
 
 
-def _whose(
-    what: str, known: Mapping[str, Any], updates: Sequence[Update], shift: Mapping[str, Tensor], outcome: Outcome
-) -> str:
-    """The hook whose answer is the first that is not finite, with its plugins, in brackets; "" where it is nobody's."""
-    stage, budget, x_adv = updates[0].stage, known["budget"], known["attack"].x_adv
-    # In L2 a broken gradient makes broken images too; the sign of NaN is 0.
-    made = [x_adv] if what != ATTACK or updates[0].panel.state.attack.norm == "linf" else []
-    answers = {
-        "mix_batch": [known["batch"].x],
-        "perturbation_budget": [value for value in vars(budget).values() if value is not None],
-        "budget_scale": [known["radius"]],
-        "target_label": [known["target"]],
-        "attack_start": made,
-        "attack_move": made,
-        "attack_objective": [torch.tensor(torch.nan)] if what == ATTACK else [],
-        "inner_attack": [x_adv] if what != ATTACK else [],
-        "commit_attack": [known["x_train"]] if what != ATTACK else [],
-        "weight_perturbation": [*shift.values()] if what != ATTACK else [],
-    }
-    for hook, values in answers.items():
-        if stage.answers[hook] and not all(bool(value.isfinite().all()) for value in values):
-            names = " and ".join(answer.plugin.name for answer in stage.answers[hook])
-            return f" (objective of {names})" if hook == "attack_objective" else f" ({hook} of {names})"
-    for name, value in outcome.weighted.items() if what != ATTACK else ():
-        if bool(outcome.raw[name].isfinite()) and not bool(value.isfinite()):
-            return f" (instance_weight of {' and '.join(answer.plugin.name for answer in stage.weights_of(name))})"
+def _whose(what: str, updates: Sequence[Update], logits: Mapping[str, Tensor]) -> str:
+    """The hook whose answer is the first that is not finite, with its plugin, in brackets; "" where it is nobody's."""
+    if (first := updates[0].network.ledger.values.first()) is not None:
+        return first.whose
     if what.startswith(GRADIENT):
         with suppress(Exception):  # of a plugin that is asked once more
-            return next((f" (gradient of {hook} of {name})" for hook, name in _steep(updates, outcome.logits)), "")
+            return next((f" (gradient of {hook} of {name})" for hook, name in _steep(updates, logits)), "")
     return ""
 
 
@@ -120,9 +88,9 @@ def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[
                 yield answer.hook, answer.plugin.name
 
 
-def _advice(target: Tensor, outcome: Outcome, remedy: str) -> str:
+def _advice(target: Tensor, outcome: Outcome, otherwise: str) -> str:
     """What to do where something is not finite, trained with labels `target` (B, K)."""
-    shares = [target[:, _masked(rows)] for rows in outcome.logits.values()]
+    shares = [target[:, masked(rows)] for rows in outcome.logits.values()]
     if any(bool(((share > 0) & (share < 1)).any()) for share in shares):
         return (
             "the model masks classes with -Inf that have a share of the target label, whose cross-entropy is infinite: "
@@ -130,16 +98,4 @@ def _advice(target: Tensor, outcome: Outcome, remedy: str) -> str:
         )
     if any(bool((share == 1).any()) for share in shares):
         return "the model masks classes with -Inf to which images of this batch belong; mask those without images."
-    return f"{remedy}."
-
-
-def _masked(logits: Tensor) -> Tensor:
-    """(K,) bool: classes that a net masks, all of whose logits (B, K) are -Inf beside others of the usual size.
-
-    Elsewhere -Inf is an overflow: a net that diverges has it on some images, or beside logits that are as large.
-    """
-    low = logits == -torch.inf
-    masked = low.all(0)
-    others = logits[:, ~masked]
-    usual = others.numel() and bool((others.abs() < USUAL).all())  # false of NaN
-    return masked if usual else torch.zeros_like(masked)
+    return f"{otherwise}."

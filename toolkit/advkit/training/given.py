@@ -171,7 +171,9 @@ def one_hot(y: Tensor, classes: int) -> Tensor:
 
 
 def _no_class(classes: int) -> OptionError:
-    return OptionError(f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits.")
+    return OptionError(
+        f"y leaves 0..{classes - 1}, the classes of the model's {classes} logits when this training began."
+    )
 
 
 def refuse_stray_values(batch: Batch, classes: int, samples: int) -> None:

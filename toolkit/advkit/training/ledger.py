@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..torch_func import at_once
 from ..types import Passes
+from .values import LOGITS, Values
 
 PHASES = ("attack", "update")
 
@@ -20,8 +21,8 @@ class Ledger:
     A pass takes every image of the batch once: one for each of `parts`, where the step is in parts.
     """
 
-    def __init__(self, parts: int = 1) -> None:
-        self.parts = parts
+    def __init__(self, parts: int = 1, values: Values | None = None) -> None:
+        self.parts, self.values = parts, values or Values()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.demanded: dict[str, set[str]] = {}
         self.answered: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
@@ -34,6 +35,7 @@ class Ledger:
         """
         self.counts[phase, "forward"] += 1
         self.demanded.setdefault(f"{phase}.{label}", set()).update(owners)
+        self.values.add(LOGITS, logits)
         if backward and logits.requires_grad:
             logits.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: self.backward(phase, backward, at_once(gradient))

@@ -38,5 +38,6 @@ def pieces(
 
 def _piece(network: Network, number: int) -> Network:
     piece = copy(network)
-    piece.ledger, piece.seed = Ledger(), lambda label: network.seed(f"{label} piece {number}")
+    piece.ledger = Ledger(values=network.ledger.values)
+    piece.seed = lambda label: network.seed(f"{label} piece {number}")
     return piece

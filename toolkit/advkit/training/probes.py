@@ -24,10 +24,10 @@ from ..types import AttackResult, Batch, Objective
 from .accumulate import joined
 from .auxiliary import auxiliary_logits
 from .by_row import Rows, a_goal
-from .finite import REMEDY
 from .ledger import Ledger
 from .network import Network
 from .pieces import pieces
+from .values import ATTACK, REMEDY, Values
 
 if TYPE_CHECKING:
     from .step import TrainingStep
@@ -77,10 +77,13 @@ class Probes:
         length = rows.asked(plugin, "run.probe", "radius", radius)
         size = rows.asked(plugin, "run.probe", "step_size", settings.step_size if step_size is None else step_size)
         goal = None if objective is None else a_goal(plugin, "the objective of run.probe", objective)
+        seen = self.network.ledger.values
+        seen.answer(plugin, "run.probe", length, size)
         if begin not in get_args(Init):
             known = ", ".join(get_args(Init))
             raise HookContract(f"Plugin {plugin}: init of run.probe must be one of {known}, not {begin!r:.40}.")
         key = derive_key(self.state.seed, plugin, purpose, "probe", self.state.epoch)
+        noted = goal and seen.objective(plugin, "objective of run.probe", goal)
 
         def climbed(network: Network, x: Tensor, y: Tensor, length: Tensor, size: Tensor, *ids: Tensor) -> AttackResult:
             ball, target = ball_of(settings, x, length), F.one_hot(y, self.state.num_classes).to(length.dtype)
@@ -88,7 +91,7 @@ class Probes:
                 network.attacked(plugin, self.moves, f"{purpose} of {plugin}"),
                 ball,
                 start(ball, begin, lambda: Draws(key, *ids)),
-                goal or (lambda logits: soft_cross_entropy(logits, target)),
+                noted or (lambda logits: soft_cross_entropy(logits, target)),
                 steps=count,
                 step_size=size,
             )
@@ -101,6 +104,7 @@ class Probes:
             )
         if result.finite is not None:
             self.finite.append(result.finite)
+            seen.add(ATTACK, result.finite)
         if self.between and not bool(result.finite):
             raise NonFinite(
                 f"NaN or Inf in an input gradient of run.probe of {plugin}, after epoch "
@@ -160,8 +164,9 @@ def between_steps(step: TrainingStep) -> Iterator[None]:
     """The scope of probes that belong to no step, at the end of an epoch: they move nothing, and no ledger has them."""
     state = step.state
     with own_generator(state.device) as seed, step.engine.numbers():
+        ledger = Ledger(values=Values(kept=False))  # they may be of all images
         network = Network(
-            step.model, step.engine, Ledger(), lambda label: seed(step.seed_of(label)), state.num_classes, careful=False
+            step.model, step.engine, ledger, lambda label: seed(step.seed_of(label)), state.num_classes, careful=False
         )
         # Every process computes the whole of what is asked.
         with opened(state, network, moves=False, parts=step.accumulate * step.ranks.size, between=True):

@@ -95,7 +95,7 @@ class TrainingStep:
         classes, ledger = self.state.num_classes, Ledger(len(parts))
         with (
             explained(training=True, twice=self.engine.twice),
-            self._undo.all_or_nothing(held, batch.index, careful) as judged,
+            self._undo.all_or_nothing(held, batch.index, careful, ledger.values) as judged,
             own_generator(self.state.device) as seed,
             self.panel.watching(careful, self.engine),
             hooks_told_apart(self.model) if careful else nullcontext(()) as computing,
@@ -105,7 +105,7 @@ class TrainingStep:
             for name, part in parts.items():
                 drawn = partial(self._seed, seed, self.ranks.part + name)
                 network = Network(self.model, self.engine, ledger, drawn, classes, careful, held.parameters)
-                contract = Contract(part, classes, self.composition, self.model, values=careful)
+                contract = Contract(part, classes, self.composition, self.model, ledger.values, careful)
                 seen = self._attack(part, stage, network, contract, held)
                 updates.append(Update(network, stage, seen, self.panel, contract, batch))
             batch.agree(self.state.samples)
@@ -174,7 +174,7 @@ class TrainingStep:
         with mode(self.model, training=True), torch.enable_grad():
             if owner := stage.owner("weight_perturbation"):
                 params = {name: p.detach() for name, p in first.network.params.items() if p.requires_grad}
-                gradient_at = self.ranks.summed(summed([update.gradient_at(owner.plugin.name) for update in updates]))
+                gradient_at = first.contract.noted(self.ranks.summed(summed(updates, owner.plugin.name)))
                 with torch.no_grad():
                     answer = self.panel.ask_of_all(owner, batch, known, params=params, gradient_at=gradient_at)
                 shift = first.contract.shift(owner.plugin.name, answer, params)

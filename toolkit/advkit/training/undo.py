@@ -14,10 +14,11 @@ from ..bits import overwrite, same_bits
 from ..errors import HookContract, NonFinite
 from ..inventory import Inventory, statistics_of
 from ..run import RunState
-from .finite import REMEDY, Judged
+from .finite import Judged
 from .given import refuse_late
 from .optimizer_state import Address, OptimizerState, begun_so, moments
 from .sums import by_kind, finite, read, told
+from .values import REMEDY, Values
 
 
 class Undo:
@@ -30,12 +31,12 @@ class Undo:
         self._model, self._optimizer, self._state, self._room = model, optimizer, state, Room()
 
     @contextmanager
-    def all_or_nothing(self, held: Inventory, index: Tensor, careful: bool) -> Iterator[list[Judged]]:
+    def all_or_nothing(self, held: Inventory, index: Tensor, careful: bool, seen: Values) -> Iterator[list[Judged]]:
         """Put weights, buffers, optimizer and plugins' state back if the scope fails, or leaves anything not finite.
 
         `held` is what the model has now, `index` (B,) the samples whose state may change; `careful`: HookContract where
         another's does, which costs a copy of all. What the scope appends is refused first, and with what the update
-        left: one synchronisation a step.
+        left: one synchronisation a step. It fails of what is not finite in `seen`, where it has appended nothing.
         """
         optimizer, state = self._optimizer, self._state
         bound = [(module, dict(module._buffers)) for module in held.modules if not isinstance(module, ScriptModule)]
@@ -48,7 +49,7 @@ class Undo:
         copies = self._room.copies(tensors)
         judged = list[Judged]()
         try:
-            with _its_cause(judged, state):
+            with _its_cause(judged, seen, state):
                 yield judged
             now = Inventory.of(self._model)
             refuse_late(now, held)
@@ -87,7 +88,7 @@ def _as_before(kept: OptimizerState, tensors: Sequence[Tensor], copies: Sequence
 
 
 @contextmanager
-def _its_cause(judged: Sequence[Judged], state: RunState) -> Iterator[None]:
+def _its_cause(judged: Sequence[Judged], seen: Values, state: RunState) -> Iterator[None]:
     """What fails after something that is not finite fails of that."""
     try:
         yield
@@ -95,6 +96,8 @@ def _its_cause(judged: Sequence[Judged], state: RunState) -> Iterator[None]:
         with suppress(RuntimeError):  # of a device that failed
             for one, fine in zip(judged, read([one.flags for one in judged]), strict=True):
                 one.refuse(state, fine)
+            if not judged:
+                seen.refuse(state)
         raise
 
 

@@ -21,9 +21,9 @@ from ..judging import BEFORE, checked_logits
 from ..modules import mode, own_generator, placement
 from ..substituted import replaced
 from .compiled import eagerly
-from .finite import REMEDY
 from .stored import place
 from .undo import became_broken
+from .values import REMEDY
 
 if TYPE_CHECKING:
     from .loop import Trainer

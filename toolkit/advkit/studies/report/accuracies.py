@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ... import own_file, registry
+from ... import own_file
 from ...errors import OptionError
 from ...evaluation.statistics import wilson
 from ...own_file import OwnFile
 from ..compare import apart, incomparable
-from ..documents import number
 from ..records import Accuracy, AttackRow, Evaluation
 from . import charts
+from .attacks import Attack
 from .markup import Html, details, figure, join, listing, paragraph, sentences, share, span, table, tag
 from .sources import Source
 
@@ -32,23 +32,6 @@ class Images(NamedTuple):
     def __str__(self) -> str:
         which = f", checkpoint {self.checkpoint}" if self.checkpoint else ""
         return f"{self.data} {self.split}, n = {self.n}{which}"
-
-
-class Attack(NamedTuple):
-    """What two rows must share as well; `norm` is empty where nothing is attacked."""
-
-    norm: str
-    eps: float
-    name: str
-    step: float
-
-    @property
-    def threat(self) -> str:
-        return f"{self.norm} {figure(self.eps)}" if self.norm else ""
-
-    @property
-    def pace(self) -> str:
-        return f"step {figure(self.step)}" if self.step else ""
 
 
 class Found(NamedTuple):
@@ -166,9 +149,7 @@ def _groups(sources: Sequence[Source], problems: list[str]) -> dict[Images, Grou
             images = Images(data, found.split or "", found.n, checkpoint, source.split_of(name, found))
             group = groups.setdefault(images, {})
             for row in found.attacks:
-                norm, step = (row.norm or found.norm, number(row.step_size) or 0.0) if row.eps else ("", 0.0)
-                called = row.name if row.code else row.name.removesuffix(f"-{norm}")  # the norm stands beside it
-                runs = group.setdefault(Attack(norm, row.eps or 0.0, called, step), {})
+                runs = group.setdefault(Attack.of(row, found.norm), {})
                 held = runs.get(source.number)
                 # Of two evaluations of one kind the lower counts: a claim holds as far as its strongest attack.
                 if held is None or row.accuracy < held.row.accuracy:
@@ -210,23 +191,22 @@ def _shared(groups: Mapping[Images, Group], judged: str) -> Images | None:
 
 def _lines(sources: Sequence[Source], group: Group, problems: list[str]) -> list[Line]:
     """In the runs' own ball first; each ball ends with the worst case over what the runs share there."""
-    own = {f"{source.values.get('attack.norm')} {figure(source.values.get('attack.eps'))}" for source in sources}
-    usual = own.pop() if len(own) == 1 else None
-    alike = Counter((attack.threat, attack.name) for attack in group)
+    balls = {f"{source.values.get('attack.norm')} {figure(source.values.get('attack.eps'))}" for source in sources}
+    usual = balls.pop() if len(balls) == 1 else None
     lines = []
     threats = sorted({attack.threat for attack in group}, key=lambda threat: (threat != "", threat != usual, threat))
     for threat in threats:
         ball = "" if threat == usual else threat
-        attacks = sorted((attack for attack in group if attack.threat == threat), key=lambda one: (_place(one), one))
+        attacks = sorted((attack for attack in group if attack.threat == threat), key=lambda one: (one.place, one))
         for attack in attacks:
-            step = attack.pace if alike[threat, attack.name] > 1 else ""
-            how = ", ".join(each for each in (threat, attack.pace) if each)
-            short = "\n".join(each for each in (attack.name, ball, step) if each)
+            apart = attack.apart(attacks)
+            how = ", ".join(dict.fromkeys(filter(None, (threat, attack.pace, *apart))))
+            short = "\n".join(filter(None, (attack.name, ball, *apart)))
             cells: dict[int, Accuracy] = {number: found.row for number, found in group[attack].items()}
             lines.append(Line(attack.name, how, short, cells))
         if threat:
             shared, worst = _worst(sources, {attack: group[attack] for attack in attacks}, problems)
-            names = [f"{a.name} ({a.pace})" if alike[threat, a.name] > 1 else a.name for a in shared]
+            names = [f"{a.name} ({', '.join(own)})" if (own := a.apart(attacks)) else a.name for a in shared]
             over = f"over {', '.join(names)}" if names else "no attack is shared"
             lines.append(Line("worst case", f"{threat}, {over}", "\n".join(filter(None, ("worst case", ball))), worst))
     return lines
@@ -253,13 +233,6 @@ def _worst(sources: Sequence[Source], group: Group, problems: list[str]) -> tupl
 
 def _withstood(source: Source, found: Found) -> list[bool]:
     return source.withstood(found.evaluation)[found.row.column or found.row.name]
-
-
-def _place(attack: Attack) -> int:
-    """Among all registered attacks; behind them where it is registered no more."""
-    order = [one.name for one, _ in registry.attacks()]
-    owner = registry.attack_of(attack.name)
-    return order.index(owner) if owner in order else len(order)
 
 
 def _chart(images: Images, averaged: str, lines: Sequence[Line]) -> Html:
