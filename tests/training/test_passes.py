@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from advkit import AttackResult, Budget, Passes, Plugin, Step, hookimpl
 from advkit.errors import HookConflict, HookContract, OptionError
@@ -480,6 +481,16 @@ class Jacobian(Fgsm):
         return AttackResult((batch.x + radius.view(-1, 1, 1, 1) * way).clamp(0, 1))
 
 
+class Recomputes(Fgsm):
+    """Keeps nothing of its forward for its backward."""
+
+    name = "recomputes"
+
+    @hookimpl
+    def inner_attack(self, model, batch, radius, objective):
+        return super().inner_attack(lambda x: checkpoint(model, x, use_reentrant=False), batch, radius, objective)
+
+
 class Watcher(Plugin):
     """Looks at every iterate and stops nobody."""
 
@@ -587,6 +598,16 @@ class Silenced(Plugin):
     @hookimpl
     def base_loss(self, batch, adv_logits, clean_logits):
         return F.cross_entropy(adv_logits, batch.y, reduction="none") + (adv_logits - clean_logits.detach()).sum(1)
+
+
+def test_an_attack_through_a_checkpoint_is_the_attack_without_it(tiny_net: Net, tiny_batch: BatchOf) -> None:
+    """torch ends the second forward by an exception, as soon as it has what the backward needs; it is booked once."""
+    nets = [tiny_net(), tiny_net()]
+    for net, plugin in zip(nets, (Fgsm, Recomputes), strict=True):
+        step = Step(net, torch.optim.SGD(net.parameters(), 0.1), [plugin], num_samples=16, eps=0.1)
+        assert step(*tiny_batch(), epoch=0).passes["attack"] == Passes(1, 1)
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("company", ["awp", "rwp", "lsiw"])
