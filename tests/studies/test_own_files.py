@@ -162,11 +162,13 @@ def test_a_card_leaves_out_what_was_measured_in_another_net_or_on_other_images(
     assert "Not audited" not in edited and f"- {file}.\n- {code}." in edited
     assert judged(6) == judged(10, by=2) == []  # the images are others, the net is the run's
     (home / "audit.json").write_text(json.dumps(audit.as_dict() | {"another_net": [], "sha256_of_split": "0" * 64}))
+    for n in (6, 7):
+        judged(n, "last")
     judged(7)
-    judged(6, "last")
     last = card("last")
     assert "On the test split, 7 of 30 images" in last and f"/n-8 {out}" in last
     assert last.count("Also evaluated: test split, 6 of 30 images") == 1, "best and last are one"
+    assert "Also evaluated: test split, 7 of 30 images" not in last
     also = r"Also evaluated: test split, 10 of 30 images, [^\n]*, of other images \([0-9a-f]{8}\), worst case "
     assert len(re.findall(also, last)) == 1
     assert "- audit.json is left out, for it is of these weights on other test images." in last

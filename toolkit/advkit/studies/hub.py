@@ -219,7 +219,8 @@ def _accuracies(
     also = [line for one in judged[1:] for line in _also(one, one.judged_on)]
     for images, found in elsewhere.items():
         also += [line for one in found for line in _also(one, f"{one.judged_on}, of other images ({images[:8]})")]
-    lines_of_others = [f"\n{line}" for line in dict.fromkeys(also)]  # best and last may be one
+    first = [line for one in judged[:1] for line in _also(one, one.judged_on)]
+    lines_of_others = [f"\n{line}" for line in dict.fromkeys(also) if line not in first]  # best and last may be one
     if not judged:
         return "\n".join([f"Nothing is known of these weights: {command}, then export again.", *lines_of_others])
     chosen = judged[0]
