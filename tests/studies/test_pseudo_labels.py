@@ -63,7 +63,7 @@ def test_what_is_noted_of_the_run_goes_with_its_labels(
 ) -> None:
     """In the folder's document, on the screen, and wherever the folder is looked at again."""
     code, doubted, out = "The code of the net is another", "so are the labels", tmp_path / "extra"
-    monkeypatch.setattr("advkit.studies.subject.changes", lambda *_: [code])
+    monkeypatch.setattr("advkit.studies.subject.changes", lambda *_: {code: "model.name"})
     monkeypatch.setattr("advkit.studies.pseudo_labels.doubt", lambda *_: doubted)
     assert run(["data", "pseudo-label", str(unlabelled), "--with", str(standard), "--out", str(out)]) == 0
     manifest = json.loads((out / "manifest.json").read_text())
