@@ -194,6 +194,7 @@ def digits_page(runs: list[dict[str, Any]], jobs: int) -> None:
         "UCI digits (8x8, embedded), small-cnn, Linf eps 0.15, 10 attack steps of eps/4 from x, 20 epochs, batch 64;",
         "the best checkpoint by the validation split; all 539 test images. `pgd-20` and `cw-20` are PGD from x with",
         "step eps/5 on cross-entropy and on the margin. Each cell: mean over three paired seeds, and the seeds.",
+        "The seconds are medians over epochs, then over seeds.",
         "",
         "| training | clean | pgd-20 | cw-20 | cw-20, paired difference to PGD-AT | mean radius | CPU s an epoch | |",
         "|---|---|---|---|---|---|---|---|",

@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "sparse images": (((GRAY / 255).to_sparse(), Y), "The images are a sparse tensor; give a dense one"),
     "labels below 0": ((GRAY, Y - 1), "labels run from -1 to 1"),
     "a label too few": ((GRAY, Y[1:]), "There are 12 images and 11 labels"),
-    "no image": ((GRAY[:0], Y[:0]), "There are 0 images and 0 labels"),
+    "no image": ((GRAY[:0], Y[:0]), "There are no images; give one at least"),
     "images of two sizes": ([(FLOATS[0], 0), (FLOATS[1, :, 1:], 1), (FLOATS[2], 1)], "The images differ in shape"),
     "random augmentation": (Augmented(), "The samples of Augmented are others when they are drawn again, as by random"),
     "a loader of it": (DataLoader(Augmented(), 4), "The samples of Augmented are others when they are drawn again"),

@@ -161,6 +161,7 @@ def test_a_card_leaves_out_what_was_measured_in_another_net_or_on_other_images(
     assert "On the test split, 8 of 30 images" in edited and "left out" not in edited, "the control: of the net it is"
     assert "Not audited" not in edited and f"- {file}.\n- {code}." in edited
     assert judged(6) == judged(10, by=2) == []  # the images are others, the net is the run's
+    assert judged(5, before="# nothing else\n") == []
     (home / "audit.json").write_text(json.dumps(audit.as_dict() | {"another_net": [], "sha256_of_split": "0" * 64}))
     for n in (6, 7):
         judged(n, "last")

@@ -173,6 +173,53 @@ def test_nor_in_a_step_that_nobody_looks_at(name: str) -> None:
     assert said.startswith(LOSS) and " of " not in said.partition(". ")[0]
 
 
+class Top(nn.Module):
+    """Answers with the best two of its three classes: another is masked with -Inf on each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(32, 3)
+        nn.init.orthogonal_(self.head.weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(x.flatten(1))
+        return logits.masked_fill(logits == logits.min(1, keepdim=True).values, -torch.inf)
+
+
+class OwnError(Exception):
+    pass
+
+
+def of_another_shape(self, batch):
+    return batch.x.new_ones(3)
+
+
+def failing(self, batch):
+    raise OwnError("a file is gone")
+
+
+@pytest.mark.parametrize(
+    ("net", "weighs", "kind", "said"),
+    [
+        (Top, of_another_shape, HookContract, "Plugin late broke the contract of instance_weight"),
+        (Top, failing, OwnError, "a file is gone"),
+        (Normed, of_another_shape, NonFinite, "NaN or Inf in the logits of the model"),
+        (Normed, failing, OwnError, "a file is gone"),
+    ],
+)
+def test_what_else_fails_is_what_it_is(net: type[nn.Module], weighs: Any, kind: type[Exception], said: str) -> None:
+    """Classes masked on some images are no NaN of the net, and what a user's code raises is his."""
+    model, rows = net(), torch.arange(8)
+    step = Step(
+        model, torch.optim.SGD(model.parameters(), 0.01), [late(instance_weight=weighs)], num_samples=8, eps=0.01
+    )
+    x = torch.rand(8, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    x[-1] = 0
+    y = model(x).detach().nan_to_num(0).argmax(1)
+    with pytest.raises(kind, match=said):
+        step(x, y, rows, epoch=0)
+
+
 def by_logits(self, batch, run):
     eps = 0 * run.logits(batch.x).sum(1)
     return Budget(attack=eps, label=eps)

@@ -57,7 +57,9 @@ def as_dataset(data: Any, name: str = "own") -> Dataset:
     _refuse_apart(data)
     images, labels = _pair(data)
     (images, note), labels = as_images(images), as_labels(labels)
-    if len(images) != len(labels) or not len(labels):
+    if not len(images) and not len(labels):
+        raise DataError("There are no images; give one at least.")
+    if len(images) != len(labels):
         raise DataError(f"There are {len(images)} images and {len(labels)} labels; give one label an image.")
     if (highest := int(labels.max())) >= MOST:
         raise DataError(f"The labels run to {highest}, so there would be as many classes; number the classes from 0.")

@@ -187,7 +187,7 @@ def of_run(
 
 
 def _notes(splits: Splits, *others: str) -> dict[str, list[str]]:
-    return {"notes": notes} if (notes := [*splits.cautions, *filter(None, others)]) else {}
+    return {"notes": notes} if (notes := [*dict.fromkeys((*splits.cautions, *filter(None, others)))]) else {}
 
 
 def of_weights(path: Path, resolved: Resolved, *, together: bool = False) -> Subject:

@@ -35,15 +35,16 @@ def code_of(resolved: Resolved, model: nn.Module) -> dict[str, str]:
 def changes(folder: RunFolder, resolved: Resolved, model: nn.Module) -> dict[str, str]:
     """Sentences where a file, or the code of a net or of data that are not advkit's, is another than the run's.
 
-    Each with the setting whose code it is, of a file that gives both the net's. Digests of another Python or torch
-    tell nothing; of a registered net, the version of its package does then.
+    Each with the setting whose code it is, of a file that gives both the net's, or with "" where code is the same: in
+    such a file a comment has changed, or what NAME does not use. Digests of another Python or torch tell nothing; of a
+    registered net, the version of its package does then.
     """
-    name, said = resolved.model_name, dict[str, str]()
+    name, said, then, now = resolved.model_name, dict[str, str](), folder.code(), code_of(resolved, model)
     for key, file in resolved.files.items():
         if file.changed:
-            said[file.changed] = max(key, said.get(file.changed, ""))
+            alike = file.short in then and then[file.short] == now.get(file.short)
+            said[file.changed] = max("" if alike else key, said.get(file.changed, ""))
     built, net = f"model {name}", f"net, {name if registered(name) else type(model).__name__}"
-    then, now = folder.code(), code_of(resolved, model)
     was, here = folder.packages().get(built), machine.packages(resolved).get(built)
     if not then and was not in (None, here):
         return said | {f"The {net}, is of {here} now, and of {was} when the run was started": "model.name"}

@@ -49,10 +49,16 @@ def break_off(trainer: Trainer, error: BaseException) -> None:
             blame(error, f"and then {name} failed: {type(late).__name__}: {says(late)}")
 
 
+def written(trainer: Trainer) -> None:
+    """Wait until what was saved is on the disk: of several processes none goes on to read it before."""
+    trainer.writer.wait()
+    trainer.ranks.told(None)
+
+
 def farewell(trainer: Trainer) -> str:
     """What a run says that is stopped before its end, once its checkpoint is there."""
     at = trainer.position
-    trainer.writer.wait()
+    written(trainer)
     kept = ""
     if trainer.folder:
         again = called("train", ["--resume", str(trainer.folder.path), *words(trainer.resolved.files)])

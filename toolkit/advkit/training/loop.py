@@ -18,7 +18,7 @@ from ..modules import placement
 from ..run import RunState
 from ..storage.run_folder import Mark, RunFolder
 from .chance import Chance, refuse_broken_net
-from .ending import break_off, farewell, tell_plugins
+from .ending import break_off, farewell, tell_plugins, written
 from .engine import LAYOUTS
 from .feed import Feed
 from .lone import refuse_lone_of
@@ -93,7 +93,7 @@ class Trainer:
         try:
             while not self.finished:
                 self._epoch()
-            self.writer.wait()
+            written(self)
         except BaseException as error:
             break_off(self, error)
             raise

@@ -20,6 +20,9 @@ from .optimizer_state import Address, OptimizerState, begun_so, moments
 from .sums import by_kind, finite, read, told
 from .values import REMEDY, Values
 
+USUAL_ERRORS = ("advkit", "builtins", "numpy", "torch")
+"""Whose exceptions come of values that are not finite. One of somebody's own class passes as what it is."""
+
 
 class Undo:
     """A step of `model` by `optimizer` as a whole, or nothing of it.
@@ -92,11 +95,11 @@ def _its_cause(judged: Sequence[Judged], seen: Values, state: RunState) -> Itera
     """What fails after something that is not finite fails of that."""
     try:
         yield
-    except Exception:
+    except Exception as error:
         with suppress(RuntimeError):  # of a device that failed
             for one, fine in zip(judged, read([one.flags for one in judged]), strict=True):
                 one.refuse(state, fine)
-            if not judged:
+            if not judged and type(error).__module__.partition(".")[0] in USUAL_ERRORS:
                 seen.refuse(state)
         raise
 

@@ -40,8 +40,9 @@ class Value:
     def broken(self) -> bool:
         """Whether it is not finite. -Inf as the logit of a class that is masked is as it should be. Synchronises."""
         value = self.value
-        if self.what == LOGITS:
-            value = value[:, ~masked(value)]
+        if self.what == LOGITS and (low := value == -torch.inf).any():
+            # Nets may mask classes image by image; one that diverges has -Inf beside logits that are as large.
+            return bool(low.all(1).any()) or not bool((value[~low].abs() < USUAL).all())  # false of NaN
         return not (finite(value) if value.dtype != torch.bool or value.dim() else bool(value))
 
 
