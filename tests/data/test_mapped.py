@@ -415,6 +415,17 @@ def test_a_value_that_changed_is_seen_by_check(folder: Path, capsys: pytest.Capt
     assert "test-images.npy is damaged (its values or its labels are not those" in capsys.readouterr().err
 
 
+def test_counts_of_gray_levels_that_changed_are_seen_by_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads((folder / "manifest.json").read_text())
+    for row in told["splits"]["train"]["levels"]:
+        row.reverse()
+    (folder / "manifest.json").write_text(json.dumps(told))
+    assert run(["data", "check", str(folder)]) == 4
+    assert "manifest.json is damaged (its counts of gray levels are not those of the train images)" in (
+        capsys.readouterr().err
+    )
+
+
 # ---------------------------------------------------------------------- the command
 
 

@@ -155,9 +155,12 @@ def check(root: Path) -> Manifest:
     """The manifest of a folder all of whose values were read and found to be those that were stored; else DataError."""
     manifest = manifest_of(root)
     for split, stored in manifest.splits.items():
-        there = replace(split_of(root, manifest, split))  # a copy that nothing is known of
+        whole = split_of(root, manifest, split)
+        there = replace(whole)  # a copy that nothing is known of
         if there.fingerprint() != stored.fingerprint:
             raise _damaged(root / file_name(split, "images"), "its values or its labels are not those that were stored")
+        if there.statistics() != whole.statistics():
+            raise _damaged(root / MANIFEST, f"its counts of gray levels are not those of the {split} images")
     return manifest
 
 
