@@ -73,6 +73,8 @@ class Ikl(Plugin):
                 "attack.init is zero, where what the attack of ikl increases has no gradient beyond rounding, so some "
                 "samples may never be attacked; set attack.init=normal"
             ]
+        if self.options.attack != "label" and (labels := ", ".join(company.owners("target_label"))):
+            return [f"the soft labels of {labels} do not reach the attack of ikl"]
         return []
 
     @hookimpl

@@ -12,6 +12,7 @@ from advkit import (
     Batch,
     Company,
     Costs,
+    HookConflict,
     Passes,
     Place,
     Plugin,
@@ -89,11 +90,24 @@ class Rslad(Plugin):
 
     def join(self, company: Company) -> list[str]:
         if self.taught:
-            return []
+            return self._labels(company)
         return [
             "rslad.teacher names no net, so the labels teach in its place; give a run of robust training: "
             "rslad.teacher=RUN"
         ]
+
+    def _labels(self, company: Company) -> list[str]:
+        """What becomes of soft labels beside a teacher."""
+        mixers = {*company.owners("mix_batch"), *company.owners("attack_objective"), *company.owners("inner_attack")}
+        owners = " and ".join(name for name in company.owners("target_label") if name not in mixers)
+        if not owners or (self.options.clean_term == "label" and self.options.clean):
+            return []
+        if self.options.attack == "label":
+            return [f"the soft labels of {owners} do not reach the loss of rslad, whose teacher gives the labels"]
+        raise HookConflict(
+            f"Beside a teacher neither the attack nor the loss of rslad uses the target label of {owners}; leave "
+            f"{owners} out, or set rslad.clean_term=label or rslad.attack=label."
+        )
 
     @hookimpl
     def setup(self, run: Run) -> None:

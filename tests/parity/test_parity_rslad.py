@@ -13,7 +13,9 @@ from naive import Attack, Branch, Learner, Record, cross_entropy, kl, mean, one_
 from subject import APART, assert_parity, differences, pair
 from torch import Tensor, nn
 
-from advkit import OptionError, Passes
+from advkit import HookConflict, OptionError, Passes
+from advkit.config.layer import Layer
+from advkit.config.resolve import resolve
 from advkit_plugins.rslad import Rslad, distilled
 
 ATTACK = Attack(eps=0.1, alpha=0.025, m=4)
@@ -137,3 +139,26 @@ def test_at_temperature_1_it_is_the_divergence_and_hot_it_is_the_squared_distanc
     assert float(distilled(one, one, 1.0, "sum")) == 0
     apart = (one - other) - (one - other).mean()
     assert float(distilled(one, other, 1e4, "sum")) == pytest.approx(float(apart.square().mean() / 2), rel=1e-3)
+
+
+def test_soft_labels_that_nothing_would_use_are_refused_and_others_told() -> None:
+    def cautions(*others: str, **options: object) -> list[str]:
+        own = {"teacher": "RUN", **options}
+        found = resolve(["rslad", *others], [Layer("test", {"attack.steps": 5}, {"rslad": own})]).cautions
+        return [caution for caution in found if "do not reach" in caution]
+
+    with pytest.raises(
+        HookConflict, match=r"uses the target label of dirichlet-ls; leave dirichlet-ls out, or set rsl"
+    ):
+        cautions("dirichlet-ls")
+    with pytest.raises(HookConflict):
+        cautions("dirichlet-ls", clean_term="label", clean=0)
+    assert cautions("dirichlet-ls", attack="label") == [
+        "the soft labels of dirichlet-ls do not reach the loss of rslad, whose teacher gives the labels"
+    ]
+    assert cautions("dirichlet-ls", clean_term="label") == [
+        "the soft labels of dirichlet-ls do not reach the attack of rslad"
+    ]
+    assert cautions("dirichlet-ls", clean_term="label", attack="label") == []
+    assert cautions("dirichlet-ls", teacher="") == []
+    assert cautions("cutmix") == ["the soft labels of cutmix do not reach the attack of rslad"], "images are mixed too"

@@ -559,6 +559,38 @@ def test_gradient_at_touches_nothing(tiny_net: Net, tiny_batch: BatchOf, loss: s
     assert not torch.equal(moved, again)
 
 
+@pytest.mark.parametrize(
+    ("planned", "asked"),
+    [
+        (lambda costs: costs.adv_ce * 2 + costs.objective, lambda epoch: ("adv_ce", "objective", "adv_ce")),
+        (
+            lambda costs: costs.adv_ce if costs.epoch % 2 else costs.objective,
+            lambda epoch: ("adv_ce" if epoch % 2 else "objective",),
+        ),
+    ],
+)
+def test_both_losses_of_gradient_at_cost_what_they_say(
+    tiny_net: Net, tiny_batch: BatchOf, planned: Any, asked: Callable[[int], tuple[str, ...]]
+) -> None:
+    class Both(Plugin):
+        name = "both"
+
+        def passes(self, hook, costs):
+            return planned(costs)
+
+        @hookimpl
+        def weight_perturbation(self, gradient_at, run):
+            for loss in asked(run.epoch):
+                gradient_at(loss=loss)
+            return {}
+
+    step = step_of(tiny_net(True), [Both, "trades"], lr=0.0)
+    for epoch in range(2):
+        forwards = 2 + sum(1 if loss == "adv_ce" else 2 for loss in asked(epoch))  # of trades' own loss two
+        assert step(*tiny_batch(), epoch=epoch).passes["update"].forward == forwards
+        assert step.composition.at(epoch).passes["update"].forward == forwards
+
+
 # --- instance_weight ------------------------------------------------------------------------------
 
 keys_and_ids = st.integers(1, 12).flatmap(

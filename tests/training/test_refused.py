@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,19 @@ def test_what_the_results_of_a_run_say_is_said_of_those_that_begin_with_it(tmp_p
     earlier = f"{second} and the runs that it began with were trained on {seen.partition(' on ')[2]}"
     assert notes_of(third) == [of_second + chosen, of_second + seen, earlier]
     assert advkit.load_run(third).notes == (of_second + chosen, of_second + seen, earlier)
+
+
+@pytest.mark.parametrize("told", [None, {}, [1], [{"data": "x", "seed": -1, "fraction": 0.1}]])
+def test_a_run_whose_earlier_weights_nobody_knows_says_so(run: Path, tmp_path: Path, told: object) -> None:
+    shutil.copytree(run, begun := tmp_path / "begun", symlinks=True)
+    environment = json.loads((begun / "environment.json").read_text()) | {"init_from": "gone", "ancestors": told}
+    (begun / "environment.json").write_text(json.dumps(environment))
+    heard = Heard()
+    advkit.train(own_net(), settings=TINY, init_from=begun, progress=heard)
+    assert (
+        f"The images that weights before those of {begun} were trained on are not known here; if held-out or test "
+        "images were among those, accuracies on them are optimistic" in heard.said
+    )
 
 
 def test_weights_that_other_images_trained_may_have_seen_these(run: Path, tmp_path: Path) -> None:

@@ -682,17 +682,27 @@ def test_a_default_dtype_is_told_of_where_it_is_the_nets(default: torch.dtype) -
 MASK = torch.tensor([0, 0, 0, -torch.inf])
 
 
+def by_image(logits: Tensor) -> Tensor:
+    """Without the least of each image."""
+    return logits.masked_fill(logits == logits.amin(1, keepdim=True), -torch.inf)
+
+
 @pytest.mark.parametrize(
     ("plugins", "forward", "advice"),
     [
         (["label-smoothing"], lambda net, x: net.core(x) + MASK, "masks classes .* share of the target .* leave out"),
         ((), lambda net, x: net.core(x) + MASK.flip(0), "masks classes with -Inf to which images of this batch belong"),
+        (
+            ["label-smoothing"],
+            lambda net, x: by_image(net.core(x)),
+            "masks classes .* share of the target .* leave out",
+        ),
         (["label-smoothing"], lambda net, x: net.core(x) * 1e9 + MASK, "applied; no update was made yet"),
         ((), lambda net, x: net.core(x) * 1e38 - (x[:, :1, 0, 0] > 0.5) / 0.0, "applied; no update was made yet"),
         (["label-smoothing"], lambda net, x: net.core(x) + MASK.clamp(min=-100), ""),
         ((), lambda net, x: net.core(x) + MASK, ""),
     ],
-    ids=["softened", "of images", "of a net that diverges", "overflow", "finite", "of no image"],
+    ids=["softened", "of images", "by image", "of a net that diverges", "overflow", "finite", "of no image"],
 )
 def test_labels_on_masked_classes_are_told_of_and_an_overflow_is_no_mask(
     tiny_batch: BatchOf, plugins: Any, forward: Callable[..., Tensor], advice: str

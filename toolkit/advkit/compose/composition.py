@@ -51,7 +51,7 @@ class Composition:
         self._changing = [answer for held in self.answers.values() for answer in held if answer.own]
         self._stages, self._by_epoch = dict[tuple[object, ...], Stage](), dict[int, Stage]()
         self._refuse_loose_orders()
-        self.cautions = unconsumed(self.answers, setting.attack.steps)
+        self.cautions = unconsumed(self.answers, setting.attack.steps, self._epochs)
         self.company = Company(
             answering={hook: self.owners(hook) for hook in HOOKS},
             attack=setting.attack,
@@ -111,8 +111,8 @@ class Composition:
         active["instance_weight"] = tuple(
             answer for answer in active["instance_weight"] if terms & {*declared(answer.plugin, "terms")}
         )
-        # With one forward for each call, by which passes of one's own that change with the epoch are told apart.
-        costs = Costs(self.setting.attack.steps, Passes(1), Passes(1), epoch)
+        # With one pass for each call, by which passes of one's own that change with the epoch are told apart.
+        costs = Costs(self.setting.attack.steps, Passes(1), Passes(full_backward=1), epoch)
         signature = tuple(answer.of_epoch(epoch, costs) for answers in active.values() for answer in answers)
         if signature not in self._stages:
             self._stages[signature] = stage(epoch, active, self.setting)

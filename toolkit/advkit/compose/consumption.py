@@ -16,12 +16,12 @@ NEEDS = {"perturbation_budget": "radius", "budget_scale": "radius", "attack_obje
 LEAVE = "leave one of them out."
 
 
-def unconsumed(answers: Answers, steps: int) -> list[str]:
+def unconsumed(answers: Answers, steps: int, epochs: range) -> list[str]:
     """Cautions for what one phase ignores; HookConflict for what all do. `steps` are those of the attack."""
     _refuse_deaf_attack(answers)
     _refuse_foreign_commit(answers)
     _refuse_stray_weights(answers)
-    return [*_labels(answers), *of_one_label(answers), *_idle_attack(answers, steps)]
+    return [*_labels(answers, epochs), *of_one_label(answers), *_idle_attack(answers, steps)]
 
 
 def _refuse_deaf_attack(answers: Answers) -> None:
@@ -73,11 +73,14 @@ def _refuse_stray_weights(answers: Answers) -> None:
             )
 
 
-def _labels(answers: Answers) -> list[str]:
+def _labels(answers: Answers, epochs: range) -> list[str]:
     labels = ", ".join(_names(answers, "target_label"))
     if not labels:
         return []
-    in_attack = in_objective = all("target" in answer.arguments for answer in answers["attack_objective"])
+    objectives = [
+        a for a in answers["attack_objective"] if any(declared(a.plugin, "active", a.hook, e) for e in epochs)
+    ]
+    in_attack = in_objective = all("target" in answer.arguments for answer in objectives)
     for attack in answers["inner_attack"]:
         in_attack = "target" in attack.arguments or ("objective" in attack.arguments and in_objective)
     reading = readers(answers, "target")
@@ -88,7 +91,7 @@ def _labels(answers: Answers) -> list[str]:
             f"{_owner(answers, 'attack_objective')} nor the loss of {_owner(answers, 'base_loss')} uses it; {LEAVE}"
         )
     cautions = []
-    attacker = _owner(answers, "attack_objective")
+    attacker = objectives[0].plugin.name if objectives else _owner(answers, "inner_attack")
     unused = ", ".join(name for name in _names(answers, "target_label") if name != attacker)  # who has both means it
     if not in_attack and unused:
         cautions.append(f"the soft labels of {unused} do not reach the attack of {attacker}")

@@ -168,7 +168,7 @@ def stage(epoch: int, active: Mapping[str, tuple[Answer, ...]], setting: Setting
     objective_views = {view: view in differentiated(adding) for view in VIEWS if askers(view, adding)}
     costs = Costs(setting.attack.steps, adv_ce=Passes(1, full_backward=1), objective=Passes(), epoch=epoch)
     objective = Passes(len(objective_views), full_backward=sum(objective_views.values()))
-    objective = sum((answer.passes(costs) for answer in adding), objective)
+    objective = sum((a.passes(costs) for a in adding if a.hook != "weight_perturbation"), objective)
     # Nets beside the model answer once for the same images, be the loss taken at several weights.
     costs = replace(costs, objective=replace(objective, auxiliary_forward=0))
 

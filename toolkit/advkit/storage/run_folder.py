@@ -61,7 +61,7 @@ class RunFolder:
         With run.toml it is a run, whose first checkpoint may not be there yet: what else it has `begun` with has to be.
         """
         self._refuse_content()
-        known = machine.environment(resolved, code) | {key: value for key, value in begun.items() if value}
+        known = machine.environment(resolved, code) | {key: value for key, value in begun.items() if value is not None}
         text = json.dumps(known, indent=2) + "\n"
         files.write_atomic(self.path / "environment.json", text.encode())
         files.write_atomic(self.path / "run.toml", runfile.dump(resolved).encode())

@@ -90,7 +90,7 @@ def _steep(updates: Sequence[Update], logits: Mapping[str, Tensor]) -> Iterator[
 
 def _advice(target: Tensor, outcome: Outcome, otherwise: str) -> str:
     """What to do where something is not finite, trained with labels `target` (B, K)."""
-    shares = [target[:, masked(rows)] for rows in outcome.logits.values()]
+    shares = [target[masked(rows)] for rows in outcome.logits.values()]
     if any(bool(((share > 0) & (share < 1)).any()) for share in shares):
         return (
             "the model masks classes with -Inf that have a share of the target label, whose cross-entropy is infinite: "

@@ -35,6 +35,8 @@ def inherited(path: Path, notes: Sequence[str], resolved: Resolved, splits: Spli
     else:
         folder = RunFolder.open(path)
         notes, seen = handed_on(folder), [_seen(path, resolved, splits)]
+        if _before(folder) is None:
+            seen.append(f"The images that weights before those of {path} were trained on are not known here; {AMONG}")
         if count := added_in(folder):  # of runs before it, its own notes say so
             seen.append(f"{path} was also trained on {count:,} images that plugins added; {AMONG}")
     return [*(f"of {path}, whose weights are the start: {note}" for note in notes), *filter(None, seen)]
@@ -67,20 +69,27 @@ class Ancestor(OptionModel):
 
 
 def ancestors(path: Path) -> list[Ancestor]:
-    """Of a run, itself and those that it began with, the nearest first; none of a file, or where nobody knows.
+    """Of a run, itself and those that it began with, the nearest first, as far as they are known; none of a file."""
+    if os.path.isfile(path):
+        return []
+    folder = RunFolder.open(path)
+    settings, known = folder.file().settings, folder.known()
+    own = {"seed": settings.get("run.seed", 0), "fraction": settings.get("validation.fraction", 0.0)}
+    with suppress(ValidationError):
+        return [Ancestor.model_validate({"data": known and known.data, **own}), *(_before(folder) or ())]
+    return []
+
+
+def _before(folder: RunFolder) -> list[Ancestor] | None:
+    """The runs that a run began with; None where nobody knows.
 
     environment.json of each run has all of them, for those before it may be moved, or gone.
     """
-    if os.path.isfile(path):
-        return []
-    folder, found = RunFolder.open(path), list[Ancestor]()
-    settings, known = folder.file().settings, folder.known()
-    own = {"seed": settings.get("run.seed", 0), "fraction": settings.get("validation.fraction", 0.0)}
-    before = (folder.environment() or {}).get("ancestors")
-    for run in ({"data": known and known.data, **own}, *(before if isinstance(before, list) else ())):
-        with suppress(ValidationError):
-            found.append(Ancestor.model_validate(run))
-    return found
+    then = folder.environment()
+    told = [] if then is not None and not folder.init_from() else (then or {}).get("ancestors")
+    with suppress(ValidationError):
+        return [Ancestor.model_validate(run) for run in told] if isinstance(told, list) else None
+    return None
 
 
 def _seen(path: Path, resolved: Resolved, splits: Splits) -> str:

@@ -77,8 +77,9 @@ def start(
         folder = trainer.folder = None if out is None or ranks.rank else RunFolder.create(out)
     with folder.lock if folder else nullcontext():
         if folder:
-            begun = {"notes": [*notes, *beyond], "added": added(trainer), "init_from": init_from and str(init_from)}
-            begun |= {"ancestors": [run.model_dump() for run in ancestors(init_from)]} if init_from else {}
+            begun: dict[str, object] = {"notes": [*notes, *beyond] or None, "added": added(trainer) or None}
+            if init_from:
+                begun |= {"init_from": str(init_from), "ancestors": [run.model_dump() for run in ancestors(init_from)]}
             folder.describe(resolved, code_of(resolved, model), begun)
         save(trainer)  # no seed brings back weights that were passed, or that --init-from names
         return trainer.run() if out is None else _run(trainer)

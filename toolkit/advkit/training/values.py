@@ -40,9 +40,8 @@ class Value:
     def broken(self) -> bool:
         """Whether it is not finite. -Inf as the logit of a class that is masked is as it should be. Synchronises."""
         value = self.value
-        if self.what == LOGITS and (low := value == -torch.inf).any():
-            # Nets may mask classes image by image; one that diverges has -Inf beside logits that are as large.
-            return bool(low.all(1).any()) or not bool((value[~low].abs() < USUAL).all())  # false of NaN
+        if self.what == LOGITS:
+            value = value[~masked(value)]
         return not (finite(value) if value.dtype != torch.bool or value.dim() else bool(value))
 
 
@@ -88,12 +87,10 @@ def remedy(state: RunState) -> str:
 
 
 def masked(logits: Tensor) -> Tensor:
-    """(K,) bool: classes that a net masks, all of whose logits (B, K) are -Inf beside others of the usual size.
+    """(B, K) bool: where a net masks a class with -Inf, of all images or of some, beside others of the usual size.
 
-    Elsewhere -Inf is an overflow: a net that diverges has it on some images, or beside logits that are as large.
+    Elsewhere -Inf is an overflow: a net that diverges has it beside logits that are as large, or alone.
     """
     low = logits == -torch.inf
-    all_low = low.all(0)
-    others = logits[:, ~all_low]
-    usual = others.numel() and bool((others.abs() < USUAL).all())  # false of NaN
-    return all_low if usual else torch.zeros_like(all_low)
+    usual = bool((logits[~low].abs() < USUAL).all()) and not bool(low.all(1).any())  # false of NaN
+    return low if usual else torch.zeros_like(low)
