@@ -74,13 +74,10 @@ def _refuse_stray_weights(answers: Answers) -> None:
 
 
 def _labels(answers: Answers, epochs: range) -> list[str]:
-    labels = ", ".join(_names(answers, "target_label"))
-    if not labels:
+    if not (labels := ", ".join(_names(answers, "target_label"))):
         return []
-    objectives = [
-        a for a in answers["attack_objective"] if any(declared(a.plugin, "active", a.hook, e) for e in epochs)
-    ]
-    in_attack = in_objective = all("target" in answer.arguments for answer in objectives)
+    goals = [a for a in answers["attack_objective"] if any(declared(a.plugin, "active", a.hook, e) for e in epochs)]
+    in_attack = in_objective = all("target" in answer.arguments for answer in goals)
     for attack in answers["inner_attack"]:
         in_attack = "target" in attack.arguments or ("objective" in attack.arguments and in_objective)
     reading = readers(answers, "target")
@@ -91,7 +88,7 @@ def _labels(answers: Answers, epochs: range) -> list[str]:
             f"{_owner(answers, 'attack_objective')} nor the loss of {_owner(answers, 'base_loss')} uses it; {LEAVE}"
         )
     cautions = []
-    attacker = objectives[0].plugin.name if objectives else _owner(answers, "inner_attack")
+    attacker = goals[0].plugin.name if goals else _owner(answers, "inner_attack")
     unused = ", ".join(name for name in _names(answers, "target_label") if name != attacker)  # who has both means it
     if not in_attack and unused:
         cautions.append(f"the soft labels of {unused} do not reach the attack of {attacker}")
