@@ -67,18 +67,17 @@ class _Archive:
     """A zip that is open, in every process anew: two that share one would share its place in the file."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._begin()
-
-    def _begin(self) -> None:
-        with ExitStack() as stack:
-            self._zip, self._process = stack.enter_context(ZipFile(stack.enter_context(opened(self.root)))), os.getpid()
-            self._held = stack.pop_all()
+        self.root, self._held = root, dict[int, tuple[ZipFile, ExitStack]]()
+        self.here()
 
     def here(self) -> ZipFile:
-        if self._process != os.getpid():
-            self._begin()
-        return self._zip
+        if (process := os.getpid()) not in self._held:
+            with ExitStack() as stack:
+                archive = stack.enter_context(ZipFile(stack.enter_context(opened(self.root))))
+                # Of several threads that decode in a new process one is the first; what the others opened is closed.
+                if self._held.setdefault(process, held := (archive, ExitStack())) is held:
+                    held[1].push(stack.pop_all())
+        return self._held[process][0]
 
     def open(self, name: str) -> IO[bytes]:
         return self.here().open(name)
@@ -87,7 +86,8 @@ class _Archive:
         return self.here().getinfo(name).file_size
 
     def close(self) -> None:
-        self._held.close()
+        for _, held in self._held.values():
+            held.close()
 
     def __reduce__(self) -> tuple[type[_Archive], tuple[Path]]:
         return type(self), (self.root,)
