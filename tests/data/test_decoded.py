@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from torchvision.transforms.v2 import functional
 
 from advkit import DataError, Dataset, OptionError, Splits, Stopped, TrainResult, evaluate, load_data, train
 from advkit.cli.main import run
-from advkit.data import decoded
+from advkit.data import decoded, pictures
 from advkit.data.by_row import Chained
 from advkit.data.decoded import TRIES, Decoded, box_of
 from advkit.rng import Draws
@@ -290,6 +291,22 @@ def test_another_process_reads_the_same(folder: Path, monkeypatch: pytest.Monkey
     before = first.here()
     monkeypatch.setattr(os, "getpid", lambda: -1)
     assert torch.equal(packed[:], whole[:]) and first.here() is not before
+
+
+def test_threads_of_a_new_process_open_a_zip_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = images(zipped(folder)).files.open.__self__  # type: ignore[attr-defined]
+    opened = pictures.opened
+
+    def slowly(path: Path) -> Any:
+        time.sleep(0.05)  # the others ask meanwhile
+        return opened(path)
+
+    monkeypatch.setattr(pictures, "opened", slowly)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with ThreadPoolExecutor(4) as threads:
+        assert len({*threads.map(lambda _: archive.here(), range(4))}) == 1
+    assert archive.here().testzip() is None
+    archive.close()
 
 
 def test_as_many_threads_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
